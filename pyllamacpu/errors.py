@@ -1,0 +1,50 @@
+"""Every error this package raises on purpose, as one class tree.
+
+A message says what was wrong, where (the file, the option, the op) and what to do about it. The command line prints
+it as one line and exits with 1; anything that is not a `PyllamacpuError` is a bug.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+
+class PyllamacpuError(Exception):
+    """Base of all errors of this package."""
+
+
+class GGUFError(PyllamacpuError):
+    """A model file that is damaged, truncated or not GGUF. `path` is the file, `reason` what is wrong with it."""
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class ModelError(PyllamacpuError):
+    """A sound file that cannot be run: unknown architecture, missing tensor, shapes that do not fit the config."""
+
+
+class TokenizerError(PyllamacpuError, ValueError):
+    """A tokenizer that cannot be built from the file, or a token id outside the vocabulary."""
+
+
+class TemplateError(PyllamacpuError, ValueError):
+    """A chat template that does not compile, or that refuses the messages given to it."""
+
+
+class ContextError(PyllamacpuError, ValueError):
+    """A prompt longer than the context, or a context that does not fit in memory."""
+
+
+class OptionError(PyllamacpuError, ValueError):
+    """An option with an unknown name or a value outside its range."""
+
+
+class StoreError(PyllamacpuError):
+    """A model that cannot be found, downloaded or verified."""
+
+
+class NativeError(PyllamacpuError):
+    """The compiled extension refused a call: no such CPU tier, out of memory, an impossible plan."""
