@@ -1,0 +1,140 @@
+"""One mapped file and a cursor over it that never reads outside."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from contextlib import suppress
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import GGUFError
+from pyllamacpu.gguf.values import MAGIC, MAX_NAME
+
+ByteOrder = Literal["little", "big"]
+Advice = Literal["dontneed", "willneed", "sequential", "random", "normal"]
+VERSIONS = (1, 2, 3)
+
+
+class Source:
+    """A GGUF file mapped read-only, with its byte order and version.
+
+    `width` is the size in bytes of its counts and lengths: 4 in version 1, 8 later. Raises GGUFError when the path
+    cannot be opened or does not begin as a GGUF file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._map = _map_file(self.path)
+        self._bytes: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
+        self.size = len(self._map)
+        self.byteorder, self.version = self._read_start()
+        self.order = "<" if self.byteorder == "little" else ">"  # as struct and numpy spell it
+        self.width = 4 if self.version == 1 else 8
+
+    def _read_start(self) -> tuple[ByteOrder, int]:
+        magic, raw = self._map[:4], self._map[4:8]
+        if magic != MAGIC:
+            raise GGUFError(self.path, f"not a GGUF file: it begins with {magic!r}, not {MAGIC!r}")
+        little, big = (int.from_bytes(raw, order) for order in ("little", "big"))
+        if little in VERSIONS:
+            return "little", little
+        if big in VERSIONS:
+            return "big", big
+        version = little if little < 1 << 16 else big
+        raise GGUFError(self.path, f"GGUF version {version} is unknown; versions 1 to 3 can be read")
+
+    @property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """The whole file, (size,) read-only. Raises GGUFError once it is closed."""
+        if self._bytes is None:
+            raise GGUFError(self.path, "the file has been closed")
+        return self._bytes
+
+    def advise(self, start: int, length: int, advice: Advice) -> None:
+        """Tells the system what will be done with these bytes; does nothing where it does not listen."""
+        code = getattr(mmap, f"MADV_{advice.upper()}", None)
+        if code is None or not hasattr(self._map, "madvise") or length <= 0:
+            return
+        first = start - start % mmap.PAGESIZE
+        with suppress(OSError):  # advice only
+            self._map.madvise(code, first, min(start + length, self.size) - first)
+
+    def close(self) -> None:
+        """Unmaps the file, or leaves that to the last array that still looks at it."""
+        self._bytes = None
+        with suppress(BufferError):
+            self._map.close()
+
+
+def _map_file(path: str) -> mmap.mmap:
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise GGUFError(path, "is a directory" if stat.S_ISDIR(mode) else "not a regular file")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise GGUFError(path, f"not a GGUF file: only {size} bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise GGUFError(path, f"cannot be opened: {error.strerror or error}") from error
+    except ValueError as error:  # a null byte in the path, a file that shrank to nothing
+        raise GGUFError(path, f"cannot be opened: {error}") from error
+
+
+class Cursor:
+    """A position in a source. Each read moves it, and raises GGUFError instead of passing the end of the file."""
+
+    def __init__(self, source: Source, pos: int) -> None:
+        self.source = source
+        self.pos = pos
+        order = source.order
+        self._u32 = struct.Struct(order + "I")
+        self._u64 = struct.Struct(order + "Q")
+        self._size = self._u32 if source.width == 4 else self._u64
+        self._map = source._map
+
+    def fail(self, reason: str) -> GGUFError:
+        return GGUFError(self.source.path, reason)
+
+    @property
+    def left(self) -> int:
+        return self.source.size - self.pos
+
+    def skip(self, length: int, what: str) -> int:
+        """Moves past `length` bytes; returns where they begin."""
+        start = self.pos
+        if length > self.source.size - start:
+            raise self.fail(
+                f"truncated or damaged: {what} needs {length} bytes at byte {start}, {self.left} are left"
+            )
+        self.pos = start + length
+        return start
+
+    def u32(self, what: str) -> int:
+        return int(self._u32.unpack_from(self._map, self.skip(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        return int(self._u64.unpack_from(self._map, self.skip(8, what))[0])
+
+    def count(self, what: str) -> int:
+        """A count or length: 32 bits in version 1, 64 bits later."""
+        return int(self._size.unpack_from(self._map, self.skip(self._size.size, what))[0])
+
+    def name(self, what: str) -> str:
+        """A key or tensor name: 1 to 65535 bytes of UTF-8."""
+        length = self.count(what)
+        if not 0 < length <= MAX_NAME:
+            raise self.fail(f"{what} has an impossible length: {length} bytes")
+        start = self.skip(length, what)
+        try:
+            return self._map[start : self.pos].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fail(
+                f"{what} is not UTF-8: {self._map[start : min(self.pos, start + 40)]!r}"
+            ) from error
