@@ -1,0 +1,118 @@
+/* Primitives of the tier avx512 (F, BW, VL, VNNI; F16C): 16 lanes, one register per panel group. */
+#include "isa.h"
+
+#if PL_X86
+PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
+
+#define TIER avx512
+#define VL 16
+#define TOKENS_TILE 6 /* 2 panels x 6 tokens: 12 integer and 12 float sums in 32 registers */
+#define PANELS_TILE 2
+#define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+PL_INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
+PL_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
+PL_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+PL_INLINE void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+PL_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+PL_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+PL_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+PL_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+PL_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+PL_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+PL_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+PL_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+PL_INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/* 2^n for integral n in [-126, 127] */
+PL_INLINE vf vf_exp2i(vf n)
+{
+    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+/* lane < limit ? x : y, lanes counted from `first` */
+PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
+{
+    __m512i lane = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                    _mm512_set1_epi32(first));
+    return _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(limit)), y, x);
+}
+PL_INLINE float vf_hsum(vf a)
+{
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+PL_INLINE float vf_hmax(vf a)
+{
+    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
+PL_INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+PL_INLINE void vf_store_f16(uint16_t *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+PL_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
+{
+    __m512i u = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    u = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
+}
+PL_INLINE vf vf_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+PL_INLINE vf vf_load_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+/* 2^(e - 127) for e >= 1; 0 for e = 0 */
+PL_INLINE vf vf_load_e8m0(const uint8_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23));
+}
+PL_INLINE void vf_store_i8(int8_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
+PL_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+PL_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+PL_INLINE void vi_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
+PL_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+PL_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
+{
+    return _mm512_and_si512(_mm512_srli_epi16(a, (unsigned)shift), _mm512_set1_epi8((char)mask));
+}
+PL_INLINE vi vi_shl4(vi a) { return _mm512_slli_epi16(a, 4); } /* bytes below 16 */
+PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
+{
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
+}
+/* `value` in the bytes whose bit is set in the group's 64-bit word; `part` is the register within the panel group */
+PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
+{
+    uint64_t m;
+    (void)part;
+    memcpy(&m, word, 8);
+    return _mm512_maskz_set1_epi8((__mmask64)m, (char)value);
+}
+PL_INLINE vi vi_signed(vi w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return _mm512_dpbusd_epi32(acc, w, a); }
+PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return _mm512_dpbusd_epi32(acc, w, a); }
+PL_INLINE vf vi_to_f(vi a) { return _mm512_cvtepi32_ps(a); }
+
+#include "../kernels/all.inc"
+
+PL_TARGET_END
+#else
+typedef int pl_tier_avx512_is_empty;
+#endif

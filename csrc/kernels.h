@@ -1,0 +1,74 @@
+/* The table of kernels that each tier (a file in isa/) fills in and dispatch.c chooses from, once. */
+#ifndef PL_KERNELS_H
+#define PL_KERNELS_H
+#include "panel.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
+#define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
+#define PL_TOKENS 128 /* tokens of one GEMM work item */
+
+/* out[t][row] = sum over k of w[row][k] * x[t][k] (+ bias[row]) (+ residual[t][row]) for panels [panel0, panel1) and
+ * tokens [token0, token1). Exactly one of q8 and x is used: q8 for quantized types, x for float types. */
+typedef struct {
+    int type;
+    const uint8_t *panels; /* the whole matrix */
+    int64_t cols;
+    int64_t panel0, panel1;
+    const pl_q8 *q8;   /* (cols / 32, n_tokens) */
+    int64_t n_tokens;  /* tokens of q8, its block stride */
+    const float *x;    /* (n_tokens, x_stride) */
+    int64_t x_stride;
+    int64_t token0, token1;
+    const float *bias;     /* padded to whole panels, or NULL */
+    const float *residual; /* (n_tokens, out_stride) or NULL; may be out */
+    float *out;            /* (n_tokens, out_stride), stride padded to whole panels */
+    int64_t out_stride;
+} pl_matmul;
+
+/* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are
+ * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
+ * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims behind the codes. */
+typedef struct {
+    int type;         /* PL_TYPE_F32, F16, BF16, Q8_0, Q4_0 */
+    int head_dim;
+    int64_t bytes;    /* of one head's tile, 64-byte aligned */
+    int64_t scales;   /* offset of the scales (quantized kinds) */
+} pl_kv_tile;
+
+/* Attention of `n_rows` query rows that share one KV head, over keys [first tile, last tile] of one sequence.
+ * Row i: query q[i], position pos[i], sees keys lo[i] <= j <= pos[i]. State (m, l, o) is carried in and out. */
+typedef struct {
+    const pl_kv_tile *k, *v;
+    uint8_t *const *pages;      /* page table of the sequence: index = position / PL_TILE */
+    int64_t k_offset, v_offset; /* of this layer and head inside a page */
+    int64_t key0, key1;         /* keys [key0, key1), key0 a multiple of PL_TILE */
+    int n_rows;
+    const float *const *q; /* already multiplied by the softmax scale */
+    const int32_t *pos, *lo;
+    float *const *state;   /* per row: m, l, then o[v head_dim]; padded to 16 floats after the two */
+    float *scratch;        /* k and v tiles as float32: (k->head_dim + v->head_dim) * PL_TILE, 64-byte aligned */
+} pl_attention;
+
+#define PL_STATE_HEAD 16 /* floats before o in an attention state: m, l, padding */
+
+typedef struct pl_kernels {
+    const char *name;
+    void (*matmul)(const pl_matmul *);
+    void (*quantize)(const float *x, int64_t n_blocks, pl_q8 *out, int64_t stride);
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
+    void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n); /* n padded to 16 */
+    void (*add)(const float *a, const float *b, float *y, int64_t n);
+    void (*rope)(float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim, int neox);
+    void (*store_k)(const pl_kv_tile *, uint8_t *tile, int slot, const float *k);
+    void (*store_v)(const pl_kv_tile *, uint8_t *tile, int slot, const float *v);
+    void (*attention)(const pl_attention *);
+    void (*attention_merge)(float *total, const float *part, int head_dim);
+    void (*attention_finish)(const float *state, int head_dim, float *out);
+} pl_kernels;
+
+void pl_kv_tile_init(pl_kv_tile *tile, int type, int head_dim);
+const pl_kernels *pl_kernels_current(void);
+
+#endif

@@ -1,0 +1,43 @@
+/* Packed weights and activations: the two layouts that every matrix product reads.
+ *
+ * A PANEL is 16 rows of a weight matrix, interleaved so that one vector register holds the same 4 consecutive k of
+ * many rows: byte (r * 4 + j) of a 64-byte group is row r, k + j. A dot-product instruction (vpdpbusd, sdot) then adds
+ * 4 k of every row at once and no horizontal sum is ever needed. The same 64 bytes are one AVX-512 register, two AVX2
+ * or four NEON registers, so one layout serves every tier and packing is plain C (pack.c).
+ *
+ * A panel is a run of panel blocks along k (32 or 256 k each); the matrix is its panels one after the other. Inside a
+ * block, 32 k form a sub-block of 8 groups g (k = 4 g + j):
+ *   4-bit codes:  256 bytes, byte v * 64 + i holds group v in its low nibble and group v + 4 in its high one (v = 0..3)
+ *   2-bit codes:  128 bytes, byte h * 64 + i holds groups 2 f + h in bits 2 f, 2 f + 1 (h = 0..1, f = 0..3)
+ *   1-bit codes:   64 bytes, bit i of the little-endian 64-bit word g is the bit of group g
+ *   8-bit codes:  512 bytes, group after group
+ * Scales come first in the block, 16 of a kind side by side, one per row. 6-bit scales of the K types are stored as
+ * bytes (+2.8 % for Q4_K); everything else keeps the file's size.
+ * Types that are decoded through a codebook (IQ1_S … IQ3_S, TQ1_0) keep their file blocks, row after row: "raw".
+ */
+#ifndef PL_PANEL_H
+#define PL_PANEL_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define PL_ROWS 16  /* rows of a panel */
+#define PL_CHUNK 256 /* k that a GEMM tile spans; float panels add up in chunks of this many k */
+
+/* 32 activations as int8 with one scale. A matrix input of n tokens is stored block-major: block b of token t is
+ * element b * n + t, so that the tokens of a tile lie side by side. */
+typedef struct {
+    int8_t q[32];   /* round(x / d), in [-127, 127] */
+    float d;        /* max |x| / 127 */
+    float s;        /* d * (sum[0] + sum[1]) */
+    int32_t sum[2]; /* sums of q[0..15] and q[16..31] */
+} pl_q8;
+
+/* Bytes of a 16-row panel block of `type`, and the k that it spans; 0 when the type has no panel form. */
+int64_t pl_panel_block_bytes(int type);
+int64_t pl_panel_block_k(int type);
+int pl_panel_is_float(int type); /* F32, F16, BF16: computed in float32 from [k][16] panels */
+
+/* Packs up to 16 rows (n_rows of them real, the rest zero) of `cols` elements; row r starts at src + r * row_bytes. */
+void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst);
+
+#endif
