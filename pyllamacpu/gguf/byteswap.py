@@ -1,8 +1,9 @@
 """Turning the tensors of a big-endian file into little-endian bytes.
 
-A big-endian file holds what a big-endian machine has in memory: every field that the block formats treat as a 16, 32
-or 64-bit number has its bytes reversed, and byte arrays are unchanged. Fields that are declared as bytes but written
-and read as words count as words: the fifth bits of Q5_0 and Q5_1, the signs of IQ2_XXS and IQ3_XXS, the scales of IQ1_M.
+A big-endian file holds what a big-endian machine has in memory: every field that the block formats treat as
+a 16, 32 or 64-bit number has its bytes reversed, and byte arrays are unchanged. Fields that are declared as
+bytes but written and read as words count as words: the fifth bits of Q5_0 and Q5_1, the signs of IQ2_XXS
+and IQ3_XXS, the scales of IQ1_M.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _WORDS: dict[TensorType, tuple[tuple[int, int, int], ...]] = {
 
 
 def swap_tensor(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.uint8]:
-    """A copy of `data` (whole blocks of `kind`, flat uint8) with the bytes of each word reversed; its own inverse."""
+    """A copy of `data` (flat uint8, whole blocks of `kind`) with the bytes of each word reversed."""
     swapped = data.copy()
     blocks = swapped.reshape(-1, kind.block_bytes)  # (n_blocks, block_bytes)
     source = data.reshape(-1, kind.block_bytes)

@@ -31,9 +31,9 @@ class Entry:
 class Metadata(Mapping[str, Any]):
     """The keys of a file and their values, decoded on first access.
 
-    Numbers come as int, float or bool; strings as str (bytes that are no UTF-8 are replaced, `raw(key)` has them);
-    arrays of numbers as read-only numpy arrays in native byte order; arrays of strings as `StringArray`; arrays of
-    arrays as tuples of those.
+    Numbers come as int, float or bool; strings as str (bytes that are no UTF-8 are replaced, `raw(key)` has
+    them); arrays of numbers as read-only numpy arrays in native byte order; arrays of strings as
+    `StringArray`; arrays of arrays as tuples of those.
     """
 
     def __init__(self, source: Source, entries: dict[str, Entry]) -> None:

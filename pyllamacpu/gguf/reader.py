@@ -1,8 +1,8 @@
 """Reading GGUF files: versions 1 to 3, both byte orders, split files.
 
-The file is mapped, not read, and nothing in it is trusted: every length, offset, type and count is checked when the
-file is opened, and whatever is wrong raises `GGUFError`.
-Source of the format: docs/gguf.md of the ggml project. Version 1 has 32-bit counts, lengths and dimensions.
+The file is mapped, not read, and nothing in it is trusted: every length, offset, type and count is checked
+when the file is opened, and whatever is wrong raises `GGUFError`. Source of the format: docs/gguf.md of the
+ggml project. Version 1 has 32-bit counts, lengths and dimensions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,10 @@ _MAX_ELEMENTS = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor's description. `shape` is in numpy's order: the last dimension is the one that lies together."""
+    """A tensor's description.
+
+    `shape` is in numpy's order: the last dimension is the one that lies together.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +50,8 @@ class TensorInfo:
 class GGUFFile:
     """An open GGUF model, possibly in several parts; a context manager.
 
-    `metadata` is that of the first part. Arrays from `data()` stay valid after `close()` for as long as they live.
+    `metadata` is that of the first part. Arrays from `data()` stay valid after `close()` for as long as
+    they live.
     """
 
     def __init__(self, sources: list[Source], metadata: Metadata, tensors: dict[str, TensorInfo]) -> None:
@@ -90,7 +95,7 @@ class GGUFFile:
         self._sources[info.part].advise(info.offset, info.n_bytes, advice)
 
     def release(self, name: str) -> None:
-        """Drops the tensor's pages from this process's memory; they are read from the file again if needed."""
+        """Drops the tensor's pages from this process's memory; they can be read again."""
         self.madvise(name, "dontneed")
 
     def release_all(self) -> None:
@@ -272,14 +277,14 @@ def _placed(cursor: Cursor, info: TensorInfo, data_start: int) -> TensorInfo:
     size = cursor.source.size
     if start + info.n_bytes > size:
         raise cursor.fail(
-            f"truncated or damaged: tensor {info.name!r} ends at byte {start + info.n_bytes}, the file has {size}; "
-            "download it again"
+            f"truncated or damaged: tensor {info.name!r} ends at byte {start + info.n_bytes}, "
+            f"the file has {size}; download it again"
         )
     return TensorInfo(info.name, info.shape, info.type, info.n_bytes, info.n_elements, info.part, start)
 
 
 def _check_overlap(source: Source, tensors: dict[str, TensorInfo]) -> None:
     ordered = sorted(tensors.values(), key=lambda info: info.offset)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.offset + first.n_bytes > second.offset:
             raise GGUFError(source.path, f"tensors {first.name!r} and {second.name!r} overlap")

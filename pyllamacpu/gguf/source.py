@@ -23,8 +23,8 @@ VERSIONS = (1, 2, 3)
 class Source:
     """A GGUF file mapped read-only, with its byte order and version.
 
-    `width` is the size in bytes of its counts and lengths: 4 in version 1, 8 later. Raises GGUFError when the path
-    cannot be opened or does not begin as a GGUF file.
+    `width` is the size in bytes of its counts and lengths: 4 in version 1, 8 later. Raises GGUFError when
+    the path cannot be opened or does not begin as a GGUF file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -88,7 +88,10 @@ def _map_file(path: str) -> mmap.mmap:
 
 
 class Cursor:
-    """A position in a source. Each read moves it, and raises GGUFError instead of passing the end of the file."""
+    """A position in a source.
+
+    Each read moves it, and raises GGUFError instead of passing the end of the file.
+    """
 
     def __init__(self, source: Source, pos: int) -> None:
         self.source = source

@@ -18,7 +18,10 @@ _SEPARATORS = (0, 1, 2, 3, 4, 5, 6, 7, 10, 13)  # control characters that real t
 
 
 def scan_end(source: Source, start: int, count: int) -> int:
-    """The byte after `count` strings that begin at `start`. Raises GGUFError when they run outside the file."""
+    """The byte after `count` strings that begin at `start`.
+
+    Raises GGUFError when they run outside the file.
+    """
     return _scan(source, start, count, None, None)
 
 
@@ -51,8 +54,8 @@ class StringArray(Sequence[str]):
     """`count` strings of a metadata array, as text or as the raw bytes of the file.
 
     Text is decoded as UTF-8 with `surrogateescape`, so that strings which are no UTF-8 stay distinct and
-    `s.encode("utf-8", "surrogateescape")` gives the bytes back. `str_list()` and `bytes_list()` are the fast ways to
-    all of them; nothing is cached but the positions.
+    `s.encode("utf-8", "surrogateescape")` gives the bytes back. `str_list()` and `bytes_list()` are the
+    fast ways to all of them; nothing is cached but the positions.
     """
 
     def __init__(self, source: Source, start: int, count: int) -> None:
@@ -113,7 +116,7 @@ class StringArray(Sequence[str]):
         for separator in _SEPARATORS:
             joined = self._joined(separator)
             if joined.count(separator) == self._count:
-                # A separator below 128 ends any unfinished UTF-8 sequence, so decoding at once equals one by one.
+                # An ASCII separator ends any unfinished UTF-8 sequence: decoding at once equals one by one.
                 return joined.decode("utf-8", "surrogateescape").split(chr(separator))[:-1]
         return [self.bytes(i).decode("utf-8", "surrogateescape") for i in range(self._count)]
 

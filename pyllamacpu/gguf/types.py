@@ -64,7 +64,7 @@ class TensorType(IntEnum):
 
     @property
     def runnable(self) -> bool:
-        """True when the kernels can compute with this type as a weight; the others are only listed and copied."""
+        """True when the kernels can compute with this type as a weight; others are listed only."""
         return self not in _NOT_RUNNABLE
 
     @property
@@ -123,19 +123,7 @@ _LAYOUT: dict[TensorType, tuple[int, int]] = {
 }
 
 _NOT_RUNNABLE = frozenset(
-    TensorType[name]
-    for name in (
-        "I8",
-        "I16",
-        "I32",
-        "I64",
-        "F64",
-        "Q8_1",
-        "Q8_K",
-        "NVFP4",
-        "Q1_0",
-        "Q2_0",
-    )  # not weights of Llamas
+    TensorType[name] for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "NVFP4", "Q1_0", "Q2_0")
 )
 
 # Numbers that old files carry and the format has since dropped.

@@ -1,8 +1,8 @@
 """Writing GGUF version 3 files, little-endian.
 
-The order of the calls follows the file: metadata, then the description of every tensor, then their bytes in any order
-and in pieces of any size, so that a model larger than memory can be written. The file grows beside its target and
-gets its name when it is whole.
+The order of the calls follows the file: metadata, then the description of every tensor, then their bytes in
+any order and in pieces of any size, so that a model larger than memory can be written. The file grows
+beside its target and gets its name when it is whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,15 @@ _TENSOR_DTYPE = {
 }
 
 
+class _Planned(NamedTuple):
+    """A declared tensor and its place among the tensors' bytes."""
+
+    shape: tuple[int, ...]
+    kind: TensorType
+    offset: int
+    n_bytes: int
+
+
 class GGUFWriter:
     """Writes one GGUF file; a context manager that keeps the file only when its block ends without an error.
 
@@ -56,7 +65,8 @@ class GGUFWriter:
             for piece in pieces:
                 writer.write("token_embd.weight", piece)
 
-    Raises GGUFError for anything that could not be read back, for tensors left incomplete, and when the disk is full.
+    Raises GGUFError for anything that could not be read back, for tensors left incomplete, and when the
+    disk is full.
     """
 
     def __init__(
@@ -67,9 +77,7 @@ class GGUFWriter:
             raise GGUFError(path, f"alignment must be a power of two from 8 on, not {alignment}")
         self.alignment = alignment
         self._values: dict[str, bytes] = {}
-        self._infos: dict[
-            str, tuple[tuple[int, ...], TensorType, int, int]
-        ] = {}  # shape, type, offset, bytes
+        self._infos: dict[str, _Planned] = {}
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._written: dict[str, int] = {}
         self._data_bytes = 0
@@ -84,8 +92,9 @@ class GGUFWriter:
     def add(self, key: str, value: Any, kind: ValueType | None = None) -> None:
         """Adds one metadata value. `kind` is the type of a number, or of an array's elements.
 
-        Without it: bool, str and bytes as they are; int as uint32, or int32, uint64, int64 where it does not fit;
-        float as float32; numpy arrays and scalars by their dtype; sequences by what all their elements fit in.
+        Without it: bool, str and bytes as they are; int as uint32, or int32, uint64, int64 where it does
+        not fit; float as float32; numpy arrays and scalars by their dtype; sequences by what all their
+        elements fit in.
         """
         self._still_open(key)
         if not 0 < len(key.encode()) <= MAX_NAME:
@@ -98,7 +107,7 @@ class GGUFWriter:
             raise GGUFError(self.path, f"metadata {key!r} cannot be written: {error}") from error
 
     def copy_metadata(self, metadata: Metadata, skip: Iterable[str] = ()) -> None:
-        """Adds all of another file's metadata with its types, but for `skip`, split.* and what is there already."""
+        """Adds all of another file's metadata with its types, but for `skip`, split.* and what is there."""
         dropped = {*skip, *self._values, "general.alignment"}
         for key in metadata:
             if key in dropped or key.startswith("split."):
@@ -120,17 +129,17 @@ class GGUFWriter:
         if not 1 <= len(shape) <= MAX_DIMS or min(shape) < 1 or shape[-1] % kind.block_size:
             raise GGUFError(
                 self.path,
-                f"tensor {name!r} of shape {shape} cannot be {kind.name} (rows of {kind.block_size} elements)",
+                f"tensor {name!r} of shape {shape} cannot be {kind.name} (blocks of {kind.block_size})",
             )
         n_bytes = prod(shape) // kind.block_size * kind.block_bytes
-        self._infos[name] = (shape, kind, self._data_bytes, n_bytes)
+        self._infos[name] = _Planned(shape, kind, self._data_bytes, n_bytes)
         self._data_bytes += -(-n_bytes // self.alignment) * self.alignment
 
     def add_array(self, name: str, array: npt.NDArray[Any], kind: TensorType | None = None) -> None:
         """Declares a tensor and keeps its data until `close`.
 
-        `array` holds plain numbers whose dtype tells the type; with `kind`, it may be uint16 (bfloat16 or float16
-        bits), or uint8 rows of blocks, shape (rows, row bytes).
+        `array` holds plain numbers whose dtype tells the type; with `kind`, it may be uint16 (bfloat16 or
+        float16 bits), or uint8 rows of blocks, shape (rows, row bytes).
         """
         if kind is None:
             kind = _TENSOR_DTYPE.get(array.dtype.newbyteorder("="))
@@ -160,18 +169,16 @@ class GGUFWriter:
         if self._file is None:
             self._begin()
         assert self._file is not None
-        array = (
-            np.ascontiguousarray(_little(data))
-            if isinstance(data, np.ndarray)
-            else np.frombuffer(data, np.uint8)
-        )
+        array = _flat_bytes(data)
         _, _, offset, n_bytes = self._infos[name]
         done = self._written.get(name, 0)
         if done + array.nbytes > n_bytes:
             raise GGUFError(
                 self.path, f"tensor {name!r} takes {n_bytes} bytes, {done + array.nbytes} were written"
             )
-        self._guarded(lambda file: (file.seek(self._data_start + offset + done), file.write(array.data)))
+        self._guarded(
+            lambda file: (file.seek(self._data_start + offset + done), file.write(memoryview(array)))
+        )
         self._written[name] = done + array.nbytes
 
     def close(self) -> None:
@@ -186,7 +193,8 @@ class GGUFWriter:
                     raise GGUFError(
                         self.path, f"tensor {name!r} has {self._written.get(name, 0)} of its {n_bytes} bytes"
                     )
-            self._guarded(lambda file: (file.flush(), os.fsync(file.fileno())))
+            self._guarded(lambda file: file.flush())
+            self._guarded(lambda file: os.fsync(file.fileno()))
             self._close_file()
             assert self._temporary is not None
             os.replace(self._temporary, self.path)
@@ -224,7 +232,7 @@ class GGUFWriter:
         self._data_start = -(-len(header) // self.alignment) * self.alignment
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
-            self._file = open(self._temporary, "xb")
+            self._file = open(self._temporary, "xb")  # noqa: SIM115 (closed by close or abort)
         except OSError as error:
             self._temporary = None
             raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
@@ -255,8 +263,12 @@ class GGUFWriter:
                 raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
 
 
-def _little(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+def _flat_bytes(data: Buffer) -> npt.NDArray[np.uint8]:
+    """The data as little-endian bytes, flat; a view where that is possible."""
+    if not isinstance(data, np.ndarray):
+        return np.frombuffer(data, np.uint8)
+    little = data.astype(data.dtype.newbyteorder("<"), copy=False)
+    return np.ascontiguousarray(little).reshape(-1).view(np.uint8)
 
 
 def _pack_string(raw: bytes) -> bytes:
@@ -264,7 +276,10 @@ def _pack_string(raw: bytes) -> bytes:
 
 
 def _pack_value(value: Any, kind: ValueType | None) -> bytes:
-    """The value with its type in front. Raises TypeError, ValueError or struct.error for what does not fit."""
+    """The value with its type in front.
+
+    Raises TypeError, ValueError or struct.error for what does not fit.
+    """
     if isinstance(value, (str, bytes)):
         if kind not in (None, ValueType.STRING):
             raise TypeError(f"a string is no {kind.name.lower()}")
