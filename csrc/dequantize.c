@@ -144,8 +144,11 @@ static int decode_q4_k(const void *block, int sub, int8_t *q, float *scale, floa
 
 static int decode_q5_k(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_q5_k *b = block;
-    split_nibbles_k(b->qs, sub, q);
-    for (int l = 0; l < 32; l++) q[l] = (int8_t)(q[l] | ((b->qh[l] >> sub) & 1) << 4);
+    const uint8_t *qs = b->qs + 32 * (sub / 2);
+    for (int l = 0; l < 32; l++) {
+        int low = (qs[l] >> 4 * (sub % 2)) & 15, high = (b->qh[l] >> sub) & 1;
+        q[l] = (int8_t)(low | high << 4);
+    }
     k_scales(b->d, b->dmin, b->scales, sub, scale, min);
     return PL_OK;
 }

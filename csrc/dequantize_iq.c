@@ -60,7 +60,10 @@ static unsigned complete_signs(unsigned seven) {
 
 /* q[l] = ± entry[l]; bit l of `signs` set means minus. `n` is 4 or 8. */
 static void put_signed(int8_t *q, const int8_t *entry, unsigned signs, int n) {
-    for (int l = 0; l < n; l++) q[l] = (int8_t)(signs >> l & 1 ? -entry[l] : entry[l]);
+    for (int l = 0; l < n; l++) {
+        int minus = -(int)(signs >> l & 1); /* 0 or all ones: without a branch, so that compilers vectorize it */
+        q[l] = (int8_t)((entry[l] ^ minus) - minus);
+    }
 }
 
 /* d * (1/2 + s) * unit, exact in float32. */
