@@ -153,7 +153,7 @@ static int decode_q5_k(const void *block, int sub, int8_t *q, float *scale, floa
     return PL_OK;
 }
 
-/* Each 128 elements: 64 bytes of low nibbles (sub-blocks 0, 1, then in the high nibbles 2, 3), 32 bytes of high pairs. */
+/* Each 128 elements: 64 bytes of nibbles (low: sub-blocks 0 and 1, high: 2 and 3), then 32 bytes of high pairs. */
 static int decode_q6_k(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_q6_k *b = block;
     int half = sub / 4, r = sub % 4;

@@ -1,4 +1,4 @@
-/* Decoders of the table and codebook types. Every index is masked to the size of what it indexes, so any bytes are safe. */
+/* Decoders of the table and codebook types. Every index is masked to the size of its table: any bytes are safe. */
 #include "api.h"
 #include "blocks.h"
 #include "decode.h"
