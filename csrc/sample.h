@@ -1,0 +1,105 @@
+#ifndef PL_SAMPLE_H
+#define PL_SAMPLE_H
+#include <stdbool.h>
+
+#include "api.h"
+
+/* Inside of the sampler: what sample.c, sample_select.c, sample_steps.c and sample_history.c share.
+ *
+ * A row of logits is first DENSE: ids are implicit, -inf means "no candidate". The first step that removes tokens
+ * turns it into a LIST of candidates. Everything that must look at the whole vocabulary is in sample_select.c. */
+
+#define PL_SAMPLE_BLOCK 64 /* logits per block whose maximum is kept */
+
+typedef struct {
+    int32_t *id;  /* (n,) */
+    float *logit; /* (n,) never -inf */
+    float *p;     /* (n,) valid only directly after pl_list_softmax */
+    int32_t n, cap;
+    bool sorted; /* by logit, high to low; equal logits by id, low to high */
+} pl_list;
+
+typedef struct {
+    uint64_t *keys, *other; /* (cap,) each; radix sort writes from one to the other */
+    size_t cap;
+} pl_sort_space;
+
+typedef struct {
+    const float *row; /* (n,) the logits, or `work` once a step has changed them */
+    float *work;      /* (n,) or NULL: our own copy, allocated when first needed */
+    float *block_max; /* (n_blocks,) valid while `scanned` */
+    float *heap;      /* (n_blocks,) scratch of the threshold search */
+    int32_t n, n_blocks;
+    float max;
+    bool scanned;
+    pl_list list;
+    bool dense;
+    pl_sort_space sort;
+} pl_candidates;
+
+typedef struct {
+    int32_t token, count;
+} pl_token_count;
+
+typedef struct {
+    int32_t *ring; /* (cap,) the last accepted tokens */
+    int32_t cap, n, head;
+    int32_t window;           /* tokens that penalties look back on, 0 = off */
+    pl_token_count *distinct; /* (window,) tokens inside the window, in no order */
+    int32_t n_distinct;
+    int32_t *slot; /* (n_vocab,) index into distinct, -1 = not in the window */
+} pl_history;
+
+typedef struct {
+    int32_t window;      /* tokens that DRY looks back on, 0 = off */
+    int32_t *tokens, *z; /* (window,) newest first; length of the repeat that ends there */
+    int32_t *repeat;     /* (n_vocab,) longest repeat that this token would extend; 0 outside a call */
+    int32_t *touched;    /* (window,) tokens whose `repeat` is not 0 */
+    int32_t n_touched;
+    int32_t *first, *next;  /* (n_vocab,), (n_breakers,): breakers that begin with a token, as linked lists */
+    int32_t *tail, *offset; /* flattened tails; (n_breakers + 1,) where each begins */
+} pl_dry;
+
+struct pl_sampler {
+    pl_sampler_params o;
+    int32_t *bias_ids;
+    float *bias;
+    pl_sampler_state st;
+    pl_candidates c;
+    pl_history history;
+    pl_dry dry;
+};
+
+/* sample_select.c */
+int pl_candidates_init(pl_candidates *c, int32_t n_vocab);
+void pl_candidates_free(pl_candidates *c);
+void pl_candidates_set(pl_candidates *c, const float *row);
+int pl_make_writable(pl_candidates *c);
+int pl_scan(pl_candidates *c);
+int pl_keep_from(pl_candidates *c, double threshold);
+int pl_keep_top(pl_candidates *c, int32_t k);
+int pl_keep_all(pl_candidates *c);
+int pl_sort_list(pl_candidates *c);
+int pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending);
+int pl_sort_reserve(pl_sort_space *s, size_t n);
+uint32_t pl_order_key(float x);
+double pl_row_exp_sum(const float *x, int32_t n, float max);
+double pl_list_softmax(pl_list *l);
+
+/* sample_steps.c: each takes the sampler after the chain so far */
+int pl_step_run(pl_sampler *s, int32_t step);
+int pl_step_temperature(pl_sampler *s, double temperature);
+int pl_step_mirostat1(pl_sampler *s);
+int pl_step_mirostat2(pl_sampler *s);
+int pl_step_adaptive(pl_sampler *s);
+double pl_random(pl_sampler *s);
+
+/* sample_history.c */
+int pl_history_init(pl_sampler *s);
+void pl_history_free(pl_sampler *s);
+void pl_history_clear(pl_history *h);
+void pl_history_push(pl_history *h, int32_t token);
+int pl_apply_penalties(pl_sampler *s);
+int pl_apply_dry(pl_sampler *s);
+
+#endif
