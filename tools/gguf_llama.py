@@ -1,4 +1,4 @@
-"""What a dense Llama looks like in a GGUF file, for the fixture makers: names, the order of q/k rows, encodings.
+"""What a dense Llama looks like in a GGUF file: names, the order of q/k rows, encodings. For fixture makers.
 
 Written against the `gguf` package and llama.cpp's documented conventions, and deliberately not against
 pyllamacpu: whatever these tools produce is what pyllamacpu is judged by.
@@ -79,7 +79,7 @@ def reorder_heads(
 
 
 def llama3_divisors(inv_freq: np.ndarray, scaling: dict[str, float]) -> np.ndarray:
-    """`rope_freqs.weight` of Llama 3.1's rope scaling: what each pair's frequency is divided by, (head_dim / 2).
+    """`rope_freqs.weight` of Llama 3.1's rope scaling, (head_dim / 2): what each frequency is divided by.
 
     Long wavelengths are slowed by `factor`, short ones kept, and between them the speed is interpolated.
     """
@@ -126,6 +126,7 @@ def read_file(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     reader = gguf.GGUFReader(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     tensors = {
-        t.name: decode(t.data, t.tensor_type).reshape([int(n) for n in reversed(t.shape)]) for t in reader.tensors
+        t.name: decode(t.data, t.tensor_type).reshape([int(n) for n in reversed(t.shape)])
+        for t in reader.tensors
     }
     return metadata, tensors

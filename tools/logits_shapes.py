@@ -1,4 +1,4 @@
-"""The tiny models that `make_logits_fixtures.py` makes: one per dense Llama shape, and one per tensor type."""
+"""The tiny models of `make_logits_fixtures.py`: one per dense Llama shape, and one per tensor type."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def yarn(factor: float, original: int, **more: float) -> dict[str, object]:
 # One shape each; sizes are mixed so that no two odd sizes hide behind each other.
 FLOAT_SHAPES = (
     Shape("mha", n_heads=3, n_kv=3, ffn=52, tied=False, eps=1e-6, leave_out=("rope.freq_base", "vocab_size")),
-    Shape("gqa4", n_heads=8, n_kv=2, head_dim=8, ffn=40, vocab=160, tied=False),
+    Shape("gqa4", n_heads=8, n_kv=2, head_dim=8, ffn=40, vocab=160, tied=False, eps=0.02),
     Shape("gqa3", dim=72, n_heads=9, n_kv=3, vocab=163),
     Shape("mqa", n_heads=6, n_kv=1),
     Shape("biases", n_heads=6, n_kv=2, n_layers=3, attention_bias=True, mlp_bias=True),
@@ -67,25 +67,40 @@ FLOAT_SHAPES = (
     Shape("llama31", n_heads=2, theta=500000.0, rope=llama3(8.0, 256), n_layers=1),
     Shape("llama32", n_heads=2, theta=500000.0, context=131072, rope=llama3(32.0, 8192), n_layers=1),
     Shape("linear4", rope={"rope_type": "linear", "factor": 4.0}, n_layers=1),
-    Shape("linear_old_key", rope={"rope_type": "linear", "factor": 2.0}, n_layers=1, leave_out=("rope.scaling.type",)),
+    Shape(
+        "linear_old_key",
+        rope={"rope_type": "linear", "factor": 2.0},
+        n_layers=1,
+        leave_out=("rope.scaling.type",),
+    ),
     Shape("yarn4", n_heads=2, context=512, rope=yarn(4.0, 128), n_layers=1),
-    Shape("yarn8_betas", 48, 1, 2, theta=500000.0, context=768, rope=yarn(8.0, 96, beta_fast=16.0, beta_slow=2.0)),
+    Shape(
+        "yarn8_betas",
+        48,
+        1,
+        2,
+        theta=500000.0,
+        context=16384,
+        rope=yarn(8.0, 2048, beta_fast=8.0, beta_slow=2.0),
+    ),
     Shape("yarn_attention", 48, 1, 2, context=1024, rope=yarn(4.0, 256, attention_factor=0.85)),
     Shape("f16_gqa", dim=72, n_heads=9, n_kv=3, ffn=44, tied=False, qtype=QType.F16),
-    Shape("f16_head40", dim=80, n_heads=2, n_kv=1, ffn=60, qtype=QType.F16, rope=llama3(8.0, 256), n_layers=1),
+    Shape(
+        "f16_head40", dim=80, n_heads=2, n_kv=1, ffn=60, qtype=QType.F16, rope=llama3(8.0, 256), n_layers=1
+    ),
     Shape("bf16_gqa", dim=72, n_heads=6, n_kv=2, ffn=60, qtype=QType.BF16),
     Shape("bf16_biases", attention_bias=True, mlp_bias=True, qtype=QType.BF16),
 )
 
 WIDE32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
 WIDE256 = (
-    ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0")
-    + ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS")
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"),
 )  # fmt: skip
 
 
 def of_type(name: str) -> Shape:
-    """One layer (two for the 32-wide types, whose rows here are no multiple of 256) all in one tensor type."""
+    """All matrices in one type: one layer; two for the 32-wide types, whose rows are no multiple of 256."""
     if name in WIDE32:
         return Shape(name.lower(), 96, 2, 3, 1, ffn=160, vocab=72, qtype=QType[name], lengths=(1, 33))
     return Shape(name.lower(), 256, 1, 4, 1, ffn=256, vocab=72, qtype=QType[name], lengths=(1, 33))

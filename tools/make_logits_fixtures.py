@@ -1,12 +1,13 @@
-"""Make tests/fixtures/logits: tiny random Llamas as GGUF files, with the logits that transformers computes for them.
+"""Make tests/fixtures/logits: tiny random Llamas (GGUF) and the logits that transformers computes.
 
     python tools/make_logits_fixtures.py [NAME ...]
 
 Needs torch, transformers and gguf. For each shape of `logits_shapes.py`: random weights are encoded in the
-shape's tensor type, written as NAME.gguf as llama.cpp's converter would, decoded again by the `gguf` package, and
-given to transformers in float32. NAME.npz holds, for each input length n, `ids_n` (n,) int32, `rows_n` (the
-positions kept) and `logits_n` (rows, n_vocab) float32, plus `meta`: JSON with the makers' versions and the measured
-figures. Every fixture is also computed by `numpy_llama.py` in float64 from the file alone; the two must agree.
+shape's tensor type, written as NAME.gguf as llama.cpp's converter would, decoded again by the `gguf` package,
+and given to transformers in float32. NAME.npz holds, for each input length n, `ids_n` (n,) int32, `rows_n`
+(the positions kept) and `logits_n` (rows, n_vocab) float32, plus `meta`: JSON with the makers' versions and
+the measured figures. Every fixture is also computed by `numpy_llama.py` in float64 from the file alone; the
+two must agree.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType as QType
-from gguf_llama import decode, gguf_name, hf_name, llama3_divisors, reorder_heads, to_halves, to_pairs, write_file
+from gguf_llama import (
+    decode,
+    gguf_name,
+    hf_name,
+    llama3_divisors,
+    reorder_heads,
+    to_halves,
+    to_pairs,
+    write_file,
+)
 from logits_shapes import FLOAT_SHAPES, QUANT_SHAPES, Shape
 from numpy_llama import NumpyLlama
 from random_blocks import SCALES, TERNARY, random_rows
@@ -33,6 +43,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "logits"
 LONG_ROWS = (0, 1, 31, 63, 64, 127, 255, 256, 400, 511, 512, 699)
 SHORT_ROWS = (0, 1, 2, 7, 15, 16, 31, 32)
+YARN_KEYS = {
+    "attention_factor": "yarn_attn_factor",
+    "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}
 MAX_ORACLE_GAP = 5e-5  # of the logits' spread, between float32 transformers and float64 numpy
 VERSIONS = {
     "script": "tools/make_logits_fixtures.py",
@@ -73,7 +88,9 @@ def spread_of(name: str, fan_in: int, qtype: QType) -> float:
     return gain.get(name.split(".")[-2], 1.2) / fan_in**0.5
 
 
-def encode(rng: np.random.Generator, name: str, shape: tuple[int, ...], qtype: QType) -> tuple[np.ndarray, QType]:
+def encode(
+    rng: np.random.Generator, name: str, shape: tuple[int, ...], qtype: QType
+) -> tuple[np.ndarray, QType]:
     """Random content for one tensor: (data for the file, its type). Vectors stay float32."""
     if len(shape) == 1:
         norm = name.endswith("norm.weight")
@@ -96,8 +113,7 @@ def rope_metadata(shape: Shape) -> dict[str, object]:
     keys: dict[str, object] = {f"{prefix}.type": kind, f"{prefix}.factor": shape.rope["factor"]}
     if kind == "yarn":
         keys[f"{prefix}.original_context_length"] = shape.rope["original_max_position_embeddings"]
-        names = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-        keys |= {f"{prefix}.{ours}": shape.rope[theirs] for theirs, ours in names.items() if theirs in shape.rope}
+        keys |= {f"{prefix}.{ours}": shape.rope[hf] for hf, ours in YARN_KEYS.items() if hf in shape.rope}
     return keys
 
 
@@ -209,7 +225,9 @@ def make(shape: Shape) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="make only these fixtures")
     names = parser.parse_args().names
     torch.set_num_threads(1)

@@ -2,9 +2,9 @@
 
     python tools/numpy_llama.py MODEL.gguf 1 5 9 12
 
-It shares no code with transformers, so agreement of the two proves that the names, the order of q/k rows and the rope
-keys in a fixture mean what llama.cpp's files mean. It can also round the input of each matrix to 8-bit
-blocks, which shows what a runner with integer dot products may lose.
+It shares no code with transformers, so agreement of the two proves that the names, the order of q/k rows and
+the rope keys in a fixture mean what llama.cpp's files mean. It can also round the input of each matrix to
+8-bit blocks, which shows what a runner with integer dot products may lose.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class NumpyLlama:
         def pair_with(turns: float) -> float:
             return self.head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        low = max(math.floor(pair_with(float(self.meta.get("rope.scaling.yarn_beta_fast", 32.0)))), 0)
-        high = min(math.ceil(pair_with(float(self.meta.get("rope.scaling.yarn_beta_slow", 1.0)))), self.head_dim - 1)
+        fast = float(self.meta.get("rope.scaling.yarn_beta_fast", 32.0))
+        slow = float(self.meta.get("rope.scaling.yarn_beta_slow", 1.0))
+        low, high = max(math.floor(pair_with(fast)), 0), min(math.ceil(pair_with(slow)), self.head_dim - 1)
         ramp = np.clip((np.arange(freq.size) - low) / max(high - low, 0.001), 0, 1)
-        default = 0.1 * math.log(factor) + 1.0
-        return freq / factor * ramp + freq * (1 - ramp), float(self.meta.get("rope.scaling.yarn_attn_factor", default))
+        scale = self.meta.get("rope.scaling.yarn_attn_factor", 0.1 * math.log(factor) + 1.0)
+        return freq / factor * ramp + freq * (1 - ramp), float(scale)
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         y = (round_to_8bit(x, self.block) if self.block else x) @ self.tensors[f"{name}.weight"].T
@@ -78,7 +79,7 @@ class NumpyLlama:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * self.tensors[f"{name}.weight"]
 
     def heads(self, x: np.ndarray, n_heads: int, rope: bool = True) -> np.ndarray:
-        """(n_tokens, n_heads * head_dim) -> (n_heads, n_tokens, head_dim), turned by position unless told not to."""
+        """(n_tokens, n_heads * head_dim) -> (n_heads, n_tokens, head_dim), turned by position if `rope`."""
         x = x.reshape(len(x), n_heads, self.head_dim).transpose(1, 0, 2)
         if not rope:
             return x

@@ -1,7 +1,7 @@
 """Random blocks of the quantized tensor types that no public Python code can encode.
 
-Every bit that means a weight, a codebook index, a sign or a sub-block scale is random; only the float16 scales are
-chosen, so that the decoded weights have a wanted spread. Layouts: ggml's block structures.
+Every bit that means a weight, a codebook index, a sign or a sub-block scale is random; only the float16
+scales are chosen, so that the decoded weights have a wanted spread. Layouts: ggml's block structures.
 """
 
 from __future__ import annotations

@@ -1,0 +1,39 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+YES = ("1", "true", "yes")
+
+
+def flag(name: str) -> bool:
+    """Whether an environment variable is set to something that means yes."""
+    return os.environ.get(name, "").lower() in YES
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The starter model's file: `PYLLAMACPU_TEST_MODEL`, or the one in the model store.
+
+    A file that is not in the store is fetched only in CI (`CI=true`) or with `PYLLAMACPU_TEST_DOWNLOAD=1`.
+    Without the file, tests that need it are skipped; in CI they fail.
+    """
+    if named := os.environ.get("PYLLAMACPU_TEST_MODEL"):
+        if not Path(named).is_file():
+            pytest.fail(f"PYLLAMACPU_TEST_MODEL is {named}, which is no file")
+        return Path(named)
+
+    from pyllamacpu.errors import StoreError
+    from pyllamacpu.store import starter_path
+
+    try:
+        return starter_path(download=flag("CI") or flag("PYLLAMACPU_TEST_DOWNLOAD"))
+    except StoreError as error:
+        if flag("CI"):
+            pytest.fail(f"no starter model: {error}")
+        pytest.skip(f"no starter model (set PYLLAMACPU_TEST_DOWNLOAD=1 to fetch it): {error}")
