@@ -177,7 +177,7 @@ class GGUFWriter:
                 self.path, f"tensor {name!r} takes {n_bytes} bytes, {done + array.nbytes} were written"
             )
         self._guarded(
-            lambda file: (file.seek(self._data_start + offset + done), file.write(memoryview(array)))
+            lambda file: (file.seek(self._data_start + offset + done), file.write(array.data))
         )
         self._written[name] = done + array.nbytes
 
