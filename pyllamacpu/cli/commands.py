@@ -1,0 +1,222 @@
+"""The commands of a chat, such as /undo and /set: what they do to the conversation, and what they say."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.cli.options import FIELD_NAMES, unescape
+from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
+from pyllamacpu.errors import OptionError
+
+HELP = """\
+/help              this list
+/clear             forget the conversation (the system prompt stays)
+/regen             answer the last message again
+/undo              forget the last message and its answer
+/set               the settings; /set temp 0.5 changes one
+/system [TEXT]     show or change the system prompt; /system none removes it
+/save FILE         write the conversation as JSON
+/load FILE         go on with a saved conversation
+/stats             tokens, speed and how full the context is
+/bye               leave (Ctrl-D too)
+\"""                begin and end a message of several lines
+Ctrl-C             stop the answer"""
+
+_LENGTH_NAMES = ("n_predict", "predict", "num_predict", "max_tokens")
+_AFTER_LOADING = {
+    "ctx_size",
+    "num_ctx",
+    "n_ctx",
+    "threads",
+    "num_thread",
+    "batch_size",
+    "ubatch_size",
+    "model",
+}
+_NO = ("0", "false", "off", "no")
+_YES = ("1", "true", "on", "yes")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command says; the answer that it starts, if any; and whether the chat ends."""
+
+    text: str = ""
+    answer: Iterator[Event] | None = None
+    leave: bool = False
+
+
+Handler = Callable[[ChatSession, str, OnPrompt | None], Reply]
+
+
+def is_command(line: str) -> bool:
+    """True for a line that begins with a slash; a leading space sends it as a message."""
+    return line.startswith("/")
+
+
+def run_command(session: ChatSession, line: str, on_prompt: OnPrompt | None = None) -> Reply:
+    """Carry out one command line. Raises OptionError with a hint for an unknown command or a bad value."""
+    name, _, rest = line.strip().partition(" ")
+    handler = _HANDLERS.get(name.lower())
+    if handler is None:
+        near = difflib.get_close_matches(name.lower(), _HANDLERS, 1)
+        hint = f"did you mean {near[0]}?" if near else "/help lists the commands"
+        raise OptionError(f"unknown command {name}; {hint} (a space in front sends it as a message)")
+    return handler(session, rest.strip(), on_prompt)
+
+
+def _help(_session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    return Reply(HELP)
+
+
+def _clear(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    session.clear()
+    return Reply("the conversation is forgotten")
+
+
+def _regen(session: ChatSession, _rest: str, on_prompt: OnPrompt | None) -> Reply:
+    if not session.turns:
+        raise OptionError("there is no answer yet to generate again")
+    return Reply(answer=session.regenerate(on_prompt))
+
+
+def _undo(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    first_line = session.undo().user.strip().split("\n")[0]
+    return Reply(f"forgotten: {first_line[:60]}{'...' if len(first_line) > 60 else ''}")
+
+
+def _system(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    if not rest:
+        return Reply(session.system or "there is no system prompt")
+    text = _unquoted(rest)
+    session.system = None if text.lower() == "none" else text or None
+    return Reply("the system prompt is set" if session.system else "the system prompt is removed")
+
+
+def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    path = _path(rest, "/save")
+    session.save(path)
+    return Reply(f"saved {len(session.turns)} turns to {path}")
+
+
+def _load(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    path = _path(rest, "/load")
+    session.load(path)
+    return Reply(f"loaded {len(session.turns)} turns from {path}")
+
+
+def _stats(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    last, total = session.last, session.total
+    return Reply(
+        f"turns      {len(session.turns)}\n"
+        f"context    {session.context_used()} of {session.engine.n_ctx()} tokens\n"
+        f"last       {usage_text(last)}\n"
+        f"in all     {usage_text(total)}"
+    )
+
+
+def usage_text(usage: Any) -> str:
+    """One line: tokens read and generated, with their rates in tokens per second."""
+    cached = f" ({usage.n_cached} from the cache)" if usage.n_cached else ""
+    return (
+        f"prompt {usage.n_prompt} tokens{cached}, {usage.prompt_rate:.1f} tokens/s; "
+        f"answer {usage.n_generated} tokens, {usage.generate_rate:.1f} tokens/s"
+    )
+
+
+def _bye(_session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    return Reply(leave=True)
+
+
+def _set(session: ChatSession, rest: str, on_prompt: OnPrompt | None) -> Reply:
+    name, _, value = rest.partition(" ")
+    if name == "parameter":  # ollama's way of saying it
+        name, _, value = value.strip().partition(" ")
+    if not name:
+        return Reply(_settings(session))
+    if name == "system":
+        return _system(session, value.strip(), on_prompt)
+    if not value.strip():
+        raise OptionError(f"/set {name} needs a value, as in /set temp 0.5")
+    return Reply(set_value(session, name, value.strip()))
+
+
+def set_value(session: ChatSession, name: str, value: str) -> str:
+    """Change one setting by its option name or field name; what was set. Raises OptionError."""
+    key = name.lower().lstrip("-").replace("-", "_")
+    if key in _LENGTH_NAMES:
+        number = int(_number(name, value, int))
+        session.max_tokens = None if number < 0 else number
+        return f"{name} = {number}"
+    if key in _AFTER_LOADING:
+        raise OptionError(f"{name} cannot change while the model is loaded: start again with that option")
+    known = {field.name: getattr(session.options, field.name) for field in fields(session.options)}
+    target = FIELD_NAMES.get(key, key)
+    if target not in known or not isinstance(known[target], int | float | bool):
+        near = difflib.get_close_matches(key, [*FIELD_NAMES, *known, *_LENGTH_NAMES], 1)
+        raise OptionError(
+            f"there is no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}"
+        )
+    new = _number(name, value, type(known[target]))
+    session.options = replace(session.options, **{target: new})
+    return f"{name} = {new}"
+
+
+def _number(name: str, value: str, kind: type) -> float | int | bool:
+    """`value` as a bool, int or float; OptionError otherwise."""
+    if kind is bool:
+        if value.lower() not in _YES + _NO:
+            raise OptionError(f"{name} is on or off, not {value}")
+        return value.lower() in _YES
+    try:
+        return int(value) if kind is int else float(value)
+    except ValueError:
+        raise OptionError(f"{name} is a {'whole ' if kind is int else ''}number, not {value}") from None
+
+
+def _settings(session: ChatSession) -> str:
+    """All settings, one a line."""
+    rows = {"n_predict": -1 if session.max_tokens is None else session.max_tokens}
+    rows |= {field.name: getattr(session.options, field.name) for field in fields(session.options)}
+    return "\n".join(f"{name:<22} {value!r}" for name, value in rows.items())
+
+
+def _unquoted(text: str) -> str:
+    """`text` without the quotes around it, and with its escapes read."""
+    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    return unescape(text)
+
+
+def _path(rest: str, command: str) -> Path:
+    """The file that a command names, which may be quoted."""
+    if not rest:
+        raise OptionError(f"{command} needs a file, as in {command} talk.json")
+    try:
+        words = shlex.split(rest)
+    except ValueError:
+        words = []
+    return Path(words[0] if len(words) == 1 else rest).expanduser()
+
+
+_HANDLERS: dict[str, Handler] = {
+    "/help": _help,
+    "/?": _help,
+    "/clear": _clear,
+    "/regen": _regen,
+    "/undo": _undo,
+    "/set": _set,
+    "/system": _system,
+    "/save": _save,
+    "/load": _load,
+    "/stats": _stats,
+    "/bye": _bye,
+    "/exit": _bye,
+    "/quit": _bye,
+}
+COMMAND_NAMES = tuple(_HANDLERS)

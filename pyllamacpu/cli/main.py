@@ -1,0 +1,124 @@
+"""The command `pyllamacpu`: its subcommands, and what becomes of errors.
+
+Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted, 141 nobody reads our output.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from pyllamacpu.errors import PyllamacpuError
+
+_COMMANDS = {
+    "chat": ("pyllamacpu.cli.chat", "chat"),
+    "complete": ("pyllamacpu.cli.complete", "complete"),
+    "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
+    "show": ("pyllamacpu.cli.show", "show"),
+    "pull": ("pyllamacpu.cli.pull", "pull"),
+    "list": ("pyllamacpu.cli.list", "list_command"),
+}
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_READER_GONE = 141  # 128 + SIGPIPE
+
+
+class _LazyGroup(click.Group):
+    """A group that imports the module of a command when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("pyllamacpu")
+        except PackageNotFoundError:
+            number = "(not installed)"
+        click.echo(f"pyllamacpu {number}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """Run models of the Llama family on the CPU.
+
+    \b
+    Examples:
+      pyllamacpu chat
+      pyllamacpu chat -m hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
+      pyllamacpu complete -m model.gguf -p "The capital of France is" -n 40 --temp 0
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    _soften_output()
+    try:
+        code = _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, which must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _READER_GONE
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def _soften_output() -> None:
+    """A terminal that cannot show a character shows `?` instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="replace")
+
+
+def _run(args: Sequence[str] | None) -> int:
+    """Run the group; the exit code. Errors that have a cause outside this program become one line."""
+    try:
+        result = cli.main(args, prog_name="pyllamacpu", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.Abort:
+        return _INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except PyllamacpuError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        raise
+    except MemoryError:
+        return _fail("out of memory: take a smaller model, context (-c) or cache type (-ctk q8_0)")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(text: str) -> int:
+    """Print `text` as one line on stderr; the exit code of an error."""
+    click.echo("error: " + " ".join(text.split()), err=True)
+    return 1

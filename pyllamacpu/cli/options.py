@@ -1,0 +1,342 @@
+"""The options that several commands share, with llama-cli's names and short flags.
+
+Click takes short flags of several letters (`-ctk`) as they are: it tries the whole word, then its first letter.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu import Llama
+    from pyllamacpu.engine.sampler import SamplingOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+SAMPLER_LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+}
+"""The letters of --sampling-seq; the same as llama-cli's."""
+
+_BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
+_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
+_ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
+
+
+def options(*decorators: Decorator[Any]) -> Decorator[Any]:
+    """Several click options as one decorator, shown in the order given."""
+
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+_MODEL = click.option(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    help="A GGUF file, a name from `pyllamacpu list` or hf.co/user/repo[:quant]; else the starter model.",
+)
+_positive = click.IntRange(min=1)
+
+model_option = options(_MODEL)
+model_options = options(
+    _MODEL,
+    click.option(
+        "-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens; 0 is the model's own size."
+    ),
+    click.option(
+        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
+    ),
+    click.option("-b", "--batch-size", type=_positive, help="Prompt tokens given to the engine at once."),
+    click.option("-ub", "--ubatch-size", type=_positive, help="Prompt tokens computed in one step."),
+    click.option(
+        "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
+    ),
+    click.option(
+        "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
+    ),
+    click.option("-v", "--verbose", is_flag=True, help="Say on stderr what is loaded and how fast it runs."),
+)
+
+template_options = options(
+    click.option(
+        "--chat-template",
+        metavar="NAME|FILE|TEXT",
+        help="Use this format instead of the model's: a name such as llama3, a Jinja file, or Jinja text.",
+    ),
+)
+
+prompt_options = options(
+    click.option("-p", "--prompt", help="The prompt."),
+    click.option(
+        "-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from this file (- is stdin)."
+    ),
+    click.option(
+        "-e/--no-escape",
+        "--escape/--no-escape",
+        default=None,
+        help=r"Read \n, \t, \\, \" and \xHH as the characters they stand for (on for -p, off for -f).",
+    ),
+    click.option(
+        "-n",
+        "--predict",
+        "--n-predict",
+        type=click.IntRange(min=-2),
+        default=-1,
+        help="Tokens at most; -1 is until the end.",
+    ),
+    click.option("-r", "--reverse-prompt", multiple=True, help="Stop at this text (can be repeated)."),
+)
+
+# Option, the field of SamplingOptions that it sets, type, help. The defaults are the engine's own.
+_SAMPLING: tuple[tuple[tuple[str, ...], str, Any, str], ...] = (
+    (("-s", "--seed"), "seed", int, "Seed; -1 is a new one each time."),
+    (("--temp", "--temperature"), "temp", float, "Temperature; 0 takes the likeliest token. [0.8]"),
+    (("--top-k",), "top_k", int, "Keep the k likeliest tokens; 0 is all. [40]"),
+    (("--top-p",), "top_p", float, "Keep the likeliest tokens up to this probability. [0.95]"),
+    (("--min-p",), "min_p", float, "Drop tokens below this share of the likeliest. [0.05]"),
+    (("--typical", "--typical-p"), "typ_p", float, "Locally typical sampling; 1 is off. [1]"),
+    (
+        ("--top-nsigma", "--top-n-sigma"),
+        "top_n_sigma",
+        float,
+        "Keep logits within n standard deviations; -1 is off. [-1]",
+    ),
+    (("--xtc-probability",), "xtc_probability", float, "Chance of dropping the top choices. [0]"),
+    (("--xtc-threshold",), "xtc_threshold", float, "Probability from which a choice can be dropped. [0.1]"),
+    (
+        ("--repeat-last-n",),
+        "penalty_last_n",
+        int,
+        "Tokens looked back at for penalties; 0 is off, -1 the context. [64]",
+    ),
+    (("--repeat-penalty",), "penalty_repeat", float, "Penalty for repeated tokens; 1 is off. [1]"),
+    (("--presence-penalty",), "penalty_present", float, "Penalty for tokens seen at all. [0]"),
+    (("--frequency-penalty",), "penalty_freq", float, "Penalty for each time a token was seen. [0]"),
+    (
+        ("--dry-multiplier",),
+        "dry_multiplier",
+        float,
+        "Strength of DRY (against repeated runs); 0 is off. [0]",
+    ),
+    (("--dry-base",), "dry_base", float, "Growth of DRY with the length of a run. [1.75]"),
+    (("--dry-allowed-length",), "dry_allowed_length", int, "Length of a run that DRY lets pass. [2]"),
+    (
+        ("--dry-penalty-last-n",),
+        "dry_penalty_last_n",
+        int,
+        "Tokens looked back at for DRY; -1 is the context. [-1]",
+    ),
+    (
+        ("--dynatemp-range",),
+        "dynatemp_range",
+        float,
+        "Temperature varies by this much with the entropy; 0 is off. [0]",
+    ),
+    (("--dynatemp-exp",), "dynatemp_exponent", float, "Exponent of the dynamic temperature. [1]"),
+    (("--mirostat",), "mirostat", int, "Mirostat 1 or 2; 0 is off. [0]"),
+    (("--mirostat-lr",), "mirostat_eta", float, "Learning rate of mirostat. [0.1]"),
+    (("--mirostat-ent",), "mirostat_tau", float, "Target entropy of mirostat. [5]"),
+)
+
+FIELD_NAMES: dict[str, str] = {
+    flag.removeprefix("--").replace("-", "_"): field
+    for flags, field, _, _ in _SAMPLING
+    for flag in flags
+    if flag.startswith("--")
+}
+"""From an option's name, as in `/set temperature 0.5`, to the field of SamplingOptions."""
+
+sampling_options = options(
+    *(
+        click.option(*flags, field, type=kind, default=None, help=text, metavar="N")
+        for flags, field, kind, text in _SAMPLING
+    ),
+    click.option(
+        "--dry-sequence-breaker",
+        multiple=True,
+        help='Text that ends a run for DRY; "none" is no such text (can be repeated).',
+    ),
+    click.option("--samplers", metavar="NAMES", help="The samplers in their order, separated by ;"),
+    click.option(
+        "--sampling-seq", "--sampler-seq", metavar="LETTERS", help="The samplers in short, such as edskypmxt."
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token."),
+    click.option(
+        "-l",
+        "--logit-bias",
+        multiple=True,
+        metavar="TOKEN+BIAS",
+        help="Make a token id likelier (15043+1) or rarer (15043-1, 15043-inf).",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how to load it; None leaves the choice to the engine."""
+
+    model: str | None
+    ctx_size: int | None = None
+    threads: int | None = None
+    batch_size: int | None = None
+    ubatch_size: int | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    verbose: bool = False
+    chat_template: str | None = None
+
+    @classmethod
+    def take(cls, parameters: dict[str, Any]) -> ModelChoice:
+        """Remove this class's fields from a command's parameters."""
+        return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
+
+    def load(self) -> Llama:
+        """Find (or fetch) the model and load it. Raises PyllamacpuError."""
+        from pyllamacpu import Llama
+        from pyllamacpu.store import resolve_model
+
+        return Llama(str(resolve_model(self.model)), **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `Llama`."""
+        named = {
+            "n_threads": None if self.threads in (0, -1) else self.threads,
+            "n_batch": self.batch_size,
+            "n_ubatch": self.ubatch_size,
+            "type_k": self.cache_type_k,
+            "type_v": self.cache_type_v,
+            **template_arguments(self.chat_template),
+        }
+        chosen = {name: value for name, value in named.items() if value is not None}
+        return {"n_ctx": self.ctx_size or 0, "verbose": self.verbose, **chosen}
+
+
+def template_arguments(given: str | None) -> dict[str, str]:
+    """What --chat-template means to `Llama`: Jinja text, a file of it, or a named format."""
+    if given is None:
+        return {}
+    if "{%" in given or "{{" in given:
+        return {"chat_template": given}
+    if Path(given).is_file():
+        return {"chat_template": read_text(Path(given))}
+    if "/" in given or given.endswith((".jinja", ".jinja2", ".j2")):
+        raise OptionError(f"--chat-template {given}: no such file")
+    return {"chat_format": given}
+
+
+def take_sampling(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Remove the sampling options from a command's parameters; those given, by field of SamplingOptions."""
+    fields = [field for _, field, _, _ in _SAMPLING]
+    values = {field: value for field in fields if (value := parameters.pop(field)) is not None}
+    breakers = parameters.pop("dry_sequence_breaker")
+    if breakers:
+        values["dry_sequence_breakers"] = (
+            () if "none" in breakers else tuple(unescape(text) for text in breakers)
+        )
+    names, letters = parameters.pop("samplers"), parameters.pop("sampling_seq")
+    if names is not None:
+        values["samplers"] = tuple(name.strip() for name in names.split(";") if name.strip())
+    elif letters is not None:
+        values["samplers"] = samplers_from_letters(letters)
+    if biases := parameters.pop("logit_bias"):
+        values["logit_bias"] = dict(parse_bias(text) for text in biases)
+    if parameters.pop("ignore_eos"):
+        values["ignore_eos"] = True
+    return values
+
+
+def make_sampling(values: dict[str, Any]) -> SamplingOptions:
+    """The engine's options from the ones given. Raises OptionError for a value out of range."""
+    from pyllamacpu.engine.sampler import SamplingOptions
+
+    return SamplingOptions(**values)
+
+
+def samplers_from_letters(letters: str) -> tuple[str, ...]:
+    """The samplers of --sampling-seq, in order."""
+    unknown = sorted(set(letters) - set(SAMPLER_LETTERS))
+    if unknown:
+        known = ", ".join(f"{letter} {name}" for letter, name in SAMPLER_LETTERS.items())
+        raise OptionError(f"--sampling-seq {letters}: unknown {''.join(unknown)}; there are {known}")
+    return tuple(SAMPLER_LETTERS[letter] for letter in letters)
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """A token id and its bias from `15043+1.5`, `15043-inf`."""
+    match = _BIAS.match(text.replace(" ", ""))
+    if not match:
+        raise OptionError(
+            f"--logit-bias {text}: write a token id, + or -, and the bias, as in 15043+1 or 15043-inf"
+        )
+    return int(match[1]), float(match[3]) * (-1 if match[2] == "-" else 1)
+
+
+def unescape_bytes(text: bytes) -> bytes:
+    r"""`text` with \n, \r, \t, \', \", \\ and \xHH replaced; other backslashes stay. \xHH is one byte."""
+    return _ESCAPE.sub(
+        lambda match: bytes([int(match[1], 16)]) if match[1] else _ESCAPED.get(match[2], match[0]), text
+    )
+
+
+def unescape(text: str) -> str:
+    """`unescape_bytes` for text. Raises OptionError when the bytes are no UTF-8."""
+    return decode(unescape_bytes(text.encode("utf-8", "surrogateescape")), "a text given as an option")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, or of stdin for `-`. Raises OptionError."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, byte for byte (no newline is changed), or of stdin for `-`. Raises OptionError."""
+    return decode(read_bytes(path), "stdin" if str(path) == "-" else str(path))
+
+
+def decode(content: bytes, source: str) -> str:
+    """`content` as UTF-8. Raises OptionError that says where it is none."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{source} is not UTF-8: byte 0x{content[error.start]:02x} at {error.start}; convert it first"
+        ) from error
+
+
+def checked_argument(text: str, option: str) -> str:
+    """Text from the command line, which can carry bytes that are no UTF-8; raises OptionError then."""
+    return decode(text.encode("utf-8", "surrogateescape"), option)
+
+
+def stop_texts(given: Sequence[str], escape: bool | None) -> tuple[str, ...]:
+    """The texts of --reverse-prompt."""
+    return tuple(unescape(text) if escape is not False else text for text in given if text)

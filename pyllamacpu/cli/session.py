@@ -1,0 +1,313 @@
+"""A conversation, independent of any terminal: turns, what fits into the context, and answers as events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyllamacpu.errors import ContextError, OptionError
+
+OnPrompt = Callable[[int, int], None]
+"""Called with the prompt tokens read so far, and all of them."""
+
+_ROOM_FOR_ANSWER = 8  # an answer gets at least 1/8 of the context, or turns are dropped
+_ROOM_AFTER_DROP = 4  # and when turns are dropped, 1/4 is made free, so that it is not needed again at once
+
+
+class Stats(Protocol):
+    """What the engine reports at the end of an answer."""
+
+    n_prompt: int
+    n_cached: int
+    n_generated: int
+    prompt_seconds: float
+    generate_seconds: float
+
+
+class TextEvent(Protocol):
+    """A piece of an answer; the last one of a stream carries the reason and the numbers."""
+
+    text: str
+    tokens: Sequence[int]
+    finish_reason: str | None
+    stats: Any
+
+
+class Engine(Protocol):
+    """What a conversation needs of a model."""
+
+    def title(self) -> str: ...
+
+    def n_ctx(self) -> int: ...
+
+    def render(self, messages: list[dict[str, str]]) -> list[int]: ...
+
+    def stream(
+        self,
+        prompt_tokens: list[int],
+        options: Any,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        on_prompt: OnPrompt | None,
+    ) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something that the person should know, which is not part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer: why, and what it cost."""
+
+    reason: str  # "stop" or "length"
+    usage: Usage
+
+
+Event = Text | Notice | Finished
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and seconds of one answer, or of several added up."""
+
+    n_prompt: int = 0
+    n_cached: int = 0  # of n_prompt, taken from the cache
+    n_generated: int = 0
+    prompt_seconds: float = 0.0
+    generate_seconds: float = 0.0
+
+    def __add__(self, other: Stats | Usage) -> Usage:
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    @property
+    def prompt_rate(self) -> float:
+        """Prompt tokens computed per second."""
+        return (self.n_prompt - self.n_cached) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+
+    @property
+    def generate_rate(self) -> float:
+        """Tokens generated per second."""
+        return self.n_generated / self.generate_seconds if self.generate_seconds > 0 else 0.0
+
+
+@dataclass
+class Turn:
+    """What the person said, and the answer as far as it came."""
+
+    user: str
+    assistant: str = ""
+
+
+@dataclass
+class _Answer:
+    """An answer in the making."""
+
+    turn: Turn
+    tokens: list[int] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    reason: str = "stop"
+
+
+class ChatSession:
+    """A conversation with `engine`. Everything that happens comes as events; nothing is printed here."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        options: Any,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.engine = engine
+        self.options = options  # SamplingOptions
+        self.system = system or None
+        self.max_tokens = max_tokens
+        self.stop = tuple(stop)
+        self.turns: list[Turn] = []
+        self.last = Usage()
+        self.total = Usage()
+
+    def messages(
+        self, turns: Sequence[Turn] | None = None, open_turn: Turn | None = None
+    ) -> list[dict[str, str]]:
+        """The conversation in the form that chat templates take; `open_turn` waits for its answer."""
+        result = [{"role": "system", "content": self.system}] if self.system else []
+        for turn in self.turns if turns is None else turns:
+            result.append({"role": "user", "content": turn.user})
+            result.append({"role": "assistant", "content": turn.assistant})
+        return [*result, {"role": "user", "content": open_turn.user}] if open_turn else result
+
+    def ask(self, text: str, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
+        """Answer `text`. Closing the iterator stops the answer; what came until then stays.
+
+        Raises ContextError when the message alone is longer than the context; nothing is changed then.
+        """
+        yield from self._respond(Turn(text), None, on_prompt)
+
+    def regenerate(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
+        """Answer the last message again; the old answer stays if no new one comes. Raises OptionError."""
+        if not self.turns:
+            raise OptionError("there is no answer yet to generate again")
+        old = self.turns.pop()
+        yield from self._respond(Turn(old.user), old, on_prompt)
+
+    def _respond(self, turn: Turn, fallback: Turn | None, on_prompt: OnPrompt | None) -> Iterator[Event]:
+        answer = _Answer(turn)
+        try:
+            yield from self._generate(answer, on_prompt)
+        finally:
+            if turn.assistant or answer.usage.n_generated:
+                self.turns.append(turn)
+            elif fallback:
+                self.turns.append(fallback)
+            self.last, self.total = answer.usage, self.total + answer.usage
+
+    def _generate(self, answer: _Answer, on_prompt: OnPrompt | None) -> Iterator[Event]:
+        """Stream the answer; when the context fills up meanwhile, drop turns and go on where it stopped."""
+        while True:
+            before = len(self.turns)
+            prompt = self._fit(answer)
+            if dropped := before - len(self.turns):
+                yield Notice(_dropped_text(dropped))
+            budget = None if self.max_tokens is None else self.max_tokens - len(answer.tokens)
+            for event in self.engine.stream(prompt, self._seeded(answer), budget, self.stop, on_prompt):
+                answer.tokens.extend(event.tokens)
+                answer.turn.assistant += event.text
+                if event.finish_reason is not None:
+                    answer.reason = event.finish_reason
+                    answer.usage += event.stats
+                if event.text:
+                    yield Text(event.text)
+            if not self._cut_by_context(answer):
+                break
+            if not self.turns:
+                yield Notice(f"the context of {self.engine.n_ctx()} tokens is full; the answer ends here")
+                break
+        yield Finished(answer.reason, answer.usage)
+
+    def _seeded(self, answer: _Answer) -> Any:
+        """The options for the next stream: a continued answer must not draw the same random numbers again."""
+        seed = getattr(self.options, "seed", None)
+        if not answer.tokens or not isinstance(seed, int) or seed < 0:
+            return self.options
+        return replace(self.options, seed=(seed + len(answer.tokens)) % 2**32)
+
+    def _cut_by_context(self, answer: _Answer) -> bool:
+        """True when the answer ended because the context is full, not because of its own limit."""
+        if answer.reason != "length":
+            return False
+        return self.max_tokens is None or len(answer.tokens) < self.max_tokens
+
+    def _fit(self, answer: _Answer) -> list[int]:
+        """Tokens of the conversation and the answer so far; whole oldest turns are dropped to make room.
+
+        Raises ContextError when even the last message alone is too long.
+        """
+        n_ctx = self.engine.n_ctx()
+        wanted = n_ctx if self.max_tokens is None else max(self.max_tokens - len(answer.tokens), 1)
+        turns, kept = self.turns, list(self.turns)
+        prompt = self._prompt(kept, answer)
+        if len(prompt) + min(wanted, n_ctx // _ROOM_FOR_ANSWER) > n_ctx:
+            while kept and len(prompt) + min(wanted, n_ctx // _ROOM_AFTER_DROP) > n_ctx:
+                kept = kept[1:]
+                prompt = self._prompt(kept, answer)
+        if len(prompt) >= n_ctx:
+            raise ContextError(
+                f"the message has {len(prompt)} tokens with its frame, the context holds {n_ctx}: "
+                "shorten it, or start with a larger context (-c)"
+            )
+        self.turns = kept if len(kept) < len(turns) else turns
+        return prompt
+
+    def _prompt(self, turns: Sequence[Turn], answer: _Answer) -> list[int]:
+        return self.engine.render(self.messages(turns, answer.turn)) + answer.tokens
+
+    # What commands change
+
+    def undo(self) -> Turn:
+        """Forget the last message and its answer. Raises OptionError when there is none."""
+        if not self.turns:
+            raise OptionError("there is nothing to undo")
+        return self.turns.pop()
+
+    def clear(self) -> None:
+        """Forget all turns; the system prompt and the options stay."""
+        self.turns.clear()
+
+    def context_used(self) -> int:
+        """Tokens that the conversation takes now."""
+        return len(self.engine.render(self.messages())) if self.turns or self.system else 0
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON, whole or not at all. Raises OptionError."""
+        from pyllamacpu.store.files import whole_file
+
+        content = json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n"
+        try:
+            with whole_file(path) as out:
+                out.write(content.encode("utf-8", "replace"))
+        except OSError as error:
+            raise OptionError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def load(self, path: Path) -> None:
+        """Replace the conversation by a saved one; a list of messages as the HTTP API takes it is read too.
+
+        Raises OptionError, with the conversation unchanged, for a file that is none.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OptionError(f"cannot read {path}: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"{path} is no saved conversation: {error}") from error
+        self.system, self.turns = _conversation(content, path)
+
+
+def _conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
+    """System prompt and turns from the messages of a saved file."""
+    messages = content.get("messages") if isinstance(content, dict) else content
+    if not isinstance(messages, list):
+        raise OptionError(f'{path} is no saved conversation: it has no list "messages"')
+    system: str | None = None
+    turns: list[Turn] = []
+    expected: tuple[str, ...] = ("system", "user")
+    for number, message in enumerate(messages, 1):
+        role, text = _message(message, number, path)
+        if role not in expected:
+            raise OptionError(f"{path}: message {number} is from {role}, expected {' or '.join(expected)}")
+        if role == "system":
+            system = text
+        elif role == "user":
+            turns.append(Turn(text))
+        else:
+            turns[-1].assistant = text
+        expected = ("assistant",) if role == "user" else ("user",)
+    return system, turns
+
+
+def _message(message: object, number: int, path: Path) -> tuple[str, str]:
+    """Role and text of one saved message."""
+    role = message.get("role") if isinstance(message, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise OptionError(f"{path}: message {number} needs a role and a content, both text")
+    return role, text
+
+
+def _dropped_text(count: int) -> str:
+    return f"the context is full: the {'oldest turn' if count == 1 else f'{count} oldest turns'} dropped"
