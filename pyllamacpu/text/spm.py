@@ -1,0 +1,220 @@
+"""SentencePiece BPE (`tokenizer.ggml.model = llama`): the tokenizers of Llama 1 and 2, Code Llama and their relatives.
+
+The model that the GGUF file was made from is rebuilt as a `sentencepiece` ModelProto and run by that library, so ids are
+the original's. The proto is written here, field by field (sentencepiece_model.proto, protobuf wire format), because the
+protobuf package is not a dependency of sentencepiece.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import sentencepiece
+
+from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.vocab import TokenType, Vocabulary, flag, number_list, string_list
+
+SPACE = "▁"  # how the vocabulary writes a space
+BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
+INVALID_UTF8 = re.compile("[\udc80-\udcff]+")
+VARINT, LENGTH, FIXED32 = 0, 2, 5
+BPE_MODEL = 2
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*out, value))
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3 | VARINT) + _varint(value)
+
+
+def _message(field: int, data: bytes) -> bytes:
+    return _varint(field << 3 | LENGTH) + _varint(len(data)) + data
+
+
+def model_proto(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    byte_fallback: bool,
+    charsmap: bytes = b"",
+) -> bytes:
+    """A serialized ModelProto: a BPE model over these pieces that leaves whitespace as it is and adds no prefix."""
+    out = bytearray()
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        out += _message(
+            1,
+            _message(1, piece.encode("utf-8"))
+            + _varint(2 << 3 | FIXED32)
+            + struct.pack("<f", score)
+            + _number(3, int(kind)),
+        )
+    trainer = _number(3, BPE_MODEL) + _number(4, len(pieces)) + _number(35, int(byte_fallback))
+    trainer += _number(40, types.index(TokenType.UNKNOWN))
+    normalizer = (
+        _message(1, b"identity") + _message(2, charsmap) + _number(3, 0) + _number(4, 0) + _number(5, 1)
+    )  # add_dummy_prefix and remove_extra_whitespaces off, escape_whitespaces on
+    return bytes(out) + _message(2, trainer) + _message(3, normalizer)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """`kind` llama. A space goes before the text, and again before text that follows a control token, if the file's
+    `add_space_prefix` says so (its default): what llama.cpp and Hugging Face's `legacy` Llama tokenizer do, and what
+    Meta's code does by encoding each turn by itself. No space is added after user-defined tokens, as in sentencepiece.
+    """
+
+    kind = "llama"
+
+    def __init__(self, vocab: Vocabulary, metadata: Mapping[str, Any]) -> None:
+        super().__init__(vocab, metadata, add_bos=True)
+        self.pre = metadata.get("tokenizer.ggml.pre")
+        self.add_space_prefix = flag(metadata, "add_space_prefix", True)
+        self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False)
+        self._charsmap = _bytes_of(metadata.get("tokenizer.ggml.precompiled_charsmap"))
+        self._type_byte_pieces()
+        self._byte_ids = self._find_bytes()
+        self._scores = self._read_scores(metadata)
+
+    def _type_byte_pieces(self) -> None:
+        """Some converters lost the types: without any byte token, normal pieces spelled <0xAB> are the bytes."""
+        types = self.vocab.types
+        if TokenType.BYTE not in types:
+            for piece, token in self.vocab.ids.items():
+                if types[token] == TokenType.NORMAL and BYTE_PIECE.match(piece):
+                    types[token] = int(TokenType.BYTE)
+
+    def _find_bytes(self) -> dict[int, int]:
+        """Byte → id of its token."""
+        found = {}
+        for piece, token in self.vocab.of_type(TokenType.BYTE).items():
+            match = BYTE_PIECE.match(piece)
+            if match is None:
+                raise TokenizerError(
+                    f"{self.vocab.path}: token {token} is typed as a byte but spelled {piece!r}; convert the model again"
+                )
+            found[int(match.group(1), 16)] = token
+        return found
+
+    def _read_scores(self, metadata: Mapping[str, Any]) -> list[float]:
+        """Scores, higher merges first. Where the file's say nothing, they are rebuilt from the merges or the ids."""
+        path, n = self.vocab.path, self.n_vocab
+        scores = number_list(metadata, "tokenizer.ggml.scores", n, path)
+        normal = [i for i, kind in enumerate(self.vocab.types) if kind == TokenType.NORMAL]
+        if scores is not None:
+            if any(score != score for score in scores):
+                raise TokenizerError(f"{path}: tokenizer.ggml.scores holds a value that is no number")
+            if len(normal) < 2 or len({scores[i] for i in normal}) > 1:
+                return [float(score) for score in scores]
+        key = "tokenizer.ggml.merges"
+        rebuilt = [-float(i) for i in range(n)]
+        if key in metadata:
+            for rank, merge in enumerate(string_list(metadata[key], key, path)):
+                token = self.vocab.ids.get(merge.replace(" ", "", 1))
+                if token is not None:
+                    rebuilt[token] = max(rebuilt[token], -float(rank)) if rebuilt[token] > -rank else -float(rank)
+            return rebuilt
+        self.warnings.append(
+            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used instead, as in "
+            "SentencePiece's own models. Convert the model again if words come out in odd pieces"
+        )
+        return rebuilt
+
+    @cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        types = [int(kind) if kind != TokenType.UNDEFINED else int(TokenType.UNUSED) for kind in self.vocab.types]
+        pieces, scores = list(self.vocab.pieces), self._scores
+        unknown = [i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN]
+        for extra in unknown[1:]:
+            types[extra] = int(TokenType.CONTROL)
+        if not unknown:  # the library insists on one; this id is past the vocabulary and is replaced after encoding
+            pieces, scores, types = [*pieces, "\x00unknown"], [*scores, 0.0], [*types, int(TokenType.UNKNOWN)]
+        for i, kind in enumerate(types):
+            if kind == TokenType.USER_DEFINED:
+                pieces[i] = pieces[i].replace(" ", SPACE)
+        fallback = len(self._byte_ids) == 256
+        if not fallback:
+            types = [int(TokenType.CONTROL) if kind == TokenType.BYTE else kind for kind in types]
+        try:
+            proto = model_proto(_unique(pieces), scores, types, fallback, self._charsmap)
+            return sentencepiece.SentencePieceProcessor(model_proto=proto)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise TokenizerError(f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}") from error
+
+    def _presplit_tokens(self) -> dict[str, int]:
+        return {}  # sentencepiece finds user-defined tokens itself
+
+    def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
+        spelled = text.decode("utf-8", "surrogateescape")
+        if self._strip_spaces:
+            spelled = re.sub(" +", " ", spelled.strip(" "))
+        if self.add_space_prefix and follows_special and spelled:
+            spelled = f" {spelled}"
+        ids: list[int] = []
+        end = 0
+        for invalid in INVALID_UTF8.finditer(spelled):
+            ids += self._encode_valid(spelled[end : invalid.start()])
+            ids += (self._byte_id(ord(byte) - 0xDC00) for byte in invalid.group())
+            end = invalid.end()
+        return ids + self._encode_valid(spelled[end:])
+
+    def _encode_valid(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids: list[int] = self._processor.encode(text)
+        if TokenType.UNKNOWN not in self.vocab.types and max(ids, default=0) >= self.n_vocab:
+            ids = [self._unknown_id() if token >= self.n_vocab else token for token in ids]
+        return ids
+
+    def _byte_id(self, byte: int) -> int:
+        token = self._byte_ids.get(byte)
+        return self._unknown_id() if token is None else token
+
+    def _unknown_id(self) -> int:
+        if self.unk is None:
+            raise TokenizerError(
+                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither byte tokens "
+                "nor an unknown token to stand for it"
+            )
+        return self.unk
+
+    def _piece_bytes(self, token: int) -> bytes:
+        piece = self.vocab.pieces[token]
+        if self.vocab.types[token] == TokenType.BYTE:
+            return bytes((int(piece[3:5], 16),))
+        return piece.replace(SPACE, " ").encode("utf-8", "surrogateescape")
+
+    @property
+    def strips_leading_space(self) -> bool:
+        return self.add_space_prefix
+
+    @cached_property
+    def nl(self) -> int | None:
+        return self._byte_ids.get(0x0A, self.vocab.ids.get("\n"))
+
+
+def _bytes_of(value: Any) -> bytes:
+    if value is None:
+        return b""
+    return bytes(value) if isinstance(value, bytes | bytearray) else bytes(int(b) & 0xFF for b in value)
+
+
+def _unique(pieces: Sequence[str]) -> list[str]:
+    """Pieces with repeats (which writing spaces as ▁ can make) renamed: the first keeps its name."""
+    seen: set[str] = set()
+    out = []
+    for i, piece in enumerate(pieces):
+        if piece in seen:
+            piece = f"{piece}\x00{i}"
+        seen.add(piece)
+        out.append(piece)
+    return out
