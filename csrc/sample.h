@@ -84,6 +84,7 @@ int pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending);
 int pl_sort_reserve(pl_sort_space *s, size_t n);
 uint32_t pl_order_key(float x);
 double pl_row_exp_sum(const float *x, int32_t n, float max);
+float pl_list_max(const pl_list *l);
 double pl_list_softmax(pl_list *l);
 
 /* sample_steps.c: each takes the sampler after the chain so far */

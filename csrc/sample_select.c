@@ -9,7 +9,7 @@
 
 #include "sample.h"
 
-enum { LANES = 16, EXP_BLOCK = 256, INSERTION_MAX = 96, RADIX = 256 };
+enum { EXP_BLOCK = 256, INSERTION_MAX = 96, RADIX = 256 };
 
 int pl_candidates_init(pl_candidates *c, int32_t n_vocab) {
     memset(c, 0, sizeof *c);
@@ -50,35 +50,39 @@ int pl_make_writable(pl_candidates *c) {
     return PL_OK;
 }
 
-/* The maximum of n <= 64 logits; *bad becomes nonzero if one is NaN. The lanes are for the compiler's vectors. */
-static float block_max(const float *x, int32_t n, uint32_t *bad) {
-    float lane[LANES];
-    uint32_t nan[LANES] = {0};
-    for (int j = 0; j < LANES; j++) lane[j] = -INFINITY;
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            float v = x[i + j];
-            lane[j] = v > lane[j] ? v : lane[j];
-            nan[j] |= v != v ? 1u : 0u;
-        }
+/* Signed integers in the order of the floats (NaN above +inf or below -inf). Their maxima vectorise, which those of
+ * floats do not while NaN is allowed. */
+static inline int32_t signed_key(float x) {
+    int32_t i;
+    memcpy(&i, &x, 4);
+    return i ^ ((i >> 31) & 0x7fffffff);
+}
+
+static inline int32_t is_nan(float x) {
+    int32_t i;
+    memcpy(&i, &x, 4);
+    return (i & 0x7fffffff) > 0x7f800000;
+}
+
+/* The maximum of n logits; *bad becomes nonzero if one is NaN. */
+static inline float block_max(const float *x, int32_t n, int32_t *bad) {
+    int32_t key = INT32_MIN, nan = 0;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t k = signed_key(x[i]);
+        key = k > key ? k : key;
+        nan |= is_nan(x[i]);
     }
-    for (; i < n; i++) {
-        lane[i % LANES] = x[i] > lane[i % LANES] ? x[i] : lane[i % LANES];
-        nan[0] |= x[i] != x[i] ? 1u : 0u;
-    }
-    for (int j = 1; j < LANES; j++) {
-        lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
-        nan[0] |= nan[j];
-    }
-    *bad |= nan[0];
-    return lane[0];
+    *bad |= nan;
+    key ^= (key >> 31) & 0x7fffffff;
+    float max;
+    memcpy(&max, &key, 4);
+    return max;
 }
 
 /* Block maxima and the row's maximum; refuses rows that cannot be sampled. */
 int pl_scan(pl_candidates *c) {
     if (c->scanned) return PL_OK;
-    uint32_t bad = 0;
+    int32_t bad = 0;
     float max = -INFINITY;
     for (int32_t b = 0; b < c->n_blocks; b++) {
         int32_t from = b * PL_SAMPLE_BLOCK, left = c->n - from;
@@ -291,10 +295,9 @@ int pl_sort_list(pl_candidates *c) {
  * a form that compilers vectorise. Cody-Waite reduction and a minimax polynomial (as in Cephes' expf). */
 static inline float exp_nonpositive(float x) {
     const float round_magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    float y = x < -87.0f ? -87.0f : x;
-    float shifted = y * 1.44269504f + round_magic;
+    float shifted = x * 1.44269504f + round_magic;
     float k = shifted - round_magic;
-    float r = (y - k * 0.693359375f) - k * -2.12194440e-4f;
+    float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
     float poly = 1.9875691500e-4f;
     poly = poly * r + 1.3981999507e-3f;
     poly = poly * r + 8.3334519073e-3f;
@@ -302,12 +305,18 @@ static inline float exp_nonpositive(float x) {
     poly = poly * r + 1.6666665459e-1f;
     poly = poly * r + 5.0000001201e-1f;
     poly = poly * r * r + r + 1.0f;
-    uint32_t bits;
+    int32_t in_range, bits;
+    memcpy(&in_range, &x, 4);
+    in_range = -((in_range & 0x7fffffff) <= 0x42ae0000); /* |x| <= 87; a mask, since a branch would not vectorise */
     memcpy(&bits, &shifted, 4);
-    bits = (bits << 23) + 0x3f800000u;
+    bits = (int32_t)(((uint32_t)bits << 23) + 0x3f800000u);
     float scale;
     memcpy(&scale, &bits, 4);
-    return x < -87.0f ? 0.0f : poly * scale;
+    float e = poly * scale;
+    memcpy(&bits, &e, 4);
+    bits &= in_range;
+    memcpy(&e, &bits, 4);
+    return e;
 }
 
 static void exp_row(const float *x, int32_t n, float max, float *out) {
@@ -335,12 +344,15 @@ double pl_row_exp_sum(const float *x, int32_t n, float max) {
     return sum;
 }
 
+/* The largest logit of a list that is not empty. */
+float pl_list_max(const pl_list *l) {
+    int32_t bad = 0;
+    return l->sorted ? l->logit[0] : block_max(l->logit, l->n, &bad);
+}
+
 /* Fills p with e^(logit - max), not normalised, for a list that is not empty -> their sum. */
 double pl_list_softmax(pl_list *l) {
-    float max = l->logit[0];
-    if (!l->sorted)
-        for (int32_t i = 1; i < l->n; i++) max = l->logit[i] > max ? l->logit[i] : max;
-    exp_row(l->logit, l->n, max, l->p);
+    exp_row(l->logit, l->n, pl_list_max(l), l->p);
     return sum_row(l->p, l->n);
 }
 

@@ -83,10 +83,7 @@ static int step_min_p(pl_sampler *s) {
         return pl_keep_top(c, s->o.min_keep);
     }
     pl_list *l = &c->list;
-    float max = l->logit[0];
-    if (!l->sorted)
-        for (int32_t i = 1; i < l->n; i++) max = l->logit[i] > max ? l->logit[i] : max;
-    double threshold = (double)max + log(s->o.min_p);
+    double threshold = (double)pl_list_max(l) + log(s->o.min_p);
     if (count_from(l, threshold) >= s->o.min_keep) return pl_keep_from(c, threshold);
     return pl_keep_top(c, s->o.min_keep);
 }
@@ -115,14 +112,12 @@ static int step_top_n_sigma(pl_sampler *s) {
     return pl_keep_from(c, (double)max - s->o.top_n_sigma * sqrt(squares / finite));
 }
 
-/* -sum p ln p over the list, whose p must be fresh from pl_list_softmax with the given sum. */
+/* -sum p ln p over the list, whose p must be fresh from pl_list_softmax with the given sum; as ln p = logit - max -
+ * ln sum, no logarithm per token is needed. */
 static double entropy(const pl_list *l, double sum) {
-    double h = 0;
-    for (int32_t i = 0; i < l->n; i++) {
-        double p = (double)l->p[i] / sum;
-        if (p > 0.0) h -= p * log(p);
-    }
-    return h;
+    double weighted = 0, max = (double)pl_list_max(l);
+    for (int32_t i = 0; i < l->n; i++) weighted += l->p[i] > 0.0f ? (double)l->p[i] * ((double)l->logit[i] - max) : 0.0;
+    return log(sum) - weighted / sum;
 }
 
 /* How many of the tokens in `order` (their list positions in the low 32 bits) it takes to exceed `mass`. */
