@@ -1,7 +1,7 @@
 """The starter model, SmolLM2-135M-Instruct in Q4_1, against its weights in float32, by transformers.
 
-The fixture is made by tools/make_smollm2_fixtures.py. Our matrices read 8-bit activations, so numbers differ a
-little: the fixture also says by how much they move in a simulation of that (int8 blocks of 32).
+The fixture is made by tools/make_smollm2_fixtures.py. Our matrices read 8-bit activations, so numbers differ
+a little: the fixture also says by how much they move in a simulation of that (int8 blocks of 32).
 """
 
 from __future__ import annotations

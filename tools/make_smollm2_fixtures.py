@@ -3,9 +3,9 @@
     python tools/make_smollm2_fixtures.py SmolLM2-135M-Instruct.Q4_1.gguf
 
 Needs torch, transformers, tokenizers and gguf; takes about a minute on two cores. Recorded are greedy
-continuations with the gap between the two best logits at each step, the perplexity of text.txt, the best logits
-after a 64-token prompt, and how each of these moves when the inputs of all matrices are rounded to 8-bit
-blocks of 32.
+continuations with the gap between the two best logits at each step, the perplexity of text.txt, the best
+logits after a 64-token prompt, and how each of these moves when the inputs of all matrices are rounded to
+8-bit blocks of 32.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from transformers import LlamaForCausalLM
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "smollm2"
 N_NEW, WINDOW, N_BEST = 40, 512, 100
 RULE = (
-    "The text's tokens, without BOS (tokenizer.ggml.add_bos_token is false), are cut into consecutive windows "
-    "of 512; a shorter rest is dropped. Each window is a fresh sequence. Its positions 256 to 510 are scored: "
-    "position i by -log softmax(logits[i])[token[i + 1]], which is 255 tokens a window. This is "
-    "llama-perplexity's rule."
+    "The text's tokens, without BOS (tokenizer.ggml.add_bos_token is false), are cut into consecutive "
+    "windows of 512; a shorter rest is dropped. Each window is a fresh sequence. Its positions 256 to 510 "
+    "are scored: position i by -log softmax(logits[i])[token[i + 1]], which is 255 tokens a window. "
+    "This is llama-perplexity's rule."
 )
 CHAT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -53,7 +53,7 @@ def logits_of(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
 
 @torch.no_grad()
 def greedy(model: LlamaForCausalLM, ids: list[int], stops: set[int]) -> tuple[list[int], list[float]]:
-    """Up to N_NEW token ids (an end token is kept, as the last), and each step's gap of the best two logits."""
+    """Up to N_NEW token ids (an end token is kept), and each step's gap of the best two logits."""
     new: list[int] = []
     gaps: list[float] = []
     cache, feed = None, ids
