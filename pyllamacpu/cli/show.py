@@ -1,0 +1,282 @@
+"""`pyllamacpu show`: what is in a model file, and the memory it will need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Container, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from pyllamacpu.errors import ModelError
+
+if TYPE_CHECKING:
+    from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.model.config import ModelConfig
+
+_SHOWN_ITEMS = 8  # of a long array
+_SHOWN_CHARACTERS = 200  # of a long string
+
+EPILOG = """\b
+Examples:
+  pyllamacpu show model.gguf
+  pyllamacpu show model.gguf --memory --type-k q8_0 --type-v q8_0
+  pyllamacpu show model.gguf --template
+  pyllamacpu show model.gguf --json | jq .types
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model", required=False)
+@click.option("--metadata", "sections", flag_value="metadata", help="Only the metadata.")
+@click.option("--tensors", "sections", flag_value="tensors", help="Only the tensors.")
+@click.option("--memory", "sections", flag_value="memory", help="Only the memory needed per context length.")
+@click.option("--template", "sections", flag_value="template", help="Only the chat template, as it is.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+@click.option("--full", is_flag=True, help="Long arrays and strings in full.")
+@click.option(
+    "-ctk", "--type-k", "--cache-type-k", default="f16", show_default=True, help="Type of cached keys."
+)
+@click.option(
+    "-ctv", "--type-v", "--cache-type-v", default="f16", show_default=True, help="Type of cached values."
+)
+def show(
+    model: str | None, sections: str | None, as_json: bool, full: bool, type_k: str, type_v: str
+) -> None:
+    """Show what is in MODEL: metadata, tensors, types, sizes, and the memory it needs.
+
+    MODEL is a file, a name from `pyllamacpu list` or hf.co/user/repo; the starter model if none is given.
+    """
+    from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.model.config import kv_type
+    from pyllamacpu.store.resolve import resolve_model
+
+    kv_type(type_k), kv_type(type_v)  # a wrong name is an error before anything is printed
+    with GGUFFile.open(resolve_model(model)) as file:
+        if sections == "template":
+            click.echo(_template(file))
+        elif as_json:
+            click.echo(json.dumps(_everything(file, full, type_k, type_v), indent=2))
+        else:
+            _print_sections(file, sections, full, type_k, type_v)
+
+
+def scratch_bytes(config: ModelConfig, n_ctx: int) -> int:
+    """Bytes of the engine's working memory beside weights and KV cache, for a context of `n_ctx` tokens."""
+    return 0
+
+
+def _template(file: GGUFFile) -> str:
+    template = file.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str):
+        raise ModelError(f"{file.paths[0]} has no chat template; `chat` takes one by name (--chat-template)")
+    return template
+
+
+def _facts(file: GGUFFile) -> dict[str, Any]:
+    n_elements = sum(info.n_elements for info in file.tensors.values())
+    n_bytes = sum(info.n_bytes for info in file.tensors.values())
+    return {
+        "path": str(file.paths[0]),
+        "parts": len(file.paths),
+        "bytes": file.n_bytes,
+        "version": file.version,
+        "byte_order": file.byteorder,
+        "metadata_keys": len(file.metadata),
+        "tensors": len(file.tensors),
+        "parameters": n_elements,
+        "tensor_bytes": n_bytes,
+        "bits_per_weight": round(8 * n_bytes / n_elements, 3) if n_elements else 0.0,
+    }
+
+
+def _types(file: GGUFFile) -> list[dict[str, Any]]:
+    """Totals per tensor type, the largest first."""
+    totals: dict[str, dict[str, Any]] = {}
+    for info in file.tensors.values():
+        row = totals.setdefault(
+            info.type.name, {"type": info.type.name, "tensors": 0, "parameters": 0, "bytes": 0}
+        )
+        row["tensors"] += 1
+        row["parameters"] += info.n_elements
+        row["bytes"] += info.n_bytes
+    return sorted(totals.values(), key=lambda row: -int(row["bytes"]))
+
+
+def _tensors(file: GGUFFile) -> list[dict[str, Any]]:
+    return [
+        {"name": info.name, "type": info.type.name, "shape": list(info.shape), "bytes": info.n_bytes}
+        for info in file.tensors.values()
+    ]
+
+
+def _memory(file: GGUFFile, type_k: str, type_v: str) -> list[dict[str, int]]:
+    """Bytes needed per context length. Raises ModelError when the file's architecture cannot be run."""
+    from pyllamacpu.model.config import ModelConfig
+
+    config = ModelConfig.from_metadata(file.metadata, file.tensors)
+    weights = sum(info.n_bytes for info in file.tensors.values())
+    per_token = config.kv_bytes_per_token(type_k, type_v)
+    rows = []
+    for n_ctx in _context_lengths(config.n_ctx_train):
+        kv, scratch = n_ctx * per_token, scratch_bytes(config, n_ctx)
+        rows.append(
+            {
+                "context": n_ctx,
+                "weights": weights,
+                "kv": kv,
+                "scratch": scratch,
+                "total": weights + kv + scratch,
+            }
+        )
+    return rows
+
+
+def _context_lengths(n_ctx_train: int) -> Iterator[int]:
+    """512, 1024, 2048 … and the training context itself."""
+    n_ctx = 512
+    while n_ctx < n_ctx_train:
+        yield n_ctx
+        n_ctx *= 2
+    yield n_ctx_train
+
+
+def _everything(file: GGUFFile, full: bool, type_k: str, type_v: str) -> dict[str, Any]:
+    try:
+        memory: list[dict[str, int]] | None = _memory(file, type_k, type_v)
+        note = None
+    except ModelError as error:
+        memory, note = None, str(error)
+    return {
+        "file": _facts(file),
+        "metadata": {key: _json_value(file.metadata[key], full) for key in file.metadata},
+        "tensors": _tensors(file),
+        "types": _types(file),
+        "memory": memory,
+        "memory_note": note,
+    }
+
+
+def _json_value(value: Any, full: bool) -> Any:
+    """The value for JSON; a long array becomes its length and first items unless `full`."""
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)  # JSON has no infinity and no NaN
+    if isinstance(value, (str, int, float)):
+        return value
+    items = value if full else islice(_head(value), _SHOWN_ITEMS)
+    plain = [_json_value(item.item() if hasattr(item, "item") else item, full) for item in items]
+    return plain if full or len(value) <= _SHOWN_ITEMS else {"length": len(value), "first": plain}
+
+
+def _head(value: Any) -> Any:
+    """The first items of an array, without decoding the rest of it."""
+    return value[:_SHOWN_ITEMS]
+
+
+def _text(value: Any, full: bool) -> str:
+    """The value on one line, with control characters escaped: a file must not steer the terminal."""
+    if isinstance(value, str):
+        cut = value if full or len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS]
+        return _printable(cut) + (f" … ({len(value)} characters)" if len(cut) < len(value) else "")
+    if isinstance(value, (bool, int)):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    items = value if full else _head(value)
+    shown = ", ".join(_text(item.item() if hasattr(item, "item") else item, full) for item in items)
+    return f"[{shown}]" if full or len(value) <= _SHOWN_ITEMS else f"[{shown}, … {len(value)} in all]"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _size(n_bytes: int) -> str:
+    value, unit = float(n_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{n_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _print_sections(file: GGUFFile, sections: str | None, full: bool, type_k: str, type_v: str) -> None:
+    if sections is None:
+        facts = _facts(file)
+        facts |= {key: _size(facts[key]) for key in ("bytes", "tensor_bytes")}
+        _print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
+    if sections in (None, "metadata"):
+        values = file.metadata
+        rows = [(_printable(key), values.describe(key), _text(values[key], full)) for key in values]
+        _print_table("Metadata", ("key", "type", "value"), rows)
+    if sections in (None, "tensors"):
+        _print_tensors(file)
+    if sections in (None, "memory"):
+        _print_memory(file, type_k, type_v, alone=sections is not None)
+
+
+def _print_tensors(file: GGUFFile) -> None:
+    tensors = [
+        (_printable(row["name"]), row["type"], " × ".join(map(str, row["shape"])), str(row["bytes"]))
+        for row in _tensors(file)
+    ]
+    _print_table("Tensors", ("name", "type", "shape", "bytes"), tensors, right=(3,))
+    types = [
+        (row["type"], str(row["tensors"]), str(row["parameters"]), _size(row["bytes"]))
+        for row in _types(file)
+    ]
+    _print_table("Types", ("type", "tensors", "parameters", "size"), types, right=(1, 2, 3))
+
+
+def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None:
+    try:
+        memory = _memory(file, type_k, type_v)
+    except ModelError as error:
+        if alone:
+            raise
+        click.echo(f"Memory: unknown, {_printable(str(error))}")
+        return
+    columns = ("weights", "kv", "scratch", "total")
+    rows = [(str(row["context"]), *(_size(row[key]) for key in columns)) for row in memory]
+    head = ("context", "weights", f"KV ({type_k}, {type_v})", "scratch", "total")
+    _print_table("Memory", head, rows, right=range(5))
+
+
+def _print_table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()
+) -> None:
+    """A table fitted to the terminal, or one line per row when the output is no terminal."""
+    if not sys.stdout.isatty():
+        _print_plain(title, head, rows, right)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", box=None, show_header=any(head), pad_edge=False)
+    for i, name in enumerate(head):
+        justify: Literal["left", "right"] = "right" if i in right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=i < len(head) - 1)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console()
+    console.print(table)
+    console.print()
+
+
+def _print_plain(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]
+) -> None:
+    shown = [*([head] if any(head) else []), *rows]
+    widths = [max((len(row[i]) for row in shown), default=0) for i in range(len(head))]
+    click.echo(title)
+    for row in shown:
+        cells = [
+            cell.rjust(width) if i in right else cell
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=False)]
+        click.echo("  ".join([*padded, cells[-1]]).rstrip())
+    click.echo()
