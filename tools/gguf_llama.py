@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -96,7 +97,7 @@ def decode(data: np.ndarray, qtype: QType) -> np.ndarray:
 
 def write_file(
     path: Path,
-    metadata: dict[str, object],
+    metadata: dict[str, Any],
     tensors: Iterable[tuple[str, np.ndarray, QType]],
     made_by: str,
 ) -> None:
@@ -121,7 +122,7 @@ def write_file(
     writer.close()
 
 
-def read_file(path: Path) -> tuple[dict[str, object], dict[str, np.ndarray]]:
+def read_file(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and all tensors as float32 in the file's own row order."""
     reader = gguf.GGUFReader(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}

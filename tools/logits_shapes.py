@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from gguf import GGMLQuantizationType as QType
 
@@ -25,7 +26,7 @@ class Shape:
     eps: float = 1e-5
     theta: float = 10000.0
     context: int = 2048
-    rope: dict[str, object] = field(default_factory=dict)  # Hugging Face's rope_parameters, without theta
+    rope: dict[str, Any] = field(default_factory=dict)  # Hugging Face's rope_parameters, without theta
     qtype: QType = QType.F32
     mixed: dict[str, QType] = field(default_factory=dict)  # tensor stem -> type, where it is not `qtype`
     leave_out: tuple[str, ...] = ()  # metadata keys that older converters did not write
@@ -36,7 +37,7 @@ class Shape:
         return self.head_dim or self.dim // self.n_heads
 
 
-def llama3(factor: float, original: int) -> dict[str, object]:
+def llama3(factor: float, original: int) -> dict[str, Any]:
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -46,7 +47,7 @@ def llama3(factor: float, original: int) -> dict[str, object]:
     }
 
 
-def yarn(factor: float, original: int, **more: float) -> dict[str, object]:
+def yarn(factor: float, original: int, **more: float) -> dict[str, Any]:
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **more}
 
 

@@ -34,7 +34,7 @@ class NumpyLlama:
     def __init__(self, path: Path, dtype: type = np.float64, block: int = 0) -> None:
         metadata, tensors = read_file(path)
         self.meta = {k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}
-        self.tensors = {name: t.astype(dtype) for name, t in tensors.items()}
+        self.tensors: dict[str, np.ndarray] = {name: t.astype(dtype) for name, t in tensors.items()}
         self.block = block
         self.n_heads = int(self.meta["attention.head_count"])
         self.n_kv = int(self.meta.get("attention.head_count_kv", self.n_heads))

@@ -7,7 +7,9 @@ undoing the order of q/k rows should not be the only witness.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from gguf_llama import hf_name, read_file, reorder_heads, to_halves
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -16,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 CONTROL = 3  # tokenizer.ggml.token_type of special tokens
 
 
-def build_model(metadata: dict[str, object], tensors: dict[str, object]) -> LlamaForCausalLM:
+def build_model(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> LlamaForCausalLM:
     """The dequantized weights in Hugging Face's row order; tied output."""
     meta = {k.removeprefix("llama."): v for k, v in metadata.items() if k.startswith("llama.")}
     heads, kv_heads = meta["attention.head_count"], meta["attention.head_count_kv"]
@@ -43,7 +45,7 @@ def build_model(metadata: dict[str, object], tensors: dict[str, object]) -> Llam
     return model
 
 
-def build_tokenizer(metadata: dict[str, object]) -> Tokenizer:
+def build_tokenizer(metadata: dict[str, Any]) -> Tokenizer:
     """Byte-level BPE; digits one by one before the GPT-2 pattern (`tokenizer.ggml.pre` = smollm)."""
     tokens = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
@@ -58,7 +60,7 @@ def build_tokenizer(metadata: dict[str, object]) -> Tokenizer:
     return tokenizer
 
 
-def load(path: Path) -> tuple[LlamaForCausalLM, Tokenizer, dict[str, object]]:
+def load(path: Path) -> tuple[LlamaForCausalLM, Tokenizer, dict[str, Any]]:
     metadata, tensors = read_file(path)
     return build_model(metadata, tensors), build_tokenizer(metadata), metadata
 
