@@ -11,7 +11,6 @@ import click
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
-    make_sampling,
     model_options,
     prompt_options,
     read_text,
@@ -25,6 +24,7 @@ from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu.cli.session import ChatSession
+    from pyllamacpu.engine.sampler_options import SamplingOptions
 
 
 @click.command()
@@ -53,11 +53,12 @@ def chat(context: click.Context, **parameters: Any) -> None:
       pyllamacpu chat -m model.gguf -sys "You are terse." --temp 0.5
       echo "What is the capital of France?" | pyllamacpu chat
     """
-    choice, sampling = ModelChoice.take(parameters), make_sampling(take_sampling(parameters))
+    choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
+    sampling = take_sampling(parameters)
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
     message = _first_message(parameters, interactive)
-    session = _session(choice, sampling, system, parameters)
+    session = _session(choice, sampling, ignore_eos, system, parameters)
     if interactive:
         context.exit(_converse(session, message, choice))
     assert message is not None
@@ -101,16 +102,20 @@ def _given(parameters: dict[str, Any]) -> bool:
 
 
 def _session(
-    choice: ModelChoice, sampling: Any, system: str | None, parameters: dict[str, Any]
+    choice: ModelChoice,
+    sampling: SamplingOptions,
+    ignore_eos: bool,
+    system: str | None,
+    parameters: dict[str, Any],
 ) -> ChatSession:
     """Load the model and begin a conversation with it."""
-    from pyllamacpu.cli.face import ChatEngine
+    from pyllamacpu.cli.face import ChatEngine, without_end
     from pyllamacpu.cli.session import ChatSession
 
-    limit = parameters["predict"]
+    engine, limit = ChatEngine(choice.load()), parameters["predict"]
     return ChatSession(
-        ChatEngine(choice.load()),
-        sampling,
+        engine,
+        without_end(sampling, engine.tokenizer) if ignore_eos else sampling,
         system=system,
         max_tokens=None if limit < 0 else limit,
         stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),

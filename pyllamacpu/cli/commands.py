@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.cli.options import FIELD_NAMES, unescape
+from pyllamacpu.cli.options import parse_bias, parse_breakers, unescape
 from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
+from pyllamacpu.engine.sampler_options import OPTION_ALIASES, samplers_from_letters
 from pyllamacpu.errors import OptionError
 
 HELP = """\
@@ -38,8 +39,6 @@ _AFTER_LOADING = {
     "ubatch_size",
     "model",
 }
-_NO = ("0", "false", "off", "no")
-_YES = ("1", "true", "on", "yes")
 
 
 @dataclass(frozen=True)
@@ -147,36 +146,42 @@ def _set(session: ChatSession, rest: str, on_prompt: OnPrompt | None) -> Reply:
 
 
 def set_value(session: ChatSession, name: str, value: str) -> str:
-    """Change one setting by its option name or field name; what was set. Raises OptionError."""
+    """Change one setting by any of its names; what was set, and what has no effect. Raises OptionError."""
     key = name.lower().lstrip("-").replace("-", "_")
     if key in _LENGTH_NAMES:
-        number = int(_number(name, value, int))
-        session.max_tokens = None if number < 0 else number
-        return f"{name} = {number}"
+        session.max_tokens = _length(name, value)
+        return f"{name} = {value}"
     if key in _AFTER_LOADING:
         raise OptionError(f"{name} cannot change while the model is loaded: start again with that option")
-    known = {field.name: getattr(session.options, field.name) for field in fields(session.options)}
-    target = FIELD_NAMES.get(key, key)
-    if target not in known or not isinstance(known[target], int | float | bool):
-        near = difflib.get_close_matches(key, [*FIELD_NAMES, *known, *_LENGTH_NAMES], 1)
-        raise OptionError(
-            f"there is no setting {name}; {f'did you mean {near[0]}?' if near else '/set lists them'}"
-        )
-    new = _number(name, value, type(known[target]))
-    session.options = replace(session.options, **{target: new})
-    return f"{name} = {new}"
+    field = OPTION_ALIASES.get(key, key)
+    known = [other.name for other in fields(session.options)]
+    if field not in known:
+        near = difflib.get_close_matches(key, [*known, *OPTION_ALIASES, *_LENGTH_NAMES], 1)
+        hint = f"did you mean {near[0]}?" if near else "/set lists them"
+        raise OptionError(f"there is no setting {name}; {hint}")
+    session.options = replace(session.options, **{field: _setting(key, value)})
+    said = f"{field} = {getattr(session.options, field)}"
+    return "\n".join([said, *(text for text in session.options.warnings() if field in text)])
 
 
-def _number(name: str, value: str, kind: type) -> float | int | bool:
-    """`value` as a bool, int or float; OptionError otherwise."""
-    if kind is bool:
-        if value.lower() not in _YES + _NO:
-            raise OptionError(f"{name} is on or off, not {value}")
-        return value.lower() in _YES
+def _length(name: str, value: str) -> int | None:
+    """The number of tokens that an answer may have; None for a negative number."""
     try:
-        return int(value) if kind is int else float(value)
+        number = int(value)
     except ValueError:
-        raise OptionError(f"{name} is a {'whole ' if kind is int else ''}number, not {value}") from None
+        raise OptionError(f"{name} is a whole number, not {value}") from None
+    return number if number >= 0 else None
+
+
+def _setting(key: str, value: str) -> Any:
+    """The value of a setting that is no plain number; numbers are checked by SamplingOptions itself."""
+    if key in ("sampling_seq", "sampler_seq"):
+        return samplers_from_letters(value)
+    if key == "logit_bias":
+        return [parse_bias(text) for text in value.split() if text != "none"]
+    if key in ("dry_sequence_breakers", "dry_sequence_breaker"):
+        return parse_breakers(shlex.split(value))
+    return value
 
 
 def _settings(session: ChatSession) -> str:

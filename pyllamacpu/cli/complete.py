@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.face import tokenizer_of, without_end
 from pyllamacpu.cli.options import (
     ModelChoice,
-    make_sampling,
     model_options,
     prompt_options,
     read_bytes,
@@ -45,11 +45,14 @@ def complete(**parameters: Any) -> None:
       pyllamacpu complete -p "The capital of France is" -n 40 --temp 0
       pyllamacpu complete -m model.gguf -f story.txt -n 200 --no-display-prompt
     """
-    choice, sampling = ModelChoice.take(parameters), make_sampling(take_sampling(parameters))
+    choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
+    sampling = take_sampling(parameters)
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
     if not prompt:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")
     llm = choice.load()
+    if ignore_eos:
+        sampling = without_end(sampling, tokenizer_of(llm))
     _continue(llm, prompt, sampling, parameters, perf=choice.verbose or parameters["perf"])
 
 
@@ -78,7 +81,6 @@ def _continue(
 ) -> None:
     """Print the prompt and its continuation as it comes."""
     from pyllamacpu.cli.commands import usage_text
-    from pyllamacpu.cli.face import tokenizer_of
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.session import Usage
 

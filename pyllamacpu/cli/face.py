@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from pyllamacpu.errors import ModelError
 if TYPE_CHECKING:
     from pyllamacpu import Llama
     from pyllamacpu.cli.session import OnPrompt
+    from pyllamacpu.engine.sampler_options import SamplingOptions
     from pyllamacpu.text import Tokenizer
 
 
@@ -22,6 +25,13 @@ def tokenizer_of(llm: Llama) -> Tokenizer:
             f"{llm.model_path}: this file has no tokenizer, so it can only be used with token ids in Python"
         )
     return tokenizer
+
+
+def without_end(options: SamplingOptions, tokenizer: Tokenizer) -> SamplingOptions:
+    """`options` that never choose a token which ends the text, as llama-cli's --ignore-eos does it."""
+    return replace(
+        options, logit_bias=[*options.logit_bias, *((token, -math.inf) for token in tokenizer.eog)]
+    )
 
 
 class ChatEngine:

@@ -1,6 +1,6 @@
 """The command `pyllamacpu`: its subcommands, and what becomes of errors.
 
-Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted, 141 nobody reads our output.
+Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted, 141 output unread.
 """
 
 from __future__ import annotations
@@ -105,9 +105,11 @@ def _run(args: Sequence[str] | None) -> int:
         return result if isinstance(result, int) else 0
     except click.Abort:
         return _INTERRUPTED
+    except click.UsageError as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        return _fail(error.format_message() + where, error.exit_code)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
     except PyllamacpuError as error:
         return _fail(str(error))
     except BrokenPipeError:
@@ -118,7 +120,7 @@ def _run(args: Sequence[str] | None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def _fail(text: str) -> int:
-    """Print `text` as one line on stderr; the exit code of an error."""
+def _fail(text: str, code: int = 1) -> int:
+    """Print `text` as one line on stderr; the exit code."""
     click.echo("error: " + " ".join(text.split()), err=True)
-    return 1
+    return code

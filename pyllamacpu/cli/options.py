@@ -1,6 +1,6 @@
 """The options that several commands share, with llama-cli's names and short flags.
 
-Click takes short flags of several letters (`-ctk`) as they are: it tries the whole word, then its first letter.
+Click takes short flags of several letters (`-ctk`) as they are: it tries the word, then its first letter.
 """
 
 from __future__ import annotations
@@ -8,35 +8,22 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyllamacpu.engine.sampler_options import SamplingOptions  # imports nothing heavy, as sampler.py does
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
-    from pyllamacpu.engine.sampler import SamplingOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-SAMPLER_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-}
-"""The letters of --sampling-seq; the same as llama-cli's."""
-
 _BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -95,7 +82,7 @@ prompt_options = options(
         "-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from this file (- is stdin)."
     ),
     click.option(
-        "-e/--no-escape",
+        "-e/ ",
         "--escape/--no-escape",
         default=None,
         help=r"Read \n, \t, \\, \" and \xHH as the characters they stand for (on for -p, off for -f).",
@@ -111,86 +98,58 @@ prompt_options = options(
     click.option("-r", "--reverse-prompt", multiple=True, help="Stop at this text (can be repeated)."),
 )
 
-# Option, the field of SamplingOptions that it sets, type, help. The defaults are the engine's own.
+# Flags, the field of SamplingOptions that they set, type, and help. Defaults are added from that class.
 _SAMPLING: tuple[tuple[tuple[str, ...], str, Any, str], ...] = (
     (("-s", "--seed"), "seed", int, "Seed; -1 is a new one each time."),
-    (("--temp", "--temperature"), "temp", float, "Temperature; 0 takes the likeliest token. [0.8]"),
-    (("--top-k",), "top_k", int, "Keep the k likeliest tokens; 0 is all. [40]"),
-    (("--top-p",), "top_p", float, "Keep the likeliest tokens up to this probability. [0.95]"),
-    (("--min-p",), "min_p", float, "Drop tokens below this share of the likeliest. [0.05]"),
-    (("--typical", "--typical-p"), "typ_p", float, "Locally typical sampling; 1 is off. [1]"),
-    (
-        ("--top-nsigma", "--top-n-sigma"),
-        "top_n_sigma",
-        float,
-        "Keep logits within n standard deviations; -1 is off. [-1]",
-    ),
-    (("--xtc-probability",), "xtc_probability", float, "Chance of dropping the top choices. [0]"),
-    (("--xtc-threshold",), "xtc_threshold", float, "Probability from which a choice can be dropped. [0.1]"),
-    (
-        ("--repeat-last-n",),
-        "penalty_last_n",
-        int,
-        "Tokens looked back at for penalties; 0 is off, -1 the context. [64]",
-    ),
-    (("--repeat-penalty",), "penalty_repeat", float, "Penalty for repeated tokens; 1 is off. [1]"),
-    (("--presence-penalty",), "penalty_present", float, "Penalty for tokens seen at all. [0]"),
-    (("--frequency-penalty",), "penalty_freq", float, "Penalty for each time a token was seen. [0]"),
-    (
-        ("--dry-multiplier",),
-        "dry_multiplier",
-        float,
-        "Strength of DRY (against repeated runs); 0 is off. [0]",
-    ),
-    (("--dry-base",), "dry_base", float, "Growth of DRY with the length of a run. [1.75]"),
-    (("--dry-allowed-length",), "dry_allowed_length", int, "Length of a run that DRY lets pass. [2]"),
-    (
-        ("--dry-penalty-last-n",),
-        "dry_penalty_last_n",
-        int,
-        "Tokens looked back at for DRY; -1 is the context. [-1]",
-    ),
-    (
-        ("--dynatemp-range",),
-        "dynatemp_range",
-        float,
-        "Temperature varies by this much with the entropy; 0 is off. [0]",
-    ),
-    (("--dynatemp-exp",), "dynatemp_exponent", float, "Exponent of the dynamic temperature. [1]"),
-    (("--mirostat",), "mirostat", int, "Mirostat 1 or 2; 0 is off. [0]"),
-    (("--mirostat-lr",), "mirostat_eta", float, "Learning rate of mirostat. [0.1]"),
-    (("--mirostat-ent",), "mirostat_tau", float, "Target entropy of mirostat. [5]"),
+    (("--temp", "--temperature"), "temperature", float, "Temperature; 0 takes the likeliest token."),
+    (("--top-k",), "top_k", int, "Keep the k likeliest tokens; 0 is all."),
+    (("--top-p",), "top_p", float, "Keep the likeliest tokens up to this probability."),
+    (("--min-p",), "min_p", float, "Drop tokens below this share of the likeliest."),
+    (("--typical", "--typical-p"), "typical_p", float, "Locally typical sampling; 1 is off."),
+    (("--top-nsigma", "--top-n-sigma"), "top_n_sigma", float, "Logits within n deviations; -1 is off."),
+    (("--xtc-probability",), "xtc_probability", float, "Chance of dropping the top choices."),
+    (("--xtc-threshold",), "xtc_threshold", float, "Probability from which a choice can be dropped."),
+    (("--repeat-last-n",), "repeat_last_n", int, "Tokens that penalties look back on; -1 is all."),
+    (("--repeat-penalty",), "repeat_penalty", float, "Penalty for repeated tokens; 1 is off."),
+    (("--presence-penalty",), "presence_penalty", float, "Penalty for tokens seen at all."),
+    (("--frequency-penalty",), "frequency_penalty", float, "Penalty for each time a token was seen."),
+    (("--dry-multiplier",), "dry_multiplier", float, "Strength of DRY, against repeated runs; 0 is off."),
+    (("--dry-base",), "dry_base", float, "Growth of DRY with the length of a run."),
+    (("--dry-allowed-length",), "dry_allowed_length", int, "Length of a run that DRY lets pass."),
+    (("--dry-penalty-last-n",), "dry_penalty_last_n", int, "Tokens that DRY looks back on; -1 is all."),
+    (("--dynatemp-range",), "dynatemp_range", float, "Temperature varies this much with entropy; 0 is off."),
+    (("--dynatemp-exp",), "dynatemp_exponent", float, "Exponent of the dynamic temperature."),
+    (("--mirostat",), "mirostat", int, "Mirostat 1 or 2; 0 is off."),
+    (("--mirostat-lr",), "mirostat_eta", float, "Learning rate of mirostat."),
+    (("--mirostat-ent",), "mirostat_tau", float, "Target entropy of mirostat."),
+    (("--adaptive-target",), "adaptive_target", float, "Probability that adaptive-p aims at; -1 is off."),
+    (("--adaptive-decay",), "adaptive_decay", float, "Memory of adaptive-p."),
 )
+_DEFAULTS = {field.name: field.default for field in fields(SamplingOptions)}
 
-FIELD_NAMES: dict[str, str] = {
-    flag.removeprefix("--").replace("-", "_"): field
-    for flags, field, _, _ in _SAMPLING
-    for flag in flags
-    if flag.startswith("--")
-}
-"""From an option's name, as in `/set temperature 0.5`, to the field of SamplingOptions."""
+
+def _sampling_option(flags: Sequence[str], field: str, kind: Any, text: str) -> Decorator[Any]:
+    """One option of `_SAMPLING`, which is None when it is not given."""
+    return click.option(*flags, field, type=kind, metavar="N", help=f"{text}  [default: {_DEFAULTS[field]}]")
+
 
 sampling_options = options(
-    *(
-        click.option(*flags, field, type=kind, default=None, help=text, metavar="N")
-        for flags, field, kind, text in _SAMPLING
-    ),
+    *(_sampling_option(*row) for row in _SAMPLING),
     click.option(
         "--dry-sequence-breaker",
         multiple=True,
-        help='Text that ends a run for DRY; "none" is no such text (can be repeated).',
+        metavar="TEXT",
+        help='Text that ends a run for DRY, "none" for no such text (can be repeated).',
     ),
     click.option("--samplers", metavar="NAMES", help="The samplers in their order, separated by ;"),
-    click.option(
-        "--sampling-seq", "--sampler-seq", metavar="LETTERS", help="The samplers in short, such as edskypmxt."
-    ),
+    click.option("--sampling-seq", "--sampler-seq", metavar="LETTERS", help="The samplers, as edskypmxt."),
     click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token."),
     click.option(
         "-l",
         "--logit-bias",
         multiple=True,
         metavar="TOKEN+BIAS",
-        help="Make a token id likelier (15043+1) or rarer (15043-1, 15043-inf).",
+        help="Make a token id likelier (15043+1) or rarer (15043-1, 15043-inf); can be repeated.",
     ),
 )
 
@@ -248,41 +207,31 @@ def template_arguments(given: str | None) -> dict[str, str]:
     return {"chat_format": given}
 
 
-def take_sampling(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Remove the sampling options from a command's parameters; those given, by field of SamplingOptions."""
-    fields = [field for _, field, _, _ in _SAMPLING]
-    values = {field: value for field in fields if (value := parameters.pop(field)) is not None}
-    breakers = parameters.pop("dry_sequence_breaker")
-    if breakers:
-        values["dry_sequence_breakers"] = (
-            () if "none" in breakers else tuple(unescape(text) for text in breakers)
+def take_sampling(parameters: dict[str, Any]) -> SamplingOptions:
+    """Remove the sampling options from a command's parameters, and make the engine's options from those given.
+
+    Options without effect are said on stderr. Raises click.UsageError for a bad value.
+    """
+    names = [field for _, field, _, _ in _SAMPLING] + ["samplers", "sampling_seq"]
+    values = {name: value for name in names if (value := parameters.pop(name)) is not None}
+    breakers, biases = parameters.pop("dry_sequence_breaker"), parameters.pop("logit_bias")
+    try:
+        if breakers:
+            values["dry_sequence_breakers"] = parse_breakers(breakers)
+        options = SamplingOptions.from_mapping(
+            {**values, "logit_bias": [parse_bias(text) for text in biases]}
         )
-    names, letters = parameters.pop("samplers"), parameters.pop("sampling_seq")
-    if names is not None:
-        values["samplers"] = tuple(name.strip() for name in names.split(";") if name.strip())
-    elif letters is not None:
-        values["samplers"] = samplers_from_letters(letters)
-    if biases := parameters.pop("logit_bias"):
-        values["logit_bias"] = dict(parse_bias(text) for text in biases)
-    if parameters.pop("ignore_eos"):
-        values["ignore_eos"] = True
-    return values
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
+    for warning in options.warnings():
+        click.echo(f"warning: {warning}", err=True)
+    return options
 
 
-def make_sampling(values: dict[str, Any]) -> SamplingOptions:
-    """The engine's options from the ones given. Raises OptionError for a value out of range."""
-    from pyllamacpu.engine.sampler import SamplingOptions
-
-    return SamplingOptions(**values)
-
-
-def samplers_from_letters(letters: str) -> tuple[str, ...]:
-    """The samplers of --sampling-seq, in order."""
-    unknown = sorted(set(letters) - set(SAMPLER_LETTERS))
-    if unknown:
-        known = ", ".join(f"{letter} {name}" for letter, name in SAMPLER_LETTERS.items())
-        raise OptionError(f"--sampling-seq {letters}: unknown {''.join(unknown)}; there are {known}")
-    return tuple(SAMPLER_LETTERS[letter] for letter in letters)
+def parse_breakers(given: Sequence[str]) -> tuple[str, ...]:
+    """The texts of --dry-sequence-breaker; "none" clears those before it, as in llama-cli."""
+    last_none = max((place for place, text in enumerate(given) if text == "none"), default=-1)
+    return tuple(unescape(text) for text in given[last_none + 1 :])
 
 
 def parse_bias(text: str) -> tuple[int, float]:
