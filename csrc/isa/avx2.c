@@ -1,0 +1,25 @@
+/* The tier avx2 (AVX2, FMA, F16C): dot products by vpmaddubsw and vpmaddwd. */
+#include "isa.h"
+
+#if PL_X86
+PL_TARGET_BEGIN("avx2,fma,f16c")
+
+#define TIER avx2
+#define S_BIAS 0
+
+#include "x86_256.h"
+
+/* w: codes in [0, 63]; two products are at most 2 * 63 * 127 and never saturate int16. */
+PL_INLINE vi vi_dot_u(vi acc, vi w, vi a)
+{
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+}
+/* w: int8. |w| times the activation with w's sign: at most 2 * 128 * 127, below 32768. */
+PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return vi_dot_u(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w)); }
+
+#include "../kernels/all.inc"
+
+PL_TARGET_END
+#else
+typedef int pl_tier_avx2_is_empty;
+#endif

@@ -1,0 +1,99 @@
+/* Primitives of the tier scalar: plain C, one lane. The reference of the checks, and the fallback of a CPU without any
+ * tier of its own. A `vi` is one row's 4 codes (or one int32 sum). */
+#include "isa.h"
+
+/* One lane leaves nothing to gain from forced unrolling, and it would take the compiler ten times as long. */
+#undef PL_UNROLL
+#define PL_UNROLL
+
+#define TIER scalar
+#define VL 1
+#define TOKENS_TILE 2
+#define PANELS_TILE 1
+#define S_BIAS 0
+
+typedef float vf;
+typedef uint32_t vi;
+
+PL_INLINE vf vf_zero(void) { return 0.0f; }
+PL_INLINE vf vf_set1(float x) { return x; }
+PL_INLINE vf vf_load(const float *p) { return *p; }
+PL_INLINE void vf_store(float *p, vf x) { *p = x; }
+PL_INLINE vf vf_add(vf a, vf b) { return a + b; }
+PL_INLINE vf vf_sub(vf a, vf b) { return a - b; }
+PL_INLINE vf vf_mul(vf a, vf b) { return a * b; }
+PL_INLINE vf vf_div(vf a, vf b) { return a / b; }
+PL_INLINE vf vf_max(vf a, vf b) { return a > b ? a : b; } /* a NaN in a gives b, as on the other tiers */
+PL_INLINE vf vf_min(vf a, vf b) { return a < b ? a : b; }
+PL_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; } /* two roundings: fmaf() is a slow call without hardware */
+PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return c - a * b; }
+PL_INLINE vf vf_abs(vf a) { return fabsf(a); }
+PL_INLINE vf vf_round(vf a) { return rintf(a); }
+PL_INLINE vf vf_exp2i(vf n) { return pl_f32_from_bits((uint32_t)((int32_t)n + 127) << 23); }
+PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y) { return first < limit ? x : y; }
+PL_INLINE float vf_hsum(vf a) { return a; }
+PL_INLINE float vf_hmax(vf a) { return a; }
+
+PL_INLINE vf vf_load_f16(const uint16_t *p) { return pl_f16_to_f32(*p); }
+/* Rounds to nearest even, as F16C: values from 65520 on become inf, a NaN stays one (quiet, top bits of its payload). */
+PL_INLINE void vf_store_f16(uint16_t *p, vf x)
+{
+    uint32_t bits, magnitude;
+    memcpy(&bits, &x, 4);
+    magnitude = bits & 0x7fffffffu;
+    uint32_t half;
+    if (magnitude > 0x7f800000u)
+        half = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+    else if (magnitude >= 0x477ff000u)
+        half = 0x7c00u;
+    else if (magnitude < 0x38800000u) /* below 2^-14: a whole number of 2^-24 */
+        half = (uint32_t)rintf(fabsf(x) * 0x1p24f);
+    else
+        half = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+    *p = (uint16_t)(bits >> 16 & 0x8000u) | (uint16_t)half;
+}
+PL_INLINE vf vf_load_bf16(const uint16_t *p) { return pl_bf16_to_f32(*p); }
+PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
+{
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    *p = (uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
+PL_INLINE vf vf_load_i8(const int8_t *p) { return (float)*p; }
+PL_INLINE vf vf_load_u8(const uint8_t *p) { return (float)*p; }
+PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return pl_f32_from_bits((uint32_t)*p << 23); }
+PL_INLINE void vf_store_i8(int8_t *p, vf x) { *p = x >= -128.0f && x <= 127.0f ? (int8_t)x : 0; }
+
+PL_INLINE vi vi_set1(int32_t x) { return (uint32_t)x; }
+PL_INLINE vi vi_load(const void *p)
+{
+    uint32_t x;
+    memcpy(&x, p, 4);
+    return x;
+}
+PL_INLINE void vi_store(void *p, vi x) { memcpy(p, &x, 4); }
+PL_INLINE vi vi_add(vi a, vi b) { return a + b; }
+PL_INLINE vi vi_or(vi a, vi b) { return a | b; }
+PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask) { return a >> shift & mask * 0x01010101u; }
+PL_INLINE vi vi_shl4(vi a) { return a << 4; }
+PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
+{
+    return (uint32_t)table[index & 15] | (uint32_t)table[index >> 8 & 15] << 8 | (uint32_t)table[index >> 16 & 15] << 16 |
+           (uint32_t)table[index >> 24 & 15] << 24;
+}
+PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
+{
+    uint32_t bits = (uint32_t)word[part / 2] >> (part % 2 * 4);
+    return ((bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21) * value;
+}
+PL_INLINE vi vi_signed(vi w) { return w ^ 0x80808080u; }
+PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
+{
+    for (int j = 0; j < 32; j += 8)
+        acc += (uint32_t)((int8_t)(w >> j) * (int8_t)(a >> j));
+    return acc;
+}
+PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 64 */
+PL_INLINE vf vi_to_f(vi a) { return (float)(int32_t)a; }
+
+#include "../kernels/all.inc"

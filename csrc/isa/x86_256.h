@@ -1,0 +1,110 @@
+/* Primitives of the 256-bit x86 tiers (AVX2, FMA, F16C): 8 lanes, two registers per panel group. Included inside a
+ * tier's target region; the tier adds TIER, S_BIAS, vi_dot_u and vi_dot_s. */
+#define VL 8
+#define TOKENS_TILE 4 /* 1 panel x 4 tokens: 8 integer sums in 16 registers; the 8 float sums may wait in L1 */
+#define PANELS_TILE 1
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+PL_INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
+PL_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+PL_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+PL_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+PL_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+PL_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+PL_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+PL_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+PL_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+PL_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+PL_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+PL_INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+PL_INLINE vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+PL_INLINE vf vf_exp2i(vf n)
+{
+    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
+{
+    __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+    __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), lane);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(below));
+}
+PL_INLINE float vf_hsum(vf a)
+{
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+PL_INLINE float vf_hmax(vf a)
+{
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
+/* The low 16 bits of 8 int32 (each in [0, 65535]). */
+PL_INLINE __m128i low_halves(__m256i a)
+{
+    return _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+PL_INLINE __m128i load_8_bytes(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
+
+PL_INLINE vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+PL_INLINE void vf_store_f16(uint16_t *p, vf x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+PL_INLINE vf vf_load_bf16(const uint16_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
+{
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    u = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    _mm_storeu_si128((__m128i *)p, low_halves(_mm256_srli_epi32(u, 16)));
+}
+PL_INLINE vf vf_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8_bytes(p))); }
+PL_INLINE vf vf_load_u8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8_bytes(p))); }
+PL_INLINE vf vf_load_e8m0(const uint8_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(load_8_bytes(p)), 23));
+}
+PL_INLINE void vf_store_i8(int8_t *p, vf x)
+{
+    __m256i i = _mm256_cvtps_epi32(x);
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
+}
+
+PL_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+PL_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+PL_INLINE void vi_store(void *p, vi x) { _mm256_storeu_si256((__m256i *)p, x); }
+PL_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+PL_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
+{
+    return _mm256_and_si256(_mm256_srli_epi16(a, shift), _mm256_set1_epi8((char)mask));
+}
+PL_INLINE vi vi_shl4(vi a) { return _mm256_slli_epi16(a, 4); } /* bytes below 16 */
+PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
+{
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
+}
+/* Byte i of the register looks at bit i % 8 of byte i / 8 of its half of the word. */
+PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
+{
+    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ull);
+    int32_t half;
+    memcpy(&half, word + 4 * part, 4);
+    __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(half), spread);
+    __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+    return _mm256_and_si256(on, _mm256_set1_epi8((char)value));
+}
+PL_INLINE vi vi_signed(vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
+PL_INLINE vf vi_to_f(vi a) { return _mm256_cvtepi32_ps(a); }
