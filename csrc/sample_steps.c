@@ -131,16 +131,15 @@ static int32_t count_to_mass(const pl_list *l, const uint64_t *order, double mas
 }
 
 /* Locally typical sampling, https://arxiv.org/abs/2202.00666: the tokens whose surprise is nearest to the entropy,
- * until they hold the mass. The list stays sorted by logit. */
+ * until they hold the mass; equally near ones in list order, which stays as it was. */
 static int step_typical(pl_sampler *s) {
     pl_candidates *c = &s->c;
     pl_list *l = &c->list;
     if (s->o.typical_p >= 1.0) return PL_OK;
     int rc = pl_keep_all(c);
-    if (!rc) rc = pl_sort_list(c);
     if (!rc) rc = pl_sort_reserve(&c->sort, (size_t)l->n);
     if (rc || l->n == 0) return rc;
-    double sum = pl_list_softmax(l), log_sum = log(sum), h = entropy(l, sum), max = (double)l->logit[0];
+    double sum = pl_list_softmax(l), log_sum = log(sum), h = entropy(l, sum), max = (double)pl_list_max(l);
     for (int32_t i = 0; i < l->n; i++) {
         double surprise = log_sum + max - (double)l->logit[i];
         c->sort.keys[i] = (uint64_t)pl_order_key((float)fabs(surprise - h)) << 32 | (uint32_t)i;

@@ -1,4 +1,4 @@
-"""DRY's sequence breakers, as token sequences: a breaker is a string, and tokens may begin before it or end inside it."""
+"""DRY's sequence breakers, as token sequences: a breaker need not begin or end with a token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_BREAKER_BYTES = 40  # longer ones are cut
 MAX_TAIL_TOKENS = 20
 
 DryBreakers = tuple[tuple[int, ...], ...]
-"""Each a token that contains the breaker, or one that ends with its beginning followed by the tokens of its rest."""
+"""Each a token that contains the breaker, or one that ends with its beginning and the tokens of its rest."""
 
 
 def _overlaps(piece: bytes, text: bytes) -> Iterator[int]:
@@ -41,7 +41,7 @@ def find_breakers(
 ) -> DryBreakers:
     """The breakers of a vocabulary, each once; without `tokenize` only those inside one token.
 
-    One pass over the vocabulary per string, tens of milliseconds for 128K tokens: share the result between samplers.
+    One pass over the vocabulary per string, tens of milliseconds for 128K tokens: share the result.
     """
     get = token_bytes if callable(token_bytes) else token_bytes.__getitem__
     pieces = [bytes(get(token)) for token in range(n_vocab)]

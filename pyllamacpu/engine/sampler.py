@@ -1,6 +1,6 @@
 """The sampler: chooses the next token from a row of logits, and keeps the state that this needs.
 
-All that touches the whole vocabulary is one C call per token (csrc/sample.c). Options are in `sampler_options`.
+All that touches the whole vocabulary is one C call per token (csrc/sample.c).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 FloatRow = npt.NDArray[np.float32]
 LogitsProcessor = Callable[[npt.NDArray[np.int32], FloatRow], npt.ArrayLike]
-"""(token ids so far, logits (n_vocab,)) -> logits (n_vocab,): runs before the chain. It may change its argument."""
+"""(token ids so far, logits (n_vocab,)) -> logits (n_vocab,), before the chain. It may change its input."""
 
 MIN_HISTORY = 64  # tokens that `Sampler.history` remembers even when no step looks back
 _STATE_VERSION = 1
@@ -101,7 +101,9 @@ def _raise(rc: int, what: str) -> NoReturn:
     if rc == lib.PL_SAMPLE_ENAN:
         raise NativeError(f"{what}: a logit is NaN or +inf; the model's output cannot be used")
     if rc == lib.PL_SAMPLE_EEMPTY:
-        raise NativeError(f"{what}: every token is excluded (all logits are -inf); loosen the bias or the processors")
+        raise NativeError(
+            f"{what}: every token is excluded (all logits are -inf); loosen the bias or the processors"
+        )
     if rc == lib.PL_ENOMEM:
         raise NativeError(f"{what}: out of memory")
     raise NativeError(f"{what}: refused (code {rc})")
@@ -116,7 +118,7 @@ def _row(logits: npt.ArrayLike, n_vocab: int) -> FloatRow:
 
 
 def top_logprobs(logits: npt.ArrayLike, token: int, n: int) -> TokenLogprobs:
-    """Log-softmax of unprocessed `logits` (n_vocab,): the value of `token` and the `n` best (equal ones by id).
+    """Log-softmax of unprocessed `logits` (n_vocab,): `token`'s value and the `n` best (equal ones by id).
 
     -inf logits are never among the best. OptionError for a token outside the vocabulary or n < 0.
     """
@@ -143,9 +145,10 @@ def _window(name: str, value: int, n_ctx: int) -> int:
 class Sampler:
     """The chain of one sequence. Not thread-safe: each sequence has its own.
 
-    n_vocab: logits per row. token_bytes: the bytes of every token, a sequence or a function of the id; tokenize: bytes
-    to ids, without BOS or special tokens; both only for DRY's sequence breakers. n_ctx: what -1 means in a look-back.
-    processors: functions on the logits before the chain. breakers: found ones, to share between samplers.
+    n_vocab: logits per row. token_bytes: the bytes of every token, a sequence or a function of the id;
+    tokenize: bytes to ids, without BOS or special tokens; both only for DRY's sequence breakers. n_ctx: what
+    -1 means in a look-back. processors: functions on the logits before the chain. breakers: another
+    sampler's, to share them.
     """
 
     def __init__(
@@ -179,7 +182,9 @@ class Sampler:
         if not strings:
             return ()
         if token_bytes is None:
-            raise OptionError("dry_sequence_breakers: there is no tokenizer to find them with; give none of them")
+            raise OptionError(
+                "dry_sequence_breakers: there is no tokenizer to find them with; give none of them"
+            )
         return find_breakers(strings, self.n_vocab, token_bytes, tokenize)
 
     def _new_seed(self) -> int:
@@ -219,7 +224,7 @@ class Sampler:
         return arrays
 
     def sample(self, logits: npt.ArrayLike) -> int:
-        """The next token for `logits` (n_vocab,) float32, which stay as they are. It still has to be accepted.
+        """The next token for `logits` (n_vocab,) float32, which stay as they are. It is yet to be accepted.
 
         Raises NativeError when a logit is NaN or +inf, or when every token is excluded.
         """
@@ -279,7 +284,7 @@ class Sampler:
         self._n_ids = end
 
     def reset(self) -> None:
-        """As new: no history, and the random numbers from the beginning (a new seed, if it was a random one)."""
+        """As new: no history, random numbers from the beginning (a new seed, if it was a random one)."""
         self.seed = self._new_seed()
         lib.pl_sampler_reset(self._state, self.seed)
         self._n_ids = 0
@@ -307,7 +312,7 @@ class Sampler:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `get_state` was called, on a sampler with the same options. OptionError if it is no such."""
+        """Goes on where `get_state` was called, with the same options. OptionError if it is no such state."""
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -315,7 +320,11 @@ class Sampler:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["version"] != _STATE_VERSION:
-            raise OptionError(f"sampler state: version {state['version']}; this program reads {_STATE_VERSION}")
+            raise OptionError(
+                f"sampler state: version {state['version']}; this program reads {_STATE_VERSION}"
+            )
+        if len(state["rng"]) != 4 or not any(state["rng"]):
+            raise OptionError("sampler state: the random generator's state is damaged")
         st = ffi.new("pl_sampler_state *")
         st.rng, st.mu = state["rng"], state["mu"]
         st.ema_sum, st.ema_weight = state["ema"]
@@ -332,7 +341,11 @@ class Sampler:
     def clone(self) -> Sampler:
         """An independent sampler in the same state, for a fork of the sequence."""
         twin = Sampler(
-            self.options, self.n_vocab, n_ctx=self.n_ctx, processors=self.processors, breakers=self.breakers or None
+            self.options,
+            self.n_vocab,
+            n_ctx=self.n_ctx,
+            processors=self.processors,
+            breakers=self.breakers or None,
         )
         twin.set_state(self.get_state())
         return twin

@@ -117,10 +117,12 @@ _INT_RANGES: dict[str, tuple[int, int]] = {
 
 
 def samplers_from_letters(letters: str) -> tuple[str, ...]:
-    """The steps that a `--sampling-seq` string such as "edskypmxt" names. OptionError for an unknown letter."""
+    """The steps that a `--sampling-seq` such as "edskypmxt" names. OptionError for an unknown letter."""
     for letter in letters:
         if letter not in LETTERS:
-            raise OptionError(f"sampling-seq: unknown sampler {letter!r} in {letters!r}; known: {''.join(LETTERS)}")
+            raise OptionError(
+                f"sampling-seq: unknown sampler {letter!r} in {letters!r}; known: {''.join(LETTERS)}"
+            )
     return tuple(LETTERS[letter] for letter in letters)
 
 
@@ -153,7 +155,9 @@ def _bias_pair(token: Any, bias: Any) -> tuple[int, float]:
     return pair
 
 
-def parse_logit_bias(value: Mapping[Any, Any] | Iterable[tuple[Any, Any]] | None) -> tuple[tuple[int, float], ...]:
+def parse_logit_bias(
+    value: Mapping[Any, Any] | Iterable[tuple[Any, Any]] | None,
+) -> tuple[tuple[int, float], ...]:
     """(token id, bias) pairs by id; ids may be strings (JSON), False means -inf, pairs of one id add up."""
     total: dict[int, float] = {}
     items = value.items() if isinstance(value, Mapping) else value or ()
@@ -183,9 +187,9 @@ def _convert(value: Any, kind: type) -> Any:
 class SamplingOptions:
     """How the next token is chosen. Immutable, hashable, checked when made (OptionError).
 
-    `samplers` is the order of the steps: names joined by ";" or a sequence. A temperature of 0 or less keeps only the
-    best token (greedy). Lengths of -1 mean the whole context. `seed` -1 draws a random one; the seed in use is
-    `Sampler.seed`.
+    `samplers` is the order of the steps: names joined by ";" or a sequence. A temperature of 0 or less keeps
+    only the best token (greedy). Lengths of -1 mean the whole context. `seed` -1 draws a random one; the seed
+    in use is `Sampler.seed`.
     """
 
     samplers: str | tuple[str, ...] = DEFAULT_SAMPLERS
@@ -221,13 +225,17 @@ class SamplingOptions:
         self._set("samplers", parse_samplers(self.samplers))
         self._set("logit_bias", parse_logit_bias(self.logit_bias))
         breakers = self.dry_sequence_breakers
-        self._set("dry_sequence_breakers", (breakers,) if isinstance(breakers, str) else tuple(breakers or ()))
+        self._set(
+            "dry_sequence_breakers", (breakers,) if isinstance(breakers, str) else tuple(breakers or ())
+        )
         for name, (low, high) in _RANGES.items():
             self._set(name, _number(name, getattr(self, name), float, low, high))
         for name, (least, most) in _INT_RANGES.items():
             self._set(name, _number(name, getattr(self, name), int, least, most))
         if 0.0 < self.dry_base < 1.0:
-            raise OptionError(f"dry_base: {self.dry_base!r} is out of range; allowed: at least 1, or 0 for off")
+            raise OptionError(
+                f"dry_base: {self.dry_base!r} is out of range; allowed: at least 1, or 0 for off"
+            )
         if not all(isinstance(b, str) and b for b in self.dry_sequence_breakers):
             raise OptionError(f"dry_sequence_breakers: {breakers!r}; allowed: strings that are not empty")
 
@@ -249,7 +257,8 @@ class SamplingOptions:
             name = OPTION_ALIASES.get(name, name)
             if name not in known:
                 close = difflib.get_close_matches(name, sorted(known | set(OPTION_ALIASES)), n=1)
-                raise OptionError(f"unknown sampling option {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise OptionError(f"unknown sampling option {key!r}{hint}")
             if value is None:
                 continue
             if name in chosen:
@@ -318,7 +327,9 @@ class SamplingOptions:
         if not self.mirostat:
             found += self._warn_zero_windows()
         if self.xtc_probability > 0 and self.xtc_threshold > 0.5 and not self.mirostat:
-            found.append(f"xtc_probability does nothing with xtc_threshold {self.xtc_threshold:g} (above 0.5)")
+            found.append(
+                f"xtc_probability does nothing with xtc_threshold {self.xtc_threshold:g} (above 0.5)"
+            )
         if "adaptive_p" in self.samplers and self.adaptive_target < 0 and not self.mirostat:
             found.append("the sampler adaptive_p does nothing while adaptive_target is below 0")
         return found

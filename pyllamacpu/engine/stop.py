@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 from pyllamacpu.errors import OptionError
 
@@ -12,9 +14,10 @@ _Node = dict[str, int]
 class StopMatcher:
     """Passes text through until one of the stop strings is complete, in time linear in the text.
 
-    Text that may be the beginning of a stop string is held back until it is decided. Of the stop strings the one that
-    is complete first ends the text; if several are complete with the same character, the longest. The stop string
-    itself is never emitted. The automaton is Aho and Corasick's (https://doi.org/10.1145/360825.360855).
+    Text that may be the beginning of a stop string is held back until it is decided. Of the stop strings the
+    one that is complete first ends the text; if several are complete with the same character, the longest.
+    The stop string itself is never emitted. The automaton is Aho and Corasick's
+    (https://doi.org/10.1145/360825.360855).
     """
 
     def __init__(self, stop: Sequence[str] | str | None = ()) -> None:
@@ -33,7 +36,7 @@ class StopMatcher:
     def reset(self) -> None:
         """Ready for a new text."""
         self._state = 0
-        self._held = ""
+        self._held: deque[str] = deque()  # characters: a long beginning is not copied at each push
         self.stopped = False
         self.matched: str | None = None
 
@@ -73,17 +76,23 @@ class StopMatcher:
             return "", True
         if not self.stop:
             return text, False
-        pending = self._held + text
-        for i, char in enumerate(text, len(self._held) + 1):
+        held = self._held
+        out: list[str] = []
+        for char in text:
+            held.append(char)
             self._state = self._step(self._state, char, self._fail)
             if match := self._match[self._state]:
-                self.stopped, self.matched, self._held = True, match, ""
-                return pending[: i - len(match)], True
-        keep = len(pending) - self._depth[self._state]
-        self._held = pending[keep:]
-        return pending[:keep], False
+                self.stopped, self.matched = True, match
+                out += islice(held, len(held) - len(match))
+                held.clear()
+                break
+            while len(held) > self._depth[self._state]:
+                out.append(held.popleft())
+        return "".join(out), self.stopped
 
     def flush(self) -> str:
         """The text ends here: what was held back is no stop string after all."""
-        held, self._held, self._state = self._held, "", 0
+        held = "".join(self._held)
+        self._held.clear()
+        self._state = 0
         return held
