@@ -28,6 +28,15 @@
 #define PL_PRAGMA(text) _Pragma(#text)
 #define PL_UNROLL PL_PRAGMA(GCC unroll 16)
 
+/* The Arm features as each compiler spells them. */
+#if defined(__clang__)
+#define PL_ARM_DOTPROD "dotprod"
+#define PL_ARM_I8MM "dotprod,i8mm"
+#else
+#define PL_ARM_DOTPROD "arch=armv8.2-a+dotprod"
+#define PL_ARM_I8MM "arch=armv8.2-a+dotprod+i8mm"
+#endif
+
 #if defined(__clang__)
 #define PL_TARGET_BEGIN(features) PL_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define PL_TARGET_END PL_PRAGMA(clang attribute pop)

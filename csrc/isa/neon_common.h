@@ -1,0 +1,98 @@
+/* Primitives of the Arm tiers (Advanced SIMD of armv8.0): 4 lanes, four registers per panel group. Included inside a
+ * tier's target region; the tier adds TIER, vi_dot_u and vi_dot_s. Dot products are of int8, so S_BIAS is 0. */
+#define VL 4
+#define TOKENS_TILE 4 /* 1 panel x 4 tokens: 16 integer sums in 32 registers; the 16 float sums may wait in L1 */
+#define PANELS_TILE 1
+#define S_BIAS 0
+
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+
+PL_INLINE vf vf_zero(void) { return vdupq_n_f32(0.0f); }
+PL_INLINE vf vf_set1(float x) { return vdupq_n_f32(x); }
+PL_INLINE vf vf_load(const float *p) { return vld1q_f32(p); }
+PL_INLINE void vf_store(float *p, vf x) { vst1q_f32(p, x); }
+PL_INLINE vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+PL_INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+PL_INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+PL_INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+/* A NaN in one operand gives the other, as on the other tiers. */
+PL_INLINE vf vf_max(vf a, vf b) { return vmaxnmq_f32(a, b); }
+PL_INLINE vf vf_min(vf a, vf b) { return vminnmq_f32(a, b); }
+PL_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
+PL_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
+PL_INLINE vf vf_round(vf a) { return vrndnq_f32(a); }
+PL_INLINE vf vf_exp2i(vf n)
+{
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
+{
+    static const int32_t lanes[4] = {0, 1, 2, 3};
+    int32x4_t lane = vaddq_s32(vld1q_s32(lanes), vdupq_n_s32(first));
+    return vbslq_f32(vcltq_s32(lane, vdupq_n_s32(limit)), x, y);
+}
+PL_INLINE float vf_hsum(vf a)
+{
+    float32x4_t pairs = vpaddq_f32(a, a);
+    return vgetq_lane_f32(vpaddq_f32(pairs, pairs), 0);
+}
+PL_INLINE float vf_hmax(vf a) { return vmaxnmvq_f32(a); }
+
+PL_INLINE vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+PL_INLINE void vf_store_f16(uint16_t *p, vf x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+PL_INLINE vf vf_load_bf16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
+{
+    uint32x4_t u = vreinterpretq_u32_f32(x);
+    uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    u = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    vst1_u16(p, vshrn_n_u32(u, 16));
+}
+/* 4 bytes, in the low half of a register */
+PL_INLINE uint8x8_t load_4_bytes(const void *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return vreinterpret_u8_u32(vdup_n_u32(four));
+}
+PL_INLINE uint32x4_t widen_u8(uint8x8_t x) { return vmovl_u16(vget_low_u16(vmovl_u8(x))); }
+PL_INLINE vf vf_load_i8(const int8_t *p)
+{
+    int16x8_t words = vmovl_s8(vreinterpret_s8_u8(load_4_bytes(p)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+}
+PL_INLINE vf vf_load_u8(const uint8_t *p) { return vcvtq_f32_u32(widen_u8(load_4_bytes(p))); }
+PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return vreinterpretq_f32_u32(vshlq_n_u32(widen_u8(load_4_bytes(p)), 23)); }
+PL_INLINE void vf_store_i8(int8_t *p, vf x)
+{
+    int16x4_t words = vqmovn_s32(vcvtnq_s32_f32(x));
+    int8x8_t bytes = vqmovn_s16(vcombine_s16(words, words));
+    uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
+    memcpy(p, &four, 4);
+}
+
+PL_INLINE vi vi_of_u8(uint8x16_t x) { return vreinterpretq_s32_u8(x); }
+PL_INLINE uint8x16_t vi_u8(vi x) { return vreinterpretq_u8_s32(x); }
+
+PL_INLINE vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
+PL_INLINE vi vi_load(const void *p) { return vi_of_u8(vld1q_u8((const uint8_t *)p)); }
+PL_INLINE void vi_store(void *p, vi x) { vst1q_u8((uint8_t *)p, vi_u8(x)); }
+PL_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+PL_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
+{
+    return vi_of_u8(vandq_u8(vshlq_u8(vi_u8(a), vdupq_n_s8((int8_t)-shift)), vdupq_n_u8(mask)));
+}
+PL_INLINE vi vi_shl4(vi a) { return vi_of_u8(vshlq_n_u8(vi_u8(a), 4)); }
+PL_INLINE vi vi_lut16(const uint8_t *table, vi index) { return vi_of_u8(vqtbl1q_u8(vld1q_u8(table), vi_u8(index))); }
+/* Byte i of the register looks at bit i % 8 of byte i / 8 of its quarter of the word. */
+PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
+{
+    const uint8x8_t bit = vcreate_u8(0x8040201008040201ull);
+    uint8x16_t bytes = vcombine_u8(vdup_n_u8(word[2 * part]), vdup_n_u8(word[2 * part + 1]));
+    return vi_of_u8(vandq_u8(vtstq_u8(bytes, vcombine_u8(bit, bit)), vdupq_n_u8(value)));
+}
+PL_INLINE vi vi_signed(vi w) { return vi_of_u8(veorq_u8(vi_u8(w), vdupq_n_u8(0x80))); }
+PL_INLINE vf vi_to_f(vi a) { return vcvtq_f32_s32(a); }
