@@ -29,9 +29,8 @@ def tokenizer_of(llm: Llama) -> Tokenizer:
 
 def without_end(options: SamplingOptions, tokenizer: Tokenizer) -> SamplingOptions:
     """`options` that never choose a token which ends the text, as llama-cli's --ignore-eos does it."""
-    return replace(
-        options, logit_bias=[*options.logit_bias, *((token, -math.inf) for token in tokenizer.eog)]
-    )
+    never = [(token, -math.inf) for token in sorted(tokenizer.eog)]
+    return replace(options, logit_bias=[*options.logit_bias, *never])
 
 
 class ChatEngine:

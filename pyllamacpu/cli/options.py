@@ -208,7 +208,7 @@ def template_arguments(given: str | None) -> dict[str, str]:
 
 
 def take_sampling(parameters: dict[str, Any]) -> SamplingOptions:
-    """Remove the sampling options from a command's parameters, and make the engine's options from those given.
+    """Remove the sampling options from a command's parameters, and make the engine's options of them.
 
     Options without effect are said on stderr. Raises click.UsageError for a bad value.
     """

@@ -15,7 +15,7 @@ from pyllamacpu.store.quants import is_model, part_names
 from pyllamacpu.store.starter import STARTER, starter_path
 
 _SUFFIX = ".gguf"
-_CUTOFF = 0.5  # likeness from which a name is worth suggesting
+_CUTOFF = 0.6  # likeness from which a name is worth suggesting
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,28 @@ def _unknown(name: str, path: Path) -> str:
         return _directory_hint(path)
     if name.lower().startswith(("http://", "https://")):
         return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
-    names = [model.name for model in list_models()]
-    near = _near_files(path) or difflib.get_close_matches(name, names, 3, _CUTOFF)
+    near = _near_files(path) or _near_names(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "see `pyllamacpu list`"
     if name.count("/") == 1 and not name.startswith((".", "~", "/")) and not name.lower().endswith(_SUFFIX):
-        hint = f"{hint} On the hub it would be hf.co/{name}"
+        hint += f" (on the hub it would be hf.co/{name})"
     kind = "no such file" if name.lower().endswith(_SUFFIX) or os.sep in name else "no such model"
     return f"{name}: {kind}; {hint}"
+
+
+def _near_names(name: str) -> list[str]:
+    """Names of models that are like `name`, or that begin like it."""
+    wanted = name.lower().removesuffix(_SUFFIX)
+    known = {model.name for model in list_models()} | {STARTER.filename.removesuffix(_SUFFIX)}
+    likeness = {other: _likeness(wanted, other.lower().removesuffix(_SUFFIX)) for other in known}
+    near = [other for other in sorted(known) if likeness[other] >= _CUTOFF]
+    return sorted(near, key=lambda other: -likeness[other])[:3]
+
+
+def _likeness(wanted: str, name: str) -> float:
+    """From 0 to 1: how near `wanted` is to the whole of `name`, or to as much of its beginning."""
+    last = name.rsplit("/", 1)[-1]
+    beginnings = (name, last, name[: len(wanted) + 1], last[: len(wanted) + 1])
+    return max(difflib.SequenceMatcher(None, wanted, begin).ratio() for begin in beginnings)
 
 
 def _near_files(path: Path) -> list[str]:
