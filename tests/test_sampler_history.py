@@ -156,6 +156,10 @@ def test_history_is_bounded_and_checked() -> None:
     for bad in (-1, 1000):
         with pytest.raises(OptionError, match=str(bad)):
             sampler.accept(bad)
+    for tokens in ([1, 2**40], [2**70], np.array([2**32 + 1])):
+        with pytest.raises(OptionError, match="outside the vocabulary"):
+            sampler.accept_prompt(tokens)
+    sampler.accept_prompt([])
     assert sampler.history[-1] == 499
     with pytest.raises(OptionError, match="n_ctx"):
         Sampler(SamplingOptions(repeat_penalty=1.1, repeat_last_n=-1), 1000)

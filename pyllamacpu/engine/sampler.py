@@ -263,16 +263,27 @@ class Sampler:
 
     def accept(self, token: int) -> None:
         """`token` was appended to the text. OptionError if it is outside the vocabulary."""
-        self.accept_prompt((token,))
+        if not 0 <= token < self.n_vocab:
+            self._refuse(token)
+        lib.pl_sampler_accept(self._state, (token,), 1)
+        if self.processors:
+            self._remember(np.array([token], np.int32))
 
     def accept_prompt(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> None:
         """These tokens are history too: penalties and DRY see a prompt as they see the answer."""
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
-        if lib.pl_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), ids.size) < 0:
-            bad = ids[(ids < 0) | (ids >= self.n_vocab)][0]
-            raise OptionError(f"token {bad} is outside the vocabulary; allowed: 0 to {self.n_vocab - 1}")
+        try:
+            wide = np.asarray(tokens, dtype=np.int64)
+        except OverflowError:
+            self._refuse(max(tokens, key=abs))
+        if wide.size and not 0 <= wide.min() <= wide.max() < self.n_vocab:
+            self._refuse(wide[(wide < 0) | (wide >= self.n_vocab)][0])
+        ids = np.ascontiguousarray(wide, dtype=np.int32)
+        lib.pl_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), ids.size)
         if self.processors:
             self._remember(ids)
+
+    def _refuse(self, token: int) -> NoReturn:
+        raise OptionError(f"token {token} is outside the vocabulary; allowed: 0 to {self.n_vocab - 1}")
 
     def _remember(self, ids: npt.NDArray[np.int32]) -> None:
         end = self._n_ids + ids.size
