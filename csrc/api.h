@@ -128,8 +128,106 @@ void pl_sampler_set_state(pl_sampler *s, const pl_sampler_state *state);
 int pl_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n, int32_t *ids, float *logprobs,
                     float *token_logprob);
 
-/* ---- CPU and threads (cpu.c, threads.c) ---- */
+/* ---- CPU and threads (dispatch.c, os_posix.c, threads.c) ---- */
 
-/* ---- Model, plan, cache (plan.c …) ---- */
+#define PL_MAX_THREADS 512
+
+/* Tiers in order of speed, slowest first; NULL past the end. */
+const char *pl_isa_name(int index);
+int pl_isa_available(int index);
+/* Chooses the tier of that name, or the fastest one for NULL, for the whole process -> its index, PL_EINVAL for an
+ * unknown name, PL_EUNSUPPORTED for one that this CPU lacks. */
+int pl_isa_select(const char *name);
+/* CPUs that this process may use: the affinity mask, within the cgroup's quota. */
+int pl_cpus_usable(void);
+
+typedef struct pl_pool pl_pool;
+/* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. */
+pl_pool *pl_pool_new(int n_threads);
+void pl_pool_free(pl_pool *pool);
+
+/* ---- Weights (matrix.c) ---- */
+
+typedef struct pl_matrix pl_matrix;
+/* Packs a (rows, cols) matrix of `type` into panels with all threads of the pool. src is not needed afterwards.
+ * NULL: out of memory, an unknown type, or cols no multiple of the type's block. */
+pl_matrix *pl_matrix_new(pl_pool *pool, int type, const void *src, int64_t rows, int64_t cols);
+void pl_matrix_free(pl_matrix *matrix);
+int64_t pl_matrix_bytes(const pl_matrix *matrix);
+
+/* ---- KV cache (cache.c) ---- */
+
+#define PL_PAGE_POSITIONS 32
+#define PL_MAX_HEAD_DIM 1024
+
+typedef struct pl_cache pl_cache;
+/* The shape of a page: PL_PAGE_POSITIONS positions of all layers. type_k, type_v: F32, F16, BF16, Q8_0, Q4_0. */
+pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v);
+void pl_cache_free(pl_cache *cache);
+int64_t pl_cache_page_bytes(const pl_cache *cache);
+/* A zeroed page -> its address, 0 when out of memory. */
+uintptr_t pl_page_new(const pl_cache *cache);
+void pl_page_free(const pl_cache *cache, uintptr_t page);
+
+/* ---- The plan (plan.c) ---- */
+
+#define PL_OP_EMBED 0       /* dst = table[tokens] */
+#define PL_OP_ROPE_TABLE 1  /* dst = cosines and sines of position * vector[0], times floats[0] */
+#define PL_OP_RMS_NORM 2    /* dst (and q8) = rms_norm(src[0]) * vector[0]; floats[0] = eps */
+#define PL_OP_QUANTIZE 3    /* q8 = src[0] in 8-bit blocks */
+#define PL_OP_MATMUL 4      /* dst[i] = matrix[i] x (q8, or src[0]) + vector[i] (i = 0: + src[1]), for each i with a matrix */
+#define PL_OP_ROPE_STORE 5  /* rotates src[0] (q) and src[1] (k) in place by src[3]; k and src[2] (v) go to the cache */
+#define PL_OP_ATTENTION 6   /* dst = softmax(floats[0] * q k^T) v, q = src[0] */
+#define PL_OP_SILU_MUL 7    /* dst (and q8) = silu(src[0]) * src[1] */
+#define PL_OP_ADD 8         /* dst = src[0] + src[1] */
+#define PL_OP_SELECT 9      /* dst = the rows of src[0] that the batch wants outputs of */
+#define PL_OP_COUNT 10
+
+#define PL_NONE -1
+#define PL_LOGITS -2 /* as dst: the batch's logits; the op is skipped when the batch has none */
+#define PL_HIDDEN -3 /* likewise */
+
+/* One op over numbered buffers of float32 rows, (n_tokens, width), or (n_outputs, width) when `outputs` is set. */
+typedef struct {
+    int32_t kind;
+    int32_t outputs;
+    int32_t dst[3], src[4];
+    int32_t q8; /* number of the 8-bit buffer, or PL_NONE */
+    int32_t layer;
+    int32_t n_heads, kv_heads, head_dim, v_dim;
+    int32_t rope_dim, rope_neox; /* rotated dims; pairs: adjacent (0) or halves (1) */
+    int32_t window;              /* keys a query sees, itself included; 0: all */
+    int32_t table_type;
+    float floats[2];
+    const pl_matrix *matrix[3];
+    const float *vector[3]; /* padded to 16 floats */
+    const uint8_t *table;   /* rows of `table_row_bytes`, as in the file */
+    int64_t table_row_bytes, table_rows;
+} pl_op;
+
+typedef struct pl_plan pl_plan;
+/* widths: of the float32 buffers; q8_widths: of the 8-bit buffers (multiples of 32). Copies the ops; the matrices,
+ * vectors and tables must outlive the plan. NULL: out of memory or an op that does not fit. */
+pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
+                     const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx);
+void pl_plan_free(pl_plan *plan);
+/* Bytes of all buffers and scratch. */
+int64_t pl_plan_bytes(const pl_plan *plan);
+
+/* Tokens of one sequence must stand together, at consecutive positions. */
+typedef struct {
+    int32_t n_tokens, n_outputs, n_sequences;
+    const int32_t *tokens, *positions, *sequences; /* (n_tokens,) */
+    const int32_t *outputs;                        /* (n_outputs,) token rows in rising order */
+    const uintptr_t *const *pages;                 /* per sequence: its pages by position / PL_PAGE_POSITIONS */
+    float *logits; /* (n_outputs, vocabulary padded to 16), 64-byte aligned rows; or NULL */
+    float *hidden; /* (n_outputs, dim padded to 16) or NULL */
+} pl_batch;
+
+/* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms
+ * apart; when it returns non-zero the run ends with PL_EINTERRUPTED. */
+int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));
+/* From now on adds up the seconds spent in each op (n_ops) of later runs into `seconds`; NULL ends it. */
+void pl_plan_profile(pl_plan *plan, double *seconds);
 
 #endif

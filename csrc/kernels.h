@@ -1,6 +1,7 @@
 /* The table of kernels that each tier (a file in isa/) fills in and dispatch.c chooses from, once. */
 #ifndef PL_KERNELS_H
 #define PL_KERNELS_H
+#include "api.h"
 #include "panel.h"
 #include <stddef.h>
 #include <stdint.h>

@@ -1,0 +1,17 @@
+/* Where keys and values lie in a page: for each layer and KV head the key tile, then the value tile. */
+#ifndef PL_CACHE_H
+#define PL_CACHE_H
+#include "kernels.h"
+
+struct pl_cache {
+    int n_layers, kv_heads;
+    pl_kv_tile k, v;
+    int64_t page_bytes;
+};
+
+static inline int64_t pl_cache_offset(const struct pl_cache *c, int layer, int head)
+{
+    return ((int64_t)layer * c->kv_heads + head) * (c->k.bytes + c->v.bytes);
+}
+
+#endif

@@ -1,0 +1,60 @@
+/* Loading a matrix: panels packed by all threads. */
+#include "matrix.h"
+#include "api.h"
+#include "blocks.h"
+#include "os.h"
+#include "panel.h"
+#include "threads.h"
+#include <stdlib.h>
+
+typedef struct {
+    pl_matrix *matrix;
+    const uint8_t *src;
+    int64_t row_bytes;
+    pl_counter counter;
+} pack_job;
+
+static void pack(void *arg, int thread)
+{
+    pack_job *job = arg;
+    const pl_matrix *m = job->matrix;
+    int64_t begin, end;
+    (void)thread;
+    while (pl_take(&job->counter, m->panels, 4, &begin, &end))
+        for (int64_t p = begin; p < end; p++) {
+            int64_t row = p * PL_ROWS, left = m->rows - row;
+            pl_pack_panel(m->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
+                          m->cols, m->data + p * m->panel_bytes);
+        }
+}
+
+pl_matrix *pl_matrix_new(pl_pool *pool, int type, const void *src, int64_t rows, int64_t cols)
+{
+    const pl_type_info *info = pl_type_find(type);
+    int64_t k = pl_panel_block_k(type);
+    if (!info || k == 0 || rows < 1 || cols < 1 || cols % info->block_elements != 0)
+        return NULL;
+    pl_matrix *m = malloc(sizeof *m);
+    if (!m)
+        return NULL;
+    *m = (pl_matrix){.type = type, .rows = rows, .cols = cols, .panels = (rows + PL_ROWS - 1) / PL_ROWS};
+    m->panel_bytes = cols / k * pl_panel_block_bytes(type);
+    m->data = pl_alloc((size_t)pl_matrix_bytes(m), 0);
+    if (!m->data) {
+        free(m);
+        return NULL;
+    }
+    pack_job job = {.matrix = m, .src = src, .row_bytes = cols / info->block_elements * info->block_bytes};
+    pl_pool_run(pool, pack, &job);
+    return m;
+}
+
+int64_t pl_matrix_bytes(const pl_matrix *m) { return m->panels * m->panel_bytes; }
+
+void pl_matrix_free(pl_matrix *m)
+{
+    if (!m)
+        return;
+    pl_release(m->data, (size_t)pl_matrix_bytes(m));
+    free(m);
+}

@@ -1,0 +1,26 @@
+/* What differs between operating systems: threads that sleep and wake, aligned memory. os_posix.c is the only
+ * implementation so far; a port to Windows is a second file like it. */
+#ifndef PL_OS_H
+#define PL_OS_H
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct pl_thread pl_thread;
+typedef struct pl_event pl_event; /* a counter that can be waited for */
+
+pl_thread *pl_thread_start(void (*run)(void *), void *arg);
+void pl_thread_join(pl_thread *);
+
+pl_event *pl_event_new(void);
+void pl_event_free(pl_event *);
+/* Sleeps until *counter differs from `seen`. Whoever changes the counter calls pl_event_wake afterwards. */
+void pl_event_wait(pl_event *, const _Atomic uint32_t *counter, uint32_t seen);
+void pl_event_wake(pl_event *);
+
+void pl_yield(void);
+double pl_seconds(void);                        /* monotonic */
+int pl_cpus_usable(void);                       /* CPUs of the affinity mask, within the cgroup's quota */
+void *pl_alloc(size_t bytes, int zeroed);       /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
+void pl_release(void *memory, size_t bytes);
+
+#endif

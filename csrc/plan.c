@@ -1,0 +1,359 @@
+/* The executor: one call runs every op of the plan on all threads, with a barrier after each op. */
+#include "plan.h"
+#include "blocks.h"
+#include "matrix.h"
+#include "os.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INTERRUPT_SECONDS 0.05
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static int64_t rows_of(const pl_plan *plan, const pl_op *op) { return op->outputs ? plan->batch->n_outputs : plan->batch->n_tokens; }
+
+static float *row(const pl_plan *plan, int buffer, int64_t i) { return plan->buffers[buffer] + i * plan->strides[buffer]; }
+
+/* The rows of a dst, which may be the batch's own output arrays; NULL when the batch does not want them. */
+static float *output_rows(const pl_plan *plan, const pl_op *op, int i, int64_t *stride)
+{
+    int buffer = op->dst[i];
+    if (buffer >= 0) {
+        *stride = plan->strides[buffer];
+        return plan->buffers[buffer];
+    }
+    if (buffer == PL_LOGITS) {
+        *stride = op->matrix[i] ? op->matrix[i]->panels * PL_ROWS : 0;
+        return plan->batch->logits;
+    }
+    *stride = plan->strides[op->src[0]];
+    return plan->batch->hidden;
+}
+
+/* ---- ops; each is entered by every thread ---- */
+
+static void op_embed(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t begin, end, width = plan->strides[op->dst[0]];
+    const pl_type_info *info = pl_type_find(op->table_type);
+    int64_t cols = op->table_row_bytes / info->block_bytes * info->block_elements;
+    while (pl_take(counter, plan->batch->n_tokens, 1, &begin, &end)) {
+        float *dst = row(plan, op->dst[0], begin);
+        pl_dequantize(op->table_type, op->table + plan->batch->tokens[begin] * op->table_row_bytes, dst, cols);
+        memset(dst + cols, 0, sizeof(float) * (size_t)(width - cols));
+    }
+}
+
+static void op_rope_table(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t begin, end;
+    int half = op->rope_dim / 2;
+    while (pl_take(counter, plan->batch->n_tokens, 1, &begin, &end)) {
+        float *dst = row(plan, op->dst[0], begin);
+        for (int i = 0; i < half; i++) { /* the angle in float32, as the reference implementations have it */
+            float angle = (float)plan->batch->positions[begin] * op->vector[0][i];
+            dst[i] = (float)(cos((double)angle)) * op->floats[0];
+            dst[half + i] = (float)(sin((double)angle)) * op->floats[0];
+        }
+    }
+}
+
+static void quantize_row(pl_plan *plan, int q8, const float *x, int64_t block0, int64_t block1, int64_t i, int64_t n)
+{
+    plan->kernels->quantize(x + 32 * block0, block1 - block0, plan->q8[q8] + block0 * n + i, n);
+}
+
+static void op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t i, end, n = rows_of(plan, op);
+    while (pl_take(counter, n, 1, &i, &end)) {
+        float *y = row(plan, op->dst[0], i);
+        plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
+        if (op->q8 >= 0)
+            quantize_row(plan, op->q8, y, 0, plan->q8_blocks[op->q8], i, n);
+    }
+}
+
+/* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row. */
+#define PIECE 256
+
+static void op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
+    while (pl_take(counter, n * pieces, 2, &begin, &end))
+        for (int64_t item = begin; item < end; item++) {
+            int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
+            quantize_row(plan, op->q8, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i, n);
+        }
+}
+
+static void op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t n = rows_of(plan, op), width = plan->strides[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
+    while (pl_take(counter, n * pieces, 2, &begin, &end))
+        for (int64_t item = begin; item < end; item++) {
+            int64_t i = item / pieces, c0 = item % pieces * PIECE, c1 = c0 + PIECE < width ? c0 + PIECE : width;
+            float *y = row(plan, op->dst[0], i);
+            plan->kernels->silu_mul(row(plan, op->src[0], i) + c0, row(plan, op->src[1], i) + c0, y + c0, c1 - c0);
+            if (op->q8 >= 0) {
+                int64_t b1 = round_up(c1, 32) / 32, blocks = plan->q8_blocks[op->q8];
+                quantize_row(plan, op->q8, y, c0 / 32, b1 < blocks ? b1 : blocks, i, n);
+            }
+        }
+}
+
+static void op_add(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t n = rows_of(plan, op), i, end;
+    while (pl_take(counter, n, 1, &i, &end))
+        plan->kernels->add(row(plan, op->src[0], i), row(plan, op->src[1], i), row(plan, op->dst[0], i),
+                           plan->strides[op->dst[0]]);
+}
+
+static void op_select(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t i, end, stride;
+    float *dst = output_rows(plan, op, 0, &stride);
+    while (dst && pl_take(counter, plan->batch->n_outputs, 1, &i, &end)) {
+        int64_t from = op->outputs ? i : plan->batch->outputs[i];
+        memcpy(dst + i * stride, row(plan, op->src[0], from), sizeof(float) * (size_t)plan->strides[op->src[0]]);
+    }
+}
+
+static void op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    const pl_batch *b = plan->batch;
+    int64_t begin, end, heads = op->n_heads + op->kv_heads;
+    while (pl_take(counter, b->n_tokens * heads, (heads + 3) / 4, &begin, &end))
+        for (int64_t item = begin; item < end; item++) {
+            int64_t t = item / heads, h = item % heads;
+            const float *table = row(plan, op->src[3], t);
+            if (h < op->n_heads) {
+                plan->kernels->rope(row(plan, op->src[0], t) + h * op->head_dim, table, 1, op->head_dim, op->rope_dim, op->rope_neox);
+                continue;
+            }
+            h -= op->n_heads;
+            float *k = row(plan, op->src[1], t) + h * op->head_dim;
+            int32_t position = b->positions[t];
+            uint8_t *page = (uint8_t *)b->pages[b->sequences[t]][position / PL_TILE];
+            uint8_t *tile = page + pl_cache_offset(plan->cache, op->layer, (int)h);
+            plan->kernels->rope(k, table, 1, op->head_dim, op->rope_dim, op->rope_neox);
+            plan->kernels->store_k(&plan->cache->k, tile, position % PL_TILE, k);
+            plan->kernels->store_v(&plan->cache->v, tile + plan->cache->k.bytes, position % PL_TILE,
+                                   row(plan, op->src[2], t) + h * op->v_dim);
+        }
+}
+
+static void op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter)
+{
+    int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
+    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, grain = 2, unit = n == 1 ? 4 : 2, stride;
+    for (int i = 0; i < 3; i++) /* work items: units of 2 or 4 panels, matrix after matrix, times blocks of tokens */
+        first[i + 1] = first[i] + (op->matrix[i] ? (op->matrix[i]->panels + unit - 1) / unit : 0);
+    if (n == 0 || !output_rows(plan, op, 0, &stride))
+        return;
+    grain = n == 1 ? first[3] / (threads * 8) : 1;
+    while (pl_take(counter, first[3] * token_blocks, grain > 0 ? grain : 1, &begin, &end))
+        while (begin < end) {
+            int64_t item = begin / token_blocks, block = begin % token_blocks;
+            int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;
+            int64_t last = token_blocks > 1 ? item + 1 : (end < first[i + 1] ? end : first[i + 1]);
+            const pl_matrix *m = op->matrix[i];
+            float *out = output_rows(plan, op, i, &stride);
+            int64_t panel1 = (last - first[i]) * unit;
+            plan->kernels->matmul(&(pl_matmul){
+                .type = m->type,
+                .panels = m->data,
+                .cols = m->cols,
+                .panel0 = (item - first[i]) * unit,
+                .panel1 = panel1 < m->panels ? panel1 : m->panels,
+                .q8 = op->q8 >= 0 ? plan->q8[op->q8] : NULL,
+                .n_tokens = n,
+                .x = op->q8 >= 0 ? NULL : plan->buffers[op->src[0]],
+                .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
+                .token0 = block * PL_TOKENS,
+                .token1 = (block + 1) * PL_TOKENS < n ? (block + 1) * PL_TOKENS : n,
+                .bias = op->vector[i],
+                .residual = i == 0 && op->src[1] >= 0 ? plan->buffers[op->src[1]] : NULL,
+                .out = out,
+                .out_stride = stride,
+            });
+            begin = token_blocks > 1 ? begin + 1 : last;
+        }
+}
+
+static void op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int thread)
+{
+    switch (op->kind) {
+    case PL_OP_EMBED: op_embed(plan, op, counter); break;
+    case PL_OP_ROPE_TABLE: op_rope_table(plan, op, counter); break;
+    case PL_OP_RMS_NORM: op_rms_norm(plan, op, counter); break;
+    case PL_OP_QUANTIZE: op_quantize(plan, op, counter); break;
+    case PL_OP_MATMUL: op_matmul(plan, op, counter); break;
+    case PL_OP_ROPE_STORE: op_rope_store(plan, op, counter); break;
+    case PL_OP_ATTENTION: pl_attention_run(plan, op, counter, thread); break;
+    case PL_OP_SILU_MUL: op_silu_mul(plan, op, counter); break;
+    case PL_OP_ADD: op_add(plan, op, counter); break;
+    case PL_OP_SELECT: op_select(plan, op, counter); break;
+    }
+}
+
+/* ---- the run ---- */
+
+static void run_thread(void *arg, int thread)
+{
+    pl_plan *plan = arg;
+    double checked = thread == 0 ? pl_seconds() : 0, before = checked;
+    for (int i = 0; i < plan->n_ops; i++) {
+        op_run(plan, &plan->ops[i], &plan->counters[i], thread);
+        if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
+            if (plan->interrupt())
+                atomic_store(&plan->stop, 1);
+            checked = pl_seconds();
+        }
+        pl_pool_barrier(plan->pool);
+        if (thread == 0 && plan->profile) {
+            double now = pl_seconds();
+            plan->profile[i] += now - before;
+            before = now;
+        }
+        if (atomic_load_explicit(&plan->stop, memory_order_relaxed))
+            return;
+    }
+}
+
+static int batch_ok(const pl_plan *plan, const pl_batch *b)
+{
+    if (b->n_tokens < 1 || b->n_tokens > plan->max_tokens || b->n_outputs < 0 || b->n_outputs > b->n_tokens)
+        return 0;
+    for (int i = 0; i < b->n_outputs; i++)
+        if (b->outputs[i] < 0 || b->outputs[i] >= b->n_tokens)
+            return 0;
+    for (int t = 0; t < b->n_tokens; t++) {
+        if (b->positions[t] < 0 || b->sequences[t] < 0 || b->sequences[t] >= b->n_sequences)
+            return 0;
+        if (t > 0 && b->sequences[t] == b->sequences[t - 1] && b->positions[t] != b->positions[t - 1] + 1)
+            return 0;
+        for (int i = 0; i < plan->n_ops; i++)
+            if (plan->ops[i].kind == PL_OP_EMBED && (b->tokens[t] < 0 || b->tokens[t] >= plan->ops[i].table_rows))
+                return 0;
+    }
+    return 1;
+}
+
+int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
+{
+    if (!batch_ok(plan, batch))
+        return PL_EINVAL;
+    plan->batch = batch;
+    plan->interrupt = interrupt;
+    atomic_store(&plan->stop, 0);
+    for (int i = 0; i < plan->n_ops; i++)
+        atomic_store_explicit(&plan->counters[i].next, 0, memory_order_relaxed);
+    pl_attention_prepare(plan);
+    pl_pool_run(plan->pool, run_thread, plan);
+    return atomic_load(&plan->stop) ? PL_EINTERRUPTED : PL_OK;
+}
+
+void pl_plan_profile(pl_plan *plan, double *seconds) { plan->profile = seconds; }
+int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
+
+/* ---- making a plan ---- */
+
+static int buffer_ok(const pl_plan *plan, int32_t b, int may_be_output)
+{
+    return b == PL_NONE || (b >= 0 && b < plan->n_buffers) || (may_be_output && (b == PL_LOGITS || b == PL_HIDDEN));
+}
+
+static int op_ok(const pl_plan *plan, const pl_op *op)
+{
+    if (op->kind < 0 || op->kind >= PL_OP_COUNT || op->q8 < PL_NONE || op->q8 >= plan->n_q8)
+        return 0;
+    for (int i = 0; i < 3; i++)
+        if (!buffer_ok(plan, op->dst[i], 1))
+            return 0;
+    for (int i = 0; i < 4; i++)
+        if (!buffer_ok(plan, op->src[i], 0))
+            return 0;
+    if (op->kind == PL_OP_MATMUL)
+        for (int i = 0; i < 3; i++) {
+            const pl_matrix *m = op->matrix[i];
+            if (!m)
+                continue;
+            if ((op->q8 >= 0) == pl_panel_is_float(m->type) || (op->q8 >= 0 && m->cols != plan->q8_blocks[op->q8] * 32) ||
+                (op->dst[i] >= 0 && plan->strides[op->dst[i]] < m->panels * PL_ROWS))
+                return 0;
+        }
+    if (op->kind == PL_OP_ATTENTION || op->kind == PL_OP_ROPE_STORE)
+        return plan->cache && op->layer >= 0 && op->layer < plan->cache->n_layers && op->kv_heads == plan->cache->kv_heads &&
+               op->n_heads % op->kv_heads == 0 && op->head_dim == plan->cache->k.head_dim && op->v_dim == plan->cache->v.head_dim;
+    if (op->kind == PL_OP_EMBED)
+        return op->table && pl_type_find(op->table_type) != NULL && op->dst[0] >= 0;
+    return 1;
+}
+
+pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
+                     const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx)
+{
+    pl_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return NULL;
+    plan->pool = pool;
+    plan->cache = cache;
+    plan->kernels = pl_kernels_current();
+    plan->n_ops = n_ops;
+    plan->n_buffers = n_buffers;
+    plan->n_q8 = n_q8;
+    plan->max_tokens = max_tokens;
+    plan->ops = calloc((size_t)n_ops, sizeof *ops);
+    plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
+    plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
+    plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
+    plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
+    plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
+    if (!plan->ops || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->counters || !plan->kernels)
+        goto fail;
+    memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
+    for (int i = 0; i < n_buffers; i++) { /* 16 more rows' worth is never needed: widths are padded to whole panels of 32 k */
+        plan->strides[i] = round_up(widths[i], 32);
+        plan->arena_bytes += round_up(plan->strides[i] * max_tokens * 4, 64);
+    }
+    for (int i = 0; i < n_q8; i++) {
+        plan->q8_blocks[i] = q8_widths[i] / 32;
+        plan->arena_bytes += round_up(plan->q8_blocks[i] * max_tokens * (int64_t)sizeof(pl_q8), 64);
+    }
+    plan->bytes = plan->arena_bytes;
+    plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
+    if (!plan->arena)
+        goto fail;
+    uint8_t *at = plan->arena;
+    for (int i = 0; i < n_buffers; at += round_up(plan->strides[i] * max_tokens * 4, 64), i++)
+        plan->buffers[i] = (float *)(void *)at;
+    for (int i = 0; i < n_q8; at += round_up(plan->q8_blocks[i] * max_tokens * (int64_t)sizeof(pl_q8), 64), i++)
+        plan->q8[i] = (pl_q8 *)(void *)at;
+    for (int i = 0; i < n_ops; i++)
+        if (!op_ok(plan, &ops[i]))
+            goto fail;
+    if (cache && pl_attention_init(plan, n_ctx) != PL_OK)
+        goto fail;
+    return plan;
+fail:
+    pl_plan_free(plan);
+    return NULL;
+}
+
+void pl_plan_free(pl_plan *plan)
+{
+    if (!plan)
+        return;
+    if (plan->cache)
+        pl_attention_free(plan);
+    pl_release(plan->arena, (size_t)plan->arena_bytes);
+    pl_release(plan->counters, sizeof *plan->counters * (size_t)plan->n_ops);
+    free(plan->ops);
+    free(plan->strides);
+    free(plan->buffers);
+    free(plan->q8);
+    free(plan->q8_blocks);
+    free(plan);
+}

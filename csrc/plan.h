@@ -1,0 +1,56 @@
+/* What a run of the plan works on: shared by plan.c (the executor) and plan_attention.c (attention over pages). */
+#ifndef PL_PLAN_H
+#define PL_PLAN_H
+#include "api.h"
+#include "cache.h"
+#include "kernels.h"
+#include "threads.h"
+
+/* Neighbouring tokens of one sequence whose queries are attended together. */
+typedef struct {
+    int sequence, token0, n_tokens;
+    int n_splits;      /* > 1: the keys of this (single) token are cut into fixed splits that run side by side */
+    int64_t item0;     /* its first work item: item0 + head * n_splits + split */
+    int64_t part0;     /* its first partial state */
+} pl_group;
+
+typedef struct {
+    pl_group *groups; /* (max_tokens) */
+    int n_groups;
+    int64_t n_items;
+    int rows_max;             /* query rows of an item at most */
+    int64_t state_floats;     /* of one row */
+    float *parts;             /* (part_capacity, state_floats): partial states of split items */
+    int64_t part_capacity;
+    _Atomic int32_t *pending; /* per (group, head): splits still running */
+    uint8_t *scratch;         /* per thread */
+    int64_t scratch_bytes;    /* of one thread */
+} pl_attention_work;
+
+struct pl_plan {
+    pl_pool *pool;
+    const pl_cache *cache;
+    const pl_kernels *kernels;
+    pl_op *ops;
+    int n_ops, n_buffers, n_q8, max_tokens;
+    int64_t *strides; /* floats between rows of each buffer */
+    float **buffers;
+    pl_q8 **q8;
+    int64_t *q8_blocks;
+    uint8_t *arena;
+    int64_t arena_bytes, bytes;
+    pl_counter *counters; /* one per op */
+    pl_attention_work attention;
+    /* of the run under way */
+    const pl_batch *batch;
+    int (*interrupt)(void);
+    _Atomic int stop;
+    double *profile;
+};
+
+int pl_attention_init(pl_plan *plan, int n_ctx);
+void pl_attention_free(pl_plan *plan);
+void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
+void pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int thread);
+
+#endif

@@ -1,0 +1,39 @@
+"""Embeddings: the final hidden states of a text, pooled to one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import OptionError
+
+Hidden = npt.NDArray[np.float32]
+
+# The numbers of llama.cpp's pooling types. -1, the default, is the mean here.
+POOLING: dict[int, tuple[str, Callable[[Hidden], Hidden]]] = {
+    -1: ("mean", lambda states: states.mean(axis=0)),
+    0: ("none", lambda states: states),
+    1: ("mean", lambda states: states.mean(axis=0)),
+    2: ("cls", lambda states: states[0]),
+    3: ("last", lambda states: states[-1]),
+}
+
+
+def check_pooling(number: int) -> int:
+    """`number` if it is a pooling type that a Llama can serve. Raises OptionError."""
+    if number not in POOLING:
+        names = ", ".join(f"{known} ({name})" for known, (name, _) in POOLING.items())
+        raise OptionError(f"pooling_type={number!r} is not supported; choose one of {names}")
+    return int(number)
+
+
+def pool(states: Hidden, pooling: int, normalize: bool) -> Any:
+    """One vector (dim,) as a list of floats, or with pooling "none" a list of them, from `states` (n_tokens, dim)."""
+    vectors = POOLING[pooling][1](states.astype(np.float64))
+    if normalize:
+        lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        vectors = vectors / np.where(lengths > 0, lengths, 1)
+    return vectors.astype(np.float32).tolist()

@@ -1,0 +1,306 @@
+"""The engine: a loaded model, its plan and thread pool, and the one call that runs a step."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.cache import PAGE, PageCache, Sequence
+from pyllamacpu.engine.plan import CompiledPlan, Recorder
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.llama import Llama
+from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer
+
+Wanted = Literal["last", "all", "none"]
+Floats = npt.NDArray[np.float32]
+Progress = Callable[[int, int], None]
+
+DEFAULT_BATCH = 512  # tokens of a step at most
+LANES = 16
+
+
+@dataclass
+class Entry:
+    """The part of a batch that belongs to one sequence: its next tokens, and which of them want logits."""
+
+    sequence: Sequence
+    tokens: Seq[int]
+    logits: Wanted = "last"
+
+
+class _Interrupts:
+    """Python's signal handlers, run from inside a long C call; what they raise is kept and raised after it."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.callback = ffi.callback("int(void)", self._poll, error=1, onerror=self._keep)
+
+    def _poll(self) -> int:
+        return 0  # entering Python code is enough: pending handlers run here, and their exception goes to _keep
+
+    def _keep(self, kind: Any, value: BaseException, trace: Any) -> int:
+        self.error = value
+        return 1
+
+    def raise_kept(self) -> None:
+        error, self.error = self.error, None
+        raise error if error is not None else KeyboardInterrupt
+
+
+class Engine:
+    """A model ready to run. Not thread-safe: one step at a time (`step` holds a lock, so calls queue)."""
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        *,
+        n_ctx: int = 0,
+        n_batch: int = DEFAULT_BATCH,
+        n_threads: int | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        rope_freq_base: float | None = None,
+        rope_freq_scale: float | None = None,
+        on_load: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most. n_threads: None or 0: as
+        many as this process may use. `on_load(done, total)`: bytes of weights packed.
+
+        Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
+        """
+        self.file = file
+        self.config = _overridden(ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale)
+        self.n_ctx = n_ctx or self.config.n_ctx_train
+        self.n_threads = n_threads or cpus_usable()
+        self.n_batch = min(n_batch, self.n_ctx)
+        _check_options(self.n_ctx, n_batch, self.n_threads)
+        if self.config.layer_heads(0) % self.config.layer_kv_heads(0) or self.config.head_dim > lib.PL_MAX_HEAD_DIM:
+            raise ModelError(f"{file.paths[0]}: heads of {self.config.head_dim} cannot be run")
+        self.cache = PageCache(self.config, type_k, type_v)
+        check_memory(self.n_ctx, self.cache.page_bytes)
+        self._pool = ffi.gc(pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free)
+        self.model = Llama.load(file, self.config, self._pool, on_load)
+        self.n_vocab = self.model.output.rows
+        self._stride = -(-self.n_vocab // LANES) * LANES
+        recorder = Recorder(self.config)
+        self.model.record(recorder)
+        self.plan = recorder.compile()
+        self._plan = _native_plan(self.plan, self._pool, self.cache, self.n_batch, self.n_ctx)
+        self._last = np.zeros((1, self._stride), np.float32)
+        self._interrupts = _Interrupts()
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], **options: Any) -> Engine:
+        """The engine of the model file at `path` (any part of a split one); options as for the constructor."""
+        return cls(GGUFFile.open(path), **options)
+
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights."""
+        model = self.model
+        matrices = [part.weight for layer in model.layers for part in vars(layer).values() if hasattr(part, "weight")]
+        return sum(matrix.n_bytes for matrix in {id(m): m for m in [*matrices, model.output]}.values())
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of buffers that do not depend on the context in use."""
+        return int(lib.pl_plan_bytes(self._plan))
+
+    def sequence(self) -> Sequence:
+        return Sequence(self.cache)
+
+    def eval(
+        self, sequence: Sequence, tokens: Seq[int], *, logits: Wanted = "last", on_progress: Progress | None = None
+    ) -> Floats:
+        """Appends `tokens` to `sequence`, `n_batch` at a time.
+
+        Returns logits (1, n_vocab) of the last token, valid until the next call, or a new (n_tokens, n_vocab), or (0, n_vocab).
+        `on_progress(done, total)` follows each step. Raises ContextError, TokenizerError, OptionError; after a
+        KeyboardInterrupt the sequence ends before the step that was interrupted.
+        """
+        total = len(tokens)
+        if total == 0:
+            raise OptionError("there are no tokens to evaluate")
+        result = np.empty((total, self._stride), np.float32) if logits == "all" else self._last
+        for start in range(0, total, self.n_batch):
+            chunk = tokens[start : start + self.n_batch]
+            final = start + len(chunk) == total
+            if logits == "all":
+                self._run([Entry(sequence, chunk, "all")], result[start : start + len(chunk)])
+            else:
+                self._run([Entry(sequence, chunk, "last" if final and logits == "last" else "none")], result)
+            if on_progress:
+                on_progress(start + len(chunk), total)
+        return result[: 0 if logits == "none" else None, : self.n_vocab]
+
+    def step(self, entries: Seq[Entry]) -> Floats:
+        """One step over many sequences (each at most once). Returns a new (n_outputs, n_vocab) in the entries' order."""
+        n_outputs = sum({"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries)
+        result = np.empty((n_outputs, self._stride), np.float32)
+        self._run(entries, result)
+        return result[:, : self.n_vocab]
+
+    def hidden(self, tokens: Seq[int]) -> Floats:
+        """States after the final norm for a fresh sequence: (n_tokens, dim)."""
+        width = -(-self.dim // 32) * 32
+        result = np.empty((len(tokens), width), np.float32)
+        sequence = self.sequence()
+        try:
+            for start in range(0, len(tokens), self.n_batch):
+                chunk = tokens[start : start + self.n_batch]
+                self._run([Entry(sequence, chunk, "all")], None, result[start : start + len(chunk)])
+        finally:
+            sequence.close()
+        return result[:, : self.dim]
+
+    def profile(self, run: Callable[[], object]) -> dict[str, float]:
+        """Seconds spent in each kind of op while `run()` steps this engine."""
+        seconds = np.zeros(len(self.plan), np.float64)
+        lib.pl_plan_profile(self._plan, ffi.cast("double *", seconds.ctypes.data))
+        try:
+            run()
+        finally:
+            lib.pl_plan_profile(self._plan, ffi.NULL)
+        result: dict[str, float] = {}
+        for name, spent in zip(self.plan.names, seconds.tolist(), strict=True):
+            result[name] = result.get(name, 0.0) + spent
+        return result
+
+    def close(self) -> None:
+        """Frees weights, threads and the file; sequences become useless."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                ffi.release(self._plan)
+                ffi.release(self._pool)
+                del self.model
+                self.file.close()
+
+    def _run(self, entries: Seq[Entry], logits: Floats | None, hidden: Floats | None = None) -> None:
+        with self._lock:
+            if self._closed:
+                raise OptionError("the model is closed")
+            batch = _Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
+            try:
+                batch.point(logits, hidden)
+                code = lib.pl_plan_run(self._plan, batch.native, self._interrupts.callback)
+                if code == lib.PL_EINTERRUPTED:
+                    self._interrupts.raise_kept()
+                check(code, "a step of the model")
+            except BaseException:
+                for entry in entries:
+                    entry.sequence.trim()
+                raise
+            for entry in entries:
+                entry.sequence.tokens.extend(entry.tokens)
+
+
+class _Batch:
+    """The C form of a batch, and the arrays that it points to."""
+
+    def __init__(self, entries: Seq[Entry], n_vocab: int, n_batch: int, n_ctx: int) -> None:
+        counts = [len(entry.tokens) for entry in entries]
+        n_tokens = sum(counts)
+        if not 0 < n_tokens <= n_batch:
+            raise OptionError(f"a step takes 1 to {n_batch} tokens, not {n_tokens}")
+        if len({id(entry.sequence) for entry in entries}) < len(entries) or min(counts) == 0:
+            raise OptionError("each sequence stands in a batch once, with at least one token")
+        self.tokens = np.empty((4, n_tokens), np.int32)  # tokens, positions, sequences, outputs
+        self.n_outputs = at = 0
+        for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
+            start = len(entry.sequence)
+            if start + count > n_ctx:
+                raise ContextError(f"the context is full: {start} + {count} tokens are more than {n_ctx}")
+            self.tokens[0, at : at + count] = check_ids(entry.tokens, n_vocab)
+            self.tokens[1, at : at + count] = range(start, start + count)
+            self.tokens[2, at : at + count] = i
+            wanted = {"last": 1, "all": count, "none": 0}[entry.logits]
+            self.tokens[3, self.n_outputs : self.n_outputs + wanted] = range(at + count - wanted, at + count)
+            self.n_outputs += wanted
+            at += count
+        self.tables = ffi.new("uintptr_t *[]", [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)])
+        self.native = ffi.new("pl_batch *")
+        self.native.n_tokens, self.native.n_outputs = n_tokens, self.n_outputs
+        self.native.n_sequences = len(entries)
+        rows = [ffi.cast("const int32_t *", row.ctypes.data) for row in self.tokens]
+        self.native.tokens, self.native.positions, self.native.sequences, self.native.outputs = rows
+        self.native.pages = ffi.cast("const uintptr_t *const *", self.tables)
+
+    def point(self, logits: Floats | None, hidden: Floats | None) -> None:
+        """Where outputs go."""
+        if logits is not None and self.n_outputs:
+            self.native.logits = ffi.cast("float *", logits.ctypes.data)
+        if hidden is not None:
+            self.native.hidden = ffi.cast("float *", hidden.ctypes.data)
+
+
+def check_ids(tokens: Seq[int], n_vocab: int) -> npt.NDArray[np.int64]:
+    """The ids as an array; TokenizerError for one outside the vocabulary."""
+    ids = np.asarray(tokens, dtype=np.int64)
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= n_vocab):
+        bad = int(ids[(ids < 0) | (ids >= n_vocab)][0])
+        raise TokenizerError(f"token id {bad} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
+    return ids
+
+
+def check_memory(n_ctx: int, page_bytes: int) -> None:
+    """A context whose KV cache is larger than the machine's memory is refused before anything is loaded."""
+    needed = -(-n_ctx // PAGE) * page_bytes
+    memory = total_memory()
+    if memory and needed > memory:
+        fits = memory // page_bytes * PAGE
+        raise ContextError(
+            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values, and this machine has {memory / 1e9:.1f} GB; "
+            f"ask for at most {fits} (-c), or a smaller cache type (-ctk q8_0 -ctv q8_0)"
+        )
+
+
+def total_memory() -> int:
+    """Bytes of physical memory, 0 where it cannot be told."""
+    if sys.platform == "win32":
+        return 0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
+    if n_ctx < 1:
+        raise OptionError(f"n_ctx is {n_ctx}: must be 0 (as trained) or positive")
+    if not 1 <= n_batch <= 1 << 16:
+        raise OptionError(f"n_batch is {n_batch}: must be from 1 to {1 << 16}")
+    if not 1 <= n_threads <= lib.PL_MAX_THREADS:
+        raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
+
+
+def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:
+    """rope_freq_base and rope_freq_scale as llama.cpp has them: 0 or None keep the model's own."""
+    if base:
+        config = replace(config, rope_theta=float(base))
+    if scale:
+        kind = config.rope_scaling.kind if config.rope_scaling.kind != "none" else "linear"
+        config = replace(config, rope_scaling=replace(config.rope_scaling, kind=kind, factor=1.0 / float(scale)))
+    return config
+
+
+def _native_plan(plan: CompiledPlan, pool: Any, cache: PageCache, n_batch: int, n_ctx: int) -> Any:
+    widths = ffi.new("int32_t[]", plan.widths)
+    q8_widths = ffi.new("int32_t[]", plan.q8_widths or [0])
+    handle = lib.pl_plan_new(
+        pool, cache.handle, plan.ops, len(plan), widths, len(plan.widths), q8_widths, len(plan.q8_widths), n_batch, n_ctx
+    )
+    return ffi.gc(pointer(handle, "the plan"), lib.pl_plan_free)

@@ -1,0 +1,134 @@
+"""Tensors of a GGUF file in the form that the kernels read: packed matrices, padded vectors, tables of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import ModelError, NativeError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.codebooks import ensure_codebook
+from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.native import ffi, lib, pointer
+
+FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
+LANES = 16  # vectors and rows are padded to a multiple of this
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A (rows, cols) weight matrix, packed. `quantized`: it multiplies 8-bit activations instead of float32 ones."""
+
+    name: str
+    rows: int
+    cols: int
+    type: TensorType
+    handle: Any
+
+    @property
+    def quantized(self) -> bool:
+        return self.type not in FLOAT_TYPES
+
+    @property
+    def n_bytes(self) -> int:
+        return int(lib.pl_matrix_bytes(self.handle))
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """(size,) float32, padded with zeros to a multiple of 16."""
+
+    name: str
+    size: int
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """(rows, cols) of which single rows are looked up: the bytes as they are in the file, read where they lie."""
+
+    name: str
+    rows: int
+    cols: int
+    type: TensorType
+    data: npt.NDArray[np.uint8]
+
+
+def padded_vector(name: str, values: npt.NDArray[np.float32]) -> Vector:
+    padded = np.zeros(-(-values.size // LANES) * LANES, np.float32)
+    padded[: values.size] = values
+    return Vector(name, values.size, padded)
+
+
+class WeightLoader:
+    """Takes tensors out of `file` one by one, checking their shapes; `finish` says if some were left over.
+
+    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, or one of a type that
+    cannot be run is a ModelError that names file and tensor.
+    """
+
+    def __init__(self, file: GGUFFile, pool: Any, on_bytes: Callable[[int, int], None] | None = None) -> None:
+        self.file = file
+        self.pool = pool
+        self.on_bytes = on_bytes
+        self.total = sum(info.n_bytes for info in file.tensors.values())
+        self.done = 0
+        self.taken: set[str] = set()
+
+    def error(self, reason: str) -> ModelError:
+        return ModelError(f"{self.file.paths[0]}: {reason}")
+
+    def has(self, name: str) -> bool:
+        return name in self.file.tensors
+
+    def matrix(self, name: str, rows: int, cols: int) -> Matrix:
+        info = self._info(name, (rows, cols))
+        data = self.file.data(name)
+        handle = lib.pl_matrix_new(self.pool, int(info.type), ffi.from_buffer(data), rows, cols)
+        try:
+            pointer(handle, f"loading {name} ({info.n_bytes / 1e6:.1f} MB)")
+        except NativeError as error:
+            raise self.error(str(error)) from None
+        self.file.release(name)
+        self.done += info.n_bytes
+        if self.on_bytes:
+            self.on_bytes(self.done, self.total)
+        return Matrix(name, rows, cols, info.type, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle)))
+
+    def optional_vector(self, name: str, size: int) -> Vector | None:
+        return self.vector(name, size) if self.has(name) else None
+
+    def vector(self, name: str, size: int) -> Vector:
+        info = self._info(name, (size,))
+        return padded_vector(name, dequantize(self.file.data(name), info.type, (size,)))
+
+    def table(self, name: str, rows: int, cols: int) -> Table:
+        info = self._info(name, (rows, cols))
+        return Table(name, rows, cols, info.type, self.file.data(name))
+
+    def finish(self) -> None:
+        """Every tensor must have had a use: one that is not understood could change the result."""
+        unused = sorted(set(self.file.tensors) - self.taken)
+        if unused:
+            shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+            raise self.error(f"tensors that this architecture has no use for: {shown}; the model is of a kind that cannot be run")
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> Any:
+        info = self.file.tensors.get(name)
+        if info is None:
+            raise self.error(f"the tensor {name} is missing; the file is incomplete")
+        found = tuple(info.shape)
+        while len(found) > len(shape) and found[0] == 1:
+            found = found[1:]
+        if found != shape:
+            raise self.error(f"the tensor {name} has shape {found}, not {shape} as its config says; the file is damaged")
+        if not info.type.runnable:
+            raise self.error(f"the tensor {name} is {info.type.name}, which cannot be run; quantize the model again in another type")
+        ensure_codebook(info.type)
+        self.taken.add(name)
+        return info

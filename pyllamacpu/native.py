@@ -1,0 +1,78 @@
+"""The one module that imports the compiled extension: `ffi`, `lib`, and the choice of the CPU tier.
+
+The tier is chosen when this module is first imported: the fastest one that the CPU has, or the one that the environment
+variable `PYLLAMACPU_ISA` names (an unknown name, or one that this CPU lacks, is a `NativeError`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .errors import NativeError
+
+try:
+    from ._native import ffi, lib
+except ImportError as error:  # a source tree that was never built, or a wheel for another platform
+    raise NativeError(
+        f"the compiled extension pyllamacpu._native is missing ({error}); install the package with `pip install .`"
+    ) from error
+
+__all__ = ["check", "cpus_usable", "ffi", "isa_names", "isa_selected", "lib"]
+
+ISA_VARIABLE = "PYLLAMACPU_ISA"
+
+_MESSAGES = {
+    lib.PL_EINVAL: "invalid argument",
+    lib.PL_ENOMEM: "out of memory",
+    lib.PL_EINTERRUPTED: "interrupted",
+    lib.PL_EUNSUPPORTED: "not supported",
+}
+
+
+def check(code: int, what: str) -> int:
+    """`code` itself when it is not an error; otherwise a `NativeError` that says what failed and why."""
+    if code < 0:
+        raise NativeError(f"{what}: {_MESSAGES.get(code, f'error {code}')}")
+    return code
+
+
+def pointer(handle: Any, what: str) -> Any:
+    """`handle` itself when it is not NULL; otherwise a `NativeError` (out of memory, or arguments that do not fit)."""
+    if handle == ffi.NULL:
+        raise NativeError(f"{what}: out of memory, or arguments that do not fit")
+    return handle
+
+
+def isa_names(available: bool = True) -> list[str]:
+    """Tiers compiled into this build, slowest first; only those that this CPU has, unless `available` is False."""
+    names, index = [], 0
+    while lib.pl_isa_name(index) != ffi.NULL:
+        if not available or lib.pl_isa_available(index):
+            names.append(ffi.string(lib.pl_isa_name(index)).decode())
+        index += 1
+    return names
+
+
+def cpus_usable() -> int:
+    """CPUs that this process may use: the affinity mask, within the cgroup's quota."""
+    return int(lib.pl_cpus_usable())
+
+
+def _select_isa(name: str | None) -> str:
+    index = lib.pl_isa_select(name.encode() if name else ffi.NULL)
+    if index >= 0:
+        return str(ffi.string(lib.pl_isa_name(index)).decode())
+    if index == lib.PL_EUNSUPPORTED:
+        raise NativeError(
+            f"{ISA_VARIABLE}={name}: this CPU lacks that tier; it has {', '.join(isa_names())} (unset the variable to choose)"
+        )
+    raise NativeError(f"{ISA_VARIABLE}={name}: no such tier; this build has {', '.join(isa_names(available=False))}")
+
+
+_selected = _select_isa(os.environ.get(ISA_VARIABLE) or None)
+
+
+def isa_selected() -> str:
+    """The tier that this process uses."""
+    return _selected
