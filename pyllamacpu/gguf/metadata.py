@@ -15,7 +15,16 @@ from pyllamacpu.gguf.values import SCALAR_DTYPE, SCALAR_FORMAT, ValueType
 
 MAX_DEPTH = 4  # arrays within arrays
 MAX_NESTED = 1 << 16  # inner arrays of one file
+MAX_ITEMS = 1 << 27  # elements of all arrays of one file
 MAX_ENTRIES = 1 << 20  # keys, and tensors, of one file
+
+
+@dataclass
+class _Budget:
+    """What the arrays of one file may still hold, so that a large file of nothing is refused at once."""
+
+    arrays: int = MAX_NESTED
+    items: int = MAX_ITEMS
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ def read_metadata(cursor: Cursor, n_entries: int) -> Metadata:
     if n_entries > min(MAX_ENTRIES, cursor.left // smallest):
         raise cursor.fail(f"{n_entries} metadata keys cannot fit in the file")
     entries: dict[str, Entry] = {}
-    budget = [MAX_NESTED]
+    budget = _Budget()
     for i in range(n_entries):
         key = cursor.name(f"metadata key {i}")
         if key in entries:
@@ -101,7 +110,7 @@ def _value_type(cursor: Cursor, what: str) -> ValueType:
         raise cursor.fail(f"{what} has the unknown type {number}") from None
 
 
-def _check_value(cursor: Cursor, kind: ValueType, what: str, depth: int, budget: list[int]) -> Entry:
+def _check_value(cursor: Cursor, kind: ValueType, what: str, depth: int, budget: _Budget) -> Entry:
     """Moves past one value and returns where it lies; every length in it is inside the file afterwards."""
     if kind == ValueType.STRING:
         length = cursor.count(what)
@@ -114,7 +123,7 @@ def _check_value(cursor: Cursor, kind: ValueType, what: str, depth: int, budget:
     return Entry(kind, None, start, 1)
 
 
-def _check_array(cursor: Cursor, what: str, depth: int, budget: list[int]) -> Entry:
+def _check_array(cursor: Cursor, what: str, depth: int, budget: _Budget) -> Entry:
     if depth >= MAX_DEPTH:
         raise cursor.fail(f"{what} has arrays nested deeper than {MAX_DEPTH}")
     element = _value_type(cursor, what)
@@ -123,11 +132,14 @@ def _check_array(cursor: Cursor, what: str, depth: int, budget: list[int]) -> En
     smallest = _smallest_bytes(element, cursor.source.width)
     if count > cursor.left // smallest:
         raise cursor.fail(f"{what} claims {count} elements at byte {start}, more than the file can hold")
+    budget.items -= count
+    if budget.items < 0:
+        raise cursor.fail(f"{what} claims {count} elements; arrays of {MAX_ITEMS} in all can be read")
     if element == ValueType.STRING:
         cursor.pos = scan_end(cursor.source, start, count)
     elif element == ValueType.ARRAY:
-        budget[0] -= count
-        if budget[0] < 0:
+        budget.arrays -= count
+        if budget.arrays < 0:
             raise cursor.fail(f"{what} holds more than {MAX_NESTED} inner arrays")
         for _ in range(count):
             _check_array(cursor, what, depth + 1, budget)
@@ -173,5 +185,5 @@ def _decode_array(source: Source, element: ValueType, start: int, count: int) ->
 
 def _decode_nested(source: Source, start: int, count: int) -> tuple[Any, ...]:
     cursor = Cursor(source, start)
-    inner = [_check_array(cursor, "an array", 0, [MAX_NESTED]) for _ in range(count)]
+    inner = [_check_array(cursor, "an array", 0, _Budget()) for _ in range(count)]
     return tuple(_decode(source, entry) for entry in inner)

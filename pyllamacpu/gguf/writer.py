@@ -176,9 +176,7 @@ class GGUFWriter:
             raise GGUFError(
                 self.path, f"tensor {name!r} takes {n_bytes} bytes, {done + array.nbytes} were written"
             )
-        self._guarded(
-            lambda file: (file.seek(self._data_start + offset + done), file.write(array.data))
-        )
+        self._guarded(lambda file: (file.seek(self._data_start + offset + done), file.write(array.data)))
         self._written[name] = done + array.nbytes
 
     def close(self) -> None:
