@@ -1,19 +1,21 @@
-"""Byte-level BPE (`tokenizer.ggml.model = gpt2`): the tokenizers of Llama 3, Llama 4, SmolLM2 and their relatives.
+"""Byte-level BPE (`tokenizer.ggml.model = gpt2`): the tokenizers of Llama 3, Llama 4, SmolLM2 and their
+relatives.
 
-Pieces are written in an alphabet of 256 letters, one per byte. tiktoken does the merging wherever it is exact. It knows
-only which strings are tokens and in what order they were made, while the file lists which pairs may merge. The two agree
-on every text if the merges that make one token stand together in the list, and for every merged token X either all its
-splits into two tokens are in the list (vocabularies that were tiktoken's to begin with, such as Llama 3's), or X encoded
-alone by the list comes out as X (trained ones, such as SmolLM2's). Reason for the latter: two neighbours that tiktoken
-joins into X were reached without a merge across the ends of X, so the run on X alone passes through them too; that run
-ends in X, so the pair is in the list. `tiktoken_is_exact` checks this; a vocabulary that fails is merged by `merge_word`.
+Pieces are written in an alphabet of 256 letters, one per byte. tiktoken does the merging wherever it is
+exact. It knows only which strings are tokens and in what order they were made, while the file lists which
+pairs may merge. The two agree on every text if the merges that make one token stand together in the list and
+either every split of a merged token into two tokens is in the list (vocabularies that were tiktoken's to
+begin with, such as Llama 3's), or every merged token has one merge and comes out whole when it is encoded
+alone (trained ones, such as SmolLM2's). Reason for the latter: two neighbours that tiktoken joins into X were
+reached without a merge across the ends of X, so the run on X alone passes through them too; that run ends in
+X, so the pair is in the list. `tiktoken_is_exact` checks this; a vocabulary that fails is merged by
+`merge_word`.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,7 +31,9 @@ MAX_CACHED_LENGTH = 64  # characters
 
 
 def _byte_letters() -> list[str]:
-    """The letter for each byte: itself where it is visible Latin-1, else the next letter from U+0100 on (GPT-2)."""
+    """The letter for each byte: itself where it is visible Latin-1, else the next letter from U+0100 on
+    (GPT-2).
+    """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     spare = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(spare)) for byte in range(256)]
@@ -64,7 +68,9 @@ class Merges:
             self.rank.setdefault(merge, i)
 
     def merge_word(self, word: str) -> list[str]:
-        """The pieces of `word` after all merges: lowest rank first, the leftmost of equal ranks first. O(n log n)."""
+        """The pieces of `word` after all merges: lowest rank first, the leftmost of equal ranks first. O(n
+        log n).
+        """
         pieces: list[str] = list(word)
         after = list(range(1, len(pieces) + 1))
         before = list(range(-1, len(pieces) - 1))
@@ -96,69 +102,65 @@ class Merges:
 
 
 def tiktoken_is_exact(merges: list[str]) -> bool:
-    """Whether merging by the order of the merged strings gives the same pieces as the list of merges on every text."""
+    """Whether merging by the order of the merged strings gives the same pieces as the list of merges on every
+    text.
+    """
     pairs = dict(zip(merges, range(len(merges)), strict=True))
     made: dict[str, int] = {}  # merged string → rank of its first merge
     halves: dict[str, tuple[str, str]] = {}
     last = ""
     for merge, rank in pairs.items():
-        left, space, right = merge.partition(" ")
+        left, _, right = merge.partition(" ")
         whole = left + right
         if not left or not right or " " in right or (whole in made and whole != last):
             return False
         if whole != last:
             made[whole], halves[whole] = rank, (left, right)
         last = whole
-    order = _Order(pairs, made, halves)
-    return all(map(order.comes_out_whole if len(made) == len(merges) else order.merges_however_split, made))
+    tokens = {*made, *BYTE_LETTERS}
+    if not all(half in tokens for merge in pairs for half in merge.split(" ")):
+        return False
+    if len(made) == len(merges):
+        return all(_comes_out_whole(whole, pairs, made, halves) for whole in made)
+    return _count_splits(made, tokens) == len(pairs)  # all that there are: every merge in the list is one
 
 
-@dataclass(frozen=True)
-class _Order:
-    """A list of merges, for questions about single merged strings (`whole`)."""
-
-    pairs: Mapping[str, int]
-    made: Mapping[str, int]
-    halves: Mapping[str, tuple[str, str]]
-
-    def merges_however_split(self, whole: str) -> bool:
-        """Whether every split of `whole` into two tokens is in the list, or it comes out whole by its first merge."""
-        made, pairs = self.made, self.pairs
+def _count_splits(made: Mapping[str, int], tokens: set[str]) -> int:
+    """In how many ways the merged strings fall into two tokens."""
+    count = 0
+    for whole in made:
         for i in range(1, len(whole)):
-            left, right = whole[:i], whole[i:]
-            if (
-                (i == 1 or left in made)
-                and (i == len(whole) - 1 or right in made)
-                and f"{left} {right}" not in pairs
-            ):
-                return self.comes_out_whole(whole)
-        return True
+            if whole[:i] in tokens and whole[i:] in tokens:
+                count += 1
+    return count
 
-    def comes_out_whole(self, whole: str) -> bool:
-        """Whether `whole` by itself is encoded to itself, through its first merge.
 
-        Walks back in time along the border of the two halves: the one that was finished last is opened, and what then
-        stood at the border must not have had a merge of its own below `limit`.
-        """
-        made, pairs, halves = self.made, self.pairs, self.halves
-        limit = made[whole]
-        left, right = halves[whole]
-        for half in (left, right):
-            if len(half) > 1 and made.get(half, limit) >= limit:
-                return False
-        while True:
-            left_made, right_made = made.get(left, -1), made.get(right, -1)
-            if left_made < 0 and right_made < 0:
-                return True
-            # Merges of equal rank go from left to right: of equal strings the right one was finished last, and a merge
-            # over the border comes before one that makes `right`, but after one that makes `left`.
-            if left_made > right_made:
-                limit, left = left_made, halves[left][1]
-            else:
-                limit, right = right_made + 1, halves[right][0]
-            rank = pairs.get(f"{left} {right}")
-            if rank is not None and rank < limit:
-                return False
+def _comes_out_whole(
+    whole: str, pairs: Mapping[str, int], made: Mapping[str, int], halves: Mapping[str, tuple[str, str]]
+) -> bool:
+    """Whether `whole` by itself is encoded to itself, in a list with one merge for each token where all
+    others are.
+
+    Walks back in time along the border of the two halves: the one that was finished last is opened, and what
+    then stood at the border must not have had a merge of its own below `limit`.
+    """
+    limit = made[whole]
+    left, right = halves[whole]
+    if any(len(half) > 1 and made.get(half, limit) >= limit for half in (left, right)):
+        return False
+    while True:
+        left_made, right_made = made.get(left, -1), made.get(right, -1)
+        if left_made < 0 and right_made < 0:
+            return True
+        # Merges of equal rank go from left to right: of equal strings the right one was finished last, and a
+        # merge over the border comes before one that makes `right`, but after one that makes `left`.
+        if left_made > right_made:
+            limit, left = left_made, halves[left][1]
+        else:
+            limit, right = right_made + 1, halves[right][0]
+        rank = pairs.get(f"{left} {right}")
+        if rank is not None and rank < limit:
+            return False
 
 
 class ByteLevelTokenizer(Tokenizer):
@@ -172,10 +174,14 @@ class ByteLevelTokenizer(Tokenizer):
         self._words = known or PRE_TOKENIZERS["default"]
         super().__init__(vocab, metadata, add_bos=self._words.add_bos)
         if known is None:
-            said = "names no pre-tokenizer" if self.pre is None else f"names an unknown pre-tokenizer, {self.pre!r}"
+            said = (
+                "names no pre-tokenizer"
+                if self.pre is None
+                else f"names an unknown pre-tokenizer, {self.pre!r}"
+            )
             self.warnings.append(
-                f"{vocab.path}: the file {said} (tokenizer.ggml.pre); text is split the default way and the model may "
-                "answer worse. Convert the model again"
+                f"{vocab.path}: the file {said} (tokenizer.ggml.pre); text is split the default way and the "
+                "model may answer worse. Convert the model again"
             )
         key = "tokenizer.ggml.merges"
         if key not in metadata:
@@ -216,12 +222,16 @@ class ByteLevelTokenizer(Tokenizer):
 
     @cached_property
     def _takes_words_whole(self) -> bool:
-        """tiktoken gives a word that is a token as that token. The merges do so too where each token has one merge."""
+        """tiktoken gives a word that is a token as that token. The merges do so too where each token has one
+        merge.
+        """
         return self._words.whole_words or len(self._ranked or ()) == 256 + len(self._merge_list)
 
     @cached_property
     def _missing(self) -> frozenset[int]:
-        """Bytes that have no token: left out of the ids, as the libraries do (SmolLM2 lacks a few control characters)."""
+        """Bytes that have no token: left out of the ids, as the libraries do (SmolLM2 lacks a few control
+        characters).
+        """
         return frozenset(byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in self._text_ids)
 
     @cached_property
@@ -255,7 +265,9 @@ class ByteLevelTokenizer(Tokenizer):
         if self._ranked is None:
             return None
         ranks = {from_letters(piece): rank for rank, piece in enumerate(self._ranked)}
-        return tiktoken.Encoding(self.vocab.path, pat_str=r"(?s:.+)", mergeable_ranks=ranks, special_tokens={})
+        return tiktoken.Encoding(
+            self.vocab.path, pat_str=r"(?s:.+)", mergeable_ranks=ranks, special_tokens={}
+        )
 
     def _piece_bytes(self, token: int) -> bytes:
         piece = self.vocab.pieces[token]

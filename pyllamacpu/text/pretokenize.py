@@ -1,8 +1,9 @@
 """How byte-level BPE tokenizers cut text into words before merging (`tokenizer.ggml.pre`).
 
-A pre-tokenizer is a list of patterns. Each one cuts every piece that the one before it left into its matches and the
-gaps between them; the end of a piece counts as the end of the text. The patterns are those of the models' own
-`tokenizer.json` files. `regex` reads \\p{..} and \\s as Oniguruma does and needs no stack for long runs.
+A pre-tokenizer is a list of patterns. Each one cuts every piece that the one before it left into its matches
+and the gaps between them; the end of a piece counts as the end of the text. The patterns are those of the
+models' own `tokenizer.json` files. `regex` reads \\p{..} and \\s as Oniguruma does and needs no stack for
+long runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import regex
+import regex  # type: ignore[import-untyped]
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -23,17 +24,18 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 DIGITS_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 LLAMA3 = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{PUNCTUATION}|{SPACES}"
 QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{PUNCTUATION}|{SPACES}"
-QWEN35 = (
-    rf"{CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
-)
+MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+QWEN35 = rf"{CONTRACTION}|{MARKED_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
 MINICPM5 = rf"{CONTRACTION}|{WORD}|\p{{N}}+|{PUNCTUATION}|{SPACES}"
 SEED_CODER = rf"{CONTRACTION}|{WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}"
-BAILING = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+BAILING = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
+BAILING += r"|\s*[\r\n]|\s+(?!\S)|\s+"
 
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-TITLE_WORD, SHOUTED_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+TITLE_WORD, SHOUTED_WORD = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+",
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*",
+)
 SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 GPT4O = rf"{TITLE_WORD}{CONTRACTION}?|{SHOUTED_WORD}{CONTRACTION}?|\p{{N}}{{1,3}}|{SLASHED}|{SPACES}"
 TEKKEN = rf"{TITLE_WORD}|{SHOUTED_WORD}|\p{{N}}|{SLASHED}|{SPACES}"
@@ -73,8 +75,8 @@ DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`patterns` in order; `whole_words`: a word that is in the vocabulary is taken whole, whatever the merges say
-    (`ignore_merges`); `add_bos`: whether BOS is added when the file does not say.
+    """`patterns` in order; `whole_words`: a word that is in the vocabulary is taken whole, whatever the
+    merges say (`ignore_merges`); `add_bos`: whether BOS is added when the file does not say.
     """
 
     patterns: tuple[str, ...]
@@ -119,12 +121,15 @@ _TABLE: tuple[tuple[str, PreTokenizer], ...] = (
     ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((GPT4O,))),
     ("tekken", PreTokenizer((TEKKEN,), whole_words=True, add_bos=True)),
     (
-        "gpt-2 gpt2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert mpt olmo jais "
-        "trillion granite-docling exaone4",
+        "gpt-2 gpt2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de a.x-4.0 mellum modern-bert mpt olmo "
+        "jais trillion granite-docling exaone4",
         PreTokenizer((GPT2,)),
     ),
     ("smollm starcoder refact command-r codeshell exaone minerva-7b mellum2", PreTokenizer((DIGITS_GPT2,))),
-    ("qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2", PreTokenizer((QWEN2,))),
+    (
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 stablelm2 hunyuan solar-open megrez grok-2",
+        PreTokenizer((QWEN2,)),
+    ),
     ("qwen35", PreTokenizer((QWEN35,))),
     ("minicpm5", PreTokenizer((r"\p{N}{1,3}", MINICPM5), whole_words=True)),
     ("seed-coder", PreTokenizer((SEED_CODER,))),

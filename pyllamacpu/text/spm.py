@@ -1,8 +1,9 @@
-"""SentencePiece BPE (`tokenizer.ggml.model = llama`): the tokenizers of Llama 1 and 2, Code Llama and their relatives.
+"""SentencePiece BPE (`tokenizer.ggml.model = llama`): the tokenizers of Llama 1 and 2, Code Llama and their
+relatives.
 
-The model that the GGUF file was made from is rebuilt as a `sentencepiece` ModelProto and run by that library, so ids are
-the original's. The proto is written here, field by field (sentencepiece_model.proto, protobuf wire format), because the
-protobuf package is not a dependency of sentencepiece.
+The model that the GGUF file was made from is rebuilt as a `sentencepiece` ModelProto and run by that library,
+so ids are the original's. The proto is written here, field by field (sentencepiece_model.proto, protobuf wire
+format), because the protobuf package is not a dependency of sentencepiece.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def model_proto(
     byte_fallback: bool,
     charsmap: bytes = b"",
 ) -> bytes:
-    """A serialized ModelProto: a BPE model over these pieces that leaves whitespace as it is and adds no prefix."""
+    """A serialized ModelProto: a BPE model over these pieces that leaves whitespace as it is and adds no
+    prefix.
+    """
     out = bytearray()
     for piece, score, kind in zip(pieces, scores, types, strict=True):
         out += _message(
@@ -68,9 +71,10 @@ def model_proto(
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`kind` llama. A space goes before the text, and again before text that follows a control token, if the file's
-    `add_space_prefix` says so (its default): what llama.cpp and Hugging Face's `legacy` Llama tokenizer do, and what
-    Meta's code does by encoding each turn by itself. No space is added after user-defined tokens, as in sentencepiece.
+    """`kind` llama. A space goes before the text, and again before text that follows a control token, if the
+    file's `add_space_prefix` says so (its default): what llama.cpp and Hugging Face's `legacy` Llama
+    tokenizer do, and what Meta's code does by encoding each turn by itself. No space is added after user-
+    defined tokens, as in sentencepiece.
     """
 
     kind = "llama"
@@ -86,7 +90,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._scores = self._read_scores(metadata)
 
     def _type_byte_pieces(self) -> None:
-        """Some converters lost the types: without any byte token, normal pieces spelled <0xAB> are the bytes."""
+        """Some converters lost the types: without any byte token, pieces spelled <0xAB> are the bytes."""
         types = self.vocab.types
         if TokenType.BYTE not in types:
             for piece, token in self.vocab.ids.items():
@@ -100,13 +104,16 @@ class SentencePieceTokenizer(Tokenizer):
             match = BYTE_PIECE.match(piece)
             if match is None:
                 raise TokenizerError(
-                    f"{self.vocab.path}: token {token} is typed as a byte but spelled {piece!r}; convert the model again"
+                    f"{self.vocab.path}: token {token} is typed as a byte but spelled {piece!r}; "
+                    "convert the model again"
                 )
             found[int(match.group(1), 16)] = token
         return found
 
     def _read_scores(self, metadata: Mapping[str, Any]) -> list[float]:
-        """Scores, higher merges first. Where the file's say nothing, they are rebuilt from the merges or the ids."""
+        """Scores, higher merges first. Where the file's say nothing, they are rebuilt from the merges or the
+        ids.
+        """
         path, n = self.vocab.path, self.n_vocab
         scores = number_list(metadata, "tokenizer.ggml.scores", n, path)
         normal = [i for i, kind in enumerate(self.vocab.types) if kind == TokenType.NORMAL]
@@ -121,22 +128,28 @@ class SentencePieceTokenizer(Tokenizer):
             for rank, merge in enumerate(string_list(metadata[key], key, path)):
                 token = self.vocab.ids.get(merge.replace(" ", "", 1))
                 if token is not None:
-                    rebuilt[token] = max(rebuilt[token], -float(rank)) if rebuilt[token] > -rank else -float(rank)
+                    rebuilt[token] = (
+                        max(rebuilt[token], -float(rank)) if rebuilt[token] > -rank else -float(rank)
+                    )
             return rebuilt
         self.warnings.append(
-            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used instead, as in "
-            "SentencePiece's own models. Convert the model again if words come out in odd pieces"
+            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used instead, as "
+            "in SentencePiece's own models. Convert the model again if words come out in odd pieces"
         )
         return rebuilt
 
     @cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
-        types = [int(kind) if kind != TokenType.UNDEFINED else int(TokenType.UNUSED) for kind in self.vocab.types]
+        types = [
+            int(kind) if kind != TokenType.UNDEFINED else int(TokenType.UNUSED) for kind in self.vocab.types
+        ]
         pieces, scores = list(self.vocab.pieces), self._scores
         unknown = [i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN]
         for extra in unknown[1:]:
             types[extra] = int(TokenType.CONTROL)
-        if not unknown:  # the library insists on one; this id is past the vocabulary and is replaced after encoding
+        if (
+            not unknown
+        ):  # the library insists on one; this id is past the vocabulary and is replaced after encoding
             pieces, scores, types = [*pieces, "\x00unknown"], [*scores, 0.0], [*types, int(TokenType.UNKNOWN)]
         for i, kind in enumerate(types):
             if kind == TokenType.USER_DEFINED:
@@ -148,7 +161,9 @@ class SentencePieceTokenizer(Tokenizer):
             proto = model_proto(_unique(pieces), scores, types, fallback, self._charsmap)
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, OSError, ValueError) as error:
-            raise TokenizerError(f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}") from error
+            raise TokenizerError(
+                f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}"
+            ) from error
 
     def _presplit_tokens(self) -> dict[str, int]:
         return {}  # sentencepiece finds user-defined tokens itself
@@ -182,8 +197,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _unknown_id(self) -> int:
         if self.unk is None:
             raise TokenizerError(
-                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither byte tokens "
-                "nor an unknown token to stand for it"
+                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither byte "
+                "tokens nor an unknown token to stand for it"
             )
         return self.unk
 

@@ -1,14 +1,15 @@
 """From text to token ids and back: the part that all kinds of tokenizer share.
 
-`Tokenizer.from_metadata` chooses the kind. A kind turns plain text into ids (`_encode_plain`) and one id into bytes
-(`_piece_bytes`); this class finds special tokens in the text, adds BOS and EOS, and joins bytes into characters.
+`Tokenizer.from_metadata` chooses the kind. A kind turns plain text into ids (`_encode_plain`) and one id into
+bytes (`_piece_bytes`); this class finds special tokens in the text, adds BOS and EOS, and joins bytes into
+characters.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +22,11 @@ HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 class Tokenizer(ABC):
     """A tokenizer made from GGUF metadata. Immutable after construction and safe to share between threads.
 
-    Attributes: `kind` ("llama" or "gpt2"), `pre` (name of the pre-tokenizer, or None), `n_vocab`, the ids `bos`,
-    `eos`, `eot`, `eom`, `nl`, `unk`, `pad` (None when the vocabulary has none), `fim` (role → id for fill-in-the-middle:
-    pre, suf, mid, pad, rep, sep), `eog` (every id that ends a generation), `add_bos` and `add_eos` (what
-    `encode(add_special=True)` adds), and `warnings`: sentences that a face of the program must show.
+    Attributes: `kind` ("llama" or "gpt2"), `pre` (name of the pre-tokenizer, or None), `n_vocab`, the ids
+    `bos`, `eos`, `eot`, `eom`, `nl`, `unk`, `pad` (None when the vocabulary has none), `fim` (role → id for
+    fill-in-the-middle: pre, suf, mid, pad, rep, sep), `eog` (every id that ends a generation), `add_bos` and
+    `add_eos` (what `encode(add_special=True)` adds), and `warnings`: sentences that a face of the program
+    must show.
     """
 
     kind: str
@@ -58,8 +60,8 @@ class Tokenizer(ABC):
         if kind == "gpt2":
             return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
         raise TokenizerError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' (SentencePiece) and 'gpt2' (byte-level BPE) "
-            "tokenizers are supported"
+            f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' (SentencePiece) and 'gpt2' (byte-level "
+            "BPE) tokenizers are supported"
         )
 
     # Text → ids
@@ -67,18 +69,30 @@ class Tokenizer(ABC):
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of `text`.
 
-        `add_special` adds BOS and EOS where the file asks for them. With `parse_special`, spellings of control tokens
-        in `text` become those tokens (the leftmost, then the longest, wins), and a BOS spelled at the very start is
-        not doubled; without it they are plain text. User-defined tokens are recognised either way, as they were in
-        training. Bytes that are no UTF-8 are encoded byte by byte.
+        `add_special` adds BOS and EOS where the file asks for them. With `parse_special`, spellings of
+        control tokens in `text` become those tokens (the leftmost, then the longest, wins), and a BOS spelled
+        at the very start is not doubled; without it they are plain text. User-defined tokens are recognised
+        either way, as they were in training. Bytes that are no UTF-8 are encoded byte by byte.
         """
         ids: list[int] = []
         for part in self._split_special(to_bytes(text), parse_special):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids.extend(self._encode_plain(part, follows_special=not ids or self._is_boundary(ids[-1])))
+                ids.extend(self._encode_plain(part, follows_special=self._starts_anew(ids)))
         return self.with_special(ids) if add_special else ids
+
+    def encode_fragment(self, text: str | bytes, before: Sequence[int]) -> list[int]:
+        """Ids of plain text that follows the ids `before` (of which only the last matters): no special
+        tokens, no BOS.
+        """
+        ids = list(before[-1:])
+        for part in self._split_special(to_bytes(text), parse_special=False):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids.extend(self._encode_plain(part, follows_special=self._starts_anew(ids)))
+        return ids[len(before[-1:]) :]
 
     def with_special(self, ids: list[int]) -> list[int]:
         """`ids` with the BOS and EOS that the file asks for, each once."""
@@ -122,9 +136,11 @@ class Tokenizer(ABC):
         """User-defined tokens that this class must cut out of the text before `_encode_plain` sees it."""
         return self.user_defined_tokens
 
-    def _is_boundary(self, token: int) -> bool:
-        """Whether text after this token starts anew (and gets a space prefix where the vocabulary has one)."""
-        return self.vocab.types[token] in HIDDEN
+    def _starts_anew(self, ids: Sequence[int]) -> bool:
+        """Whether text after these ids is first or follows a control token (and gets the vocabulary's space
+        prefix).
+        """
+        return not ids or self.vocab.types[ids[-1]] in HIDDEN
 
     @abstractmethod
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
@@ -145,10 +161,11 @@ class Tokenizer(ABC):
         """The bytes of a token that is neither control nor unknown."""
 
     def decode(self, ids: Iterable[int], special: bool = False, at_start: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are shown only if `special`.
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are shown only if
+        `special`.
 
-        `at_start` says that `ids` begin a text: the space that SentencePiece put before its first word is removed.
-        Pass False for ids that continue a text.
+        `at_start` says that `ids` begin a text: the space that SentencePiece put before its first word is
+        removed. Pass False for ids that continue a text.
         """
         return self.decode_bytes(ids, special, at_start).decode("utf-8", "replace")
 
@@ -207,7 +224,9 @@ class Tokenizer(ABC):
 
 
 def to_bytes(text: str | bytes) -> bytes:
-    """UTF-8 of `text`. Surrogates in pairs are joined, escaped bytes (PEP 383) restored, other lone ones U+FFFD."""
+    """UTF-8 of `text`. Surrogates in pairs are joined, escaped bytes (PEP 383) restored, other lone ones
+    U+FFFD.
+    """
     if isinstance(text, bytes | bytearray | memoryview):
         return bytes(text)
     if not isinstance(text, str):
@@ -223,7 +242,9 @@ def to_bytes(text: str | bytes) -> bytes:
 
 
 def alternation(tokens: Mapping[str, int]) -> tuple[re.Pattern[bytes] | None, dict[bytes, int]]:
-    """A pattern that finds any of these spellings, the longest first, and the table from what it matched to the id."""
+    """A pattern that finds any of these spellings, the longest first, and the table from what it matched to
+    the id.
+    """
     table = {name.encode("utf-8", "surrogateescape"): token for name, token in tokens.items() if name}
     if not table:
         return None, table

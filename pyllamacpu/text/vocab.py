@@ -1,7 +1,7 @@
 """The vocabulary as a GGUF file states it: pieces, their types, and which ids have a special meaning.
 
-Keys are those of the GGUF specification (`tokenizer.ggml.*`); the defaults for keys that are missing are those that
-llama.cpp applies, because the files in the wild were made for it.
+Keys are those of the GGUF specification (`tokenizer.ggml.*`); the defaults for keys that are missing are
+those that llama.cpp applies, because the files in the wild were made for it.
 """
 
 from __future__ import annotations
@@ -26,17 +26,41 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-# Spellings that mean "the answer is over", whatever the file says. Those in the second set are also ordinary words in
-# some vocabularies, so they count only when the file does not call them normal.
+# Spellings that mean "the answer is over", whatever the file says. Those in the second set are also ordinary
+# words in some vocabularies, so they count only when the file does not call them normal.
 END_NAMES = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> <|eom_id|> "
-    "<|end_of_text|> <|eot|> <|eom|> <end_of_utterance> <｜end▁of▁sentence｜>".split()
+    [
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|eot|>",
+        "<|eom|>",
+        "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>",
+    ]
 )
-END_NAMES_IF_SPECIAL = frozenset("</s> <EOT> _<EOT> ▁<EOT> [EOT] [EOS] <eos>".split())
-# Spellings that open a turn: control tokens even when a converter forgot to say so, so that no user can write one.
+END_NAMES_IF_SPECIAL = frozenset(["</s>", "<EOT>", "_<EOT>", "▁<EOT>", "[EOT]", "[EOS]", "<eos>"])
+# Spellings that open a turn: control tokens even when a converter forgot to say so, so that no user can
+# write one.
 START_NAMES = frozenset(
-    "<|im_start|> <|begin_of_text|> <|start_header_id|> <|end_header_id|> <|header_start|> <|header_end|> "
-    "<|python_tag|> <start_of_turn>".split()
+    [
+        "<|im_start|>",
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|python_tag|>",
+        "<start_of_turn>",
+    ]
 )
 TURN_ENDS = (
     "<|eot_id|>",
@@ -59,15 +83,39 @@ MESSAGE_ENDS = ("<|eom_id|>", "<|eom|>")
 FILL_IN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pre": (
         ("fim_pre_token_id", "prefix_token_id"),
-        ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>", "<|code_prefix|>"),
+        (
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+        ),
     ),
     "suf": (
         ("fim_suf_token_id", "suffix_token_id"),
-        ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
+        (
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+        ),
     ),
     "mid": (
         ("fim_mid_token_id", "middle_token_id"),
-        ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
+        (
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+        ),
     ),
     "pad": (("fim_pad_token_id",), ("<|fim_pad|>", "<fim-pad>", "<fim_pad>")),
     "rep": (("fim_rep_token_id",), ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
@@ -105,7 +153,9 @@ class Vocabulary:
 
 
 def read_vocabulary(metadata: Mapping[str, Any], path: str, sentencepiece: bool) -> Vocabulary:
-    """The vocabulary in `metadata`. Raises TokenizerError when a list is missing, too short or of the wrong kind."""
+    """The vocabulary in `metadata`. Raises TokenizerError when a list is missing, too short or of the wrong
+    kind.
+    """
     pieces = _pieces(metadata, path)
     types = _types(metadata, len(pieces), path)
     ids = dict(zip(pieces, range(len(pieces)), strict=True))
@@ -157,9 +207,13 @@ def number_list(metadata: Mapping[str, Any], key: str, n_tokens: int, path: str)
     value = metadata.get(key)
     if value is None:
         return None
-    values = value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, Sequence) else []
+    values = (
+        value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, Sequence) else []
+    )
     if len(values) < n_tokens:
-        raise TokenizerError(f"{path}: {key} has {len(values)} entries for {n_tokens} tokens; convert the model again")
+        raise TokenizerError(
+            f"{path}: {key} has {len(values)} entries for {n_tokens} tokens; convert the model again"
+        )
     return values[:n_tokens]
 
 
@@ -172,13 +226,16 @@ def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 def _pieces(metadata: Mapping[str, Any], path: str) -> list[str]:
     key = "tokenizer.ggml.tokens"
     if key not in metadata:
-        raise TokenizerError(f"{path}: {key} is missing, so text cannot be tokenized; convert the model again")
+        raise TokenizerError(
+            f"{path}: {key} is missing, so text cannot be tokenized; convert the model again"
+        )
     pieces = string_list(metadata[key], key, path)
     if not pieces:
         raise TokenizerError(f"{path}: {key} is empty; convert the model again")
     seen: set[str] = set()
     if "" in pieces or len(set(pieces)) != len(pieces):
-        # Padding rows of the embedding are sometimes written as empty or repeated names: keep every id, make each unique.
+        # Padding rows of the embedding are sometimes written as empty or repeated names: keep every id, make
+        # each unique.
         for i, piece in enumerate(pieces):
             name = piece or f"[EMPTY_{i}]"
             while name in seen:
@@ -193,7 +250,9 @@ def _types(metadata: Mapping[str, Any], n_tokens: int, path: str) -> list[int]:
     if types is None:
         return [int(TokenType.NORMAL)] * n_tokens
     known = {int(kind) for kind in TokenType}
-    return types if known.issuperset(types) else [t if t in known else int(TokenType.UNDEFINED) for t in types]
+    return (
+        types if known.issuperset(types) else [t if t in known else int(TokenType.UNDEFINED) for t in types]
+    )
 
 
 def _override_types(ids: dict[str, int], types: list[int]) -> None:

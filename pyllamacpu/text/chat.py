@@ -1,0 +1,288 @@
+"""Which chat template a model gets, and a chat as token ids.
+
+Special tokens are recognised in the words of the template, never in the words of the people: a user who
+writes `<|im_end|>` writes ten characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.formats import ALIASES, FORMATS, find_format
+from pyllamacpu.text.template import ADVICE, ChatTemplate, Message, prepare_messages
+from pyllamacpu.text.tokenizer import Tokenizer
+
+TEMPLATE_KEY = "tokenizer.chat_template"
+
+# A token of the vocabulary → the format that was trained with it; the first that is there wins.
+BY_TOKEN = (
+    ("<|header_start|>", "llama4"),
+    ("<|start_header_id|>", "llama3"),
+    ("<|im_start|>", "chatml"),
+    ("[INST]", "mistral"),
+    ("<step>", "codellama-70b"),
+)
+# A word in the model's name → its format.
+BY_NAME = (
+    ("codellama-70b", "codellama-70b"),
+    ("vicuna", "vicuna"),
+    ("wizard", "wizardlm"),
+    ("alpaca", "alpaca"),
+    ("tinyllama", "zephyr"),
+    ("zephyr", "zephyr"),
+    ("mistral", "mistral"),
+    ("mixtral", "mistral"),
+    ("orca", "orca"),
+)
+
+
+def choose_template(metadata: Mapping[str, Any], name: str | None = None) -> ChatTemplate:
+    """The chat template for a model file.
+
+    `name` is a format (see `formats.FORMATS`), a Jinja source, or None for the file's own template. A file
+    without one gets the format that its vocabulary or its name points to, and the result's `warning` says so.
+    Raises TemplateError for an unknown name or a broken template.
+    """
+    tokens = _SpecialSpellings(metadata)
+    if name is not None:
+        found = find_format(name)
+        if found is not None:
+            return _from_format(found[0], tokens)
+        if "{{" in name or "{%" in name:
+            return ChatTemplate(
+                name, tokens.bos, tokens.eos, name="the given chat template", variables=tokens.others
+            )
+        known = ", ".join(sorted([*FORMATS, *ALIASES]))
+        raise TemplateError(f"there is no chat format {name!r}; known are {known}, or give a Jinja template")
+    own = metadata.get(TEMPLATE_KEY)
+    tool_use = metadata.get(f"{TEMPLATE_KEY}.tool_use")
+    if own is None:
+        own = next((metadata[key] for key in _named_templates(metadata)), None)
+    if isinstance(own, str):
+        return ChatTemplate(
+            own,
+            tokens.bos,
+            tokens.eos,
+            name="the model's chat template",
+            tool_source=tool_use if isinstance(tool_use, str) else None,
+            variables=tokens.others,
+        )
+    guess, reason = _guess(metadata)
+    return _from_format(
+        guess,
+        tokens,
+        warning=f"the model file has no chat template; using the {guess} format, {reason}. "
+        f"If answers look wrong, {ADVICE}",
+    )
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None = None,
+    add_generation_prompt: bool = True,
+    **extra: Any,
+) -> list[int]:
+    """Token ids of the prompt for `messages`, with one BOS if the vocabulary wants one.
+
+    Spellings of special tokens inside messages and tools stay text. They are made unrecognisable before
+    rendering, by putting a private-use character for their first one, and restored afterwards in the text
+    between the template's own special tokens, so that word and token boundaries are those of the plain text.
+    """
+    masks = _Masks(tokenizer, template, messages, tools, extra)
+    special = frozenset(masks.spellings)
+
+    def render(open_spellings: frozenset[str]) -> str:
+        hidden = special - open_spellings
+        shown = [masks.hide(message, hidden) for message in prepare_messages(messages, template.takes_parts)]
+        hidden_tools = masks.hide(list(tools), hidden) if tools else None
+        return template.render(shown, hidden_tools, add_generation_prompt, **masks.hide(extra, hidden))
+
+    text = render(frozenset())
+    if masks.used:
+        text = _reconcile(text, render, masks)
+    pieces = masks.split(text)
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, int):
+            ids.append(piece)
+        elif piece:
+            ids += tokenizer.encode_fragment(piece, ids)
+    if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+        ids.insert(0, tokenizer.bos)
+    return ids
+
+
+def _reconcile(text: str, render: Any, masks: _Masks) -> str:
+    """A rendering in which the template's questions about the contents (`'</think>' in content`) got true
+    answers.
+
+    `text` was rendered with every special spelling hidden. If the plain messages render to the same words, it
+    is right. Otherwise the template reacts to a spelling; those that it consumes, so that none of them comes
+    out more often than the template itself writes it, are left visible. The others stay hidden: nobody's text
+    becomes a special token.
+    """
+    if masks.restore(text) == render(frozenset(masks.used)):
+        return text
+    consumed = [
+        spelling
+        for spelling in sorted(masks.used)
+        if masks.count(render(frozenset([spelling])), spelling) <= masks.count(text, spelling)
+    ]
+    return str(render(frozenset(consumed))) if consumed else text
+
+
+class _Masks:
+    """Hides special spellings in the strings of a value by writing their first character as a private-use
+    one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        extra: Mapping[str, Any],
+    ) -> None:
+        self.spellings = tokenizer.special_tokens
+        self.used: set[str] = set()
+        self._longest_first = sorted(filter(None, self.spellings), key=len, reverse=True)
+        self._special = _any_of(self._longest_first)
+        taken = set(template.source).union(template.tool_source or "", *_strings([*messages, tools, extra]))
+        free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in taken)
+        first_letters = sorted({_first_letter(spelling) for spelling in self._longest_first})
+        self._mask = dict(zip(first_letters, free, strict=False))
+        self._unmask = {ord(mask): letter for letter, mask in self._mask.items()}
+        self._escaped = {json.dumps(mask)[1:-1]: letter for letter, mask in self._mask.items()}
+        self._beginnings = {s[:n] for s in self._longest_first for n in range(1, len(s)) if s[:n].strip()}
+        self._max_beginning = max(map(len, self._beginnings), default=0)
+
+    def hide(self, value: Any, spellings: frozenset[str]) -> Any:
+        """`value` with these spellings hidden in all its strings, keys included; containers are copied."""
+        if isinstance(value, str):
+            return self._hide_in(value, spellings)
+        if isinstance(value, Mapping):
+            return {self.hide(key, spellings): self.hide(item, spellings) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide(item, spellings) for item in value]
+        return value
+
+    def _hide_in(self, text: str, spellings: frozenset[str]) -> str:
+        marks = set()
+        position = 0
+        while (match := self._special.search(text, position)) is not None:
+            self.used.add(match.group())
+            if match.group() in spellings:
+                marks.add(match.start())
+            position = match.start() + 1
+        # A text that ends in the beginning of a special token could be completed by the template's next
+        # words.
+        for length in range(1, min(len(text), self._max_beginning) + 1):
+            if text[-length:] in self._beginnings:
+                marks.add(len(text) - length)
+        if not marks:
+            return text
+        letters = list(text)
+        for mark in marks:
+            mark += len(text[mark:]) - len(text[mark:].lstrip())
+            letters[mark] = self._mask.get(letters[mark], letters[mark])
+        return "".join(letters)
+
+    def restore(self, text: str) -> str:
+        """`text` with the hidden characters back, also where the template wrote them as JSON escapes."""
+        for escaped, letter in self._escaped.items():
+            if escaped in text:
+                text = text.replace(escaped, letter)
+        return text.translate(self._unmask)
+
+    def count(self, text: str, spelling: str) -> int:
+        return text.count(spelling)
+
+    def split(self, text: str) -> list[str | int]:
+        """`text` as plain text and the ids of the special tokens that stand in it unhidden."""
+        parts: list[str | int] = []
+        end = 0
+        for match in self._special.finditer(text):
+            parts += [self.restore(text[end : match.start()]), self.spellings[match.group()]]
+            end = match.end()
+        return [*parts, self.restore(text[end:])]
+
+
+def _first_letter(spelling: str) -> str:
+    return (spelling.lstrip() or spelling)[0]
+
+
+def _any_of(spellings: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """All strings in a nested value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+class _SpecialSpellings:
+    """The spellings of BOS, EOS and the other special tokens, for the template's variables."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self._tokens = metadata.get("tokenizer.ggml.tokens") or ()
+        sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+        self.bos = self._spelling("bos", 1 if sentencepiece else None)
+        self.eos = self._spelling("eos", 2 if sentencepiece else None)
+        named = {"unk_token": self._spelling("unknown", None), "pad_token": self._spelling("padding", None)}
+        self.others = {key: value for key, value in named.items() if value}
+
+    def _spelling(self, role: str, default: int | None) -> str:
+        token = self._metadata.get(f"tokenizer.ggml.{role}_token_id", default)
+        return str(self._tokens[int(token)]) if token is not None and 0 <= token < len(self._tokens) else ""
+
+
+def _from_format(name: str, tokens: _SpecialSpellings, warning: str | None = None) -> ChatTemplate:
+    chosen = FORMATS[name]
+    return ChatTemplate(
+        chosen.source,
+        tokens.bos,
+        tokens.eos,
+        name=f"the {name} chat format",
+        stop_tokens=chosen.stop_tokens,
+        stop_strings=chosen.stop_strings,
+        warning=warning,
+        variables=tokens.others,
+    )
+
+
+def _named_templates(metadata: Mapping[str, Any]) -> list[str]:
+    """Keys of the file's named templates, `default` first, for files that have no unnamed one."""
+    keys = [key for key in metadata if key.startswith(f"{TEMPLATE_KEY}.")]
+    return sorted(keys, key=lambda key: (not key.endswith(".default"), key))
+
+
+def _guess(metadata: Mapping[str, Any]) -> tuple[str, str]:
+    """A format for a file without a template, and the reason."""
+    wanted = dict(BY_TOKEN)
+    found = wanted.keys() & set(metadata.get("tokenizer.ggml.tokens") or ())
+    for token, name in BY_TOKEN:
+        if token in found:
+            return name, f"because its vocabulary has {token}"
+    model = str(metadata.get("general.name", "")).lower().replace(" ", "-")
+    for word, name in BY_NAME:
+        if word in model:
+            return name, f"because it is called {metadata['general.name']!r}"
+    if metadata.get("tokenizer.ggml.model") == "llama":
+        return "llama2", "because its vocabulary is Llama 2's kind"
+    return "chatml", "the most common one"
