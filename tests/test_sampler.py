@@ -39,7 +39,7 @@ def test_top_k(n: int, k: int) -> None:
 
 def test_top_k_orders_equal_logits_by_id() -> None:
     logits = np.zeros(3000, np.float32)
-    logits[1500:] = -0.0
+    logits[:20] = -0.0
     got = Sampler(SamplingOptions(samplers="top_k", top_k=50), 3000).candidates(logits)
     assert got.ids.tolist() == list(range(50))
     coarse = np.round(row(3, 3000))
@@ -56,6 +56,13 @@ def test_top_p(n: int, p: float, before: str, min_keep: int) -> None:
     logits = row(n, n)
     pairs = ref_top_k(pairs_of(logits), 40) if before else pairs_of(logits)
     same(logits, ref_top_p(pairs, p, min_keep), samplers=before + "top_p", top_p=p, min_keep=min_keep)
+
+
+def test_probabilities_are_exact_to_a_few_ulp() -> None:
+    logits = (np.arange(5000, dtype=np.float32) - 4999) / 64  # exact, so only the exponential rounds
+    got = Sampler(SamplingOptions(samplers=""), 5000).candidates(logits)
+    assert got.ids.tolist() == list(range(4999, -1, -1))
+    np.testing.assert_allclose(got.probs, softmax(by_logit(pairs_of(logits))), rtol=2.5e-7)
 
 
 def test_top_p_on_a_peaked_vocabulary() -> None:

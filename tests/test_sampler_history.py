@@ -107,6 +107,13 @@ def test_dry_by_hand() -> None:
     sampler = dry_sampler(5, dry_allowed_length=1, breakers=((b, c),))
     sampler.accept_prompt([a, b, c, c, b, c, y, a, b, c])
     assert penalties_found(sampler) == {}  # the breaker of two tokens is just complete
+    for breakers in (((c,), (c, a)), ((c, a), (c,))):  # of two that begin alike the longer one counts
+        sampler = dry_sampler(5, dry_allowed_length=1, breakers=breakers)
+        sampler.accept_prompt([c, a, b, y, c, a, b])
+        assert penalties_found(sampler) == {y: 1.0}
+    single = dry_sampler(5, dry_allowed_length=1, breakers=((b, a), (b,)))
+    single.accept_prompt([y, b, a, y, y, b, a])
+    assert penalties_found(single) == {}
 
 
 @pytest.mark.parametrize("seed", range(10))
