@@ -98,7 +98,7 @@ def test_other_architectures_are_shown_without_memory(tmp_path: Path) -> None:
     output = run(path)
     assert "gpt2.block_count" in output and "Memory: unknown" in output
     assert json.loads(run(path, "--json"))["memory"] is None
-    assert "gpt2" in fails(ModelError, path, "--memory")
+    assert f"{path}: general.architecture is 'gpt2'" in fails(ModelError, path, "--memory")
 
 
 def test_errors(model: Path, tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ class Metadata(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._entries
 
+    @property
+    def path(self) -> str:
+        """The file that the metadata is from."""
+        return self._source.path
+
     def value_type(self, key: str) -> ValueType:
         return self._entries[key].kind
 

@@ -183,12 +183,13 @@ class _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in ARCHITECTURES:
             raise ModelError(
-                f"general.architecture is {arch!r}; only {' and '.join(ARCHITECTURES)} models can be run"
+                f"{_where(metadata)}general.architecture is {arch!r}; only {' and '.join(ARCHITECTURES)} models can be run"
             )
         return cls(metadata, arch)
 
     def error(self, key: str, value: object, rule: str) -> ModelError:
-        return ModelError(f"{self.arch}.{key} is {_short(value)}: {rule}; the file is damaged or too new")
+        what = f"{self.arch}.{key} is {_short(value)}: {rule}"
+        return ModelError(f"{_where(self.metadata)}{what}; the file is damaged or too new")
 
     def get(self, key: str) -> Any:
         return self.metadata.get(f"{self.arch}.{key}")
@@ -229,13 +230,19 @@ class _Keys:
 
     def _default(self, key: str, default: Any) -> Any:
         if default is None:
-            raise ModelError(f"{self.arch}.{key} is missing from the file's metadata; the file is incomplete")
+            raise ModelError(f"{_where(self.metadata)}{self.arch}.{key} is missing; the file is incomplete")
         return default
 
     def _in_range(self, key: str, value: object, low: int, high: int) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(key, value, f"must be a whole number from {low} to {high}")
         return value
+
+
+def _where(metadata: Mapping[str, Any]) -> str:
+    """The file's path in front of a message, where it is known."""
+    path = getattr(metadata, "path", None)
+    return f"{path}: " if path else ""
 
 
 def _short(value: object) -> str:
