@@ -63,7 +63,7 @@ def run_command(session: ChatSession, line: str, on_prompt: OnPrompt | None = No
     name, _, rest = line.strip().partition(" ")
     handler = _HANDLERS.get(name.lower())
     if handler is None:
-        near = difflib.get_close_matches(name.lower(), _HANDLERS, 1)
+        near = difflib.get_close_matches(name.lower(), [known for known in _HANDLERS if len(known) > 2], 1)
         hint = f"did you mean {near[0]}?" if near else "/help lists the commands"
         raise OptionError(f"unknown command {name}; {hint} (a space in front sends it as a message)")
     return handler(session, rest.strip(), on_prompt)

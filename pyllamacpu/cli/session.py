@@ -141,6 +141,7 @@ class ChatSession:
         self.turns: list[Turn] = []
         self.last = Usage()
         self.total = Usage()
+        self._tries = 0  # how often the last message was answered again
 
     def messages(
         self, turns: Sequence[Turn] | None = None, open_turn: Turn | None = None
@@ -157,6 +158,7 @@ class ChatSession:
 
         Raises ContextError when the message alone is longer than the context; nothing is changed then.
         """
+        self._tries = 0
         yield from self._respond(Turn(text), None, on_prompt)
 
     def regenerate(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
@@ -164,6 +166,7 @@ class ChatSession:
         if not self.turns:
             raise OptionError("there is no answer yet to generate again")
         old = self.turns.pop()
+        self._tries += 1
         yield from self._respond(Turn(old.user), old, on_prompt)
 
     def _respond(self, turn: Turn, fallback: Turn | None, on_prompt: OnPrompt | None) -> Iterator[Event]:
@@ -201,11 +204,11 @@ class ChatSession:
         yield Finished(answer.reason, answer.usage)
 
     def _seeded(self, answer: _Answer) -> Any:
-        """The options for the next stream: a continued answer must not draw the same random numbers again."""
-        seed = getattr(self.options, "seed", None)
-        if not answer.tokens or not isinstance(seed, int) or seed < 0:
+        """The options for the next stream: with a fixed seed, another try or a continued answer draws anew."""
+        steps = self._tries + len(answer.tokens)
+        if not steps or self.options.seed < 0:
             return self.options
-        return replace(self.options, seed=(seed + len(answer.tokens)) % 2**32)
+        return replace(self.options, seed=(self.options.seed + steps) % 2**32)
 
     def _cut_by_context(self, answer: _Answer) -> bool:
         """True when the answer ended because the context is full, not because of its own limit."""
@@ -310,4 +313,5 @@ def _message(message: object, number: int, path: Path) -> tuple[str, str]:
 
 
 def _dropped_text(count: int) -> str:
-    return f"the context is full: the {'oldest turn' if count == 1 else f'{count} oldest turns'} dropped"
+    what = "the oldest turn is" if count == 1 else f"the {count} oldest turns are"
+    return f"the context is full: {what} dropped"
