@@ -182,8 +182,9 @@ class _Keys:
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in ARCHITECTURES:
+            known = " and ".join(ARCHITECTURES)
             raise ModelError(
-                f"{_where(metadata)}general.architecture is {arch!r}; only {' and '.join(ARCHITECTURES)} models can be run"
+                f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"
             )
         return cls(metadata, arch)
 
