@@ -60,12 +60,18 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     log_multiplier: float = 0.0
+    yarn_attn_factor: float = 0.0  # the checkpoint's own attention_factor; 0: derived from `factor`
 
     @property
     def magnitude(self) -> float:
-        """What cosines and sines are multiplied by, attn_factor included; 1 except for yarn."""
+        """What cosines and sines are multiplied by, attn_factor included; 1 except for yarn.
+
+        A checkpoint's attention_factor is the whole of it, as in Hugging Face's YaRN (llama.cpp recomputes it).
+        """
         if self.kind != "yarn" or self.ext_factor == 0.0:
             return self.attn_factor
+        if self.yarn_attn_factor:
+            return self.attn_factor * self.yarn_attn_factor
         grown = self.attn_factor * _yarn_magnitude(self.factor, 1.0)
         return grown / _yarn_magnitude(self.factor, self.log_multiplier)
 
@@ -318,7 +324,8 @@ def _rope_scaling(keys: _Keys, n_ctx_train: int) -> RopeScaling:
         original_context=keys.whole("rope.scaling.original_context_length", 0, _MAX_CONTEXT, 0)
         or n_ctx_train,
         ext_factor=keys.real("rope.scaling.yarn_ext_factor", -1e6, 1e6, 1.0),
-        attn_factor=attn_factor * keys.real("rope.scaling.yarn_attn_factor", 1e-6, 1e6, 1.0),
+        attn_factor=attn_factor,
+        yarn_attn_factor=keys.real("rope.scaling.yarn_attn_factor", 1e-6, 1e6, 0.0),
         beta_fast=keys.real("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
         beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),
         log_multiplier=keys.real("rope.scaling.yarn_log_multiplier", 0.0, 1e6, 0.0),
