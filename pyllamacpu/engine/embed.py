@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import OptionError
 
-Hidden = npt.NDArray[np.float32]
+Hidden = npt.NDArray[np.float64]
 
 # The numbers of llama.cpp's pooling types. -1, the default, is the mean here.
 POOLING: dict[int, tuple[str, Callable[[Hidden], Hidden]]] = {
@@ -30,9 +30,11 @@ def check_pooling(number: int) -> int:
     return int(number)
 
 
-def pool(states: Hidden, pooling: int, normalize: bool) -> Any:
-    """One vector (dim,) as a list of floats, or with pooling "none" a list of them, from `states` (n_tokens, dim)."""
-    vectors = POOLING[pooling][1](states.astype(np.float64))
+def pool(states: npt.NDArray[np.float32], pooling: int, normalize: bool) -> Any:
+    """One vector (dim,) as a list of floats, or with pooling "none" a list of them, from `states` (n_tokens,
+    dim).
+    """
+    vectors: npt.NDArray[np.float64] = POOLING[pooling][1](states.astype(np.float64))
     if normalize:
         lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
         vectors = vectors / np.where(lengths > 0, lengths, 1)

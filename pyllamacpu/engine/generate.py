@@ -1,7 +1,8 @@
-"""From a prompt to a stream of text: read the prompt, then sample, evaluate, decode and look for stop strings.
+"""From a prompt to a stream of text: read the prompt, then sample, evaluate, decode and look for stop
+strings.
 
-The lock given to these functions is held for one step at a time, never while a caller looks at what was yielded; each
-generation works on a session of its own, so that others may run between two steps.
+The lock given to these functions is held for one step at a time, never while a caller looks at what was
+yielded; each generation works on a session of its own, so that others may run between two steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +58,8 @@ def _rate(n_tokens: int, seconds: float) -> float:
 class TextEvent:
     """A piece of generated text, never half a character, with the tokens that were sampled for it.
 
-    `logprobs` has one entry per token when they were asked for. The last event of a generation, and only that, has a
-    `finish_reason` and `stats`. A token that ends the answer (end of turn) is in no event.
+    `logprobs` has one entry per token when they were asked for. The last event of a generation, and only
+    that, has a `finish_reason` and `stats`. A token that ends the answer (end of turn) is in no event.
     """
 
     text: str
@@ -70,7 +71,9 @@ class TextEvent:
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate. `max_tokens` None: as many as the context holds. `logprobs`: how many alternatives, or None."""
+    """What to generate. `max_tokens` None: as many as the context holds. `logprobs`: how many alternatives,
+    or None.
+    """
 
     prompt: Sequence[int]
     sampling: SamplingOptions
@@ -80,10 +83,14 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = ()
     criteria: tuple[StoppingCriterion, ...] = ()
     on_prompt: Progress | None = None
+    end_tokens: frozenset[int] = frozenset()  # that end the answer, beside the vocabulary's own
 
 
 def make_sampler(
-    options: SamplingOptions, session: Session, tokenizer: Tokenizer | None, processors: Sequence[LogitsProcessor] = ()
+    options: SamplingOptions,
+    session: Session,
+    tokenizer: Tokenizer | None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Sampler:
     """A sampler for this session's vocabulary and context."""
     if tokenizer is None:
@@ -95,17 +102,21 @@ def make_sampler(
     def tokenize(text: bytes) -> list[int]:
         return tokenizer.encode(text, add_special=False)
 
-    return Sampler(options, session.n_vocab, token_bytes, tokenize, n_ctx=session.n_ctx, processors=processors)
+    return Sampler(
+        options, session.n_vocab, token_bytes, tokenize, n_ctx=session.n_ctx, processors=processors
+    )
 
 
 class TokenLoop:
     """Samples token after token behind what the session has read.
 
-    `history` is all of it, prompt and answer. A sampled token is evaluated when the next one is asked for, so the last
-    one costs nothing.
+    `history` is all of it, prompt and answer. A sampled token is evaluated when the next one is asked for, so
+    the last one costs nothing.
     """
 
-    def __init__(self, session: Session, sampler: Sampler, criteria: Sequence[StoppingCriterion] = ()) -> None:
+    def __init__(
+        self, session: Session, sampler: Sampler, criteria: Sequence[StoppingCriterion] = ()
+    ) -> None:
         self.session = session
         self.sampler = sampler
         self.history = list(session.tokens)
@@ -114,7 +125,9 @@ class TokenLoop:
         sampler.accept_prompt(self.history)
 
     def next(self) -> int | None:
-        """The next token, or None when a stopping criterion holds. Raises ContextError when the context is full."""
+        """The next token, or None when a stopping criterion holds. Raises ContextError when the context is
+        full.
+        """
         if self._pending:
             self.session.append(self._pending)
             self._pending.clear()
@@ -138,6 +151,61 @@ class TokenLoop:
         self.history.extend(tokens)
 
 
+class StepSampler:
+    """Samples one token at a time for a session that its caller moves; the random numbers go on from call to
+    call.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[SamplingOptions, tuple[LogitsProcessor, ...]] | None = None
+        self._sampler: Sampler | None = None
+        self._accepted: list[int] = []
+
+    def sample(
+        self,
+        session: Session,
+        row: Logits,
+        options: SamplingOptions,
+        tokenizer: Tokenizer | None,
+        processors: tuple[LogitsProcessor, ...] = (),
+    ) -> int:
+        """A token for the logits `row` (n_vocab,), which is not accepted: it may never be evaluated."""
+        tokens = list(session.tokens)
+        sampler = self._fitting(session, options, tokenizer, processors)
+        if tokens[: len(self._accepted)] != self._accepted:
+            sampler.set_state({**sampler.get_state(), "history": [], "ids": []})
+            self._accepted = []
+        sampler.accept_prompt(tokens[len(self._accepted) :])
+        self._accepted = tokens
+        return sampler.sample(row)
+
+    def _fitting(
+        self,
+        session: Session,
+        options: SamplingOptions,
+        tokenizer: Tokenizer | None,
+        processors: tuple[LogitsProcessor, ...],
+    ) -> Sampler:
+        if self._sampler is None or self._key != (options, processors):
+            self._key = (options, processors)
+            self._sampler = make_sampler(options, session, tokenizer, processors)
+            self._accepted = []
+        return self._sampler
+
+    def get_state(self) -> Any:
+        """Options and state as a picklable value; None before the first call and with processors."""
+        if self._sampler is None or self._key is None or self._key[1]:
+            return None
+        return {"options": self._key[0], "accepted": self._accepted, "state": self._sampler.get_state()}
+
+    def set_state(self, state: Any, session: Session, tokenizer: Tokenizer | None) -> None:
+        """Goes on where `get_state` was called."""
+        self._sampler = None
+        if state is not None:
+            self._fitting(session, state["options"], tokenizer, ()).set_state(state["state"])
+            self._accepted = list(state["accepted"])
+
+
 class TextDecoder:
     """Tokens to text that may be shown: whole characters, held back while they could begin a stop string.
 
@@ -146,7 +214,9 @@ class TextDecoder:
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
         if tokenizer is None and stop:
-            raise TokenizerError("this model has no tokenizer, so it cannot look for stop strings: work with token ids")
+            raise TokenizerError(
+                "this model has no tokenizer, so it cannot look for stop strings: work with token ids"
+            )
         self._n_vocab = 0 if tokenizer is None else tokenizer.n_vocab
         self._stream = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stop)
@@ -206,7 +276,7 @@ def generate_text(
         n_cached = session.read(request.prompt, request.on_prompt)
         loop = TokenLoop(session, sampler, request.criteria)
     read = time.perf_counter()
-    ends: frozenset[int] = frozenset() if tokenizer is None else tokenizer.eog
+    ends = request.end_tokens if tokenizer is None else request.end_tokens | tokenizer.eog
     pending = _Pending()
     n_generated, text = 0, ""
     reason: FinishReason = "length"

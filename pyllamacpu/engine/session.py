@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 
 Logits = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -29,24 +29,32 @@ class KVSequence(Protocol):
 
 
 class LogitsEngine(Protocol):
-    """The part of an engine that a session uses. `eval` returns (1, n_vocab) for "last", (n_tokens, n_vocab) for "all"."""
+    """The part of an engine that a session uses. `eval` returns (1, n_vocab) for "last", (n_tokens, n_vocab)
+    for "all".
+    """
 
     @property
     def n_ctx(self) -> int: ...
     @property
     def n_vocab(self) -> int: ...
     def sequence(self) -> Any: ...
-    def eval(self, sequence: Any, tokens: Any, *, logits: Any, on_progress: Progress | None = None) -> Logits: ...
+    def eval(
+        self, sequence: Any, tokens: Any, *, logits: Any, on_progress: Progress | None = None
+    ) -> Logits: ...
 
 
 class Session:
-    """A sequence of an engine, the logits (n_vocab,) that follow its last token, and optionally all of its logits.
+    """A sequence of an engine, the logits (n_vocab,) that follow its last token, and optionally all of its
+    logits.
 
-    `last` is None while nothing has been evaluated since the sequence was cut or loaded: the next `read` evaluates at
-    least one token again. With `keep_all`, `scores` (n_ctx, n_vocab) holds the logits that follow each token.
+    `last` is None while nothing has been evaluated since the sequence was cut or loaded: the next `read`
+    evaluates at least one token again. With `keep_all`, `scores` (n_ctx, n_vocab) holds the logits that
+    follow each token.
     """
 
-    def __init__(self, engine: LogitsEngine, sequence: KVSequence | None = None, keep_all: bool = False) -> None:
+    def __init__(
+        self, engine: LogitsEngine, sequence: KVSequence | None = None, keep_all: bool = False
+    ) -> None:
         self.engine = engine
         self.sequence: KVSequence = engine.sequence() if sequence is None else sequence
         self.n_ctx: int = engine.n_ctx
@@ -113,6 +121,22 @@ class Session:
             other.scores[: len(self)] = self.scores[: len(self)]
         return other
 
+    def load(self, data: bytes, tokens: Sequence[int], last: Logits | None, scores: Logits | None) -> None:
+        """Becomes what `sequence.save()` wrote, with its logits. The rows in `scores` are needed only with
+        keep_all.
+        """
+        self.last = None
+        self.sequence.load(data)
+        if list(self.tokens) != list(tokens):
+            self.sequence.truncate(0)
+            raise ModelError("the saved state is damaged: its cache holds other tokens than it says")
+        if self.scores is not None and len(tokens):
+            if scores is None:  # kept without them: read again when logits are asked for
+                self.sequence.truncate(0)
+                return
+            self.scores[: len(tokens)] = scores
+        self.last = None if last is None else last.copy()
+
     def close(self) -> None:
         self.sequence.close()
 
@@ -143,7 +167,7 @@ def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
         ids = [operator.index(token) for token in tokens]
     except TypeError:
         raise TokenizerError("token ids must be whole numbers") from None
-    if ids and not (0 <= min(ids) and max(ids) < n_vocab):
+    if ids and not (min(ids) >= 0 and max(ids) < n_vocab):
         wrong = next(token for token in ids if not 0 <= token < n_vocab)
         raise TokenizerError(f"token id {wrong} is outside the vocabulary of {n_vocab} tokens")
     return ids

@@ -1,0 +1,167 @@
+"""Opening a model file for the `Llama` class: engine, tokenizer, chat template; and finding it on the hub."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.config import kv_type
+from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to open a model. `n_ctx` 0 is the context the model was trained with; None leaves a choice to the
+    engine.
+    """
+
+    n_ctx: int = 512
+    n_batch: int = 512
+    n_threads: int | None = None
+    type_k: str = "f16"
+    type_v: str = "f16"
+    rope_freq_base: float = 0.0  # 0: as the file says
+    rope_freq_scale: float = 0.0  # 0: as the file says
+    chat_template: str | None = None  # a Jinja source or the name of a format; None: the file's own
+    vocab_only: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The parts of an opened model. `engine` is None for vocab_only, `tokenizer` for a file without one."""
+
+    file: GGUFFile
+    engine: Engine | None
+    tokenizer: Tokenizer | None
+    chat_template: str | None  # a Jinja source or the name of a format, instead of the file's own
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self.file.metadata
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, made when first asked for: a broken one shall not keep the model from other
+        work.
+        """
+        return None if self.tokenizer is None else choose_template(self.metadata, self.chat_template)
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        self.file.close()
+
+
+def open_model(path: str, options: LoadOptions) -> LoadedModel:
+    """Opens `path`. Raises any PyllamacpuError but StoreError."""
+    if not os.path.exists(path):
+        raise OptionError(f"{path}: no such file; give the path of a GGUF file")
+    file = GGUFFile.open(path)
+    try:
+        tokenizer = Tokenizer.from_metadata(file.metadata, path)
+        if tokenizer is None and options.vocab_only:
+            raise TokenizerError(f"{path}: this file has no tokenizer, so vocab_only opens nothing")
+        engine = None if options.vocab_only else open_engine(file, options)
+        model = LoadedModel(file, engine, tokenizer, options.chat_template)
+        if options.chat_template is not None:
+            _ = model.template  # an unknown name or a broken template is an error of this call
+    except BaseException:
+        file.close()
+        raise
+    return model
+
+
+def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
+    return Engine(
+        file,
+        n_ctx=options.n_ctx,
+        n_batch=options.n_batch,
+        n_threads=options.n_threads,
+        type_k=options.type_k,
+        type_v=options.type_v,
+        rope_freq_base=options.rope_freq_base or None,
+        rope_freq_scale=options.rope_freq_scale or None,
+    )
+
+
+def cache_type(value: str | int | None, default: str, option: str) -> str:
+    """The name of a cache type given by name or by its ggml number. Raises OptionError."""
+    if value is None:
+        return default
+    if isinstance(value, str):
+        return kv_type(value).name.lower()
+    try:
+        return kv_type(TensorType(value)).name.lower()
+    except ValueError as error:
+        raise OptionError(f"{option}={value!r}: {error}; use f32, f16, bf16, q8_0 or q4_0") from None
+
+
+def text_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Scalars as text, without arrays: what llama-cpp-python's `Llama.metadata` holds."""
+    return {
+        key: _as_text(value) for key, value in metadata.items() if isinstance(value, (str, bool, int, float))
+    }
+
+
+def _as_text(value: str | bool | int | float) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:f}" if isinstance(value, float) else str(value)
+
+
+# Models on the hub
+
+
+def download(
+    repo_id: str,
+    filename: str | None,
+    additional_files: Sequence[str] | None = None,
+    local_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> str:
+    """The local path of a model on the hub, downloaded unless it is cached.
+
+    `filename` is a name or a glob pattern that must fit one model (all parts of a split one count as one);
+    None takes the repository's best four-bit file. Raises OptionError when no file or several fit, StoreError
+    for the network.
+    """
+    if filename is None and local_dir is None and cache_dir is None and not additional_files:
+        from pyllamacpu.store.hub import HubRef, fetch
+
+        return str(fetch(HubRef(repo_id)))
+    from huggingface_hub import HfApi, hf_hub_download
+
+    there = HfApi().list_repo_files(repo_id)
+    chosen = _matching(there, filename, repo_id)
+    for pattern in additional_files or ():
+        chosen += _matching(there, pattern, repo_id)
+    folder, cache = _text_path(local_dir), _text_path(cache_dir)
+    paths = [hf_hub_download(repo_id, name, local_dir=folder, cache_dir=cache) for name in chosen]
+    return str(paths[0])
+
+
+def _text_path(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _matching(there: Sequence[str], pattern: str | None, repo_id: str) -> list[str]:
+    """The files that `pattern` means: one file, or all parts of one model, the first part first."""
+    from pyllamacpu.store.quants import choose_file, part_names
+
+    if pattern is None:
+        return part_names(choose_file(there, None, repo_id))
+    found = [name for name in there if fnmatch.fnmatch(name, pattern)]
+    models = {tuple(part_names(name)) if name.lower().endswith(".gguf") else (name,) for name in found}
+    if len(models) != 1:
+        what = "no file matches" if not models else f"{len(models)} files match"
+        listing = ", ".join(sorted(found or there)[:40])
+        raise OptionError(f"{repo_id}: {what} {pattern!r}; choose one of: {listing}")
+    return list(models.pop())
