@@ -60,9 +60,9 @@ def chat(context: click.Context, **parameters: Any) -> None:
     message = _first_message(parameters, interactive)
     session = _session(choice, sampling, ignore_eos, system, parameters)
     if interactive:
-        context.exit(_converse(session, message, choice))
+        context.exit(_converse(session, message))
     assert message is not None
-    _answer_once(session, message, choice.verbose)
+    _answer_once(session, message)
 
 
 def _system_prompt(parameters: dict[str, Any]) -> str | None:
@@ -122,7 +122,7 @@ def _session(
     )
 
 
-def _converse(session: ChatSession, message: str | None, choice: ModelChoice) -> int:
+def _converse(session: ChatSession, message: str | None) -> int:
     """The interactive chat; its exit code."""
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.repl import Repl, line_reader
@@ -134,9 +134,9 @@ def _converse(session: ChatSession, message: str | None, choice: ModelChoice) ->
     return Repl(session, line_reader(), screen).run(message)
 
 
-def _answer_once(session: ChatSession, message: str, verbose: bool) -> None:
+def _answer_once(session: ChatSession, message: str) -> None:
     """Answer one message on stdout; nothing else goes there."""
     from pyllamacpu.cli.output import Screen
 
     screen = Screen()
-    screen.answer(session.ask(message, screen.on_prompt), stats=verbose)
+    screen.answer(session.ask(message, screen.on_prompt), stats=False)

@@ -53,7 +53,7 @@ def complete(**parameters: Any) -> None:
     llm = choice.load()
     if ignore_eos:
         sampling = without_end(sampling, tokenizer_of(llm))
-    _continue(llm, prompt, sampling, parameters, perf=choice.verbose or parameters["perf"])
+    _continue(llm, prompt, sampling, parameters, perf=parameters["perf"])
 
 
 def prompt_bytes(
@@ -93,7 +93,7 @@ def _continue(
     usage = Usage()
     for event in events:
         screen.text(event.text)
-        if event.finish_reason is not None:
+        if event.stats is not None:
             usage += event.stats
     click.echo()
     if perf:

@@ -39,6 +39,8 @@ class ChatEngine:
     def __init__(self, llm: Llama) -> None:
         self.llm = llm
         self.tokenizer = tokenizer_of(llm)
+        assert llm.template is not None  # there is one wherever there is a tokenizer
+        self.template = llm.template
 
     def title(self) -> str:
         """The model's name as its file says it, else the file's name."""
@@ -53,7 +55,7 @@ class ChatEngine:
         """Tokens of the conversation, ending where the answer begins."""
         from pyllamacpu.text import encode_chat
 
-        return encode_chat(self.tokenizer, self.llm.template, messages)
+        return encode_chat(self.tokenizer, self.template, messages)
 
     def stream(
         self,

@@ -9,10 +9,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
+from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
 
 _COMMANDS = {
@@ -26,6 +27,10 @@ _COMMANDS = {
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _READER_GONE = 141  # 128 + SIGPIPE
+
+
+class _ReaderGone(Exception):
+    """A broken pipe, under a name that click does not turn into its own exit."""
 
 
 class _LazyGroup(click.Group):
@@ -42,16 +47,16 @@ class _LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            number = version("pyllamacpu")
-        except PackageNotFoundError:
-            number = "(not installed)"
-        click.echo(f"pyllamacpu {number}")
+        click.echo(f"pyllamacpu {__version__}")
         ctx.exit()
 
 
@@ -81,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         code = _run(args)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, _ReaderGone):
         # Python flushes stdout once more at exit, which must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _READER_GONE
@@ -106,14 +111,12 @@ def _run(args: Sequence[str] | None) -> int:
     except click.Abort:
         return _INTERRUPTED
     except click.UsageError as error:
-        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
-        return _fail(error.format_message() + where, error.exit_code)
+        command = error.ctx.command_path if error.ctx else "pyllamacpu"
+        return _fail(f"{error.format_message()} (see `{command} --help`)", error.exit_code)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
     except PyllamacpuError as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        raise
     except MemoryError:
         return _fail("out of memory: take a smaller model, context (-c) or cache type (-ctk q8_0)")
     except OSError as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.engine.sampler_options import SamplingOptions  # imports nothing heavy, as sampler.py does
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import ContextError, OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
@@ -24,6 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+_SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens
 _BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
@@ -65,7 +66,7 @@ model_options = options(
     click.option(
         "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
     ),
-    click.option("-v", "--verbose", is_flag=True, help="Say on stderr what is loaded and how fast it runs."),
+    click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
 )
 
 template_options = options(
@@ -174,15 +175,26 @@ class ModelChoice:
         return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
 
     def load(self) -> Llama:
-        """Find (or fetch) the model and load it. Raises PyllamacpuError."""
+        """Find (or fetch) the model and load it. Raises PyllamacpuError.
+
+        When no context size is asked for and the model's own does not fit in memory, smaller ones are tried,
+        and that is said.
+        """
         from pyllamacpu import Llama
         from pyllamacpu.store import resolve_model
 
-        return Llama(str(resolve_model(self.model)), **self.arguments())
+        path, arguments = str(resolve_model(self.model)), self.arguments()
+        for smaller in _SMALLER_CONTEXTS if self.ctx_size is None else ():
+            try:
+                return Llama(path, **arguments)
+            except ContextError as error:
+                click.echo(f"warning: {error}; using {smaller} tokens (-c)", err=True)
+                arguments["n_ctx"] = smaller
+        return Llama(path, **arguments)
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `Llama`."""
-        named = {
+        named: dict[str, Any] = {
             "n_threads": None if self.threads in (0, -1) else self.threads,
             "n_batch": self.batch_size,
             "n_ubatch": self.ubatch_size,

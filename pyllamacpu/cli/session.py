@@ -20,11 +20,20 @@ _ROOM_AFTER_DROP = 4  # and when turns are dropped, 1/4 is made free, so that it
 class Stats(Protocol):
     """What the engine reports at the end of an answer."""
 
-    n_prompt: int
-    n_cached: int
-    n_generated: int
-    prompt_seconds: float
-    generate_seconds: float
+    @property
+    def n_prompt(self) -> int: ...
+
+    @property
+    def n_cached(self) -> int: ...
+
+    @property
+    def n_generated(self) -> int: ...
+
+    @property
+    def prompt_seconds(self) -> float: ...
+
+    @property
+    def generate_seconds(self) -> float: ...
 
 
 class TextEvent(Protocol):
@@ -204,7 +213,7 @@ class ChatSession:
         yield Finished(answer.reason, answer.usage)
 
     def _seeded(self, answer: _Answer) -> Any:
-        """The options for the next stream: with a fixed seed, another try or a continued answer draws anew."""
+        """The options for the next stream: with a fixed seed, a new try or a continuation draws anew."""
         steps = self._tries + len(answer.tokens)
         if not steps or self.options.seed < 0:
             return self.options

@@ -1,0 +1,190 @@
+"""`chat`, with and without a terminal, with a model of letters."""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_letters import LetterLlama, Piece, Result, cli_home, letters, run  # noqa: F401
+
+from pyllamacpu.cli.output import Screen
+from pyllamacpu.cli.repl import InterruptedLine, Repl, read_message
+from pyllamacpu.cli.session import ChatSession
+from pyllamacpu.engine.sampler_options import SamplingOptions
+
+pytestmark = pytest.mark.usefixtures("cli_home")
+
+# chat
+
+
+@pytest.mark.parametrize(
+    "args, stdin, prompt",
+    [
+        ([], b"What is the capital of France?\n", "[user]What is the capital of France?"),
+        (["-p", r"one\ntwo"], b"", "[user]one\ntwo"),
+        (["-p", "Sum up."], b"A text.\n", "[user]A text.\n\nSum up."),
+        (["-sys", "Be brief."], b"Hi", "[system]Be brief.[user]Hi"),
+        (["-f", "m.txt", "-st"], b"ignored", r"[user]C:\new"),
+        ([], "Grüße 😀".encode(), "[user]Grüße 😀"),
+        ([], b"/help", "[user]/help"),
+    ],
+)
+def test_chat_without_a_terminal_prints_only_the_answer(
+    args: list[str], stdin: bytes, prompt: str, letters: type[LetterLlama], run: Callable[..., Result]
+) -> None:
+    Path("m.txt").write_text("C:\\new\n")
+    result = run("chat", "-m", "m.gguf", *args, stdin=stdin)
+    assert (result.code, result.out, result.err) == (0, "Paris\n", "")
+    assert "".join(map(chr, letters.made[0].calls[0][0])) == prompt
+
+
+@pytest.mark.usefixtures("letters")
+def test_chat_refuses_what_is_no_text(run: Callable[..., Result]) -> None:
+    result = run("chat", "-m", "m.gguf", stdin=b"ok \xff")
+    assert result.code == 1 and "stdin is not UTF-8: byte 0xff at 3" in result.err
+
+
+def test_chat_of_several_lines_on_a_terminal(
+    letters: type[LetterLlama], run: Callable[..., Result], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stdin is a terminal and stdout is none: plain lines, no control codes, notes on stderr."""
+    lines = b'Hi\n"""one\ntwo"""\n/set temp 0\n/nonsense\n/bye\nnever read\n'
+    result = run("chat", "-m", "m.gguf", "-p", "first", stdin=lines, terminal=True)
+    assert result.code == 0
+    assert result.out == "Paris\nParis\nParis\n"
+    assert "\x1b" not in result.out + result.err
+    assert "unknown command /nonsense" in result.err and "temperature = 0.0" in result.err
+    assert "Letters" in result.err and "tokens/s" in result.err
+    prompts = ["".join(map(chr, call[0])) for call in letters.made[0].calls]
+    assert prompts[0] == "[user]first"
+    assert prompts[2].endswith("[assistant]Paris[user]one\ntwo")
+
+
+def test_end_of_input_ends_the_chat(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    assert run("chat", "-m", "m.gguf", stdin=b"", terminal=True).code == 0
+    assert letters.made[0].calls == []
+
+
+class Script:
+    """Lines as a person types them; exceptions are keys."""
+
+    def __init__(self, *lines: str | BaseException) -> None:
+        self.lines, self.prompts = list(lines), []
+
+    def __call__(self, prompt: str) -> str:
+        self.prompts.append(prompt)
+        if not self.lines:
+            raise EOFError
+        line = self.lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def repl(script: Script, answer: str = "ok") -> tuple[Repl, io.StringIO, Any]:
+    from pyllamacpu.cli.face import ChatEngine
+
+    class Made(LetterLlama):
+        made: list[LetterLlama] = []  # noqa: RUF012
+
+    Made.answer = answer
+    engine = ChatEngine(Made("m"))  # type: ignore[arg-type]
+    out = io.StringIO()
+    return Repl(ChatSession(engine, SamplingOptions()), script, Screen(out)), out, engine
+
+
+@pytest.mark.usefixtures("letters")
+def test_interrupts_at_the_prompt() -> None:
+    interrupt = InterruptedLine("")
+    assert repl(Script(interrupt, interrupt))[0].run() == 130
+    assert repl(Script(interrupt, "hello", interrupt, InterruptedLine("half a line")))[0].run() == 0
+    assert repl(Script(KeyboardInterrupt(), KeyboardInterrupt()))[0].run() == 130
+    assert repl(Script("", "   "))[0].run() == 0
+
+
+@pytest.mark.usefixtures("letters")
+def test_interrupt_stops_the_answer_and_not_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, out, engine = repl(Script("Hi", "again"), answer="a long answer")
+
+    def interrupted(*args: Any) -> Iterator[Piece]:
+        yield Piece("a long", (1,))
+        raise KeyboardInterrupt
+
+    usual = engine.stream
+    monkeypatch.setattr(engine, "stream", interrupted)
+    assert chat.handle("Hi")
+    monkeypatch.setattr(engine, "stream", usual)
+    assert chat.handle("again")
+    assert [(turn.user, turn.assistant) for turn in chat.session.turns] == [
+        ("Hi", "a long"),
+        ("again", "a long answer"),
+    ]
+    assert out.getvalue().endswith("a long answer\n")
+
+
+@pytest.mark.usefixtures("letters")
+def test_an_error_does_not_end_the_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    chat, out, _ = repl(Script("x" * 2000, "Hi"))
+    assert chat.run() == 0
+    assert "the context holds 1000" in capsys.readouterr().err
+    assert out.getvalue() == "ok\n"
+
+
+def test_read_message() -> None:
+    script = Script('"""', "one", "  two", '"""')
+    assert read_message(script) == "one\n  two"
+    assert script.prompts == [">>> ", "... ", "... ", "... "]
+    assert read_message(Script('"""on one line"""')) == "on one line"
+    assert read_message(Script('say """ this')) == 'say """ this'
+    assert read_message(Script('"""', "", "x", "", '"""')) == "x"
+    with pytest.raises(EOFError):
+        read_message(Script('"""', "one"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("letters")
+def test_on_a_terminal_notes_are_dim_and_control_codes_are_disarmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    chat, _, _ = repl(Script(), answer="a\x1b[2J\x07\tb\n")
+    chat.screen = Screen(Terminal())
+    chat.handle("Hi")
+    shown = chat.screen.out.getvalue()  # type: ignore[attr-defined]
+    assert shown.startswith("a\ufffd[2J\ufffd\tb\n\x1b[2mprompt ")
+    monkeypatch.setenv("NO_COLOR", "1")
+    chat.screen = Screen(Terminal())
+    chat.handle("/help")
+    assert "\x1b" not in chat.screen.out.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_line_for_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    screen = Screen(Terminal())
+    screen.on_prompt(0, 4000)
+    screen.on_prompt(10, 4000)
+    assert screen.out.getvalue() == ""  # type: ignore[attr-defined]
+    now[0] += 1
+    screen.on_prompt(2000, 4000)
+    assert "reading the prompt: 2000 of 4000 tokens" in screen.out.getvalue()  # type: ignore[attr-defined]
+    screen.text("answer")
+    assert screen.out.getvalue().endswith("\r\x1b[Kanswer")  # type: ignore[attr-defined]
+
+
+def test_no_progress_where_nobody_looks() -> None:
+    screen = Screen(io.StringIO())
+    screen.answer(iter(()))
+    screen._began -= 100
+    screen.on_prompt(5, 10)
+    assert screen.out.getvalue() == ""  # type: ignore[attr-defined]

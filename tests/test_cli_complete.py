@@ -1,0 +1,132 @@
+"""`complete`, `tokenize`, `list` and `pull`, with a model of letters."""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_letters import LetterLlama, Result, cli_home, letters, run  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("cli_home")
+
+# complete and tokenize
+
+
+@pytest.mark.parametrize(
+    "args, stdin, out, prompt",
+    [
+        (["-p", "The capital is "], b"", "The capital is Paris\n", b"The capital is "),
+        (["-p", "x", "--no-display-prompt"], b"", "Paris\n", b"x"),
+        (["-p", "x", "-n", "2"], b"", "xPa\n", b"x"),
+        (["-p", "x", "-n", "0"], b"", "x\n", b"x"),
+        (["-p", r"a\nb</s>"], b"", "a\nb</s>Paris\n", b"a\nb\2"),
+        (["-p", r"a\nb", "--no-escape"], b"", "a\\nbParis\n", b"a\\nb"),
+        ([], b"from stdin\n", "from stdinParis\n", b"from stdin"),
+        (["-f", "-"], b"two\n\n", "two\nParis\n", b"two\n"),
+        ([], rb"raw \n", "raw \\nParis\n", rb"raw \n"),
+        (["-e"], rb"raw \n", "raw \nParis\n", b"raw \n"),
+        ([], b"\xff\xfe", "\ufffd\ufffdParis\n", b"\xff\xfe"),
+    ],
+)
+def test_complete(
+    args: list[str],
+    stdin: bytes,
+    out: str,
+    prompt: bytes,
+    letters: type[LetterLlama],
+    run: Callable[..., Result],
+) -> None:
+    result = run("complete", "-m", "m.gguf", *args, stdin=stdin)
+    assert (result.code, result.out, result.err) == (0, out, "")
+    assert letters.made[0].calls[0][0] == [1, *prompt]
+
+
+def test_complete_options(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    result = run(
+        "complete", "-m", "m.gguf", "-p", "x", "--temp", "0", "--perf", "-r", r"\n\n", "--ignore-eos"
+    )
+    assert re.search(r"prompt 2 tokens, 2.0 tokens/s; answer 5 tokens, 5.0 tokens/s", result.err)
+    _, sampling, limit, stop = letters.made[0].calls[0]
+    assert (sampling.temperature, limit, list(stop)) == (0, None, ["\n\n"])
+    assert sampling.logit_bias == ((2, float("-inf")),)
+
+
+@pytest.mark.parametrize(
+    "args, stdin, out",
+    [
+        (["-p", "ab"], b"", "     1 -> '<s>'\n    97 -> 'a'\n    98 -> 'b'\n"),
+        (["-p", "ab", "--ids"], b"", "[1, 97, 98]\n"),
+        (["-p", "ab", "--ids", "--no-bos"], b"", "[97, 98]\n"),
+        (["-p", "</s>", "--ids"], b"", "[1, 2]\n"),
+        (["-p", "</s>", "--ids", "--no-parse-special"], b"", "[1, 60, 47, 115, 62]\n"),
+        (["--stdin", "--ids", "--show-count"], b"a\n", "[1, 97, 10]\nTotal number of tokens: 3\n"),
+        (["--ids", "--no-bos"], b"\\n", "[92, 110]\n"),
+        (["--ids", "--no-bos", "-p", ""], b"", "[]\n"),
+        (["--no-bos"], b"\xff", "   255 -> '<ff>' (utf-8 decode failure)\n"),
+    ],
+)
+@pytest.mark.usefixtures("letters")
+def test_tokenize(args: list[str], stdin: bytes, out: str, run: Callable[..., Result]) -> None:
+    result = run("tokenize", "-m", "m.gguf", *args, stdin=stdin)
+    assert (result.code, result.out, result.err) == (0, out, "")
+
+
+def test_tokenize_loads_no_weights(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    run("tokenize", "-m", "m.gguf", "-p", "x")
+    assert letters.made[0].arguments["vocab_only"] is True
+
+
+def test_no_prompt_on_a_terminal_is_wrong_usage(run: Callable[..., Result]) -> None:
+    assert run("complete", terminal=True).code == 2
+    assert run("tokenize", terminal=True).code == 2
+
+
+def test_a_file_without_tokenizer(
+    letters: type[LetterLlama], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = letters.__init__
+
+    def without(self: Any, *args: Any, **more: Any) -> None:
+        made(self, *args, **more)
+        self.tokenizer = None
+
+    monkeypatch.setattr(letters, "__init__", without)
+    for command in ("complete", "tokenize", "chat"):
+        result = run(command, "-m", "m.gguf", "-p", "x")
+        assert result.code == 1 and "tokenizer" in result.err
+
+
+# list and pull
+
+
+def test_list_and_pull(cli_home: Path, run: Callable[..., Result]) -> None:
+    empty = run("list")
+    assert (empty.code, empty.out) == (0, "") and "pyllamacpu pull" in empty.err
+    (cli_home / "models").mkdir(parents=True)
+    (cli_home / "models" / "Alpha.Q4_0.gguf").write_bytes(b"x" * 1_234_567)
+    lines = run("list").out.splitlines()
+    assert lines[0].split() == ["NAME", "SIZE", "MODIFIED"]
+    assert re.match(r"Alpha\.Q4_0\s+1\.2 MB\s+\d{4}-\d\d-\d\d \d\d:\d\d$", lines[1])
+    assert run("pull", "alpha").out == f"{cli_home / 'models' / 'Alpha.Q4_0.gguf'}\n"
+
+
+@pytest.mark.parametrize(
+    "size, text",
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (98_362_432, "98.4 MB"),
+        (999_600_000, "1.0 GB"),
+        (4_000_000_000_000, "4.0 TB"),
+    ],
+)
+def test_human_size(size: int, text: str) -> None:
+    from pyllamacpu.cli.list import human_size
+
+    assert human_size(size) == text

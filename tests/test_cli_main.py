@@ -1,0 +1,193 @@
+"""The command line as a whole: help, usage, errors and exit codes."""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from cli_letters import ROOT, Result, cli_home, letters, process, run  # noqa: F401
+
+import pyllamacpu
+import pyllamacpu.cli.face
+from pyllamacpu.cli.main import _COMMANDS, main
+from pyllamacpu.errors import StoreError
+
+pytestmark = pytest.mark.usefixtures("cli_home")
+
+# Help, version, usage
+
+
+def test_python_m_is_the_command() -> None:
+    result = process("--help")
+    assert result.returncode == 0
+    for name in _COMMANDS:
+        assert re.search(rf"^  {name} ", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [name for name in _COMMANDS if name != "show"])
+def test_every_help_shows_an_example(name: str, run: Callable[..., Result]) -> None:
+    result = run(name, "--help")
+    assert result.code == 0
+    assert re.search(rf"Examples?:\n\s+.*pyllamacpu {name}", result.out)
+
+
+def test_version_is_the_packages(run: Callable[..., Result]) -> None:
+    assert run("--version").out == f"pyllamacpu {pyllamacpu.__version__}\n"
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom pyllamacpu.cli.main import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = {'numpy', 'huggingface_hub', 'prompt_toolkit', 'rich', 'jinja2', 'pyllamacpu._native'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for args in (["--version"], ["chat", "--help"], ["complete", "--help"], ["list"]):
+        subprocess.run([sys.executable, "-c", script, *args], env=env, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["nonsense"], "nonsense"),
+        (["chat", "--tempp", "1"], "--tempp"),
+        (["chat", "--top-k", "many"], "--top-k"),
+        (["chat", "--top-p", "7"], "top_p: 7.0 is out of range; allowed: 0 to 1"),
+        (["complete", "-ctk", "q9_9"], "q8_0"),
+        (["complete", "-c", "-5"], "-c"),
+        (["complete", "-p", "x", "-f", "y"], "not both"),
+        (["complete", "-l", "word+1", "-p", "x"], "15043+1"),
+        (["complete", "-p", "x", "--sampling-seq", "kz"], "unknown sampler"),
+        (["complete", "-p", "x", "--samplers", "top_k;bottom_k"], "bottom_k"),
+        (["tokenize", "-p", "x", "--stdin"], "only one"),
+        (["tokenize", "-m"], "-m"),
+        (["pull", "a", "b"], "b"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(args: list[str], says: str, run: Callable[..., Result]) -> None:
+    result = run(*args)
+    assert result.code == 2 and result.out == ""
+    assert result.err.count("\n") == 1 and result.err.startswith("error: ")
+    assert says in result.err and "--help`" in result.err
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["complete", "-m", "missing.gguf", "-p", "x"], "missing.gguf: no such file"),
+        (["chat", "-m", "nobody/model", "-p", "x"], "hf.co/nobody/model"),
+        (["chat", "-p", "x"], "starter model"),
+        (["complete", "-m", "m.gguf", "-p", ""], "prompt is empty"),
+        (["complete", "-m", "m.gguf"], "prompt is empty"),
+        (["complete", "-m", "m.gguf", "-f", "none.txt"], "none.txt: No such file"),
+        (["complete", "-m", "m.gguf", "-f", "."], "Is a directory"),
+        (["chat", "-m", "m.gguf"], "nothing to answer"),
+        (["chat", "-m", "m.gguf", "-p", "x", "--chat-template", "no/such.jinja"], "no such file"),
+        (["chat", "-m", "m.gguf", "-p", "x", "-sysf", "none.txt"], "none.txt"),
+        (["pull", "hf.co/user/repo"], "HF_HUB_OFFLINE"),
+    ],
+)
+@pytest.mark.usefixtures("letters")
+def test_errors_are_one_line_and_1(args: list[str], says: str, run: Callable[..., Result]) -> None:
+    result = run(*args)
+    assert result.code == 1 and result.out == ""
+    *warnings, last = [line for line in result.err.splitlines() if not line.startswith("fetching")]
+    assert warnings == [] and last.startswith("error: ") and says in last
+
+
+def test_an_error_with_line_breaks_stays_one_line(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("first\nsecond")
+
+    monkeypatch.setattr("pyllamacpu.store.list_models", fail)
+    assert run("list").err == "error: first second\n"
+
+
+@pytest.mark.parametrize(
+    "error, code, says",
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (click.Abort(), 130, ""),
+        (MemoryError(), 1, "out of memory"),
+        (OSError(5, "Input/output error", "disk"), 1, "disk: Input/output error"),
+    ],
+)
+def test_exit_codes(
+    error: BaseException, code: int, says: str, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pyllamacpu.store.list_models", fail)
+    result = run("list")
+    assert result.code == code and says in result.err and "Traceback" not in result.err
+
+
+def test_a_bug_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pyllamacpu.store.list_models", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["list"])
+
+
+LETTERS_MAIN = """
+import sys
+sys.path.insert(0, {tests!r})
+import pyllamacpu, cli_letters as t
+class Made(t.LetterLlama):
+    made = []
+    answer = {answer}
+vars(pyllamacpu)["Llama"] = Made
+from pyllamacpu.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def letters_process(tmp_path: Path, *args: str, answer: str = "'x' * 10") -> subprocess.Popen[str]:
+    """The command line with a model of letters in a process of its own."""
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    script = LETTERS_MAIN.format(tests=str(ROOT / "tests"), answer=answer)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *args, "-m", str(tmp_path / "m.gguf")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    running = letters_process(tmp_path, "complete", "-p", "x", answer="'line\\n' * 200000")
+    assert running.stdout is not None and running.stderr is not None
+    with running:
+        running.stdout.read(5)
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
+
+
+def test_interrupt_ends_a_completion_quietly(tmp_path: Path) -> None:
+    running = letters_process(
+        tmp_path, "complete", "-p", "x", answer="__import__('itertools').repeat('y', 10**12)"
+    )
+    assert running.stdout is not None
+    running.stdout.read(3)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in err
