@@ -217,23 +217,21 @@ def _guarded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     a context.
     """
 
+    at = (
+        1 if hasattr(function, "jinja_pass_arg") else 0
+    )  # where the value stands: after the context, if it is passed
+
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        value = args[1] if hasattr(function, "jinja_pass_arg") and len(args) > 1 else args[0]
+        value, rest = args[at], args[at + 1 :]
+        if name == "join":
+            value = list(value)
+            separator = str(rest[0] if rest else kwargs.get("d", ""))
+            _check_growth("join", separator, (value,), {})
+        elif name in ("replace", "center", "indent", "format"):
+            _check_growth(name, str(value), rest, kwargs)
         take_steps(1 + (len(value) if isinstance(value, list | tuple | dict | range) else 0))
-        if name in ("replace", "join", "center", "indent", "format"):
-            rest = args[args.index(value) + 1 :] if value in args else args[1:]
-            if name == "join":
-                separator = str(rest[0] if rest else kwargs.get("d", ""))
-                value = list(value)
-                _check_growth("join", separator, (value,), {})
-                args = tuple(
-                    value if arg is not separator and i == len(args) - 1 - len(rest) else arg
-                    for i, arg in enumerate(args)
-                )
-            else:
-                _check_growth(name, str(value), rest, kwargs)
-        return charge_output(function(*args, **kwargs))
+        return charge_output(function(*args[:at], value, *rest, **kwargs))
 
     return guarded
 

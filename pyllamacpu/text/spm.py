@@ -133,36 +133,29 @@ class SentencePieceTokenizer(Tokenizer):
                     )
             return rebuilt
         self.warnings.append(
-            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used instead, as "
-            "in SentencePiece's own models. Convert the model again if words come out in odd pieces"
+            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used "
+            "instead, as in SentencePiece's own models. Convert the model again if words come out in odd pieces"
         )
         return rebuilt
 
     @cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
-        types = [
-            int(kind) if kind != TokenType.UNDEFINED else int(TokenType.UNUSED) for kind in self.vocab.types
-        ]
-        pieces, scores = list(self.vocab.pieces), self._scores
+        pieces, types, scores = list(self.vocab.pieces), list(self.vocab.types), list(self._scores)
         unknown = [i for i, kind in enumerate(types) if kind == TokenType.UNKNOWN]
         for extra in unknown[1:]:
             types[extra] = int(TokenType.CONTROL)
         if (
             not unknown
-        ):  # the library insists on one; this id is past the vocabulary and is replaced after encoding
-            pieces, scores, types = [*pieces, "\x00unknown"], [*scores, 0.0], [*types, int(TokenType.UNKNOWN)]
-        for i, kind in enumerate(types):
-            if kind == TokenType.USER_DEFINED:
-                pieces[i] = pieces[i].replace(" ", SPACE)
+        ):  # the library insists on one; its id is past the vocabulary and is replaced after encoding
+            pieces, types, scores = [*pieces, "[UNKNOWN]"], [*types, int(TokenType.UNKNOWN)], [*scores, 0.0]
         fallback = len(self._byte_ids) == 256
-        if not fallback:
-            types = [int(TokenType.CONTROL) if kind == TokenType.BYTE else kind for kind in types]
+        _make_loadable(pieces, types, fallback)
         try:
-            proto = model_proto(_unique(pieces), scores, types, fallback, self._charsmap)
+            proto = model_proto(pieces, scores, types, fallback, self._charsmap)
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, OSError, ValueError) as error:
             raise TokenizerError(
-                f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}"
+                f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}; convert the model again"
             ) from error
 
     def _presplit_tokens(self) -> dict[str, int]:
@@ -197,8 +190,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _unknown_id(self) -> int:
         if self.unk is None:
             raise TokenizerError(
-                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither byte "
-                "tokens nor an unknown token to stand for it"
+                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither "
+                "byte tokens nor an unknown token to stand for it"
             )
         return self.unk
 
@@ -223,13 +216,30 @@ def _bytes_of(value: Any) -> bytes:
     return bytes(value) if isinstance(value, bytes | bytearray) else bytes(int(b) & 0xFF for b in value)
 
 
-def _unique(pieces: Sequence[str]) -> list[str]:
-    """Pieces with repeats (which writing spaces as ▁ can make) renamed: the first keeps its name."""
+def _make_loadable(pieces: list[str], types: list[int], byte_fallback: bool) -> None:
+    """Changes, in place, what the library does not load. Tokens that it cannot have become control tokens under a name
+    of their own, which no text turns into.
+    """
     seen: set[str] = set()
-    out = []
-    for i, piece in enumerate(pieces):
-        if piece in seen:
-            piece = f"{piece}\x00{i}"
-        seen.add(piece)
-        out.append(piece)
-    return out
+    for i, kind in enumerate(types):
+        if kind == TokenType.USER_DEFINED:
+            pieces[i] = pieces[i].replace(" ", SPACE)
+        if kind == TokenType.UNDEFINED:
+            types[i] = int(TokenType.UNUSED)
+        repeated = pieces[i] in seen
+        if repeated or "\x00" in pieces[i] or not _is_text(pieces[i]):
+            pieces[i] = f"[TOKEN_{i}]"
+            kind = TokenType.CONTROL if kind != TokenType.UNKNOWN else kind
+            types[i] = int(kind)
+        elif kind == TokenType.BYTE and not byte_fallback:
+            types[i] = int(TokenType.CONTROL)
+        seen.add(pieces[i])
+
+
+def _is_text(piece: str) -> bool:
+    """Whether UTF-8 can write it (no lone surrogates)."""
+    try:
+        piece.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
