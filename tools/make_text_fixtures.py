@@ -1,11 +1,13 @@
-"""Make the fixtures of the text tests: what independent libraries say about hostile text and about chat templates.
+"""Make the fixtures of the text tests: what independent libraries say about hostile text and about chat
+templates.
 
     python tools/make_text_fixtures.py [--model SmolLM2.gguf]
 
-Writes tests/fixtures/text/*.json. Oracles: `tokenizers` (byte-level BPE, trained here on a small corpus and run with the
-pipelines of Llama 3, Llama 4, SmolLM2 and GPT-2, built by hand), `sentencepiece` (BPE with byte fallback, trained here) and
-`transformers` (chat templates). With --model, also the ids of the hostile texts in that model's own vocabulary, from a
-`tokenizers` pipeline built by hand from the file: transformers 5 loses SmolLM2's digit splitting when it rebuilds one.
+Writes tests/fixtures/text/*.json. Oracles: `tokenizers` (byte-level BPE, trained here on a small corpus and
+run with the pipelines of Llama 3, Llama 4, SmolLM2 and GPT-2, built by hand), `sentencepiece` (BPE with byte
+fallback, trained here) and `transformers` (chat templates). With --model, also the ids of the hostile texts
+in that model's own vocabulary, from a `tokenizers` pipeline built by hand from the file: transformers 5 loses
+SmolLM2's digit splitting when it rebuilds one.
 
 Needs: tokenizers, sentencepiece, transformers, gguf.
 """
@@ -85,7 +87,7 @@ HOSTILE = [
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It's a test, isn't it? You're right; they'll see.",
-    "In the beginning there was the word, and the word was with the model, and the model was 1234567890 tokens long.",
+    "In the beginning was the word, and the word was with the model, and the model had 1234567890 tokens.",
     "def main(args):\n    for i in range(100):\n        print(i, args[i])\n    return None\n\n",
     "你好世界 這是測試 日本語 テキスト 한국어 Привет мир مرحبا नमस्ते 😀👍🏽👩‍👩‍👧",
     "HELLO WORLD CamelCase iPhone XMLHttpRequest I'M YOU'RE WE'LL   spaces    and\t\ttabs\r\n\r\nlines",
@@ -211,7 +213,8 @@ LLAMA2_STYLE = (
     "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    "{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}"
+    "{% endif %}{% endfor %}"
 )
 LLAMA3_STYLE = """{{- bos_token }}
 {%- if tools %}
@@ -233,8 +236,11 @@ LLAMA3_STYLE = """{{- bos_token }}
 """
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n' }}"
-    "{% endif %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{{ '<|im_start|>system\\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\\n'"
+    " }}"
+    "{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TEMPLATES = {"llama2": LLAMA2_STYLE, "llama3": LLAMA3_STYLE, "smollm2": SMOLLM2}

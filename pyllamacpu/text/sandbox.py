@@ -23,8 +23,9 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-MAX_STEPS = 5_000_000  # loop iterations, calls and filters
+MAX_STEPS = 2_000_000  # loop iterations, filters, operators; a call counts as four
 MAX_SECONDS = 30.0
+STEPS_PER_CALL = 4
 MAX_TEXT = 1 << 24  # characters in one string
 MAX_TOTAL_TEXT = 1 << 31  # characters in all strings that are put together
 MAX_BITS = 1 << 12  # of an integer
@@ -180,10 +181,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     # The odd names keep the template's own keyword arguments free, as in jinja2.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        take_steps()
+        take_steps(STEPS_PER_CALL)
         if isinstance(__obj, LoopContext) and args:
             counted_loop(args[0] if hasattr(args[0], "__len__") else ())
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        method = getattr(__obj, "__wrapped__", __obj)  # jinja2 wraps str.format
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str) and name in GROWING:
             _check_growth(name, owner, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)

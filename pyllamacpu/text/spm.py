@@ -134,7 +134,7 @@ class SentencePieceTokenizer(Tokenizer):
             return rebuilt
         self.warnings.append(
             f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used "
-            "instead, as in SentencePiece's own models. Convert the model again if words come out in odd pieces"
+            "instead, as in SentencePiece's own models. Convert the model again if words come out odd"
         )
         return rebuilt
 
@@ -155,7 +155,7 @@ class SentencePieceTokenizer(Tokenizer):
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, OSError, ValueError) as error:
             raise TokenizerError(
-                f"{self.vocab.path}: the vocabulary makes no SentencePiece model: {error}; convert the model again"
+                f"{self.vocab.path}: the vocabulary is no SentencePiece model: {error}; convert it again"
             ) from error
 
     def _presplit_tokens(self) -> dict[str, int]:
@@ -190,8 +190,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _unknown_id(self) -> int:
         if self.unk is None:
             raise TokenizerError(
-                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are neither "
-                "byte tokens nor an unknown token to stand for it"
+                f"{self.vocab.path}: the text has a character that the vocabulary lacks, and there are no "
+                "byte tokens and no unknown token to stand for it"
             )
         return self.unk
 
@@ -217,8 +217,8 @@ def _bytes_of(value: Any) -> bytes:
 
 
 def _make_loadable(pieces: list[str], types: list[int], byte_fallback: bool) -> None:
-    """Changes, in place, what the library does not load. Tokens that it cannot have become control tokens under a name
-    of their own, which no text turns into.
+    """Changes, in place, what the library does not load. Tokens that it cannot have become control tokens
+    under a name of their own, which no text turns into.
     """
     seen: set[str] = set()
     for i, kind in enumerate(types):
