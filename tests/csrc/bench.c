@@ -1,0 +1,150 @@
+/* Times the kernels of a tier on one thread. Weights stand well outside the caches; the best of several runs counts. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+#include "kv_reference.h"
+#include "weights.h"
+#include <time.h>
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Runs `call` at least 3 times and for 0.1 s, -> seconds of the fastest. */
+#define BEST(result, call) \
+    do { \
+        double end_ = seconds() + 0.1; \
+        (result) = 1e30; \
+        for (int i_ = 0; i_ < 3 || seconds() < end_; i_++) { \
+            double start_ = seconds(); \
+            call; \
+            double took_ = seconds() - start_; \
+            (result) = took_ < (result) ? took_ : (result); \
+        } \
+    } while (0)
+
+static void *memory(size_t bytes)
+{
+    void *p;
+    if (posix_memalign(&p, 64, bytes) != 0)
+        abort();
+    memset(p, 0, bytes);
+    return p;
+}
+
+/* `n` panels that are copies of one. */
+static uint8_t *weights(int type, int64_t cols, int64_t n)
+{
+    const pl_type_info *info = pl_type_find(type);
+    int64_t bytes = cols / pl_panel_block_k(type) * pl_panel_block_bytes(type), row = cols / info->block_elements * info->block_bytes;
+    uint8_t *file = memory((size_t)(row * PL_ROWS)), *panels = memory((size_t)(bytes * n));
+    random_weights(type, W_NORMAL, file, cols * PL_ROWS);
+    pl_pack_panel(type, file, row, PL_ROWS, cols, panels);
+    for (int64_t i = 1; i < n; i++)
+        memcpy(panels + i * bytes, panels, (size_t)bytes);
+    free(file);
+    return panels;
+}
+
+static void bench_matmul(const pl_kernels *tier, int type)
+{
+    enum { COLS = 4096, TOKENS = 128 };
+    int64_t panel_bytes = COLS / pl_panel_block_k(type) * pl_panel_block_bytes(type), panels = (quick ? 8 << 20 : 64 << 20) / panel_bytes;
+    int64_t rows = panels * PL_ROWS, few = quick ? 2 : 16;
+    uint8_t *w = weights(type, COLS, panels);
+    float *x = memory(sizeof(float) * COLS * TOKENS), *out = memory(sizeof(float) * (size_t)(rows + TOKENS * few * PL_ROWS));
+    pl_q8 *q8 = memory(sizeof(pl_q8) * COLS / 32 * TOKENS);
+    for (int i = 0; i < COLS * TOKENS; i++)
+        x[i] = random_float();
+    for (int t = 0; t < TOKENS; t++)
+        tier->quantize(x + t * COLS, COLS / 32, q8 + t, TOKENS);
+    pl_matmul m = {.type = type, .panels = w, .cols = COLS, .panel1 = panels, .n_tokens = TOKENS, .x_stride = COLS,
+                   .token1 = 1, .out = out, .out_stride = rows};
+    if (pl_panel_is_float(type))
+        m.x = x;
+    else
+        m.q8 = q8;
+    double gemv, gemm;
+    BEST(gemv, tier->matmul(&m));
+    m.token1 = TOKENS;
+    m.panel1 = few;
+    m.out_stride = few * PL_ROWS;
+    BEST(gemm, tier->matmul(&m));
+    printf("  %-8s %7.2f GB/s %8.1f Gop/s one token   %8.1f Gop/s %d tokens\n", pl_type_name(type),
+           (double)(panel_bytes * panels) / gemv / 1e9, 2.0 * (double)rows * COLS / gemv / 1e9,
+           2.0 * (double)few * PL_ROWS * COLS * TOKENS / gemm / 1e9, TOKENS);
+    free(w);
+    free(x);
+    free(out);
+    free(q8);
+}
+
+static void bench_attention(const pl_kernels *tier, int type, int n_rows)
+{
+    enum { DIM = 128, KEYS = 4096, ROWS = 8 };
+    pl_kv_tile tile;
+    pl_kv_tile_init(&tile, type, DIM);
+    uint8_t *bytes = memory((size_t)(2 * tile.bytes * KEYS / PL_TILE)), *pages[KEYS / PL_TILE];
+    float *x = memory(sizeof(float) * DIM), *scratch = memory(sizeof(float) * 2 * DIM * PL_TILE);
+    float *states = memory(sizeof(float) * ROWS * (PL_STATE_HEAD + DIM)), *state[ROWS];
+    const float *q[ROWS];
+    int32_t pos[ROWS], lo[ROWS] = {0};
+    for (int i = 0; i < DIM; i++)
+        x[i] = random_float();
+    for (int j = 0; j < KEYS; j++) {
+        pages[j / PL_TILE] = bytes + j / PL_TILE * 2 * tile.bytes;
+        tier->store_k(&tile, pages[j / PL_TILE], j % PL_TILE, x);
+        tier->store_v(&tile, pages[j / PL_TILE] + tile.bytes, j % PL_TILE, x);
+    }
+    for (int r = 0; r < n_rows; r++) {
+        q[r] = x;
+        pos[r] = KEYS - 1;
+        state[r] = states + r * (PL_STATE_HEAD + DIM);
+    }
+    pl_attention a = {.k = &tile, .v = &tile, .pages = pages, .v_offset = tile.bytes, .key1 = KEYS, .n_rows = n_rows,
+                      .q = q, .pos = pos, .lo = lo, .state = state, .scratch = scratch};
+    double took;
+    BEST(took, tier->attention(&a));
+    printf("  %-8s %7.2f GB/s %8.1f Gop/s attention, %d rows\n", pl_type_name(type),
+           2.0 * (double)tile.bytes * KEYS / PL_TILE / took / 1e9, 4.0 * DIM * KEYS * n_rows / took / 1e9, n_rows);
+    void *all[] = {bytes, x, scratch, states};
+    for (int i = 0; i < COUNT(all); i++)
+        free(all[i]);
+}
+
+static void bench_rows(const pl_kernels *tier)
+{
+    enum { N = 4096 };
+    float *x = memory(sizeof(float) * N), *y = memory(sizeof(float) * N), *z = memory(sizeof(float) * N);
+    pl_q8 *q8 = memory(sizeof(pl_q8) * N / 32);
+    for (int i = 0; i < N; i++)
+        x[i] = y[i] = random_float();
+    double quantize, norm, silu, sum, rope;
+    BEST(quantize, tier->quantize(x, N / 32, q8, 1));
+    BEST(norm, tier->rms_norm(x, y, 1e-5f, N, z));
+    BEST(silu, tier->silu_mul(x, y, z, N));
+    BEST(sum, tier->add(x, y, z, N));
+    BEST(rope, tier->rope(z, x, N / 128, 128, 128, 1));
+    printf("  ns per 4096 floats: quantize %.0f  rms_norm %.0f  silu_mul %.0f  add %.0f  rope %.0f\n", quantize * 1e9, norm * 1e9,
+           silu * 1e9, sum * 1e9, rope * 1e9);
+    free(x);
+    free(y);
+    free(z);
+    free(q8);
+}
+
+void bench(const pl_kernels *tier)
+{
+    printf("%s\n", tier->name);
+    set_random_codebooks();
+    for (int k = 0; weight_type(k) >= 0; k++)
+        bench_matmul(tier, weight_type(k));
+    for (int k = 0; k < COUNT(kv_types); k++) {
+        bench_attention(tier, kv_types[k], 1);
+        bench_attention(tier, kv_types[k], 8);
+    }
+    bench_rows(tier);
+    fflush(stdout);
+}

@@ -1,0 +1,52 @@
+/* What the checks of the kernels share: random numbers, guarded buffers, and how a failure is told. */
+#ifndef CHECK_H
+#define CHECK_H
+#include "../../csrc/api.h"
+#include "../../csrc/blocks.h"
+#include "../../csrc/kernels.h"
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+#define MAX_TIERS 8
+
+/* The tiers under test, scalar first; set by main. */
+extern const pl_kernels *tiers[MAX_TIERS];
+extern int n_tiers;
+extern int quick; /* fewer random cases */
+
+uint32_t random_bits(void);
+int random_below(int n);
+float random_float(void); /* uniform in [-1, 1) */
+int pick(const int *values, int n);
+void set_seed(uint64_t seed);
+
+/* Says which case runs, for the messages of `fail`. */
+__attribute__((format(printf, 1, 2))) void begin_case(const char *format, ...);
+__attribute__((format(printf, 2, 3))) void fail(const pl_kernels *tier, const char *format, ...);
+int failures(void);
+long cases(void);
+
+/* `bytes` of memory that start `offset` bytes after a 64-byte boundary, filled with 0xff (a NaN in every float type),
+ * with a canary before and behind it. `guarded_free` fails the case when a canary was touched. */
+void *guarded(size_t bytes, size_t offset);
+void guarded_free(const pl_kernels *tier, void *data);
+int is_poison(const void *data, size_t bytes);
+
+/* Independent rounding to binary16 and bfloat16 (nearest, ties to even), in double arithmetic. */
+uint16_t reference_f16(double x);
+uint16_t reference_bf16(float x);
+/* One activation block, straight from the definition. */
+void reference_q8(const float *x, pl_q8 *out);
+
+void check_matmul(void);
+void check_kv(void);
+void check_attention(void);
+void check_elementwise(void);
+void bench(const pl_kernels *tier);
+
+#endif

@@ -1,0 +1,217 @@
+/* attention, attention_merge, attention_finish against a softmax in double precision over the stored keys and values;
+ * and a row's bits must not depend on the rows beside it, nor on how a range of tiles is walked. */
+#include "check.h"
+#include "kv_reference.h"
+
+#define MAX_ROWS 12
+
+typedef struct {
+    pl_kv_tile k, v;
+    int n_keys, n_rows;
+    uint8_t **pages; /* by position / PL_TILE; in no order in memory */
+    uint8_t *memory;
+    int64_t k_offset, v_offset, page_bytes;
+    float *q[MAX_ROWS];
+    int32_t pos[MAX_ROWS], lo[MAX_ROWS];
+    int state_floats;
+    float sharpness;
+} attention_case;
+
+static void store_all(attention_case *c, const pl_kernels *tier)
+{
+    float x[1024];
+    for (int j = 0; j < c->n_keys; j++) {
+        uint8_t *page = c->pages[j / PL_TILE];
+        for (int i = 0; i < c->k.head_dim; i++)
+            x[i] = random_float();
+        tier->store_k(&c->k, page + c->k_offset, j % PL_TILE, x);
+        for (int i = 0; i < c->v.head_dim; i++)
+            x[i] = random_float() * (j % 11 ? 1 : 30);
+        tier->store_v(&c->v, page + c->v_offset, j % PL_TILE, x);
+    }
+}
+
+static void make_pages(attention_case *c)
+{
+    int n = (c->n_keys + PL_TILE - 1) / PL_TILE, first = random_below(n);
+    c->k_offset = 64 * random_below(3);
+    c->v_offset = c->k_offset + c->k.bytes + 64 * random_below(3);
+    c->page_bytes = c->v_offset + c->v.bytes;
+    c->memory = guarded((size_t)(n * c->page_bytes), 0);
+    memset(c->memory, 0, (size_t)(n * c->page_bytes)); /* pages start zeroed */
+    c->pages = malloc(sizeof c->pages[0] * (size_t)n);
+    for (int i = 0; i < n; i++)
+        c->pages[i] = c->memory + (first + n - i) % n * c->page_bytes;
+}
+
+static void make_rows(attention_case *c)
+{
+    for (int r = 0; r < c->n_rows; r++) {
+        c->q[r] = guarded(sizeof(float) * (size_t)c->k.head_dim, 4 * (size_t)random_below(4));
+        for (int i = 0; i < c->k.head_dim; i++)
+            c->q[r][i] = random_float() * c->sharpness;
+        int last = random_below(3) ? c->n_keys - c->n_rows + r : random_below(c->n_keys);
+        c->pos[r] = last < 0 ? 0 : last;
+        c->lo[r] = random_below(3) ? 0 : random_below(c->pos[r] + 1);
+    }
+}
+
+static float *new_state(const attention_case *c)
+{
+    float *state = guarded(sizeof(float) * (size_t)c->state_floats, 0);
+    memset(state, 0, sizeof(float) * (size_t)c->state_floats);
+    state[0] = -INFINITY;
+    return state;
+}
+
+/* Rows `rows[0..n)` over keys [key0, key1). */
+static void run(const attention_case *c, const pl_kernels *tier, const int *rows, int n, int key0, int key1, float **states)
+{
+    const float *q[MAX_ROWS];
+    float *state[MAX_ROWS];
+    int32_t pos[MAX_ROWS], lo[MAX_ROWS];
+    for (int i = 0; i < n; i++) {
+        q[i] = c->q[rows[i]];
+        pos[i] = c->pos[rows[i]];
+        lo[i] = c->lo[rows[i]];
+        state[i] = states[rows[i]];
+    }
+    size_t dims = (size_t)((c->k.head_dim + 31) / 32 * 32 + (c->v.head_dim + 31) / 32 * 32);
+    float *scratch = guarded(sizeof(float) * dims * PL_TILE, 0);
+    pl_attention a = {.k = &c->k, .v = &c->v, .pages = c->pages, .k_offset = c->k_offset, .v_offset = c->v_offset,
+                      .key0 = key0, .key1 = key1, .n_rows = n, .q = q, .pos = pos, .lo = lo, .state = state,
+                      .scratch = scratch};
+    tier->attention(&a);
+    guarded_free(tier, scratch);
+}
+
+/* One result per row over the fixed partition of PL_SPLIT keys; `together`: all rows in one call, else one by one;
+ * `step`: keys of one call, whose state is carried to the next. */
+static void run_partitioned(const attention_case *c, const pl_kernels *tier, int together, int step, float **totals)
+{
+    static const int order[MAX_ROWS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+    for (int split = 0; split < c->n_keys; split += PL_SPLIT) {
+        float *parts[MAX_ROWS];
+        int end = split + PL_SPLIT < c->n_keys ? split + PL_SPLIT : c->n_keys;
+        for (int r = 0; r < c->n_rows; r++)
+            parts[r] = new_state(c);
+        for (int key = split; key < end; key += step) {
+            int to = key + step < end ? key + step : end;
+            if (together)
+                run(c, tier, order, c->n_rows, key, to, parts);
+            else
+                for (int r = c->n_rows - 1; r >= 0; r--)
+                    run(c, tier, order + r, 1, key, to, parts);
+        }
+        for (int r = 0; r < c->n_rows; r++) {
+            if (split == 0)
+                memcpy(totals[r], parts[r], sizeof(float) * (size_t)c->state_floats);
+            else
+                tier->attention_merge(totals[r], parts[r], c->v.head_dim);
+            guarded_free(tier, parts[r]);
+        }
+    }
+}
+
+/* out: (v head_dim). Returns how far rounding may take a float32 result. */
+static double expected_row(const attention_case *c, int row, double *out)
+{
+    double *weight = malloc(sizeof(double) * (size_t)c->n_keys);
+    double top = -INFINITY, total = 0, largest_value = 0, largest_score = 0;
+    for (int j = c->lo[row]; j <= c->pos[row]; j++) {
+        double score = 0, size = 0;
+        for (int i = 0; i < c->k.head_dim; i++) {
+            double product = (double)c->q[row][i] * (double)kv_key(&c->k, c->pages[j / PL_TILE] + c->k_offset, j % PL_TILE, i);
+            score += product;
+            size += fabs(product);
+        }
+        weight[j] = score;
+        top = fmax(top, score);
+        largest_score = fmax(largest_score, size);
+    }
+    for (int i = 0; i < c->v.head_dim; i++)
+        out[i] = 0;
+    for (int j = c->lo[row]; j <= c->pos[row]; j++) {
+        double w = exp(weight[j] - top);
+        total += w;
+        for (int i = 0; i < c->v.head_dim; i++) {
+            double value = (double)kv_value(&c->v, c->pages[j / PL_TILE] + c->v_offset, j % PL_TILE, i);
+            out[i] += w * value;
+            largest_value = fmax(largest_value, fabs(value));
+        }
+    }
+    for (int i = 0; i < c->v.head_dim; i++)
+        out[i] /= total;
+    free(weight);
+    return (largest_score * 4 + 16 + sqrt((double)c->n_keys)) * 0x1p-23 * largest_value;
+}
+
+static void check_row(const attention_case *c, const pl_kernels *tier, int row, const float *state, const double *want, double bound)
+{
+    float *out = guarded(sizeof(float) * (size_t)c->v.head_dim, 4);
+    tier->attention_finish(state, c->v.head_dim, out);
+    for (int i = 0; i < c->v.head_dim; i++)
+        if (!(fabs((double)out[i] - want[i]) <= bound)) {
+            fail(tier, "row %d (keys %d-%d) dim %d: %.9g, expected %.9g within %.3g", row, c->lo[row], c->pos[row], i,
+                 (double)out[i], want[i], bound);
+            break;
+        }
+    guarded_free(tier, out);
+}
+
+static void check_tier(attention_case *c, const pl_kernels *tier)
+{
+    static const int steps[4] = {PL_SPLIT, PL_TILE, PL_SPLIT, 3 * PL_TILE};
+    static const char *const what[4] = {"alone", "tile by tile", "rows together", "rows together, in steps"};
+    float *states[4][MAX_ROWS];
+    for (int way = 0; way < 4; way++) {
+        for (int r = 0; r < c->n_rows; r++)
+            states[way][r] = new_state(c);
+        run_partitioned(c, tier, way >= 2, steps[way], states[way]);
+    }
+    for (int r = 0; r < c->n_rows; r++) {
+        double want[1024];
+        check_row(c, tier, r, states[0][r], want, expected_row(c, r, want));
+        for (int way = 1; way < 4; way++)
+            if (memcmp(states[0][r], states[way][r], 8) != 0 ||
+                memcmp(states[0][r] + PL_STATE_HEAD, states[way][r] + PL_STATE_HEAD, sizeof(float) * (size_t)c->v.head_dim) != 0)
+                fail(tier, "row %d (keys %d-%d): other bits %s than alone", r, c->lo[r], c->pos[r], what[way]);
+        for (int way = 0; way < 4; way++)
+            guarded_free(tier, states[way][r]);
+    }
+}
+
+static void check_case(attention_case *c)
+{
+    begin_case("attention k=%s:%d v=%s:%d keys=%d rows=%d sharpness=%g", pl_type_name(c->k.type), c->k.head_dim,
+               pl_type_name(c->v.type), c->v.head_dim, c->n_keys, c->n_rows, (double)c->sharpness);
+    c->state_floats = PL_STATE_HEAD + (c->v.head_dim + 31) / 32 * 32;
+    make_pages(c);
+    make_rows(c);
+    store_all(c, tiers[0]); /* check_kv has seen that every tier stores the same bits */
+    for (int i = 0; i < n_tiers; i++)
+        check_tier(c, tiers[i]);
+    for (int r = 0; r < c->n_rows; r++)
+        guarded_free(tiers[0], c->q[r]);
+    guarded_free(tiers[0], c->memory);
+    free(c->pages);
+}
+
+void check_attention(void)
+{
+    static const int dims[] = {8, 24, 40, 64, 80, 128, 256}, keys[] = {1, 2, 31, 32, 33, 63, 64, 100, 512, 513, 700, 1100};
+    static const float sharpness[] = {0.0f, 0.3f, 2.0f, 60.0f};
+    for (int k = 0; k < COUNT(kv_types); k++)
+        for (int v = 0; v < COUNT(kv_types); v++)
+            for (int d = 0; d < COUNT(dims); d++)
+                for (int i = 0; i < (quick ? 1 : 3); i++) {
+                    if (quick && random_below(4))
+                        continue;
+                    attention_case c = {.n_keys = pick(keys, COUNT(keys)), .n_rows = 1 + random_below(MAX_ROWS)};
+                    int v_dim = random_below(5) ? dims[d] : pick(dims, COUNT(dims));
+                    pl_kv_tile_init(&c.k, kv_types[k], dims[d]);
+                    pl_kv_tile_init(&c.v, kv_types[v], v_dim);
+                    c.sharpness = sharpness[random_below(COUNT(sharpness))];
+                    check_case(&c);
+                }
+}

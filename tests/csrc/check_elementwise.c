@@ -1,0 +1,189 @@
+/* quantize (bit for bit), rms_norm, silu_mul, add and rope against double precision. */
+#include "check.h"
+
+static size_t floats(int n) { return sizeof(float) * (size_t)n; }
+static size_t odd(void) { return 4 * (size_t)random_below(16); }
+
+static float *random_row(int n, float scale)
+{
+    float *x = guarded(floats(n), odd());
+    for (int i = 0; i < n; i++)
+        x[i] = random_float() * scale;
+    return x;
+}
+
+/* ---- quantize ---- */
+
+enum { Q_RANDOM, Q_ZERO, Q_TIES, Q_ONE, Q_TINY, Q_DENORMAL, Q_HUGE, Q_MODES };
+
+static float quantize_input(int mode, int i)
+{
+    switch (mode) {
+    case Q_ZERO: return i % 2 ? -0.0f : 0.0f;
+    case Q_TIES: return i == 5 ? 127.0f : (float)(random_below(253) - 126) + 0.5f; /* d = 1: halves go to even */
+    case Q_ONE: return i == 31 ? -3.25f : 0.0f;
+    case Q_TINY: return random_float() * 0x1p-115f;
+    case Q_DENORMAL: return random_float() * 0x1p-126f;
+    case Q_HUGE: return random_float() * 3e38f;
+    default: return random_float() * 10;
+    }
+}
+
+static void check_quantize(int mode, int n_blocks, int stride)
+{
+    begin_case("quantize blocks=%d stride=%d values=%d", n_blocks, stride, mode);
+    float *x = guarded(floats(32 * n_blocks), odd());
+    for (int i = 0; i < 32 * n_blocks; i++)
+        x[i] = quantize_input(mode, i % 32);
+    for (int k = 0; k < n_tiers; k++) {
+        const pl_kernels *tier = tiers[k];
+        pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks * stride), 4 * (size_t)random_below(4));
+        tier->quantize(x, n_blocks, out, stride);
+        for (int b = 0; b < n_blocks; b++) {
+            pl_q8 want;
+            reference_q8(x + 32 * b, &want);
+            const pl_q8 *got = out + b * stride;
+            if (memcmp(got, &want, sizeof want) != 0)
+                fail(tier, "block %d: d %.9g sum %d %d s %.9g, expected %.9g %d %d %.9g", b, (double)got->d, got->sum[0],
+                     got->sum[1], (double)got->s, (double)want.d, want.sum[0], want.sum[1], (double)want.s);
+            if (!is_poison(got + 1, sizeof(pl_q8) * (size_t)(stride - 1)))
+                fail(tier, "wrote between the blocks");
+        }
+        guarded_free(tier, out);
+    }
+    guarded_free(tiers[0], x);
+}
+
+/* An inf or a NaN anywhere in a block must show in its scale, and so in every product. */
+static void check_quantize_nan(int at, float value)
+{
+    begin_case("quantize with %g at %d", (double)value, at);
+    float *x = random_row(32, 3);
+    x[at] = value;
+    for (int k = 0; k < n_tiers; k++) {
+        pl_q8 *out = guarded(sizeof(pl_q8), 0);
+        tiers[k]->quantize(x, 1, out, 1);
+        if (!isnan(out->d) || !isnan(out->s))
+            fail(tiers[k], "d is %g, s is %g", (double)out->d, (double)out->s);
+        guarded_free(tiers[k], out);
+    }
+    guarded_free(tiers[0], x);
+}
+
+/* ---- one row in, one row out ---- */
+
+static void compare(const pl_kernels *tier, int i, float got, double want, double bound)
+{
+    if (!(fabs((double)got - want) <= bound))
+        fail(tier, "element %d: %.9g, expected %.9g within %.3g", i, (double)got, want, bound);
+}
+
+static void check_rms_norm(int n, float scale)
+{
+    int padded = (n + 15) / 16 * 16;
+    begin_case("rms_norm n=%d scale=%g", n, (double)scale);
+    float *x = random_row(padded, scale), *weight = random_row(padded, 2), eps = 1e-5f;
+    double squares = 0;
+    for (int i = 0; i < n; i++)
+        squares += (double)x[i] * x[i];
+    for (int i = n; i < padded; i++)
+        x[i] = weight[i] = 0;
+    double factor = 1 / sqrt(squares / n + (double)eps);
+    for (int k = 0; k < n_tiers; k++) {
+        float *y = guarded(floats(padded), odd());
+        tiers[k]->rms_norm(x, weight, eps, n, y);
+        for (int i = 0; i < padded; i++) { /* all addends are positive: the sum's relative error is at most n roundings */
+            double want = x[i] * factor * weight[i];
+            compare(tiers[k], i, y[i], want, fabs(want) * (8 + n) * 0x1p-24 + 0x1p-149);
+        }
+        memcpy(y, x, floats(padded)); /* in place */
+        float *apart = guarded(floats(padded), 0);
+        tiers[k]->rms_norm(x, weight, eps, n, apart);
+        tiers[k]->rms_norm(y, weight, eps, n, y);
+        if (memcmp(y, apart, floats(padded)) != 0)
+            fail(tiers[k], "in place: other bits");
+        guarded_free(tiers[k], apart);
+        guarded_free(tiers[k], y);
+    }
+    guarded_free(tiers[0], x);
+    guarded_free(tiers[0], weight);
+}
+
+static void check_silu_add(int n, float scale)
+{
+    begin_case("silu_mul, add n=%d scale=%g", n, (double)scale);
+    float *gate = random_row(n, scale), *up = random_row(n, 3);
+    for (int k = 0; k < n_tiers; k++) {
+        float *y = guarded(floats(n), odd()), *sum = guarded(floats(n), odd());
+        tiers[k]->silu_mul(gate, up, y, n);
+        tiers[k]->add(gate, up, sum, n);
+        for (int i = 0; i < n; i++) {
+            double want = gate[i] / (1 + exp(-(double)gate[i])) * up[i]; /* e^88 is the largest used: absolute 1e-35 */
+            compare(tiers[k], i, y[i], want, fabs(want) * 0x1p-20 + 1e-35);
+            compare(tiers[k], i, sum[i], (double)(gate[i] + up[i]), 0);
+        }
+        tiers[k]->add(sum, up, sum, n); /* in place */
+        for (int i = 0; i < n; i++)
+            compare(tiers[k], i, sum[i], (double)(gate[i] + up[i] + up[i]), 0);
+        guarded_free(tiers[k], y);
+        guarded_free(tiers[k], sum);
+    }
+    guarded_free(tiers[0], gate);
+    guarded_free(tiers[0], up);
+}
+
+static void check_rope(int n_heads, int head_dim, int rope_dim, int neox)
+{
+    begin_case("rope heads=%d head_dim=%d rope_dim=%d neox=%d", n_heads, head_dim, rope_dim, neox);
+    int n = n_heads * head_dim, half = rope_dim / 2;
+    float *x = random_row(n, 5), *table = random_row(rope_dim, 1);
+    for (int i = 0; i < half; i++) {
+        double angle = (double)random_float() * 3;
+        table[i] = (float)cos(angle);
+        table[half + i] = (float)sin(angle);
+    }
+    for (int k = 0; k < n_tiers; k++) {
+        float *y = guarded(floats(n), odd());
+        memcpy(y, x, floats(n));
+        tiers[k]->rope(y, table, n_heads, head_dim, rope_dim, neox);
+        for (int h = 0; h < n_heads; h++)
+            for (int i = 0; i < head_dim; i++) {
+                int pair = neox ? i % (half ? half : 1) : i / 2, second = neox ? i >= half : i % 2;
+                const float *head = x + h * head_dim;
+                double want = head[i], bound = 0;
+                if (i < rope_dim) {
+                    double a = head[neox ? pair : 2 * pair], b = head[neox ? pair + half : 2 * pair + 1];
+                    double c = table[pair], s = table[half + pair];
+                    want = second ? a * s + b * c : a * c - b * s;
+                    bound = (fabs(a) + fabs(b)) * 0x1p-23;
+                }
+                compare(tiers[k], h * head_dim + i, y[h * head_dim + i], want, bound);
+            }
+        guarded_free(tiers[k], y);
+    }
+    guarded_free(tiers[0], x);
+    guarded_free(tiers[0], table);
+}
+
+void check_elementwise(void)
+{
+    static const int sizes[] = {1, 8, 15, 16, 17, 48, 64, 100, 576, 1000, 4096};
+    static const float scales[] = {1e-3f, 1.0f, 20.0f, 300.0f};
+    for (int mode = 0; mode < Q_MODES; mode++)
+        for (int n = 1; n < (quick ? 3 : 9); n++)
+            check_quantize(mode, n, 1 + random_below(5));
+    for (int i = 0; i < 32; i++) {
+        check_quantize_nan(i, NAN);
+        check_quantize_nan(i, i % 2 ? INFINITY : -INFINITY);
+    }
+    for (int i = 0; i < COUNT(sizes); i++)
+        for (int j = 0; j < COUNT(scales); j++) {
+            check_rms_norm(sizes[i], scales[j]);
+            check_silu_add((sizes[i] + 15) / 16 * 16, scales[j]);
+        }
+    static const int dims[] = {8, 24, 64, 80, 128};
+    for (int i = 0; i < COUNT(dims); i++)
+        for (int neox = 0; neox < 2; neox++)
+            for (int part = 1; part <= 2; part++)
+                check_rope(1 + random_below(5), dims[i], dims[i] / part / 2 * 2, neox);
+}

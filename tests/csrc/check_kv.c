@@ -1,0 +1,163 @@
+/* store_k and store_v: every KV type against quantization written down from its definition, bit for bit. */
+#include "check.h"
+#include "kv_reference.h"
+
+const int kv_types[5] = {PL_TYPE_F32, PL_TYPE_F16, PL_TYPE_BF16, PL_TYPE_Q8_0, PL_TYPE_Q4_0};
+
+static int is_quantized(int type) { return type == PL_TYPE_Q8_0 || type == PL_TYPE_Q4_0; }
+
+int kv_width(const pl_kv_tile *tile)
+{
+    int unit = is_quantized(tile->type) ? 32 : 16;
+    return (tile->head_dim + unit - 1) / unit * unit;
+}
+
+static float number_at(int type, const uint8_t *bytes, int64_t index)
+{
+    float value;
+    uint16_t half;
+    if (type == PL_TYPE_F32) {
+        memcpy(&value, bytes + 4 * index, 4);
+        return value;
+    }
+    memcpy(&half, bytes + 2 * index, 2);
+    return type == PL_TYPE_F16 ? pl_f16_to_f32(half) : pl_bf16_to_f32(half);
+}
+
+float kv_key(const pl_kv_tile *tile, const uint8_t *bytes, int slot, int dim)
+{
+    if (!is_quantized(tile->type))
+        return number_at(tile->type, bytes, (int64_t)dim * PL_TILE + slot);
+    float scale = number_at(PL_TYPE_F16, bytes + tile->scales, dim / 32 * PL_TILE + slot);
+    if (tile->type == PL_TYPE_Q8_0)
+        return (float)(int8_t)bytes[dim * PL_TILE + slot] * scale;
+    uint8_t pair = bytes[dim / 2 * PL_TILE + slot]; /* even dims in the low nibble */
+    return (float)((dim % 2 ? pair >> 4 : pair & 15) - 8) * scale;
+}
+
+float kv_value(const pl_kv_tile *tile, const uint8_t *bytes, int slot, int dim)
+{
+    int width = kv_width(tile);
+    if (!is_quantized(tile->type))
+        return number_at(tile->type, bytes, (int64_t)slot * width + dim);
+    float scale = number_at(PL_TYPE_F16, bytes + tile->scales, slot * (width / 32) + dim / 32);
+    if (tile->type == PL_TYPE_Q8_0)
+        return (float)(int8_t)bytes[slot * width + dim] * scale;
+    uint8_t pair = bytes[slot * width / 2 + dim / 32 * 16 + dim % 16]; /* element l with l + 16, as in Q4_0 */
+    return (float)((dim % 32 >= 16 ? pair >> 4 : pair & 15) - 8) * scale;
+}
+
+/* 32 values as Q8_0 or Q4_0 rounds them (the scale as binary16, the codes from the float32 scale). */
+static void expect_block(int type, const float *x, float *out)
+{
+    int top = 0;
+    for (int i = 1; i < 32; i++)
+        if (fabsf(x[i]) > fabsf(x[top]))
+            top = i;
+    float d = type == PL_TYPE_Q8_0 ? fabsf(x[top]) / 127.0f : x[top] / -8.0f;
+    float scale = pl_f16_to_f32(reference_f16((double)d));
+    for (int i = 0; i < 32; i++) {
+        double code = 0;
+        if (fabsf(d) >= 0x1p-126f) /* smaller ones are zero in binary16 */
+            code = type == PL_TYPE_Q8_0 ? rint((double)(x[i] * (1.0f / d))) : fmin(7, floor((double)(x[i] * (1.0f / d) + 8.5f)) - 8);
+        out[i] = (float)code * scale;
+    }
+}
+
+void kv_expected(int type, int head_dim, const float *x, float *out)
+{
+    for (int i = 0; i < head_dim; i += 32) {
+        float block[32] = {0}, rounded[32];
+        int n = head_dim - i < 32 ? head_dim - i : 32;
+        memcpy(block, x + i, sizeof(float) * (size_t)n);
+        if (is_quantized(type))
+            expect_block(type, block, rounded);
+        else
+            for (int j = 0; j < n; j++)
+                rounded[j] = type == PL_TYPE_F32   ? block[j]
+                             : type == PL_TYPE_F16 ? pl_f16_to_f32(reference_f16((double)block[j]))
+                                                   : pl_bf16_to_f32(reference_bf16(block[j]));
+        memcpy(out + i, rounded, sizeof(float) * (size_t)n);
+    }
+}
+
+/* Values that stand on the edges of the formats, and ordinary ones. */
+static float hard_value(int mode)
+{
+    static const float edges[] = {0.0f,      -0.0f,      0x1p-24f,      0x1p-25f,       0x1.8p-25f, 0x1.8p-24f, 0x1.ffcp-15f, 0x1.ffep-15f,
+                                  65504.0f,  65519.0f,   -65519.996f,   1.00048828125f, 1.0014648f, 2049.0f,    -2051.0f,     0x1.01p0f,
+                                  0x1.03p0f, 0x1.008p0f, -0x1.00fffep0f, 0x1p-149f,      0x1p-126f,  0x1.8p-130f};
+    if (mode == 1)
+        return edges[random_below(COUNT(edges))];
+    if (mode == 2)
+        return (float)(random_below(17) - 8) * 0.5f; /* ties */
+    if (mode == 3)
+        return random_float() * 0x1p-130f;
+    return random_float() * 4;
+}
+
+typedef void store_fn(const pl_kv_tile *, uint8_t *, int, const float *);
+typedef float read_fn(const pl_kv_tile *, const uint8_t *, int, int);
+
+static void check_store(const pl_kernels *tier, const pl_kv_tile *tile, store_fn *store, read_fn *read, const char *what, const float *x)
+{
+    uint8_t *bytes = guarded((size_t)tile->bytes, 0);
+    float want[1024];
+    memset(bytes, 0, (size_t)tile->bytes);
+    for (int slot = 0; slot < PL_TILE; slot++) /* every slot, so that a store that hits its neighbour shows */
+        store(tile, bytes, slot * 7 % PL_TILE, x + slot * 7 % PL_TILE * tile->head_dim);
+    for (int slot = 0; slot < PL_TILE; slot++) {
+        kv_expected(tile->type, tile->head_dim, x + slot * tile->head_dim, want);
+        for (int i = 0; i < tile->head_dim; i++) {
+            float got = read(tile, bytes, slot, i);
+            if (got != want[i]) {
+                fail(tier, "%s slot %d dim %d: %.9g stored as %.9g, expected %.9g", what, slot, i,
+                     (double)x[slot * tile->head_dim + i], (double)got, (double)want[i]);
+                slot = PL_TILE;
+                break;
+            }
+        }
+    }
+    guarded_free(tier, bytes);
+}
+
+static void check_nan(const pl_kernels *tier, const pl_kv_tile *tile)
+{
+    uint8_t *bytes = guarded((size_t)tile->bytes, 0);
+    float *x = guarded(sizeof(float) * (size_t)tile->head_dim, 4);
+    memset(bytes, 0, (size_t)tile->bytes);
+    for (int i = 0; i < tile->head_dim; i++)
+        x[i] = i % 2 ? NAN : INFINITY;
+    tier->store_v(tile, bytes, 3, x);
+    for (int i = 0; i < tile->head_dim; i++) {
+        float got = kv_value(tile, bytes, 3, i);
+        if (i % 2 ? !isnan(got) : got != INFINITY)
+            fail(tier, "%s stored as %g", i % 2 ? "NaN" : "inf", (double)got);
+    }
+    guarded_free(tier, x);
+    guarded_free(tier, bytes);
+}
+
+void check_kv(void)
+{
+    static const int dims[] = {8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 256, 576};
+    for (int k = 0; k < COUNT(kv_types); k++)
+        for (int d = 0; d < COUNT(dims); d++)
+            for (int mode = 0; mode < 4; mode++) {
+                if (quick && random_below(3))
+                    continue;
+                pl_kv_tile tile;
+                pl_kv_tile_init(&tile, kv_types[k], dims[d]);
+                begin_case("kv %s head_dim=%d values=%d", pl_type_name(kv_types[k]), dims[d], mode);
+                float *x = guarded(sizeof(float) * (size_t)(PL_TILE * dims[d]), 4);
+                for (int i = 0; i < PL_TILE * dims[d]; i++)
+                    x[i] = hard_value(mode);
+                for (int i = 0; i < n_tiers; i++) {
+                    check_store(tiers[i], &tile, tiers[i]->store_k, kv_key, "key", x);
+                    check_store(tiers[i], &tile, tiers[i]->store_v, kv_value, "value", x);
+                    if (!is_quantized(tile.type))
+                        check_nan(tiers[i], &tile);
+                }
+                guarded_free(tiers[0], x);
+            }
+}
