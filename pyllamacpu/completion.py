@@ -75,8 +75,9 @@ class LogprobWriter:
         self._bytes += self._raw(token)
         if isinstance(entry, int):
             return {"tokens": text, "text_offset": offset, "token_logprobs": None, "top_logprobs": None}
-        top = {self._text(other): value for other, value in entry.top}
-        top[text] = entry.logprob
+        top: dict[str, float] = {}  # of several tokens with one text the likeliest counts
+        for other, value in (*entry.top, (entry.token, entry.logprob)):
+            top.setdefault(self._text(other), value)
         return {"tokens": text, "text_offset": offset, "token_logprobs": entry.logprob, "top_logprobs": top}
 
     def _raw(self, token: int) -> bytes:

@@ -86,8 +86,8 @@ class Llama(TextLevel):
         self._arguments = {
             name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")
         }
-        self._arguments.update(kwargs)
         check_foreign_options(kwargs, known=self._arguments)
+        self._arguments.update(kwargs)
         if n_threads_batch not in (None, n_threads):
             warn_once("n_threads_batch", "n_threads_batch does nothing: n_threads serves prompts too")
         _check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads)

@@ -69,14 +69,13 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
         tokenizer = Tokenizer.from_metadata(file.metadata, path)
         if tokenizer is None and options.vocab_only:
             raise TokenizerError(f"{path}: this file has no tokenizer, so vocab_only opens nothing")
+        if options.chat_template is not None and tokenizer is not None:
+            choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
         engine = None if options.vocab_only else open_engine(file, options)
-        model = LoadedModel(file, engine, tokenizer, options.chat_template)
-        if options.chat_template is not None:
-            _ = model.template  # an unknown name or a broken template is an error of this call
     except BaseException:
         file.close()
         raise
-    return model
+    return LoadedModel(file, engine, tokenizer, options.chat_template)
 
 
 def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
