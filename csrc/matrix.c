@@ -20,7 +20,7 @@ static void pack(void *arg, int thread)
     const pl_matrix *m = job->matrix;
     int64_t begin, end;
     (void)thread;
-    while (pl_take(&job->counter, m->panels, 4, &begin, &end))
+    while (pl_take(&job->counter, 0, m->panels, 4, &begin, &end))
         for (int64_t p = begin; p < end; p++) {
             int64_t row = p * PL_ROWS, left = m->rows - row;
             pl_pack_panel(m->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
@@ -45,7 +45,7 @@ pl_matrix *pl_matrix_new(pl_pool *pool, int type, const void *src, int64_t rows,
         return NULL;
     }
     pack_job job = {.matrix = m, .src = src, .row_bytes = cols / info->block_elements * info->block_bytes};
-    pl_pool_run(pool, pack, &job);
+    pl_pool_run(pool, &(pl_job){pack, &job});
     return m;
 }
 

@@ -1,4 +1,9 @@
-/* The executor: one call runs every op of the plan on all threads, with a barrier after each op. */
+/* The executor: one call runs every op of the plan on all threads.
+ *
+ * An op is a number of work items that threads take from a counter; the next op starts when all items are done. Nobody
+ * waits for a thread that has not taken one: on a machine shared with other programs a thread that the system has put
+ * aside costs nothing until it comes back (with a barrier of all threads, decoding beside one busy program was ten times
+ * slower). */
 #include "plan.h"
 #include "blocks.h"
 #include "matrix.h"
@@ -10,7 +15,7 @@
 #define INTERRUPT_SECONDS 0.05
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-static int64_t rows_of(const pl_plan *plan, const pl_op *op) { return op->outputs ? plan->batch->n_outputs : plan->batch->n_tokens; }
+static int64_t rows_of(const pl_plan *plan, const pl_op *op) { return op->outputs ? plan->batch.n_outputs : plan->batch.n_tokens; }
 
 static float *row(const pl_plan *plan, int buffer, int64_t i) { return plan->buffers[buffer] + i * plan->strides[buffer]; }
 
@@ -24,38 +29,47 @@ static float *output_rows(const pl_plan *plan, const pl_op *op, int i, int64_t *
     }
     if (buffer == PL_LOGITS) {
         *stride = op->matrix[i] ? op->matrix[i]->panels * PL_ROWS : 0;
-        return plan->batch->logits;
+        return plan->batch.logits;
     }
     *stride = plan->strides[op->src[0]];
-    return plan->batch->hidden;
+    return plan->batch.hidden;
 }
 
-/* ---- ops; each is entered by every thread ---- */
+/* ---- ops; each is entered by every thread and returns the number of its items ----
+ * Nothing that `batch` points to may be read before an item was taken. */
 
-static void op_embed(pl_plan *plan, const pl_op *op, pl_counter *counter)
+#define TAKE(n, grain) pl_take(counter, round, n, grain, &begin, &end)
+#define DONE() pl_done(counter, end - begin)
+
+static int64_t op_embed(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t begin, end, width = plan->strides[op->dst[0]];
     const pl_type_info *info = pl_type_find(op->table_type);
     int64_t cols = op->table_row_bytes / info->block_bytes * info->block_elements;
-    while (pl_take(counter, plan->batch->n_tokens, 1, &begin, &end)) {
+    int64_t n = plan->batch.n_tokens;
+    while (TAKE(n, 1)) {
         float *dst = row(plan, op->dst[0], begin);
-        pl_dequantize(op->table_type, op->table + plan->batch->tokens[begin] * op->table_row_bytes, dst, cols);
+        pl_dequantize(op->table_type, op->table + plan->batch.tokens[begin] * op->table_row_bytes, dst, cols);
         memset(dst + cols, 0, sizeof(float) * (size_t)(width - cols));
+        DONE();
     }
+    return n;
 }
 
-static void op_rope_table(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_rope_table(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
-    int64_t begin, end;
+    int64_t begin, end, n = plan->batch.n_tokens;
     int half = op->rope_dim / 2;
-    while (pl_take(counter, plan->batch->n_tokens, 1, &begin, &end)) {
+    while (TAKE(n, 1)) {
         float *dst = row(plan, op->dst[0], begin);
         for (int i = 0; i < half; i++) { /* the angle in float32, as the reference implementations have it */
-            float angle = (float)plan->batch->positions[begin] * op->vector[0][i];
+            float angle = (float)plan->batch.positions[begin] * op->vector[0][i];
             dst[i] = (float)(cos((double)angle)) * op->floats[0];
             dst[half + i] = (float)(sin((double)angle)) * op->floats[0];
         }
+        DONE();
     }
+    return n;
 }
 
 static void quantize_row(pl_plan *plan, int q8, const float *x, int64_t block0, int64_t block1, int64_t i, int64_t n)
@@ -63,34 +77,40 @@ static void quantize_row(pl_plan *plan, int q8, const float *x, int64_t block0, 
     plan->kernels->quantize(x + 32 * block0, block1 - block0, plan->q8[q8] + block0 * n + i, n);
 }
 
-static void op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
-    int64_t i, end, n = rows_of(plan, op);
-    while (pl_take(counter, n, 1, &i, &end)) {
+    int64_t begin, end, n = rows_of(plan, op);
+    while (TAKE(n, 1)) {
+        int64_t i = begin;
         float *y = row(plan, op->dst[0], i);
         plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
         if (op->q8 >= 0)
             quantize_row(plan, op->q8, y, 0, plan->q8_blocks[op->q8], i, n);
+        DONE();
     }
+    return n;
 }
 
 /* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row. */
 #define PIECE 256
 
-static void op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
-    while (pl_take(counter, n * pieces, 2, &begin, &end))
+    while (TAKE(n * pieces, 2)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
             quantize_row(plan, op->q8, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i, n);
         }
+        DONE();
+    }
+    return n * pieces;
 }
 
-static void op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), width = plan->strides[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
-    while (pl_take(counter, n * pieces, 2, &begin, &end))
+    while (TAKE(n * pieces, 2)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, c0 = item % pieces * PIECE, c1 = c0 + PIECE < width ? c0 + PIECE : width;
             float *y = row(plan, op->dst[0], i);
@@ -100,31 +120,40 @@ static void op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter)
                 quantize_row(plan, op->q8, y, c0 / 32, b1 < blocks ? b1 : blocks, i, n);
             }
         }
-}
-
-static void op_add(pl_plan *plan, const pl_op *op, pl_counter *counter)
-{
-    int64_t n = rows_of(plan, op), i, end;
-    while (pl_take(counter, n, 1, &i, &end))
-        plan->kernels->add(row(plan, op->src[0], i), row(plan, op->src[1], i), row(plan, op->dst[0], i),
-                           plan->strides[op->dst[0]]);
-}
-
-static void op_select(pl_plan *plan, const pl_op *op, pl_counter *counter)
-{
-    int64_t i, end, stride;
-    float *dst = output_rows(plan, op, 0, &stride);
-    while (dst && pl_take(counter, plan->batch->n_outputs, 1, &i, &end)) {
-        int64_t from = op->outputs ? i : plan->batch->outputs[i];
-        memcpy(dst + i * stride, row(plan, op->src[0], from), sizeof(float) * (size_t)plan->strides[op->src[0]]);
+        DONE();
     }
+    return n * pieces;
 }
 
-static void op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_add(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
-    const pl_batch *b = plan->batch;
-    int64_t begin, end, heads = op->n_heads + op->kv_heads;
-    while (pl_take(counter, b->n_tokens * heads, (heads + 3) / 4, &begin, &end))
+    int64_t n = rows_of(plan, op), begin, end;
+    while (TAKE(n, 1)) {
+        plan->kernels->add(row(plan, op->src[0], begin), row(plan, op->src[1], begin), row(plan, op->dst[0], begin),
+                           plan->strides[op->dst[0]]);
+        DONE();
+    }
+    return n;
+}
+
+static int64_t op_select(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+{
+    int64_t begin, end, stride;
+    float *dst = output_rows(plan, op, 0, &stride);
+    int64_t n = dst ? plan->batch.n_outputs : 0;
+    while (TAKE(n, 1)) {
+        int64_t from = op->outputs ? begin : plan->batch.outputs[begin];
+        memcpy(dst + begin * stride, row(plan, op->src[0], from), sizeof(float) * (size_t)plan->strides[op->src[0]]);
+        DONE();
+    }
+    return n;
+}
+
+static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+{
+    const pl_batch *b = &plan->batch;
+    int64_t begin, end, heads = op->n_heads + op->kv_heads, n = b->n_tokens * heads;
+    while (TAKE(n, (heads + 3) / 4)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t t = item / heads, h = item % heads;
             const float *table = row(plan, op->src[3], t);
@@ -142,20 +171,23 @@ static void op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter)
             plan->kernels->store_v(&plan->cache->v, tile + plan->cache->k.bytes, position % PL_TILE,
                                    row(plan, op->src[2], t) + h * op->v_dim);
         }
+        DONE();
+    }
+    return n;
 }
 
-static void op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter)
+static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
     int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, grain = 2, unit = n == 1 ? 4 : 2, stride;
     for (int i = 0; i < 3; i++) /* work items: units of 2 or 4 panels, matrix after matrix, times blocks of tokens */
         first[i + 1] = first[i] + (op->matrix[i] ? (op->matrix[i]->panels + unit - 1) / unit : 0);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
-        return;
+        return 0;
     grain = n == 1 ? first[3] / (threads * 8) : 1;
-    while (pl_take(counter, first[3] * token_blocks, grain > 0 ? grain : 1, &begin, &end))
-        while (begin < end) {
-            int64_t item = begin / token_blocks, block = begin % token_blocks;
+    while (TAKE(first[3] * token_blocks, grain > 0 ? grain : 1)) {
+        for (int64_t at = begin; at < end;) {
+            int64_t item = at / token_blocks, block = at % token_blocks;
             int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;
             int64_t last = token_blocks > 1 ? item + 1 : (end < first[i + 1] ? end : first[i + 1]);
             const pl_matrix *m = op->matrix[i];
@@ -178,47 +210,62 @@ static void op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter)
                 .out = out,
                 .out_stride = stride,
             });
-            begin = token_blocks > 1 ? begin + 1 : last;
+            at = token_blocks > 1 ? at + 1 : last;
         }
+        DONE();
+    }
+    return first[3] * token_blocks;
 }
 
-static void op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int thread)
+static int64_t op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread)
 {
     switch (op->kind) {
-    case PL_OP_EMBED: op_embed(plan, op, counter); break;
-    case PL_OP_ROPE_TABLE: op_rope_table(plan, op, counter); break;
-    case PL_OP_RMS_NORM: op_rms_norm(plan, op, counter); break;
-    case PL_OP_QUANTIZE: op_quantize(plan, op, counter); break;
-    case PL_OP_MATMUL: op_matmul(plan, op, counter); break;
-    case PL_OP_ROPE_STORE: op_rope_store(plan, op, counter); break;
-    case PL_OP_ATTENTION: pl_attention_run(plan, op, counter, thread); break;
-    case PL_OP_SILU_MUL: op_silu_mul(plan, op, counter); break;
-    case PL_OP_ADD: op_add(plan, op, counter); break;
-    case PL_OP_SELECT: op_select(plan, op, counter); break;
+    case PL_OP_EMBED: return op_embed(plan, op, counter, round);
+    case PL_OP_ROPE_TABLE: return op_rope_table(plan, op, counter, round);
+    case PL_OP_RMS_NORM: return op_rms_norm(plan, op, counter, round);
+    case PL_OP_QUANTIZE: return op_quantize(plan, op, counter, round);
+    case PL_OP_MATMUL: return op_matmul(plan, op, counter, round);
+    case PL_OP_ROPE_STORE: return op_rope_store(plan, op, counter, round);
+    case PL_OP_ATTENTION: return pl_attention_run(plan, op, counter, round, thread);
+    case PL_OP_SILU_MUL: return op_silu_mul(plan, op, counter, round);
+    case PL_OP_ADD: return op_add(plan, op, counter, round);
+    case PL_OP_SELECT: return op_select(plan, op, counter, round);
+    default: return 0;
     }
 }
 
 /* ---- the run ---- */
 
+/* Waits until all items of an op are done -> 0 when the run is over or to be left. */
+static int op_finished(pl_plan *plan, pl_counter *counter, int64_t items, uint64_t round)
+{
+    for (int turn = 1; atomic_load_explicit(&counter->done, memory_order_acquire) < items; turn++) {
+        if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
+            return 0;
+        pl_wait_turn(turn);
+    }
+    return !atomic_load_explicit(&plan->stop, memory_order_relaxed);
+}
+
 static void run_thread(void *arg, int thread)
 {
     pl_plan *plan = arg;
+    uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
     for (int i = 0; i < plan->n_ops; i++) {
-        op_run(plan, &plan->ops[i], &plan->counters[i], thread);
+        int64_t items = op_run(plan, &plan->ops[i], &plan->counters[i], round, thread);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
             checked = pl_seconds();
         }
-        pl_pool_barrier(plan->pool);
+        if (!op_finished(plan, &plan->counters[i], items, round))
+            return;
         if (thread == 0 && plan->profile) {
             double now = pl_seconds();
             plan->profile[i] += now - before;
             before = now;
         }
-        if (atomic_load_explicit(&plan->stop, memory_order_relaxed))
-            return;
     }
 }
 
@@ -245,14 +292,21 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
 {
     if (!batch_ok(plan, batch))
         return PL_EINVAL;
-    plan->batch = batch;
+    uint64_t round = atomic_load(&plan->round) + 1;
+    for (int i = 0; i < plan->n_ops; i++) /* before anything changes: late threads are shut out */
+        pl_counter_close(&plan->counters[i], round);
+    atomic_store(&plan->round, round);
+    plan->batch = *batch;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
-    for (int i = 0; i < plan->n_ops; i++)
-        atomic_store_explicit(&plan->counters[i].next, 0, memory_order_relaxed);
     pl_attention_prepare(plan);
-    pl_pool_run(plan->pool, run_thread, plan);
-    return atomic_load(&plan->stop) ? PL_EINTERRUPTED : PL_OK;
+    for (int i = 0; i < plan->n_ops; i++)
+        pl_counter_open(&plan->counters[i], round);
+    pl_pool_lead(plan->pool, &plan->job);
+    if (!atomic_load(&plan->stop))
+        return PL_OK;
+    pl_pool_settle(plan->pool); /* others may be inside an op that this thread left */
+    return PL_EINTERRUPTED;
 }
 
 void pl_plan_profile(pl_plan *plan, double *seconds) { plan->profile = seconds; }
@@ -299,6 +353,7 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     if (!plan)
         return NULL;
     plan->pool = pool;
+    plan->job = (pl_job){run_thread, plan};
     plan->cache = cache;
     plan->kernels = pl_kernels_current();
     plan->n_ops = n_ops;
@@ -346,6 +401,7 @@ void pl_plan_free(pl_plan *plan)
 {
     if (!plan)
         return;
+    pl_pool_settle(plan->pool);
     if (plan->cache)
         pl_attention_free(plan);
     pl_release(plan->arena, (size_t)plan->arena_bytes);

@@ -41,8 +41,10 @@ struct pl_plan {
     int64_t arena_bytes, bytes;
     pl_counter *counters; /* one per op */
     pl_attention_work attention;
-    /* of the run under way */
-    const pl_batch *batch;
+    /* of the run under way; a thread that is late by a run may read these, but gets no work from its counters */
+    pl_batch batch;
+    _Atomic uint64_t round;
+    pl_job job;
     int (*interrupt)(void);
     _Atomic int stop;
     double *profile;
@@ -51,6 +53,7 @@ struct pl_plan {
 int pl_attention_init(pl_plan *plan, int n_ctx);
 void pl_attention_free(pl_plan *plan);
 void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
-void pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int thread);
+/* -> its number of work items, as every op has it */
+int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread);
 
 #endif

@@ -59,7 +59,7 @@ void pl_attention_free(pl_plan *plan)
 void pl_attention_prepare(pl_plan *plan)
 {
     pl_attention_work *w = &plan->attention;
-    const pl_batch *b = plan->batch;
+    const pl_batch *b = &plan->batch;
     int kv_heads = plan->cache->kv_heads, tokens_max = ROWS_WANTED;
     for (int i = 0; i < plan->n_ops; i++)
         if (plan->ops[i].kind == PL_OP_ATTENTION && w->rows_max / (plan->ops[i].n_heads / kv_heads) < tokens_max)
@@ -134,7 +134,7 @@ static void attend_split(pl_plan *plan, const pl_op *op, const pl_group *g, int 
     plan->kernels->attention(&(pl_attention){
         .k = &plan->cache->k,
         .v = &plan->cache->v,
-        .pages = (uint8_t *const *)(const void *)plan->batch->pages[g->sequence],
+        .pages = (uint8_t *const *)(const void *)plan->batch.pages[g->sequence],
         .k_offset = offset,
         .v_offset = offset + plan->cache->k.bytes,
         .key0 = begin > first ? begin : first,
@@ -158,7 +158,7 @@ static int load_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head
             float *scaled = (float *)(uintptr_t)s->q[rows];
             for (int d = 0; d < op->head_dim; d++)
                 scaled[d] = q[d] * op->floats[0];
-            s->pos[rows] = plan->batch->positions[t];
+            s->pos[rows] = plan->batch.positions[t];
             s->lo[rows] = op->window > 0 && s->pos[rows] >= op->window ? s->pos[rows] - op->window + 1 : 0;
         }
     return rows;
@@ -214,11 +214,11 @@ static void attend_part(pl_plan *plan, const pl_op *op, const pl_group *g, int h
     write_rows(plan, op, g, head, rows, s->total);
 }
 
-void pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int thread)
+int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread)
 {
     pl_attention_work *w = &plan->attention;
-    int64_t item, end;
-    while (pl_take(counter, w->n_items, 1, &item, &end)) {
+    int64_t item, end, n_items = w->n_items;
+    while (pl_take(counter, round, n_items, 1, &item, &end)) {
         int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
         while (low < high) {
             int middle = (low + high + 1) / 2;
@@ -234,5 +234,7 @@ void pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, int t
             attend_part(plan, op, g, head, split, &s);
         else
             attend_whole(plan, op, g, head, &s);
+        pl_done(counter, 1);
     }
+    return n_items;
 }

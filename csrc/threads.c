@@ -1,9 +1,8 @@
-/* The thread pool: workers spin briefly for the next job or barrier and then sleep, so decoding loses no time to wake-ups
+/* The thread pool: workers spin briefly for the next job and then sleep, so decoding loses no time to wake-ups
  * and an idle engine uses no CPU. */
 #include "threads.h"
 #include "api.h"
 #include "os.h"
-#include <stdlib.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #define relax() __builtin_ia32_pause()
@@ -14,32 +13,36 @@
 #endif
 
 #define SPIN_SECONDS 400e-6 /* a worker waits this long for the next step before it sleeps: longer than a sampler takes */
-#define SPINS_BEFORE_YIELD 4000
+#define TURNS_BEFORE_YIELD 2000
+
+typedef struct {
+    pl_thread *thread;
+    pl_pool *pool;
+    int index;
+    _Alignas(64) _Atomic uint32_t finished; /* the last generation of jobs that this worker has left */
+} pl_worker;
 
 struct pl_pool {
     int n_threads;
-    pl_thread **threads; /* n_threads - 1 */
+    pl_worker *workers; /* n_threads - 1 */
     pl_event *event;
-    void (*job)(void *, int);
-    void *arg;
     _Atomic int stopping;
-    _Alignas(64) _Atomic uint32_t generation; /* of the job: a change starts the workers */
+    _Alignas(64) _Atomic(const pl_job *) job;
+    _Atomic uint32_t generation; /* of the job: a change starts the workers */
     _Alignas(64) _Atomic uint32_t sleepers;
-    _Alignas(64) _Atomic uint32_t running; /* workers that have not finished the job */
-    _Alignas(64) _Atomic uint32_t arrived; /* at the barrier */
-    _Alignas(64) _Atomic uint32_t phase;   /* barriers passed */
 };
 
-typedef struct {
-    pl_pool *pool;
-    int index;
-} worker_arg;
+void pl_wait_turn(int turn)
+{
+    relax();
+    if (turn % TURNS_BEFORE_YIELD == 0)
+        pl_yield();
+}
 
 static void worker(void *p)
 {
-    worker_arg arg = *(worker_arg *)p;
-    pl_pool *pool = arg.pool;
-    free(p);
+    pl_worker *self = p;
+    pl_pool *pool = self->pool;
     uint32_t seen = 0;
     for (;;) {
         double deadline = pl_seconds() + SPIN_SECONDS;
@@ -51,52 +54,43 @@ static void worker(void *p)
                 atomic_fetch_sub(&pool->sleepers, 1);
             }
         }
-        seen++;
+        seen = atomic_load_explicit(&pool->generation, memory_order_acquire); /* it may have moved by more than one */
         if (atomic_load(&pool->stopping))
             return;
-        pool->job(pool->arg, arg.index);
-        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+        const pl_job *job = atomic_load_explicit(&pool->job, memory_order_acquire);
+        job->run(job->arg, self->index);
+        atomic_store_explicit(&self->finished, seen, memory_order_release);
     }
 }
 
-static void start(pl_pool *pool)
+static void start(pl_pool *pool, const pl_job *job)
 {
+    atomic_store_explicit(&pool->job, job, memory_order_release);
     atomic_fetch_add(&pool->generation, 1);
     if (atomic_load(&pool->sleepers) > 0)
         pl_event_wake(pool->event);
 }
 
-void pl_pool_run(pl_pool *pool, void (*job)(void *, int), void *arg)
+void pl_pool_settle(pl_pool *pool)
 {
-    if (pool->n_threads > 1) {
-        pool->job = job;
-        pool->arg = arg;
-        atomic_store_explicit(&pool->running, (uint32_t)pool->n_threads - 1, memory_order_relaxed);
-        start(pool);
-    }
-    job(arg, 0);
-    for (int i = 1; pool->n_threads > 1 && atomic_load_explicit(&pool->running, memory_order_acquire) != 0; i++) {
-        relax();
-        if (i % SPINS_BEFORE_YIELD == 0)
-            pl_yield();
-    }
+    uint32_t generation = atomic_load(&pool->generation);
+    for (int w = 0; w < pool->n_threads - 1; w++)
+        for (int i = 1; atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
+            pl_wait_turn(i);
 }
 
-void pl_pool_barrier(pl_pool *pool)
+void pl_pool_lead(pl_pool *pool, const pl_job *job)
 {
-    if (pool->n_threads == 1)
-        return;
-    uint32_t phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == (uint32_t)pool->n_threads - 1) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
-        return;
-    }
-    for (int i = 1; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; i++) {
-        relax();
-        if (i % SPINS_BEFORE_YIELD == 0)
-            pl_yield();
-    }
+    if (pool->n_threads > 1)
+        start(pool, job);
+    job->run(job->arg, 0);
+}
+
+void pl_pool_run(pl_pool *pool, const pl_job *job)
+{
+    pl_pool_settle(pool);
+    pl_pool_lead(pool, job);
+    pl_pool_settle(pool);
 }
 
 int pl_pool_threads(const pl_pool *pool) { return pool->n_threads; }
@@ -110,20 +104,17 @@ pl_pool *pl_pool_new(int n_threads)
         return NULL;
     pool->n_threads = 1;
     pool->event = pl_event_new();
-    pool->threads = calloc((size_t)n_threads, sizeof *pool->threads);
-    if (!pool->event || !pool->threads)
+    pool->workers = pl_alloc(sizeof *pool->workers * (size_t)n_threads, 1);
+    if (!pool->event || !pool->workers)
         goto fail;
     for (int i = 1; i < n_threads; i++) {
-        worker_arg *arg = malloc(sizeof *arg);
-        if (!arg)
+        pl_worker *w = &pool->workers[i - 1];
+        w->pool = pool;
+        w->index = i;
+        w->thread = pl_thread_start(worker, w);
+        if (!w->thread)
             goto fail;
-        *arg = (worker_arg){pool, i};
-        pl_thread *thread = pl_thread_start(worker, arg);
-        if (!thread) {
-            free(arg);
-            goto fail;
-        }
-        pool->threads[pool->n_threads++ - 1] = thread;
+        pool->n_threads++;
     }
     return pool;
 fail:
@@ -135,15 +126,17 @@ void pl_pool_free(pl_pool *pool)
 {
     if (!pool)
         return;
-    atomic_store(&pool->stopping, 1);
-    if (pool->n_threads > 1) {
-        start(pool);
+    int n_workers = pool->n_threads - 1;
+    if (n_workers > 0) {
+        pl_pool_settle(pool);
+        atomic_store(&pool->stopping, 1);
+        atomic_fetch_add(&pool->generation, 1);
         pl_event_wake(pool->event);
-        for (int i = 0; i < pool->n_threads - 1; i++)
-            pl_thread_join(pool->threads[i]);
+        for (int i = 0; i < n_workers; i++)
+            pl_thread_join(pool->workers[i].thread);
     }
     if (pool->event)
         pl_event_free(pool->event);
-    free(pool->threads);
+    pl_release(pool->workers, sizeof *pool->workers * (size_t)(n_workers + 1));
     pl_release(pool, sizeof *pool);
 }

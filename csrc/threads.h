@@ -6,24 +6,64 @@
 
 typedef struct pl_pool pl_pool;
 
-int pl_pool_threads(const pl_pool *pool);
-/* Runs job(arg, thread) once on every thread; the caller is thread 0. Returns when all are done. */
-void pl_pool_run(pl_pool *pool, void (*job)(void *arg, int thread), void *arg);
-/* Inside a job: every thread waits for every other. */
-void pl_pool_barrier(pl_pool *pool);
-
-/* Hands out items 0 … n - 1, `grain` at a time, to whichever thread asks; results never depend on who got which. */
+/* Work that every thread of the pool enters once, the caller as thread 0. */
 typedef struct {
-    _Alignas(64) _Atomic int64_t next;
+    void (*run)(void *arg, int thread);
+    void *arg;
+} pl_job;
+
+int pl_pool_threads(const pl_pool *pool);
+/* Runs the job on every thread; returns when all have left it. */
+void pl_pool_run(pl_pool *pool, const pl_job *job);
+/* The same without waiting for the others: returns when this thread has left the job. Whoever calls it knows by the
+ * job's own counters that the work is done; a thread that the system has put aside then finds nothing left to do. The
+ * job must stay valid until the next pl_pool_settle. */
+void pl_pool_lead(pl_pool *pool, const pl_job *job);
+/* Waits until no thread is in a job. */
+void pl_pool_settle(pl_pool *pool);
+
+/* Hands out items 0 … n - 1 of one round, some at a time, to whichever thread asks; results never depend on who got which.
+ * `next` holds the round's number above the index, so that a thread which is late by a round takes nothing. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t next;
+    _Alignas(64) _Atomic int64_t done;
 } pl_counter;
-static inline int pl_take(pl_counter *counter, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
+
+#define PL_ROUND_SHIFT 40
+#define PL_ROUND_MASK (((uint64_t)1 << (64 - PL_ROUND_SHIFT)) - 1)
+#define PL_INDEX_MASK (((uint64_t)1 << PL_ROUND_SHIFT) - 1)
+
+/* Nothing can be taken from now on, in any round but a new one. */
+static inline void pl_counter_close(pl_counter *counter, uint64_t round)
 {
-    int64_t at = atomic_fetch_add_explicit(&counter->next, grain, memory_order_relaxed);
-    if (at >= n)
-        return 0;
-    *begin = at;
-    *end = at + grain < n ? at + grain : n;
-    return 1;
+    atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT | PL_INDEX_MASK, memory_order_seq_cst);
 }
+static inline void pl_counter_open(pl_counter *counter, uint64_t round)
+{
+    atomic_store_explicit(&counter->done, 0, memory_order_relaxed);
+    atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT, memory_order_release);
+}
+/* Takes [begin, end); each item taken is later reported by pl_done. */
+static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
+{
+    uint64_t seen = atomic_load_explicit(&counter->next, memory_order_acquire);
+    for (;;) {
+        int64_t index = (int64_t)(seen & PL_INDEX_MASK);
+        if (seen >> PL_ROUND_SHIFT != (round & PL_ROUND_MASK) || index >= n)
+            return 0;
+        *begin = index;
+        *end = index + grain < n ? index + grain : n;
+        if (atomic_compare_exchange_weak_explicit(&counter->next, &seen, seen + (uint64_t)(*end - index), memory_order_acq_rel,
+                                                  memory_order_acquire))
+            return 1;
+    }
+}
+static inline void pl_done(pl_counter *counter, int64_t items)
+{
+    atomic_fetch_add_explicit(&counter->done, items, memory_order_acq_rel);
+}
+
+/* One turn of a waiting loop; `turn` counts the turns. */
+void pl_wait_turn(int turn);
 
 #endif

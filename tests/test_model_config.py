@@ -127,8 +127,8 @@ def test_yarn_scaling() -> None:
         rope__scaling__yarn_beta_slow=2.0,
         rope__scaling__yarn_log_multiplier=1.0,
     ).rope_scaling
-    assert scaling == RopeScaling("yarn", 32.0, 512, 0.5, 3.0, 16.0, 2.0, 1.0)
-    assert scaling.magnitude == pytest.approx(3.0)
+    assert scaling == RopeScaling("yarn", 32.0, 512, 0.5, 2.0, 16.0, 2.0, 1.0, 1.5)
+    assert scaling.magnitude == pytest.approx(3.0)  # the file's own factor is the whole of it, times attn_factor
 
 
 @pytest.mark.parametrize(

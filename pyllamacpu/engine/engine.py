@@ -303,4 +303,6 @@ def _native_plan(plan: CompiledPlan, pool: Any, cache: PageCache, n_batch: int, 
     handle = lib.pl_plan_new(
         pool, cache.handle, plan.ops, len(plan), widths, len(plan.widths), q8_widths, len(plan.q8_widths), n_batch, n_ctx
     )
-    return ffi.gc(pointer(handle, "the plan"), lib.pl_plan_free)
+    free = lib.pl_plan_free
+    keep = (pool, cache)  # freeing the plan waits for the pool's threads: it must go first, at exit too
+    return ffi.gc(pointer(handle, "the plan"), lambda plan: free(plan) if keep else None)
