@@ -42,6 +42,10 @@ class Piece:
     stats: Usage | None = None
 
 
+class LetterTemplate:
+    warning: str | None = None
+
+
 class LetterTokenizer:
     """Bytes as tokens; 1 is BOS and 2 the end."""
 
@@ -67,7 +71,7 @@ class LetterLlama:
     def __init__(self, model_path: str, **arguments: Any) -> None:
         self.model_path, self.arguments = model_path, arguments
         self.tokenizer, self.metadata = LetterTokenizer(), {"general.name": "Letters"}
-        self.template = object()
+        self.template = LetterTemplate()
         self.calls: list[tuple[list[int], SamplingOptions, int | None, Sequence[str]]] = []
         type(self).made.append(self)
 

@@ -17,6 +17,7 @@ from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.repl import InterruptedLine, Repl, read_message
 from pyllamacpu.cli.session import ChatSession
 from pyllamacpu.engine.sampler_options import SamplingOptions
+from pyllamacpu.store.starter import STARTER
 
 pytestmark = pytest.mark.usefixtures("cli_home")
 
@@ -42,6 +43,20 @@ def test_chat_without_a_terminal_prints_only_the_answer(
     result = run("chat", "-m", "m.gguf", *args, stdin=stdin)
     assert (result.code, result.out, result.err) == (0, "Paris\n", "")
     assert "".join(map(chr, letters.made[0].calls[0][0])) == prompt
+
+
+def test_the_starter_model_brings_its_own_sampling(
+    letters: type[LetterLlama], run: Callable[..., Result]
+) -> None:
+    """Its defaults win over the engine's, what is given wins over both, and other models have none."""
+    own = dict(STARTER.sampling)
+    Path(STARTER.filename).write_bytes(b"GGUF")
+    for args in ([STARTER.filename], [STARTER.filename, "--temp", "0.8"], ["m.gguf"]):
+        assert run("chat", "-m", *args, stdin=b"Hi").code == 0
+    starter, hot, other = (made.calls[0][1] for made in letters.made)
+    assert starter == SamplingOptions(**own)
+    assert hot == SamplingOptions(**{**own, "temperature": 0.8})
+    assert other == SamplingOptions()
 
 
 @pytest.mark.usefixtures("letters")

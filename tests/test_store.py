@@ -457,6 +457,7 @@ def test_starter_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert resolve_model("smollm2") == tmp_path / "s"
     assert resolve_model(STARTER.filename) == tmp_path / "s"
     assert len(fetched) == 3
+    assert resolve.is_starter(None) and resolve.is_starter("SMOLLM2-135m") and not resolve.is_starter("smol")
     with pytest.raises(StoreError, match="SmolLM2"):
         resolve_model("smol")  # too short to begin a download
     with pytest.raises(StoreError, match="SmolLM2"):

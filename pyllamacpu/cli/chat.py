@@ -45,7 +45,8 @@ def chat(context: click.Context, **parameters: Any) -> None:
     """Talk to a model.
 
     On a terminal this is a conversation; /help lists its commands. Without a terminal it reads all of
-    stdin, answers once and prints only the answer.
+    stdin, answers once and prints only the answer. The starter model has defaults of its own for
+    temperature, top-p and repeat penalty; /set shows them.
 
     \b
     Examples:
@@ -54,7 +55,7 @@ def chat(context: click.Context, **parameters: Any) -> None:
       echo "What is the capital of France?" | pyllamacpu chat
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
-    sampling = take_sampling(parameters)
+    sampling = take_sampling(parameters, choice.own_sampling())
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
     message = _first_message(parameters, interactive)
@@ -113,6 +114,8 @@ def _session(
     from pyllamacpu.cli.session import ChatSession
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
+    if engine.warning:
+        click.echo(f"warning: {engine.warning}", err=True)
     return ChatSession(
         engine,
         without_end(sampling, engine.tokenizer) if ignore_eos else sampling,

@@ -42,6 +42,11 @@ class ChatEngine:
         assert llm.template is not None  # there is one wherever there is a tokenizer
         self.template = llm.template
 
+    @property
+    def warning(self) -> str | None:
+        """What a person should know about the chat format, if anything."""
+        return self.template.warning
+
     def title(self) -> str:
         """The model's name as its file says it, else the file's name."""
         name = self.llm.metadata.get("general.name")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -174,6 +174,13 @@ class ModelChoice:
         """Remove this class's fields from a command's parameters."""
         return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
 
+    def own_sampling(self) -> dict[str, float]:
+        """Defaults for chats that the model brings along: only the starter model does."""
+        from pyllamacpu.store.resolve import is_starter
+        from pyllamacpu.store.starter import STARTER
+
+        return dict(STARTER.sampling) if is_starter(self.model) else {}
+
     def load(self) -> Llama:
         """Find (or fetch) the model and load it. Raises PyllamacpuError.
 
@@ -219,10 +226,11 @@ def template_arguments(given: str | None) -> dict[str, str]:
     return {"chat_format": given}
 
 
-def take_sampling(parameters: dict[str, Any]) -> SamplingOptions:
+def take_sampling(parameters: dict[str, Any], own: Mapping[str, Any] | None = None) -> SamplingOptions:
     """Remove the sampling options from a command's parameters, and make the engine's options of them.
 
-    Options without effect are said on stderr. Raises click.UsageError for a bad value.
+    `own` are the model's own defaults, which win over the engine's. Options without effect are said on stderr.
+    Raises click.UsageError for a bad value.
     """
     names = [field for _, field, _, _ in _SAMPLING] + ["samplers", "sampling_seq"]
     values = {name: value for name in names if (value := parameters.pop(name)) is not None}
@@ -231,7 +239,7 @@ def take_sampling(parameters: dict[str, Any]) -> SamplingOptions:
         if breakers:
             values["dry_sequence_breakers"] = parse_breakers(breakers)
         options = SamplingOptions.from_mapping(
-            {**values, "logit_bias": [parse_bias(text) for text in biases]}
+            {**(own or {}), **values, "logit_bias": [parse_bias(text) for text in biases]}
         )
     except OptionError as error:
         raise click.UsageError(str(error)) from error

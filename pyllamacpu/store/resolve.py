@@ -106,13 +106,35 @@ def _store_name(path: Path) -> str:
     return path.relative_to(models_dir()).as_posix()[: -len(_SUFFIX)]
 
 
+def is_starter(name: str | None) -> bool:
+    """Whether `name` means the starter model; nothing is fetched."""
+    if name is None:
+        return True
+    path = Path(name).expanduser()
+    if _is_file(path):
+        return path.name == STARTER.filename
+    return _stored_name(name, _store_index()) == STARTER.filename.removesuffix(_SUFFIX)
+
+
 def _in_store(name: str) -> Path | None:
-    """The stored model of this name: the whole name in any case, else the only one that begins with it."""
+    """The stored model of this name; the starter model is fetched when it is damaged or missing."""
+    files = _store_index()
+    found = _stored_name(name, files)
+    if found == STARTER.filename.removesuffix(_SUFFIX):
+        return starter_path()
+    return files[found] if found else None
+
+
+def _store_index() -> dict[str, Path]:
+    return {_store_name(path): path for path in _store_files()}
+
+
+def _stored_name(name: str, files: dict[str, Path]) -> str | None:
+    """The stored model that is meant: the whole name in any case, else the only one that begins with it."""
     wanted = name.lower().removesuffix(_SUFFIX)
-    files = {_store_name(path): path for path in _store_files()}
     starter = STARTER.filename.removesuffix(_SUFFIX)
     if name in files:
-        return _stored(name, files)
+        return name
     known = dict.fromkeys([*files, starter])
     whole = [other for other in known if other.lower() == wanted]
     # A few letters are not enough to begin a download: the starter model counts from its family's name on.
@@ -122,14 +144,7 @@ def _in_store(name: str) -> Path | None:
     fitting = whole or begun
     if len(fitting) > 1:
         raise StoreError(f"{name} fits several models: {', '.join(fitting)}; give more of the name")
-    return _stored(fitting[0], files) if fitting else None
-
-
-def _stored(name: str, files: dict[str, Path]) -> Path:
-    """The file of a stored name; the starter model is checked, and fetched when it is damaged or missing."""
-    if name == STARTER.filename.removesuffix(_SUFFIX):
-        return starter_path()
-    return files[name]
+    return fitting[0] if fitting else None
 
 
 def _unknown(name: str, path: Path) -> str:
