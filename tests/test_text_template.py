@@ -231,6 +231,14 @@ def test_a_guess_is_said(metadata: dict[str, Any], name: str) -> None:
     assert choose_template(metadata, name).warning is None
 
 
+def test_junk_in_the_metadata_is_no_crash() -> None:
+    for junk in (None, -1, 2**64, 1.5, "x", [], [[]], {}, True):
+        for key in ("ggml.bos_token_id", "ggml.eos_token_id", "ggml.tokens", "chat_template", "ggml.model"):
+            metadata = {"tokenizer.ggml.tokens": ["<unk>", "<s>"], f"tokenizer.{key}": junk}
+            text = choose_template(metadata).render(user("content"))
+            assert text == "x" if key == "chat_template" and junk == "x" else "content" in text
+
+
 def test_unknown_formats_are_refused_with_the_known_ones() -> None:
     with pytest.raises(TemplateError, match=r"'nothing'.*chatml.*llama-3.*zephyr"):
         choose_template({}, "nothing")

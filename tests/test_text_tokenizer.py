@@ -190,3 +190,47 @@ def test_kinds() -> None:
         isinstance(load("sentencepiece.json"), SentencePieceTokenizer)
         and load("sentencepiece.json").kind == "llama"
     )
+
+
+JUNK: list[Any] = [
+    0,
+    -1,
+    2**64,
+    True,
+    1.5,
+    float("nan"),
+    "x",
+    "\x00",
+    b"x",
+    [],
+    [None],
+    [1],
+    ["a"],
+    ["a", "a", ""],
+    [[]],
+    {},
+]
+
+
+@pytest.mark.parametrize("name", ["bpe-llama-bpe.json", "sentencepiece.json"])
+def test_any_junk_gives_a_tokenizer_or_a_tokenizer_error(name: str) -> None:
+    metadata = fixture(name)["metadata"]
+    keys = [
+        *metadata,
+        "tokenizer.ggml.precompiled_charsmap",
+        "tokenizer.ggml.eot_token_id",
+        "tokenizer.ggml.merges",
+    ]
+    outcomes = set()
+    for key in keys:
+        for junk in JUNK:
+            try:
+                tokenizer = Tokenizer.from_metadata({**metadata, key: junk}, "junk.gguf")
+                if tokenizer is not None:
+                    tokenizer.decode(tokenizer.encode("the 12 <s> é\x00漢", parse_special=True))
+                    tokenizer.decode(range(tokenizer.n_vocab), special=True)
+                outcomes.add("works")
+            except TokenizerError as error:
+                assert "junk.gguf" in str(error)
+                outcomes.add("refused")
+    assert outcomes == {"works", "refused"}

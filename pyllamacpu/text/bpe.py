@@ -28,6 +28,10 @@ from pyllamacpu.text.vocab import TokenType, Vocabulary, string_list
 
 MAX_CACHED_WORDS = 1 << 16
 MAX_CACHED_LENGTH = 64  # characters
+# Both ways of merging give the same ids; for a short prompt the list is quicker than checking it and filling
+# tiktoken.
+FEW_WORDS = 2000
+LONG_WORD = 256  # bytes
 
 
 def _byte_letters() -> list[str]:
@@ -63,9 +67,10 @@ class Merges:
     """The list of merges: `rank["left right"]`, lower merges first, over the letters of the vocabulary."""
 
     def __init__(self, merges: list[str]) -> None:
-        self.rank: dict[str, int] = {}
-        for i, merge in enumerate(merges):
-            self.rank.setdefault(merge, i)
+        n = len(merges)
+        self.rank = dict(
+            zip(reversed(merges), range(n - 1, -1, -1), strict=True)
+        )  # the first of equals stays
 
     def merge_word(self, word: str) -> list[str]:
         """The pieces of `word` after all merges: lowest rank first, the leftmost of equal ranks first. O(n
@@ -188,12 +193,13 @@ class ByteLevelTokenizer(Tokenizer):
             raise TokenizerError(f"{vocab.path}: {key} is missing; convert the model again")
         self._merge_list = string_list(metadata[key], key, vocab.path)
         self._cache: dict[str, tuple[int, ...]] = {}
+        self._n_merged = 0  # words that were not in the cache
 
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
         ids: list[int] = []
         cache = self._cache
         # Bytes that are no UTF-8 pass through as lone surrogates: no letters, no digits, no space.
-        for word in self._words.split(text.decode("utf-8", "surrogateescape")):
+        for word in self._words.split(text.decode("utf-8", "surrogateescape").translate(self._replaced)):
             known = cache.get(word)
             if known is None:
                 known = tuple(self._encode_word(word.encode("utf-8", "surrogateescape")))
@@ -208,16 +214,19 @@ class ByteLevelTokenizer(Tokenizer):
         letters = to_letters(word)
         if self._words.whole_words and letters in self._text_ids:
             return [self._text_ids[letters]]
-        if self._encoding is not None and (self._takes_words_whole or letters not in self._text_ids):
-            ids = [self._rank_to_id[rank] for rank in self._encoding._encode_single_piece(word)]
-            return ids if self._missing.isdisjoint(word) else [token for token in ids if token >= 0]
+        if not self._missing.isdisjoint(word):
+            word = bytes(byte for byte in word if byte not in self._missing)
+            letters = to_letters(word)
+        if not word:
+            return []
+        self._n_merged += 1
+        many = len(word) > LONG_WORD or self._n_merged > FEW_WORDS
+        if many and self._encoding is not None and (self._takes_words_whole or letters not in self._text_ids):
+            return [self._rank_to_id[rank] for rank in self._encoding._encode_single_piece(word)]
         found: list[int] = []
         for piece in self._merges.merge_word(letters):
             token = self._text_ids.get(piece)
-            if token is not None:
-                found.append(token)
-            else:
-                found.extend(self._text_ids[letter] for letter in piece if letter in self._text_ids)
+            found.extend([token] if token is not None else [self._text_ids[letter] for letter in piece])
         return found
 
     @cached_property
@@ -229,10 +238,17 @@ class ByteLevelTokenizer(Tokenizer):
 
     @cached_property
     def _missing(self) -> frozenset[int]:
-        """Bytes that have no token: left out of the ids, as the libraries do (SmolLM2 lacks a few control
-        characters).
+        """Bytes that have no token. They are left out of a word before it is merged, as `tokenizers` does it
+        (SmolLM2 lacks a few control characters and bytes that only invalid or unassigned text has).
         """
         return frozenset(byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in self._text_ids)
+
+    @cached_property
+    def _replaced(self) -> dict[int, str]:
+        """Escaped invalid bytes that have no token: U+FFFD is put for them, so that the model sees that they
+        were there.
+        """
+        return {0xDC00 + byte: "\ufffd" for byte in self._missing if byte >= 0x80}
 
     @cached_property
     def _text_ids(self) -> dict[str, int]:

@@ -235,12 +235,24 @@ def _strings(value: Any) -> Iterable[str]:
             yield from _strings(item)
 
 
+def _list(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """A metadata array; empty when it is missing or no array (the tokenizer complains about that, not the
+    template).
+    """
+    value = metadata.get(key)
+    return value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else ()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 class _SpecialSpellings:
     """The spellings of BOS, EOS and the other special tokens, for the template's variables."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-        self._tokens = metadata.get("tokenizer.ggml.tokens") or ()
+        self._tokens = _list(metadata, "tokenizer.ggml.tokens")
         sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
         self.bos = self._spelling("bos", 1 if sentencepiece else None)
         self.eos = self._spelling("eos", 2 if sentencepiece else None)
@@ -249,7 +261,8 @@ class _SpecialSpellings:
 
     def _spelling(self, role: str, default: int | None) -> str:
         token = self._metadata.get(f"tokenizer.ggml.{role}_token_id", default)
-        return str(self._tokens[int(token)]) if token is not None and 0 <= token < len(self._tokens) else ""
+        known = isinstance(token, int) and 0 <= token < len(self._tokens)
+        return str(self._tokens[token]) if known else ""
 
 
 def _from_format(name: str, tokens: _SpecialSpellings, warning: str | None = None) -> ChatTemplate:
@@ -275,7 +288,7 @@ def _named_templates(metadata: Mapping[str, Any]) -> list[str]:
 def _guess(metadata: Mapping[str, Any]) -> tuple[str, str]:
     """A format for a file without a template, and the reason."""
     wanted = dict(BY_TOKEN)
-    found = wanted.keys() & set(metadata.get("tokenizer.ggml.tokens") or ())
+    found = wanted.keys() & set(filter(_is_text, _list(metadata, "tokenizer.ggml.tokens")))
     for token, name in BY_TOKEN:
         if token in found:
             return name, f"because its vocabulary has {token}"

@@ -44,11 +44,7 @@ def _message(field: int, data: bytes) -> bytes:
 
 
 def model_proto(
-    pieces: Sequence[str],
-    scores: Sequence[float],
-    types: Sequence[int],
-    byte_fallback: bool,
-    charsmap: bytes = b"",
+    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], byte_fallback: bool
 ) -> bytes:
     """A serialized ModelProto: a BPE model over these pieces that leaves whitespace as it is and adds no
     prefix.
@@ -65,7 +61,7 @@ def model_proto(
     trainer = _number(3, BPE_MODEL) + _number(4, len(pieces)) + _number(35, int(byte_fallback))
     trainer += _number(40, types.index(TokenType.UNKNOWN))
     normalizer = (
-        _message(1, b"identity") + _message(2, charsmap) + _number(3, 0) + _number(4, 0) + _number(5, 1)
+        _message(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 1)
     )  # add_dummy_prefix and remove_extra_whitespaces off, escape_whitespaces on
     return bytes(out) + _message(2, trainer) + _message(3, normalizer)
 
@@ -84,7 +80,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.pre = metadata.get("tokenizer.ggml.pre")
         self.add_space_prefix = flag(metadata, "add_space_prefix", True)
         self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False)
-        self._charsmap = _bytes_of(metadata.get("tokenizer.ggml.precompiled_charsmap"))
+        if "tokenizer.ggml.precompiled_charsmap" in metadata:  # which the library reads unchecked
+            self.warnings.append(
+                f"{vocab.path}: tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized before "
+                "it is tokenized, as Llama's own tokenizers do it"
+            )
         self._type_byte_pieces()
         self._byte_ids = self._find_bytes()
         self._scores = self._read_scores(metadata)
@@ -151,9 +151,9 @@ class SentencePieceTokenizer(Tokenizer):
         fallback = len(self._byte_ids) == 256
         _make_loadable(pieces, types, fallback)
         try:
-            proto = model_proto(pieces, scores, types, fallback, self._charsmap)
+            proto = model_proto(pieces, scores, types, fallback)
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
-        except (RuntimeError, OSError, ValueError) as error:
+        except (RuntimeError, OSError, ValueError, OverflowError) as error:
             raise TokenizerError(
                 f"{self.vocab.path}: the vocabulary is no SentencePiece model: {error}; convert it again"
             ) from error
@@ -208,12 +208,6 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def nl(self) -> int | None:
         return self._byte_ids.get(0x0A, self.vocab.ids.get("\n"))
-
-
-def _bytes_of(value: Any) -> bytes:
-    if value is None:
-        return b""
-    return bytes(value) if isinstance(value, bytes | bytearray) else bytes(int(b) & 0xFF for b in value)
 
 
 def _make_loadable(pieces: list[str], types: list[int], byte_fallback: bool) -> None:

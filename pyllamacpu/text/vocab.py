@@ -197,7 +197,7 @@ def string_list(value: Any, key: str, path: str) -> list[str]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise TokenizerError(f"{path}: {key} is not a list of strings; convert the model again")
     texts = list(value)
-    if not all(isinstance(text, str) for text in texts):
+    if not set(map(type, texts)) <= {str}:
         raise TokenizerError(f"{path}: {key} holds something other than strings; convert the model again")
     return texts
 
@@ -214,6 +214,8 @@ def number_list(metadata: Mapping[str, Any], key: str, n_tokens: int, path: str)
         raise TokenizerError(
             f"{path}: {key} has {len(values)} entries for {n_tokens} tokens; convert the model again"
         )
+    if not set(map(type, values)) <= {int, float, bool}:
+        raise TokenizerError(f"{path}: {key} holds something other than numbers; convert the model again")
     return values[:n_tokens]
 
 
