@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_letters import LetterLlama, Piece, Result, cli_home, letters, run  # noqa: F401
+from cli_letters import LetterLlama, LetterTemplate, Piece, Result, cli_home, letters, run  # noqa: F401
 
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.repl import InterruptedLine, Repl, read_message
@@ -45,18 +45,29 @@ def test_chat_without_a_terminal_prints_only_the_answer(
     assert "".join(map(chr, letters.made[0].calls[0][0])) == prompt
 
 
-def test_the_starter_model_brings_its_own_sampling(
+def test_the_starter_model_has_its_own_sampling(
     letters: type[LetterLlama], run: Callable[..., Result]
 ) -> None:
     """Its defaults win over the engine's, what is given wins over both, and other models have none."""
     own = dict(STARTER.sampling)
     Path(STARTER.filename).write_bytes(b"GGUF")
-    for args in ([STARTER.filename], [STARTER.filename, "--temp", "0.8"], ["m.gguf"]):
-        assert run("chat", "-m", *args, stdin=b"Hi").code == 0
-    starter, hot, other = (made.calls[0][1] for made in letters.made)
-    assert starter == SamplingOptions(**own)
+    model = ["chat", "-m", STARTER.filename]
+    assert run(*model, stdin=b"Hi").code == 0
+    assert run(*model, "--temp", "0.8", stdin=b"Hi").code == 0
+    assert run(*model, stdin=b"Hi\n", terminal=True).code == 0
+    assert run("chat", "-m", "m.gguf", stdin=b"Hi").code == 0
+    once, hot, talk, other = (made.calls[0][1] for made in letters.made)
+    assert once == SamplingOptions(temperature=0.0, repeat_penalty=own["repeat_penalty"])
     assert hot == SamplingOptions(**{**own, "temperature": 0.8})
+    assert talk == SamplingOptions(**own)
     assert other == SamplingOptions()
+
+
+@pytest.mark.usefixtures("letters")
+def test_a_guessed_chat_format_is_told(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LetterTemplate, "warning", "no chat template; using chatml")
+    result = run("chat", "-m", "m.gguf", stdin=b"Hi")
+    assert (result.out, result.err) == ("Paris\n", "warning: no chat template; using chatml\n")
 
 
 @pytest.mark.usefixtures("letters")

@@ -105,6 +105,7 @@ def test_a_stopped_answer_stays_as_far_as_it_came() -> None:
     events.close()  # type: ignore[attr-defined]
     assert engine.closed == 1
     assert chat.turns == [Turn("Hi", "A l")]
+    assert chat.last.n_generated == 3 and chat.last.generate_seconds > 0
 
 
 def test_stopped_before_the_first_word_forgets_the_message() -> None:

@@ -55,15 +55,21 @@ def chat(context: click.Context, **parameters: Any) -> None:
       echo "What is the capital of France?" | pyllamacpu chat
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
-    sampling = take_sampling(parameters, choice.own_sampling())
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
+    sampling = take_sampling(parameters, _own_sampling(choice, parameters, interactive))
     message = _first_message(parameters, interactive)
     session = _session(choice, sampling, ignore_eos, system, parameters)
     if interactive:
         context.exit(_converse(session, message))
     assert message is not None
     _answer_once(session, message)
+
+
+def _own_sampling(choice: ModelChoice, parameters: dict[str, Any], interactive: bool) -> dict[str, float]:
+    """The model's own sampling defaults; who asks for other temperatures or seeds gets variety."""
+    varied = any(parameters[name] is not None for name in ("seed", "temperature", "top_p", "top_k", "min_p"))
+    return choice.own_sampling(once=not interactive and not varied)
 
 
 def _system_prompt(parameters: dict[str, Any]) -> str | None:

@@ -174,12 +174,18 @@ class ModelChoice:
         """Remove this class's fields from a command's parameters."""
         return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
 
-    def own_sampling(self) -> dict[str, float]:
-        """Defaults for chats that the model brings along: only the starter model does."""
+    def own_sampling(self, once: bool) -> dict[str, float]:
+        """Defaults for chats that the model brings along: only the starter model does.
+
+        A single answer (`once`) is its best guess, the same each time; a conversation has some variety.
+        """
         from pyllamacpu.store.resolve import is_starter
         from pyllamacpu.store.starter import STARTER
 
-        return dict(STARTER.sampling) if is_starter(self.model) else {}
+        if not is_starter(self.model):
+            return {}
+        own = dict(STARTER.sampling)
+        return {"temperature": 0.0, "repeat_penalty": own["repeat_penalty"]} if once else own
 
     def load(self) -> Llama:
         """Find (or fetch) the model and load it. Raises PyllamacpuError.
@@ -229,8 +235,8 @@ def template_arguments(given: str | None) -> dict[str, str]:
 def take_sampling(parameters: dict[str, Any], own: Mapping[str, Any] | None = None) -> SamplingOptions:
     """Remove the sampling options from a command's parameters, and make the engine's options of them.
 
-    `own` are the model's own defaults, which win over the engine's. Options without effect are said on stderr.
-    Raises click.UsageError for a bad value.
+    `own` are the model's own defaults, which win over the engine's. Options without effect are said
+    on stderr. Raises click.UsageError for a bad value.
     """
     names = [field for _, field, _, _ in _SAMPLING] + ["samplers", "sampling_seq"]
     values = {name: value for name in names if (value := parameters.pop(name)) is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     reason: str = "stop"
+    first_event: float | None = None  # when the running stream began to answer, by time.perf_counter
 
 
 class ChatSession:
@@ -183,6 +185,10 @@ class ChatSession:
         try:
             yield from self._generate(answer, on_prompt)
         finally:
+            if answer.first_event is not None:  # stopped before the engine could report
+                seconds = time.perf_counter() - answer.first_event
+                counted = len(answer.tokens) - answer.usage.n_generated
+                answer.usage += Usage(n_generated=counted, generate_seconds=seconds)
             if turn.assistant or answer.usage.n_generated:
                 self.turns.append(turn)
             elif fallback:
@@ -198,11 +204,13 @@ class ChatSession:
                 yield Notice(_dropped_text(dropped))
             budget = None if self.max_tokens is None else self.max_tokens - len(answer.tokens)
             for event in self.engine.stream(prompt, self._seeded(answer), budget, self.stop, on_prompt):
+                answer.first_event = answer.first_event or time.perf_counter()
                 answer.tokens.extend(event.tokens)
                 answer.turn.assistant += event.text
                 if event.finish_reason is not None:
                     answer.reason = event.finish_reason
                     answer.usage += event.stats
+                    answer.first_event = None
                 if event.text:
                     yield Text(event.text)
             if not self._cut_by_context(answer):
