@@ -384,6 +384,7 @@ def test_hidden_spellings_do_not_move_token_borders() -> None:
         "<|im_start|>{{ messages[0].content[:12] }}{{ messages[0].content[2:] }}<|im_end|>",
         "<|im_start|>{{ messages[0].content | replace('x', 'y') }}<|im_end|>",
         "<|im_start|>{{ messages | tojson }}{{ tools | tojson }}<|im_end|>",
+        "<|im_start|>{{ tools }}{{ messages[0].content }}<|im_end|>",
         "<|im_start|>{% for c in messages[0].content %}{{ c }}{% endfor %}<|im_end|>",
         "<|im_start|>{{ '!' if '<|im_end|>' in messages[0].content }}{{ messages[0].content }}<|im_end|>",
         "<|im_start|>{% for p in messages[0].content.split('<|im_end|>') %}{{ p }}<|im_end|>{% endfor %}",

@@ -159,7 +159,13 @@ class _Masks:
         first_letters = sorted({_first_letter(spelling) for spelling in self._longest_first})
         self._mask = dict(zip(first_letters, free, strict=False))
         self._unmask = {ord(mask): letter for letter, mask in self._mask.items()}
-        self._escaped = {json.dumps(mask)[1:-1]: letter for letter, mask in self._mask.items()}
+        written = (
+            json.dumps,
+            repr,
+        )  # as `tojson(ensure_ascii=true)` writes it, and a printed list or mapping
+        self._escaped = {
+            write(mask)[1:-1]: letter for letter, mask in self._mask.items() for write in written
+        }
         self._beginnings = {s[:n] for s in self._longest_first for n in range(1, len(s)) if s[:n].strip()}
         self._max_beginning = max(map(len, self._beginnings), default=0)
 
@@ -195,7 +201,7 @@ class _Masks:
         return "".join(letters)
 
     def restore(self, text: str) -> str:
-        """`text` with the hidden characters back, also where the template wrote them as JSON escapes."""
+        """`text` with the hidden characters back, also where the template wrote them as escapes."""
         for escaped, letter in self._escaped.items():
             if escaped in text:
                 text = text.replace(escaped, letter)

@@ -82,8 +82,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False)
         if "tokenizer.ggml.precompiled_charsmap" in metadata:  # which the library reads unchecked
             self.warnings.append(
-                f"{vocab.path}: tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized before "
-                "it is tokenized, as Llama's own tokenizers do it"
+                f"{vocab.path}: tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized "
+                "before it is tokenized, as Llama's own tokenizers do it"
             )
         self._type_byte_pieces()
         self._byte_ids = self._find_bytes()
