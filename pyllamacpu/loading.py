@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.errors import OptionError, PyllamacpuError, StoreError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import kv_type
@@ -132,16 +132,33 @@ def download(
     None takes the repository's best four-bit file. Raises OptionError when no file or several fit, StoreError
     for the network.
     """
-    if filename is None and local_dir is None and cache_dir is None and not additional_files:
+    is_pattern = filename is not None and any(mark in filename for mark in "*?[")
+    if not is_pattern and local_dir is None and cache_dir is None and not additional_files:
         from pyllamacpu.store.hub import HubRef, fetch
 
-        return str(fetch(HubRef(repo_id)))
+        return str(
+            fetch(HubRef(repo_id, filename=filename))
+        )  # from the cache, without a network, if it is there
+    try:
+        return _download_matching(repo_id, [filename, *(additional_files or ())], local_dir, cache_dir)
+    except PyllamacpuError:
+        raise
+    except Exception as error:  # the HTTP library differs between versions, and so do its errors
+        reason = str(error).strip().partition("\n")[0]
+        raise StoreError(f"{repo_id}: cannot download ({type(error).__name__}: {reason:.160})") from error
+
+
+def _download_matching(
+    repo_id: str,
+    patterns: Sequence[str | None],
+    local_dir: str | os.PathLike[str] | None,
+    cache_dir: str | os.PathLike[str] | None,
+) -> str:
+    """Downloads what each of the patterns means; the local path of the first file."""
     from huggingface_hub import HfApi, hf_hub_download
 
     there = HfApi().list_repo_files(repo_id)
-    chosen = _matching(there, filename, repo_id)
-    for pattern in additional_files or ():
-        chosen += _matching(there, pattern, repo_id)
+    chosen = [name for pattern in patterns for name in _matching(there, pattern, repo_id)]
     folder, cache = _text_path(local_dir), _text_path(cache_dir)
     paths = [hf_hub_download(repo_id, name, local_dir=folder, cache_dir=cache) for name in chosen]
     return str(paths[0])

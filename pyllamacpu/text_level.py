@@ -77,6 +77,11 @@ class TextLevel(TokenLevel):
         """
         return self.tokenizer_.detokenize(tokens, prev_tokens, special)
 
+    def set_cache(self, cache: Any) -> None:
+        """Accepted for llama-cpp-python's sake: the tokens of the last call are always kept."""
+        if cache is not None:
+            warn_once("set_cache", "set_cache() does nothing: the tokens of the last call are kept anyway")
+
     # Generating text
 
     def stream(

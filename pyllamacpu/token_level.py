@@ -216,7 +216,7 @@ class TokenLevel:
             check_length(len(ids), self.engine.n_ctx)
             sequence = self.engine.sequence()
             try:
-                return np.array(self.engine.eval(sequence, ids, logits="all"), np.float32)
+                return np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
             finally:
                 sequence.close()
 

@@ -29,10 +29,12 @@ from pyllamacpu.errors import (
     ModelError,
     OptionError,
     PyllamacpuError,
+    StoreError,
     TemplateError,
     TokenizerError,
 )
 from pyllamacpu.loading import download
+from pyllamacpu.store.hub import HubRef
 
 N_VOCAB = len(PIECES)
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = (
         "import sys, pyllamacpu; print([m for m in ('numpy', 'jinja2', 'cffi', 'gguf') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    home = Path(pyllamacpu.__file__).parent.parent  # where this very package was imported from
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=home)
     assert done.stdout.strip() == "[]"
 
 
@@ -627,6 +631,8 @@ def test_options_of_the_sampler(llm: Llama) -> None:
 def test_options_without_effect_are_told_of(llm: Llama) -> None:
     with pytest.warns(UserWarning, match="tfs_z=0.5 does nothing"):
         llm("a", max_tokens=1, tfs_z=0.5)
+    with pytest.warns(UserWarning, match=r"set_cache\(\) does nothing"):
+        llm.set_cache(object())
     with pytest.warns(UserWarning, match="top_k does nothing with mirostat=2"):
         llm("a", max_tokens=1, top_k=7, mirostat_mode=2)
 
@@ -908,14 +914,14 @@ def test_an_interrupt_comes_out_and_the_object_stays_usable(llm: Llama) -> None:
     expected = greedy(llm, "hello", 20)
 
     def interrupt(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        if len(ids) == 8:
+        if len(ids) == 4:
             signal.raise_signal(signal.SIGINT)
         return scores
 
     with pytest.raises(KeyboardInterrupt):
-        llm("hello", max_tokens=20, logits_processor=interrupt)
+        llm("hello", max_tokens=20, logits_processor=interrupt, logit_bias={EOS: -np.inf})
     with pytest.raises(KeyboardInterrupt):
-        list(llm("hello", max_tokens=20, logits_processor=[interrupt], stream=True))
+        list(llm("hello", logits_processor=[interrupt], stream=True, logit_bias={EOS: -np.inf}))
     assert greedy(llm, "hello", 20) == expected
 
 
@@ -979,6 +985,23 @@ def test_from_pretrained_by_pattern(hub: FakeHub) -> None:
 def test_all_parts_of_a_split_model_are_downloaded(hub: FakeHub) -> None:
     assert download("user/repo", "big/*F16*.gguf").endswith("00001-of-00002.gguf")
     assert [name for _, name in hub.fetched] == [f"big/m-F16-0000{i}-of-00002.gguf" for i in (1, 2)]
+
+
+def test_an_exact_name_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[HubRef] = []
+    monkeypatch.setattr("pyllamacpu.store.hub.fetch", lambda ref: asked.append(ref) or Path("found.gguf"))
+    assert download("user/repo", "m.gguf") == "found.gguf"
+    assert download("user/repo", None) == "found.gguf"
+    assert [(ref.repo, ref.filename) for ref in asked] == [("user/repo", "m.gguf"), ("user/repo", None)]
+
+
+def test_network_errors_are_typed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repo_id: str) -> list[str]:
+        raise ConnectionError("no route\nand more")
+
+    monkeypatch.setattr(hub, "list_repo_files", fail)
+    with pytest.raises(StoreError, match=r"user/repo: cannot download \(ConnectionError: no route\)"):
+        Llama.from_pretrained("user/repo", "*.gguf")
 
 
 @pytest.mark.parametrize(("pattern", "said"), [("*.gguf", "3 files match"), ("nothing*", "no file matches")])
