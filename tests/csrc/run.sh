@@ -59,6 +59,12 @@ if have "$AARCH64_CC" "the Arm tiers" && have "$QEMU_AARCH64" "the Arm tiers"; t
     echo "== aarch64, $AARCH64_CC -O3, static, under $QEMU_AARCH64"
     build aarch64 "$AARCH64_CC" -O3 -static
     "$QEMU_AARCH64" -cpu max "$BUILD/aarch64/check" --quick "$@"
+    # CPUs without dot products, then without i8mm: the tiers found must be theirs, and must run there.
+    for cpu in "cortex-a53: scalar neon;" "neoverse-n1: scalar neon neon_dotprod;"; do
+        echo "== aarch64 as ${cpu%%:*}"
+        "$QEMU_AARCH64" -cpu "${cpu%%:*}" "$BUILD/aarch64/check" --quick "$@" > "$BUILD/log" || { cat "$BUILD/log"; exit 1; }
+        grep "^tiers:${cpu#*:}" "$BUILD/log" || { echo "expected tiers:${cpu#*:} but"; grep "^tiers:" "$BUILD/log"; exit 1; }
+    done
 fi
 
 if [ "$skipped" = 1 ] && [ "${CI:-}" = true ]; then

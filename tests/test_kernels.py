@@ -1,0 +1,113 @@
+"""The kernels: their C checks, built and run here, and the choice of a tier by `PYLLAMACPU_ISA`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyllamacpu import native
+
+ROOT = Path(__file__).resolve().parent.parent
+ALL_TIERS = native.isa_names(available=False)
+TIERS = native.isa_names()
+PLAIN_SOURCES = ("dispatch", "cpu", "pack", "kv_tile", "dequantize", "dequantize_iq", "codebook")
+CHECK_SOURCES = (
+    *sorted((ROOT / "tests" / "csrc").glob("*.c")),
+    *sorted((ROOT / "csrc" / "isa").glob("*.c")),
+    *(ROOT / "csrc" / f"{name}.c" for name in PLAIN_SOURCES),
+)
+
+
+@pytest.fixture(scope="module")
+def check_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The check program of tests/csrc, built with the machine's C compiler."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if sys.platform == "win32" or not compiler or not (ROOT / "tests" / "csrc").is_dir():
+        pytest.skip("needs a source tree and a C compiler")
+    program = tmp_path_factory.mktemp("check") / "check"
+    flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno"]
+    sources = [str(path) for path in CHECK_SOURCES]
+    built = run([*compiler.split(), *flags, *sources, "-o", str(program), "-lm"], 240)
+    assert built.returncode == 0, built.stderr
+    return program
+
+
+def run(
+    command: list[str], seconds: float, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=seconds, env=environment, cwd=ROOT
+    )
+
+
+def run_check(program: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run([str(program), *options], 240)
+
+
+def test_every_kernel_of_every_tier_passes_its_checks(check_program: Path) -> None:
+    done = run_check(check_program, "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = next(line for line in done.stdout.splitlines() if line.startswith("tiers:"))
+    assert ran.removeprefix("tiers:").split(";")[0].split() == TIERS
+    for part in ("elementwise", "kv", "attention", "matmul"):
+        assert any(line.startswith(part) and line.endswith(": ok") for line in done.stdout.splitlines()), part
+
+
+@pytest.mark.parametrize("options", [["--only", "nonsense"], ["--tier", "nonsense"], ["--nonsense"]])
+def test_the_check_program_refuses_to_check_nothing(check_program: Path, options: list[str]) -> None:
+    assert run_check(check_program, *options).returncode == 2
+
+
+def select(name: str | None) -> subprocess.CompletedProcess[str]:
+    """A new process that prints the tier it uses, with PYLLAMACPU_ISA set to `name` (None: unset)."""
+    environment = {k: v for k, v in os.environ.items() if k != native.ISA_VARIABLE}
+    if name is not None:
+        environment[native.ISA_VARIABLE] = name
+    code = "from pyllamacpu.native import isa_selected; print(isa_selected())"
+    return run([sys.executable, "-c", code], 60, environment)
+
+
+def test_scalar_is_in_every_build_and_on_every_cpu() -> None:
+    assert ALL_TIERS[0] == TIERS[0] == "scalar"
+    assert set(TIERS) <= set(ALL_TIERS)
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_an_available_tier_can_be_forced(name: str) -> None:
+    done = select(name)
+    assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
+
+
+@pytest.mark.parametrize("unset", [None, ""])
+def test_the_fastest_available_tier_is_the_default(unset: str | None) -> None:
+    assert select(unset).stdout.strip() == TIERS[-1]
+
+
+@pytest.mark.parametrize("name", ["avx1024", "AVX2", "scalar ", "../scalar"])
+def test_an_unknown_tier_is_an_error_that_lists_the_tiers(name: str) -> None:
+    done = select(name)
+    assert done.returncode != 0
+    assert f"PYLLAMACPU_ISA={name}: no such tier" in done.stderr
+    assert ", ".join(ALL_TIERS) in done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL_TIERS) - set(TIERS)) or [None])
+def test_a_tier_that_this_cpu_lacks_is_an_error(name: str | None) -> None:
+    if name is None:
+        pytest.skip("this CPU has every tier of the build")
+    done = select(name)
+    assert done.returncode != 0
+    assert f"PYLLAMACPU_ISA={name}: this CPU lacks that tier; it has {', '.join(TIERS)}" in done.stderr
+
+
+def test_selecting_in_process_reports_unknown_and_unavailable_names() -> None:
+    before = native.isa_selected()
+    assert native.lib.pl_isa_select(b"avx1024") == native.lib.PL_EINVAL
+    for name in set(ALL_TIERS) - set(TIERS):
+        assert native.lib.pl_isa_select(name.encode()) == native.lib.PL_EUNSUPPORTED
+    assert native.lib.pl_isa_select(before.encode()) == ALL_TIERS.index(before)
