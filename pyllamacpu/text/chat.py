@@ -267,8 +267,8 @@ class _SpecialSpellings:
 
     def _spelling(self, role: str, default: int | None) -> str:
         token = self._metadata.get(f"tokenizer.ggml.{role}_token_id", default)
-        known = isinstance(token, int) and 0 <= token < len(self._tokens)
-        return str(self._tokens[token]) if known else ""
+        known = hasattr(token, "__index__") and 0 <= int(token) < len(self._tokens)
+        return str(self._tokens[int(token)]) if known else ""
 
 
 def _from_format(name: str, tokens: _SpecialSpellings, warning: str | None = None) -> ChatTemplate:
