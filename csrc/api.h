@@ -211,8 +211,10 @@ typedef struct pl_plan pl_plan;
 pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
                      const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx);
 void pl_plan_free(pl_plan *plan);
-/* Bytes of all buffers and scratch. */
+/* Bytes of all buffers and scratch; pl_plan_measure tells them without making the plan (its ops need no weights). */
 int64_t pl_plan_bytes(const pl_plan *plan);
+int64_t pl_plan_measure(const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
+                        const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx, int n_threads);
 
 /* Tokens of one sequence must stand together, at consecutive positions. */
 typedef struct {
@@ -229,5 +231,14 @@ typedef struct {
 int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));
 /* From now on adds up the seconds spent in each op (n_ops) of later runs into `seconds`; NULL ends it. */
 void pl_plan_profile(pl_plan *plan, double *seconds);
+
+/* ---- Measuring the machine (probe.c) ---- */
+
+/* With the loops of the tier in use, on all threads of the pool, for about `seconds` (the best of many short runs):
+ * bytes per second read from `bytes` of memory (whole MB; take well more than the caches hold), and operations per
+ * second on int8 and on float32 (a multiplication and its addition are two). Negative: PL_E…. */
+double pl_probe_read(pl_pool *pool, size_t bytes, double seconds);
+double pl_probe_dot(pl_pool *pool, double seconds);
+double pl_probe_fma(pl_pool *pool, double seconds);
 
 #endif

@@ -1,7 +1,8 @@
 """The cffi build of `pyllamacpu._native` from csrc/.
 
-No compiler flag names a CPU: each file under isa/ opens the target region of its own tier, and cpu.c chooses one
-when the library is loaded. `-ffp-contract=off` keeps floating-point results the same wherever a kernel is inlined.
+No compiler flag names a CPU: each file under isa/ opens the target region of its own tier, and cpu.c chooses
+one when the library is loaded. `-ffp-contract=off` keeps floating-point results the same wherever a kernel is
+inlined.
 """
 
 import os
@@ -16,12 +17,16 @@ HERE = Path(__file__).resolve().parent
 def cdef_text() -> str:
     """api.h without the lines that cffi's parser does not take (guards, includes)."""
     lines = (HERE / "api.h").read_text().splitlines()
-    return "\n".join(line for line in lines if not line.startswith(("#if", "#endif", "#include", "#define PL_API_H")))
+    return "\n".join(
+        line for line in lines if not line.startswith(("#if", "#endif", "#include", "#define PL_API_H"))
+    )
 
 
 def sources() -> list[str]:
     """Every C file, relative to the project's root as setuptools wants it."""
-    return sorted(os.path.relpath(path, HERE.parent) for pattern in ("*.c", "isa/*.c") for path in HERE.glob(pattern))
+    return sorted(
+        os.path.relpath(path, HERE.parent) for pattern in ("*.c", "isa/*.c") for path in HERE.glob(pattern)
+    )
 
 
 def compile_args() -> list[str]:
@@ -37,7 +42,10 @@ ffi.set_source(
     '#include "api.h"',
     sources=sources(),
     include_dirs=[str(HERE)],
-    depends=[os.path.relpath(p, HERE.parent) for p in [*HERE.glob("*.h"), *HERE.glob("*/*.h"), *HERE.glob("*/*.inc")]],
+    depends=[
+        os.path.relpath(p, HERE.parent)
+        for p in [*HERE.glob("*.h"), *HERE.glob("*/*.h"), *HERE.glob("*/*.inc")]
+    ],
     extra_compile_args=compile_args(),
     libraries=[] if sys.platform == "win32" else ["m", "pthread"],
     py_limited_api=True,

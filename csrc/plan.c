@@ -314,6 +314,27 @@ int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
 
 /* ---- making a plan ---- */
 
+static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(round_up(width, 32) * max_tokens * 4, 64); }
+static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(width / 32 * max_tokens * (int64_t)sizeof(pl_q8), 64); }
+
+static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q8_widths, int n_q8, int max_tokens)
+{
+    int64_t bytes = 0;
+    for (int i = 0; i < n_buffers; i++)
+        bytes += buffer_bytes(widths[i], max_tokens);
+    for (int i = 0; i < n_q8; i++)
+        bytes += q8_bytes(q8_widths[i], max_tokens);
+    return bytes;
+}
+
+int64_t pl_plan_measure(const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
+                        const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx, int n_threads)
+{
+    pl_attention_work work;
+    return arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens) +
+           pl_attention_measure(&work, cache, ops, n_ops, n_ctx, n_threads);
+}
+
 static int buffer_ok(const pl_plan *plan, int32_t b, int may_be_output)
 {
     return b == PL_NONE || (b >= 0 && b < plan->n_buffers) || (may_be_output && (b == PL_LOGITS || b == PL_HIDDEN));
@@ -369,28 +390,28 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     if (!plan->ops || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->counters || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
-    for (int i = 0; i < n_buffers; i++) { /* 16 more rows' worth is never needed: widths are padded to whole panels of 32 k */
+    for (int i = 0; i < n_buffers; i++)
         plan->strides[i] = round_up(widths[i], 32);
-        plan->arena_bytes += round_up(plan->strides[i] * max_tokens * 4, 64);
-    }
-    for (int i = 0; i < n_q8; i++) {
+    for (int i = 0; i < n_q8; i++)
         plan->q8_blocks[i] = q8_widths[i] / 32;
-        plan->arena_bytes += round_up(plan->q8_blocks[i] * max_tokens * (int64_t)sizeof(pl_q8), 64);
-    }
-    plan->bytes = plan->arena_bytes;
+    plan->arena_bytes = arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens);
     plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
     if (!plan->arena)
         goto fail;
     uint8_t *at = plan->arena;
-    for (int i = 0; i < n_buffers; at += round_up(plan->strides[i] * max_tokens * 4, 64), i++)
+    for (int i = 0; i < n_buffers; at += buffer_bytes(widths[i], max_tokens), i++)
         plan->buffers[i] = (float *)(void *)at;
-    for (int i = 0; i < n_q8; at += round_up(plan->q8_blocks[i] * max_tokens * (int64_t)sizeof(pl_q8), 64), i++)
+    for (int i = 0; i < n_q8; at += q8_bytes(q8_widths[i], max_tokens), i++)
         plan->q8[i] = (pl_q8 *)(void *)at;
     for (int i = 0; i < n_ops; i++)
         if (!op_ok(plan, &ops[i]))
             goto fail;
-    if (cache && pl_attention_init(plan, n_ctx) != PL_OK)
-        goto fail;
+    plan->bytes = plan->arena_bytes;
+    if (cache) {
+        plan->bytes += pl_attention_measure(&plan->attention, cache, ops, n_ops, n_ctx, pl_pool_threads(pool));
+        if (pl_attention_init(plan) != PL_OK)
+            goto fail;
+    }
     return plan;
 fail:
     pl_plan_free(plan);

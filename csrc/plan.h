@@ -18,7 +18,7 @@ typedef struct {
     pl_group *groups; /* (max_tokens) */
     int n_groups;
     int64_t n_items;
-    int rows_max;             /* query rows of an item at most */
+    int heads_per_kv, tokens_max, rows_max; /* of an item at most: heads * tokens = query rows */
     int64_t state_floats;     /* of one row */
     float *parts;             /* (part_capacity, state_floats): partial states of split items */
     int64_t part_capacity;
@@ -50,7 +50,9 @@ struct pl_plan {
     double *profile;
 };
 
-int pl_attention_init(pl_plan *plan, int n_ctx);
+/* Fills in the sizes -> bytes of partial states and scratch. */
+int64_t pl_attention_measure(pl_attention_work *work, const pl_cache *cache, const pl_op *ops, int n_ops, int n_ctx, int n_threads);
+int pl_attention_init(pl_plan *plan);
 void pl_attention_free(pl_plan *plan);
 void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
 /* -> its number of work items, as every op has it */

@@ -22,28 +22,37 @@ typedef struct {
 
 static int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
 
-int pl_attention_init(pl_plan *plan, int n_ctx)
+static int heads_per_kv(const pl_op *ops, int n_ops, const pl_cache *c)
 {
-    pl_attention_work *w = &plan->attention;
-    const pl_cache *c = plan->cache;
-    int heads_per_kv = 1;
-    for (int i = 0; i < plan->n_ops; i++)
-        if (plan->ops[i].kind == PL_OP_ATTENTION && plan->ops[i].n_heads / c->kv_heads > heads_per_kv)
-            heads_per_kv = plan->ops[i].n_heads / c->kv_heads;
-    int tokens = ROWS_WANTED / heads_per_kv > 1 ? ROWS_WANTED / heads_per_kv : 1;
-    w->rows_max = tokens * heads_per_kv;
+    int most = 1;
+    for (int i = 0; i < n_ops; i++)
+        if (ops[i].kind == PL_OP_ATTENTION && ops[i].n_heads / c->kv_heads > most)
+            most = ops[i].n_heads / c->kv_heads;
+    return most;
+}
+
+int64_t pl_attention_measure(pl_attention_work *w, const pl_cache *c, const pl_op *ops, int n_ops, int n_ctx, int n_threads)
+{
+    int heads = heads_per_kv(ops, n_ops, c), tokens = ROWS_WANTED / heads > 1 ? ROWS_WANTED / heads : 1;
+    w->heads_per_kv = heads;
+    w->tokens_max = tokens;
+    w->rows_max = tokens * heads;
     w->state_floats = PL_STATE_HEAD + (c->v.head_dim + 31) / 32 * 32;
-    w->part_capacity = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * heads_per_kv + PARTS;
+    w->part_capacity = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * heads + PARTS;
     int64_t tile_floats = ((c->k.head_dim + 31) / 32 * 32 + (c->v.head_dim + 31) / 32 * 32) * (int64_t)PL_TILE;
     int64_t q_floats = (int64_t)w->rows_max * ((c->k.head_dim + 15) / 16 * 16);
     w->scratch_bytes = align64(tile_floats * 4) + align64(2 * w->rows_max * w->state_floats * 4) + align64(q_floats * 4) +
                        align64(w->rows_max * (int64_t)(3 * sizeof(void *) + 2 * sizeof(int32_t)));
-    int threads = pl_pool_threads(plan->pool);
+    return w->part_capacity * w->state_floats * 4 + w->scratch_bytes * n_threads;
+}
+
+int pl_attention_init(pl_plan *plan)
+{
+    pl_attention_work *w = &plan->attention;
     w->groups = calloc((size_t)plan->max_tokens, sizeof *w->groups);
-    w->pending = calloc((size_t)plan->max_tokens * (size_t)c->kv_heads, sizeof *w->pending);
+    w->pending = calloc((size_t)plan->max_tokens * (size_t)plan->cache->kv_heads, sizeof *w->pending);
     w->parts = pl_alloc((size_t)(w->part_capacity * w->state_floats * 4), 0);
-    w->scratch = pl_alloc((size_t)(w->scratch_bytes * threads), 0);
-    plan->bytes += w->part_capacity * w->state_floats * 4 + w->scratch_bytes * threads;
+    w->scratch = pl_alloc((size_t)(w->scratch_bytes * pl_pool_threads(plan->pool)), 0);
     return w->groups && w->pending && w->parts && w->scratch ? PL_OK : PL_ENOMEM;
 }
 
@@ -60,32 +69,22 @@ void pl_attention_prepare(pl_plan *plan)
 {
     pl_attention_work *w = &plan->attention;
     const pl_batch *b = &plan->batch;
-    int kv_heads = plan->cache->kv_heads, tokens_max = ROWS_WANTED;
-    for (int i = 0; i < plan->n_ops; i++)
-        if (plan->ops[i].kind == PL_OP_ATTENTION && w->rows_max / (plan->ops[i].n_heads / kv_heads) < tokens_max)
-            tokens_max = w->rows_max / (plan->ops[i].n_heads / kv_heads);
+    int kv_heads = plan->cache->kv_heads;
+    int64_t parts = 0;
     w->n_groups = 0;
     w->n_items = 0;
-    int64_t parts = 0;
     for (int t = 0; t < b->n_tokens;) {
         int end = t + 1;
-        while (end < b->n_tokens && end - t < tokens_max && b->sequences[end] == b->sequences[t])
+        while (end < b->n_tokens && end - t < w->tokens_max && b->sequences[end] == b->sequences[t])
             end++;
         int n_splits = b->positions[t] / PL_SPLIT + 1;
-        int64_t rows = w->rows_max; /* per head; an upper bound */
-        if (end - t == 1) {
-            int heads = 1;
-            for (int i = 0; i < plan->n_ops; i++)
-                if (plan->ops[i].kind == PL_OP_ATTENTION && plan->ops[i].n_heads / kv_heads > heads)
-                    heads = plan->ops[i].n_heads / kv_heads;
-            rows = heads;
-        }
-        if (end - t > 1 || parts + n_splits * rows * kv_heads > w->part_capacity)
+        int64_t states = (int64_t)n_splits * w->heads_per_kv * kv_heads;
+        if (end - t > 1 || parts + states > w->part_capacity)
             n_splits = 1;
         w->groups[w->n_groups++] = (pl_group){b->sequences[t], t, end - t, n_splits, w->n_items, parts};
         w->n_items += (int64_t)n_splits * kv_heads;
         if (n_splits > 1)
-            parts += n_splits * rows * kv_heads;
+            parts += states;
         t = end;
     }
     for (int i = 0; i < w->n_groups * kv_heads; i++)

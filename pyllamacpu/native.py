@@ -1,7 +1,7 @@
 """The one module that imports the compiled extension: `ffi`, `lib`, and the choice of the CPU tier.
 
-The tier is chosen when this module is first imported: the fastest one that the CPU has, or the one that the environment
-variable `PYLLAMACPU_ISA` names (an unknown name, or one that this CPU lacks, is a `NativeError`).
+The tier is chosen when this module is first imported: the fastest one that the CPU has, or the one that the
+environment variable `PYLLAMACPU_ISA` names (an unknown name, or one that this CPU lacks, is a `NativeError`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ try:
     from ._native import ffi, lib
 except ImportError as error:  # a source tree that was never built, or a wheel for another platform
     raise NativeError(
-        f"the compiled extension pyllamacpu._native is missing ({error}); install the package with `pip install .`"
+        f"the compiled extension pyllamacpu._native is missing ({error}); install the package "
+        "with `pip install .`"
     ) from error
 
 __all__ = ["check", "cpus_usable", "ffi", "isa_names", "isa_selected", "lib"]
@@ -38,14 +39,18 @@ def check(code: int, what: str) -> int:
 
 
 def pointer(handle: Any, what: str) -> Any:
-    """`handle` itself when it is not NULL; otherwise a `NativeError` (out of memory, or arguments that do not fit)."""
+    """`handle` itself when it is not NULL; otherwise a `NativeError` (out of memory, or arguments that do not
+    fit).
+    """
     if handle == ffi.NULL:
         raise NativeError(f"{what}: out of memory, or arguments that do not fit")
     return handle
 
 
 def isa_names(available: bool = True) -> list[str]:
-    """Tiers compiled into this build, slowest first; only those that this CPU has, unless `available` is False."""
+    """Tiers compiled into this build, slowest first; only those that this CPU has, unless `available` is
+    False.
+    """
     names, index = [], 0
     while lib.pl_isa_name(index) != ffi.NULL:
         if not available or lib.pl_isa_available(index):
@@ -65,9 +70,12 @@ def _select_isa(name: str | None) -> str:
         return str(ffi.string(lib.pl_isa_name(index)).decode())
     if index == lib.PL_EUNSUPPORTED:
         raise NativeError(
-            f"{ISA_VARIABLE}={name}: this CPU lacks that tier; it has {', '.join(isa_names())} (unset the variable to choose)"
+            f"{ISA_VARIABLE}={name}: this CPU lacks that tier; it has {', '.join(isa_names())} "
+            "(unset the variable to choose)"
         )
-    raise NativeError(f"{ISA_VARIABLE}={name}: no such tier; this build has {', '.join(isa_names(available=False))}")
+    raise NativeError(
+        f"{ISA_VARIABLE}={name}: no such tier; this build has {', '.join(isa_names(available=False))}"
+    )
 
 
 _selected = _select_isa(os.environ.get(ISA_VARIABLE) or None)

@@ -12,7 +12,18 @@ import pytest
 from pyllamacpu.engine.engine import Engine, Entry
 
 LOGITS = Path(__file__).parent / "fixtures" / "logits"
-SHAPES = ["gqa3", "head40", "f16_gqa", "bf16_biases", "mixed_q4_k_m", "mixed_q4_1", "q8_0", "q6_k", "iq2_xs", "mxfp4"]
+SHAPES = [
+    "gqa3",
+    "head40",
+    "f16_gqa",
+    "bf16_biases",
+    "mixed_q4_k_m",
+    "mixed_q4_1",
+    "q8_0",
+    "q6_k",
+    "iq2_xs",
+    "mxfp4",
+]
 KV_TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0"]
 LENGTH = 700
 
@@ -22,10 +33,14 @@ def prompt(engine: Engine, n: int = LENGTH, seed: int = 7) -> list[int]:
 
 
 def logits(engine: Engine, tokens: list[int], cut: int = 0) -> npt.NDArray[np.float32]:
-    """Logits of every token of a fresh sequence, evaluated `cut` tokens at a time (0: as many as a step takes)."""
+    """Logits of every token of a fresh sequence, evaluated `cut` tokens at a time (0: as many as a step
+    takes).
+    """
     sequence = engine.sequence()
     cut = cut or len(tokens)
-    rows = [engine.eval(sequence, tokens[i : i + cut], logits="all").copy() for i in range(0, len(tokens), cut)]
+    rows = [
+        engine.eval(sequence, tokens[i : i + cut], logits="all").copy() for i in range(0, len(tokens), cut)
+    ]
     sequence.close()
     return np.concatenate(rows)
 
@@ -68,7 +83,9 @@ def test_the_size_of_a_step_and_the_number_of_threads_change_nothing(
 
 
 def test_seven_other_sequences_change_nothing(engine: Engine, whole: npt.NDArray[np.float32]) -> None:
-    """The prompt's last tokens one by one, in steps with seven sequences of other lengths, whose bits do not change either."""
+    """The prompt's last tokens one by one, in steps with seven sequences of other lengths, whose bits do not
+    change either.
+    """
     tokens, split = prompt(engine), LENGTH - 5
     others = [prompt(engine, 40 * i + 1, seed=i) for i in range(1, 8)]
     sequences = [engine.sequence() for _ in range(8)]
@@ -76,7 +93,10 @@ def test_seven_other_sequences_change_nothing(engine: Engine, whole: npt.NDArray
     for i, other in enumerate(others):
         engine.eval(sequences[i + (i >= 3)], other[:-1], logits="none")
     for step, token in enumerate(tokens[split:]):
-        extra = [Entry(s, [other[-1]] * (1 + step)) for s, other in zip(sequences[:3] + sequences[4:], others, strict=True)]
+        extra = [
+            Entry(s, [other[-1]] * (1 + step))
+            for s, other in zip(sequences[:3] + sequences[4:], others, strict=True)
+        ]
         rows = engine.step([*extra[:3], Entry(sequences[3], [token]), *extra[3:]])
         assert_same_bits(rows[3:4], whole[split + step : split + step + 1])
         if step == 0:
@@ -84,10 +104,16 @@ def test_seven_other_sequences_change_nothing(engine: Engine, whole: npt.NDArray
                 assert_same_bits(row[None], logits(engine, other)[-1:])
 
 
-def test_prompts_of_many_sequences_in_one_step_change_nothing(engine: Engine, whole: npt.NDArray[np.float32]) -> None:
+def test_prompts_of_many_sequences_in_one_step_change_nothing(
+    engine: Engine, whole: npt.NDArray[np.float32]
+) -> None:
     tokens = prompt(engine)
     mixed = engine.step(
-        [Entry(engine.sequence(), tokens[:90], "all"), Entry(engine.sequence(), tokens[:1]), Entry(engine.sequence(), tokens[:60], "all")]
+        [
+            Entry(engine.sequence(), tokens[:90], "all"),
+            Entry(engine.sequence(), tokens[:1]),
+            Entry(engine.sequence(), tokens[:60], "all"),
+        ]
     )
     assert_same_bits(mixed[:90], whole[:90])
     assert_same_bits(mixed[90:91], whole[:1])

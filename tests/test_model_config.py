@@ -128,7 +128,9 @@ def test_yarn_scaling() -> None:
         rope__scaling__yarn_log_multiplier=1.0,
     ).rope_scaling
     assert scaling == RopeScaling("yarn", 32.0, 512, 0.5, 2.0, 16.0, 2.0, 1.0, 1.5)
-    assert scaling.magnitude == pytest.approx(3.0)  # the file's own factor is the whole of it, times attn_factor
+    assert scaling.magnitude == pytest.approx(
+        3.0
+    )  # the file's own factor is the whole of it, times attn_factor
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_kv_bytes() -> None:
     assert made.kv_bytes_per_token("f32", "bf16") == heads * (256 + 128)
     assert made.kv_bytes_per_token(TensorType.Q8_0, "q4_0") == heads * (68 + 36)
     odd = config(attention__head_count_kv=2, attention__key_length=40)
-    assert odd.kv_bytes_per_token("q8_0", "f16") == heads * (68 + 80)  # 40 elements take two blocks
+    assert odd.kv_bytes_per_token("q8_0", "f16") == heads * (68 + 96)  # padded to 64 and to 48 elements
     for kind in ("q4_k", "none", TensorType.I8):
         with pytest.raises(OptionError):
             made.kv_bytes_per_token(kind, "f16")

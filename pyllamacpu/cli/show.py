@@ -63,11 +63,6 @@ def show(
             _print_sections(file, sections, full, type_k, type_v)
 
 
-def scratch_bytes(config: ModelConfig, n_ctx: int) -> int:
-    """Bytes of the engine's working memory beside weights and KV cache, for a context of `n_ctx` tokens."""
-    return 0
-
-
 def _template(file: GGUFFile) -> str:
     template = file.metadata.get("tokenizer.chat_template")
     if not isinstance(template, str):
@@ -114,6 +109,7 @@ def _tensors(file: GGUFFile) -> list[dict[str, Any]]:
 
 def _memory(file: GGUFFile, type_k: str, type_v: str) -> list[dict[str, int]]:
     """Bytes needed per context length. Raises ModelError when the file's architecture cannot be run."""
+    from pyllamacpu.engine.engine import scratch_bytes
     from pyllamacpu.model.config import ModelConfig
 
     config = ModelConfig.from_metadata(file.metadata, file.tensors)
@@ -121,7 +117,8 @@ def _memory(file: GGUFFile, type_k: str, type_v: str) -> list[dict[str, int]]:
     per_token = config.kv_bytes_per_token(type_k, type_v)
     rows = []
     for n_ctx in _context_lengths(config.n_ctx_train):
-        kv, scratch = n_ctx * per_token, scratch_bytes(config, n_ctx)
+        kv = n_ctx * per_token
+        scratch = scratch_bytes(file, config, n_ctx, type_k=type_k, type_v=type_v)
         rows.append(
             {
                 "context": n_ctx,

@@ -18,7 +18,9 @@ _STATE = struct.Struct("<8sQQ")  # magic, page bytes, tokens
 
 
 class PageCache:
-    """Allocates pages for one model shape. Pages are counted: a page is freed when its last sequence lets go of it."""
+    """Allocates pages for one model shape. Pages are counted: a page is freed when its last sequence lets go
+    of it.
+    """
 
     def __init__(self, config: ModelConfig, type_k: str, type_v: str) -> None:
         self.type_k, self.type_v = kv_type(type_k), kv_type(type_v)
@@ -45,7 +47,8 @@ class PageCache:
         page = int(lib.pl_page_new(self.handle))
         if page == 0:
             raise ContextError(
-                f"out of memory for the KV cache after {self.pages_in_use} pages of {self.page_bytes} bytes; use a smaller "
+                f"out of memory for the KV cache after {self.pages_in_use} pages of {self.page_bytes} "
+                "bytes; use a smaller "
                 "context or a smaller cache type (q8_0)"
             )
         with self._lock:
@@ -135,7 +138,9 @@ class Sequence:
         self.truncate(len(self.tokens))
 
     def save(self) -> bytes:
-        """Tokens, keys and values as bytes, for `load` into a sequence of an engine with the same model and cache types."""
+        """Tokens, keys and values as bytes, for `load` into a sequence of an engine with the same model and
+        cache types.
+        """
         parts = [_STATE.pack(STATE_MAGIC, self.cache.page_bytes, len(self.tokens))]
         parts.append(np.asarray(self.tokens, np.int32).tobytes())
         parts += [bytes(self.cache.bytes_of(page)) for page in self._pages]

@@ -46,7 +46,9 @@ class _Interrupts:
         self.callback = ffi.callback("int(void)", self._poll, error=1, onerror=self._keep)
 
     def _poll(self) -> int:
-        return 0  # entering Python code is enough: pending handlers run here, and their exception goes to _keep
+        return (
+            0  # entering Python code is enough: pending handlers run here, and their exception goes to _keep
+        )
 
     def _keep(self, kind: Any, value: BaseException, trace: Any) -> int:
         self.error = value
@@ -73,22 +75,30 @@ class Engine:
         rope_freq_scale: float | None = None,
         on_load: Callable[[int, int], None] | None = None,
     ) -> None:
-        """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most. n_threads: None or 0: as
-        many as this process may use. `on_load(done, total)`: bytes of weights packed.
+        """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
+        n_threads: None or 0: as many as this process may use. `on_load(done, total)`: bytes of weights
+        packed.
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
         self.file = file
-        self.config = _overridden(ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale)
+        self.config = _overridden(
+            ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale
+        )
         self.n_ctx = n_ctx or self.config.n_ctx_train
         self.n_threads = n_threads or cpus_usable()
         self.n_batch = min(n_batch, self.n_ctx)
         _check_options(self.n_ctx, n_batch, self.n_threads)
-        if self.config.layer_heads(0) % self.config.layer_kv_heads(0) or self.config.head_dim > lib.PL_MAX_HEAD_DIM:
+        if (
+            self.config.layer_heads(0) % self.config.layer_kv_heads(0)
+            or self.config.head_dim > lib.PL_MAX_HEAD_DIM
+        ):
             raise ModelError(f"{file.paths[0]}: heads of {self.config.head_dim} cannot be run")
         self.cache = PageCache(self.config, type_k, type_v)
         check_memory(self.n_ctx, self.cache.page_bytes)
-        self._pool = ffi.gc(pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free)
+        self._pool = ffi.gc(
+            pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
+        )
         self.model = Llama.load(file, self.config, self._pool, on_load)
         self.n_vocab = self.model.output.rows
         self._stride = -(-self.n_vocab // LANES) * LANES
@@ -114,7 +124,9 @@ class Engine:
     def weight_bytes(self) -> int:
         """Bytes of packed weights."""
         model = self.model
-        matrices = [part.weight for layer in model.layers for part in vars(layer).values() if hasattr(part, "weight")]
+        matrices = [
+            part.weight for layer in model.layers for part in vars(layer).values() if hasattr(part, "weight")
+        ]
         return sum(matrix.n_bytes for matrix in {id(m): m for m in [*matrices, model.output]}.values())
 
     @property
@@ -126,13 +138,19 @@ class Engine:
         return Sequence(self.cache)
 
     def eval(
-        self, sequence: Sequence, tokens: Seq[int], *, logits: Wanted = "last", on_progress: Progress | None = None
+        self,
+        sequence: Sequence,
+        tokens: Seq[int],
+        *,
+        logits: Wanted = "last",
+        on_progress: Progress | None = None,
     ) -> Floats:
         """Appends `tokens` to `sequence`, `n_batch` at a time.
 
-        Returns logits (1, n_vocab) of the last token, valid until the next call, or a new (n_tokens, n_vocab), or (0, n_vocab).
-        `on_progress(done, total)` follows each step. Raises ContextError, TokenizerError, OptionError; after a
-        KeyboardInterrupt the sequence ends before the step that was interrupted.
+        Returns logits (1, n_vocab) of the last token, valid until the next call, or a new (n_tokens,
+        n_vocab), or (0, n_vocab). `on_progress(done, total)` follows each step. Raises ContextError,
+        TokenizerError, OptionError; after a KeyboardInterrupt the sequence ends before the step that was
+        interrupted.
         """
         total = len(tokens)
         if total == 0:
@@ -150,8 +168,12 @@ class Engine:
         return result[: 0 if logits == "none" else None, : self.n_vocab]
 
     def step(self, entries: Seq[Entry]) -> Floats:
-        """One step over many sequences (each at most once). Returns a new (n_outputs, n_vocab) in the entries' order."""
-        n_outputs = sum({"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries)
+        """One step over many sequences (each at most once). Returns a new (n_outputs, n_vocab) in the
+        entries' order.
+        """
+        n_outputs = sum(
+            {"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries
+        )
         result = np.empty((n_outputs, self._stride), np.float32)
         self._run(entries, result)
         return result[:, : self.n_vocab]
@@ -234,7 +256,9 @@ class _Batch:
             self.tokens[3, self.n_outputs : self.n_outputs + wanted] = range(at + count - wanted, at + count)
             self.n_outputs += wanted
             at += count
-        self.tables = ffi.new("uintptr_t *[]", [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)])
+        self.tables = ffi.new(
+            "uintptr_t *[]", [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
+        )
         self.native = ffi.new("pl_batch *")
         self.native.n_tokens, self.native.n_outputs = n_tokens, self.n_outputs
         self.native.n_sequences = len(entries)
@@ -266,7 +290,8 @@ def check_memory(n_ctx: int, page_bytes: int) -> None:
     if memory and needed > memory:
         fits = memory // page_bytes * PAGE
         raise ContextError(
-            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values, and this machine has {memory / 1e9:.1f} GB; "
+            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values, and this "
+            f"machine has {memory / 1e9:.1f} GB; "
             f"ask for at most {fits} (-c), or a smaller cache type (-ctk q8_0 -ctv q8_0)"
         )
 
@@ -276,6 +301,26 @@ def total_memory() -> int:
     if sys.platform == "win32":
         return 0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def scratch_bytes(
+    file: GGUFFile,
+    config: ModelConfig,
+    n_ctx: int,
+    *,
+    n_batch: int = DEFAULT_BATCH,
+    n_threads: int | None = None,
+    type_k: str = "f16",
+    type_v: str = "f16",
+) -> int:
+    """Bytes of an engine's buffers beside weights and KV pages, without loading it. Raises ModelError when
+    its architecture cannot be run.
+    """
+    recorder = Recorder(config)
+    Llama.load(file, config, None).record(recorder)
+    plan, cache = recorder.compile(), PageCache(config, type_k, type_v)
+    threads, tokens = n_threads or cpus_usable(), min(n_batch, n_ctx)
+    return int(lib.pl_plan_measure(cache.handle, *plan.arguments(), tokens, n_ctx, threads))
 
 
 def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
@@ -293,16 +338,14 @@ def _overridden(config: ModelConfig, base: float | None, scale: float | None) ->
         config = replace(config, rope_theta=float(base))
     if scale:
         kind = config.rope_scaling.kind if config.rope_scaling.kind != "none" else "linear"
-        config = replace(config, rope_scaling=replace(config.rope_scaling, kind=kind, factor=1.0 / float(scale)))
+        config = replace(
+            config, rope_scaling=replace(config.rope_scaling, kind=kind, factor=1.0 / float(scale))
+        )
     return config
 
 
 def _native_plan(plan: CompiledPlan, pool: Any, cache: PageCache, n_batch: int, n_ctx: int) -> Any:
-    widths = ffi.new("int32_t[]", plan.widths)
-    q8_widths = ffi.new("int32_t[]", plan.q8_widths or [0])
-    handle = lib.pl_plan_new(
-        pool, cache.handle, plan.ops, len(plan), widths, len(plan.widths), q8_widths, len(plan.q8_widths), n_batch, n_ctx
-    )
+    handle = lib.pl_plan_new(pool, cache.handle, *plan.arguments(), n_batch, n_ctx)
     free = lib.pl_plan_free
     keep = (pool, cache)  # freeing the plan waits for the pool's threads: it must go first, at exit too
     return ffi.gc(pointer(handle, "the plan"), lambda plan: free(plan) if keep else None)

@@ -1,7 +1,7 @@
 """Recording a model's layers as the flat list of ops that C executes.
 
-Model code calls a `Recorder` as if it computed: `x = x + plan.linear(plan.rms_norm(x, w, eps), matrix)`. Each call notes an
-op over symbolic tensors; `Recorder.compile` then
+Model code calls a `Recorder` as if it computed: `x = x + plan.linear(plan.rms_norm(x, w, eps), matrix)`. Each
+call notes an op over symbolic tensors; `Recorder.compile` then
   1. folds an addition into the product that made one of its sides (a residual),
   2. gathers neighbouring products of one input (q, k, v; gate, up) into one op: one barrier instead of three,
   3. adds the 8-bit copies that quantized matrices read, made by the op that makes the input where it can,
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-
 
 from pyllamacpu.errors import NativeError
 from pyllamacpu.model.config import ModelConfig
@@ -61,10 +60,15 @@ class Recorder:
         return self._op(lib.PL_OP_EMBED, [], table.cols, outputs=False, table=table)
 
     def rope_table(self, frequencies: Vector, magnitude: float) -> Tensor:
-        """Cosines and sines of each token's position times `frequencies` (rope_dim / 2,), times `magnitude`."""
+        """Cosines and sines of each position times `frequencies` (rope_dim / 2,), times `magnitude`."""
         fields = {"rope_dim": 2 * frequencies.size, "floats": [magnitude, 0.0]}
         return self._op(
-            lib.PL_OP_ROPE_TABLE, [], 2 * frequencies.size, outputs=False, fields=fields, vectors=[frequencies]
+            lib.PL_OP_ROPE_TABLE,
+            [],
+            2 * frequencies.size,
+            outputs=False,
+            fields=fields,
+            vectors=[frequencies],
         )
 
     def rms_norm(self, x: Tensor, weight: Vector, eps: float) -> Tensor:
@@ -75,14 +79,18 @@ class Recorder:
         """x (…, cols) times `matrix` (rows, cols) transposed, plus `bias`: (…, rows)."""
         return self._op(lib.PL_OP_MATMUL, [x], matrix.rows, matrices=[matrix], vectors=[bias])
 
-    def rope_store(self, q: Tensor, k: Tensor, v: Tensor, rope: Tensor, *, layer: int, neox: bool = False) -> Tensor:
+    def rope_store(
+        self, q: Tensor, k: Tensor, v: Tensor, rope: Tensor, *, layer: int, neox: bool = False
+    ) -> Tensor:
         """Rotates q and k; keeps k and v in the cache. Returns q, rotated in place."""
         fields = self._heads(layer) | {"rope_dim": rope.width, "rope_neox": int(neox)}
         self.ops.append(Op(lib.PL_OP_ROPE_STORE, [q], [q, k, v, rope], fields))
         return q
 
     def attention(self, q: Tensor, *, layer: int, scale: float, window: int = 0) -> Tensor:
-        """softmax(scale * q k^T) v over the positions up to each token's own, `window` of them at most (0: all)."""
+        """softmax(scale * q k^T) v over the positions up to each token's own, `window` of them at most (0:
+        all).
+        """
         fields = self._heads(layer) | {"floats": [scale, 0.0], "window": window}
         width = self.config.layer_heads(layer) * self.config.value_dim
         return self._op(lib.PL_OP_ATTENTION, [q], width, fields=fields)
@@ -116,7 +124,13 @@ class Recorder:
         }
 
     def _op(
-        self, kind: int, src: list[Tensor], width: int, outputs: bool | None = None, selected: bool = False, **parts: Any
+        self,
+        kind: int,
+        src: list[Tensor],
+        width: int,
+        outputs: bool | None = None,
+        selected: bool = False,
+        **parts: Any,
     ) -> Tensor:
         rows = src[0].outputs if outputs is None else outputs
         result = Tensor(self, width, rows or selected)
@@ -188,7 +202,9 @@ def _with_q8(ops: list[Op]) -> list[Op]:
             x = op.src[0]
             assert x is not None
             if x.width % Q8_BLOCK:
-                raise NativeError(f"{op.matrices[0].name}: quantized rows of {x.width} are no multiple of {Q8_BLOCK}")
+                raise NativeError(
+                    f"{op.matrices[0].name}: quantized rows of {x.width} are no multiple of {Q8_BLOCK}"
+                )
             op.q8 = x
             if id(x) not in made:
                 made.add(id(x))
@@ -249,7 +265,9 @@ def _with_buffers(ops: list[Op]) -> Buffers:
 
 
 class CompiledPlan:
-    """The C form of a plan: an array of pl_op, the widths of its buffers, and references to all that it points to."""
+    """The C form of a plan: an array of pl_op, the widths of its buffers, and references to all that it
+    points to.
+    """
 
     def __init__(self, buffers: Buffers) -> None:
         self.names = [_op_name(op) for op in buffers.ops]
@@ -257,11 +275,17 @@ class CompiledPlan:
         self.q8_widths = buffers.q8_widths
         self.ops = ffi.new("pl_op[]", len(buffers.ops))
         self.keep = buffers.ops  # matrices, vectors and tables must outlive the C plan
+        self._arrays = ffi.new("int32_t[]", self.widths), ffi.new("int32_t[]", self.q8_widths or [0])
         for target, op in zip(self.ops, buffers.ops, strict=True):
             _fill(target, op, buffers)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """ops, n_ops, widths, n_buffers, q8_widths, n_q8: as pl_plan_new and pl_plan_measure take them."""
+        widths, q8_widths = self._arrays
+        return self.ops, len(self), widths, len(self.widths), q8_widths, len(self.q8_widths)
 
 
 def _fill(target: Any, op: Op, buffers: Buffers) -> None:
@@ -308,5 +332,3 @@ def _op_name(op: Op) -> str:
         return _NAMES[op.kind]
     short = [m.name.removesuffix(".weight").split(".")[-1] for m in op.matrices]
     return f"matmul {'+'.join(short)}"
-
-

@@ -66,7 +66,8 @@ class RopeScaling:
     def magnitude(self) -> float:
         """What cosines and sines are multiplied by, attn_factor included; 1 except for yarn.
 
-        A checkpoint's attention_factor is the whole of it, as in Hugging Face's YaRN (llama.cpp recomputes it).
+        A checkpoint's attention_factor is the whole of it, as in Hugging Face's YaRN (llama.cpp recomputes
+        it).
         """
         if self.kind != "yarn" or self.ext_factor == 0.0:
             return self.attn_factor
@@ -121,7 +122,7 @@ class ModelConfig:
     def kv_bytes_per_token(self, type_k: str | TensorType = "f16", type_v: str | TensorType = "f16") -> int:
         """Bytes of keys and values that one token keeps in all layers.
 
-        Types: f32, f16, bf16, q8_0, q4_0; heads that are no whole number of blocks are padded to one.
+        Types: f32, f16, bf16, q8_0, q4_0; heads are padded to a multiple of 16, or of 32 for the last two.
         """
         per_head = _padded_row(kv_type(type_k), self.head_dim) + _padded_row(kv_type(type_v), self.value_dim)
         return per_head * sum(self.layer_kv_heads(layer) for layer in range(self.n_layers))
@@ -262,7 +263,8 @@ def _at(value: PerLayer, layer: int) -> int:
 
 
 def _padded_row(kind: TensorType, n_elements: int) -> int:
-    return -(-n_elements // kind.block_size) * kind.block_bytes
+    unit = max(kind.block_size, 16)
+    return kind.row_bytes(-(-n_elements // unit) * unit)
 
 
 def _check_heads(keys: _Keys, heads: PerLayer, kv_heads: PerLayer, n_layers: int) -> None:

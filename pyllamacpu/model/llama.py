@@ -1,6 +1,7 @@
 """The dense Llama architecture (Llama 1 to 3.3 and everything of that shape), recorded as a plan.
 
-Sources: arXiv 2302.13971, 2307.09288, 2407.21783; tensor names and the adjacent-pair rotation as in GGUF files.
+Sources: arXiv 2302.13971, 2307.09288, 2407.21783; tensor names and the adjacent-pair rotation as in GGUF
+files.
 """
 
 from __future__ import annotations
@@ -53,18 +54,30 @@ class Llama:
 
     @classmethod
     def load(
-        cls, file: GGUFFile, config: ModelConfig, pool: Any, on_bytes: Callable[[int, int], None] | None = None
+        cls,
+        file: GGUFFile,
+        config: ModelConfig,
+        pool: Any,
+        on_bytes: Callable[[int, int], None] | None = None,
     ) -> Llama:
-        """Reads and packs every tensor. Raises ModelError for what is missing, misshapen, left over or unsupported."""
+        """Reads and packs every tensor. Raises ModelError for what is missing, misshapen, left over or
+        unsupported.
+        """
         if config.arch != "llama" or config.n_experts:
             kind = f"{config.arch} with {config.n_experts} experts" if config.n_experts else config.arch
             raise ModelError(f"{file.paths[0]}: {kind} models cannot be run yet; dense llama models can")
         if isinstance(config.n_heads, tuple) or isinstance(config.kv_heads, tuple):
             raise ModelError(f"{file.paths[0]}: layers with different numbers of heads cannot be run")
         loader = WeightLoader(file, pool, on_bytes)
-        rows = file.tensors["token_embd.weight"].shape[0] if loader.has("token_embd.weight") else config.vocab_size
+        rows = (
+            file.tensors["token_embd.weight"].shape[0]
+            if loader.has("token_embd.weight")
+            else config.vocab_size
+        )
         divisors = loader.optional_vector("rope_freqs.weight", config.rope_dim // 2)
-        frequencies = inverse_frequencies(config, None if divisors is None else divisors.values[: divisors.size])
+        frequencies = inverse_frequencies(
+            config, None if divisors is None else divisors.values[: divisors.size]
+        )
         for i in range(config.n_layers):  # older files repeat what follows from the config
             loader.taken.add(f"blk.{i}.attn_rot_embd")
             loader.taken.add(f"blk.{i}.attn.rotary_emb.inv_freq")

@@ -11,17 +11,21 @@ from pyllamacpu.errors import ModelError
 from pyllamacpu.model.config import ModelConfig, RopeScaling
 
 
-def inverse_frequencies(config: ModelConfig, divisors: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+def inverse_frequencies(
+    config: ModelConfig, divisors: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
     """Radians per position for each pair, (rope_dim / 2,) float32.
 
-    `divisors` is the tensor rope_freqs.weight, (rope_dim / 2,), with which Llama 3.1 and later stretch their context.
+    `divisors` is the tensor rope_freqs.weight, (rope_dim / 2,), with which Llama 3.1 and later stretch their
+    context.
     """
     pairs = np.arange(0, config.rope_dim, 2, dtype=np.float32) / np.float32(config.rope_dim)
     frequencies = (1.0 / np.power(np.float32(config.rope_theta), pairs, dtype=np.float32)).astype(np.float32)
     if divisors is not None:
         if divisors.shape != frequencies.shape or not np.all(np.isfinite(divisors)) or np.any(divisors == 0):
             raise ModelError(
-                f"rope_freqs.weight has shape {divisors.shape}; {frequencies.shape[0]} finite, non-zero divisors are needed"
+                f"rope_freqs.weight has shape {divisors.shape}; {frequencies.shape[0]} finite, "
+                "non-zero divisors are needed"
             )
         frequencies = (frequencies / divisors).astype(np.float32)
     return _scaled(frequencies, config)
@@ -39,7 +43,9 @@ def _scaled(frequencies: npt.NDArray[np.float32], config: ModelConfig) -> npt.ND
 
 
 def _yarn_ramp(dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.float32]:
-    """1 for the pairs that keep their frequency, 0 for those that are stretched (arXiv 2309.00071, section 3.2)."""
+    """1 for the pairs that keep their frequency, 0 for those that are stretched (arXiv 2309.00071, section
+    3.2).
+    """
 
     def pair_of(rotations: float) -> float:
         return dim * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))

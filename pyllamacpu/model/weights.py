@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file in the form that the kernels read: packed matrices, padded vectors, tables of rows."""
+"""Tensors of a GGUF file as the kernels read them: packed matrices, padded vectors, tables of rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ LANES = 16  # vectors and rows are padded to a multiple of this
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A (rows, cols) weight matrix, packed. `quantized`: it multiplies 8-bit activations instead of float32 ones."""
+    """A (rows, cols) weight matrix, packed. `quantized`: it multiplies 8-bit activations instead of float32
+    ones.
+    """
 
     name: str
     rows: int
@@ -50,7 +52,9 @@ class Vector:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """(rows, cols) of which single rows are looked up: the bytes as they are in the file, read where they lie."""
+    """(rows, cols) of which single rows are looked up: the bytes as they are in the file, read where they
+    lie.
+    """
 
     name: str
     rows: int
@@ -68,8 +72,9 @@ def padded_vector(name: str, values: npt.NDArray[np.float32]) -> Vector:
 class WeightLoader:
     """Takes tensors out of `file` one by one, checking their shapes; `finish` says if some were left over.
 
-    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, or one of a type that
-    cannot be run is a ModelError that names file and tensor.
+    Without a `pool` weights are only described from the config, in the file's types: enough to measure a plan.
+    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, or one of
+    a type that cannot be run is a ModelError that names file and tensor.
     """
 
     def __init__(self, file: GGUFFile, pool: Any, on_bytes: Callable[[int, int], None] | None = None) -> None:
@@ -87,6 +92,8 @@ class WeightLoader:
         return name in self.file.tensors
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
+        if self.pool is None:
+            return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
         data = self.file.data(name)
         handle = lib.pl_matrix_new(self.pool, int(info.type), ffi.from_buffer(data), rows, cols)
@@ -98,25 +105,37 @@ class WeightLoader:
         self.done += info.n_bytes
         if self.on_bytes:
             self.on_bytes(self.done, self.total)
-        return Matrix(name, rows, cols, info.type, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle)))
+        return Matrix(
+            name, rows, cols, info.type, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
+        )
 
     def optional_vector(self, name: str, size: int) -> Vector | None:
         return self.vector(name, size) if self.has(name) else None
 
     def vector(self, name: str, size: int) -> Vector:
+        if self.pool is None:
+            return Vector(name, size, np.zeros(0, np.float32))
         info = self._info(name, (size,))
         return padded_vector(name, dequantize(self.file.data(name), info.type, (size,)))
 
     def table(self, name: str, rows: int, cols: int) -> Table:
+        if self.pool is None:
+            return Table(name, rows, cols, self._type(name), np.zeros(0, np.uint8))
         info = self._info(name, (rows, cols))
         return Table(name, rows, cols, info.type, self.file.data(name))
 
     def finish(self) -> None:
         """Every tensor must have had a use: one that is not understood could change the result."""
         unused = sorted(set(self.file.tensors) - self.taken)
-        if unused:
+        if unused and self.pool is not None:
             shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
-            raise self.error(f"tensors that this architecture has no use for: {shown}; the model is of a kind that cannot be run")
+            raise self.error(
+                f"tensors that this architecture has no use for: {shown}; the model is of a kind that "
+                "cannot be run"
+            )
+
+    def _type(self, name: str) -> TensorType:
+        return self.file.tensors[name].type if self.has(name) else TensorType.F32
 
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)
@@ -126,9 +145,14 @@ class WeightLoader:
         while len(found) > len(shape) and found[0] == 1:
             found = found[1:]
         if found != shape:
-            raise self.error(f"the tensor {name} has shape {found}, not {shape} as its config says; the file is damaged")
+            raise self.error(
+                f"the tensor {name} has shape {found}, not {shape} as its config says; the file is damaged"
+            )
         if not info.type.runnable:
-            raise self.error(f"the tensor {name} is {info.type.name}, which cannot be run; quantize the model again in another type")
+            raise self.error(
+                f"the tensor {name} is {info.type.name}, which cannot be run; quantize the model again "
+                "in another type"
+            )
         ensure_codebook(info.type)
         self.taken.add(name)
         return info
