@@ -136,9 +136,8 @@ def download(
     if not is_pattern and local_dir is None and cache_dir is None and not additional_files:
         from pyllamacpu.store.hub import HubRef, fetch
 
-        return str(
-            fetch(HubRef(repo_id, filename=filename))
-        )  # from the cache, without a network, if it is there
+        # What is in the cache needs no network.
+        return str(fetch(HubRef(repo_id, filename=filename)))
     try:
         return _download_matching(repo_id, [filename, *(additional_files or ())], local_dir, cache_dir)
     except PyllamacpuError:
