@@ -57,7 +57,7 @@ double pl_probe_read(pl_pool *pool, size_t bytes, double seconds)
     if (job.pieces < 1 || !job.kernels)
         return PL_EINVAL;
     bytes = (size_t)(job.pieces * PIECE);
-    job.memory = pl_alloc(bytes, 0);
+    job.memory = pl_alloc(bytes, 1);
     if (!job.memory)
         return PL_ENOMEM;
     timed(pool, &job, fill);
