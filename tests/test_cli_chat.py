@@ -57,7 +57,7 @@ def test_the_starter_model_has_its_own_sampling(
     assert run(*model, stdin=b"Hi\n", terminal=True).code == 0
     assert run("chat", "-m", "m.gguf", stdin=b"Hi").code == 0
     once, hot, talk, other = (made.calls[0][1] for made in letters.made)
-    assert once == SamplingOptions(temperature=0.0, repeat_penalty=own["repeat_penalty"])
+    assert once == SamplingOptions(**{**own, "temperature": 0.0, "top_p": SamplingOptions().top_p})
     assert hot == SamplingOptions(**{**own, "temperature": 0.8})
     assert talk == SamplingOptions(**own)
     assert other == SamplingOptions()

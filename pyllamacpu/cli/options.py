@@ -185,7 +185,10 @@ class ModelChoice:
         if not is_starter(self.model):
             return {}
         own = dict(STARTER.sampling)
-        return {"temperature": 0.0, "repeat_penalty": own["repeat_penalty"]} if once else own
+        if once:
+            own["temperature"] = 0.0
+            own.pop("top_p")  # has no effect then
+        return own
 
     def load(self) -> Llama:
         """Find (or fetch) the model and load it. Raises PyllamacpuError.
