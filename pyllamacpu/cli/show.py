@@ -14,7 +14,6 @@ from pyllamacpu.errors import ModelError
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile
-    from pyllamacpu.model.config import ModelConfig
 
 _SHOWN_ITEMS = 8  # of a long array
 _SHOWN_CHARACTERS = 200  # of a long string
