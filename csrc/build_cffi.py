@@ -37,6 +37,7 @@ def compile_args() -> list[str]:
 
 ffi = FFI()
 ffi.cdef(cdef_text())
+ffi.cdef('extern "Python" int pl_poll_signals(void);')  # native.py defines it; given to pl_plan_run
 ffi.set_source(
     "pyllamacpu._native",
     '#include "api.h"',

@@ -374,6 +374,7 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     if (!plan)
         return NULL;
     plan->pool = pool;
+    pl_pool_keep(pool);
     plan->job = (pl_job){run_thread, plan};
     plan->cache = cache;
     plan->kernels = pl_kernels_current();
@@ -382,14 +383,20 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->n_q8 = n_q8;
     plan->max_tokens = max_tokens;
     plan->ops = calloc((size_t)n_ops, sizeof *ops);
+    plan->matrices = calloc((size_t)n_ops * 3, sizeof *plan->matrices);
     plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
     plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
     plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
     plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
-    if (!plan->ops || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->counters || !plan->kernels)
+    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->counters || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
+    for (int i = 0; i < 3 * n_ops; i++)
+        if (ops[i / 3].matrix[i % 3]) {
+            plan->matrices[i] = *ops[i / 3].matrix[i % 3];
+            plan->ops[i / 3].matrix[i % 3] = &plan->matrices[i];
+        }
     for (int i = 0; i < n_buffers; i++)
         plan->strides[i] = round_up(widths[i], 32);
     for (int i = 0; i < n_q8; i++)
@@ -427,6 +434,8 @@ void pl_plan_free(pl_plan *plan)
         pl_attention_free(plan);
     pl_release(plan->arena, (size_t)plan->arena_bytes);
     pl_release(plan->counters, sizeof *plan->counters * (size_t)plan->n_ops);
+    pl_pool_free(plan->pool);
+    free(plan->matrices);
     free(plan->ops);
     free(plan->strides);
     free(plan->buffers);

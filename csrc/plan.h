@@ -32,6 +32,7 @@ struct pl_plan {
     const pl_cache *cache;
     const pl_kernels *kernels;
     pl_op *ops;
+    struct pl_matrix *matrices; /* (n_ops, 3): copies of what the ops point to, for late threads to look at */
     int n_ops, n_buffers, n_q8, max_tokens;
     int64_t *strides; /* floats between rows of each buffer */
     float **buffers;

@@ -26,6 +26,7 @@ struct pl_pool {
     int n_threads;
     pl_worker *workers; /* n_threads - 1 */
     pl_event *event;
+    _Atomic int owners; /* Python may let go of pool and plans in any order */
     _Atomic int stopping;
     _Alignas(64) _Atomic(const pl_job *) job;
     _Atomic uint32_t generation; /* of the job: a change starts the workers */
@@ -94,6 +95,7 @@ void pl_pool_run(pl_pool *pool, const pl_job *job)
 }
 
 int pl_pool_threads(const pl_pool *pool) { return pool->n_threads; }
+void pl_pool_keep(pl_pool *pool) { atomic_fetch_add(&pool->owners, 1); }
 
 pl_pool *pl_pool_new(int n_threads)
 {
@@ -103,6 +105,7 @@ pl_pool *pl_pool_new(int n_threads)
     if (!pool)
         return NULL;
     pool->n_threads = 1;
+    atomic_store(&pool->owners, 1);
     pool->event = pl_event_new();
     pool->workers = pl_alloc(sizeof *pool->workers * (size_t)n_threads, 1);
     if (!pool->event || !pool->workers)
@@ -124,7 +127,7 @@ fail:
 
 void pl_pool_free(pl_pool *pool)
 {
-    if (!pool)
+    if (!pool || atomic_fetch_sub(&pool->owners, 1) != 1)
         return;
     int n_workers = pool->n_threads - 1;
     if (n_workers > 0) {

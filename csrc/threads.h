@@ -13,6 +13,8 @@ typedef struct {
 } pl_job;
 
 int pl_pool_threads(const pl_pool *pool);
+/* One owner more: the pool goes with the pl_pool_free of the last one. */
+void pl_pool_keep(pl_pool *pool);
 /* Runs the job on every thread; returns when all have left it. */
 void pl_pool_run(pl_pool *pool, const pl_job *job);
 /* The same without waiting for the others: returns when this thread has left the job. Whoever calls it knows by the

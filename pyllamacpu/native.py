@@ -7,7 +7,8 @@ environment variable `PYLLAMACPU_ISA` names (an unknown name, or one that this C
 from __future__ import annotations
 
 import os
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 from .errors import NativeError
 
@@ -19,7 +20,7 @@ except ImportError as error:  # a source tree that was never built, or a wheel f
         "with `pip install .`"
     ) from error
 
-__all__ = ["check", "cpus_usable", "ffi", "isa_names", "isa_selected", "lib"]
+__all__ = ["check", "cpus_usable", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
 
 ISA_VARIABLE = "PYLLAMACPU_ISA"
 
@@ -45,6 +46,28 @@ def pointer(handle: Any, what: str) -> Any:
     if handle == ffi.NULL:
         raise NativeError(f"{what}: out of memory, or arguments that do not fit")
     return handle
+
+
+_kept = threading.local()
+
+
+def _keep(kind: Any, error: BaseException, trace: Any) -> None:
+    _kept.error = error
+
+
+@ffi.def_extern(error=1, onerror=_keep)
+def pl_poll_signals() -> int:
+    """Lets Python's signal handlers run inside a long C call: entering Python code is enough for that.
+
+    What a handler raises (KeyboardInterrupt) is kept for `raise_kept`, and the C call is told to end.
+    """
+    return 0
+
+
+def raise_kept() -> NoReturn:
+    """Raises what ended the C call that has just returned PL_EINTERRUPTED in this thread."""
+    error, _kept.error = getattr(_kept, "error", None), None
+    raise error if error is not None else KeyboardInterrupt
 
 
 def isa_names(available: bool = True) -> list[str]:

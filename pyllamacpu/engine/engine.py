@@ -19,7 +19,7 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerEr
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.llama import Llama
-from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer
+from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer, raise_kept
 
 Wanted = Literal["last", "all", "none"]
 Floats = npt.NDArray[np.float32]
@@ -36,27 +36,6 @@ class Entry:
     sequence: Sequence
     tokens: Seq[int]
     logits: Wanted = "last"
-
-
-class _Interrupts:
-    """Python's signal handlers, run from inside a long C call; what they raise is kept and raised after it."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.callback = ffi.callback("int(void)", self._poll, error=1, onerror=self._keep)
-
-    def _poll(self) -> int:
-        return (
-            0  # entering Python code is enough: pending handlers run here, and their exception goes to _keep
-        )
-
-    def _keep(self, kind: Any, value: BaseException, trace: Any) -> int:
-        self.error = value
-        return 1
-
-    def raise_kept(self) -> None:
-        error, self.error = self.error, None
-        raise error if error is not None else KeyboardInterrupt
 
 
 class Engine:
@@ -100,6 +79,7 @@ class Engine:
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
         self.model = Llama.load(file, self.config, self._pool, on_load)
+        file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.n_vocab = self.model.output.rows
         self._stride = -(-self.n_vocab // LANES) * LANES
         recorder = Recorder(self.config)
@@ -107,13 +87,12 @@ class Engine:
         self.plan = recorder.compile()
         self._plan = _native_plan(self.plan, self._pool, self.cache, self.n_batch, self.n_ctx)
         self._last = np.zeros((1, self._stride), np.float32)
-        self._interrupts = _Interrupts()
         self._lock = threading.RLock()
         self._closed = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **options: Any) -> Engine:
-        """The engine of the model file at `path` (any part of a split one); options as for the constructor."""
+        """The engine of the model file at `path` (any part of a split one); options as above."""
         return cls(GGUFFile.open(path), **options)
 
     @property
@@ -221,9 +200,9 @@ class Engine:
             batch = _Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
             try:
                 batch.point(logits, hidden)
-                code = lib.pl_plan_run(self._plan, batch.native, self._interrupts.callback)
+                code = lib.pl_plan_run(self._plan, batch.native, lib.pl_poll_signals)
                 if code == lib.PL_EINTERRUPTED:
-                    self._interrupts.raise_kept()
+                    raise_kept()
                 check(code, "a step of the model")
             except BaseException:
                 for entry in entries:
@@ -346,6 +325,4 @@ def _overridden(config: ModelConfig, base: float | None, scale: float | None) ->
 
 def _native_plan(plan: CompiledPlan, pool: Any, cache: PageCache, n_batch: int, n_ctx: int) -> Any:
     handle = lib.pl_plan_new(pool, cache.handle, *plan.arguments(), n_batch, n_ctx)
-    free = lib.pl_plan_free
-    keep = (pool, cache)  # freeing the plan waits for the pool's threads: it must go first, at exit too
-    return ffi.gc(pointer(handle, "the plan"), lambda plan: free(plan) if keep else None)
+    return ffi.gc(pointer(handle, "the plan"), lib.pl_plan_free)

@@ -72,7 +72,7 @@ def padded_vector(name: str, values: npt.NDArray[np.float32]) -> Vector:
 class WeightLoader:
     """Takes tensors out of `file` one by one, checking their shapes; `finish` says if some were left over.
 
-    Without a `pool` weights are only described from the config, in the file's types: enough to measure a plan.
+    Without a `pool` weights are only described, from the config and in the file's types: enough to measure.
     `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, or one of
     a type that cannot be run is a ModelError that names file and tensor.
     """

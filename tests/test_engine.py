@@ -1,0 +1,230 @@
+"""The engine's promises: one call per step, memory as stated, idle when idle, interruptible; and its errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyllamacpu.engine.engine import Engine, Entry, scratch_bytes, total_memory
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.writer import GGUFWriter
+from pyllamacpu.model.config import ModelConfig
+
+LOGITS = Path(__file__).parent / "fixtures" / "logits"
+QUANTIZED = sorted(p for p in LOGITS.glob("*.gguf") if p.stem.startswith(("q", "iq", "tq", "mx")))
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine.open(LOGITS / "gqa4.gguf", n_ctx=1024, n_batch=64, n_threads=2)
+    yield engine
+    engine.close()
+
+
+def test_pages_are_allocated_when_used_and_shared(engine: Engine) -> None:
+    cache = engine.cache
+    assert cache.pages_in_use == 0
+    sequence = engine.sequence()
+    engine.eval(sequence, [1] * 33)
+    assert cache.pages_in_use == 2
+    fork = sequence.fork()
+    assert cache.pages_in_use == 2
+    engine.eval(fork, [2])  # writes to the half-filled page: a copy
+    assert cache.pages_in_use == 3
+    sequence.truncate(10)
+    assert cache.pages_in_use == 2  # the shared one and the fork's copy
+    sequence.close()
+    fork.close()
+    assert cache.pages_in_use == 0
+
+
+@pytest.mark.parametrize("path", QUANTIZED, ids=lambda p: p.stem)
+def test_packed_weights_are_at_most_a_twentieth_larger(path: Path) -> None:
+    with GGUFFile.open(path) as file:
+        matrices = {n: i for n, i in file.tensors.items() if len(i.shape) == 2 and i.shape[0] % 16 == 0}
+        assert len(matrices) >= 7
+        stated = sum(info.n_bytes for name, info in matrices.items() if name != "token_embd.weight")
+        tied = "output.weight" not in file.tensors
+        stated += file.tensors["token_embd.weight"].n_bytes if tied else 0
+    engine = Engine.open(path, n_ctx=64, n_threads=1)
+    assert stated * 0.99 <= engine.weight_bytes <= stated * 1.05
+    engine.close()
+
+
+def test_scratch_is_known_before_loading() -> None:
+    path = LOGITS / "mixed_q4_k_m.gguf"
+    engine = Engine.open(path, n_ctx=700, n_batch=100, n_threads=2, type_k="q8_0", type_v="f32")
+    config = ModelConfig.from_metadata(engine.file.metadata, engine.file.tensors)
+    stated = scratch_bytes(engine.file, config, 700, n_batch=100, n_threads=2, type_k="q8_0", type_v="f32")
+    assert stated == engine.scratch_bytes > 0
+    engine.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_resident_memory_is_weights_pages_and_scratch(starter_model: Path) -> None:
+    """In a process of its own: what loading and running adds to the interpreter's memory."""
+    code = f"""
+        import os
+        import numpy as np
+        from pyllamacpu.engine.engine import Engine
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        warm = Engine.open({str(LOGITS / "gqa4.gguf")!r}, n_ctx=64)
+        warm.eval(warm.sequence(), [1, 2, 3])
+        warm.close()
+        before = resident()
+        engine = Engine.open({str(starter_model)!r}, n_ctx=8192)
+        sequence = engine.sequence()
+        engine.eval(sequence, list(range(600)))
+        pages = engine.cache.pages_in_use * engine.cache.page_bytes
+        weights = sum(info.n_bytes for info in engine.file.tensors.values())
+        print(resident() - before, weights, pages, engine.scratch_bytes)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120
+    )
+    added, weights, pages, scratch = map(int, done.stdout.split())
+    touched = (
+        4 << 20
+    )  # the file's header and the pages of looked-up embedding rows, which the system may drop
+    assert added <= 1.05 * weights + pages + scratch + touched, (added, weights, pages, scratch)
+
+
+def test_a_step_releases_the_gil(engine: Engine) -> None:
+    counted, stop = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal counted
+        while not stop.is_set():
+            counted += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = counted
+    for _ in range(5):
+        engine.eval(engine.sequence(), [1] * 1000, logits="none")
+    during = counted - before
+    stop.set()
+    thread.join()
+    assert during > 5
+
+
+def test_an_idle_engine_uses_no_cpu(engine: Engine) -> None:
+    engine.eval(engine.sequence(), [1, 2, 3])
+    time.sleep(0.05)  # longer than threads spin
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")
+def test_ctrl_c_ends_a_long_step_and_keeps_the_sequence(starter_model: Path) -> None:
+    engine = Engine.open(starter_model, n_ctx=8192, n_batch=4096)
+    sequence = engine.sequence()
+    expected = engine.eval(sequence, [5, 6, 7]).copy()
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        timer.start()
+        engine.eval(sequence, [8] * 8000)
+    timer.join()
+    assert len(sequence) < 8003
+    sequence.truncate(2)
+    assert np.array_equal(engine.eval(sequence, [7]), expected)
+    engine.close()
+
+
+def test_an_engine_may_be_dropped_in_a_cycle_while_threads_are_late() -> None:
+    """The collector frees plan, pool and weights in any order."""
+    code = f"""
+        import gc
+        from pyllamacpu.engine.engine import Engine
+        for _ in range(20):
+            engine = Engine.open({str(LOGITS / "mixed_q4_k_m.gguf")!r}, n_ctx=700, n_threads=3)
+            engine.itself = engine
+            engine.eval(engine.sequence(), [1, 2, 3])
+            del engine
+            gc.collect()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+
+
+def test_wrong_calls(engine: Engine) -> None:
+    sequence = engine.sequence()
+    with pytest.raises(TokenizerError, match="token id -1 is outside"):
+        engine.eval(sequence, [1, -1])
+    with pytest.raises(TokenizerError, match=f"token id {engine.n_vocab} "):
+        engine.eval(sequence, [engine.n_vocab])
+    with pytest.raises(OptionError, match="no tokens"):
+        engine.eval(sequence, [])
+    with pytest.raises(OptionError, match="once"):
+        engine.step([Entry(sequence, [1]), Entry(sequence, [2])])
+    with pytest.raises(OptionError, match="1 to 64 tokens"):
+        engine.step([Entry(sequence, [1] * 65)])
+    with pytest.raises(ContextError, match="context is full"):
+        engine.eval(sequence, [1] * 1025)
+    assert len(sequence) == 1024 - 1024 % 64
+    with pytest.raises(OptionError, match="damaged"):
+        sequence.load(b"PLKV1\0\0\0" + b"\0" * 100)
+    engine.close()
+    with pytest.raises(OptionError, match="closed"):
+        engine.eval(sequence, [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_ctx": -1}, OptionError, "n_ctx is -1"),
+        ({"n_batch": 0}, OptionError, "n_batch is 0"),
+        ({"n_threads": -2}, OptionError, "n_threads is -2"),
+        ({"n_threads": 10**6}, OptionError, "n_threads is"),
+        ({"type_k": "q4_k"}, OptionError, "KV cache cannot be q4_k"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Engine.open(LOGITS / "gqa4.gguf", **options)
+
+
+def test_a_context_larger_than_memory_is_refused() -> None:
+    assert total_memory() > 0
+    with pytest.raises(ContextError, match=r"needs .* GB .* ask for at most \d+"):
+        Engine.open(LOGITS / "gqa4.gguf", n_ctx=2**31 - 1, type_k="f32", type_v="f32")
+
+
+def rewritten(source: Path, target: Path, drop: str = "", add: str = "", **changes: object) -> Path:
+    """`source` with a tensor dropped or added, or metadata changed."""
+    with GGUFFile.open(source) as file, GGUFWriter(target) as writer:
+        writer.copy_metadata(file.metadata, skip=[f"llama.{key}" for key in changes])
+        for key, value in changes.items():
+            writer.add(f"llama.{key}", value)
+        for name, info in file.tensors.items():
+            if name != drop:
+                writer.add_tensor(name, info.shape, info.type)
+        if add:
+            writer.add_array(add, np.zeros(4, np.float32))
+        for name in file.tensors:
+            if name != drop:
+                writer.write(name, file.data(name))
+    return target
+
+
+def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    source = LOGITS / "gqa4.gguf"
+    with pytest.raises(ModelError, match=r"a\.gguf: the tensor blk\.1\.ffn_up\.weight is missing"):
+        Engine.open(rewritten(source, tmp_path / "a.gguf", drop="blk.1.ffn_up.weight"))
+    with pytest.raises(ModelError, match=r"no use for: blk\.0\.strange"):
+        Engine.open(rewritten(source, tmp_path / "b.gguf", add="blk.0.strange"))
+    with pytest.raises(ModelError, match=r"has shape .* as its config says"):
+        Engine.open(rewritten(source, tmp_path / "c.gguf", feed_forward_length=np.uint32(7)))
