@@ -23,6 +23,7 @@ _COMMANDS = {
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),
     "list": ("pyllamacpu.cli.list", "list_command"),
+    "bench": ("pyllamacpu.cli.bench", "bench"),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count

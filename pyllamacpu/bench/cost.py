@@ -1,0 +1,122 @@
+"""What a plan must at least move and compute: the bytes and operations of each of its ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyllamacpu.bench.machine import Limits
+from pyllamacpu.engine.cache import PAGE
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.plan import Op, Tensor
+from pyllamacpu.native import lib
+
+RESOURCES = ("read", "int8", "fp32")
+
+# Float operations per element of ops that are no products; a division or exponential counts as one.
+_PER_ELEMENT = {
+    lib.PL_OP_RMS_NORM: 4,
+    lib.PL_OP_QUANTIZE: 4,
+    lib.PL_OP_ROPE_STORE: 3,
+    lib.PL_OP_SILU_MUL: 5,
+    lib.PL_OP_ADD: 1,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`read`: bytes from memory that no cache can save (weights, keys and values, table rows). `int8` and
+    `fp32`: operations, a multiplication and its addition being two.
+    """
+
+    read: float = 0.0
+    int8: float = 0.0
+    fp32: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.read + other.read, self.int8 + other.int8, self.fp32 + other.fp32)
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.read * times, self.int8 * times, self.fp32 * times)
+
+    def of(self, resource: str) -> float:
+        return {"read": self.read, "int8": self.int8, "fp32": self.fp32}[resource]
+
+    def least_seconds(self, limits: Limits) -> float:
+        """No run can be faster: reading and computing overlap, the two kinds of computing do not."""
+        compute = self.int8 / limits.int8_ops + self.fp32 / limits.fp32_ops
+        return max(self.read / limits.read_bytes, compute)
+
+    def limiting(self, limits: Limits) -> str:
+        """The resource that takes longest."""
+        return max(RESOURCES, key=lambda name: self.of(name) / limits.of(name))
+
+
+@dataclass(frozen=True)
+class Step:
+    """`sequences` sequences of `depth` tokens get `n_tokens` more each; `n_outputs` rows of logits in all."""
+
+    n_tokens: int
+    depth: int
+    n_outputs: int
+    sequences: int = 1
+
+
+def steps_of(n_prompt: int, n_gen: int, depth: int, n_batch: int) -> Iterator[tuple[Step, int]]:
+    """The steps of a test, and how often each runs. Generated tokens count as at their mean depth."""
+    for start in range(0, n_prompt, n_batch):
+        n = min(n_batch, n_prompt - start)
+        yield Step(n, depth + start, int(start + n == n_prompt)), 1
+    if n_gen:
+        yield Step(1, depth + n_prompt + (n_gen - 1) // 2, 1), n_gen
+
+
+def costs(engine: Engine, step: Step) -> dict[str, Cost]:
+    """By the name of the op, as `Engine.profile` names them."""
+    found: dict[str, Cost] = {}
+    for name, op in zip(engine.plan.names, engine.plan.keep, strict=True):
+        found[name] = found.get(name, Cost()) + _op_cost(engine, op, step)
+    return found
+
+
+def total(engine: Engine, step: Step) -> Cost:
+    return sum(costs(engine, step).values(), Cost())
+
+
+def test_cost(engine: Engine, n_prompt: int, n_gen: int, depth: int) -> Cost:
+    """Of all steps of a test, without the filling of `depth`."""
+    return sum(
+        (total(engine, step) * times for step, times in steps_of(n_prompt, n_gen, depth, engine.n_batch)),
+        Cost(),
+    )
+
+
+def _op_cost(engine: Engine, op: Op, step: Step) -> Cost:
+    rows = step.n_outputs if op.outputs else step.n_tokens * step.sequences
+    if rows == 0 or lib.PL_HIDDEN in [dst for dst in op.dst if isinstance(dst, int)]:
+        return Cost()
+    if op.kind == lib.PL_OP_ATTENTION:
+        return _attention(engine, op, step)
+    if op.table is not None:
+        return Cost(read=rows * op.table.type.row_bytes(op.table.cols))
+    cost = Cost()
+    for matrix in op.matrices:
+        ops = 2.0 * matrix.rows * matrix.cols * rows
+        cost += Cost(matrix.n_bytes, ops, 0.0) if matrix.quantized else Cost(matrix.n_bytes, 0.0, ops)
+    if not op.matrices:
+        width = sum(t.width for t in op.src[:2] if isinstance(t, Tensor)) if op.kind != lib.PL_OP_ADD else 0
+        width = width or max((t.width for t in op.src if isinstance(t, Tensor)), default=0)
+        cost += Cost(fp32=float(_PER_ELEMENT.get(op.kind, 0) * width * rows))
+    return cost
+
+
+def _attention(engine: Engine, op: Op, step: Step) -> Cost:
+    window = op.fields.get("window") or 1 << 62
+    seen = (
+        sum(min(step.depth + i + 1, window) for i in range(step.n_tokens)) * step.sequences
+    )  # (query, key) pairs
+    keys = min(step.depth, window) + step.n_tokens
+    bytes_per_key = engine.cache.page_bytes / PAGE / engine.config.n_layers
+    fields = op.fields
+    per_pair = 2.0 * fields["n_heads"] * (fields["head_dim"] + fields["v_dim"])
+    return Cost(read=keys * bytes_per_key * step.sequences, fp32=seen * per_pair)

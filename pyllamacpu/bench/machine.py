@@ -1,0 +1,54 @@
+"""The machine's limits, measured: bytes read and operations done per second by loops that do nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyllamacpu.bench.system import cache_bytes
+from pyllamacpu.engine.engine import total_memory
+from pyllamacpu.native import check, ffi, isa_selected, lib, pointer
+
+MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What `n_threads` threads of this machine reach at best with the tier `isa`, per second."""
+
+    n_threads: int
+    isa: str
+    read_bytes: float  # bytes of memory, not from caches
+    int8_ops: float  # multiplications and additions of int8
+    fp32_ops: float
+
+    def of(self, resource: str) -> float:
+        """The limit of "read", "int8" or "fp32"."""
+        return {"read": self.read_bytes, "int8": self.int8_ops, "fp32": self.fp32_ops}[resource]
+
+
+def probe_bytes() -> int:
+    """Bytes to read so that caches do not matter: eight last-level caches, an eighth of memory at most."""
+    wanted = max(256 * MB, min(8 * cache_bytes(), 2048 * MB))
+    memory = total_memory()
+    return max(MB, min(wanted, memory // 8) if memory else wanted)
+
+
+def measure(n_threads: int, seconds: float = 1.0) -> Limits:
+    """Measures for about `seconds` (filling the memory that is read comes on top, about 0.1 s).
+
+    Other work on the machine makes the limits look lower. Raises NativeError without memory or threads.
+    """
+    pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
+    try:
+        read = _checked(lib.pl_probe_read(pool, probe_bytes(), seconds / 2), "measuring the memory")
+        int8 = _checked(lib.pl_probe_dot(pool, seconds / 4), "measuring the integer units")
+        fp32 = _checked(lib.pl_probe_fma(pool, seconds / 4), "measuring the float units")
+    finally:
+        ffi.release(pool)
+    return Limits(n_threads, isa_selected(), read, int8, fp32)
+
+
+def _checked(rate: float, what: str) -> float:
+    if rate < 0:
+        check(int(rate), what)
+    return float(rate)

@@ -1,0 +1,218 @@
+"""What the operating system says about this machine and this process: CPU, cores, caches, limits, memory.
+
+Every function reads below `root`, so that tests can describe other machines. What cannot be told is empty,
+0 or None.
+Sources: the kernel's documentation of /proc, /sys/devices/system/cpu and /sys/fs/cgroup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+_CPUS = "sys/devices/system/cpu"
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Cores of one kind: `name` is "P", "E", or "" when all cores are alike."""
+
+    name: str
+    cpus: tuple[int, ...]
+    max_mhz: float = 0.0  # 0: not told
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes."""
+
+    total: int = 0
+    available: int = 0
+    swap_total: int = 0
+    swap_used: int = 0
+
+
+def read(path: str, root: Path = ROOT) -> str:
+    """The stripped text of a file below `root`, "" when it cannot be read."""
+    try:
+        return (root / path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def cpu_list(text: str) -> tuple[int, ...]:
+    """`0-3,8` as numbers, the kernel's way to write sets of CPUs; () for what is none."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdecimal() and (not last or last.isdecimal()):
+            found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def cpu_name(root: Path = ROOT) -> str:
+    """The CPU's name, such as `AMD EPYC 9654 96-Core Processor`."""
+    fields = _cpuinfo(root)
+    for key in ("model name", "Model", "Hardware", "cpu model"):
+        if fields.get(key):
+            return fields[key]
+    if "CPU part" in fields:
+        return f"{platform.machine()} implementer {fields.get('CPU implementer')} part {fields['CPU part']}"
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def _cpuinfo(root: Path) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in read("proc/cpuinfo", root).splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def online_cpus(root: Path = ROOT) -> tuple[int, ...]:
+    found = cpu_list(read(f"{_CPUS}/online", root))
+    return found or tuple(range(os.cpu_count() or 1))
+
+
+def cores(root: Path = ROOT) -> tuple[Cores, ...]:
+    """The cores by kind, fastest first: by the kernel's cpu types, else by capacity, else by frequency."""
+    online = online_cpus(root)
+    fast, slow = (cpu_list(read(f"sys/devices/{kind}/cpus", root)) for kind in ("cpu_core", "cpu_atom"))
+    if fast and slow:
+        return Cores("P", fast, _max_mhz(fast, root)), Cores("E", slow, _max_mhz(slow, root))
+    kinds: dict[int, list[int]] = {}
+    for cpu in online:
+        kinds.setdefault(_capacity(cpu, root), []).append(cpu)
+    ordered = [tuple(kinds[capacity]) for capacity in sorted(kinds, reverse=True)]
+    names = _kind_names(len(ordered))
+    return tuple(Cores(name, cpus, _max_mhz(cpus, root)) for name, cpus in zip(names, ordered, strict=True))
+
+
+def _kind_names(n: int) -> list[str]:
+    return [""] if n == 1 else ["P", *["M"] * (n - 2), "E"]
+
+
+def _capacity(cpu: int, root: Path) -> int:
+    """A number that is higher for faster kinds of cores. Turbo bins, a few percent apart, are no kind."""
+    capacity = read(f"{_CPUS}/cpu{cpu}/cpu_capacity", root)
+    if capacity.isdecimal():
+        return int(capacity)
+    top = max((_khz(other, root) for other in online_cpus(root)), default=0)
+    return 0 if not top or _khz(cpu, root) >= 0.9 * top else -1
+
+
+def _khz(cpu: int, root: Path) -> int:
+    text = read(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq", root)
+    return int(text) if text.isdecimal() else 0
+
+
+def _max_mhz(cpus: tuple[int, ...], root: Path) -> float:
+    return max((_khz(cpu, root) for cpu in cpus), default=0) / 1000
+
+
+def physical_cores(root: Path = ROOT) -> int:
+    """Cores without their second threads."""
+    siblings = {
+        read(f"{_CPUS}/cpu{cpu}/topology/thread_siblings_list", root) or cpu for cpu in online_cpus(root)
+    }
+    return len(siblings)
+
+
+def numa_nodes(root: Path = ROOT) -> int:
+    return max(1, len(cpu_list(read("sys/devices/system/node/online", root))))
+
+
+def affinity() -> tuple[int, ...]:
+    """CPUs that this process may run on; () where that cannot be told."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+
+
+def cgroup_cpus(root: Path = ROOT) -> float | None:
+    """The cgroup's CPU quota in CPUs, None without one."""
+    parts = read("sys/fs/cgroup/cpu.max", root).split()
+    if not parts:
+        quota = read("sys/fs/cgroup/cpu/cpu.cfs_quota_us", root)
+        parts = [quota, read("sys/fs/cgroup/cpu/cpu.cfs_period_us", root)]
+    if len(parts) == 2 and all(part.isdecimal() for part in parts) and int(parts[1]):
+        return int(parts[0]) / int(parts[1])
+    return None
+
+
+def cgroup_memory(root: Path = ROOT) -> int | None:
+    """The cgroup's memory limit in bytes, None without one."""
+    text = read("sys/fs/cgroup/memory.max", root) or read("sys/fs/cgroup/memory/memory.limit_in_bytes", root)
+    return int(text) if text.isdecimal() and int(text) < 1 << 60 else None
+
+
+def memory(root: Path = ROOT) -> Memory:
+    fields: dict[str, int] = {}
+    for line in read("proc/meminfo", root).splitlines():
+        parts = line.replace(":", " ").split()
+        if len(parts) >= 2 and parts[1].isdecimal():
+            fields[parts[0]] = int(parts[1]) * 1024
+    swap = fields.get("SwapTotal", 0)
+    return Memory(
+        fields.get("MemTotal", 0), fields.get("MemAvailable", 0), swap, swap - fields.get("SwapFree", swap)
+    )
+
+
+def huge_pages(root: Path = ROOT) -> str:
+    """The mode of transparent huge pages: "always", "madvise" or "never"; "" when not told."""
+    text = read("sys/kernel/mm/transparent_hugepage/enabled", root)
+    return text.partition("[")[2].partition("]")[0]
+
+
+def governors(root: Path = ROOT) -> tuple[str, ...]:
+    """The frequency governors in use."""
+    found = {read(f"{_CPUS}/cpu{cpu}/cpufreq/scaling_governor", root) for cpu in online_cpus(root)}
+    return tuple(sorted(found - {""}))
+
+
+def caches(root: Path = ROOT) -> dict[str, int]:
+    """Bytes of the caches that one core sees: {"L1d": …, "L2": …, "L3": …}."""
+    found: dict[str, int] = {}
+    for index in range(8):
+        folder = f"{_CPUS}/cpu0/cache/index{index}"
+        kind, size = read(f"{folder}/type", root), read(f"{folder}/size", root)
+        if kind in ("Data", "Unified") and size[:-1].isdecimal():
+            scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(size[-1], 1)
+            level = read(f"{folder}/level", root)
+            found["L1d" if level == "1" else f"L{level}"] = int(size[:-1]) * scale
+    return found
+
+
+def cache_bytes(root: Path = ROOT) -> int:
+    """Bytes of the largest cache."""
+    return max(caches(root).values(), default=0)
+
+
+def in_container(root: Path = ROOT) -> bool:
+    return (root / ".dockerenv").exists() or (root / "run/.containerenv").exists()
+
+
+def virtual(root: Path = ROOT) -> bool:
+    """True on a virtual machine (x86 tells by a CPU flag)."""
+    return "hypervisor" in _cpuinfo(root).get("flags", "").split()
+
+
+def reset_peak_memory() -> None:
+    """Lets `peak_memory` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process in bytes, since `reset_peak_memory` where that works."""
+    for line in read("proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
