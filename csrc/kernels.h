@@ -17,8 +17,8 @@ typedef struct {
     const uint8_t *panels; /* the whole matrix */
     int64_t cols;
     int64_t panel0, panel1;
-    const pl_q8 *q8;   /* (cols / 32, n_tokens) */
-    int64_t n_tokens;  /* tokens of q8, its block stride */
+    const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, second blocks may follow */
+    int64_t q8_stride;
     const float *x;    /* (n_tokens, x_stride) */
     int64_t x_stride;
     int64_t token0, token1;
@@ -57,7 +57,7 @@ typedef struct {
 typedef struct pl_kernels {
     const char *name;
     void (*matmul)(const pl_matmul *);
-    void (*quantize)(const float *x, int64_t n_blocks, pl_q8 *out, int64_t stride);
+    void (*quantize)(const float *x, int64_t n_blocks, int32_t rest, pl_q8 *out); /* second blocks: at out[b + rest] */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
     void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n); /* n padded to 16 */
     void (*add)(const float *a, const float *b, float *y, int64_t n);

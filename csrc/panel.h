@@ -23,14 +23,20 @@
 #define PL_ROWS 16  /* rows of a panel */
 #define PL_CHUNK 256 /* k that a GEMM tile spans; float panels add up in chunks of this many k */
 
-/* 32 activations as int8 with one scale. A matrix input of n tokens is stored block-major: block b of token t is
- * element b * n + t, so that the tokens of a tile lie side by side. */
+/* 32 activations as int8 with one scale. A block in which one value holds most of the energy leaves the other 31 few of
+ * its 8 bits; such a block has a second one for what the first rounded away, and counts as the sum of both. */
 typedef struct {
     int8_t q[32];   /* round(x / d), in [-127, 127] */
     float d;        /* max |x| / 127 */
     float s;        /* d * (sum[0] + sum[1]) */
-    int32_t sum[2]; /* sums of q[0..15] and q[16..31] */
+    int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
+    int32_t rest;   /* the second block is this many blocks further on; 0: there is none */
 } pl_q8;
+
+/* A block gets a second one when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 (error of the logits
+ * against float32 relative to their spread, prompt speed of one thread): never 2.8 %, 1890 tokens/s; 0.84 1.8 %, 1860;
+ * 0.70 1.4 %, 1770; 0.50 1.0 %, 1580; always 0.04 %, 880. Decoding takes the same time in all of them. */
+#define PL_Q8_DOMINANT 0.70f
 
 /* Bytes of a 16-row panel block of `type`, and the k that it spans; 0 when the type has no panel form. */
 int64_t pl_panel_block_bytes(int type);

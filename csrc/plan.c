@@ -72,9 +72,11 @@ static int64_t op_rope_table(pl_plan *plan, const pl_op *op, pl_counter *counter
     return n;
 }
 
-static void quantize_row(pl_plan *plan, int q8, const float *x, int64_t block0, int64_t block1, int64_t i, int64_t n)
+/* Blocks [block0, block1) of row i. */
+static void quantize_row(pl_plan *plan, const pl_op *op, const float *x, int64_t block0, int64_t block1, int64_t i)
 {
-    plan->kernels->quantize(x + 32 * block0, block1 - block0, plan->q8[q8] + block0 * n + i, n);
+    plan->kernels->quantize(x + 32 * block0, block1 - block0, (int32_t)plan->q8_blocks[op->q8],
+                            plan->q8[op->q8] + i * plan->q8_strides[op->q8] + block0);
 }
 
 static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
@@ -85,7 +87,7 @@ static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, 
         float *y = row(plan, op->dst[0], i);
         plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
         if (op->q8 >= 0)
-            quantize_row(plan, op->q8, y, 0, plan->q8_blocks[op->q8], i, n);
+            quantize_row(plan, op, y, 0, plan->q8_blocks[op->q8], i);
         DONE();
     }
     return n;
@@ -100,7 +102,7 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, 
     while (TAKE(n * pieces, 2)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
-            quantize_row(plan, op->q8, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i, n);
+            quantize_row(plan, op, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i);
         }
         DONE();
     }
@@ -117,7 +119,7 @@ static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, 
             plan->kernels->silu_mul(row(plan, op->src[0], i) + c0, row(plan, op->src[1], i) + c0, y + c0, c1 - c0);
             if (op->q8 >= 0) {
                 int64_t b1 = round_up(c1, 32) / 32, blocks = plan->q8_blocks[op->q8];
-                quantize_row(plan, op->q8, y, c0 / 32, b1 < blocks ? b1 : blocks, i, n);
+                quantize_row(plan, op, y, c0 / 32, b1 < blocks ? b1 : blocks, i);
             }
         }
         DONE();
@@ -200,7 +202,7 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
                 .panel0 = (item - first[i]) * unit,
                 .panel1 = panel1 < m->panels ? panel1 : m->panels,
                 .q8 = op->q8 >= 0 ? plan->q8[op->q8] : NULL,
-                .n_tokens = n,
+                .q8_stride = op->q8 >= 0 ? plan->q8_strides[op->q8] : 0,
                 .x = op->q8 >= 0 ? NULL : plan->buffers[op->src[0]],
                 .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
                 .token0 = block * PL_TOKENS,
@@ -315,7 +317,10 @@ int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
 /* ---- making a plan ---- */
 
 static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(round_up(width, 32) * max_tokens * 4, 64); }
-static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(width / 32 * max_tokens * (int64_t)sizeof(pl_q8), 64); }
+/* Room for every block and a second one, and an odd number of 48-byte blocks: rows that begin a multiple of 4 KB apart
+ * would crowd into the same cache sets. */
+static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
+static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64); }
 
 static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q8_widths, int n_q8, int max_tokens)
 {
@@ -388,8 +393,9 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
     plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
+    plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
     plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
-    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->counters || !plan->kernels)
+    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
     for (int i = 0; i < 3 * n_ops; i++)
@@ -399,8 +405,10 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
         }
     for (int i = 0; i < n_buffers; i++)
         plan->strides[i] = round_up(widths[i], 32);
-    for (int i = 0; i < n_q8; i++)
+    for (int i = 0; i < n_q8; i++) {
         plan->q8_blocks[i] = q8_widths[i] / 32;
+        plan->q8_strides[i] = q8_stride(q8_widths[i]);
+    }
     plan->arena_bytes = arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens);
     plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
     if (!plan->arena)
@@ -441,5 +449,6 @@ void pl_plan_free(pl_plan *plan)
     free(plan->buffers);
     free(plan->q8);
     free(plan->q8_blocks);
+    free(plan->q8_strides);
     free(plan);
 }

@@ -37,7 +37,7 @@ struct pl_plan {
     int64_t *strides; /* floats between rows of each buffer */
     float **buffers;
     pl_q8 **q8;
-    int64_t *q8_blocks;
+    int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for second ones */
     uint8_t *arena;
     int64_t arena_bytes, bytes;
     pl_counter *counters; /* one per op */

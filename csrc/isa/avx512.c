@@ -73,6 +73,11 @@ PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
 }
 PL_INLINE vf vf_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 PL_INLINE vf vf_load_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles of 16 bytes */
+{
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_cvtepi32_ps(high ? _mm512_srli_epi32(bytes, 4) : _mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+}
 /* 2^(e - 127) for e >= 1; 0 for e = 0 */
 PL_INLINE vf vf_load_e8m0(const uint8_t *p)
 {

@@ -64,6 +64,11 @@ PL_INLINE vf vf_load_i8(const int8_t *p)
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
 }
 PL_INLINE vf vf_load_u8(const uint8_t *p) { return vcvtq_f32_u32(widen_u8(load_4_bytes(p))); }
+PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles of 4 bytes */
+{
+    uint8x8_t bytes = load_4_bytes(p);
+    return vcvtq_f32_u32(widen_u8(high ? vshr_n_u8(bytes, 4) : vand_u8(bytes, vdup_n_u8(15))));
+}
 PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return vreinterpretq_f32_u32(vshlq_n_u32(widen_u8(load_4_bytes(p)), 23)); }
 PL_INLINE void vf_store_i8(int8_t *p, vf x)
 {

@@ -70,6 +70,11 @@ PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
 }
 PL_INLINE vf vf_load_i8(const int8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(load_8_bytes(p))); }
 PL_INLINE vf vf_load_u8(const uint8_t *p) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(load_8_bytes(p))); }
+PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles of 8 bytes */
+{
+    __m256i bytes = _mm256_cvtepu8_epi32(load_8_bytes(p));
+    return _mm256_cvtepi32_ps(high ? _mm256_srli_epi32(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi32(15)));
+}
 PL_INLINE vf vf_load_e8m0(const uint8_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(load_8_bytes(p)), 23));

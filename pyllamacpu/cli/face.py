@@ -44,8 +44,9 @@ class ChatEngine:
 
     @property
     def warning(self) -> str | None:
-        """What a person should know about the chat format, if anything."""
-        return self.template.warning
+        """What a person should know about the chat format or the tokenizer, if anything."""
+        notes = [*self.tokenizer.warnings, *([self.template.warning] if self.template.warning else [])]
+        return "; ".join(notes) or None
 
     def title(self) -> str:
         """The model's name as its file says it, else the file's name."""
@@ -70,5 +71,9 @@ class ChatEngine:
         stop: Sequence[str],
         on_prompt: OnPrompt | None,
     ) -> Iterator[Any]:
-        """The answer as the engine's text events."""
-        return self.llm.stream(prompt_tokens, options, max_tokens, stop, on_prompt)
+        """The answer as the engine's text events; the chat format's own ends stop it too."""
+        from pyllamacpu.prompt import stop_token_ids
+
+        ends = stop_token_ids(self.tokenizer, self.template)
+        stops = (*stop, *self.template.stop_strings)
+        return self.llm.stream(prompt_tokens, options, max_tokens, stops, on_prompt, end_tokens=ends)

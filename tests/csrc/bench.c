@@ -55,12 +55,12 @@ static void bench_matmul(const pl_kernels *tier, int type)
     int64_t rows = panels * PL_ROWS, few = quick ? 2 : 16;
     uint8_t *w = weights(type, COLS, panels);
     float *x = memory(sizeof(float) * COLS * TOKENS), *out = memory(sizeof(float) * (size_t)(rows + TOKENS * few * PL_ROWS));
-    pl_q8 *q8 = memory(sizeof(pl_q8) * COLS / 32 * TOKENS);
+    pl_q8 *q8 = memory(sizeof(pl_q8) * COLS / 32 * 2 * TOKENS);
     for (int i = 0; i < COLS * TOKENS; i++)
         x[i] = random_float();
     for (int t = 0; t < TOKENS; t++)
-        tier->quantize(x + t * COLS, COLS / 32, q8 + t, TOKENS);
-    pl_matmul m = {.type = type, .panels = w, .cols = COLS, .panel1 = panels, .n_tokens = TOKENS, .x_stride = COLS,
+        tier->quantize(x + t * COLS, COLS / 32, COLS / 32, q8 + t * 2 * COLS / 32);
+    pl_matmul m = {.type = type, .panels = w, .cols = COLS, .panel1 = panels, .q8_stride = 2 * COLS / 32, .x_stride = COLS,
                    .token1 = 1, .out = out, .out_stride = rows};
     if (pl_panel_is_float(type))
         m.x = x;
@@ -118,11 +118,11 @@ static void bench_rows(const pl_kernels *tier)
 {
     enum { N = 4096 };
     float *x = memory(sizeof(float) * N), *y = memory(sizeof(float) * N), *z = memory(sizeof(float) * N);
-    pl_q8 *q8 = memory(sizeof(pl_q8) * N / 32);
+    pl_q8 *q8 = memory(sizeof(pl_q8) * 2 * N / 32);
     for (int i = 0; i < N; i++)
         x[i] = y[i] = random_float();
     double quantize, norm, silu, sum, rope;
-    BEST(quantize, tier->quantize(x, N / 32, q8, 1));
+    BEST(quantize, tier->quantize(x, N / 32, N / 32, q8));
     BEST(norm, tier->rms_norm(x, y, 1e-5f, N, z));
     BEST(silu, tier->silu_mul(x, y, z, N));
     BEST(sum, tier->add(x, y, z, N));

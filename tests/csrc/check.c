@@ -156,9 +156,10 @@ void reference_q8(const float *x, pl_q8 *out)
     out->sum[0] = out->sum[1] = 0;
     for (int i = 0; i < 32; i++) {
         out->q[i] = (int8_t)lrint((double)(x[i] * inverse));
-        out->sum[i / 16] += out->q[i];
+        out->sum[i / 16] = (int16_t)(out->sum[i / 16] + out->q[i]);
     }
     out->s = out->d * (float)(out->sum[0] + out->sum[1]);
+    out->rest = 0;
 }
 
 /* ---- the program ---- */

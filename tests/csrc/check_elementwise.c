@@ -14,12 +14,14 @@ static float *random_row(int n, float scale)
 
 /* ---- quantize ---- */
 
-enum { Q_RANDOM, Q_ZERO, Q_TIES, Q_ONE, Q_TINY, Q_DENORMAL, Q_HUGE, Q_MODES };
+enum { Q_RANDOM, Q_SPIKE, Q_NEAR_SPIKE, Q_ZERO, Q_TIES, Q_ONE, Q_TINY, Q_DENORMAL, Q_HUGE, Q_MODES };
 
 static float quantize_input(int mode, int i)
 {
     switch (mode) {
     case Q_ZERO: return i % 2 ? -0.0f : 0.0f;
+    case Q_SPIKE: return i == 9 ? -90.0f : random_float() * 5;
+    case Q_NEAR_SPIKE: return i == 17 ? 8.0f + random_float() : random_float(); /* on both sides of the threshold */
     case Q_TIES: return i == 5 ? 127.0f : (float)(random_below(253) - 126) + 0.5f; /* d = 1: halves go to even */
     case Q_ONE: return i == 31 ? -3.25f : 0.0f;
     case Q_TINY: return random_float() * 0x1p-115f;
@@ -29,27 +31,63 @@ static float quantize_input(int mode, int i)
     }
 }
 
-static void check_quantize(int mode, int n_blocks, int stride)
+/* The second block must take up what the first rounded away, to half a step of its own scale. */
+static void check_second_block(const pl_kernels *tier, const float *x, const pl_q8 *first, const pl_q8 *second)
 {
-    begin_case("quantize blocks=%d stride=%d values=%d", n_blocks, stride, mode);
+    double most = 0;
+    int32_t sums[2] = {0, 0};
+    for (int i = 0; i < 32; i++) {
+        double rest = x[i] - (double)first->q[i] * (double)first->d, slack = fabs(rest) * 0x1p-20 + fabs((double)x[i]) * 0x1p-23;
+        most = fmax(most, fabs(rest) - slack);
+        sums[i / 16] += second->q[i];
+        if (!(fabs(rest - (double)second->q[i] * (double)second->d) <= 0.5 * (double)second->d + slack))
+            fail(tier, "second block, element %d: %.9g of %.9g is left", i, rest, (double)x[i]);
+    }
+    if (!((double)second->d * 127.0001 >= most) || second->rest != 0)
+        fail(tier, "second block: d %.9g for at most %.9g, rest %d", (double)second->d, most, second->rest);
+    if (second->sum[0] != sums[0] || second->sum[1] != sums[1] || second->s != second->d * (float)(sums[0] + sums[1]))
+        fail(tier, "second block: sums %d %d, s %.9g", second->sum[0], second->sum[1], (double)second->s);
+}
+
+static void check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, int rest)
+{
+    pl_q8 want;
+    double most = 0, energy = 0;
+    reference_q8(x, &want);
+    for (int i = 0; i < 32; i++) {
+        most = fmax(most, fabs((double)x[i]));
+        energy += (double)x[i] * (double)x[i];
+    }
+    if (memcmp(got->q, want.q, 32) != 0 || got->d != want.d || got->s != want.s || got->sum[0] != want.sum[0] || got->sum[1] != want.sum[1])
+        fail(tier, "d %.9g sum %d %d s %.9g, expected %.9g %d %d %.9g", (double)got->d, got->sum[0], got->sum[1], (double)got->s,
+             (double)want.d, want.sum[0], want.sum[1], (double)want.s);
+    double share = most * most / energy; /* squares of floats this large or small are no floats */
+    int clear = most < 1e17 && most > 1e-16 && fabs(share - (double)PL_Q8_DOMINANT) > 1e-5;
+    if (clear && (got->rest != 0) != (share > (double)PL_Q8_DOMINANT))
+        fail(tier, "rest %d with %.6g of the energy in one value", got->rest, share);
+    if (got->rest != 0 && got->rest != rest)
+        fail(tier, "rest %d, the second blocks are %d further on", got->rest, rest);
+    else if (got->rest)
+        check_second_block(tier, x, got, got + got->rest);
+    else if (!is_poison(got + rest, sizeof *got))
+        fail(tier, "wrote a second block that it does not name");
+}
+
+static void check_quantize(int mode, int n_blocks, int gap)
+{
+    begin_case("quantize blocks=%d gap=%d values=%d", n_blocks, gap, mode);
     float *x = guarded(floats(32 * n_blocks), odd());
     for (int i = 0; i < 32 * n_blocks; i++)
         x[i] = quantize_input(mode, i % 32);
     for (int k = 0; k < n_tiers; k++) {
-        const pl_kernels *tier = tiers[k];
-        pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks * stride), 4 * (size_t)random_below(4));
-        tier->quantize(x, n_blocks, out, stride);
-        for (int b = 0; b < n_blocks; b++) {
-            pl_q8 want;
-            reference_q8(x + 32 * b, &want);
-            const pl_q8 *got = out + b * stride;
-            if (memcmp(got, &want, sizeof want) != 0)
-                fail(tier, "block %d: d %.9g sum %d %d s %.9g, expected %.9g %d %d %.9g", b, (double)got->d, got->sum[0],
-                     got->sum[1], (double)got->s, (double)want.d, want.sum[0], want.sum[1], (double)want.s);
-            if (!is_poison(got + 1, sizeof(pl_q8) * (size_t)(stride - 1)))
-                fail(tier, "wrote between the blocks");
-        }
-        guarded_free(tier, out);
+        int rest = n_blocks + gap;
+        pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + rest), 4 * (size_t)random_below(4));
+        tiers[k]->quantize(x, n_blocks, rest, out);
+        for (int b = 0; b < n_blocks; b++)
+            check_block(tiers[k], x + 32 * b, out + b, rest);
+        if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
+            fail(tiers[k], "wrote between the blocks");
+        guarded_free(tiers[k], out);
     }
     guarded_free(tiers[0], x);
 }
@@ -61,8 +99,8 @@ static void check_quantize_nan(int at, float value)
     float *x = random_row(32, 3);
     x[at] = value;
     for (int k = 0; k < n_tiers; k++) {
-        pl_q8 *out = guarded(sizeof(pl_q8), 0);
-        tiers[k]->quantize(x, 1, out, 1);
+        pl_q8 *out = guarded(2 * sizeof(pl_q8), 0);
+        tiers[k]->quantize(x, 1, 1, out);
         if (!isnan(out->d) || !isnan(out->s))
             fail(tiers[k], "d is %g, s is %g", (double)out->d, (double)out->s);
         guarded_free(tiers[k], out);
@@ -171,7 +209,7 @@ void check_elementwise(void)
     static const float scales[] = {1e-3f, 1.0f, 20.0f, 300.0f};
     for (int mode = 0; mode < Q_MODES; mode++)
         for (int n = 1; n < (quick ? 3 : 9); n++)
-            check_quantize(mode, n, 1 + random_below(5));
+            check_quantize(mode, n, random_below(4));
     for (int i = 0; i < 32; i++) {
         check_quantize_nan(i, NAN);
         check_quantize_nan(i, i % 2 ? INFINITY : -INFINITY);

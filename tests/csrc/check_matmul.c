@@ -12,6 +12,7 @@ typedef struct {
     input_mode inputs;
     residual_mode residual;
     int n_panels, padded, out_stride, x_stride; /* floats */
+    int q8_stride;                              /* blocks of a token, second ones included */
     uint8_t *file;                              /* (rows, cols) */
     uint8_t *panels;
     float *x; /* (n_tokens, x_stride) */
@@ -32,17 +33,33 @@ static float input_value(input_mode mode)
     }
 }
 
+/* A row's blocks; some of them, at random, have a second one of other numbers: the product counts both. */
+static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
+{
+    int n = c->cols / 32, every = random_below(3) ? 7 : 1 + random_below(2);
+    for (int b = 0; b < n; b++) {
+        reference_q8(row + 32 * b, out + b);
+        if (random_below(every) == 0) {
+            float rest[32];
+            for (int i = 0; i < 32; i++)
+                rest[i] = row[32 * b + i] * 0.01f * random_float();
+            reference_q8(rest, out + n + b);
+            out[b].rest = n;
+        }
+    }
+}
+
 static void make_inputs(matmul_case *c)
 {
     c->x_stride = c->cols + random_below(2) * 3;
     c->x = guarded(sizeof(float) * (size_t)(c->n_tokens * c->x_stride), 4 * (size_t)random_below(4));
-    c->q8 = guarded(sizeof(pl_q8) * (size_t)(c->cols / 32 * c->n_tokens + 1), 4 * (size_t)random_below(4));
+    c->q8_stride = 2 * (c->cols / 32) + random_below(2);
+    c->q8 = guarded(sizeof(pl_q8) * (size_t)(c->q8_stride * c->n_tokens + 1), 4 * (size_t)random_below(4));
     for (int t = 0; t < c->n_tokens; t++) {
         float *row = c->x + t * c->x_stride;
         for (int k = 0; k < c->cols; k++)
             row[k] = input_value(c->inputs);
-        for (int b = 0; b < c->cols / 32; b++)
-            reference_q8(row + 32 * b, &c->q8[b * c->n_tokens + t]);
+        make_blocks(c, row, c->q8 + t * c->q8_stride);
     }
     c->bias = guarded(sizeof(float) * (size_t)c->padded, 4);
     c->residuals = guarded(sizeof(float) * (size_t)(c->n_tokens * c->out_stride), 8);
@@ -75,14 +92,16 @@ static void expect_quantized(const matmul_case *c, int row, int token, double *s
     for (int b = 0; b < c->cols / 32; b++) {
         int8_t q[32];
         float scale[2], min[2];
-        const pl_q8 *a = &c->q8[b * c->n_tokens + token];
+        const pl_q8 *a = &c->q8[token * c->q8_stride + b];
         int sub = b % (info->block_elements / 32);
         pl_decode32(c->type, block + b / (info->block_elements / 32) * info->block_bytes, sub, q, scale, min);
-        for (int h = 0; h < 2; h++) {
+        for (int i = 0; i < (a->rest ? 4 : 2); i++) { /* both halves of the block, then of its second one */
+            const pl_q8 *x = i < 2 ? a : a + a->rest;
+            int h = i % 2;
             int32_t dot = 0;
-            for (int i = 16 * h; i < 16 * h + 16; i++)
-                dot += q[i] * a->q[i];
-            double product = (double)scale[h] * a->d * dot, offset = (double)min[h] * a->d * a->sum[h];
+            for (int j = 16 * h; j < 16 * h + 16; j++)
+                dot += q[j] * x->q[j];
+            double product = (double)scale[h] * x->d * dot, offset = (double)min[h] * x->d * x->sum[h];
             *sum += product - offset;
             *size += fabs(product) + fabs(offset);
         }
@@ -109,7 +128,7 @@ static double allowed(const matmul_case *c, double size)
     if (pl_panel_is_float(c->type))
         terms = 2 * (c->cols < PL_CHUNK ? c->cols : PL_CHUNK) + c->cols / PL_CHUNK + 3;
     else
-        terms = 8.0 * (c->cols / 32) + 6;
+        terms = 16.0 * (c->cols / 32) + 6;
     if (c->type == PL_TYPE_MXFP4)
         tiny += c->cols * 12.0 * 0x1p-127 * (c->inputs == X_HUGE ? 1e20 : 40.0);
     return terms * 0x1p-24 * size + tiny;
@@ -134,7 +153,7 @@ static void make_expected(matmul_case *c)
 static void run(const matmul_case *c, const pl_kernels *tier, float *out, int panel0, int panel1, int token0, int token1)
 {
     pl_matmul m = {.type = c->type, .panels = c->panels, .cols = c->cols, .panel0 = panel0, .panel1 = panel1,
-                   .n_tokens = c->n_tokens, .x_stride = c->x_stride, .token0 = token0, .token1 = token1,
+                   .q8_stride = c->q8_stride, .x_stride = c->x_stride, .token0 = token0, .token1 = token1,
                    .bias = c->has_bias ? c->bias : NULL, .out = out, .out_stride = c->out_stride};
     if (pl_panel_is_float(c->type))
         m.x = c->x;
