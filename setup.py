@@ -1,6 +1,6 @@
 """Build of the one compiled extension; everything else is in pyproject.toml.
 
-The wheel is cp310-abi3: the extension uses only Python's limited API, so one wheel serves Python 3.10 and later.
+The wheel is cp310-abi3: the extension uses only Python's limited API, so one wheel serves Python 3.10 and up.
 """
 
 from setuptools import setup
@@ -8,7 +8,7 @@ from setuptools.command.build_ext import build_ext
 
 
 class BuildExt(build_ext):
-    """Leaves the extension in the source tree too: Python started in this folder imports the package from here."""
+    """Leaves the extension in the source tree too: Python started in this folder imports from here."""
 
     def run(self) -> None:
         super().run()

@@ -1,7 +1,7 @@
 """Every error this package raises on purpose, as one class tree.
 
-A message says what was wrong, where (the file, the option, the op) and what to do about it. The command line prints
-it as one line and exits with 1; anything that is not a `PyllamacpuError` is a bug.
+A message says what was wrong, where (the file, the option, the op) and what to do about it. The command line
+prints it as one line and exits with 1; anything that is not a `PyllamacpuError` is a bug.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ class PyllamacpuError(Exception):
 
 
 class GGUFError(PyllamacpuError):
-    """A model file that is damaged, truncated or not GGUF. `path` is the file, `reason` what is wrong with it."""
+    """A model file that is damaged, truncated or not GGUF. `path` is the file, `reason` what is wrong with
+    it.
+    """
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -23,7 +25,9 @@ class GGUFError(PyllamacpuError):
 
 
 class ModelError(PyllamacpuError):
-    """A sound file that cannot be run: unknown architecture, missing tensor, shapes that do not fit the config."""
+    """A sound file that cannot be run: unknown architecture, missing tensor, shapes that do not fit the
+    config.
+    """
 
 
 class TokenizerError(PyllamacpuError, ValueError):

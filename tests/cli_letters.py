@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ class Piece:
 
 class LetterTemplate:
     warning: str | None = None
+    stop_tokens: Sequence[str] = ("</s>",)
+    stop_strings: Sequence[str] = ("USER:",)
 
 
 class LetterTokenizer:
@@ -51,6 +53,9 @@ class LetterTokenizer:
 
     add_bos, bos, eog = True, 1, frozenset({2})
     warnings: Sequence[str] = ()
+
+    def token_id(self, piece: str) -> int | None:
+        return 2 if piece == "</s>" else None
 
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
         content = text.encode() if isinstance(text, str) else text
@@ -73,6 +78,7 @@ class LetterLlama:
         self.tokenizer, self.metadata = LetterTokenizer(), {"general.name": "Letters"}
         self.template = LetterTemplate()
         self.calls: list[tuple[list[int], SamplingOptions, int | None, Sequence[str]]] = []
+        self.ends: list[frozenset[int]] = []
         type(self).made.append(self)
 
     def n_ctx(self) -> int:
@@ -85,8 +91,10 @@ class LetterLlama:
         max_tokens: int | None,
         stop: Sequence[str],
         on_prompt: Any,
+        end_tokens: Iterable[int] = (),
     ) -> Iterator[Piece]:
         self.calls.append((tokens, options, max_tokens, stop))
+        self.ends.append(frozenset(end_tokens))
         text = self.answer if max_tokens is None else self.answer[:max_tokens]
         for letter in text:
             yield Piece(letter, (ord(letter),))

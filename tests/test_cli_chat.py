@@ -214,3 +214,9 @@ def test_no_progress_where_nobody_looks() -> None:
     screen._began -= 100
     screen.on_prompt(5, 10)
     assert screen.out.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_the_chat_format_ends_answers_too(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    assert run("chat", "-m", "m.gguf", "-r", "Q:", stdin=b"Hi").code == 0
+    assert letters.made[0].calls[0][3] == ("Q:", "USER:")
+    assert letters.made[0].ends == [frozenset({2})]

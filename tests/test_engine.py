@@ -1,4 +1,4 @@
-"""The engine's promises: one call per step, memory as stated, idle when idle, interruptible; and its errors."""
+"""The engine's promises: one call per step, memory as stated, idle when idle, interruptible; its errors."""
 
 from __future__ import annotations
 

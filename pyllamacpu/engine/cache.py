@@ -121,7 +121,7 @@ class Sequence:
         return other
 
     def prepare(self, n: int) -> Any:
-        """Makes room for `n` more tokens; returns the page table, `uintptr_t *`, valid until the next call."""
+        """Makes room for `n` more tokens; returns the page table, `uintptr_t *`, good until the next call."""
         end = len(self.tokens) + n
         first = len(self.tokens) // PAGE
         if first < len(self._pages) and self.cache.is_shared(self._pages[first]):
