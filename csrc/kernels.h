@@ -68,7 +68,7 @@ typedef struct pl_kernels {
     void (*attention_merge)(float *total, const float *part, int head_dim);
     void (*attention_finish)(const float *state, int head_dim, float *out);
     /* what the tier could reach at best (probe.c) */
-    uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams);
+    uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
     int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);
     int64_t (*probe_fma)(int64_t rounds, volatile uint32_t *sink);
 } pl_kernels;

@@ -15,6 +15,7 @@ typedef struct {
     uint8_t *memory;
     int64_t pieces;
     int streams;
+    int64_t ahead;
     uint64_t round;
     pl_counter counter;
     _Atomic uint32_t sum;
@@ -37,7 +38,7 @@ static void read_all(void *arg, int thread)
     uint32_t sum = 0;
     (void)thread;
     while (pl_take(&job->counter, job->round, job->pieces, 1, &begin, &end))
-        sum += job->kernels->probe_read(job->memory + begin * PIECE, PIECE, job->streams);
+        sum += job->kernels->probe_read(job->memory + begin * PIECE, PIECE, job->streams, job->ahead);
     atomic_fetch_add(&job->sum, sum);
 }
 
@@ -52,7 +53,11 @@ static double timed(pl_pool *pool, read_job *job, void (*run)(void *, int))
 
 double pl_probe_read(pl_pool *pool, size_t bytes, double seconds)
 {
-    static const int streams[] = {1, 2, 4, 8};
+    static const struct {
+        int streams;
+        int64_t ahead;
+    } ways[] = {{1, 0}, {1, 4 << 10}, {1, 12 << 10}, {2, 0}, {2, 4 << 10}};
+    const int n_ways = (int)(sizeof ways / sizeof ways[0]);
     read_job job = {.kernels = pl_kernels_current(), .pieces = (int64_t)bytes / PIECE};
     if (job.pieces < 1 || !job.kernels)
         return PL_EINVAL;
@@ -62,8 +67,9 @@ double pl_probe_read(pl_pool *pool, size_t bytes, double seconds)
         return PL_ENOMEM;
     timed(pool, &job, fill);
     double best = 1e30, end = pl_seconds() + seconds;
-    for (int i = 0; i < 4 || pl_seconds() < end; i++) {
-        job.streams = streams[i % 4];
+    for (int i = 0; i < n_ways || pl_seconds() < end; i++) {
+        job.streams = ways[i % n_ways].streams;
+        job.ahead = ways[i % n_ways].ahead;
         atomic_store(&job.sum, 0);
         double took = timed(pool, &job, read_all);
         if (took < best && atomic_load(&job.sum) == (uint32_t)(bytes / 64)) /* all was read */
