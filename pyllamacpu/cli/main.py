@@ -24,6 +24,7 @@ _COMMANDS = {
     "pull": ("pyllamacpu.cli.pull", "pull"),
     "list": ("pyllamacpu.cli.list", "list_command"),
     "bench": ("pyllamacpu.cli.bench", "bench"),
+    "doctor": ("pyllamacpu.cli.doctor", "doctor"),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
