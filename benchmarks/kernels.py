@@ -1,0 +1,206 @@
+"""Times every kernel of every tier of this CPU, on one thread, against what the tier can do at best.
+
+    python benchmarks/kernels.py                     # all tiers, all tensor types
+    python benchmarks/kernels.py --tier avx2 --json kernels.json
+
+Builds the check program of tests/csrc with the C compiler (CC), which checks the kernels before it times them,
+and reads its figures. The limits of a tier are measured by this package in a process of its own with that tier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pyllamacpu.bench.formats import markdown_table
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.native import ISA_VARIABLE, isa_names
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC, CHECKS = ROOT / "csrc", ROOT / "tests" / "csrc"
+# The library's files that the check program is made of; those that need threads or a model stay out.
+PLAIN = ("dispatch", "cpu", "pack", "kv_tile", "dequantize", "dequantize_iq", "codebook")
+FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno")
+
+_MATMUL = re.compile(
+    r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<one>[\d.]+) Gop/s one token\s+(?P<many>[\d.]+) Gop/s (?P<n>\d+) tokens"
+)
+_ATTENTION = re.compile(
+    r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<ops>[\d.]+) Gop/s attention, (?P<rows>\d+) rows"
+)
+_ROW_KERNEL = re.compile(r"(?P<name>[a-z_]+) (?P<ns>\d+)(?=\s|$)")
+
+
+class BuildError(Exception):
+    """The check program could not be built, or it failed."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One kernel: bytes and operations per second of one thread; 0 where that says nothing. `ns`: of one call."""
+
+    tier: str
+    kernel: str
+    bytes_per_second: float = 0.0
+    ops_per_second: float = 0.0
+    unit: str = ""  # which arithmetic limits it: "int8", "fp32", or "" for none
+    ns: float = 0.0
+
+
+@dataclass(frozen=True)
+class TierLimits:
+    """Per second, of one thread."""
+
+    read_bytes: float
+    int8_ops: float
+    fp32_ops: float
+
+
+def build(folder: Path, compiler: str) -> Path:
+    """The check program. Raises BuildError."""
+    sources = [*CHECKS.glob("*.c"), *(CSRC / "isa").glob("*.c"), *(CSRC / f"{name}.c" for name in PLAIN)]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+
+    def compile_one(source: Path, target: Path) -> None:
+        _command([*compiler.split(), *FLAGS, "-c", str(source), "-o", str(target)])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, objects))
+    program = folder / "check"
+    _command([*compiler.split(), *map(str, objects), "-o", str(program), "-lm"])
+    return program
+
+
+def _command(words: list[str]) -> str:
+    try:
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise BuildError(f"{words[0]}: {error.strerror}") from None
+    if done.returncode:
+        raise BuildError(f"{' '.join(words[:1])} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
+
+
+def measure_limits(tier: str, seconds: float) -> TierLimits:
+    """By a process in which the tier is forced. Raises BuildError."""
+    code = (
+        "import json, sys; from dataclasses import asdict; from pyllamacpu.bench.machine import measure; "
+        "print(json.dumps(asdict(measure(1, float(sys.argv[1])))))"
+    )
+    environment = {**os.environ, ISA_VARIABLE: tier}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(seconds)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise BuildError(f"measuring the limits of {tier}: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout)
+    return TierLimits(found["read_bytes"], found["int8_ops"], found["fp32_ops"])
+
+
+def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
+    """The figures that the check program prints behind a tier's name."""
+    known, tier = set(tiers), ""
+    for line in text.splitlines():
+        if line.strip() in known and not line.startswith(" "):
+            tier = line.strip()
+        elif tier and (match := _MATMUL.match(line)):
+            yield from _matmul(tier, match)
+        elif tier and (match := _ATTENTION.match(line)):
+            kernel = f"attention {match['name']}, {match['rows']} rows"
+            yield Timing(tier, kernel, float(match["gbs"]) * 1e9, float(match["ops"]) * 1e9, "fp32")
+        elif tier and line.strip().startswith("ns per"):
+            for row in _ROW_KERNEL.finditer(line.partition(":")[2]):
+                yield Timing(tier, row["name"], ns=float(row["ns"]))
+
+
+def _matmul(tier: str, match: re.Match[str]) -> Iterator[Timing]:
+    name = match["name"].upper()
+    unit = "fp32" if name in (T.name for T in (TensorType.F32, TensorType.F16, TensorType.BF16)) else "int8"
+    yield Timing(tier, f"{name}, 1 token", float(match["gbs"]) * 1e9, float(match["one"]) * 1e9, unit)
+    yield Timing(tier, f"{name}, {match['n']} tokens", 0.0, float(match["many"]) * 1e9, unit)
+
+
+def table(timings: Iterable[Timing], limits: dict[str, TierLimits]) -> str:
+    """Rates, and the share of the tier's limits."""
+    rows = [[t.tier, t.kernel, *_rates(t), *_shares(t, limits[t.tier])] for t in timings]
+    return markdown_table(
+        ["tier", "kernel", "GB/s", "Gop/s", "ns", "of reading", "of arithmetic"], rows, left=2
+    )
+
+
+def _rates(timing: Timing) -> list[str]:
+    scaled = (timing.bytes_per_second / 1e9, timing.ops_per_second / 1e9)
+    return [*(f"{value:.1f}" if value else "" for value in scaled), f"{timing.ns:.0f}" if timing.ns else ""]
+
+
+def _shares(timing: Timing, limits: TierLimits) -> list[str]:
+    peak = {"int8": limits.int8_ops, "fp32": limits.fp32_ops}.get(timing.unit, 0.0)
+    shares = (timing.bytes_per_second / limits.read_bytes, timing.ops_per_second / peak if peak else 0.0)
+    return [f"{100 * share:.0f} %" if share else "" for share in shares]
+
+
+def limits_table(limits: dict[str, TierLimits]) -> str:
+    rows = [
+        [tier, f"{found.read_bytes / 1e9:.1f}", f"{found.int8_ops / 1e9:.0f}", f"{found.fp32_ops / 1e9:.0f}"]
+        for tier, found in limits.items()
+    ]
+    return markdown_table(["tier (1 thread)", "reading GB/s", "int8 Gop/s", "float32 Gop/s"], rows)
+
+
+def time_kernels(program: Path, tiers: Iterable[str], quick: bool) -> list[Timing]:
+    """Raises BuildError when a kernel fails its checks."""
+    found: list[Timing] = []
+    for tier in tiers:
+        options = ["--tier", tier, "--only", "elementwise", "--bench", *(["--quick"] if quick else [])]
+        found += [timing for timing in parse(_command([str(program), *options]), [tier])]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tier", action="append", choices=isa_names(), help="only this one (repeatable)")
+    parser.add_argument("--quick", action="store_true", help="smaller matrices: rough figures in less time")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for measuring the limits of a tier (1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save everything here too")
+    args = parser.parse_args()
+    tiers = args.tier or isa_names()
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or not CHECKS.is_dir():
+        sys.exit("error: this needs the source tree and a C compiler (CC)")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            program = build(Path(folder), compiler)
+            limits = {tier: measure_limits(tier, args.seconds) for tier in tiers}
+            timings = time_kernels(program, tiers, args.quick)
+    except BuildError as error:
+        sys.exit(f"error: {error}")
+    print(limits_table(limits))
+    print(table(timings, limits))
+    if args.json:
+        found = {
+            "limits": {tier: asdict(limit) for tier, limit in limits.items()},
+            "kernels": [asdict(timing) for timing in timings],
+        }
+        temporary = args.json.with_name(f".{args.json.name}.{os.getpid()}.part")
+        temporary.write_text(json.dumps(found, indent=2))
+        os.replace(temporary, args.json)
+
+
+if __name__ == "__main__":
+    main()
