@@ -5,7 +5,7 @@
 
 A peer is NAME=COMMAND for any program with llama-bench's options and JSON, extra options in the command, or
 the word llama-cpp-python when that package is installed. Programs run in turn (A B B A …), so that a slow
-minute of the machine hits all of them. A ratio is our median over the peer's; the machine's limits stand beside.
+minute of the machine hits all of them. A ratio is our median over the peer's.
 Models are files, or SHAPE:TYPE of synthetic.py, made on demand and kept.
 """
 
@@ -115,7 +115,7 @@ def run_program(program: Program, model: Path, test: Test, job: Job) -> dict[str
 
 
 def matching_row(text: str, test: Test) -> dict[str, Any]:
-    """The row of `test` in a JSON array, before which a program may print other lines. Raises Failure."""
+    """The row of `test` in a JSON array; a program may print other lines before it. Raises Failure."""
     start = text.find("[\n") if "[\n" in text else text.find("[")
     try:
         rows = json.loads(text[max(start, 0) :])
@@ -147,7 +147,7 @@ class Cell:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, as a share of the median; 0 for fewer than three samples."""
+        """Half the distance between the quartiles, as share of the median; 0 for less than three samples."""
         if len(self.speeds) < 3:
             return 0.0
         low, _, high = statistics.quantiles(self.speeds, n=4, method="inclusive")
