@@ -181,13 +181,12 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
 static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
-    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, grain = 2, unit = n == 1 ? 4 : 2, stride;
+    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, parts = n == 1 ? 2 * threads : 0, unit = n == 1 ? 4 : 2, stride;
     for (int i = 0; i < 3; i++) /* work items: units of 2 or 4 panels, matrix after matrix, times blocks of tokens */
         first[i + 1] = first[i] + (op->matrix[i] ? (op->matrix[i]->panels + unit - 1) / unit : 0);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
-    grain = n == 1 ? first[3] / (threads * 8) : 1;
-    while (TAKE(first[3] * token_blocks, grain > 0 ? grain : 1)) {
+    while (pl_take_part(counter, round, first[3] * token_blocks, 1, parts, &begin, &end)) {
         for (int64_t at = begin; at < end;) {
             int64_t item = at / token_blocks, block = at % token_blocks;
             int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;

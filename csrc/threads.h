@@ -45,20 +45,27 @@ static inline void pl_counter_open(pl_counter *counter, uint64_t round)
     atomic_store_explicit(&counter->done, 0, memory_order_relaxed);
     atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT, memory_order_release);
 }
-/* Takes [begin, end); each item taken is later reported by pl_done. */
-static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
+/* Takes [begin, end); each item taken is later reported by pl_done. Takes `grain` items, or with `parts` > 0 that part of
+ * what is left if it is more: large pieces first, small ones at the end, so that threads finish together. */
+static inline int pl_take_part(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t parts, int64_t *begin,
+                               int64_t *end)
 {
     uint64_t seen = atomic_load_explicit(&counter->next, memory_order_acquire);
     for (;;) {
         int64_t index = (int64_t)(seen & PL_INDEX_MASK);
         if (seen >> PL_ROUND_SHIFT != (round & PL_ROUND_MASK) || index >= n)
             return 0;
+        int64_t piece = parts > 0 && (n - index) / parts > grain ? (n - index) / parts : grain;
         *begin = index;
-        *end = index + grain < n ? index + grain : n;
+        *end = index + piece < n ? index + piece : n;
         if (atomic_compare_exchange_weak_explicit(&counter->next, &seen, seen + (uint64_t)(*end - index), memory_order_acq_rel,
                                                   memory_order_acquire))
             return 1;
     }
+}
+static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
+{
+    return pl_take_part(counter, round, n, grain, 0, begin, end);
 }
 static inline void pl_done(pl_counter *counter, int64_t items)
 {
