@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_letters import Result, cli_home, run  # noqa: F401
+from cli_letters import ROOT, Result, cli_home, run  # noqa: F401
 from tiny_model import write_model
 
 from pyllamacpu.bench.plot import check_library, check_path, series
@@ -133,6 +135,25 @@ def test_batched_has_llama_batched_benchs_columns(model: str, run: Run) -> None:
 def test_progress_can_be_asked_for(model: str, run: Run) -> None:
     result = run("bench", "-m", model, *SMALL, "--progress")
     assert "6/6 tg2 (tiny.gguf)" in result.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo terminals")
+def test_a_bar_on_the_terminal_leaves_stdout_alone(model: str) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pyllamacpu", "bench", "-m", model, *SMALL, "-o", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert process.stdout is not None
+        rows = json.loads(process.stdout.read())
+    os.close(ours)
+    assert process.returncode == 0 and len(rows) == 2
+    assert b"tg2 (tiny.gguf)" in shown and b"n_prompt" not in shown
 
 
 @pytest.mark.parametrize(

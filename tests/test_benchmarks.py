@@ -197,7 +197,8 @@ import json, sys
 args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 pp, tg = map(int, args["-pg"].split(",")) if "-pg" in args else (int(args["-p"]), int(args["-n"]))
 speed = {speed}
-row = {{"n_prompt": pp, "n_gen": tg, "n_depth": int(args.get("-d", 0)), "samples_ts": [speed] * int(args["-r"])}}
+row = {{"n_prompt": pp, "n_gen": tg, "n_depth": int(args.get("-d", 0))}}
+row["samples_ts"] = [speed] * int(args["-r"])
 print("some chatter [here]")
 print(json.dumps([row], indent=2))
 """

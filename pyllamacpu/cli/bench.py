@@ -289,11 +289,13 @@ def _write(results: Iterable[HasRow], make: Callable[[str], Writer], given: dict
         for result in results:
             text = out.add(result)
             saved.append(text)
+            _clear_bar()
             click.echo(text, nl=False)
             if err:
                 click.echo(err.add(result), nl=False, err=True)
     finally:
         saved.append(out.end())
+        _clear_bar()
         click.echo(saved[-1], nl=False)
         if err:
             click.echo(err.end(), nl=False, err=True)
@@ -334,6 +336,13 @@ def _progress(wanted: bool | None) -> Iterator[Progress | None]:
             yield progress
 
 
+def _clear_bar() -> None:
+    """Empties the terminal's line, on which a progress bar may stand."""
+    if is_terminal(sys.stderr):
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Progress]:
     from rich.console import Console
@@ -343,7 +352,14 @@ def _bar() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Drawn only between runs: a thread that redraws would take time from the kernels.
-    with Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+    with Bar(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,  # results go to the real one
+        redirect_stderr=False,
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def show(text: str, done: int, total: int) -> None:
