@@ -48,11 +48,11 @@ typedef struct {
     int n_rows;
     const float *const *q; /* already multiplied by the softmax scale */
     const int32_t *pos, *lo;
-    float *const *state;   /* per row: m, l, then o[v head_dim]; padded to 16 floats after the two */
+    float *const *state;   /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
     float *scratch;        /* k and v tiles as float32: (k->head_dim + v->head_dim) * PL_TILE, 64-byte aligned */
 } pl_attention;
 
-#define PL_STATE_HEAD 16 /* floats before o in an attention state: m, l, padding */
+#define PL_STATE_HEAD 32 /* floats before o in an attention state */
 
 typedef struct pl_kernels {
     const char *name;

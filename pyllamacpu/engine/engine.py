@@ -190,6 +190,7 @@ class Engine:
                 self._closed = True
                 ffi.release(self._plan)
                 ffi.release(self._pool)
+                self.plan.keep.clear()
                 del self.model
                 self.file.close()
 
