@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ YES = ("1", "true", "yes")
 def flag(name: str) -> bool:
     """Whether an environment variable is set to something that means yes."""
     return os.environ.get(name, "").lower() in YES
+
+
+def pytest_configure() -> None:
+    """Ctrl-C works in tests, and in their child processes, even where a script in the background runs them."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
