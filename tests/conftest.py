@@ -18,7 +18,7 @@ def flag(name: str) -> bool:
 
 
 def pytest_configure() -> None:
-    """Ctrl-C works in tests, and in their child processes, even where a script in the background runs them."""
+    """Ctrl-C works in tests, and in their child processes, even where a background script runs them."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
