@@ -28,7 +28,45 @@ static void pack(void *arg, int thread)
         }
 }
 
-pl_matrix *pl_matrix_new(pl_pool *pool, int type, const void *src, int64_t rows, int64_t cols)
+pl_store *pl_store_new(int64_t bytes)
+{
+    pl_store *store = bytes > 0 ? calloc(1, sizeof *store) : NULL;
+    if (!store)
+        return NULL;
+    atomic_store(&store->owners, 1);
+    store->bytes = bytes;
+    store->data = pl_alloc((size_t)bytes, 0);
+    if (!store->data) {
+        free(store);
+        return NULL;
+    }
+    return store;
+}
+
+void pl_store_free(pl_store *store)
+{
+    if (!store || atomic_fetch_sub(&store->owners, 1) != 1)
+        return;
+    pl_release(store->data, (size_t)store->bytes);
+    free(store);
+}
+
+/* Room for the matrix's panels, in the store if there is some left. */
+static int place(pl_matrix *m, pl_store *store)
+{
+    int64_t bytes = (pl_matrix_bytes(m) + 63) / 64 * 64;
+    if (store && store->used + bytes <= store->bytes) {
+        m->store = store;
+        m->data = store->data + store->used;
+        store->used += bytes;
+        atomic_fetch_add(&store->owners, 1);
+    } else {
+        m->data = pl_alloc((size_t)bytes, 0);
+    }
+    return m->data != NULL;
+}
+
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *src, int64_t rows, int64_t cols)
 {
     const pl_type_info *info = pl_type_find(type);
     int64_t k = pl_panel_block_k(type);
@@ -39,8 +77,7 @@ pl_matrix *pl_matrix_new(pl_pool *pool, int type, const void *src, int64_t rows,
         return NULL;
     *m = (pl_matrix){.type = type, .rows = rows, .cols = cols, .panels = (rows + PL_ROWS - 1) / PL_ROWS};
     m->panel_bytes = cols / k * pl_panel_block_bytes(type);
-    m->data = pl_alloc((size_t)pl_matrix_bytes(m), 0);
-    if (!m->data) {
+    if (!place(m, store)) {
         free(m);
         return NULL;
     }
@@ -55,6 +92,9 @@ void pl_matrix_free(pl_matrix *m)
 {
     if (!m)
         return;
-    pl_release(m->data, (size_t)pl_matrix_bytes(m));
+    if (m->store)
+        pl_store_free(m->store);
+    else
+        pl_release(m->data, (size_t)((pl_matrix_bytes(m) + 63) / 64 * 64));
     free(m);
 }

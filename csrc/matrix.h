@@ -1,13 +1,23 @@
 /* A weight matrix in panels. */
 #ifndef PL_MATRIX_H
 #define PL_MATRIX_H
+#include <stdatomic.h>
 #include <stdint.h>
+
+/* One mapping for all the weights of a model, on huge pages: small matrices would otherwise lie on 4 KB pages, where the
+ * hardware's prefetching stops at each page's end. Counted: it goes with its last matrix. */
+struct pl_store {
+    _Atomic int owners;
+    uint8_t *data;
+    int64_t bytes, used;
+};
 
 struct pl_matrix {
     int type;
     int64_t rows, cols, panels; /* panels of 16 rows, the last one filled up with zeros */
     int64_t panel_bytes;
     uint8_t *data; /* (panels, panel_bytes) */
+    struct pl_store *store; /* where data lies; NULL: an allocation of its own */
 };
 
 #endif

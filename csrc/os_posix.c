@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define MAPPED ((size_t)8 << 20) /* allocations from this size on are mappings of their own */
+
 struct pl_thread {
     pthread_t id;
     void (*run)(void *);
@@ -130,14 +132,20 @@ void *pl_alloc(size_t bytes, int zeroed)
     const size_t huge = (size_t)2 << 20;
     void *memory = NULL;
     bytes = (bytes + 63) & ~(size_t)63;
-    if (bytes >= 4 * huge) { /* own mapping: fresh pages are zero, and freeing gives them back at once */
-        memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED)
+    if (bytes >= MAPPED) { /* own mapping: fresh pages are zero, and freeing gives them back at once */
+        uint8_t *map = mmap(NULL, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (map == MAP_FAILED)
             return NULL;
+        size_t before = (huge - (uintptr_t)map % huge) % huge, page = (size_t)sysconf(_SC_PAGESIZE);
+        size_t used = (bytes + page - 1) / page * page;
+        if (before > 0)
+            munmap(map, before); /* begins on a huge page */
+        if (huge - before > used - bytes)
+            munmap(map + before + used, bytes + huge - before - used);
 #ifdef MADV_HUGEPAGE
-        madvise(memory, bytes, MADV_HUGEPAGE);
+        madvise(map + before, used, MADV_HUGEPAGE);
 #endif
-        return memory;
+        return map + before;
     }
     if (posix_memalign(&memory, 64, bytes ? bytes : 64) != 0)
         return NULL;
@@ -151,7 +159,7 @@ void pl_release(void *memory, size_t bytes)
     bytes = (bytes + 63) & ~(size_t)63;
     if (!memory)
         return;
-    if (bytes >= (size_t)8 << 20)
+    if (bytes >= MAPPED)
         munmap(memory, bytes);
     else
         free(memory);

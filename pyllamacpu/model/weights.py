@@ -84,6 +84,11 @@ class WeightLoader:
         self.total = sum(info.n_bytes for info in file.tensors.values())
         self.done = 0
         self.taken: set[str] = set()
+        self._store = (
+            ffi.NULL
+        )  # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
+        if pool is not None:
+            self._store = ffi.gc(lib.pl_store_new(self.total * 11 // 10 + (4 << 20)), lib.pl_store_free)
 
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
@@ -96,7 +101,7 @@ class WeightLoader:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
         data = self.file.data(name)
-        handle = lib.pl_matrix_new(self.pool, int(info.type), ffi.from_buffer(data), rows, cols)
+        handle = lib.pl_matrix_new(self.pool, self._store, int(info.type), ffi.from_buffer(data), rows, cols)
         try:
             pointer(handle, f"loading {name} ({info.n_bytes / 1e6:.1f} MB)")
         except NativeError as error:
