@@ -38,18 +38,25 @@ static void put_nibbles(uint8_t *codes4, int r, const uint8_t *q)
 /* The same from 32 separate codes below 16. */
 static void put_codes4(uint8_t *codes4, int r, const uint8_t *q)
 {
-    for (int l = 0; l < 16; l++)
-        codes4[l / 4 * 64 + r * 4 + l % 4] = (uint8_t)(q[l] | q[l + 16] << 4);
+    for (int v = 0; v < 4; v++) { /* four codes at once: they are too small to reach each other when shifted */
+        uint32_t low, high;
+        memcpy(&low, q + 4 * v, 4);
+        memcpy(&high, q + 4 * v + 16, 4);
+        low |= high << 4;
+        memcpy(codes4 + v * 64 + r * 4, &low, 4);
+    }
 }
 static void put_codes2(uint8_t *codes2, int r, const uint8_t *q)
 {
-    for (int h = 0; h < 2; h++)
-        for (int j = 0; j < 4; j++) {
-            uint8_t byte = 0;
-            for (int f = 0; f < 4; f++)
-                byte = (uint8_t)(byte | q[4 * (2 * f + h) + j] << (2 * f));
-            codes2[h * 64 + r * 4 + j] = byte;
+    for (int h = 0; h < 2; h++) {
+        uint32_t word = 0;
+        for (int f = 0; f < 4; f++) {
+            uint32_t four;
+            memcpy(&four, q + 4 * (2 * f + h), 4);
+            word |= four << (2 * f);
         }
+        memcpy(codes2 + h * 64 + r * 4, &word, 4);
+    }
 }
 /* bits: bit l is that of element l */
 static void put_bits(uint8_t *words, int r, uint32_t bits)
@@ -238,11 +245,18 @@ static void pack_block(int type, const uint8_t *src, int r, uint8_t *dst)
     }
 }
 
-static void pack_floats(int64_t size, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst)
+static void pack_2_bytes(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst)
 {
     for (int64_t k = 0; k < cols; k++)
         for (int r = 0; r < n_rows; r++)
-            memcpy(dst + (k * PL_ROWS + r) * size, src + r * row_bytes + k * size, (size_t)size);
+            memcpy(dst + (k * PL_ROWS + r) * 2, src + r * row_bytes + k * 2, 2);
+}
+
+static void pack_4_bytes(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst)
+{
+    for (int64_t k = 0; k < cols; k++)
+        for (int r = 0; r < n_rows; r++)
+            memcpy(dst + (k * PL_ROWS + r) * 4, src + r * row_bytes + k * 4, 4);
 }
 
 void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst)
@@ -252,7 +266,7 @@ void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, 
     int64_t blocks = cols / shape.k;
     memset(dst, 0, (size_t)(blocks * shape.bytes));
     if (pl_panel_is_float(type)) {
-        pack_floats(shape.bytes / PL_ROWS, src, row_bytes, n_rows, cols, dst);
+        (type == PL_TYPE_F32 ? pack_4_bytes : pack_2_bytes)(src, row_bytes, n_rows, cols, dst);
         return;
     }
     for (int64_t b = 0; b < blocks; b++)
