@@ -11,6 +11,7 @@ typedef struct {
     pl_matrix *matrix;
     const uint8_t *src;
     int64_t row_bytes;
+    int drop;
     pl_counter counter;
 } pack_job;
 
@@ -20,12 +21,16 @@ static void pack(void *arg, int thread)
     const pl_matrix *m = job->matrix;
     int64_t begin, end;
     (void)thread;
-    while (pl_take(&job->counter, 0, m->panels, 4, &begin, &end))
+    while (pl_take(&job->counter, 0, m->panels, 16, &begin, &end)) {
+        int64_t row0 = begin * PL_ROWS, row1 = end * PL_ROWS < m->rows ? end * PL_ROWS : m->rows;
         for (int64_t p = begin; p < end; p++) {
             int64_t row = p * PL_ROWS, left = m->rows - row;
             pl_pack_panel(m->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
                           m->cols, m->data + p * m->panel_bytes);
         }
+        if (job->drop) /* behind: loading takes little more memory than the weights */
+            pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
+    }
 }
 
 pl_store *pl_store_new(int64_t bytes)
@@ -66,7 +71,7 @@ static int place(pl_matrix *m, pl_store *store)
     return m->data != NULL;
 }
 
-pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *src, int64_t rows, int64_t cols)
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *src, int drop, int64_t rows, int64_t cols)
 {
     const pl_type_info *info = pl_type_find(type);
     int64_t k = pl_panel_block_k(type);
@@ -81,7 +86,7 @@ pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *s
         free(m);
         return NULL;
     }
-    pack_job job = {.matrix = m, .src = src, .row_bytes = cols / info->block_elements * info->block_bytes};
+    pack_job job = {.matrix = m, .src = src, .row_bytes = cols / info->block_elements * info->block_bytes, .drop = drop};
     pl_pool_run(pool, &(pl_job){pack, &job});
     return m;
 }

@@ -22,5 +22,7 @@ double pl_seconds(void);                        /* monotonic */
 int pl_cpus_usable(void);                       /* CPUs of the affinity mask, within the cgroup's quota */
 void *pl_alloc(size_t bytes, int zeroed);       /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
 void pl_release(void *memory, size_t bytes);
+/* Whole pages of a file mapping that may leave memory; they come back from the file when read again. A hint. */
+void pl_drop_pages(const void *memory, size_t bytes);
 
 #endif

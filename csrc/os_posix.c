@@ -154,6 +154,18 @@ void *pl_alloc(size_t bytes, int zeroed)
     return memory;
 }
 
+void pl_drop_pages(const void *memory, size_t bytes)
+{
+#ifdef MADV_DONTNEED
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + bytes) / page * page;
+    if (begin < end)
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 void pl_release(void *memory, size_t bytes)
 {
     bytes = (bytes + 63) & ~(size_t)63;

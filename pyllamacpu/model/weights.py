@@ -101,7 +101,10 @@ class WeightLoader:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
         data = self.file.data(name)
-        handle = lib.pl_matrix_new(self.pool, self._store, int(info.type), ffi.from_buffer(data), rows, cols)
+        mapped = self.file.byteorder == "little"  # otherwise the data is a copy in our byte order
+        handle = lib.pl_matrix_new(
+            self.pool, self._store, int(info.type), ffi.from_buffer(data), mapped, rows, cols
+        )
         try:
             pointer(handle, f"loading {name} ({info.n_bytes / 1e6:.1f} MB)")
         except NativeError as error:
