@@ -2,8 +2,8 @@
  *
  * An op is a number of work items that threads take from a counter; the next op starts when all items are done. Nobody
  * waits for a thread that has not taken one: on a machine shared with other programs a thread that the system has put
- * aside costs nothing until it comes back (with a barrier of all threads, decoding beside one busy program was ten times
- * slower). */
+ * aside costs nothing until it comes back. With a barrier of all threads, decoding beside busy programs fell far below the
+ * speed of one thread alone. */
 #include "plan.h"
 #include "blocks.h"
 #include "matrix.h"

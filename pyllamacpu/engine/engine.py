@@ -198,8 +198,8 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise OptionError("the model is closed")
-            batch = _Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
             try:
+                batch = _Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
                 batch.point(logits, hidden)
                 code = lib.pl_plan_run(self._plan, batch.native, lib.pl_poll_signals)
                 if code == lib.PL_EINTERRUPTED:

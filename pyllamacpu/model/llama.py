@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllamacpu.engine.plan import Recorder
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.rope import inverse_frequencies
 from pyllamacpu.model.weights import Matrix, Table, Vector, WeightLoader, padded_vector
+
+if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
+    from pyllamacpu.engine.plan import Recorder
 
 
 @dataclass(frozen=True, eq=False)
