@@ -1,0 +1,1 @@
+"""Quantizing models: recipes of types, importance matrices, measured sizes."""
