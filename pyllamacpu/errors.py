@@ -24,6 +24,17 @@ class GGUFError(PyllamacpuError):
         self.reason = reason
 
 
+class CheckpointError(PyllamacpuError):
+    """A checkpoint (safetensors, torch, Meta, quantized) that is damaged, incomplete or of an unknown kind.
+    `path` is the file or folder, `reason` what is wrong with it.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
 class ModelError(PyllamacpuError):
     """A sound file that cannot be run: unknown architecture, missing tensor, shapes that do not fit the
     config.

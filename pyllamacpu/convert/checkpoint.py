@@ -1,0 +1,91 @@
+"""Opening a checkpoint: finding out what kind it is, and its tensors and config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pyllamacpu.convert import held
+from pyllamacpu.convert.safetensors import read_safetensors
+from pyllamacpu.convert.shards import read_indexed, read_json, read_together
+from pyllamacpu.convert.tensor import LazyTensor
+from pyllamacpu.errors import CheckpointError
+
+Kind = Literal["safetensors", "torch", "meta", "gguf"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint. Nothing is in memory but descriptions until tensors are read.
+
+    `tensors`: by the checkpoint's own names, quantized ones under the name of the plain weight. `config`:
+    config.json, params.json or adapter_config.json; empty when there is none. `quantization` names the
+    quantization that was undone, empty for plain weights. `files` hold the tensors; the source is only read.
+    """
+
+    path: Path
+    kind: Kind
+    tensors: Mapping[str, LazyTensor] = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    files: tuple[Path, ...]
+    quantization: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where tokenizer and config files are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def close(self) -> None:
+        """Gives memory back; tensors can still be read."""
+        held.release_all()
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a folder (safetensors, torch or Meta files), or one such file. Raises CheckpointError."""
+    where = Path(path)
+    if where.is_dir():
+        return _open_folder(where)
+    if not where.exists():
+        raise CheckpointError(where, "no such file or folder")
+    return _open_file(where)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    for stem in ("model.safetensors", "adapter_model.safetensors"):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            tensors, files = read_indexed(index, _read_safetensors)
+            return _finish(folder, "safetensors", tensors, files)
+        if (folder / stem).is_file():
+            return _finish(folder, "safetensors", *read_together([folder / stem], _read_safetensors))
+    loose = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
+    if loose:
+        return _finish(folder, "safetensors", *read_together(loose, _read_safetensors))
+    raise CheckpointError(folder, "holds no checkpoint: no safetensors files")
+
+
+def _open_file(path: Path) -> Checkpoint:
+    if path.name.endswith(".index.json"):
+        return _finish(path, "safetensors", *read_indexed(path, _read_safetensors))
+    if path.suffix == ".safetensors":
+        return _finish(path, "safetensors", *read_together([path], _read_safetensors))
+    raise CheckpointError(path, "is no checkpoint: its name should end in .safetensors")
+
+
+def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
+    return read_safetensors(path)[0]
+
+
+def _finish(path: Path, kind: Kind, tensors: dict[str, LazyTensor], files: list[Path]) -> Checkpoint:
+    return Checkpoint(path, kind, tensors, _config(path), tuple(files))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    folder = path if path.is_dir() else path.parent
+    for name in ("config.json", "params.json", "adapter_config.json"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    return {}

@@ -1,0 +1,69 @@
+"""Whole tensors kept in memory for a while, within one budget for the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from pyllamacpu.convert.tensor import Array, LazyTensor
+
+BUDGET = 128 << 20  # bytes; a single tensor may be larger, and is then the only one
+
+
+class Held:
+    """The stored elements of a tensor, read at the first use and dropped when others need the room."""
+
+    def __init__(self, tensor: LazyTensor) -> None:
+        self.tensor = tensor
+        self.lock = threading.Lock()
+
+    def array(self, last: bool = False) -> Array:
+        """The elements, with the tensor's shape. `last` says that they will hardly be asked for again."""
+        array = _recall(self)
+        if array is None:
+            with self.lock:  # several threads wait for one reader
+                array = _recall(self)
+                if array is None:
+                    _make_room(self.tensor.n_bytes)
+                    array = self.tensor.raw()
+                    if not last:
+                        _keep(self, array)
+        elif last:
+            _drop(self)
+        return array
+
+
+_kept: OrderedDict[Held, Array] = OrderedDict()  # least recently used first
+_lock = threading.Lock()
+
+
+def _recall(held: Held) -> Array | None:
+    with _lock:
+        array = _kept.get(held)
+        if array is not None:
+            _kept.move_to_end(held)
+        return array
+
+
+def _make_room(n_bytes: int) -> None:
+    """Drops the least recently used until `n_bytes` more fit the budget."""
+    with _lock:
+        total = sum(array.nbytes for array in _kept.values())
+        while _kept and total + n_bytes > BUDGET:
+            total -= _kept.popitem(last=False)[1].nbytes
+
+
+def _keep(held: Held, array: Array) -> None:
+    with _lock:
+        _kept[held] = array
+
+
+def _drop(held: Held) -> None:
+    with _lock:
+        _kept.pop(held, None)
+
+
+def release_all() -> None:
+    """Drops every held tensor."""
+    with _lock:
+        _kept.clear()

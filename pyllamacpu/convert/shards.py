@@ -1,0 +1,96 @@
+"""Checkpoints in several files: the index that says which tensor is where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.convert.tensor import LazyTensor
+from pyllamacpu.errors import CheckpointError
+
+ReadFile = Callable[[Path], dict[str, LazyTensor]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError when it is missing, damaged or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(path, f"is not sound JSON: {error or 'nested too deep'}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(path, "is not a JSON object")
+    return value
+
+
+def read_indexed(index: Path, read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """All tensors of a sharded checkpoint, by its `*.index.json`, and the files that hold them.
+
+    Tensors that the index forgot are taken too. Raises CheckpointError when a file is missing (it names the
+    tensors that are lost with it), when a tensor is not where the index says, and when two files hold one.
+    """
+    by_file = _weight_map(index)
+    missing = {name: names for name, names in by_file.items() if not (index.parent / name).is_file()}
+    if missing:
+        raise CheckpointError(index, _missing_text(missing, len(by_file)))
+    tensors: dict[str, LazyTensor] = {}
+    files = []
+    for file_name, expected in by_file.items():
+        path = index.parent / file_name
+        found = read(path)
+        lost = sorted(set(expected) - found.keys())
+        if lost:
+            raise CheckpointError(path, f"has no {_some(lost)}, which {index.name} places there")
+        _merge(tensors, path, found)
+        files.append(path)
+    return tensors, files
+
+
+def read_together(paths: list[Path], read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """All tensors of several files without an index. Raises CheckpointError for one that occurs twice."""
+    tensors: dict[str, LazyTensor] = {}
+    for path in paths:
+        _merge(tensors, path, read(path))
+    return tensors, paths
+
+
+def _merge(tensors: dict[str, LazyTensor], path: Path, found: dict[str, LazyTensor]) -> None:
+    for name, tensor in found.items():
+        if name in tensors:
+            raise CheckpointError(path, f"tensor {name!r} is also at {tensors[name].source}")
+        tensors[name] = tensor
+
+
+def _weight_map(index: Path) -> dict[str, list[str]]:
+    """The names of the tensors in each file, files in order of their names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise CheckpointError(index, "has no weight_map")
+    by_file: dict[str, list[str]] = {}
+    for name, file_name in weight_map.items():
+        if (
+            not isinstance(file_name, str)
+            or Path(file_name).name != file_name
+            or file_name in ("", ".", "..")
+        ):
+            raise CheckpointError(index, f"places {name!r} in {file_name!r}, which is no file beside it")
+        by_file.setdefault(file_name, []).append(name)
+    return dict(sorted(by_file.items()))
+
+
+def _missing_text(missing: dict[str, list[str]], n_files: int) -> str:
+    names = [name for group in missing.values() for name in group]
+    return (
+        f"{len(missing)} of its {n_files} files missing: {_some(list(missing))}; "
+        f"without them {len(names)} tensors are lost: {_some(names)}"
+    )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
