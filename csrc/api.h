@@ -52,6 +52,20 @@ int pl_dequantize(int type, const void *src, float *dst, int64_t n);
  * PL_EINVAL: not a quantized type, sub outside the block, or the codebook is missing. */
 int pl_decode32(int type, const uint8_t *block, int sub, int8_t *q, float *scale, float *min);
 
+/* ---- Quantization (quantize.c) ---- */
+
+#define PL_QUANTIZE_ENAN -48        /* an element of src is NaN or infinite */
+#define PL_QUANTIZE_EIMPORTANCE -49 /* importance is missing where the type needs it, negative, NaN or infinite */
+
+/* 1 if pl_quantize can write the type; 2 if it needs importance for that; PL_EINVAL otherwise. */
+int pl_quantize_known(int type);
+
+/* src (n_rows, n_cols) float32 -> dst: n_rows rows of blocks of `type`. importance: (n_cols,) weights of the columns,
+ * at least 0, or NULL. Pure: no threads, no state, and the same bytes on every tier; rows do not depend on each other.
+ * Values beyond what the type can hold become the largest that it holds. PL_EINVAL: a type that cannot be written (its
+ * codebook missing, where it has one), or n_cols no multiple of the block. After an error dst holds nothing of use. */
+int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst);
+
 /* ---- Sampling (sample.c) ---- */
 /* A sampler is a chain of steps over a row of logits, with the history and the random numbers of one sequence. It is
  * not thread-safe: one per sequence. A row with NaN or +inf is refused, one without a finite logit too; a logit of

@@ -3,6 +3,7 @@
 #define PL_KERNELS_H
 #include "api.h"
 #include "panel.h"
+#include "quantize.h"
 #include <stddef.h>
 #include <stdint.h>
 
@@ -67,6 +68,7 @@ typedef struct pl_kernels {
     void (*attention)(const pl_attention *);
     void (*attention_merge)(float *total, const float *part, int head_dim);
     void (*attention_finish)(const float *state, int head_dim, float *out);
+    void (*quantize_weights)(const pl_quantize_job *);
     /* what the tier could reach at best (probe.c) */
     uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
     int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);

@@ -27,6 +27,15 @@ PL_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
 PL_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
 PL_INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+PL_INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) /* a < b ? x : y, by lane */
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
+{
+    return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_loadu_ps(table));
+}
 /* 2^n for integral n in [-126, 127] */
 PL_INLINE vf vf_exp2i(vf n)
 {

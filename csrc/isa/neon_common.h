@@ -23,6 +23,16 @@ PL_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
 PL_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
 PL_INLINE vf vf_round(vf a) { return vrndnq_f32(a); }
+PL_INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
+PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); } /* by lane */
+PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
+{
+    uint32x4_t i = vcvtq_u32_f32(index);
+    float32x4_t x = vdupq_n_f32(table[vgetq_lane_u32(i, 0)]);
+    x = vld1q_lane_f32(table + vgetq_lane_u32(i, 1), x, 1);
+    x = vld1q_lane_f32(table + vgetq_lane_u32(i, 2), x, 2);
+    return vld1q_lane_f32(table + vgetq_lane_u32(i, 3), x, 3);
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));

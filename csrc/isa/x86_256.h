@@ -21,6 +21,17 @@ PL_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
 PL_INLINE vf vf_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 PL_INLINE vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+PL_INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) /* a < b ? x : y, by lane */
+{
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
+{
+    __m256i i = _mm256_cvtps_epi32(index);
+    vf low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28))); /* bit 3 becomes the sign */
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
