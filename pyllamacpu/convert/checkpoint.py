@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pyllamacpu.convert import held
 from pyllamacpu.convert.safetensors import read_safetensors
-from pyllamacpu.convert.shards import read_indexed, read_json, read_together
+from pyllamacpu.convert.shards import ReadFile, read_indexed, read_json, read_together
 from pyllamacpu.convert.tensor import LazyTensor
+from pyllamacpu.convert.torch_file import read_torch
 from pyllamacpu.errors import CheckpointError
 
 Kind = Literal["safetensors", "torch", "meta", "gguf"]
@@ -54,25 +55,34 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    for stem in ("model.safetensors", "adapter_model.safetensors"):
+    """Prefers what is safe to read and named as a whole model; other files beside it are left alone."""
+    for stem, kind in _WHOLE.items():
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            tensors, files = read_indexed(index, _read_safetensors)
-            return _finish(folder, "safetensors", tensors, files)
+            return _finish(folder, kind, *read_indexed(index, _READERS[kind]))
         if (folder / stem).is_file():
-            return _finish(folder, "safetensors", *read_together([folder / stem], _read_safetensors))
+            return _finish(folder, kind, *read_together([folder / stem], _READERS[kind]))
     loose = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if loose:
         return _finish(folder, "safetensors", *read_together(loose, _read_safetensors))
-    raise CheckpointError(folder, "holds no checkpoint: no safetensors files")
+    if list(folder.glob("pytorch_model-*.bin")):
+        raise CheckpointError(
+            folder,
+            "pytorch_model.bin.index.json is missing; without it no one knows whether all files are there",
+        )
+    raise CheckpointError(
+        folder, "holds no checkpoint: no safetensors, pytorch_model*.bin or consolidated.*.pth files"
+    )
 
 
 def _open_file(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
-        return _finish(path, "safetensors", *read_indexed(path, _read_safetensors))
-    if path.suffix == ".safetensors":
-        return _finish(path, "safetensors", *read_together([path], _read_safetensors))
-    raise CheckpointError(path, "is no checkpoint: its name should end in .safetensors")
+        kind: Kind = "safetensors" if ".safetensors" in path.name else "torch"
+        return _finish(path, kind, *read_indexed(path, _READERS[kind]))
+    if path.suffix in _SUFFIXES:
+        kind = _SUFFIXES[path.suffix]
+        return _finish(path, kind, *read_together([path], _READERS[kind]))
+    raise CheckpointError(path, f"is no checkpoint: its name should end in {', '.join(_SUFFIXES)}")
 
 
 def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -89,3 +99,13 @@ def _config(path: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             return read_json(folder / name)
     return {}
+
+
+_READERS: dict[Kind, ReadFile] = {"safetensors": _read_safetensors, "torch": read_torch}
+_WHOLE: dict[str, Kind] = {
+    "model.safetensors": "safetensors",
+    "pytorch_model.bin": "torch",
+    "adapter_model.safetensors": "safetensors",
+    "adapter_model.bin": "torch",
+}
+_SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".bin": "torch", ".pt": "torch", ".pth": "torch"}
