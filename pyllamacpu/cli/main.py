@@ -23,6 +23,7 @@ _COMMANDS = {
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),
     "list": ("pyllamacpu.cli.list", "list_command"),
+    "quantize": ("pyllamacpu.cli.quantize", "quantize"),
     "bench": ("pyllamacpu.cli.bench", "bench"),
     "doctor": ("pyllamacpu.cli.doctor", "doctor"),
 }

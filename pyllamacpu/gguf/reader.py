@@ -94,9 +94,13 @@ class GGUFFile:
         info = self._info(name)
         self._sources[info.part].advise(info.offset, info.n_bytes, advice)
 
-    def release(self, name: str) -> None:
-        """Drops the tensor's pages from this process's memory; they can be read again."""
-        self.madvise(name, "dontneed")
+    def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
+        """Drops the tensor's pages (of its bytes `start` to `stop`) from this process's memory; they can be
+        read again.
+        """
+        info = self._info(name)
+        stop = info.n_bytes if stop is None else min(stop, info.n_bytes)
+        self._sources[info.part].advise(info.offset + start, stop - start, "dontneed")
 
     def release_all(self) -> None:
         """Drops all pages of all parts from this process's memory."""

@@ -1,0 +1,303 @@
+"""`pyllamacpu quantize`: a smaller GGUF file from a larger one."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import options
+from pyllamacpu.cli.output import is_terminal
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.gguf.types import TensorType
+    from pyllamacpu.quantize.driver import Progress
+    from pyllamacpu.quantize.file_types import FileType
+    from pyllamacpu.quantize.plan import Plan, Settings, Step
+
+MIB = 1 << 20
+Show = Callable[[int, str], None]  # bytes of the source done, the tensor
+
+
+class _Command(click.Command):
+    """A command whose help ends with the list of types."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from pyllamacpu.quantize.file_types import FILE_TYPES
+
+        with formatter.section("Types"):
+            formatter.write_dl([(kind.name, kind.about) for kind in FILE_TYPES.values()])
+        formatter.write_paragraph()
+        formatter.write_text("A type's number in `general.file_type` may stand for its name.")
+        formatter.write_paragraph()
+        with formatter.section("Examples"):
+            for line in _EXAMPLES:
+                formatter.write_text(line)
+
+
+_EXAMPLES = (
+    "pyllamacpu quantize model-f16.gguf Q4_K_M",
+    "pyllamacpu quantize --imatrix imatrix.gguf model-f16.gguf small.gguf IQ2_M 8",
+    "pyllamacpu quantize --tensor-type ffn_down=q6_k --dry-run model-f16.gguf Q4_K_S",
+)
+
+_WEIGHTS = options(
+    click.option("--imatrix", metavar="FILE", help="Importance matrix: how much each column's error counts."),
+    click.option(
+        "--include-weights",
+        multiple=True,
+        metavar="PART",
+        help="Importance only where the name has PART.",
+    ),
+    click.option(
+        "--exclude-weights", multiple=True, metavar="PART", help="No importance where the name has PART."
+    ),
+)
+_TYPES = options(
+    click.option("--pure", is_flag=True, help="One type throughout, instead of the mix."),
+    click.option("--leave-output-tensor", is_flag=True, help="Leave output.weight as it is."),
+    click.option("--output-tensor-type", metavar="TYPE", help="The type of output.weight."),
+    click.option("--token-embedding-type", metavar="TYPE", help="The type of the token embeddings."),
+    click.option(
+        "--tensor-type",
+        multiple=True,
+        metavar="REGEX=TYPE",
+        help="The type of the tensors whose name has REGEX; the first that fits counts.",
+    ),
+    click.option(
+        "--tensor-type-file", multiple=True, metavar="FILE", help="A file of REGEX=TYPE, by spaces or lines."
+    ),
+)
+_FILES = options(
+    click.option("--allow-requantize", is_flag=True, help="Take tensors that are quantized already."),
+    click.option("--keep-split", is_flag=True, help="Write as many files as the model came in."),
+    click.option("--prune-layers", metavar="L,L…", help="Leave these layers out."),
+    click.option(
+        "--override-kv",
+        multiple=True,
+        metavar="KEY=TYPE:VALUE",
+        help="Set metadata; TYPE is int, float, bool or str.",
+    ),
+    click.option("--max-buffer-size", type=click.IntRange(1), hidden=True),
+)
+_RUN = options(
+    click.option("--dry-run", is_flag=True, help="Show types and sizes, write nothing."),
+    click.option("-v", "--verbose", is_flag=True, help="A line per tensor, on terminals too."),
+)
+
+
+@click.command(cls=_Command)
+@click.argument("words", nargs=-1, metavar="IN.gguf [OUT.gguf] TYPE [THREADS]")
+@_WEIGHTS
+@_TYPES
+@_FILES
+@_RUN
+def quantize(**given: Any) -> None:
+    """Write a model with smaller tensor types.
+
+    Options, types and the mix of each type are llama-quantize's; OUT is ggml-model-TYPE.gguf beside IN unless
+    it is given. The output appears when it is whole, and IN is only read. A split model is read whole from
+    any of its parts.
+    """
+    from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.quantize.plan import make_plan
+
+    source, out, file_type, threads = _arguments(given["words"], given["keep_split"])
+    settings = _settings(file_type, given)
+    if given["max_buffer_size"]:
+        click.echo("note: --max-buffer-size has no effect: buffers are some megabytes at most", err=True)
+    with GGUFFile.open(source) as file:
+        plan = make_plan(file, settings)
+        for note in plan.notes:
+            click.echo(f"note: {note}", err=True)
+        if given["dry_run"]:
+            _dry_run(plan)
+        else:
+            _run(plan, out, threads, given["verbose"])
+
+
+def _arguments(words: tuple[str, ...], keep_split: bool) -> tuple[Path, Path, FileType, int | None]:
+    """Input, output, type and threads, as llama-quantize understands its words."""
+    from pyllamacpu.quantize.file_types import find_file_type, parse_file_type
+
+    if len(words) < 2:
+        raise click.UsageError("an input and a type are needed: IN.gguf [OUT.gguf] TYPE [THREADS]")
+    source, rest = Path(words[0]), list(words[1:])
+    file_type = find_file_type(rest[0])
+    if file_type is not None:
+        out = source.parent / f"ggml-model-{file_type.name}{'' if keep_split else '.gguf'}"
+        rest = rest[1:]
+    elif len(rest) < 2:
+        raise click.UsageError(f"{rest[0]!r} is no type, and none follows it")
+    else:
+        out = Path(rest[0])
+        try:
+            file_type = parse_file_type(rest[1])
+        except OptionError as error:
+            raise click.UsageError(str(error)) from error
+        rest = rest[2:]
+    return source, out, file_type, _threads(rest)
+
+
+def _threads(rest: list[str]) -> int | None:
+    """The number behind the type; none, or one below 1, is all cores."""
+    if not rest:
+        return None
+    if len(rest) > 1 or not re.fullmatch(r"-?\d{1,4}", rest[0]):
+        raise click.UsageError(f"{' '.join(rest)!r} is no number of threads")
+    return int(rest[0]) if int(rest[0]) > 0 else None
+
+
+def _settings(file_type: FileType, given: dict[str, Any]) -> Settings:
+    from pyllamacpu.gguf.types import parse_type
+    from pyllamacpu.quantize.plan import Settings, parse_override
+    from pyllamacpu.quantize.recipes import TypeOptions
+
+    types = TypeOptions(
+        pure=given["pure"],
+        leave_output=given["leave_output_tensor"],
+        output=parse_type(given["output_tensor_type"]) if given["output_tensor_type"] else None,
+        embedding=parse_type(given["token_embedding_type"]) if given["token_embedding_type"] else None,
+        by_name=tuple(_named_type(text) for text in _named_texts(given)),
+    )
+    return Settings(
+        file_type,
+        types,
+        imatrix=_imatrix(given),
+        imatrix_name=given["imatrix"] or "",
+        overrides=tuple(parse_override(text) for text in given["override_kv"]),
+        prune=_layers(given["prune_layers"]),
+        allow_requantize=given["allow_requantize"],
+        keep_split=given["keep_split"],
+    )
+
+
+def _named_texts(given: dict[str, Any]) -> Iterator[str]:
+    yield from given["tensor_type"]
+    for name in given["tensor_type_file"]:
+        yield from Path(name).read_text(encoding="utf-8").split()
+
+
+def _named_type(text: str) -> tuple[re.Pattern[str], TensorType]:
+    from pyllamacpu.gguf.types import parse_type
+
+    pattern, equals, kind = text.rpartition("=")
+    if not (pattern and equals and kind):
+        raise OptionError(f"--tensor-type {text!r} is not REGEX=TYPE, such as ffn_down=q6_k")
+    try:
+        return re.compile(pattern, re.IGNORECASE), parse_type(kind)
+    except re.error as error:
+        raise OptionError(f"--tensor-type {text!r}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _layers(text: str | None) -> frozenset[int]:
+    words = text.split(",") if text else []
+    if not all(re.fullmatch(r"\d{1,6}", word.strip()) for word in words):
+        raise OptionError(f"--prune-layers {text!r} is not a list of layers, such as 3,17")
+    return frozenset(int(word) for word in words)
+
+
+def _imatrix(given: dict[str, Any]) -> Any:
+    from pyllamacpu.quantize.imatrix import read_imatrix
+
+    included, excluded = given["include_weights"], given["exclude_weights"]
+    if included and excluded:
+        raise OptionError("--include-weights and --exclude-weights cannot be used together")
+    if not given["imatrix"]:
+        if included or excluded:
+            raise OptionError("--include-weights and --exclude-weights choose from --imatrix; give one")
+        return None
+    matrix = read_imatrix(given["imatrix"])
+    if included:
+        matrix = matrix.select(lambda name: any(part in name for part in included))
+    matrix = matrix.select(lambda name: not any(part in name for part in excluded))
+    if not matrix.entries:
+        raise OptionError("--include-weights and --exclude-weights leave nothing of the importance matrix")
+    datasets = f", from {', '.join(matrix.datasets)}" if matrix.datasets else ""
+    click.echo(
+        f"importance of {len(matrix.entries)} tensors, {matrix.chunk_count} chunks{datasets}", err=True
+    )
+    return matrix
+
+
+def _line(plan: Plan, index: int, step: Step) -> str:
+    """What becomes of one tensor."""
+    dims = ", ".join(f"{n:5}" for n in reversed(step.source.shape))
+    head = f"[{index + 1:4}/{len(plan.steps):4}] {step.name:36} - [{dims}]"
+    size = f"type = {_name(step.source.type):>6}, size = {step.source.n_bytes / MIB:9.3f} MiB"
+    becomes = f" -> {step.n_bytes / MIB:9.3f} MiB ({_name(step.kind)})" if step.changed else ""
+    return f"{head}, {size}{becomes}"
+
+
+def _name(kind: TensorType) -> str:
+    return kind.name.lower()
+
+
+def _dry_run(plan: Plan) -> None:
+    for index, step in enumerate(plan.steps):
+        click.echo(_line(plan, index, step))
+    _sizes(plan)
+    if plan.without_importance:
+        click.echo(
+            f"warning: {len(plan.without_importance)} tensors need an importance matrix: without --imatrix "
+            "this will be refused",
+            err=True,
+        )
+
+
+def _sizes(plan: Plan) -> None:
+    before = 8 * plan.source_bytes / plan.n_elements
+    click.echo(f"model size = {plan.source_bytes / MIB:10.2f} MiB ({before:.2f} BPW)")
+    click.echo(f"quant size = {plan.n_bytes / MIB:10.2f} MiB ({plan.bits_per_weight:.2f} BPW)")
+    if plan.n_fallbacks:
+        click.echo(
+            f"warning: {plan.n_fallbacks} of {len(plan.steps)} tensors fell back to another type", err=True
+        )
+
+
+def _run(plan: Plan, out: Path, threads: int | None, verbose: bool) -> None:
+    from pyllamacpu.quantize.driver import output_paths, run
+
+    terminal = is_terminal(sys.stderr)
+    began = time.monotonic()
+    with _bar(plan) if terminal else contextlib.nullcontext() as bar:
+        for progress in run(plan, out, threads):
+            if progress.ended and (verbose or not terminal):
+                click.echo(_line(plan, progress.index, progress.step))
+            if bar:
+                bar(progress)
+    _sizes(plan)
+    paths = output_paths(plan, out)
+    more = f" and {len(paths) - 1} more parts" if len(paths) > 1 else ""
+    click.echo(f"written to {paths[0]}{more} in {time.monotonic() - began:.1f} s")
+
+
+@contextlib.contextmanager
+def _bar(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the rate and the time left, on stderr."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=plan.source_bytes)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, description=escape(progress.step.name), completed=progress.done)
+
+        yield show

@@ -1,0 +1,331 @@
+"""What quantizing a file will do, decided before anything is written: the plan.
+
+Everything that can be wrong is found here: types that cannot be written, importance that is missing or of the
+wrong size, tensors that are quantized already. Metadata and the order of tensors are llama-quantize's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import GGUFError, ModelError, OptionError
+from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.quantize.blocks import can_quantize, needs_importance
+from pyllamacpu.quantize.file_types import FileType, guessed_number
+from pyllamacpu.quantize.imatrix import Imatrix
+from pyllamacpu.quantize.recipes import (
+    Choice,
+    ModelFacts,
+    Role,
+    Tensor,
+    TypeOptions,
+    choose_types,
+    file_order,
+    layer_of,
+    needs_imatrix,
+    role_of,
+)
+
+FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
+_QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value of the metadata that is set by hand."""
+
+    key: str
+    kind: ValueType
+    value: Any
+
+
+def parse_override(text: str) -> Override:
+    """`KEY=int:N`, `KEY=float:X`, `KEY=bool:true` or `KEY=str:TEXT`. Whole numbers become uint32."""
+    key, equals, typed = text.partition("=")
+    word, colon, value = typed.partition(":")
+    try:
+        if key and equals and colon:
+            if word == "int" and abs(int(value)) < 1 << 32:
+                return Override(key, ValueType.UINT32, abs(int(value)))
+            if word == "float":
+                return Override(key, ValueType.FLOAT32, float(value))
+            if word == "bool" and value in ("true", "false"):
+                return Override(key, ValueType.BOOL, value == "true")
+            if word == "str":
+                return Override(key, ValueType.STRING, value)
+    except ValueError:
+        pass
+    raise OptionError(f"--override-kv {text!r} is not KEY=TYPE:VALUE with TYPE int, float, bool or str")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asks for. `imatrix_name` goes into the metadata; `prune`: layers to leave out."""
+
+    file_type: FileType
+    types: TypeOptions = field(default_factory=TypeOptions)
+    imatrix: Imatrix | None = None
+    imatrix_name: str = ""
+    overrides: tuple[Override, ...] = ()
+    prune: frozenset[int] = frozenset()
+    allow_requantize: bool = False
+    keep_split: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor: `name` in the output, where it comes from, the type that it gets."""
+
+    name: str
+    source: TensorInfo
+    choice: Choice
+
+    @property
+    def kind(self) -> TensorType:
+        return self.choice.kind
+
+    @property
+    def changed(self) -> bool:
+        return self.kind != self.source.type
+
+    @property
+    def n_rows(self) -> int:
+        return prod(self.source.shape[:-1])
+
+    @property
+    def n_bytes(self) -> int:
+        """In the output."""
+        return self.n_rows * self.kind.row_bytes(self.source.shape[-1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that will be written. `number` is general.file_type; `n_parts` the files of the output.
+
+    `without_importance`: names of tensors whose type is garbage without importance, when there is none: a
+    plan that can be looked at, but not run. `notes`: what the user should know.
+    """
+
+    file: GGUFFile
+    settings: Settings
+    facts: ModelFacts
+    steps: tuple[Step, ...]
+    number: int
+    n_layers: int  # left after pruning
+    n_parts: int
+    without_importance: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(step.source.n_bytes for step in self.steps)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(step.n_bytes for step in self.steps)
+
+    @property
+    def n_elements(self) -> int:
+        return sum(step.source.n_elements for step in self.steps)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / self.n_elements
+
+    @property
+    def n_fallbacks(self) -> int:
+        return sum(step.choice.fell_back for step in self.steps)
+
+    def importance(self, step: Step) -> npt.NDArray[np.float32] | None:
+        """(matrices, cols) float32 of a tensor, or None. Raises GGUFError for another size."""
+        return _importance(self.settings.imatrix, step.source, self.settings.imatrix_name)
+
+    def added_metadata(self) -> dict[str, Override]:
+        """The keys that are not the source's, in the order that they are written in, behind all others."""
+        found = [
+            Override(VERSION, ValueType.UINT32, _QUANTIZATION_VERSION),
+            Override(FILE_TYPE, ValueType.UINT32, self.number),
+            *self.settings.overrides,
+            *_imatrix_keys(self.settings),
+        ]
+        if self.settings.prune:
+            found += _pruned_keys(self.file.metadata, self.facts, self.settings.prune, self.n_layers)
+        keys: dict[str, Override] = {}
+        for override in found:
+            keys.pop(override.key, None)
+            keys[override.key] = override
+        return keys
+
+
+def make_plan(file: GGUFFile, settings: Settings) -> Plan:
+    """Decides every tensor's type.
+
+    Raises OptionError, ModelError or GGUFError for whatever would go wrong later, but for importance that is
+    missing altogether, which a dry run may leave for later.
+    """
+    facts = ModelFacts.of({**file.metadata, **{item.key: item.value for item in settings.overrides}})
+    names = _renamed(file, facts, settings.prune)
+    order = file_order(names)
+    if settings.keep_split:
+        infos = {new: file.tensors[old] for new, old in names.items()}
+        order.sort(key=lambda name: (infos[name].part, infos[name].offset))
+    tensors = [_tensor(new, file.tensors[names[new]]) for new in order]
+    chosen = choose_types(
+        tensors, settings.file_type, facts, settings.types, has_imatrix=settings.imatrix is not None
+    )
+    steps = tuple(Step(name, file.tensors[names[name]], chosen[name]) for name in order)
+    _check_types(file, steps, settings)
+    lacking = _without_importance(steps, settings)
+    return Plan(
+        file,
+        settings,
+        facts,
+        steps,
+        _number(file, settings.file_type),
+        facts.n_layers - len(settings.prune),
+        len(file.paths) if settings.keep_split else 1,
+        lacking,
+        _notes(file, steps, settings),
+    )
+
+
+def check_importance(plan: Plan) -> None:
+    """Raises OptionError when the plan needs importance that there is not."""
+    if not plan.without_importance:
+        return
+    name = plan.without_importance[0]
+    kind = next(step.kind.name for step in plan.steps if step.name == name)
+    more = f" and {len(plan.without_importance) - 1} more" if len(plan.without_importance) > 1 else ""
+    what = "give --imatrix" if plan.settings.imatrix is None else "the one given has nothing about it"
+    raise OptionError(
+        f"tensor {name!r}{more}: {kind} needs an importance matrix, without which it is garbage; {what}"
+    )
+
+
+def _tensor(name: str, info: TensorInfo) -> Tensor:
+    return Tensor(name, info.shape, info.type)
+
+
+def _renamed(file: GGUFFile, facts: ModelFacts, prune: Collection[int]) -> dict[str, str]:
+    """New names of the tensors that stay, each with its old name: layers move up where others are gone."""
+    wrong = [layer for layer in prune if not 0 <= layer < facts.n_layers]
+    if wrong or (prune and len(prune) >= facts.n_layers):
+        raise OptionError(
+            f"--prune-layers: the model has layers 0 to {facts.n_layers - 1}, and one must stay"
+        )
+    found = {}
+    for name in file.tensors:
+        layer = layer_of(name)
+        if layer not in prune:
+            moved = layer - sum(gone < layer for gone in prune)
+            found[re.sub(r"^blk\.\d+\.", f"blk.{moved}.", name) if moved != layer else name] = name
+    return found
+
+
+def _check_types(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> None:
+    for step in steps:
+        if not step.changed:
+            continue
+        source = step.source.type
+        if not can_quantize(step.kind):
+            raise OptionError(
+                f"tensor {step.name!r} cannot be written as {step.kind.name}; choose another type"
+            )
+        if source.block_size > 1 and not settings.allow_requantize:
+            raise OptionError(
+                f"{file.paths[0]}: tensor {step.source.name!r} is {source.name} already; quantize from "
+                "F32, F16 or BF16, or say --allow-requantize, which costs quality"
+            )
+        try:
+            dequantize(np.empty(0, np.uint8), source, (0, source.block_size))
+        except ModelError as error:
+            raise ModelError(f"{file.paths[0]}: {step.source.name!r}: {error}") from error
+
+
+def _importance(imatrix: Imatrix | None, info: TensorInfo, where: str) -> npt.NDArray[np.float32] | None:
+    found = imatrix.importance(info.name) if imatrix else None
+    if found is None:
+        return None
+    cols, n_matrices = info.shape[-1], prod(info.shape[:-2])
+    if found.size != cols * n_matrices:
+        if role_of(info.name) == Role.EMBEDDING:
+            return None  # looked up, not multiplied with: what was measured is another use of the matrix
+        sizes = f"{found.size} values for {info.name!r}, which takes {n_matrices} x {cols}"
+        raise GGUFError(where, f"has {sizes}: it was made for another model")
+    return found.reshape(n_matrices, cols)
+
+
+def _without_importance(steps: tuple[Step, ...], settings: Settings) -> tuple[str, ...]:
+    lacking = []
+    for step in steps:
+        wanted = needs_imatrix(step.name, step.kind, settings.file_type) or needs_importance(step.kind)
+        found = _importance(settings.imatrix, step.source, settings.imatrix_name) if step.changed else None
+        if step.changed and wanted and found is None:
+            lacking.append(step.name)
+    return tuple(lacking)
+
+
+def _number(file: GGUFFile, file_type: FileType) -> int:
+    if not file_type.copies:
+        return file_type.number
+    known = file.metadata.get(FILE_TYPE)
+    return known if isinstance(known, int) else guessed_number([info.type for info in file.tensors.values()])
+
+
+def _notes(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> tuple[str, ...]:
+    notes = []
+    for step in steps:
+        choice, cols = step.choice, step.source.shape[-1]
+        if choice.usual is not None:
+            notes.append(f"{step.name}: {choice.wanted.name} as told, instead of {choice.usual.name}")
+        if choice.fell_back:
+            notes.append(
+                f"{step.name}: rows of {cols} are no multiple of {choice.wanted.block_size}, which "
+                f"{choice.wanted.name} takes; falling back to {choice.kind.name}"
+            )
+    known = settings.imatrix.entries if settings.imatrix else {}
+    unused = [name for name in known if name not in file.tensors]
+    if unused:
+        notes.append(f"the importance matrix has {len(unused)} entries that the model has not: {unused[0]}")
+    return tuple(notes)
+
+
+def _imatrix_keys(settings: Settings) -> list[Override]:
+    if settings.imatrix is None:
+        return []
+    matrix, prefix = settings.imatrix, "quantize.imatrix."
+    found = [Override(f"{prefix}file", ValueType.STRING, settings.imatrix_name)]
+    if matrix.datasets:
+        found.append(Override(f"{prefix}dataset", ValueType.STRING, matrix.datasets[0]))
+    found.append(Override(f"{prefix}entries_count", ValueType.UINT32, len(matrix.entries)))
+    if matrix.chunk_count > 0:
+        found.append(Override(f"{prefix}chunks_count", ValueType.UINT32, matrix.chunk_count))
+    return found
+
+
+def _pruned_keys(
+    metadata: Mapping[str, Any], facts: ModelFacts, prune: Collection[int], n_layers: int
+) -> list[Override]:
+    """The number of layers, and the values that there are one of per layer."""
+    found = [Override(f"{facts.arch}.block_count", ValueType.UINT32, n_layers)]
+    for key in metadata:
+        value = metadata[key] if key.startswith(f"{facts.arch}.") else None
+        if isinstance(value, np.ndarray) and len(value) == facts.n_layers:
+            kept = [item for layer, item in enumerate(value) if layer not in prune]
+            found.append(Override(key, ValueType.ARRAY, np.array(kept, value.dtype)))
+    return found
+
+
+def with_types(settings: Settings, exact: Mapping[str, TensorType]) -> Settings:
+    """The same settings with types by tensor."""
+    return replace(settings, types=replace(settings.types, exact=dict(exact)))
