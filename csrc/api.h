@@ -252,6 +252,17 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));
 /* From now on adds up the seconds spent in each op (n_ops) of later runs into `seconds`; NULL ends it. */
 void pl_plan_profile(pl_plan *plan, double *seconds);
 
+/* ---- Distributions (divergence.c) ---- */
+
+/* Of each row of `logits` (n_rows, stride), its first n_vocab: the logarithm of the sum of their exponentials, and the place
+ * of the largest. Sums have an order fixed by the row. PL_SAMPLE_ENAN: a logit is NaN or infinite. */
+int pl_log_sums(pl_pool *pool, const float *logits, int64_t stride, int32_t n_vocab, int32_t n_rows, double *log_sums,
+                int32_t *tops);
+/* Kullback-Leibler divergences, sum of p ln(p / q) in nats, of the rows q of `logits` from the rows p of `base`, given the
+ * log-sums of both: divergences (n_rows,), never below 0, and exact to about 1e-6 of their value. */
+int pl_divergences(pl_pool *pool, const float *base, int64_t base_stride, const double *base_sums, const float *logits,
+                   int64_t stride, const double *sums, int32_t n_vocab, int32_t n_rows, double *divergences);
+
 /* ---- Measuring the machine (probe.c) ---- */
 
 /* With the loops of the tier in use, on all threads of the pool, for about `seconds` (the best of many short runs):

@@ -69,6 +69,10 @@ typedef struct pl_kernels {
     void (*attention_merge)(float *total, const float *part, int head_dim);
     void (*attention_finish)(const float *state, int head_dim, float *out);
     void (*quantize_weights)(const pl_quantize_job *);
+    /* rows of logits as distributions (divergence.c) */
+    int (*row_top)(const float *row, int64_t n, float *top, int32_t *at);
+    double (*row_exp_sum)(const float *row, int64_t n, float top);
+    double (*row_divergence)(const float *a, const float *b, int64_t n, double log_sum, double shift);
     /* what the tier could reach at best (probe.c) */
     uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
     int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);

@@ -146,14 +146,25 @@ class Engine:
                 on_progress(start + len(chunk), total)
         return result[: 0 if logits == "none" else None, : self.n_vocab]
 
-    def step(self, entries: Seq[Entry]) -> Floats:
-        """One step over many sequences (each at most once). Returns a new (n_outputs, n_vocab) in the
-        entries' order.
+    @property
+    def pool(self) -> Any:
+        """The C thread pool, for other work between steps."""
+        return self._pool
+
+    def logits_buffer(self, n_rows: int) -> Floats:
+        """Room for `n_rows` rows of logits, for `step` to fill again and again."""
+        return np.empty((n_rows, self._stride), np.float32)
+
+    def step(self, entries: Seq[Entry], buffer: Floats | None = None) -> Floats:
+        """One step over many sequences (each at most once). Returns (n_outputs, n_vocab) in the entries'
+        order: new, or the first rows of `buffer`, which must have room for them.
         """
         n_outputs = sum(
             {"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries
         )
-        result = np.empty((n_outputs, self._stride), np.float32)
+        result = (self.logits_buffer(n_outputs) if buffer is None else buffer)[:n_outputs]
+        if len(result) < n_outputs:
+            raise OptionError(f"{n_outputs} rows of logits do not fit in a buffer of {len(result)}")
         self._run(entries, result)
         return result[:, : self.n_vocab]
 
