@@ -110,7 +110,10 @@ def quantize(**given: Any) -> None:
     from pyllamacpu.quantize.plan import make_plan
 
     source, out, file_type, threads = _arguments(given["words"], given["keep_split"])
-    settings = _settings(file_type, given)
+    try:
+        settings = _settings(file_type, given)
+    except OptionError as error:
+        raise click.UsageError(str(error)) from error
     if given["max_buffer_size"]:
         click.echo("note: --max-buffer-size has no effect: buffers are some megabytes at most", err=True)
     with GGUFFile.open(source) as file:
