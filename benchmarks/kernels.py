@@ -30,7 +30,17 @@ from pyllamacpu.native import ISA_VARIABLE, isa_names
 ROOT = Path(__file__).resolve().parent.parent
 CSRC, CHECKS = ROOT / "csrc", ROOT / "tests" / "csrc"
 # The library's files that the check program is made of; those that need threads or a model stay out.
-PLAIN = ("dispatch", "cpu", "pack", "kv_tile", "dequantize", "dequantize_iq", "codebook")
+PLAIN = (
+    "dispatch",
+    "cpu",
+    "pack",
+    "kv_tile",
+    "dequantize",
+    "dequantize_iq",
+    "codebook",
+    "quantize",
+    "quantize_pack",
+)
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 
 _MATMUL = re.compile(

@@ -10,11 +10,14 @@
 int pl_quantize_known(int type)
 {
     switch (type) {
-    case PL_TYPE_F32:
-    case PL_TYPE_F16:
-    case PL_TYPE_BF16:
-    case PL_TYPE_Q8_0: return 1;
-    default: return PL_EINVAL;
+    case PL_TYPE_IQ1_S:
+    case PL_TYPE_IQ1_M:
+    case PL_TYPE_IQ2_XXS:
+    case PL_TYPE_IQ2_XS:
+    case PL_TYPE_IQ2_S:
+    case PL_TYPE_IQ3_XXS:
+    case PL_TYPE_IQ3_S: return PL_EINVAL;
+    default: return pl_type_find(type) ? 1 : PL_EINVAL;
     }
 }
 

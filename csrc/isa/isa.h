@@ -19,6 +19,7 @@
 #include "../api.h"
 #include "../blocks.h"
 #include "../kernels.h"
+#include <limits.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

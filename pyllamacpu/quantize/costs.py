@@ -1,0 +1,52 @@
+"""What the quantizers minimise: the weight of each element's squared error, per type.
+
+The same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be compared with theirs;
+only for Q2_K without importance, where they weigh absolute errors, the squares get those weights here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.gguf.types import TensorType
+
+T = TensorType
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_LEGACY = frozenset({T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1})
+_PLAIN_IMPORTANCE = frozenset({T.Q6_K, T.Q8_0, T.MXFP4, T.TQ1_0, T.TQ2_0, T.F32, T.F16, T.BF16})
+_SQUARES = frozenset({T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
+
+
+def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = None) -> Doubles:
+    """(rows, cols) weights w of the error sum(w * (x - dequantized)^2) that `quantize` makes small.
+
+    `array`: (rows, cols); `importance`: (cols,) or None. With it: the importance itself, or times
+    sqrt(mean square of the block or row + x^2). Without it: 1 for types that were made for rounding, x^2,
+    |x| (Q2_K) or the sub-block's root mean square + |x| (Q4_K, Q5_K).
+    """
+    x = array.astype(np.float64)
+    if importance is not None:
+        weights = np.broadcast_to(importance.astype(np.float64), x.shape)
+        return weights.copy() if kind in _PLAIN_IMPORTANCE else weights * np.sqrt(_spread(x, kind) + x * x)
+    if kind in _SQUARES:
+        return x * x
+    if kind is T.Q2_K:
+        return np.abs(x)
+    if kind in (T.Q4_K, T.Q5_K):
+        return np.sqrt(_mean_square(x, 32)) + np.abs(x)
+    return np.ones_like(x)
+
+
+def _spread(x: Doubles, kind: TensorType) -> Doubles:
+    if kind in _LEGACY:
+        return np.mean(x * x, axis=1, keepdims=True)
+    factor = 1.0 if kind is T.Q2_K else 2.0
+    return factor * _mean_square(x, kind.block_size)
+
+
+def _mean_square(x: Doubles, n: int) -> Doubles:
+    """Of every n columns, for each of them: (rows, cols)."""
+    return np.repeat(np.mean((x * x).reshape(len(x), -1, n), axis=2), n, axis=1)
