@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyllamacpu.convert import held
+from pyllamacpu.convert.meta import is_meta, read_meta
 from pyllamacpu.convert.safetensors import read_safetensors
 from pyllamacpu.convert.shards import ReadFile, read_indexed, read_json, read_together
 from pyllamacpu.convert.tensor import LazyTensor
@@ -62,6 +63,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             return _finish(folder, kind, *read_indexed(index, _READERS[kind]))
         if (folder / stem).is_file():
             return _finish(folder, kind, *read_together([folder / stem], _READERS[kind]))
+    if is_meta(folder):
+        meta_tensors, params, ranks = read_meta(folder)
+        return Checkpoint(folder, "meta", meta_tensors, params, tuple(ranks))
     loose = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
     if loose:
         return _finish(folder, "safetensors", *read_together(loose, _read_safetensors))
