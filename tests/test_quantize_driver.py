@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import namedtuple
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def test_progress_adds_up_and_comes_in_order(tmp_path: Path, monkeypatch: pytest
             event.step.name for event in events
         ))  # fmt: skip
         assert sum(event.ended for event in events) == len(file.tensors)
-    assert all(a.done < b.done for a, b in zip(events, events[1:], strict=False))
+    assert all(a.done < b.done for a, b in pairwise(events))
 
 
 def test_closing_early_leaves_nothing(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
     python tools/make_quantize_fixtures.py --bin LLAMA_CPP/build/bin
 
-Only types that leave no choice (F16, BF16, Q8_0), so that files can be compared byte by byte: what is tested is
-metadata, order and splitting. Made with llama.cpp of llama-cpp-python 0.3.36.
+Only types that leave no choice (F16, BF16, Q8_0), so that files can be compared byte by byte: what is tested
+is metadata, order and splitting. Made with llama.cpp of llama-cpp-python 0.3.36.
 """
 
 from __future__ import annotations
