@@ -34,6 +34,7 @@ PLAIN = (
     "dispatch",
     "cpu",
     "pack",
+    "pack_codebook",
     "kv_tile",
     "dequantize",
     "dequantize_iq",

@@ -1,21 +1,41 @@
 /* The codebooks of the IQ types, given once at run time (see pyllamacpu/model/codebooks.py) and then read only. */
+#include "codebook.h"
+
 #include <string.h>
 
 #include "api.h"
 #include "blocks.h"
 #include "decode.h"
 
-static int8_t iq1_s[2048 * 8], iq2_xxs[256 * 8], iq2_xs[512 * 8], iq2_s[1024 * 8], iq3_xxs[256 * 4], iq3_s[512 * 4];
+/* One codebook: its values as given, and the forms of codebook.h. `per_entry`: values of an entry. Values outside
+ * low … high would not fit int8 once signs (or, for IQ1, the shift of 1/8) are folded in. */
+#define BOOK(NAME, ENTRIES, PER_ENTRY) \
+    static int8_t NAME##_values[(ENTRIES) * (PER_ENTRY)]; \
+    static _Alignas(64) uint8_t NAME##_bytes[(ENTRIES) * (PER_ENTRY)]; \
+    static _Alignas(64) uint16_t NAME##_codes[ENTRIES]; \
+    static uint8_t NAME##_levels[16];
+#define FORMS(NAME) sizeof NAME##_values, NAME##_values, NAME##_bytes, NAME##_codes, NAME##_levels, {0}
 
-/* Values outside low … high would not fit int8 once signs (or, for IQ1, the shift of 1/8) are folded in. */
+BOOK(iq1_s, 2048, 8)
+BOOK(iq2_xxs, 256, 8)
+BOOK(iq2_xs, 512, 8)
+BOOK(iq2_s, 1024, 8)
+BOOK(iq3_xxs, 256, 4)
+BOOK(iq3_s, 512, 4)
+
 static struct codebook {
-    int8_t *values;
-    int n;
+    int per_entry;
     int8_t low, high;
+    int n;
+    int8_t *values;
+    uint8_t *bytes;
+    uint16_t *codes;
+    uint8_t *levels;
+    pl_book forms;
     int ready;
 } books[] = {
-    {iq1_s, sizeof iq1_s, -1, 1, 0},     {iq2_xxs, sizeof iq2_xxs, 0, 127, 0}, {iq2_xs, sizeof iq2_xs, 0, 127, 0},
-    {iq2_s, sizeof iq2_s, 0, 127, 0},    {iq3_xxs, sizeof iq3_xxs, 0, 127, 0}, {iq3_s, sizeof iq3_s, 0, 127, 0},
+    {8, -1, 1, FORMS(iq1_s), 0},    {8, 0, 127, FORMS(iq2_xxs), 0}, {8, 0, 127, FORMS(iq2_xs), 0},
+    {8, 0, 127, FORMS(iq2_s), 0},   {4, 0, 127, FORMS(iq3_xxs), 0}, {4, 0, 127, FORMS(iq3_s), 0},
 };
 
 static struct codebook *book_of(int type) {
@@ -36,18 +56,43 @@ const int8_t *pl_codebook(int type) {
     return book && book->ready ? book->values : NULL;
 }
 
+const pl_book *pl_book_of(int type) {
+    const struct codebook *book = book_of(type);
+    return book && book->ready ? &book->forms : NULL;
+}
+
 int pl_codebook_missing(int type) {
     const struct codebook *book = book_of(type);
     return book && !book->ready ? book->n : 0;
+}
+
+/* The bit of an entry's 16 at which the code of value j starts. */
+static int code_at(int per_entry, int j) { return 8 * (j % 2) + (per_entry == 8 ? 2 : 4) * (j / 2); }
+
+/* The kernels' forms of one value; 0 when there are more different values than codes: 4 for 8 to an entry, else 16. */
+static int add_value(struct codebook *book, int i, uint8_t byte, int *n_levels) {
+    int code = 0, j = i % book->per_entry;
+    while (code < *n_levels && book->levels[code] != byte) code++;
+    if (code == *n_levels) {
+        if (code == (book->per_entry == 8 ? 4 : 16)) return 0;
+        book->levels[(*n_levels)++] = byte;
+    }
+    uint16_t *codes = &book->codes[i / book->per_entry];
+    *codes = (uint16_t)((j == 0 ? 0 : *codes) | code << code_at(book->per_entry, j));
+    book->bytes[i] = byte;
+    return 1;
 }
 
 int pl_set_codebook(int type, const int8_t *values, int n) {
     struct codebook *book = book_of(type);
     if (!book || !values || n != book->n) return PL_EINVAL;
     if (book->ready) return memcmp(book->values, values, (size_t)n) ? PL_EINVAL : PL_OK;
-    for (int i = 0; i < n; i++)
+    for (int i = 0, n_levels = 0; i < n; i++) {
         if (values[i] < book->low || values[i] > book->high) return PL_EINVAL;
+        if (!add_value(book, i, (uint8_t)(book->low < 0 ? 8 * (values[i] + 1) : values[i]), &n_levels)) return PL_EINVAL;
+    }
     memcpy(book->values, values, (size_t)n);
+    book->forms = (pl_book){book->bytes, book->codes, book->levels};
     book->ready = 1;
     return PL_OK;
 }

@@ -1,6 +1,7 @@
 /* File blocks of 16 rows -> panel blocks (layout: panel.h). Plain C: every tier reads the same panels. */
 #include "panel.h"
 #include "blocks.h"
+#include "pack.h"
 
 typedef struct {
     int64_t k, bytes; /* of a panel block */
@@ -16,6 +17,7 @@ static panel_shape shape_of(int type)
     case PL_TYPE_Q5_K: return (panel_shape){256, 180 * PL_ROWS};
     case PL_TYPE_Q3_K: return (panel_shape){256, 114 * PL_ROWS};
     case PL_TYPE_IQ4_XS: return (panel_shape){256, 138 * PL_ROWS};
+    case PL_TYPE_IQ1_M: return (panel_shape){256, 58 * PL_ROWS};
     default: {
         const pl_type_info *info = pl_type_find(type);
         return info ? (panel_shape){info->block_elements, (int64_t)info->block_bytes * PL_ROWS} : (panel_shape){0, 0};
@@ -58,12 +60,6 @@ static void put_codes2(uint8_t *codes2, int r, const uint8_t *q)
         memcpy(codes2 + h * 64 + r * 4, &word, 4);
     }
 }
-/* bits: bit l is that of element l */
-static void put_bits(uint8_t *words, int r, uint32_t bits)
-{
-    for (int g = 0; g < 8; g++)
-        words[8 * g + r / 2] = (uint8_t)(words[8 * g + r / 2] | (bits >> (4 * g) & 15) << (r % 2 * 4));
-}
 static void put16(uint8_t *at, int r, uint16_t value) { memcpy(at + 2 * r, &value, 2); }
 
 /* Scale and min number j of the K types' 12 bytes of 6-bit values. */
@@ -100,7 +96,7 @@ static void pack_small(int type, const uint8_t *src, int r, uint8_t *dst)
         for (int f = 0; f < fields; f++)
             memcpy(dst + 32 * f + 2 * r, src + 2 * f, 2);
         memcpy(&bits, src + 2 * fields, 4);
-        put_bits(dst + 32 * fields, r, bits);
+        pl_put_bits(dst + 32 * fields, r, bits);
         put_nibbles(dst + 32 * fields + 64, r, src + 2 * fields + 4);
         break;
     }
@@ -143,7 +139,7 @@ static void pack_q5_k(const pl_block_q5_k *b, int r, uint8_t *dst)
             q[l] = s % 2 ? (uint8_t)(qs[l] >> 4 | (qs[l + 16] & 0xf0)) : (uint8_t)((qs[l] & 15) | qs[l + 16] << 4);
         for (int l = 0; l < 32; l++)
             bits |= (uint32_t)(b->qh[l] >> s & 1) << l;
-        put_bits(sub, r, bits);
+        pl_put_bits(sub, r, bits);
         put_nibbles(sub + 64, r, q);
     }
 }
@@ -180,7 +176,7 @@ static void pack_q3_k(const pl_block_q3_k *b, int r, uint8_t *dst)
             q[l] = b->qs[s / 4 * 32 + l] >> (2 * (s % 4)) & 3;
             bits |= (uint32_t)(b->hmask[l] >> s & 1) << l;
         }
-        put_bits(sub, r, bits);
+        pl_put_bits(sub, r, bits);
         put_codes2(sub + 64, r, q);
     }
 }
@@ -238,10 +234,7 @@ static void pack_block(int type, const uint8_t *src, int r, uint8_t *dst)
     case PL_TYPE_Q8_0:
     case PL_TYPE_IQ4_NL:
     case PL_TYPE_MXFP4: pack_small(type, src, r, dst); break;
-    default: { /* raw */
-        int64_t bytes = shape_of(type).bytes / PL_ROWS;
-        memcpy(dst + r * bytes, src, (size_t)bytes);
-    }
+    default: pl_pack_codebook(type, src, r, dst); break;
     }
 }
 

@@ -12,8 +12,8 @@
  *   1-bit codes:   64 bytes, bit i of the little-endian 64-bit word g is the bit of group g
  *   8-bit codes:  512 bytes, group after group
  * Scales come first in the block, 16 of a kind side by side, one per row. 6-bit scales of the K types are stored as
- * bytes (+2.8 % for Q4_K); everything else keeps the file's size.
- * Types that are decoded through a codebook (IQ1_S … IQ3_S, TQ1_0) keep their file blocks, row after row: "raw".
+ * bytes (+2.8 % for Q4_K), and IQ1_M's of 3 bits as nibbles (+3.6 %); everything else keeps the file's size.
+ * The panels of the codebook types (IQ1_S … IQ3_S) and of TQ1_0 are described in pack_codebook.c.
  */
 #ifndef PL_PANEL_H
 #define PL_PANEL_H

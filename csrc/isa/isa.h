@@ -18,6 +18,7 @@
 
 #include "../api.h"
 #include "../blocks.h"
+#include "../codebook.h"
 #include "../kernels.h"
 #include <limits.h>
 #include <math.h>

@@ -109,5 +109,66 @@ PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
     uint8x16_t bytes = vcombine_u8(vdup_n_u8(word[2 * part]), vdup_n_u8(word[2 * part + 1]));
     return vi_of_u8(vandq_u8(vtstq_u8(bytes, vcombine_u8(bit, bit)), vdupq_n_u8(value)));
 }
+/* Bytewise: sums modulo 256, and averages rounded up. */
+PL_INLINE vi vi_add_u8(vi a, vi b) { return vi_of_u8(vaddq_u8(vi_u8(a), vi_u8(b))); }
+PL_INLINE vi vi_avg_u8(vi a, vi b) { return vi_of_u8(vrhaddq_u8(vi_u8(a), vi_u8(b))); }
+/* Byte i of every lane in all bytes of that lane. */
+PL_INLINE vi vi_spread(vi x, int i)
+{
+    static const uint8_t first[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+    return vi_of_u8(vqtbl1q_u8(vi_u8(x), vaddq_u8(vld1q_u8(first), vdupq_n_u8((uint8_t)i))));
+}
+/* Lane r: bits 4 r ... 4 r + 3 of the 64-bit word, r counted over all rows. */
+PL_INLINE vi vi_nibbles(const uint8_t *word, int part)
+{
+    static const int32_t shift[4] = {0, -4, -8, -12};
+    uint16_t quarter;
+    memcpy(&quarter, word + 2 * part, 2);
+    return vreinterpretq_s32_u32(vandq_u32(vshlq_u32(vdupq_n_u32(quarter), vld1q_s32(shift)), vdupq_n_u32(15)));
+}
+/* Minus the bytes whose bit is set in the group's 64-bit word. */
+PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+{
+    uint8x16_t minus = vi_u8(vi_bits(word, part, 255));
+    return vi_of_u8(vsubq_u8(veorq_u8(vi_u8(w), minus), minus));
+}
+
+/* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
+ * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4). The Arm tiers have no bias. */
+PL_INLINE const uint8_t *book_entry(const pl_book *book, const int bits, int bytes, const uint8_t *low, const uint8_t *high, int i)
+{
+    return book->values + bytes * (low[i] | (bits > 8 ? high[i] << 8 : 0));
+}
+PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+{
+    uint8_t h[16];
+    (void)bias;
+    if (bits > 8)
+        vi_store(h, high);
+    PL_UNROLL for (int i = 0; i < 4; i++)
+    {
+        uint8x8_t row[4];
+        PL_UNROLL for (int r = 0; r < 4; r++) row[r] = vld1_u8(book_entry(book, bits, 8, low, h, 4 * r + i));
+        vi first = vi_of_u8(vcombine_u8(row[0], row[1])), last = vi_of_u8(vcombine_u8(row[2], row[3]));
+        w[2 * i] = vuzp1q_s32(first, last);
+        w[2 * i + 1] = vuzp2q_s32(first, last);
+    }
+}
+PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+{
+    uint8_t h[16];
+    (void)bias;
+    if (bits > 8)
+        vi_store(h, high);
+    PL_UNROLL for (int i = 0; i < 4; i++)
+    {
+        uint32_t row[4];
+        PL_UNROLL for (int r = 0; r < 4; r++) memcpy(&row[r], book_entry(book, bits, 4, low, h, 4 * r + i), 4);
+        w[i] = vsetq_lane_s32((int32_t)row[0], vdupq_n_s32(0), 0);
+        w[i] = vsetq_lane_s32((int32_t)row[1], w[i], 1);
+        w[i] = vsetq_lane_s32((int32_t)row[2], w[i], 2);
+        w[i] = vsetq_lane_s32((int32_t)row[3], w[i], 3);
+    }
+}
 PL_INLINE vi vi_signed(vi w) { return vi_of_u8(veorq_u8(vi_u8(w), vdupq_n_u8(0x80))); }
 PL_INLINE vf vi_to_f(vi a) { return vcvtq_f32_s32(a); }

@@ -90,6 +90,36 @@ PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
     uint32_t bits = (uint32_t)word[part / 2] >> (part % 2 * 4);
     return ((bits & 1) | (bits & 2) << 7 | (bits & 4) << 14 | (bits & 8) << 21) * value;
 }
+/* Bytewise: sums modulo 256, and averages rounded up. */
+PL_INLINE vi vi_add_u8(vi a, vi b) { return ((a & 0x7f7f7f7fu) + (b & 0x7f7f7f7fu)) ^ ((a ^ b) & 0x80808080u); }
+PL_INLINE vi vi_avg_u8(vi a, vi b) { return (a | b) - ((a ^ b) >> 1 & 0x7f7f7f7fu); }
+/* Byte i of every lane in all bytes of that lane. */
+PL_INLINE vi vi_spread(vi x, int i) { return (x >> (8 * i) & 255) * 0x01010101u; }
+/* Lane r: bits 4 r ... 4 r + 3 of the 64-bit word, r counted over all rows. */
+PL_INLINE vi vi_nibbles(const uint8_t *word, int part) { return word[part / 2] >> (part % 2 * 4) & 15u; }
+/* Minus the bytes whose bit is set in the group's 64-bit word. */
+PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+{
+    vi minus = vi_bits(word, part, 255), ones = minus & 0x01010101u;
+    return vi_add_u8(w ^ minus, ones);
+}
+/* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
+ * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
+PL_INLINE const uint8_t *book_entry(const pl_book *book, const int bits, const int bytes, const uint8_t *low, vi high, int i)
+{
+    return book->values + bytes * (low[i] | (bits > 8 ? (high >> (8 * i) & 255) << 8 : 0));
+}
+PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+{
+    for (int i = 0; i < 4; i++)
+        for (int h = 0; h < 2; h++)
+            w[2 * i + h] = vi_load(book_entry(book, bits, 8, low, high, i) + 4 * h) ^ (uint32_t)bias * 0x01010101u;
+}
+PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+{
+    for (int i = 0; i < 4; i++)
+        w[i] = vi_load(book_entry(book, bits, 4, low, high, i)) ^ (uint32_t)bias * 0x01010101u;
+}
 PL_INLINE vi vi_signed(vi w) { return w ^ 0x80808080u; }
 PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
 {

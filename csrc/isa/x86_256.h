@@ -122,5 +122,69 @@ PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)
     __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
     return _mm256_and_si256(on, _mm256_set1_epi8((char)value));
 }
+/* Bytewise: sums modulo 256, and averages rounded up. */
+PL_INLINE vi vi_add_u8(vi a, vi b) { return _mm256_add_epi8(a, b); }
+PL_INLINE vi vi_avg_u8(vi a, vi b) { return _mm256_avg_epu8(a, b); }
+/* Byte i of every lane in all bytes of that lane. */
+PL_INLINE vi vi_spread(vi x, int i)
+{
+    const __m128i first = _mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_add_epi8(first, _mm_set1_epi8((char)i))));
+}
+/* Lane r: bits 4 r ... 4 r + 3 of the 64-bit word, r counted over all rows. */
+PL_INLINE vi vi_nibbles(const uint8_t *word, int part)
+{
+    const __m256i shift = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    int32_t half;
+    memcpy(&half, word + 4 * part, 4);
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(half), shift), _mm256_set1_epi32(15));
+}
+/* Minus the bytes whose bit is set in the group's 64-bit word. */
+PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+{
+    __m256i minus = vi_bits(word, part, 255);
+    return _mm256_sub_epi8(_mm256_xor_si256(w, minus), minus);
+}
+
+/* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
+ * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
+PL_INLINE int64_t load_entry8(const pl_book *book, const int bits, const uint8_t *low, const uint8_t *high, int i)
+{
+    int64_t values;
+    memcpy(&values, book->values + 8 * (low[i] | (bits > 8 ? high[i] << 8 : 0)), 8);
+    return values;
+}
+PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+{
+    _Alignas(32) uint8_t h[32];
+    if (bits > 8)
+        vi_store(h, high);
+    PL_UNROLL for (int i = 0; i < 4; i++)
+    {
+        __m128i pairs[4]; /* rows 2 j and 2 j + 1 */
+        PL_UNROLL for (int j = 0; j < 4; j++)
+            pairs[j] = _mm_set_epi64x(load_entry8(book, bits, low, h, 8 * j + 4 + i), load_entry8(book, bits, low, h, 8 * j + i));
+        __m256 even = _mm256_castsi256_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(pairs[0]), pairs[2], 1));
+        __m256 odd = _mm256_castsi256_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(pairs[1]), pairs[3], 1));
+        w[2 * i] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0x88));
+        w[2 * i + 1] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0xdd));
+        if (bias) {
+            w[2 * i] = _mm256_xor_si256(w[2 * i], _mm256_set1_epi8((char)bias));
+            w[2 * i + 1] = _mm256_xor_si256(w[2 * i + 1], _mm256_set1_epi8((char)bias));
+        }
+    }
+}
+PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+{
+    const __m256i byte = _mm256_set1_epi32(255);
+    __m256i x = vi_load(low);
+    PL_UNROLL for (int i = 0; i < 4; i++)
+    {
+        __m256i index = _mm256_and_si256(_mm256_srli_epi32(x, 8 * i), byte);
+        if (bits > 8)
+            index = _mm256_or_si256(index, _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(high, 8 * i), byte), 8));
+        w[i] = _mm256_xor_si256(_mm256_i32gather_epi32((const int *)(const void *)book->values, index, 4), _mm256_set1_epi8((char)bias));
+    }
+}
 PL_INLINE vi vi_signed(vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 PL_INLINE vf vi_to_f(vi a) { return _mm256_cvtepi32_ps(a); }

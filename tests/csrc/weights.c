@@ -44,8 +44,12 @@ void set_random_codebooks(void)
         if (n <= 0)
             continue;
         int8_t *values = malloc((size_t)n);
+        int three = type == PL_TYPE_IQ3_XXS || type == PL_TYPE_IQ3_S;
+        int8_t levels[16]; /* as many different values as a codebook may have */
+        for (int i = 0; i < 16; i++)
+            levels[i] = (int8_t)(one ? i % 3 - 1 : random_below(128));
         for (int i = 0; i < n; i++)
-            values[i] = (int8_t)(one ? random_below(3) - 1 : random_below(128));
+            values[i] = levels[random_below(one ? 3 : three ? 16 : 4)];
         if (pl_set_codebook(type, values, n) != PL_OK)
             abort();
         free(values);

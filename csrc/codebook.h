@@ -1,0 +1,20 @@
+#ifndef PL_CODEBOOK_H
+#define PL_CODEBOOK_H
+/* The codebooks in the forms that the kernels look up. An entry is 8 values (IQ1_*, IQ2_*) or 4 (IQ3_*). */
+#include <stdint.h>
+
+typedef struct {
+    /* The values as bytes, entry by entry: for tiers that load an entry by its address. Those of IQ1 are 8 * (v + 1),
+     * which leaves room for the shift of 1/8 below. */
+    const uint8_t *values;
+    /* The same as 16 bits per entry, for tiers that permute whole tables: the codes of values in `levels`.
+     *   8 values: 2 bits each, 0 2 4 6 from the lowest bits of the low byte on, 1 3 5 7 in the high byte
+     *   4 values: 4 bits each, 0 and 2 in the low byte, 1 and 3 in the high one */
+    const uint16_t *codes;
+    const uint8_t *levels; /* (16,) */
+} pl_book;
+
+/* The codebook of a type, NULL when the type has none or it has not been set. */
+const pl_book *pl_book_of(int type);
+
+#endif
