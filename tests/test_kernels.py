@@ -15,7 +15,16 @@ from pyllamacpu import native
 ROOT = Path(__file__).resolve().parent.parent
 ALL_TIERS = native.isa_names(available=False)
 TIERS = native.isa_names()
-PLAIN_SOURCES = ("dispatch", "cpu", "pack", "pack_codebook", "kv_tile", "dequantize", "dequantize_iq", "codebook")
+PLAIN_SOURCES = (
+    "dispatch",
+    "cpu",
+    "pack",
+    "pack_codebook",
+    "kv_tile",
+    "dequantize",
+    "dequantize_iq",
+    "codebook",
+)
 CHECK_SOURCES = (
     *sorted((ROOT / "tests" / "csrc").glob("*.c")),
     *sorted((ROOT / "csrc" / "isa").glob("*.c")),
