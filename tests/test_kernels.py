@@ -24,6 +24,8 @@ PLAIN_SOURCES = (
     "dequantize",
     "dequantize_iq",
     "codebook",
+    "quantize",
+    "quantize_pack",
 )
 CHECK_SOURCES = (
     *sorted((ROOT / "tests" / "csrc").glob("*.c")),
