@@ -21,20 +21,16 @@ int pl_quantize_known(int type)
     }
 }
 
-/* The largest bit pattern among n floats without their signs: that of an inf or a NaN is the largest of all. */
-static uint32_t largest_magnitude(const float *x, int64_t n)
+static int all_finite(const float *x, int64_t n)
 {
-    uint32_t most = 0;
+    uint32_t bad = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, 4);
-        bits &= 0x7fffffffu;
-        most = bits > most ? bits : most;
+        bad |= (bits & 0x7f800000u) == 0x7f800000u;
     }
-    return most;
+    return !bad;
 }
-
-static int all_finite(const float *x, int64_t n) { return largest_magnitude(x, n) < 0x7f800000u; }
 
 static int check_importance(int type, const float *importance, int64_t n)
 {

@@ -36,6 +36,32 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
 {
     return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_loadu_ps(table));
 }
+PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
+{
+    __m512 a[16], b[16];
+    PL_UNROLL for (int i = 0; i < 16; i += 2)
+    {
+        a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    PL_UNROLL for (int i = 0; i < 16; i += 4) /* quarter l of b[i + k]: element 4 l + k of rows i ... i + 3 */
+    {
+        b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 2])));
+        b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 2])));
+        b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i + 1]), _mm512_castps_pd(a[i + 3])));
+        b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i + 1]), _mm512_castps_pd(a[i + 3])));
+    }
+    PL_UNROLL for (int k = 0; k < 4; k++)
+    {
+        __m512 even_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0x88), odd_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0xdd);
+        __m512 even_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0x88);
+        __m512 odd_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0xdd);
+        r[k] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+        r[4 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+        r[8 + k] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+        r[12 + k] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+    }
+}
 /* 2^n for integral n in [-126, 127] */
 PL_INLINE vf vf_exp2i(vf n)
 {

@@ -33,6 +33,23 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
     x = vld1q_lane_f32(table + vgetq_lane_u32(i, 2), x, 2);
     return vld1q_lane_f32(table + vgetq_lane_u32(i, 3), x, 3);
 }
+PL_INLINE vf first_pairs(vf a, vf b) /* the low (of last_pairs: the high) halves of a and b */
+{
+    return vreinterpretq_f32_f64(vtrn1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
+}
+PL_INLINE vf last_pairs(vf a, vf b)
+{
+    return vreinterpretq_f32_f64(vtrn2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
+}
+PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
+{
+    vf even_low = vtrn1q_f32(r[0], r[1]), odd_low = vtrn2q_f32(r[0], r[1]);
+    vf even_high = vtrn1q_f32(r[2], r[3]), odd_high = vtrn2q_f32(r[2], r[3]);
+    r[0] = first_pairs(even_low, even_high);
+    r[1] = first_pairs(odd_low, odd_high);
+    r[2] = last_pairs(even_low, even_high);
+    r[3] = last_pairs(odd_low, odd_high);
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));

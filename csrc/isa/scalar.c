@@ -32,6 +32,7 @@ PL_INLINE vf vf_round(vf a) { return rintf(a); }
 PL_INLINE vf vf_sqrt(vf a) { return sqrtf(a); }
 PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; } /* by lane */
 PL_INLINE vf vf_lut16_f(const float *table, vf index) { return table[(int)index]; } /* index: whole, 0 ... 15 */
+PL_INLINE void vf_transpose(vf *r) { (void)r; } /* VL registers of VL lanes */
 PL_INLINE vf vf_exp2i(vf n) { return pl_f32_from_bits((uint32_t)((int32_t)n + 127) << 23); }
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y) { return first < limit ? x : y; }
 PL_INLINE float vf_hsum(vf a) { return a; }

@@ -32,6 +32,27 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
     vf low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i);
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28))); /* bit 3 becomes the sign */
 }
+PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
+{
+    __m256 a[8], b[8];
+    PL_UNROLL for (int i = 0; i < 8; i += 2)
+    {
+        a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    PL_UNROLL for (int i = 0; i < 8; i += 4) /* half l of b[i + k]: element 4 l + k of rows i ... i + 3 */
+    {
+        b[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a[i]), _mm256_castps_pd(a[i + 2])));
+        b[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a[i]), _mm256_castps_pd(a[i + 2])));
+        b[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a[i + 1]), _mm256_castps_pd(a[i + 3])));
+        b[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a[i + 1]), _mm256_castps_pd(a[i + 3])));
+    }
+    PL_UNROLL for (int k = 0; k < 4; k++)
+    {
+        r[k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x20);
+        r[4 + k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x31);
+    }
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
