@@ -26,6 +26,7 @@ _COMMANDS = {
     "quantize": ("pyllamacpu.cli.quantize", "quantize"),
     "bench": ("pyllamacpu.cli.bench", "bench"),
     "doctor": ("pyllamacpu.cli.doctor", "doctor"),
+    "convert": ("pyllamacpu.cli.convert", "convert"),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count

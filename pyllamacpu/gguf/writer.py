@@ -7,6 +7,8 @@ beside its target and gets its name when it is whole.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import secrets
 import struct
@@ -181,11 +183,20 @@ class GGUFWriter:
 
     def close(self) -> None:
         """Writes what is left, checks that all tensors are whole, and gives the file its name."""
+        self.finish()
+        self.publish()
+
+    def finish(self) -> None:
+        """Writes what is left and checks that all tensors are whole; `publish` is all that is missing then.
+
+        For files that belong together and must get their names together.
+        """
         try:
             if self._file is None:
                 self._begin()
             for name, array in self._arrays.items():
-                self.write(name, array)
+                if name not in self._written:
+                    self.write(name, array)
             for name, (_, _, _, n_bytes) in self._infos.items():
                 if self._written.get(name, 0) != n_bytes:
                     raise GGUFError(
@@ -193,10 +204,17 @@ class GGUFWriter:
                     )
             self._guarded(lambda file: file.flush())
             self._guarded(lambda file: os.fsync(file.fileno()))
-            self._close_file()
-            assert self._temporary is not None
-            os.replace(self._temporary, self.path)
+        except BaseException:
+            self.abort()
+            raise
+
+    def publish(self) -> None:
+        """Gives a finished file its name."""
+        assert self._temporary is not None
+        try:
+            os.replace(self._temporary, self.path)  # still locked: nobody takes it for a leftover
             self._temporary = None
+            self._close_file()
         except OSError as error:
             raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
         finally:
@@ -228,9 +246,11 @@ class GGUFWriter:
         """Opens the temporary file and writes everything up to the tensors' bytes."""
         header = self._header()
         self._data_start = -(-len(header) // self.alignment) * self.alignment
+        _remove_leftovers(self.path)
         self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
         try:
-            self._file = open(self._temporary, "xb")  # noqa: SIM115 (closed by close or abort)
+            self._file = open(self._temporary, "xb")  # noqa: SIM115 (closed by publish or abort)
+            _try_lock(self._file)
         except OSError as error:
             self._temporary = None
             raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
@@ -259,6 +279,25 @@ class GGUFWriter:
                 file.close()
             except OSError as error:
                 raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes unfinished files of earlier runs that were killed: those that no process has locked."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        with contextlib.suppress(OSError), open(part, "r+b") as file:
+            if _try_lock(file):
+                part.unlink()
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    """Locks an open file; False when another process has it, or when it cannot be known."""
+    try:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def _flat_bytes(data: Buffer) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,172 @@
+"""`pyllamacpu convert`: a checkpoint, an adapter or a GGUF file becomes a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.store.progress import notify
+
+if TYPE_CHECKING:
+    from pyllamacpu.convert.output import OnProgress
+    from pyllamacpu.convert.plan import Conversion, ConvertOptions
+
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
+_LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+
+
+@click.command(context_settings={"show_default": False})
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.option(
+    "--outfile", "-o", metavar="FILE", help="Where to write; {name} and {ftype} are filled in. [{name}-{ftype}.gguf]"
+)
+@click.option(
+    "--outtype",
+    default="auto",
+    metavar="TYPE",
+    help="f32, f16, bf16, q8_0, any type of `quantize`, or auto: the checkpoint's 16-bit type. [auto]",
+)
+@click.option("--vocab-only", is_flag=True, help="Write the tokenizer and the metadata without tensors.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written, with sizes, and write nothing.")
+@click.option("--model-name", metavar="NAME", help="general.name; otherwise it is taken from the source.")
+@click.option("--metadata", multiple=True, metavar="KEY=TYPE:VALUE", help="Set a metadata key (str, bool, int, float …).")
+@click.option("--remove-metadata", multiple=True, metavar="KEY", help="Leave a metadata key out.")
+@click.option("--split-max-size", metavar="N(K|M|G)", help="Begin a new part before one has more bytes of tensors.")
+@click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Tensors of one part at most.")
+@click.option("--base", type=click.Path(path_type=Path), metavar="FOLDER", help="LoRA: where the base's config.json is.")
+@click.option("--drop-extra-tokens", is_flag=True, help="Leave out added tokens that the model has no rows for.")
+@click.option("--ignore-config", multiple=True, metavar="KEY", help="A config key that changes nothing.")
+@click.option("--threads", "-t", type=click.IntRange(min=1), metavar="N", help="Threads. [all]")
+def convert(source: Path, dry_run: bool, **given: Any) -> None:
+    """Make a GGUF file of a checkpoint, without torch and without holding it in memory.
+
+    SRC is a folder of Hugging Face (safetensors or pytorch_model*.bin, also GPTQ, AWQ, FP8, compressed-tensors and
+    bitsandbytes), one of Meta (consolidated.NN.pth, params.json), a PEFT LoRA adapter, or a GGUF file.
+
+    \b
+    Examples:
+      pyllamacpu convert Llama-3.2-1B-Instruct --outtype q4_k_m
+      pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --outtype bf16 --dry-run
+      pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
+      pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
+    """
+    from pyllamacpu.convert.plan import plan_conversion
+
+    conversion = plan_conversion(source, _options(**given))
+    for note in conversion.notes:
+        notify(f"note: {note}")
+    if dry_run:
+        _show(conversion)
+        return
+    begin = time.monotonic()
+    with _progress(conversion.n_bytes) as on_progress:
+        conversion.run(on_progress)
+    seconds = max(time.monotonic() - begin, 1e-3)
+    rate = conversion.n_bytes / seconds
+    for path in conversion.paths:
+        click.echo(path)
+    notify(
+        f"{conversion.file_type}: {len(conversion.items)} tensors, {human_bytes(conversion.n_bytes)} in "
+        f"{seconds:.1f} s ({human_bytes(rate)}/s)"
+    )
+
+
+def _options(**given: Any) -> ConvertOptions:
+    from pyllamacpu.convert.edits import Edits, parse_edit
+    from pyllamacpu.convert.output import SplitLimits, parse_size
+    from pyllamacpu.convert.plan import ConvertOptions
+
+    size = given["split_max_size"]
+    return ConvertOptions(
+        outfile=given["outfile"],
+        outtype=given["outtype"],
+        vocab_only=given["vocab_only"],
+        name=given["model_name"],
+        edits=Edits(tuple(map(parse_edit, given["metadata"])), frozenset(given["remove_metadata"])),
+        limits=SplitLimits(given["split_max_tensors"] or 0, parse_size(size) if size else 0),
+        drop_extra_tokens=given["drop_extra_tokens"],
+        ignored_config=frozenset(given["ignore_config"]),
+        base=given["base"],
+        threads=given["threads"],
+    )
+
+
+def _show(conversion: Conversion) -> None:
+    """Metadata, tensors with their types and sizes, files."""
+    for key in conversion.keys:
+        click.echo(f"{key.name:<42} {_value(key.value)}")
+    for path, items in zip(conversion.paths, conversion.parts, strict=True):
+        size = sum(item.n_bytes for item in items)
+        click.echo(f"\n{path}: {len(items)} tensors, {human_bytes(size)}")
+        for item in items:
+            shape = " x ".join(map(str, item.shape))
+            origin = f"{item.tensor.dtype} -> {item.kind.name}"
+            click.echo(f"  {item.name:<34} {shape:<22} {origin:<18} {human_bytes(item.n_bytes):>10}")
+    if conversion.n_elements:
+        bits = 8 * conversion.n_bytes / conversion.n_elements
+        click.echo(f"\n{human_bytes(conversion.n_bytes)} in all, {bits:.2f} bits per weight; nothing was written")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        text = value.replace("\n", "\\n")
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if hasattr(value, "__len__"):
+        return f"{len(value)} values"
+    return str(value)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[OnProgress]:
+    """Tensor, bytes, rate and time left: a bar on a terminal, a line now and then elsewhere."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description:<30}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda name, done, _: progress.update(task, description=name, completed=done)
+
+
+def _lines() -> OnProgress:
+    begin = last = time.monotonic()
+
+    def say(name: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LINE_EVERY:
+            return
+        last = now
+        rate = done / (now - begin)
+        left = (total - done) / rate
+        notify(
+            f"{100 * done / total:3.0f} % {name}: {human_bytes(done)} of {human_bytes(total)}, "
+            f"{human_bytes(rate)}/s, {left:.0f} s left"
+        )
+
+    return say
+
+
+def human_bytes(n: float) -> str:
+    """`1.23 GB`, in powers of ten."""
+    for size, unit in _UNITS:
+        if n >= size:
+            return f"{n / size:.2f} {unit}"
+    return f"{n:.0f} B"

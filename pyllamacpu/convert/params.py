@@ -1,0 +1,96 @@
+"""params.json of Meta's own releases (the ModelArgs of their code)."""
+
+from __future__ import annotations
+
+from pyllamacpu.convert.fields import Fields
+from pyllamacpu.convert.rope import Rope
+from pyllamacpu.convert.shape import ModelShape
+
+_READ = frozenset(
+    """
+    dim n_layers n_heads n_kv_heads head_dim vocab_size multiple_of ffn_dim_multiplier hidden_dim norm_eps rope_theta
+    rope_freq_base use_scaled_rope rope_scaling_factor rope_high_freq_factor max_seq_len
+    """.split()
+)
+_HARMLESS = frozenset("max_batch_size model_parallel_size use_kv_cache".split())
+# (dim, layers) of the Llama 3.2 text models, whose scaling factor is 32 and not 8: 1B, 3B, Guard 3 1B
+_LLAMA32 = {(2048, 16), (3072, 28), (2048, 12)}
+
+
+def read_params(params: Fields) -> ModelShape:
+    """The shape; sizes that params.json does not state follow Meta's code. Raises CheckpointError."""
+    params.only(_READ, _HARMLESS)
+    dim = params.whole("dim", low=1)
+    n_heads = params.whole("n_heads", low=1)
+    kv_heads = params.whole("n_kv_heads", n_heads, low=1)
+    if n_heads % kv_heads:
+        raise params.error("n_kv_heads", kv_heads, f"must divide the {n_heads} heads")
+    head_dim = params.whole("head_dim", 0)
+    if not head_dim and dim % n_heads:
+        raise params.error("dim", dim, f"must be a multiple of {n_heads} heads")
+    n_layers = params.whole("n_layers", low=1)
+    rope, notes = _rope(params, dim, n_layers)
+    n_ctx = _context(params, rope)
+    return ModelShape(
+        arch="llama",
+        layout="meta",
+        n_layers=n_layers,
+        dim=dim,
+        n_heads=n_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim or dim // n_heads,
+        ffn_dim=_ffn_dim(params, dim),
+        vocab_size=max(0, _vocab_size(params)),
+        n_ctx=n_ctx,
+        norm_eps=params.real("norm_eps", 1e-5),
+        rope=rope,
+        explicit_head_dim=bool(head_dim),
+        notes=(*notes, f"params.json states no context length: {n_ctx} tokens are assumed")
+        if params.get("max_seq_len") is None
+        else notes,
+    )
+
+
+def _vocab_size(params: Fields) -> int:
+    """-1 (Llama 2) means: as many as the tokenizer has."""
+    return -1 if params.get("vocab_size", -1) == -1 else params.whole("vocab_size", low=1)
+
+
+def _ffn_dim(params: Fields, dim: int) -> int:
+    """2/3 of 4 dim, times the multiplier, rounded up to a multiple; 0 where nothing tells (tensors do)."""
+    if params.get("hidden_dim") is not None:
+        return params.whole("hidden_dim", low=1)
+    if params.get("multiple_of") is None:
+        return 0
+    multiple = params.whole("multiple_of", low=1)
+    ffn = int(2 * (4 * dim) / 3)
+    if params.get("ffn_dim_multiplier") is not None:
+        ffn = int(params.real("ffn_dim_multiplier") * ffn)
+    return -(-ffn // multiple) * multiple
+
+
+def _rope(params: Fields, dim: int, n_layers: int) -> tuple[Rope, tuple[str, ...]]:
+    theta = params.real("rope_theta", params.real("rope_freq_base", 10000.0))
+    if not params.flag("use_scaled_rope"):
+        return Rope(theta), ()
+    stated = params.get("rope_scaling_factor")
+    factor = params.real("rope_scaling_factor", 32.0 if (dim, n_layers) in _LLAMA32 else 8.0)
+    high = params.real("rope_high_freq_factor", 4.0)
+    rope = Rope(theta, "llama3", {}, factor, 1.0, high, 8192)
+    if stated is not None:
+        return rope, ()
+    return rope, (f"use_scaled_rope states no factor: {factor:g} is taken, with an original context of 8192 tokens",)
+
+
+def _context(params: Fields, rope: Rope) -> int:
+    """Tokens; the releases differ in what else they state."""
+    stated = params.whole("max_seq_len", 0)
+    if stated:
+        return stated
+    if rope.kind == "llama3":
+        return 131072
+    if rope.theta >= 1e6:
+        return 16384  # Code Llama
+    if rope.theta >= 5e5:
+        return 8192  # Llama 3
+    return 2048 if params.real("norm_eps", 1e-5) < 5e-6 else 4096  # Llama 1, Llama 2
