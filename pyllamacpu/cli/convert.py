@@ -24,7 +24,10 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 @click.command(context_settings={"show_default": False})
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.option(
-    "--outfile", "-o", metavar="FILE", help="Where to write; {name} and {ftype} are filled in. [{name}-{ftype}.gguf]"
+    "--outfile",
+    "-o",
+    metavar="FILE",
+    help="Where to write; {name} and {ftype} are filled in. [{name}-{ftype}.gguf]",
 )
 @click.option(
     "--outtype",
@@ -35,19 +38,33 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 @click.option("--vocab-only", is_flag=True, help="Write the tokenizer and the metadata without tensors.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, with sizes, and write nothing.")
 @click.option("--model-name", metavar="NAME", help="general.name; otherwise it is taken from the source.")
-@click.option("--metadata", multiple=True, metavar="KEY=TYPE:VALUE", help="Set a metadata key (str, bool, int, float …).")
+@click.option(
+    "--metadata",
+    multiple=True,
+    metavar="KEY=TYPE:VALUE",
+    help="Set a metadata key (str, bool, int, float …).",
+)
 @click.option("--remove-metadata", multiple=True, metavar="KEY", help="Leave a metadata key out.")
-@click.option("--split-max-size", metavar="N(K|M|G)", help="Begin a new part before one has more bytes of tensors.")
-@click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Tensors of one part at most.")
-@click.option("--base", type=click.Path(path_type=Path), metavar="FOLDER", help="LoRA: where the base's config.json is.")
-@click.option("--drop-extra-tokens", is_flag=True, help="Leave out added tokens that the model has no rows for.")
+@click.option(
+    "--split-max-size", metavar="N(K|M|G)", help="Begin a new part before one has more bytes of tensors."
+)
+@click.option(
+    "--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Tensors of one part at most."
+)
+@click.option(
+    "--base", type=click.Path(path_type=Path), metavar="FOLDER", help="LoRA: where the base's config.json is."
+)
+@click.option(
+    "--drop-extra-tokens", is_flag=True, help="Leave out added tokens that the model has no rows for."
+)
 @click.option("--ignore-config", multiple=True, metavar="KEY", help="A config key that changes nothing.")
 @click.option("--threads", "-t", type=click.IntRange(min=1), metavar="N", help="Threads. [all]")
 def convert(source: Path, dry_run: bool, **given: Any) -> None:
     """Make a GGUF file of a checkpoint, without torch and without holding it in memory.
 
-    SRC is a folder of Hugging Face (safetensors or pytorch_model*.bin, also GPTQ, AWQ, FP8, compressed-tensors and
-    bitsandbytes), one of Meta (consolidated.NN.pth, params.json), a PEFT LoRA adapter, or a GGUF file.
+    SRC is a folder of Hugging Face (safetensors or pytorch_model*.bin, also GPTQ, AWQ, FP8,
+    compressed-tensors and bitsandbytes), one of Meta (consolidated.NN.pth, params.json), a PEFT LoRA adapter,
+    or a GGUF file.
 
     \b
     Examples:
@@ -110,7 +127,9 @@ def _show(conversion: Conversion) -> None:
             click.echo(f"  {item.name:<34} {shape:<22} {origin:<18} {human_bytes(item.n_bytes):>10}")
     if conversion.n_elements:
         bits = 8 * conversion.n_bytes / conversion.n_elements
-        click.echo(f"\n{human_bytes(conversion.n_bytes)} in all, {bits:.2f} bits per weight; nothing was written")
+        click.echo(
+            f"\n{human_bytes(conversion.n_bytes)} in all, {bits:.2f} bits per weight; nothing was written"
+        )
 
 
 def _value(value: Any) -> str:
@@ -131,7 +150,14 @@ def _progress(total: int) -> Iterator[OnProgress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     columns = (
         TextColumn("{task.description:<30}"),

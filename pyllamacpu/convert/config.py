@@ -1,7 +1,7 @@
 """config.json of Hugging Face folders, and which architectures can be converted.
 
-The meaning of the keys and the defaults of missing ones are transformers' (LlamaConfig, MistralConfig). A key that is
-not known here and is not off is an error, because it may change what the model computes.
+The meaning of the keys and the defaults of missing ones are transformers' (LlamaConfig, MistralConfig). A key
+that is not known here and is not off is an error, because it may change what the model computes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.convert.fields import Fields
+from pyllamacpu.convert.fields import Fields, words
 from pyllamacpu.convert.llama4 import read_llama4
 from pyllamacpu.convert.params import read_params
 from pyllamacpu.convert.rope import read_rope
@@ -27,26 +27,26 @@ _BY_MODEL_TYPE = {
 }
 
 # What does not change the weights' meaning: training, generation defaults, bookkeeping of libraries.
-HARMLESS = frozenset(
+HARMLESS = words(
     """
-    architectures model_type torch_dtype dtype transformers_version use_cache initializer_range initializer_factor
-    attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob resid_pdrop embd_pdrop dropout
-    classifier_dropout residual_dropout
-    pretraining_tp auto_map return_dict output_hidden_states output_attentions torchscript use_bfloat16
-    tf_legacy_loss pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size
+    architectures model_type torch_dtype dtype transformers_version use_cache initializer_range
+    initializer_factor attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob
+    resid_pdrop embd_pdrop dropout classifier_dropout residual_dropout pretraining_tp auto_map
+    return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss
+    pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size
     add_cross_attention tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
-    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens finetuning_task id2label label2id
-    num_labels tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id unk_token_id
-    decoder_start_token_id task_specific_params problem_type quantization_config compression_config
-    attn_implementation gradient_checkpointing
-    unsloth_version unsloth_fixed unsloth_tracking_ids neftune_noise_alpha model_max_length
-    tokenizer_model_max_length tokenizer_padding_side transformers.js_config is_llama_config for_llm_compressor
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
+    output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens finetuning_task id2label
+    label2id num_labels tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id
+    unk_token_id decoder_start_token_id task_specific_params problem_type quantization_config
+    compression_config attn_implementation gradient_checkpointing unsloth_version unsloth_fixed
+    unsloth_tracking_ids neftune_noise_alpha model_max_length tokenizer_model_max_length
+    tokenizer_padding_side transformers.js_config is_llama_config for_llm_compressor
     router_aux_loss_coef router_jitter_noise output_router_logits hf_id name_or_path model_name license
     use_flash_attention use_flash_attention_2 flash_attention pad_token eos_token bos_token
-    """.split()
+    """
 )
 # Keys that change nothing at these values.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -60,12 +60,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,),
     "rope_pct": (1,),
 }
-_READ = frozenset(
+_READ = words(
     """
-    hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size
-    max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters original_max_position_embeddings
-    tie_word_embeddings attention_bias mlp_bias hidden_act sliding_window use_sliding_window layer_types
-    """.split()
+    hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    vocab_size max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
+    original_max_position_embeddings tie_word_embeddings attention_bias mlp_bias hidden_act
+    sliding_window use_sliding_window layer_types
+    """
 )
 
 
@@ -90,7 +91,9 @@ def read_config(path: Path, values: dict[str, Any], layout: str, ignored: Iterab
 def architecture_of(config: Fields) -> str:
     """The class that transformers would load. Raises CheckpointError for one that is not of this family."""
     names = config.get("architectures") or []
-    name = names[0] if isinstance(names, list) and names else _BY_MODEL_TYPE.get(str(config.get("model_type")))
+    name = (
+        names[0] if isinstance(names, list) and names else _BY_MODEL_TYPE.get(str(config.get("model_type")))
+    )
     if name not in (*DENSE, *LLAMA4):
         said = f"the architecture {name}" if name else f"model_type {config.get('model_type')!r}"
         known = ", ".join((*DENSE, *LLAMA4))
@@ -113,8 +116,9 @@ def _read_dense(config: Fields, arch: str) -> ModelShape:
     mistral = arch == "MistralForCausalLM"
     dim = config.whole("hidden_size", low=1)
     n_heads = config.whole("num_attention_heads", low=1)
-    kv_heads = config.whole("num_key_value_heads", 8 if mistral and "num_key_value_heads" not in config.values
-                            else n_heads, low=1)
+    kv_heads = config.whole(
+        "num_key_value_heads", 8 if mistral and "num_key_value_heads" not in config.values else n_heads, low=1
+    )
     head_dim = head_size(config, dim, n_heads, kv_heads)
     n_ctx = config.whole("max_position_embeddings", 131072 if mistral else 2048, low=1)
     rope, n_ctx = read_rope(config, n_ctx)
@@ -162,7 +166,9 @@ def _window(config: Fields, mistral: bool, n_ctx: int) -> tuple[int, list[str]]:
     window = config.whole("sliding_window", 4096 if mistral and "sliding_window" not in config.values else 0)
     kinds = set(config.get("layer_types", []))
     if len(kinds) > 1 or not kinds <= {"full_attention", "sliding_attention"}:
-        raise config.error("layer_types", sorted(map(str, kinds)), "layers of different kinds cannot be converted")
+        raise config.error(
+            "layer_types", sorted(map(str, kinds)), "layers of different kinds cannot be converted"
+        )
     if config.get("use_sliding_window") is False or kinds == {"full_attention"}:
         window = 0
     if not mistral:
@@ -171,6 +177,7 @@ def _window(config: Fields, mistral: bool, n_ctx: int) -> tuple[int, list[str]]:
     if not window or window >= n_ctx:
         return 0, []
     return window, [
-        f"attention within {window} tokens is written as llama.attention.sliding_window; llama.cpp does not read "
+        f"attention within {window} tokens is written as llama.attention.sliding_window; llama.cpp does "
+        f"not read "
         "that key for llama models"
     ]

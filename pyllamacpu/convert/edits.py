@@ -33,7 +33,9 @@ _PROTECTED = ("split.no", "split.count", "split.tensors.count", "general.alignme
 
 @dataclass(frozen=True)
 class Edits:
-    """`changed`: keys that are set, in place of those of the same name or behind all others; `removed`: names."""
+    """`changed`: keys that are set, in place of those of the same name or behind all others; `removed`:
+    names.
+    """
 
     changed: tuple[Key, ...] = ()
     removed: frozenset[str] = frozenset()
@@ -55,7 +57,8 @@ class Edits:
 
 
 def parse_edit(text: str) -> Key:
-    """`KEY=TYPE:VALUE`. TYPE: str, bool, int, float, u8 … f64, or one of them with [] and a JSON list as VALUE.
+    """`KEY=TYPE:VALUE`. TYPE: str, bool, int, float, u8 … f64, or one of them with [] and a JSON list as
+    VALUE.
 
     Raises OptionError.
     """
@@ -66,7 +69,9 @@ def parse_edit(text: str) -> Key:
     word = _ALIASES.get(word, word)
     if not (name and equals and colon and word in _TYPES):
         known = ", ".join(_TYPES)
-        raise OptionError(f"--metadata {text!r} is not KEY=TYPE:VALUE with a TYPE of {known} (with [] for a list)")
+        raise OptionError(
+            f"--metadata {text!r} is not KEY=TYPE:VALUE with a TYPE of {known} (with [] for a list)"
+        )
     if name in _PROTECTED:
         raise OptionError(f"--metadata: {name} follows from how the file is written and cannot be set")
     kind = _TYPES[word]
@@ -103,7 +108,10 @@ def _checked(value: Any, kind: ValueType | None) -> Any:
             raise ValueError(f"{value!r} is no whole number")
         bits = 64 if kind is None else 8 * SCALAR_DTYPE[kind].itemsize
         unsigned = kind is not None and SCALAR_FORMAT[kind].isupper()
-        low, high = (0 if unsigned else -(1 << bits - 1)), 1 << (bits if unsigned or kind is None else bits - 1)
+        low, high = (
+            (0 if unsigned else -(1 << bits - 1)),
+            1 << (bits if unsigned or kind is None else bits - 1),
+        )
         if not low <= value < high:
             raise ValueError("out of range")
     return value

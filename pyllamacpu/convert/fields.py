@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.values import ValueType
 
-_NOTHING = (None, False, "", {}, [])
+_NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
 
 
 class Key(NamedTuple):
-    """One metadata value; `kind` is the type of a number or of an array's elements, None: the writer's choice."""
+    """One metadata value; `kind` is the type of a number or of an array's elements, None: the writer's
+    choice.
+    """
 
     name: str
     value: Any
@@ -65,21 +67,29 @@ class Fields:
     def only(self, known: Iterable[str], allowed: Iterable[str] = ()) -> None:
         """Raises CheckpointError that names the keys that could change the result and are not understood.
 
-        Keys that are off (null, false, empty) change nothing; names with a leading underscore are a library's own.
+        Keys that are off (null, false, empty) change nothing; names with a leading underscore are a library's
+        own.
         """
         fine = {*known, *allowed}
         unknown = [
             f"{self.prefix}{key} = {short(value)}"
             for key, value in self.values.items()
-            if key not in fine and not key.startswith("_") and not any(value is x or value == x and
-            type(value) is type(x) for x in _NOTHING)
+            if key not in fine
+            and not key.startswith("_")
+            and not any(value is x or (value == x and type(value) is type(x)) for x in _NOTHING)
         ]
         if unknown:
             raise CheckpointError(
                 self.path,
-                f"has keys that are not understood and could change the result: {', '.join(unknown)}; if they "
+                f"has keys that are not understood and could change the result: {', '.join(unknown)}; if "
+                f"they "
                 "change nothing, say so with --ignore-config KEY",
             )
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a long list of names, easier to read than one of literals."""
+    return frozenset(text.split())
 
 
 def short(value: object) -> str:

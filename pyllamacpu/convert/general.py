@@ -1,7 +1,7 @@
 """general.*: who the model is, from its model card, its config and the name of its folder.
 
-Source: the naming convention and key list of the ggml project's gguf.md. The model card's front matter is YAML, of which
-the parts that model cards use are read: plain values, lists, and nothing nested.
+Source: the naming convention and key list of the ggml project's gguf.md. The model card's front matter is
+YAML, of which the parts that model cards use are read: plain values, lists, and nothing nested.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pyllamacpu.gguf.values import ValueType
 
 _SIZE = re.compile(r"(?:\d+x)?\d+(?:[._]\d+)?[KMBTkmbt]")
 _VERSION = re.compile(r"v\d+(?:\.\d+)*|\d+(?:\.\d+)+", re.IGNORECASE)
-_TYPE = re.compile(r"i?q\d(?:_\w+)*|b?f(?:p)?(?:16|32)|fp8|gguf|hf|gptq|awq|int4|int8|bnb|4bit|8bit", re.IGNORECASE)
+_TYPE = re.compile(
+    r"i?q\d(?:_\w+)*|b?f(?:p)?(?:16|32)|fp8|gguf|hf|gptq|awq|int4|int8|bnb|4bit|8bit", re.IGNORECASE
+)
 _SAMPLING = {
     "top_k": ("top_k", ValueType.INT32),
     "top_p": ("top_p", ValueType.FLOAT32),
@@ -31,7 +33,9 @@ _MAX_CARD = 1 << 22  # bytes
 
 @dataclass(frozen=True)
 class NameParts:
-    """What the hub's way of naming models tells: Llama-3.2-1B-Instruct is basename Llama-3.2, size 1B, finetune Instruct."""
+    """What the hub's way of naming models tells: Llama-3.2-1B-Instruct is basename Llama-3.2, size 1B,
+    finetune Instruct.
+    """
 
     name: str
     organization: str = ""
@@ -51,7 +55,11 @@ def parse_name(text: str) -> NameParts:
     size = next((i for i, part in enumerate(parts) if i and _SIZE.fullmatch(part)), None)
     versions = [i for i, part in enumerate(parts) if _VERSION.fullmatch(part) and i > (size or 0)]
     base_end = size if size is not None else (versions[0] if versions else len(parts))
-    tune = [part for i, part in enumerate(parts) if i > base_end - (size is None) and i not in versions and i != size]
+    tune = [
+        part
+        for i, part in enumerate(parts)
+        if i > base_end - (size is None) and i not in versions and i != size
+    ]
     return NameParts(
         name=_title(model),
         organization=_title(organization),
@@ -93,7 +101,9 @@ def general_keys(
     own = parse_name(folder.resolve().name)
     hub = parse_name(stated) if stated.count("/") == 1 and not stated.startswith((".", "/")) else own
     found = [Key("general.type", kind), *_sampling(generation)]
-    found.append(Key("general.name", name or _text(card.get("model_name")) or hub.name or own.name or "model"))
+    found.append(
+        Key("general.name", name or _text(card.get("model_name")) or hub.name or own.name or "model")
+    )
     for key, value in (
         ("version", hub.version),
         ("organization", _text(card.get("model_creator")) or hub.organization),
@@ -146,7 +156,9 @@ def _text(value: Any) -> str:
 
 
 def _list(value: Any) -> list[str]:
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text]
+    return [
+        text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text
+    ]
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -166,9 +178,12 @@ def read_card(path: Path) -> dict[str, Any]:
         if pair:
             key, value = pair[1], pair[2].strip()
             found[key] = _flow(value) if value else []
-        elif item and key and isinstance(found[key], list) and ":" not in item[1].replace(": ", ":").split("//")[0]:
-            found[key].append(_unquoted(item[1]))
-        elif item and key and isinstance(found[key], list) and re.match(r"[\w-]+/[\w.-]+$", item[1]):
+        elif (
+            item
+            and key
+            and isinstance(found[key], list)
+            and ":" not in item[1].replace(": ", ":").split("//")[0]
+        ) or (item and key and isinstance(found[key], list) and re.match(r"[\w-]+/[\w.-]+$", item[1])):
             found[key].append(_unquoted(item[1]))
     return {}
 

@@ -31,8 +31,9 @@ _DROPPED = ("split.no", "split.count", "split.tensors.count")
 
 
 def plan_gguf(source: Path, options: ConvertOptions) -> Conversion:
-    """The plan. `auto` keeps the types. Tensors that are quantized already get another type only from a type that loses
-    nothing more (f32, f16, bf16): everything else is `quantize`'s to decide. Raises GGUFError, OptionError.
+    """The plan. `auto` keeps the types. Tensors that are quantized already get another type only from a type
+    that loses nothing more (f32, f16, bf16): everything else is `quantize`'s to decide. Raises GGUFError,
+    OptionError.
     """
     from pyllamacpu.convert.plan import conclude
 
@@ -75,12 +76,15 @@ def metadata_keys(file: GGUFFile) -> Iterator[Key]:
 def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
     """The tensor (rows of the matrices of a stack one below the other are not joined: its shape stays).
 
-    Its dtype is the type's name; `raw` gives blocks, (rows, …, bytes of a row) uint8, or the numbers themselves.
+    Its dtype is the type's name; `raw` gives blocks, (rows, …, bytes of a row) uint8, or the numbers
+    themselves.
     """
     kind, shape = info.type, info.shape
     inner = prod(shape[1:-1]) if len(shape) > 1 else 1
     row_bytes = kind.row_bytes(shape[-1]) * inner if len(shape) > 1 else kind.row_bytes(kind.block_size)
-    plain = {TensorType.F32: "<f4", TensorType.F16: "<u2", TensorType.BF16: "<u2", TensorType.F64: "<f8"}.get(kind)
+    plain = {TensorType.F32: "<f4", TensorType.F16: "<u2", TensorType.BF16: "<u2", TensorType.F64: "<f8"}.get(
+        kind
+    )
 
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
         data = np.array(file.data(info.name)[start * row_bytes : stop * row_bytes])  # a copy: pages can go
@@ -118,13 +122,18 @@ def _check(file: GGUFFile, chosen: dict[str, Choice], file_type: FileType) -> No
         if info.type not in _FLOATS and kind not in _FLOATS:
             raise GGUFError(
                 file.paths[0],
-                f"{name} is {info.type.name} already, and quantizing it again to {kind.name} costs quality; if that is "
+                f"{name} is {info.type.name} already, and quantizing it again to {kind.name} costs "
+                f"quality; if that is "
                 "wanted, use `pyllamacpu quantize --allow-requantize`",
             )
         if kind != TensorType.F32 and not can_quantize(kind):
-            raise OptionError(f"{file_type.name}: {name} cannot be written as {kind.name}; choose another type")
+            raise OptionError(
+                f"{file_type.name}: {name} cannot be written as {kind.name}; choose another type"
+            )
         if needs_imatrix(name, kind, file_type) or needs_importance(kind):
-            raise OptionError(f"{file_type.name} needs an importance matrix: use `pyllamacpu quantize --imatrix`")
+            raise OptionError(
+                f"{file_type.name} needs an importance matrix: use `pyllamacpu quantize --imatrix`"
+            )
 
 
 def _set(keys: list[Key], changed: Key) -> list[Key]:
@@ -134,5 +143,6 @@ def _set(keys: list[Key], changed: Key) -> list[Key]:
 
 def _known_type(file: GGUFFile) -> str:
     number = file.metadata.get("general.file_type")
-    return next((kind.mix for kind in FILE_TYPES.values() if kind.number == number and kind.mix != "COPY"), "copy")
-
+    return next(
+        (kind.mix for kind in FILE_TYPES.values() if kind.number == number and kind.mix != "COPY"), "copy"
+    )

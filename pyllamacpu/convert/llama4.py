@@ -1,7 +1,8 @@
 """Llama 4's config.json: the text model, with what GGUF files leave unsaid checked.
 
-The format states none of Llama 4's constants (chunks of 8192, every 4th layer without rope, temperature tuning, q/k norm
-by the number of experts): loaders have them built in. So a config that differs from them cannot be converted.
+The format states none of Llama 4's constants (chunks of 8192, every 4th layer without rope, temperature
+tuning, q/k norm by the number of experts): loaders have them built in. So a config that differs from them
+cannot be converted.
 """
 
 from __future__ import annotations
@@ -9,25 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pyllamacpu.convert.fields import Fields
+from pyllamacpu.convert.fields import Fields, words
 from pyllamacpu.convert.rope import read_rope
 from pyllamacpu.convert.shape import ModelShape
 from pyllamacpu.errors import CheckpointError
 
-_READ = frozenset(
+_READ = words(
     """
-    hidden_size intermediate_size intermediate_size_mlp num_hidden_layers num_attention_heads num_key_value_heads
-    head_dim vocab_size max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters hidden_act
-    original_max_position_embeddings tie_word_embeddings attention_bias num_experts_per_tok num_local_experts moe_layers
-    interleave_moe_layer_step use_qk_norm no_rope_layers no_rope_layer_interval attention_chunk_size layer_types
-    attn_temperature_tuning floor_scale attn_scale
-    """.split()
+    hidden_size intermediate_size intermediate_size_mlp num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim vocab_size max_position_embeddings rms_norm_eps rope_theta rope_scaling
+    rope_parameters hidden_act original_max_position_embeddings tie_word_embeddings attention_bias
+    num_experts_per_tok num_local_experts moe_layers interleave_moe_layer_step use_qk_norm
+    no_rope_layers no_rope_layer_interval attention_chunk_size layer_types attn_temperature_tuning
+    floor_scale attn_scale
+    """
 )
-_OUTER = frozenset(
+_OUTER = words(
     """
-    text_config vision_config boi_token_index eoi_token_index image_token_index image_token_id boi_token_id
-    eoi_token_id tie_word_embeddings
-    """.split()
+    text_config vision_config boi_token_index eoi_token_index image_token_index image_token_id
+    boi_token_id eoi_token_id tie_word_embeddings
+    """
 )
 _NO_ROPE_STEP = 4
 _QK_NORM_EXCEPTION = 128  # experts: Maverick, without q/k norm
@@ -93,13 +95,17 @@ def _moe_step(config: Fields, n_layers: int) -> int:
 
 
 def _is_chunked(config: Fields, n_layers: int) -> bool:
-    """Whether the layers alternate as Scout's and Maverick's do; False where all are full attention with rope."""
+    """Whether the layers alternate as Scout's and Maverick's do; False where all are full attention with
+    rope.
+    """
     roped = config.get("no_rope_layers") or []
     interval = config.whole("no_rope_layer_interval", _NO_ROPE_STEP, low=1)
     usual = [int((i + 1) % _NO_ROPE_STEP != 0) for i in range(n_layers)]
     actual = [int(bool(x)) for x in roped] or [int((i + 1) % interval != 0) for i in range(n_layers)]
     kinds = config.get("layer_types") or ["chunked_attention" if x else "full_attention" for x in actual]
-    if actual == [1] * n_layers and (set(kinds) == {"full_attention"} or not config.get("attention_chunk_size")):
+    if actual == [1] * n_layers and (
+        set(kinds) == {"full_attention"} or not config.get("attention_chunk_size")
+    ):
         return False
     if actual != usual:
         raise config.error("no_rope_layers", actual, "GGUF files imply every 4th layer without rope")
@@ -123,6 +129,7 @@ def _check_constants(config: Fields, n_experts: int, n_layers: int) -> None:
     if config.flag("use_qk_norm", True) != norm:
         raise CheckpointError(
             config.path,
-            f"{config.prefix}use_qk_norm is {str(not norm).lower()}: GGUF files imply {str(norm).lower()} with "
+            f"{config.prefix}use_qk_norm is {str(not norm).lower()}: GGUF files imply {str(norm).lower()} "
+            f"with "
             f"{n_experts} experts",
         )

@@ -1,8 +1,9 @@
 """PEFT LoRA adapters as GGUF adapters, as llama.cpp's `--lora` reads them.
 
-A weight W of the base model becomes W + alpha / rank * B A. The file holds A (rank, in) and B (out, rank) under the name of
-W with .lora_a and .lora_b; rows of B change their order as those of W do. Source: convert_lora_to_gguf.py and
-src/llama-adapter.cpp of llama.cpp for the format, PEFT's LoraConfig for the meaning of the fields.
+A weight W of the base model becomes W + alpha / rank * B A. The file holds A (rank, in) and B (out, rank)
+under the name of W with .lora_a and .lora_b; rows of B change their order as those of W do. Source:
+convert_lora_to_gguf.py and src/llama-adapter.cpp of llama.cpp for the format, PEFT's LoraConfig for the
+meaning of the fields.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.convert.checkpoint import open_checkpoint
 from pyllamacpu.convert.combine import take_rows, transpose
 from pyllamacpu.convert.config import read_config
-from pyllamacpu.convert.fields import Fields, Key
+from pyllamacpu.convert.fields import Fields, Key, words
 from pyllamacpu.convert.general import general_keys
 from pyllamacpu.convert.names import Slot, pair_order, plain_name, slots
 from pyllamacpu.convert.shape import ModelShape
@@ -32,14 +33,17 @@ if TYPE_CHECKING:
     from pyllamacpu.convert.plan import Conversion, ConvertOptions
 
 _CONFIG = "adapter_config.json"
-_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.(?P<adapter>\w+))?(\.weight)?")
-_HARMLESS = frozenset(
+_NAME = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.(?P<adapter>\w+))?(\.weight)?"
+)
+_HARMLESS = words(
     """
-    auto_mapping base_model_name_or_path revision peft_type task_type inference_mode r target_modules exclude_modules
-    lora_alpha lora_dropout fan_in_fan_out init_lora_weights layers_to_transform layers_pattern loftq_config
-    eva_config corda_config peft_version qalora_group_size runtime_config parent_library alora_invocation_tokens
-    target_parameters ensure_weight_tying megatron_core layer_replication trainable_token_indices use_rslora
-    """.split()
+    auto_mapping base_model_name_or_path revision peft_type task_type inference_mode r target_modules
+    exclude_modules lora_alpha lora_dropout fan_in_fan_out init_lora_weights layers_to_transform
+    layers_pattern loftq_config eva_config corda_config peft_version qalora_group_size runtime_config
+    parent_library alora_invocation_tokens target_parameters ensure_weight_tying megatron_core
+    layer_replication trainable_token_indices use_rslora
+    """
 )
 _KINDS = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16, "q8_0": TensorType.Q8_0}
 _NUMBERS = {TensorType.F32: 0, TensorType.F16: 1, TensorType.BF16: 32, TensorType.Q8_0: 7}
@@ -99,7 +103,9 @@ def _alpha(config: Fields, pairs: Mapping[str, _Pair]) -> float:
         return alpha
     ranks = {pair.b.shape[1] for pair in pairs.values() if pair.b is not None}
     if len(ranks) != 1:
-        raise config.error("use_rslora", True, f"with several ranks {sorted(ranks)} GGUF adapters cannot state that")
+        raise config.error(
+            "use_rslora", True, f"with several ranks {sorted(ranks)} GGUF adapters cannot state that"
+        )
     return alpha * math.sqrt(ranks.pop())
 
 
@@ -109,7 +115,7 @@ def _invocation(config: Fields) -> list[Key]:
 
 
 def _base(source: Path, config: Fields, options: ConvertOptions) -> tuple[Path, dict[str, Any]]:
-    """The base model's config.json: from --base, beside the adapter, or where the adapter says its base is."""
+    """The base model's config.json: from --base, beside the adapter, or where the adapter names it."""
     named = str(config.get("base_model_name_or_path", ""))
     folders = [options.base] if options.base else [source, *([Path(named), source / named] if named else [])]
     for folder in folders:
@@ -123,7 +129,8 @@ def _base(source: Path, config: Fields, options: ConvertOptions) -> tuple[Path, 
     if cached:
         return cached, read_json(cached)
     raise CheckpointError(
-        source, f"the config of its base model {named or '(not named)'} is not here; give its folder with --base"
+        source,
+        f"the config of its base model {named or '(not named)'} is not here; give its folder with --base",
     )
 
 
@@ -160,8 +167,12 @@ def _pairs(source: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, _Pair]:
         else:
             pair.b = tensor
     if unknown:
-        hint = " (full weights: merge the adapter into its base instead)" if ".lora_" not in unknown[0] else ""
-        raise CheckpointError(source, f"has tensors that are no A or B of a LoRA: {', '.join(unknown[:3])}{hint}")
+        hint = (
+            " (full weights: merge the adapter into its base instead)" if ".lora_" not in unknown[0] else ""
+        )
+        raise CheckpointError(
+            source, f"has tensors that are no A or B of a LoRA: {', '.join(unknown[:3])}{hint}"
+        )
     if not pairs:
         raise CheckpointError(source, "holds no LoRA tensors")
     return pairs
@@ -171,15 +182,15 @@ def _kind(outtype: str, tensors: Mapping[str, LazyTensor]) -> TensorType:
     text = outtype.strip().lower()
     if text == "auto":
         kinds = {tensor.dtype for tensor in tensors.values()}
-        return TensorType[kinds.pop()] if len(kinds) == 1 and kinds <= {"F32", "F16", "BF16"} else TensorType.F32
+        return (
+            TensorType[kinds.pop()] if len(kinds) == 1 and kinds <= {"F32", "F16", "BF16"} else TensorType.F32
+        )
     if text not in _KINDS:
         raise OptionError(f"adapters can be {', '.join(_KINDS)} or auto, not {outtype}")
     return _KINDS[text]
 
 
-def _items(
-    source: Path, shape: ModelShape, pairs: Mapping[str, _Pair], kind: TensorType
-) -> list[Item]:
+def _items(source: Path, shape: ModelShape, pairs: Mapping[str, _Pair], kind: TensorType) -> list[Item]:
     sized = replace(shape, vocab_size=shape.vocab_size or _rows_of_embedding(pairs), tied=False)
     known = {slot.source: slot for slot in slots(sized) if len(slot.shape) == 2}
     items = []
@@ -202,18 +213,19 @@ def _rows_of_embedding(pairs: Mapping[str, _Pair]) -> int:
     return embedding.a.shape[1] if embedding and embedding.a is not None else 1
 
 
-def _item_pair(
-    source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: TensorType
-) -> list[Item]:
-    """lora_a (rank, in) and lora_b (out, rank); of the embedding lora_a (rows, rank) and lora_b (dim, rank)."""
+def _item_pair(source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: TensorType) -> list[Item]:
+    """lora_a (rank, in), lora_b (out, rank); of the embedding lora_a (rows, rank), lora_b (dim, rank)."""
     n_out, n_in = slot.shape
     embedding = slot.name == "token_embd.weight"
     rank = a.shape[0]
-    # PEFT's Embedding looks rows up in A and multiplies them by B: W^T = B A with A (rank, rows), B (dim, rank).
+    # PEFT's Embedding looks rows up in A and multiplies them by B: W^T = B A with A (rank, rows), B (dim,
+    # rank).
     wanted = ((rank, n_out), (n_in, rank)) if embedding else ((rank, n_in), (n_out, rank))
     if (a.shape, b.shape) != wanted:
         raise CheckpointError(
-            source, f"{slot.source}: A {a.shape} and B {b.shape} do not fit the base model's {slot.shape}; wrong --base?"
+            source,
+            f"{slot.source}: A {a.shape} and B {b.shape} do not fit the base model's {slot.shape}; wrong "
+            f"--base?",
         )
     if slot.heads:
         b = take_rows(b, pair_order(n_out, slot.heads))

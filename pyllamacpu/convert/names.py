@@ -1,7 +1,7 @@
 """From a checkpoint's tensors to those of a GGUF file: names, the order of q and k rows, experts.
 
-Every tensor of the result is known from the config; what the checkpoint has beyond them is an error unless it is known
-to be of no use. GGUF names: docs/gguf.md of the ggml project and what llama.cpp's loader asks for.
+Every tensor of the result is known from the config; what the checkpoint has beyond them is an error unless it
+is known to be of no use. GGUF names: docs/gguf.md of the ggml project and what llama.cpp's loader asks for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _PREFIXES = ("model.", "language_model.", "text_model.")
 _USELESS = re.compile(
     r"(.*\.)?(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|rope\.freqs|[kvq]_scale|kv_scale|input_scale)"
 )
-_VISION = re.compile(r"(vision_model|multi_modal_projector|vision_tower|vision_embeddings|vision_projection)\..*")
+_VISION = re.compile(
+    r"(vision_model|multi_modal_projector|vision_tower|vision_embeddings|vision_projection)\..*"
+)
 _EXPERTS = "feed_forward.experts"
 
 _HF_ATTENTION = {
@@ -46,8 +48,8 @@ _META_MLP = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
 
 @dataclass(frozen=True)
 class Slot:
-    """A tensor of the result: its name and shape, the checkpoint's name for it (without its prefixes), and the number
-    of heads whose rows change their order, 0 where they do not.
+    """A tensor of the result: its name and shape, the checkpoint's name for it (without its prefixes), and
+    the number of heads whose rows change their order, 0 where they do not.
     """
 
     name: str
@@ -73,15 +75,17 @@ def plain_name(name: str) -> str:
 
 
 def pair_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
-    """Row numbers that turn Hugging Face's q or k, where rope turns i and i + head_dim / 2, into GGUF's, where it turns
-    neighbours.
+    """Row numbers that turn Hugging Face's q or k, where rope turns i and i + head_dim / 2, into GGUF's,
+    where it turns neighbours.
     """
     half = n_rows // n_heads // 2
     return np.arange(n_rows, dtype=np.int64).reshape(n_heads, 2, half).swapaxes(1, 2).reshape(-1)
 
 
 def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> Mapped:
-    """All tensors of the result. Raises CheckpointError that names what is missing, misshapen or not understood."""
+    """All tensors of the result. Raises CheckpointError that names what is missing, misshapen or not
+    understood.
+    """
     found = _plain_tensors(path, tensors)
     shape = complete(path, shape, found)
     result: dict[str, LazyTensor] = {}
@@ -132,7 +136,10 @@ def _layer(shape: ModelShape, layer: int) -> list[Slot]:
     meta = shape.layout == "meta"
     norms = _META_NORMS if meta else _HF_NORMS
     source, name = f"layers.{layer}.", f"blk.{layer}."
-    found = [Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (shape.dim,)) for theirs, ours in norms.items()]
+    found = [
+        Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (shape.dim,))
+        for theirs, ours in norms.items()
+    ]
     rows = {"attn_q": shape.n_heads, "attn_k": shape.kv_heads, "attn_v": shape.kv_heads}
     permuted = shape.layout == "hf" and shape.arch == "llama"
     for theirs, ours in (_META_ATTENTION if meta else _HF_ATTENTION).items():
@@ -191,7 +198,9 @@ def _take(path: Path, found: Mapping[str, LazyTensor], name: str, shape: tuple[i
             path, f"the tensor {name} has shape {tensor.shape}, the config says {shape}; one of them is wrong"
         )
     if not tensor.is_float:
-        raise CheckpointError(path, f"the tensor {name} holds {tensor.dtype}: its quantization is not understood")
+        raise CheckpointError(
+            path, f"the tensor {name} holds {tensor.dtype}: its quantization is not understood"
+        )
     return tensor
 
 

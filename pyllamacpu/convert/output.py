@@ -1,4 +1,6 @@
-"""The files of a conversion: their names, how tensors are divided among them, and writing them whole or not at all."""
+"""The files of a conversion: their names, how tensors are divided among them, and writing them whole or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def target_path(pattern: str | None, name: str, ftype: str) -> Path:
 
 
 def divide(items: Sequence[Item], limits: SplitLimits) -> list[list[Item]]:
-    """Tensors by part. A tensor larger than the limit has a part of its own. Raises OptionError for too many parts."""
+    """Tensors by part. A tensor larger than the limit has a part of its own. Raises OptionError for too many
+    parts.
+    """
     parts: list[list[Item]] = [[]]
     size = 0
     for item in items:
@@ -76,7 +80,9 @@ def divide(items: Sequence[Item], limits: SplitLimits) -> list[list[Item]]:
         parts[-1].append(item)
         size += item.n_bytes
     if len(parts) > MAX_PARTS:
-        raise OptionError(f"{len(parts)} parts are more than the {MAX_PARTS} that there can be; raise the limits")
+        raise OptionError(
+            f"{len(parts)} parts are more than the {MAX_PARTS} that there can be; raise the limits"
+        )
     return parts
 
 
@@ -93,7 +99,8 @@ def check_space(path: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(path.absolute().parent).free
     if n_bytes > free:
         raise OptionError(
-            f"{path}: {n_bytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left; make room, choose "
+            f"{path}: {n_bytes / 1e9:.2f} GB are needed, the disk has {free / 1e9:.2f} GB left; make "
+            f"room, choose "
             "another folder or a smaller type"
         )
 
@@ -102,7 +109,9 @@ class Output:
     """The files being written. They get their names together, when all are whole."""
 
     def __init__(self, paths: Sequence[Path], keys: Sequence[Key], parts: Sequence[Sequence[Item]]) -> None:
-        alignment = next((int(key.value) for key in keys if key.name == "general.alignment"), DEFAULT_ALIGNMENT)
+        alignment = next(
+            (int(key.value) for key in keys if key.name == "general.alignment"), DEFAULT_ALIGNMENT
+        )
         self._writers = [GGUFWriter(path, alignment=alignment) for path in paths]
         self._parts = parts
         n_tensors = sum(map(len, parts))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pyllamacpu.convert.fields import Fields
+from pyllamacpu.convert.fields import Fields, words
 from pyllamacpu.convert.rope import Rope
 from pyllamacpu.convert.shape import ModelShape
 
-_READ = frozenset(
+_READ = words(
     """
-    dim n_layers n_heads n_kv_heads head_dim vocab_size multiple_of ffn_dim_multiplier hidden_dim norm_eps rope_theta
-    rope_freq_base use_scaled_rope rope_scaling_factor rope_high_freq_factor max_seq_len
-    """.split()
+    dim n_layers n_heads n_kv_heads head_dim vocab_size multiple_of ffn_dim_multiplier hidden_dim
+    norm_eps rope_theta rope_freq_base use_scaled_rope rope_scaling_factor rope_high_freq_factor
+    max_seq_len
+    """
 )
-_HARMLESS = frozenset("max_batch_size model_parallel_size use_kv_cache".split())
+_HARMLESS = words("max_batch_size model_parallel_size use_kv_cache")
 # (dim, layers) of the Llama 3.2 text models, whose scaling factor is 32 and not 8: 1B, 3B, Guard 3 1B
 _LLAMA32 = {(2048, 16), (3072, 28), (2048, 12)}
 
@@ -79,7 +80,9 @@ def _rope(params: Fields, dim: int, n_layers: int) -> tuple[Rope, tuple[str, ...
     rope = Rope(theta, "llama3", {}, factor, 1.0, high, 8192)
     if stated is not None:
         return rope, ()
-    return rope, (f"use_scaled_rope states no factor: {factor:g} is taken, with an original context of 8192 tokens",)
+    return rope, (
+        f"use_scaled_rope states no factor: {factor:g} is taken, with an original context of 8192 tokens",
+    )
 
 
 def _context(params: Fields, rope: Rope) -> int:

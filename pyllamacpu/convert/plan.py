@@ -38,14 +38,16 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What the user asks for. `outfile` may hold {name} and {ftype}; `base`: the config of a LoRA's base model."""
+    """What the user asks for. `outfile` may hold {name} and {ftype}; `base`: the config of a LoRA's base
+    model.
+    """
 
     outfile: str | None = None
     outtype: str = "auto"
     vocab_only: bool = False
     name: str | None = None
     edits: Edits = field(default_factory=Edits)
-    limits: SplitLimits = SplitLimits()
+    limits: SplitLimits = field(default_factory=SplitLimits)
     drop_extra_tokens: bool = False
     ignored_config: frozenset[str] = frozenset()
     base: Path | None = None
@@ -86,7 +88,9 @@ class Conversion:
 
 
 def plan_conversion(source: Path, options: ConvertOptions) -> Conversion:
-    """Reads everything but the weights. Raises CheckpointError, GGUFError or OptionError for what cannot be done."""
+    """Reads everything but the weights. Raises CheckpointError, GGUFError or OptionError for what cannot be
+    done.
+    """
     from pyllamacpu.convert.gguf_source import plan_gguf
     from pyllamacpu.convert.lora import is_adapter, plan_adapter
 
@@ -158,8 +162,14 @@ def _plan_vocabulary(source: Path, options: ConvertOptions) -> Conversion:
     if not vocabulary.n_tokens:
         raise CheckpointError(source, "has no tokenizer files")
     general = _general(source, config, options, "")
-    keys = [Key("general.architecture", shape.arch), *general, *shape.keys(shape.vocab_size or vocabulary.n_tokens)]
-    return conclude(source, (), options, "vocab", keys + vocabulary.keys, [], (*shape.notes, *vocabulary.notes))
+    keys = [
+        Key("general.architecture", shape.arch),
+        *general,
+        *shape.keys(shape.vocab_size or vocabulary.n_tokens),
+    ]
+    return conclude(
+        source, (), options, "vocab", keys + vocabulary.keys, [], (*shape.notes, *vocabulary.notes)
+    )
 
 
 def _general(folder: Path, config: Mapping[str, Any], options: ConvertOptions, size: str) -> list[Key]:

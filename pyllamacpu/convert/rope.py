@@ -1,7 +1,7 @@
 """Rope scaling as checkpoints state it (`rope_scaling`, `rope_parameters`) and as GGUF files do.
 
-GGUF knows linear and YaRN scaling by keys, and Llama 3.1's by the tensor rope_freqs.weight. What it cannot say is an
-error. The meanings of the fields are those of transformers' modeling_rope_utils.
+GGUF knows linear and YaRN scaling by keys, and Llama 3.1's by the tensor rope_freqs.weight. What it cannot
+say is an error. The meanings of the fields are those of transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Rope:
         """Metadata without the architecture's prefix."""
         if self.kind not in ("linear", "yarn"):
             return []
-        found = [Key("rope.scaling.type", self.kind), Key("rope.scaling.factor", self.factor, ValueType.FLOAT32)]
+        found = [
+            Key("rope.scaling.type", self.kind),
+            Key("rope.scaling.factor", self.factor, ValueType.FLOAT32),
+        ]
         if self.kind == "yarn":
-            found.append(
-                Key("rope.scaling.original_context_length", self.original_context, ValueType.UINT32)
-            )
+            found.append(Key("rope.scaling.original_context_length", self.original_context, ValueType.UINT32))
         found += [Key(f"rope.scaling.{key}", value, ValueType.FLOAT32) for key, value in self.values.items()]
         return found
 
@@ -120,7 +121,9 @@ def _parameters(config: Fields) -> Fields:
             raise config.error(key, value, "must be an object")
         inner = value.get("full_attention", value)
         if any(isinstance(other, dict) and other is not inner for other in value.values()):
-            raise config.error(key, value, "scaling that differs between layers cannot be stated in a GGUF file")
+            raise config.error(
+                key, value, "scaling that differs between layers cannot be stated in a GGUF file"
+            )
         return Fields(config.path, inner, f"{key}.")
     return Fields(config.path, {}, "rope_parameters.")
 
@@ -129,7 +132,8 @@ def _dynamic(given: Fields, theta: float, original: int) -> Rope:
     """Dynamic NTK scaling changes nothing up to the original context, and cannot be stated beyond it."""
     factor = given.real("factor", 1.0)
     note = (
-        f"rope scaling 'dynamic' (factor {factor:g}) begins beyond {original} tokens and cannot be stated in a "
+        f"rope scaling 'dynamic' (factor {factor:g}) begins beyond {original} tokens and cannot be stated "
+        f"in a "
         f"GGUF file: the context length is {original}"
     )
     return Rope(theta, notes=(note,))

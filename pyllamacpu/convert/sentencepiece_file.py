@@ -19,7 +19,7 @@ _MAX_BYTES = 1 << 28
 
 
 def read_sentencepiece(path: Path) -> TokenTable:
-    """The table of a SentencePiece BPE model. Raises CheckpointError for damage and for other kinds of model."""
+    """The table of a SentencePiece BPE model. Raises CheckpointError for damage and for other models."""
     data = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
     texts: list[str] = []
     types: list[int] = []
@@ -54,7 +54,7 @@ def read_sentencepiece(path: Path) -> TokenTable:
 
 
 def _read_normalizer(table: TokenTable, normalizer: dict[int, int | bytes]) -> None:
-    """add_dummy_prefix (3) and remove_extra_whitespaces (4) are on unless stated; 2 is a table of characters."""
+    """add_dummy_prefix (3) and remove_extra_whitespaces (4) are on unless stated; 2 maps characters."""
     if normalizer.get(3, 1) == 0:
         table.flags["add_space_prefix"] = False
     if normalizer.get(4, 1) == 1 and 4 in normalizer:
@@ -62,7 +62,9 @@ def _read_normalizer(table: TokenTable, normalizer: dict[int, int | bytes]) -> N
     if normalizer.get(2):
         name = normalizer.get(1, b"")
         said = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-        table.notes.append(f"the tokenizer normalizes text ({said}); GGUF files cannot state that and text is left as it is")
+        table.notes.append(
+            f"the tokenizer normalizes text ({said}); GGUF files cannot state that and text is left as it is"
+        )
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:

@@ -1,7 +1,7 @@
 """What a checkpoint's config says about the model, and how a GGUF file says it.
 
-Keys and their types are those that llama.cpp's loader reads (docs/gguf.md of the ggml project); `config.py` reads
-config.json and params.json into this.
+Keys and their types are those that llama.cpp's loader reads (docs/gguf.md of the ggml project); `config.py`
+reads config.json and params.json into this.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ Layout = Literal["hf", "meta"]
 class ModelShape:
     """Sizes in elements, contexts in tokens. `layout` tells how tensors are named and q/k rows ordered.
 
-    `vocab_size` 0: unknown, the embedding's rows tell it. `sliding_window` 0: none. `moe_step` n: every n-th layer
-    has experts, 0: none. `chunked`: Llama 4's pattern of chunked layers with rope and full ones without.
+    `vocab_size` 0: unknown, the embedding's rows tell it. `sliding_window` 0: none. `moe_step` n: every n-th
+    layer has experts, 0: none. `chunked`: Llama 4's pattern of chunked layers with rope and full ones
+    without.
     """
 
     arch: Literal["llama", "llama4"]

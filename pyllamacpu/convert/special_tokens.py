@@ -1,7 +1,7 @@
 """Special ids and chat templates: what the JSON files beside a tokenizer say.
 
-tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json, in this order; chat_template.jinja,
-chat_template.json and additional_chat_templates as transformers reads them.
+tokenizer_config.json, special_tokens_map.json, config.json and generation_config.json, in this order;
+chat_template.jinja, chat_template.json and additional_chat_templates as transformers reads them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def special_keys(
     ids = {text: i for i, text in enumerate(table.texts)}
     roles: dict[str, int] = {}
     for role in _ROLES:
-        for text in (_content(tokenizer_config.get(f"{role}_token")), _content(special_map.get(f"{role}_token"))):
+        for text in (
+            _content(tokenizer_config.get(f"{role}_token")),
+            _content(special_map.get(f"{role}_token")),
+        ):
             if text in ids:
                 roles.setdefault(role, ids[text])
         if role in table.special:
@@ -108,7 +111,9 @@ def _ends(table: TokenTable, found: Mapping[str, int], ends: list[int]) -> dict[
     for token in rest:
         free = [key for key in ("eot_token_id", "eom_token_id") if key not in slots and key not in found]
         if not free:
-            table.notes.append(f"token {token} {table.texts[token]!r} ends answers, but GGUF files have no place for it")
+            table.notes.append(
+                f"token {token} {table.texts[token]!r} ends answers, but GGUF files have no place for it"
+            )
             continue
         slots[free[0]] = token
     return slots
@@ -127,7 +132,9 @@ def _flags(table: TokenTable, config: Mapping[str, Any]) -> list[Key]:
     return [Key(f"tokenizer.ggml.{name}", value, ValueType.BOOL) for name, value in flags.items()]
 
 
-def chat_templates(folder: Path, tokenizer_config: Mapping[str, Any], chat_json: Mapping[str, Any]) -> list[Key]:
+def chat_templates(
+    folder: Path, tokenizer_config: Mapping[str, Any], chat_json: Mapping[str, Any]
+) -> list[Key]:
     """tokenizer.chat_template, and further ones as tokenizer.chat_template.NAME. Raises CheckpointError."""
     named: dict[str, str] = {}
     for value in (tokenizer_config.get("chat_template"), chat_json.get("chat_template")):
@@ -153,7 +160,9 @@ def _named(folder: Path, value: Any) -> dict[str, str]:
         pairs = [(item.get("name"), item.get("template")) for item in value if isinstance(item, dict)]
         return {str(name): text for name, text in pairs if name and isinstance(text, str)}
     if value is not None:
-        raise CheckpointError(folder / "tokenizer_config.json", "chat_template is neither a text nor a list of texts")
+        raise CheckpointError(
+            folder / "tokenizer_config.json", "chat_template is neither a text nor a list of texts"
+        )
     return {}
 
 

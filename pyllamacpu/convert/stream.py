@@ -65,8 +65,8 @@ class _Job:
 
 
 def encode_all(items: Iterable[Item], threads: int | None = None) -> Iterator[Slab]:
-    """All slabs of all tensors, in order. Raises CheckpointError for weights that are NaN or infinite, or that the type
-    cannot hold, naming tensor and row.
+    """All slabs of all tensors, in order. Raises CheckpointError for weights that are NaN or infinite, or
+    that the type cannot hold, naming tensor and row.
     """
     wanted = list(items)
     n_threads = _thread_count(wanted, threads or cpus_usable())
@@ -167,7 +167,8 @@ def _refuse(job: _Job, values: npt.NDArray[np.float32]) -> None:
         row, value = _first(values, wrong)
         raise CheckpointError(
             job.rows.source,
-            f"({job.item.name}) row {job.start + row} holds {value}: the weights are damaged; get the file again",
+            f"({job.item.name}) row {job.start + row} holds {value}: the weights are damaged; get the "
+            f"file again",
         )
 
 

@@ -1,7 +1,7 @@
 """tokenizer.model files of tiktoken (lines of base64 and rank), as Llama 3 and 4 ship them.
 
-The files hold no special tokens: those are constants of Meta's code, by the number of tokens in the file. Spellings are
-those of the Hugging Face releases where the two differ.
+The files hold no special tokens: those are constants of Meta's code, by the number of tokens in the file.
+Spellings are those of the Hugging Face releases where the two differ.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def is_tiktoken(path: Path) -> bool:
 
 
 def read_tiktoken(path: Path, n_rows: int, newer: bool) -> TokenTable:
-    """The table of a tiktoken file with the special tokens of Llama 4, or of Llama 3 (`newer`: of 3.1 and later).
+    """The table of a tiktoken file with the special tokens of Llama 4, or of Llama 3 (`newer`: of 3.1 and
+    later).
 
     `n_rows`: of the embedding, 0 when not known. Raises CheckpointError for a damaged file.
     """
@@ -87,7 +88,13 @@ def _llama3_specials(newer: bool) -> list[str]:
     names += ["<|start_header_id|>", "<|end_header_id|>", *_reserved("", 4, 1), "<|eot_id|>"]
     if newer:
         names = ["<|begin_of_text|>", "<|end_of_text|>", *_reserved("", 0, 2), "<|finetune_right_pad_id|>"]
-        names += [*_reserved("", 2, 1), "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
+        names += [
+            *_reserved("", 2, 1),
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eom_id|>",
+            "<|eot_id|>",
+        ]
         names.append("<|python_tag|>")
     first = 3 if newer else 5
     return names + _reserved("", first, _LLAMA3_SPECIALS - len(names))
@@ -97,8 +104,18 @@ def _llama4_specials() -> list[str]:
     """2048 names: basic, of text after training, of vision, of reasoning, and reserved ones."""
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
     names += ["<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>"]
-    names += [*_reserved("text_post_train_", 0, 6), "<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>"]
-    names += [*_reserved("text_post_train_", 8, 61), "<|image_start|>", "<|image_end|>", *_reserved("vision_", 0, 2)]
+    names += [
+        *_reserved("text_post_train_", 0, 6),
+        "<|python_start|>",
+        "<|python_end|>",
+        "<|finetune_right_pad|>",
+    ]
+    names += [
+        *_reserved("text_post_train_", 8, 61),
+        "<|image_start|>",
+        "<|image_end|>",
+        *_reserved("vision_", 0, 2),
+    ]
     names += ["<|tile_x_separator|>", "<|tile_y_separator|>", *_reserved("vision_", 2, 4), "<|image|>"]
     names += [*_reserved("vision_", 6, 1), "<|patch|>", *_reserved("vision_", 7, 1041)]
     names += [*_reserved("reasoning_", 0, 8), "<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>"]

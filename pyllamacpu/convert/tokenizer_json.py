@@ -1,7 +1,7 @@
 """tokenizer.json files of the tokenizers library: byte-level BPE, and BPE with byte fallback (as Llama 2's).
 
-How words are cut before merging is recognised by comparing the file's own patterns with those that this package runs,
-whatever the vocabulary; llama.cpp's converter compares the tokens of a probe text instead.
+How words are cut before merging is recognised by comparing the file's own patterns with those that this
+package runs, whatever the vocabulary; llama.cpp's converter compares the tokens of a probe text instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SPACE, _SPACE_LETTER = "▁", BYTE_LETTERS[0x20]
 
 
 def read_tokenizer_json(path: Path, values: Mapping[str, Any], pre: str | None = None) -> TokenTable:
-    """The table without added tokens beyond the vocabulary's end. `pre` names the pre-tokenizer if it is known.
+    """The table without added tokens beyond the vocabulary's end. `pre` names the pre-tokenizer if it is
+    known.
 
     Raises CheckpointError for other kinds of tokenizer and for pre-tokenizers that have no name.
     """
@@ -111,7 +112,9 @@ def _byte_level(
     table = TokenTable(path, "gpt2", pre or pre_tokenizer_name(path, values), texts, _types(texts, False))
     table.merges = [" ".join(part.replace(" ", _SPACE_LETTER) for part in pair) for pair in merges]
     for part in _parts(values.get("normalizer"), "normalizers"):
-        table.notes.append(f"the tokenizer normalizes text ({part.get('type')}); GGUF files cannot state that")
+        table.notes.append(
+            f"the tokenizer normalizes text ({part.get('type')}); GGUF files cannot state that"
+        )
     if any(part.get("add_prefix_space") for part in _parts(values.get("pre_tokenizer"), "pretokenizers")):
         table.notes.append("the tokenizer puts a space before the text; GGUF files cannot state that")
     _read_post_processor(table, values)
@@ -123,13 +126,16 @@ def pre_tokenizer_name(path: Path, values: Mapping[str, Any]) -> str:
     patterns = _patterns(path, values.get("pre_tokenizer"))
     whole_words = bool(values["model"].get("ignore_merges"))
     names = [name for name, known in PRE_TOKENIZERS.items() if known.patterns == patterns]
-    fitting = [name for name in names if PRE_TOKENIZERS[name].whole_words == whole_words and name != "default"]
+    fitting = [
+        name for name in names if PRE_TOKENIZERS[name].whole_words == whole_words and name != "default"
+    ]
     if not fitting:
         shown = ", ".join(repr(p if len(p) <= 80 else p[:77] + "...") for p in patterns) or "none"
         detail = f" with ignore_merges {str(whole_words).lower()}" if names else ""
         raise CheckpointError(
             path,
-            f"cuts words in a way that has no name in GGUF files{detail} (patterns: {shown}); name the nearest with "
+            f"cuts words in a way that has no name in GGUF files{detail} (patterns: {shown}); name the "
+            f"nearest with "
             "--metadata tokenizer.ggml.pre=str:NAME",
         )
     return next((name for name in _PREFERRED if name in fitting), fitting[0])
@@ -160,9 +166,13 @@ def _split_pattern(path: Path, step: Mapping[str, Any]) -> str:
     pattern = step.get("pattern")
     text = pattern.get("Regex") if isinstance(pattern, dict) else None
     isolated = step.get("behavior") == "Isolated" and not step.get("invert")
-    removed = step.get("behavior") == "Removed" and step.get("invert")  # what is no match goes; all of it matches
+    removed = step.get("behavior") == "Removed" and step.get(
+        "invert"
+    )  # what is no match goes; all of it matches
     if not isinstance(text, str) or not (isolated or removed):
-        raise CheckpointError(path, f"has a Split with {pattern}, {step.get('behavior')}, which GGUF files cannot state")
+        raise CheckpointError(
+            path, f"has a Split with {pattern}, {step.get('behavior')}, which GGUF files cannot state"
+        )
     return next((ours for ours, theirs in _SPELLINGS.items() if text in theirs), text)
 
 
@@ -181,7 +191,8 @@ def _byte_fallback(
         table.types[token] = int(TokenType.UNKNOWN)
     if not _is_complete(texts, merges):
         table.notes.append(
-            "the merges are not those of a SentencePiece model: some texts may be cut differently than by the "
+            "the merges are not those of a SentencePiece model: some texts may be cut differently than "
+            "by the "
             "checkpoint's own tokenizer"
         )
     if not _prepends_space(values):
@@ -191,7 +202,9 @@ def _byte_fallback(
 
 
 def merge_scores(texts: list[str], merges: list[tuple[str, str]]) -> list[float]:
-    """SentencePiece scores that merge in the order of the list: the earlier a token's first merge, the higher."""
+    """SentencePiece scores that merge in the order of the list: the earlier a token's first merge, the
+    higher.
+    """
     first: dict[str, int] = {}
     for left, right in merges:
         first.setdefault(left + right, len(first))
@@ -205,8 +218,8 @@ def merge_scores(texts: list[str], merges: list[tuple[str, str]]) -> list[float]
 
 
 def _is_complete(texts: list[str], merges: list[tuple[str, str]]) -> bool:
-    """Whether every way to cut a merged token into two tokens is listed, and those of one token together: then merging
-    by the token's score is merging by the list.
+    """Whether every way to cut a merged token into two tokens is listed, and those of one token together:
+    then merging by the token's score is merging by the list.
     """
     known, last, seen = set(texts), "", set()
     for left, right in merges:
@@ -215,7 +228,9 @@ def _is_complete(texts: list[str], merges: list[tuple[str, str]]) -> bool:
             return False
         seen.add(whole)
         last = whole
-    count = sum(1 for whole in seen for i in range(1, len(whole)) if whole[:i] in known and whole[i:] in known)
+    count = sum(
+        1 for whole in seen for i in range(1, len(whole)) if whole[:i] in known and whole[i:] in known
+    )
     return count == len(set(merges)) and seen <= known
 
 
@@ -237,7 +252,9 @@ def _read_post_processor(table: TokenTable, values: Mapping[str, Any]) -> None:
             continue
         single = part.get("single") or []
         ids = part.get("special_tokens") or {}
-        around = [step.get("SpecialToken", {}).get("id") if isinstance(step, dict) else None for step in single]
+        around = [
+            step.get("SpecialToken", {}).get("id") if isinstance(step, dict) else None for step in single
+        ]
         if "Sequence" not in str(single):
             continue
         for role, name in (("bos", around[0]), ("eos", around[-1])):

@@ -28,8 +28,8 @@ class AddedToken(NamedTuple):
 @dataclass
 class TokenTable:
     """`kind` is tokenizer.ggml.model, `pre` tokenizer.ggml.pre. `texts[i]` and `types[i]` belong to token i;
-    `scores` are SentencePiece's, `merges` byte-level BPE's ("left right"). `special` holds ids by role (bos, eos, unk,
-    pad …) as far as the file itself states them; `flags` booleans such as add_bos_token.
+    `scores` are SentencePiece's, `merges` byte-level BPE's ("left right"). `special` holds ids by role (bos,
+    eos, unk, pad …) as far as the file itself states them; `flags` booleans such as add_bos_token.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class TokenTable:
         return len(self.texts)
 
     def add(self, tokens: Iterable[AddedToken], n_rows: int, drop_extra: bool) -> None:
-        """Puts added tokens into the table. Raises CheckpointError for ids beyond the model's `n_rows` rows."""
+        """Puts added tokens into the table. Raises CheckpointError for ids beyond `n_rows`."""
         extra: list[AddedToken] = []
         for token in sorted(tokens):
             if token.id >= n_rows:
@@ -62,7 +62,8 @@ class TokenTable:
         if not drop_extra:
             raise CheckpointError(
                 self.path,
-                f"tokens beyond the model's {n_rows} rows: {shown}; if the model is meant to do without them, "
+                f"tokens beyond the model's {n_rows} rows: {shown}; if the model is meant to do without "
+                f"them, "
                 "convert with --drop-extra-tokens",
             )
         self.notes.append(f"left out tokens beyond the model's {n_rows} rows: {shown}")
@@ -72,7 +73,8 @@ class TokenTable:
         if len(self) > n_rows:
             raise CheckpointError(
                 self.path,
-                f"the tokenizer has {len(self)} tokens, the model's embedding only {n_rows} rows; they do not belong "
+                f"the tokenizer has {len(self)} tokens, the model's embedding only {n_rows} rows; they do "
+                f"not belong "
                 "together",
             )
         missing = self.types.count(TokenType.UNUSED) if self.kind == "gpt2" else 0
@@ -105,7 +107,10 @@ class TokenTable:
         control = token.special or looks_special(token.text)
         if old_type in (TokenType.UNKNOWN, TokenType.CONTROL) and old_text == token.text:
             return
-        if old_type not in (TokenType.UNUSED, TokenType.BYTE) and old_text not in (token.text, f"[PAD{token.id}]"):
+        if old_type not in (TokenType.UNUSED, TokenType.BYTE) and old_text not in (
+            token.text,
+            f"[PAD{token.id}]",
+        ):
             self.notes.append(f"token {token.id} is {token.text!r} and no longer {old_text!r}")
         self.texts[token.id] = token.text if control else token.text.replace(_SPACE, " ")
         self.types[token.id] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
@@ -117,4 +122,6 @@ def looks_special(text: str) -> bool:
     """Spellings that are control tokens even where a tokenizer forgot to say so."""
     if text in _CONTROL_NAMES:
         return True
-    return any(text.startswith(a) and text.endswith(b) for a, b in (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">")))
+    return any(
+        text.startswith(a) and text.endswith(b) for a, b in (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    )

@@ -1,4 +1,4 @@
-"""Which type each tensor of a conversion gets: the mixes of `quantize`, and the checkpoint's own 16-bit type."""
+"""Which type each tensor of a conversion gets: the mixes of `quantize`, or the checkpoint's own type."""
 
 from __future__ import annotations
 
@@ -11,18 +11,29 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.quantize.blocks import can_quantize, needs_importance
 from pyllamacpu.quantize.file_types import FILE_TYPES, FileType, parse_file_type
-from pyllamacpu.quantize.recipes import Choice, ModelFacts, Tensor, TypeOptions, choose_types, needs_imatrix, quantizable
+from pyllamacpu.quantize.recipes import (
+    Choice,
+    ModelFacts,
+    Tensor,
+    TypeOptions,
+    choose_types,
+    needs_imatrix,
+    quantizable,
+)
 
 
 def file_type_of(text: str, tensors: Iterable[LazyTensor]) -> FileType:
-    """The type called `text`; `auto` is the 16-bit type of most of the checkpoint's weights, F16 where there is none.
+    """The type called `text`; `auto` is the 16-bit type of most of the checkpoint's weights, F16 where there
+    is none.
 
     Raises OptionError for an unknown name.
     """
     if text.strip().lower() != "auto":
         found = parse_file_type(text)
         if found.copies:
-            raise OptionError("COPY keeps a GGUF file's types; for a checkpoint use auto, f32 or another type")
+            raise OptionError(
+                "COPY keeps a GGUF file's types; for a checkpoint use auto, f32 or another type"
+            )
         return found
     elements: Counter[str] = Counter()
     for tensor in tensors:
@@ -35,8 +46,8 @@ def tensor_types(
 ) -> tuple[dict[str, TensorType], list[str]]:
     """The type of each tensor, and what to say about those that cannot have the type they should.
 
-    Vectors and small matrices that are not multiplied with weights stay F32. Raises OptionError for types that cannot
-    be written from a checkpoint.
+    Vectors and small matrices that are not multiplied with weights stay F32. Raises OptionError for types
+    that cannot be written from a checkpoint.
     """
     described = [Tensor(name, tensor.shape or (1,), TensorType.F32) for name, tensor in tensors.items()]
     chosen = choose_types(described, file_type, ModelFacts.of(metadata), TypeOptions(), has_imatrix=False)
@@ -46,11 +57,14 @@ def tensor_types(
             continue
         if needs_imatrix(name, kind, file_type) or needs_importance(kind):
             raise OptionError(
-                f"{file_type.name} needs an importance matrix ({name} would be {kind.name}): convert to bf16, then use "
+                f"{file_type.name} needs an importance matrix ({name} would be {kind.name}): convert to "
+                f"bf16, then use "
                 "`pyllamacpu quantize --imatrix`"
             )
         if kind != TensorType.F32 and not can_quantize(kind):
-            raise OptionError(f"{file_type.name}: {name} cannot be written as {kind.name}; choose another type")
+            raise OptionError(
+                f"{file_type.name}: {name} cannot be written as {kind.name}; choose another type"
+            )
     return kinds, fallbacks(chosen, {name: tensor.shape[-1:] for name, tensor in tensors.items()})
 
 

@@ -39,9 +39,9 @@ def read_vocabulary(
 ) -> Vocabulary:
     """The tokenizer of the checkpoint in `folder`, made to fit an embedding of `n_rows` rows (0: not known).
 
-    `meta`: Meta's layout, where the file may also lie one folder above. `drop_extra`: added tokens beyond the rows are
-    left out instead of refused. `pre`: the pre-tokenizer's name, when it is known. Raises CheckpointError for files that
-    are damaged or do not fit.
+    `meta`: Meta's layout, where the file may also lie one folder above. `drop_extra`: added tokens beyond the
+    rows are left out instead of refused. `pre`: the pre-tokenizer's name, when it is known. Raises
+    CheckpointError for files that are damaged or do not fit.
     """
     table = _read_table(folder, model_config, n_rows, meta, pre)
     if table is None:
@@ -49,7 +49,10 @@ def read_vocabulary(
         return Vocabulary([Key("tokenizer.ggml.model", "no_vocab")], 0, (note,))
     tokenizer_config = read_json(folder / "tokenizer_config.json")
     tokenizer_json = read_json(folder / "tokenizer.json")
-    added = {token.id: token for token in added_from_files(read_json(folder / "added_tokens.json"), tokenizer_config)}
+    added = {
+        token.id: token
+        for token in added_from_files(read_json(folder / "added_tokens.json"), tokenizer_config)
+    }
     added |= {token.id: token for token in added_tokens(tokenizer_json)}
     rows = n_rows or max([len(table), *(token + 1 for token in added)])
     if len(table) <= rows:
@@ -84,7 +87,9 @@ def _read_table(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when there is no file. Raises CheckpointError when it holds anything else."""
+    """The object in a JSON file; empty when there is no file. Raises CheckpointError when it holds anything
+    else.
+    """
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_BYTES:
