@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,7 @@ def kl_divergence(
     cut = as_windows(tokens, n_ctx, bos=bos, n_chunks=n_chunks)
     check_vocabulary(base, engine)
     steps = Steps.of(cut, base, engine)
-    return _compare(blocks(base, cut, steps), engine, cut, steps, on_window)
+    return compare(_side_by_side(blocks(base, cut, steps), engine, cut), engine, cut, steps, on_window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,12 +181,18 @@ def divergence_from(recorded: Recorded, engine: Engine, on_window: Progress | No
     """
     if engine.n_vocab != recorded.n_vocab:
         raise _other_vocabulary(recorded.name, recorded.n_vocab, engine)
-    return _compare(recorded.blocks, engine, recorded.windows, recorded.steps, on_window)
+    cut = recorded.windows
+    return compare(_side_by_side(recorded.blocks, engine, cut), engine, cut, recorded.steps, on_window)
 
 
-def _compare(
-    base: Iterable[Block], engine: Engine, cut: Windows, steps: Steps, on_window: Progress | None
+Against = Callable[[Block], tuple[Doubles, Doubles, npt.NDArray[np.bool_]]]
+"""Of each row of a block: kld, minus ln of the base's probability of the next token, whether tops agree."""
+
+
+def compare(
+    against: Against, engine: Engine, cut: Windows, steps: Steps, on_window: Progress | None = None
 ) -> Divergence:
+    """Runs the model over the windows and each block against the base's."""
     start = time.perf_counter()
     shape = cut.targets.shape
     kld, nll, nll_base = (np.empty(shape, np.float64) for _ in range(3))
@@ -197,22 +203,27 @@ def _compare(
         surprises = kld[:done].ravel(), nll[:done].ravel(), nll_base[:done].ravel()
         return Divergence(*surprises, same[:done].ravel(), cut.n_ctx, done, n_tokens, seconds)
 
-    for a, b in _pairs(base, blocks(engine, cut, steps)):
-        found = divergences(engine.pool, a.logits, a.log_sums, b.logits, b.log_sums)
-        b.of(kld)[:] = found.reshape(b.n_windows, b.n_places)
-        b.of(nll)[:] = b.nll(cut)
-        b.of(nll_base)[:] = a.nll(cut)
-        b.of(same)[:] = (a.tops == b.tops).reshape(b.n_windows, b.n_places)
-        if on_window and b.start + b.n_places == cut.n_scored:
-            for done in range(b.window + 1, b.window + b.n_windows + 1):
+    for block in blocks(engine, cut, steps):
+        block.of(nll)[:] = block.nll(cut)
+        for values, found in zip((kld, nll_base, same), against(block), strict=True):
+            block.of(values)[:] = found.reshape(block.n_windows, block.n_places)
+        if on_window and block.start + block.n_places == cut.n_scored:
+            for done in range(block.window + 1, block.window + block.n_windows + 1):
                 on_window(done, cut.n_windows, result(done))
     return result(cut.n_windows)
 
 
-def _pairs(base: Iterable[Block], blocks: Iterator[Block]) -> Iterator[tuple[Block, Block]]:
-    for a, b in zip(base, blocks, strict=True):
-        assert (a.window, a.n_windows, a.start, a.n_places) == (b.window, b.n_windows, b.start, b.n_places)
-        yield a, b
+def _side_by_side(base: Iterable[Block], engine: Engine, cut: Windows) -> Against:
+    """Against the base's own blocks, which come in the same order."""
+    others = iter(base)
+
+    def against(block: Block) -> tuple[Doubles, Doubles, npt.NDArray[np.bool_]]:
+        other = next(others)
+        assert (other.window, other.start) == (block.window, block.start)
+        kld = divergences(engine.pool, other.logits, other.log_sums, block.logits, block.log_sums)
+        return kld, other.nll(cut), other.tops == block.tops
+
+    return against
 
 
 def check_vocabulary(base: Engine, engine: Engine) -> None:

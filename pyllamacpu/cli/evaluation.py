@@ -1,0 +1,133 @@
+"""What `perplexity` and `imatrix` have in common: their options, opening model and text, and progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import CACHE_TYPES, model_option, options
+from pyllamacpu.cli.output import is_terminal
+from pyllamacpu.errors import ModelError, OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.engine.engine import Engine
+    from pyllamacpu.text import Tokenizer
+
+_positive = click.IntRange(min=1)
+_DRAW_EVERY = 0.2  # seconds between two drawings of the progress line
+
+text_option = click.option(
+    "-f", "--file", type=click.Path(path_type=Path), help="The text (- is stdin); tasks for the choices."
+)
+run_options = options(
+    click.option(
+        "-c", "--ctx-size", type=_positive, default=512, show_default=True, help="Tokens of a window."
+    ),
+    click.option("--chunks", type=int, default=-1, help="Windows at most; -1 is all of the text."),
+    click.option("-b", "--batch-size", type=_positive, default=2048, help="Tokens of a step at most."),
+    click.option("-ub", "--ubatch-size", type=_positive, default=512, help="The same; the smaller counts."),
+    click.option("-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; else all cores."),
+    click.option(
+        "-ctk",
+        "--cache-type-k",
+        type=click.Choice(CACHE_TYPES, False),
+        default="f16",
+        help="Type of the cached keys.",
+    ),
+    click.option(
+        "-ctv",
+        "--cache-type-v",
+        type=click.Choice(CACHE_TYPES, False),
+        default="f16",
+        help="Type of the cached values.",
+    ),
+)
+model_and_text = options(model_option, text_option)
+
+
+def open_engine(model: str | None, given: dict[str, Any], width: int, **more: Any) -> Engine:
+    """The engine of a model, with room for windows of `width` tokens and for several of them in a step."""
+    from pyllamacpu.engine.engine import Engine
+    from pyllamacpu.store import resolve_model
+
+    step = min(given["batch_size"], given["ubatch_size"], 1 << 16)
+    return Engine.open(
+        resolve_model(model),
+        n_ctx=max(width, step),
+        n_batch=step,
+        n_threads=None if given["threads"] in (None, 0, -1) else given["threads"],
+        type_k=given["cache_type_k"].lower(),
+        type_v=given["cache_type_v"].lower(),
+        **more,
+    )
+
+
+def tokenizer_of(engine: Engine) -> Tokenizer:
+    """The model's tokenizer. Raises ModelError for a file that has none."""
+    from pyllamacpu.text import Tokenizer
+
+    path = str(engine.file.paths[0])
+    tokenizer = Tokenizer.from_metadata(engine.file.metadata, path)
+    if tokenizer is None:
+        raise ModelError(f"{path}: this file has no tokenizer, so it cannot be measured on a text")
+    for warning in tokenizer.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return tokenizer
+
+
+def text_tokens(tokenizer: Tokenizer, content: bytes, parse_special: bool = False) -> list[int]:
+    """The text's tokens with a BOS where the model wants one; one newline at its end does not count."""
+    ids = tokenizer.encode(content.removesuffix(b"\n"), add_special=False, parse_special=parse_special)
+    bos = window_bos(tokenizer)
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def window_bos(tokenizer: Tokenizer) -> int | None:
+    """The token that begins each window, None for a model without."""
+    return tokenizer.bos if tokenizer.add_bos else None
+
+
+def required(path: Path | None) -> Path:
+    """The file of -f. Raises OptionError without one."""
+    if path is None:
+        raise OptionError("there is no text: give one with -f FILE")
+    return path
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, int, int], None]]:
+    """A line on stderr with what is given, the share done and the time left; nothing where it is no
+    terminal.
+    """
+    terminal = is_terminal(sys.stderr)
+    start = time.monotonic()
+    drawn = 0.0
+
+    def show(text: str, done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if not terminal or (now - drawn < _DRAW_EVERY and done < total):
+            return
+        drawn = now
+        left = (now - start) / max(done, 1) * (total - done)
+        sys.stderr.write(f"\r\x1b[2K{text}  {done}/{total}, {_duration(left)} left")
+        sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if drawn:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

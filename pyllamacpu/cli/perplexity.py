@@ -1,0 +1,276 @@
+"""`pyllamacpu perplexity`: how well a model predicts a text, and how far it is from another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.evaluation import (
+    model_and_text,
+    open_engine,
+    progress_line,
+    required,
+    run_options,
+    text_tokens,
+    tokenizer_of,
+    window_bos,
+)
+from pyllamacpu.cli.options import options, read_bytes
+
+if TYPE_CHECKING:
+    from pyllamacpu.engine.engine import Engine
+    from pyllamacpu.evaluate.choices import Answered, Choices
+    from pyllamacpu.evaluate.divergence import Divergence
+    from pyllamacpu.evaluate.tasks import Task
+    from pyllamacpu.evaluate.windows import Windows
+
+EPILOG = """\b
+Examples:
+  pyllamacpu perplexity -m model-Q4_K_M.gguf -f wiki.test.raw
+  pyllamacpu perplexity -m model-Q4_K_M.gguf -f wiki.test.raw --kl-divergence --base-model model-F16.gguf
+  pyllamacpu perplexity -m model.gguf -f hellaswag_val_full.txt --hellaswag --hellaswag-tasks 400
+  pyllamacpu perplexity -m model.gguf -f wiki.test.raw --chunks 20 -o json | jq .ppl
+"""
+
+_CHOICES = ("hellaswag", "winogrande", "multiple_choice")
+
+_DIVERGENCE = options(
+    click.option("--kl-divergence", is_flag=True, help="Compare with a base model on the same text."),
+    click.option("--base-model", metavar="MODEL", help="The base model, run side by side."),
+    click.option(
+        "--kl-divergence-base",
+        "--save-all-logits",
+        "logits_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="A file of the base model's logits: written without --kl-divergence, read with it.",
+    ),
+)
+_TASKS = options(
+    click.option("--hellaswag", is_flag=True, help="HellaSwag score over the tasks in -f."),
+    click.option(
+        "--hellaswag-tasks", type=click.IntRange(min=0), default=400, show_default=True, help="0 is all."
+    ),
+    click.option("--winogrande", is_flag=True, help="Winogrande score over the tasks in -f."),
+    click.option(
+        "--winogrande-tasks", type=click.IntRange(min=0), default=0, show_default=True, help="0 is all."
+    ),
+    click.option("--multiple-choice", is_flag=True, help="Score over the tasks in a binary file (-bf)."),
+    click.option(
+        "--multiple-choice-tasks", type=click.IntRange(min=0), default=0, show_default=True, help="0 is all."
+    ),
+    click.option(
+        "-bf", "--binary-file", type=click.Path(path_type=Path), help="The file of --multiple-choice tasks."
+    ),
+)
+
+
+@click.command(epilog=EPILOG)
+@model_and_text
+@run_options
+@click.option(
+    "--ppl-stride",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Windows overlap, and this many tokens of each are scored; 0: side by side, their second halves.",
+)
+@_DIVERGENCE
+@_TASKS
+@click.option(
+    "-o", "--output", "form", type=click.Choice(("text", "json")), default="text", help="Form of the result."
+)
+def perplexity(**given: Any) -> None:
+    """Measure how well a model predicts a text (perplexity), by llama-perplexity's method.
+
+    With --kl-divergence also how far its predictions are from a base model's; with --hellaswag, --winogrande
+    or --multiple-choice how many tasks it answers right.
+    """
+    modes = [name for name in (*_CHOICES, "kl_divergence") if given[name]]
+    if len(modes) > 1:
+        names = " and ".join("--" + name.replace("_", "-") for name in modes)
+        raise click.UsageError(f"{names} are measured one at a time")
+    _check(given)
+    if modes and modes[0] in _CHOICES:
+        _answer(modes[0], given)
+    elif modes:
+        _compare(given)
+    else:
+        _measure(given)
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Raises click.UsageError for options that would have no effect."""
+    if given["base_model"] and not given["kl_divergence"]:
+        raise click.UsageError("--base-model is for --kl-divergence; add that")
+    if given["kl_divergence"] and bool(given["base_model"]) == bool(given["logits_file"]):
+        raise click.UsageError("--kl-divergence compares with one of --base-model and --kl-divergence-base")
+    if given["ppl_stride"] and (given["kl_divergence"] or given["logits_file"]):
+        raise click.UsageError("--ppl-stride is for perplexity alone")
+    if given["logits_file"] and any(given[name] for name in _CHOICES):
+        raise click.UsageError("--kl-divergence-base is not for multiple-choice tasks")
+
+
+# ---- perplexity ----
+
+
+def _measure(given: dict[str, Any]) -> None:
+    from pyllamacpu.evaluate.logits_file import save_logits
+    from pyllamacpu.evaluate.perplexity import perplexity
+    from pyllamacpu.evaluate.windows import strided_width
+
+    stride = given["ppl_stride"]
+    width = strided_width(given["ctx_size"], stride) if stride else given["ctx_size"]
+    content = read_bytes(required(given["file"]))
+    engine = open_engine(given["model"], given, width)
+    cut = _windows(engine, content, given)
+    text = given["form"] == "text"
+    with progress_line() as show:
+
+        def on_window(done: int, total: int, ppl: float) -> None:
+            if text:
+                click.echo(f"[{done}]{ppl:.4f},", nl=False)
+            else:
+                show(f"perplexity {ppl:.4f}", done, total)
+
+        if given["logits_file"]:
+            result = save_logits(given["logits_file"], engine, cut, on_window)
+        else:
+            result = perplexity(engine, cut, on_window=on_window)
+    if text:
+        click.echo(f"\nFinal estimate: PPL = {result.ppl.value:.4f} +/- {result.ppl.error:.5f}")
+        _say_speed(result.n_tokens, result.seconds)
+    else:
+        _print_json(engine, result.row() | {"stride": stride})
+
+
+def _windows(engine: Engine, content: bytes, given: dict[str, Any]) -> Windows:
+    from pyllamacpu.evaluate.windows import check_context, windows
+
+    tokenizer = tokenizer_of(engine)
+    cut = windows(
+        text_tokens(tokenizer, content),
+        given["ctx_size"],
+        bos=window_bos(tokenizer),
+        n_chunks=given["chunks"],
+        stride=given["ppl_stride"],
+    )
+    check_context(engine, cut.n_ctx)
+    click.echo(f"{cut.n_windows} windows of {cut.n_ctx} tokens, {cut.n_scored} of each scored", err=True)
+    return cut
+
+
+def _print_json(engine: Engine, row: dict[str, Any], **more: Any) -> None:
+    from pyllamacpu.native import isa_selected
+
+    facts = {"model": str(engine.file.paths[0]), "n_threads": engine.n_threads, "isa": isa_selected()}
+    click.echo(json.dumps(facts | more | row, indent=2))
+
+
+def _say_speed(n_tokens: int, seconds: float) -> None:
+    rate = n_tokens / seconds if seconds else 0.0
+    click.echo(f"{n_tokens} tokens in {seconds:.1f} s, {rate:.1f} tokens/s", err=True)
+
+
+# ---- divergence ----
+
+
+def _compare(given: dict[str, Any]) -> None:
+    from pyllamacpu.cli.divergence_report import HEADER, progress_row, report
+    from pyllamacpu.evaluate.divergence import check_vocabulary, kl_divergence
+    from pyllamacpu.evaluate.logits_file import LogitsFile
+
+    text = given["form"] == "text"
+    with progress_line() as show:
+
+        def on_window(done: int, total: int, so_far: Divergence) -> None:
+            if not text:
+                return show(f"KL divergence {so_far.mean_kld.value:.6f}", done, total)
+            if done == 1:
+                click.echo(HEADER)
+            return click.echo(progress_row(done, so_far))
+
+        if given["logits_file"]:
+            stored = LogitsFile.open(given["logits_file"])
+            engine = open_engine(given["model"], given, stored.n_ctx)
+            result = stored.divergence(engine, window_bos(tokenizer_of(engine)), on_window)
+            base = str(given["logits_file"])
+        else:
+            content = read_bytes(required(given["file"]))
+            engine = open_engine(given["model"], given, given["ctx_size"])
+            other = open_engine(given["base_model"], given, given["ctx_size"])
+            check_vocabulary(other, engine)
+            result = kl_divergence(other, engine, _windows(engine, content, given), on_window=on_window)
+            base = str(other.file.paths[0])
+    if text:
+        click.echo(report(result))
+        _say_speed(result.n_tokens, result.seconds)
+    else:
+        _print_json(engine, result.row(), base_model=base)
+
+
+# ---- multiple choice ----
+
+
+def _answer(kind: str, given: dict[str, Any]) -> None:
+    from pyllamacpu.evaluate.choices import answer
+
+    path = required(given["binary_file"] or given["file"])
+    content = read_bytes(path)
+    engine = open_engine(given["model"], given, given["ctx_size"])
+    tasks = _tasks(kind, engine, content, str(path), given[f"{kind}_tasks"])
+    text = given["form"] == "text"
+    correct = 0
+    with progress_line() as show:
+
+        def on_task(done: int, answered: Answered) -> None:
+            nonlocal correct
+            correct += answered.correct
+            if text:
+                click.echo(_task_line(kind, done, correct, answered))
+            else:
+                show(f"accuracy {100 * correct / done:.2f} %", done, len(tasks))
+
+        result = answer(engine, tasks, on_task)
+    if text:
+        click.echo(_summary(kind, result))
+    else:
+        _print_json(engine, result.row(), tasks=kind, file=str(path))
+
+
+def _tasks(kind: str, engine: Engine, content: bytes, source: str, n: int) -> list[Task]:
+    from pyllamacpu.evaluate import tasks
+
+    tokenizer = tokenizer_of(engine)
+    if kind == "winogrande":
+        found, warnings = tasks.winogrande(content, tokenizer, n, source)
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return found
+    read = tasks.hellaswag if kind == "hellaswag" else tasks.multiple_choice
+    return read(content, tokenizer, n, source)
+
+
+def _task_line(kind: str, done: int, correct: int, answered: Answered) -> str:
+    """One task and the accuracy so far, as llama-perplexity shows it."""
+    from pyllamacpu.evaluate.statistics import wilson
+
+    share = 100.0 * correct / done
+    if kind == "hellaswag":
+        low, high = wilson(correct, done)
+        return f"{done}\t{share:.8f}%\t[{100 * low:.4f}%, {100 * high:.4f}%]"
+    if kind == "winogrande":
+        scores = "  ".join(f"{score:10.6f}" for score in answered.scores)
+        return f"{done}\t{share:.4f}\t{scores}  {answered.choice + 1}  {min(answered.right) + 1}"
+    return f"{done}\t{share:.8f}"
+
+
+def _summary(kind: str, result: Choices) -> str:
+    accuracy, (low, high) = result.accuracy.times(100.0), result.interval
+    chance = result.chance.times(100.0)
+    return (
+        f"\nFinal {kind.replace('_', ' ')} score ({len(result.answered)} tasks): {accuracy.value:.4f} +/- "
+        f"{accuracy.error:.4f} %, 95 % within [{100 * low:.4f}, {100 * high:.4f}]\n"
+        f"Random chance: {chance.value:.4f} %"
+    )
