@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pyllamacpu.convert import held
 from pyllamacpu.convert.meta import is_meta, read_meta
+from pyllamacpu.convert.quantization import undo_quantization
 from pyllamacpu.convert.safetensors import read_safetensors
 from pyllamacpu.convert.shards import ReadFile, read_indexed, read_json, read_together
 from pyllamacpu.convert.tensor import LazyTensor
@@ -94,7 +95,9 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def _finish(path: Path, kind: Kind, tensors: dict[str, LazyTensor], files: list[Path]) -> Checkpoint:
-    return Checkpoint(path, kind, tensors, _config(path), tuple(files))
+    config = _config(path)
+    plain, method = undo_quantization(tensors, config, path if path.is_dir() else path.parent)
+    return Checkpoint(path, kind, plain, config, tuple(files), method)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from pyllamacpu.convert.tensor import Array, LazyTensor
 
-BUDGET = 128 << 20  # bytes; a single tensor may be larger, and is then the only one
+BUDGET = 128 << 20  # bytes, of all but the largest one
 
 
 class Held:
@@ -46,11 +46,13 @@ def _recall(held: Held) -> Array | None:
 
 
 def _make_room(n_bytes: int) -> None:
-    """Drops the least recently used until `n_bytes` more fit the budget."""
+    """Drops the least recently used until `n_bytes` more fit the budget: what one layer needs (a large
+    tensor and its small companions) stays together.
+    """
     with _lock:
-        total = sum(array.nbytes for array in _kept.values())
-        while _kept and total + n_bytes > BUDGET:
-            total -= _kept.popitem(last=False)[1].nbytes
+        sizes = [array.nbytes for array in _kept.values()] + [n_bytes]
+        while _kept and sum(sizes) - max(sizes) > BUDGET:
+            sizes.remove(_kept.popitem(last=False)[1].nbytes)
 
 
 def _keep(held: Held, array: Array) -> None:

@@ -1,0 +1,87 @@
+"""Quantized checkpoints: which method, and plain weights from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.convert import awq, bitsandbytes, compressed, gptq, scaled
+from pyllamacpu.convert.packing import Config, Tensors
+from pyllamacpu.convert.shards import read_json
+from pyllamacpu.errors import CheckpointError
+
+METHODS: dict[str, Callable[[Tensors, Config, Path], Tensors]] = {
+    "gptq": gptq.plain_weights,
+    "awq": awq.plain_weights,
+    "fbgemm_fp8": scaled.plain_weights,
+    "fp8": scaled.plain_weights,
+    "compressed-tensors": compressed.plain_weights,
+    "bitsandbytes": bitsandbytes.plain_weights,
+}
+# Older checkpoints keep the facts in a file of their own.
+_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_SIGNS = (
+    ".qweight",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+    ".SCB",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+)
+
+
+def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path) -> tuple[Tensors, str]:
+    """The tensors with plain weights in place of quantized ones, and the method's name ("" for none).
+
+    Raises CheckpointError for a method that is not in METHODS, and for tensors that look quantized where
+    nothing says how.
+    """
+    facts, said_in = _facts(config, folder)
+    method = _method(facts)
+    if not method:
+        return _check_plain(tensors, folder)
+    undo = METHODS.get(method)
+    if undo is None:
+        raise CheckpointError(
+            said_in, f"quantization method {method!r} cannot be read; these can: {', '.join(METHODS)}"
+        )
+    return undo(tensors, facts, said_in), method
+
+
+def _facts(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], Path]:
+    for key in ("quantization_config", "compression_config"):
+        facts = config.get(key)
+        if isinstance(facts, Mapping) and facts:
+            default = "compressed-tensors" if key == "compression_config" else ""
+            return {"quant_method": default} | dict(facts), folder / "config.json"
+        if facts:
+            raise CheckpointError(folder / "config.json", f"{key} is not a JSON object")
+    for name, method in _FILES.items():
+        if (folder / name).is_file():
+            return {"quant_method": method} | read_json(folder / name), folder / name
+    return {}, folder
+
+
+def _method(facts: Mapping[str, Any]) -> str:
+    """The method's name, also where only its settings are given."""
+    method = str(facts.get("quant_method") or "").lower()
+    if not method and (facts.get("load_in_4bit") or facts.get("load_in_8bit")):
+        return "bitsandbytes"
+    if not method and "config_groups" in facts:
+        return "compressed-tensors"
+    if not method and facts:
+        return str(facts.get("quant_algo") or "without a name")
+    return {"fbgemm-fp8": "fbgemm_fp8", "compressed_tensors": "compressed-tensors"}.get(method, method)
+
+
+def _check_plain(tensors: Tensors, folder: Path) -> tuple[Tensors, str]:
+    if any("quant_state.bitsandbytes__" in name for name in tensors):  # these say themselves what they are
+        return bitsandbytes.plain_weights(tensors, {}, folder), "bitsandbytes"
+    for name, tensor in tensors.items():
+        if name.endswith(_SIGNS):
+            raise CheckpointError(
+                tensor.source, "looks quantized, but config.json has no quantization_config that says how"
+            )
+    return tensors, ""
