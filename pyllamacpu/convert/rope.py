@@ -145,12 +145,12 @@ def _yarn_values(given: Fields, factor: float) -> dict[str, float]:
     values: dict[str, float] = {}
     if given.get("extrapolation_factor") is not None:
         values["yarn_ext_factor"] = given.real("extrapolation_factor", 1.0)
-    attention = given.get("attention_factor", given.get("attn_factor"))
-    if attention is not None:
-        values["yarn_attn_factor"] = float(attention)
-    elif given.get("mscale") and given.get("mscale_all_dim"):
+    attention = given.real("attention_factor", given.real("attn_factor", 0.0))
+    if not attention and given.get("mscale") and given.get("mscale_all_dim"):
         grown, all_dims = (_magnitude(factor, given.real(k, 1.0)) for k in ("mscale", "mscale_all_dim"))
-        values["yarn_attn_factor"] = grown / all_dims
+        attention = grown / all_dims
+    if attention:  # readers multiply this by what they derive from the factor
+        values["attn_factor"] = attention / _magnitude(factor, 1.0)
     for key in ("beta_fast", "beta_slow"):
         if given.get(key) is not None:
             values[f"yarn_{key}"] = given.real(key, 1.0)

@@ -1,0 +1,305 @@
+"""Layouts other than plain Hugging Face: Meta's parts, sharded and torch files, Llama 4's experts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from checkpoint_build import bf16_bits, write_index, write_safetensors
+from convert_models import BY_NAME, DIM, FFN, HEADS, VOCAB, Arrays, weights, write_checkpoint
+from test_convert_models import convert, expected, logits, worst_gap
+from torch_build import write_torch
+
+from pyllamacpu.convert.fields import Fields
+from pyllamacpu.convert.params import read_params
+from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
+from pyllamacpu.errors import CheckpointError
+from pyllamacpu.gguf import GGUFFile
+from pyllamacpu.model.dequantize import dequantize
+
+META_NAMES = {
+    "model.embed_tokens": "tok_embeddings",
+    "model.norm": "norm",
+    "lm_head": "output",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+PARAMS = {"dim": DIM, "n_layers": 2, "n_heads": HEADS, "multiple_of": 32, "ffn_dim_multiplier": 0.5}
+
+
+def meta_weights(name: str) -> Arrays:
+    """The weights as Meta has them: its names, and q and k with neighbouring rows for rope."""
+    config = BY_NAME[name].full_config()
+    found = {}
+    for theirs, array in weights(BY_NAME[name]).items():
+        stem = theirs.removesuffix(".weight")
+        for part, ours in META_NAMES.items():
+            stem = stem.replace(part, ours)
+        heads = HEADS if stem.endswith("wq") else config["num_key_value_heads"]
+        if stem.endswith(("wq", "wk")):
+            half = array.shape[0] // heads // 2
+            array = array.reshape(heads, 2, half, -1).swapaxes(1, 2).reshape(array.shape)
+        found[stem.removeprefix("model.") + ".weight"] = array
+    return found
+
+
+def write_meta(folder: Path, name: str, n_ranks: int, **params: Any) -> Path:
+    folder.mkdir()
+    for rank in range(n_ranks):
+        part = {}
+        for key, array in meta_weights(name).items():
+            along = 1 if any(x in key for x in ("wo.", "w2.", "tok_embeddings")) else 0
+            whole = "norm" in key
+            part[key] = array if whole else np.ascontiguousarray(np.array_split(array, n_ranks, along)[rank])
+        part["rope.freqs"] = np.ones(DIM // HEADS // 2, np.float32)
+        write_torch(folder / f"consolidated.{rank:02}.pth", part)
+    kv = BY_NAME[name].full_config()["num_key_value_heads"]
+    stated = PARAMS | {"norm_eps": 1e-5, "vocab_size": VOCAB, "n_kv_heads": kv} | params
+    (folder / "params.json").write_text(json.dumps({k: v for k, v in stated.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_meta_layout(tmp_path: Path, n_ranks: int) -> None:
+    """Llama 2's way of saying the size of the vocabulary: -1."""
+    source = write_meta(tmp_path / "meta", "gqa", n_ranks, vocab_size=-1)
+    assert worst_gap(convert(source, "f32"), "gqa") <= 2e-4
+
+
+def test_meta_layout_of_llama_1(tmp_path: Path) -> None:
+    source = write_meta(tmp_path / "meta", "mha", 1, norm_eps=1e-6, n_kv_heads=None)
+    path = convert(source, "f16")
+    assert worst_gap(path, "mha") <= 2e-3
+    with GGUFFile.open(path) as file:
+        assert file.metadata["llama.context_length"] == 2048
+
+
+def test_scaled_rope_of_meta() -> None:
+    params = PARAMS | {"use_scaled_rope": True, "rope_theta": 5e5}
+    shape = read_params(Fields(Path("params.json"), params))
+    assert (shape.rope.factor, shape.rope.original_context, shape.n_ctx) == (8.0, 8192, 131072)
+    assert any("factor" in note for note in shape.notes)
+    small = params | {"dim": 2048, "n_layers": 16, "n_heads": 32}
+    assert read_params(Fields(Path("params.json"), small)).rope.factor == 32.0
+    stated = read_params(Fields(Path("params.json"), params | {"rope_scaling_factor": 16}))
+    assert (stated.rope.factor, len([n for n in stated.notes if "factor" in n])) == (16.0, 0)
+
+
+def test_meta_params_that_change_the_result_are_refused(tmp_path: Path) -> None:
+    source = write_meta(tmp_path / "meta", "gqa", 1, quantization_args={"group_size": 32})
+    with pytest.raises(CheckpointError, match="quantization_args"):
+        plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+    wrong = write_meta(tmp_path / "wrong", "gqa", 1, ffn_dim_multiplier=1.3)
+    with pytest.raises(CheckpointError, match=rf"w1.*\({FFN}, {DIM}\).*config says"):
+        plan_conversion(wrong, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_of_16_bits(tmp_path: Path, kind: str) -> None:
+    folder = write_checkpoint(tmp_path / "sharded", BY_NAME["gqa"])
+    (folder / "model.safetensors").unlink()
+    halves = {name: array.astype(np.float16) for name, array in weights(BY_NAME["gqa"]).items()}
+    names, where = list(halves), {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        stem = "model" if kind == "safetensors" else "pytorch_model"
+        file = f"{stem}-{i:05}-of-00002.{kind}"
+        write = write_safetensors if kind == "safetensors" else write_torch
+        write(folder / file, {name: halves[name] for name in part})
+        where |= dict.fromkeys(part, file)
+    write_index(
+        folder / ("model.safetensors.index.json" if stem == "model" else f"{stem}.bin.index.json"), where
+    )
+    path = convert(folder, "auto")
+    assert worst_gap(path, "gqa") <= 2e-3
+    with GGUFFile.open(path) as file:
+        assert file.tensors["blk.0.ffn_up.weight"].type.name == "F16"
+        assert file.metadata["general.file_type"] == 1
+
+
+def test_prefixes_and_useless_tensors(tmp_path: Path) -> None:
+    """A text model inside a larger class, with rotary tables and scales of a cache."""
+    folder = write_checkpoint(tmp_path / "inside", BY_NAME["gqa"])
+    tensors = {f"language_model.{name}": array for name, array in weights(BY_NAME["gqa"]).items()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    tensors["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)
+    write_safetensors(folder / "model.safetensors", tensors)
+    assert worst_gap(convert(folder, "f32"), "gqa") <= 2e-4
+
+
+# Llama 4
+
+EXPERTS, EXPERT_FFN = 4, 32
+LLAMA4 = {
+    "architectures": ["Llama4ForCausalLM"],
+    "model_type": "llama4_text",
+    "vocab_size": VOCAB,
+    "hidden_size": DIM,
+    "intermediate_size": EXPERT_FFN,
+    "intermediate_size_mlp": FFN,
+    "num_hidden_layers": 4,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": EXPERTS,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layers": [1, 1, 1, 0],
+    "use_qk_norm": True,
+    "attn_temperature_tuning": 4,
+    "attention_chunk_size": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": None,
+    "hidden_act": "silu",
+    "router_aux_loss_coef": 0.001,
+}
+
+
+def llama4_weights(stacked: bool = True) -> Arrays:
+    rng = np.random.default_rng(4)
+
+    def random(*shape: int) -> npt.NDArray[np.float32]:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    found = {"model.embed_tokens.weight": random(VOCAB, DIM), "model.norm.weight": random(DIM)}
+    found["lm_head.weight"] = random(VOCAB, DIM)
+    for layer in range(4):
+        prefix = f"model.layers.{layer}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            found[f"{prefix}{name}.weight"] = random(DIM)
+        for name, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64)):
+            found[f"{prefix}self_attn.{name}_proj.weight"] = random(rows, DIM)
+        feed = f"{prefix}feed_forward."
+        if layer % 2:
+            found[f"{feed}router.weight"] = random(EXPERTS, DIM)
+            found |= _mlp(f"{feed}shared_expert.", EXPERT_FFN, random)
+            found[f"{feed}experts.gate_up_proj"] = random(EXPERTS, DIM, 2 * EXPERT_FFN)
+            found[f"{feed}experts.down_proj"] = random(EXPERTS, EXPERT_FFN, DIM)
+        else:
+            found |= _mlp(feed, FFN, random)
+    return found if stacked else _unstacked(found)
+
+
+def _mlp(prefix: str, ffn: int, random: Any) -> Arrays:
+    shapes = {"gate_proj": (ffn, DIM), "up_proj": (ffn, DIM), "down_proj": (DIM, ffn)}
+    return {f"{prefix}{name}.weight": random(*shape) for name, shape in shapes.items()}
+
+
+def _unstacked(tensors: Arrays) -> Arrays:
+    """Experts one by one, as quantized releases have them."""
+    found = {}
+    for name, array in tensors.items():
+        stem, part = name.rsplit(".", 1)
+        if part not in ("gate_up_proj", "down_proj"):
+            found[name] = array
+            continue
+        for i, expert in enumerate(array):
+            turned = np.ascontiguousarray(expert.T)
+            if part == "down_proj":
+                found[f"{stem}.{i}.down_proj.weight"] = turned
+            else:
+                found[f"{stem}.{i}.gate_proj.weight"] = turned[:EXPERT_FFN].copy()
+                found[f"{stem}.{i}.up_proj.weight"] = turned[EXPERT_FFN:].copy()
+    return found
+
+
+def write_llama4(folder: Path, tensors: Arrays, config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def values(file: GGUFFile, name: str) -> npt.NDArray[np.float32]:
+    info = file.tensors[name]
+    rows = (info.n_elements // info.shape[-1], info.shape[-1])
+    return np.asarray(dequantize(file.data(name), info.type, rows)).reshape(info.shape)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_llama4_experts(tmp_path: Path, stacked: bool) -> None:
+    path = convert(write_llama4(tmp_path / "llama4", llama4_weights(stacked), LLAMA4), "f32")
+    tensors = llama4_weights()
+    with GGUFFile.open(path) as file:
+        for layer in range(4):
+            ours, theirs = f"blk.{layer}.", f"model.layers.{layer}."
+            q = tensors[f"{theirs}self_attn.q_proj.weight"]
+            assert np.array_equal(values(file, f"{ours}attn_q.weight"), q)  # rope on neighbours already
+            if layer % 2 == 0:
+                up = tensors[f"{theirs}feed_forward.up_proj.weight"]
+                assert np.array_equal(values(file, f"{ours}ffn_up.weight"), up)
+                continue
+            both = tensors[f"{theirs}feed_forward.experts.gate_up_proj"].swapaxes(1, 2)
+            assert np.array_equal(values(file, f"{ours}ffn_gate_exps.weight"), both[:, :EXPERT_FFN])
+            assert np.array_equal(values(file, f"{ours}ffn_up_exps.weight"), both[:, EXPERT_FFN:])
+            down = tensors[f"{theirs}feed_forward.experts.down_proj"].swapaxes(1, 2)
+            assert np.array_equal(values(file, f"{ours}ffn_down_exps.weight"), down)
+            shared = tensors[f"{theirs}feed_forward.shared_expert.down_proj.weight"]
+            assert np.array_equal(values(file, f"{ours}ffn_down_shexp.weight"), shared)
+            assert file.tensors[f"{ours}ffn_gate_inp.weight"].type.name == "F32"
+        metadata = {key: file.metadata[key] for key in file.metadata if key.startswith("llama4.")}
+    assert metadata["llama4.expert_count"] == EXPERTS
+    assert metadata["llama4.expert_used_count"] == 1
+    assert metadata["llama4.interleave_moe_layer_step"] == 2
+    assert metadata["llama4.expert_feed_forward_length"] == EXPERT_FFN
+    assert metadata["llama4.feed_forward_length"] == FFN
+
+
+def test_llama4_inside_a_model_with_a_vision_tower(tmp_path: Path) -> None:
+    tensors = {f"language_model.{name}": array for name, array in llama4_weights().items()}
+    tensors["vision_model.class_embedding"] = np.ones(8, np.float32)
+    tensors["multi_modal_projector.linear_1.weight"] = np.ones((8, 8), np.float32)
+    outer = {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4",
+        "text_config": LLAMA4,
+        "vision_config": {"hidden_size": 8},
+        "boi_token_index": 1,
+    }
+    source = write_llama4(tmp_path / "llama4", tensors, outer)
+    plan = plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="bf16"))
+    assert any("2 tensors of the vision tower" in note for note in plan.notes)
+    assert not any("vision" in item.name for item in plan.items)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_chunk_size", 4096),
+        ("attn_scale", 0.2),
+        ("floor_scale", 4096),
+        ("attn_temperature_tuning", False),
+        ("use_qk_norm", False),
+        ("no_rope_layers", [1, 0, 1, 0]),
+        ("moe_layers", [0, 1]),
+        ("mixture_of_depths", 2),
+    ],
+)
+def test_llama4_constants_that_files_cannot_state(tmp_path: Path, key: str, value: object) -> None:
+    source = write_llama4(tmp_path / "llama4", llama4_weights(), LLAMA4 | {key: value})
+    with pytest.raises(CheckpointError, match=key):
+        plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
+def test_bf16_is_copied_bit_for_bit(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "bf16", BY_NAME["gqa"])
+    bits = {name: bf16_bits(array) for name, array in weights(BY_NAME["gqa"]).items()}
+    write_safetensors(folder / "model.safetensors", bits, dict.fromkeys(bits, "BF16"))
+    path = convert(folder, "auto")
+    with GGUFFile.open(path) as file:
+        assert file.tensors["output.weight"].type.name == "BF16"
+        assert np.array_equal(file.data("output.weight").view(np.uint16), bits["lm_head.weight"].reshape(-1))
+        norm = (bits["model.norm.weight"].astype(np.uint32) << 16).view(np.float32)
+        assert np.array_equal(file.data("output_norm.weight").view(np.float32), norm)
+    assert logits(path, "gqa").shape == expected("gqa").shape
