@@ -6,6 +6,7 @@
 #include "api.h"
 #include "blocks.h"
 #include "decode.h"
+#include "quantize_iq.h"
 
 /* One codebook: its values as given, and the forms of codebook.h. `per_entry`: values of an entry. Values outside
  * low … high would not fit int8 once signs (or, for IQ1, the shift of 1/8) are folded in. */
@@ -93,6 +94,7 @@ int pl_set_codebook(int type, const int8_t *values, int n) {
     }
     memcpy(book->values, values, (size_t)n);
     book->forms = (pl_book){book->bytes, book->codes, book->levels};
+    pl_iq_take_codebook(type, values, n);
     book->ready = 1;
     return PL_OK;
 }

@@ -26,6 +26,7 @@ PLAIN_SOURCES = (
     "codebook",
     "quantize",
     "quantize_pack",
+    "quantize_iq",
 )
 CHECK_SOURCES = (
     *sorted((ROOT / "tests" / "csrc").glob("*.c")),

@@ -32,6 +32,10 @@ PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) /* a < b ? x : y, by lane */
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
+PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
 PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
 {
     return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_loadu_ps(table));

@@ -25,6 +25,11 @@ PL_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
 PL_INLINE vf vf_round(vf a) { return vrndnq_f32(a); }
 PL_INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); } /* by lane */
+PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */
+{
+    static const uint32_t bits[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vcleq_f32(a, b), vld1q_u32(bits)));
+}
 PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
 {
     uint32x4_t i = vcvtq_u32_f32(index);

@@ -26,6 +26,10 @@ PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) /* a < b ? x : y, by lane */
 {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
+PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */
+{
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ));
+}
 PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
 {
     __m256i i = _mm256_cvtps_epi32(index);

@@ -11,7 +11,8 @@ csrc=$here/../../csrc
 CC=${CC:-cc} CLANG=${CLANG:-clang} AARCH64_CC=${AARCH64_CC:-aarch64-linux-gnu-gcc} QEMU_AARCH64=${QEMU_AARCH64:-qemu-aarch64}
 warnings="-std=c11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
 sources="$here/*.c $csrc/isa/*.c $csrc/dispatch.c $csrc/cpu.c $csrc/pack.c $csrc/pack_codebook.c
-         $csrc/kv_tile.c $csrc/dequantize.c $csrc/dequantize_iq.c $csrc/codebook.c $csrc/quantize.c $csrc/quantize_pack.c"
+         $csrc/kv_tile.c $csrc/dequantize.c $csrc/dequantize_iq.c $csrc/codebook.c $csrc/quantize.c $csrc/quantize_pack.c
+         $csrc/quantize_iq.c"
 skipped=0
 
 if [ -z "${BUILD:-}" ]; then

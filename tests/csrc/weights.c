@@ -49,7 +49,7 @@ void set_random_codebooks(void)
         for (int i = 0; i < 16; i++)
             levels[i] = (int8_t)(one ? i % 3 - 1 : random_below(128));
         for (int i = 0; i < n; i++)
-            values[i] = levels[random_below(one ? 3 : three ? 16 : 4)];
+            values[i] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
         if (pl_set_codebook(type, values, n) != PL_OK)
             abort();
         free(values);
