@@ -47,10 +47,11 @@ typedef struct {
     int64_t k_offset, v_offset; /* of this layer and head inside a page */
     int64_t key0, key1;         /* keys [key0, key1), key0 a multiple of PL_TILE */
     int n_rows;
-    const float *const *q; /* already multiplied by the softmax scale */
+    const float *const *q; /* already multiplied by the softmax scale and log2 e: weights are powers of two */
     const int32_t *pos, *lo;
     float *const *state;   /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
-    float *scratch;        /* k and v tiles as float32: (k->head_dim + v->head_dim) * PL_TILE, 64-byte aligned */
+    float *scratch; /* k and v tiles as float32 and v's scales, 64-byte aligned: (k + v) * PL_TILE + v floats, for k and v
+                     * the head_dims padded to 32 */
 } pl_attention;
 
 #define PL_STATE_HEAD 32 /* floats before o in an attention state */

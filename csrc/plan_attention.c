@@ -22,6 +22,13 @@ typedef struct {
 
 static int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
 
+/* A key tile, a value tile and the scales of a value tile, as float32. */
+static int64_t tiles_floats(const pl_cache *c)
+{
+    int64_t k_dim = (c->k.head_dim + 31) / 32 * 32, v_dim = (c->v.head_dim + 31) / 32 * 32;
+    return (k_dim + v_dim) * PL_TILE + v_dim;
+}
+
 static int heads_per_kv(const pl_op *ops, int n_ops, const pl_cache *c)
 {
     int most = 1;
@@ -39,7 +46,7 @@ int64_t pl_attention_measure(pl_attention_work *w, const pl_cache *c, const pl_o
     w->rows_max = tokens * heads;
     w->state_floats = PL_STATE_HEAD + (c->v.head_dim + 31) / 32 * 32;
     w->part_capacity = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * heads + PARTS;
-    int64_t tile_floats = ((c->k.head_dim + 31) / 32 * 32 + (c->v.head_dim + 31) / 32 * 32) * (int64_t)PL_TILE;
+    int64_t tile_floats = tiles_floats(c);
     int64_t q_floats = (int64_t)w->rows_max * ((c->k.head_dim + 15) / 16 * 16);
     w->scratch_bytes = align64(tile_floats * 4) + align64(2 * w->rows_max * w->state_floats * 4) + align64(q_floats * 4) +
                        align64(w->rows_max * (int64_t)(3 * sizeof(void *) + 2 * sizeof(int32_t)));
@@ -97,7 +104,7 @@ static item_scratch scratch_of(pl_plan *plan, int thread)
     uint8_t *p = w->scratch + thread * w->scratch_bytes;
     item_scratch s;
     s.tiles = (float *)(void *)p;
-    p += align64(((plan->cache->k.head_dim + 31) / 32 * 32 + (plan->cache->v.head_dim + 31) / 32 * 32) * (int64_t)PL_TILE * 4);
+    p += align64(tiles_floats(plan->cache) * 4);
     float *states = (float *)(void *)p;
     p += align64(2 * w->rows_max * w->state_floats * 4);
     float *q = (float *)(void *)p;
@@ -147,16 +154,17 @@ static void attend_split(pl_plan *plan, const pl_op *op, const pl_group *g, int 
     });
 }
 
-/* Copies the group's queries of one KV head, times the softmax scale; returns how many rows. */
+/* Copies the group's queries of one KV head, times the softmax scale and log2 e; returns how many rows. */
 static int load_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head, item_scratch *s)
 {
     int per_kv = op->n_heads / op->kv_heads, rows = 0;
+    float scale = (float)((double)op->floats[0] * 1.4426950408889634);
     for (int t = g->token0; t < g->token0 + g->n_tokens; t++)
         for (int i = 0; i < per_kv; i++, rows++) {
             const float *q = plan->buffers[op->src[0]] + t * plan->strides[op->src[0]] + (head * per_kv + i) * op->head_dim;
             float *scaled = (float *)(uintptr_t)s->q[rows];
             for (int d = 0; d < op->head_dim; d++)
-                scaled[d] = q[d] * op->floats[0];
+                scaled[d] = q[d] * scale;
             s->pos[rows] = plan->batch.positions[t];
             s->lo[rows] = op->window > 0 && s->pos[rows] >= op->window ? s->pos[rows] - op->window + 1 : 0;
         }
@@ -165,8 +173,7 @@ static int load_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head
 
 static void merge(pl_plan *plan, float *total, const float *part)
 {
-    if (part[0] > -INFINITY)
-        plan->kernels->attention_merge(total, part, (int)plan->attention.state_floats - PL_STATE_HEAD);
+    plan->kernels->attention_merge(total, part, (int)plan->attention.state_floats - PL_STATE_HEAD);
 }
 
 static void write_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head, int rows, float *const *total)

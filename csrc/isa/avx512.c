@@ -8,6 +8,10 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #define VL 16
 #define TOKENS_TILE 6 /* 2 panels x 6 tokens: 12 integer and 12 float sums in 32 registers */
 #define PANELS_TILE 2
+#define ROWS_TILE 6 /* attention: 6 rows x 2 registers of keys x 2 sums, or x 4 registers of dims: 24 of 32 */
+#define KEYS_TILE 2
+#define SCORE_SUMS 2
+#define DIMS_TILE 4
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
 
 typedef __m512 vf;
@@ -72,6 +76,8 @@ PL_INLINE vf vf_exp2i(vf n)
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
 }
+PL_INLINE vf vf_scale2(vf p, vf n) { return _mm512_scalef_ps(p, n); } /* p * 2^n, both results normal */
+PL_INLINE int vf_any_above(vf a, vf limit) { return _mm512_cmp_ps_mask(a, limit, _CMP_NLE_UQ) != 0; } /* or NaN */
 /* lane < limit ? x : y, lanes counted from `first` */
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
 {
@@ -116,6 +122,12 @@ PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles o
 {
     __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm512_cvtepi32_ps(high ? _mm512_srli_epi32(bytes, 4) : _mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+}
+PL_INLINE vf vf_load_i4(const uint8_t *p, int high) /* nibbles minus 8; a lookup sees the low 4 bits of an index only */
+{
+    const __m512 table = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(bytes, 4) : bytes, table);
 }
 /* 2^(e - 127) for e >= 1; 0 for e = 0 */
 PL_INLINE vf vf_load_e8m0(const uint8_t *p)

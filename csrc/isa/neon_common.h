@@ -3,6 +3,10 @@
 #define VL 4
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 16 integer sums in 32 registers; the 16 float sums may wait in L1 */
 #define PANELS_TILE 1
+#define ROWS_TILE 4 /* attention: 4 rows x 4 registers of keys or dims: 16 of 32 */
+#define KEYS_TILE 4
+#define SCORE_SUMS 1
+#define DIMS_TILE 4
 #define S_BIAS 0
 
 typedef float32x4_t vf;
@@ -59,6 +63,11 @@ PL_INLINE vf vf_exp2i(vf n)
 {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
+PL_INLINE vf vf_scale2(vf p, vf n) /* p * 2^n, p and the result normal: n is added to the exponent */
+{
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtnq_s32_f32(n), 23)));
+}
+PL_INLINE int vf_any_above(vf a, vf limit) { return vminvq_u32(vcleq_f32(a, limit)) == 0; } /* or NaN */
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
 {
     static const int32_t lanes[4] = {0, 1, 2, 3};
@@ -101,6 +110,7 @@ PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles o
     uint8x8_t bytes = load_4_bytes(p);
     return vcvtq_f32_u32(widen_u8(high ? vshr_n_u8(bytes, 4) : vand_u8(bytes, vdup_n_u8(15))));
 }
+PL_INLINE vf vf_load_i4(const uint8_t *p, int high) { return vf_sub(vf_load_u4(p, high), vf_set1(8.0f)); } /* minus 8 */
 PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return vreinterpretq_f32_u32(vshlq_n_u32(widen_u8(load_4_bytes(p)), 23)); }
 PL_INLINE void vf_store_i8(int8_t *p, vf x)
 {

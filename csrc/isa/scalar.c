@@ -10,6 +10,10 @@
 #define VL 1
 #define TOKENS_TILE 2
 #define PANELS_TILE 1
+#define ROWS_TILE 2
+#define KEYS_TILE 4
+#define SCORE_SUMS 1
+#define DIMS_TILE 4
 #define S_BIAS 0
 
 typedef float vf;
@@ -35,6 +39,8 @@ PL_INLINE unsigned vf_mask_not_above(vf a, vf b) { return a <= b; } /* bit l: a 
 PL_INLINE vf vf_lut16_f(const float *table, vf index) { return table[(int)index]; } /* index: whole, 0 ... 15 */
 PL_INLINE void vf_transpose(vf *r) { (void)r; } /* VL registers of VL lanes */
 PL_INLINE vf vf_exp2i(vf n) { return pl_f32_from_bits((uint32_t)((int32_t)n + 127) << 23); }
+PL_INLINE vf vf_scale2(vf p, vf n) { return p * vf_exp2i(n); }
+PL_INLINE int vf_any_above(vf a, vf limit) { return !(a <= limit); }
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y) { return first < limit ? x : y; }
 PL_INLINE float vf_hsum(vf a) { return a; }
 PL_INLINE float vf_hmax(vf a) { return a; }
@@ -67,6 +73,7 @@ PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
 PL_INLINE vf vf_load_i8(const int8_t *p) { return (float)*p; }
 PL_INLINE vf vf_load_u8(const uint8_t *p) { return (float)*p; }
 PL_INLINE vf vf_load_u4(const uint8_t *p, int high) { return (float)(high ? *p >> 4 : *p & 15); }
+PL_INLINE vf vf_load_i4(const uint8_t *p, int high) { return (float)((high ? *p >> 4 : *p & 15) - 8); }
 PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return pl_f32_from_bits((uint32_t)*p << 23); }
 PL_INLINE void vf_store_i8(int8_t *p, vf x) { *p = x >= -128.0f && x <= 127.0f ? (int8_t)x : 0; }
 

@@ -3,6 +3,10 @@
 #define VL 8
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 8 integer sums in 16 registers; the 8 float sums may wait in L1 */
 #define PANELS_TILE 1
+#define ROWS_TILE 6 /* attention: 6 rows x 2 registers of keys or dims: 12 of 16 */
+#define KEYS_TILE 2
+#define SCORE_SUMS 1
+#define DIMS_TILE 2
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -62,6 +66,11 @@ PL_INLINE vf vf_exp2i(vf n)
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
+PL_INLINE vf vf_scale2(vf p, vf n) /* p * 2^n, p and the result normal: n is added to the exponent */
+{
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
+PL_INLINE int vf_any_above(vf a, vf limit) { return _mm256_movemask_ps(_mm256_cmp_ps(a, limit, _CMP_NLE_UQ)) != 0; } /* or NaN */
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
 {
     __m256i lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
@@ -111,6 +120,7 @@ PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles o
     __m256i bytes = _mm256_cvtepu8_epi32(load_8_bytes(p));
     return _mm256_cvtepi32_ps(high ? _mm256_srli_epi32(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi32(15)));
 }
+PL_INLINE vf vf_load_i4(const uint8_t *p, int high) { return vf_sub(vf_load_u4(p, high), vf_set1(8.0f)); } /* minus 8 */
 PL_INLINE vf vf_load_e8m0(const uint8_t *p)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(load_8_bytes(p)), 23));
