@@ -3,6 +3,10 @@
 #include "blocks.h"
 #include "pack.h"
 
+const float pl_q8_factor[PL_Q8_STEPS] = {/* 2^(-0.4 step) */
+                                         1.0f,        0.757858283f, 0.574349177f, 0.435275282f,
+                                         0.329876978f, 0.25f,       0.189464571f, 0.143587294f};
+
 typedef struct {
     int64_t k, bytes; /* of a panel block */
 } panel_shape;

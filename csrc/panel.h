@@ -23,22 +23,32 @@
 #define PL_ROWS 16  /* rows of a panel */
 #define PL_CHUNK 256 /* k that a GEMM tile spans; float panels add up in chunks of this many k */
 
-/* 32 activations as int8 with one scale. A block in which one value holds most of the energy leaves the other 31 few of
- * its 8 bits; such a block has a second one for what the first rounded away, and counts as the sum of both. */
+/* 32 activations as int8. The scales of the (up to 8) blocks of a chunk of 256 are one number, the chunk's, times a factor
+ * out of a short list: tiles of weights hold their scales times each factor, so that a product of many tokens spends one
+ * multiply-add on a block, and multiplies by the chunk's scale at its end. A scale of its own for each block costs a
+ * multiplication more, 15 % of a prompt's time; the list costs nothing that can be measured (see below).
+ * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a second one
+ * for the large values, and the first takes what that has rounded away. It counts as the sum of both. */
 typedef struct {
-    int8_t q[32];   /* round(x / d), in [-127, 127] */
-    float d;        /* max |x| / 127 */
-    float s;        /* d * (sum[0] + sum[1]) */
+    int8_t q[32];   /* round(x / (scale * factor)), in [-127, 127] */
+    float scale;    /* the chunk's; of a second block: its factor, any number */
+    float s;        /* factor * (sum[0] + sum[1]) */
     int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
-    int32_t rest;   /* the second block is this many blocks further on; 0: there is none */
+    uint16_t step;  /* the block's factor is 2^(-0.4 step) */
+    uint16_t rest;  /* the second block is this many blocks further on; 0: there is none */
 } pl_q8;
 
-/* A block gets a second one when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 with one avx512 thread:
+#define PL_Q8_STEPS 8
+extern const float pl_q8_factor[PL_Q8_STEPS];
+
+/* A block gets a second one when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 with one avx512 thread
+ * (and a scale for each block):
  *   threshold                                        never   0.84   0.70   0.50  always
  *   error of the logits, % of their spread            2.95   1.81   1.45   1.06    0.04
  *   perplexity over float32, % (test_smollm2's)       0.42   0.24   0.10   0.10    0.00
  *   prompt of 512, tokens/s                           2077   1964   1837   1640     912
- *   decoding, tokens/s                                 435    433    434    431     381 */
+ *   decoding, tokens/s                                 435    433    434    431     381
+ * Steps of factors at 0.70: 1 (one scale for 256) 2.46 %, 4 of 2^-1 1.79 %, 8 of 2^-0.5 1.58 %, 16 of 2^-0.25 1.39 %. */
 #define PL_Q8_DOMINANT 0.70f
 
 /* Bytes of a 16-row panel block of `type`, and the k that it spans; 0 when the type has no panel form. */

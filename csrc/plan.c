@@ -406,6 +406,8 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
         plan->strides[i] = round_up(widths[i], 32);
     for (int i = 0; i < n_q8; i++) {
         plan->q8_blocks[i] = q8_widths[i] / 32;
+        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.rest */
+            goto fail;
         plan->q8_strides[i] = q8_stride(q8_widths[i]);
     }
     plan->arena_bytes = arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens);

@@ -144,21 +144,17 @@ uint16_t reference_bf16(float x)
     return (uint16_t)(high + (low > 0x8000 || (low == 0x8000 && high % 2)));
 }
 
-void reference_q8(const float *x, pl_q8 *out)
+void reference_q8(const float *x, float scale, int step, pl_q8 *out)
 {
-    float top = 0.0f;
-    for (int i = 0; i < 32; i++)
-        top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    out->d = top / 127.0f;
-    if (out->d < 0x1p-126f) /* its reciprocal would overflow */
-        out->d = 0.0f;
-    float inverse = out->d > 0.0f ? 1.0f / out->d : 0.0f;
+    float d = scale * pl_q8_factor[step], inverse = d > 0.0f ? 1.0f / d : 0.0f;
+    out->scale = scale;
+    out->step = (uint16_t)step;
     out->sum[0] = out->sum[1] = 0;
     for (int i = 0; i < 32; i++) {
         out->q[i] = (int8_t)lrint((double)(x[i] * inverse));
         out->sum[i / 16] = (int16_t)(out->sum[i / 16] + out->q[i]);
     }
-    out->s = out->d * (float)(out->sum[0] + out->sum[1]);
+    out->s = pl_q8_factor[step] * (float)(out->sum[0] + out->sum[1]);
     out->rest = 0;
 }
 

@@ -40,8 +40,8 @@ int is_poison(const void *data, size_t bytes);
 /* Independent rounding to binary16 and bfloat16 (nearest, ties to even), in double arithmetic. */
 uint16_t reference_f16(double x);
 uint16_t reference_bf16(float x);
-/* One activation block without a second one, straight from the definition. */
-void reference_q8(const float *x, pl_q8 *out);
+/* One activation block with the scale that was chosen for it and its chunk's, straight from the definition. */
+void reference_q8(const float *x, float scale, int step, pl_q8 *out);
 
 void check_matmul(void);
 void check_kv(void);

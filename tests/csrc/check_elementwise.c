@@ -31,46 +31,82 @@ static float quantize_input(int mode, int i)
     }
 }
 
-/* The second block must take up what the first rounded away, to half a step of its own scale. */
-static void check_second_block(const pl_kernels *tier, const float *x, const pl_q8 *first, const pl_q8 *second)
+static double most_of(const double *x)
 {
     double most = 0;
-    int32_t sums[2] = {0, 0};
-    for (int i = 0; i < 32; i++) {
-        double rest = x[i] - (double)first->q[i] * (double)first->d, slack = fabs(rest) * 0x1p-20 + fabs((double)x[i]) * 0x1p-23;
-        most = fmax(most, fabs(rest) - slack);
-        sums[i / 16] += second->q[i];
-        if (!(fabs(rest - (double)second->q[i] * (double)second->d) <= 0.5 * (double)second->d + slack))
-            fail(tier, "second block, element %d: %.9g of %.9g is left", i, rest, (double)x[i]);
-    }
-    if (!((double)second->d * 127.0001 >= most) || second->rest != 0)
-        fail(tier, "second block: d %.9g for at most %.9g, rest %d", (double)second->d, most, second->rest);
-    if (second->sum[0] != sums[0] || second->sum[1] != sums[1] || second->s != second->d * (float)(sums[0] + sums[1]))
-        fail(tier, "second block: sums %d %d, s %.9g", second->sum[0], second->sum[1], (double)second->s);
+    for (int i = 0; i < 32; i++)
+        most = fmax(most, fabs(x[i]));
+    return most;
 }
 
-static void check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, int rest)
+static void check_sums(const pl_kernels *tier, const pl_q8 *got, float factor)
 {
-    pl_q8 want;
+    int32_t sums[2] = {0, 0};
+    for (int i = 0; i < 32; i++)
+        sums[i / 16] += got->q[i];
+    if (got->sum[0] != sums[0] || got->sum[1] != sums[1] || got->s != factor * (float)(sums[0] + sums[1]))
+        fail(tier, "sums %d %d, s %.9g", got->sum[0], got->sum[1], (double)got->s);
+}
+
+/* Whether one value holds most of the energy: 1, 0, or -1 when rounding may decide. */
+static int dominated(const float *x)
+{
     double most = 0, energy = 0;
-    reference_q8(x, &want);
     for (int i = 0; i < 32; i++) {
         most = fmax(most, fabs((double)x[i]));
         energy += (double)x[i] * (double)x[i];
     }
-    if (memcmp(got->q, want.q, 32) != 0 || got->d != want.d || got->s != want.s || got->sum[0] != want.sum[0] || got->sum[1] != want.sum[1])
-        fail(tier, "d %.9g sum %d %d s %.9g, expected %.9g %d %d %.9g", (double)got->d, got->sum[0], got->sum[1], (double)got->s,
-             (double)want.d, want.sum[0], want.sum[1], (double)want.s);
     double share = most * most / energy; /* squares of floats this large or small are no floats */
-    int clear = most < 1e17 && most > 1e-16 && fabs(share - (double)PL_Q8_DOMINANT) > 1e-5;
-    if (clear && (got->rest != 0) != (share > (double)PL_Q8_DOMINANT))
-        fail(tier, "rest %d with %.6g of the energy in one value", got->rest, share);
-    if (got->rest != 0 && got->rest != rest)
-        fail(tier, "rest %d, the second blocks are %d further on", got->rest, rest);
-    else if (got->rest)
-        check_second_block(tier, x, got, got + got->rest);
-    else if (!is_poison(got + rest, sizeof *got))
+    if (!(most < 1e17 && most > 1e-16 && fabs(share - (double)PL_Q8_DOMINANT) > 1e-5))
+        return -1;
+    return share > (double)PL_Q8_DOMINANT;
+}
+
+/* One block: codes to the nearest step of its scale, behind its second block if it has one. -> the scale that its values
+ * ask of the chunk. */
+static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, int rest)
+{
+    double left[32], slack[32], d = (double)got->scale * (double)pl_q8_factor[got->step], least = 0;
+    int expected = dominated(x);
+    if (got->step >= PL_Q8_STEPS || (got->rest && got->rest != rest))
+        fail(tier, "step %d, rest %d; second blocks are %d further on", got->step, got->rest, rest);
+    if (expected >= 0 && (got->rest != 0) != expected)
+        fail(tier, "rest %d, but a value that dominates: %d", got->rest, expected);
+    for (int i = 0; i < 32; i++)
+        left[i] = x[i], slack[i] = 0;
+    if (got->rest) {
+        const pl_q8 *second = got + got->rest;
+        double large = (double)second->scale * (double)got->scale;
+        check_sums(tier, second, second->scale);
+        for (int i = 0; i < 32; i++) {
+            left[i] -= second->q[i] * large;
+            slack[i] = fabs((double)x[i]) * 0x1p-22;
+            if (!(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
+                fail(tier, "second block, element %d: %.9g of %.9g is left", i, left[i], (double)x[i]);
+        }
+        least = large * 0x1p-14;
+    } else if (!is_poison(got + rest, sizeof *got))
         fail(tier, "wrote a second block that it does not name");
+    check_sums(tier, got, pl_q8_factor[got->step]);
+    for (int i = 0; i < 32; i++)
+        if (!(fabs(left[i] - got->q[i] * d) <= 0.5001 * d + slack[i]) && d > 0x1p-120)
+            fail(tier, "element %d: %.9g as %d times %.9g", i, left[i], got->q[i], d);
+    double most = most_of(left);
+    if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && most * 1.0001 + slack[0] < 127 * d * (double)pl_q8_factor[1] && !got->rest)
+        fail(tier, "step %d, but %.9g is the largest of scale %.9g", got->step, most, (double)got->scale);
+    return fmax(most / 127, least);
+}
+
+static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_q8 *got, int rest)
+{
+    double asked = 0;
+    for (int b = 0; b < n; b++) {
+        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, rest));
+        if (got[b].scale != got->scale)
+            fail(tier, "block %d: scale %.9g, the chunk's is %.9g", b, (double)got[b].scale, (double)got->scale);
+    }
+    if (!(fabs((double)got->scale - asked) <= asked * 1e-4) && asked > 0x1p-125)
+        fail(tier, "scale %.9g, the largest value asks for %.9g", (double)got->scale, asked);
 }
 
 static void check_quantize(int mode, int n_blocks, int gap)
@@ -78,13 +114,13 @@ static void check_quantize(int mode, int n_blocks, int gap)
     begin_case("quantize blocks=%d gap=%d values=%d", n_blocks, gap, mode);
     float *x = guarded(floats(32 * n_blocks), odd());
     for (int i = 0; i < 32 * n_blocks; i++)
-        x[i] = quantize_input(mode, i % 32);
+        x[i] = quantize_input(mode, i % 32) * (mode == Q_HUGE ? 1.0f : exp2f((float)(i / 32 % 5 - 4)));
     for (int k = 0; k < n_tiers; k++) {
         int rest = n_blocks + gap;
         pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + rest), 4 * (size_t)random_below(4));
         tiers[k]->quantize(x, n_blocks, rest, out);
-        for (int b = 0; b < n_blocks; b++)
-            check_block(tiers[k], x + 32 * b, out + b, rest);
+        for (int b = 0; b < n_blocks; b += PL_CHUNK / 32)
+            check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK / 32 ? n_blocks - b : PL_CHUNK / 32, out + b, rest);
         if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
             fail(tiers[k], "wrote between the blocks");
         guarded_free(tiers[k], out);
@@ -101,8 +137,8 @@ static void check_quantize_nan(int at, float value)
     for (int k = 0; k < n_tiers; k++) {
         pl_q8 *out = guarded(2 * sizeof(pl_q8), 0);
         tiers[k]->quantize(x, 1, 1, out);
-        if (!isnan(out->d) || !isnan(out->s))
-            fail(tiers[k], "d is %g, s is %g", (double)out->d, (double)out->s);
+        if (!isnan(out->scale))
+            fail(tiers[k], "the scale is %g", (double)out->scale);
         guarded_free(tiers[k], out);
     }
     guarded_free(tiers[0], x);
@@ -208,7 +244,7 @@ void check_elementwise(void)
     static const int sizes[] = {1, 8, 15, 16, 17, 48, 64, 100, 576, 1000, 4096};
     static const float scales[] = {1e-3f, 1.0f, 20.0f, 300.0f};
     for (int mode = 0; mode < Q_MODES; mode++)
-        for (int n = 1; n < (quick ? 3 : 9); n++)
+        for (int n = 1; n < (quick ? 3 : 19); n += n < 3 ? 1 : 5)
             check_quantize(mode, n, random_below(4));
     for (int i = 0; i < 32; i++) {
         check_quantize_nan(i, NAN);

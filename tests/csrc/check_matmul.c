@@ -33,18 +33,39 @@ static float input_value(input_mode mode)
     }
 }
 
+static float most_of(const float *x, int n)
+{
+    float most = 0.0f;
+    for (int i = 0; i < n; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    return most;
+}
+
 /* A row's blocks; some of them, at random, have a second one of other numbers: the product counts both. */
 static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
 {
     int n = c->cols / 32, every = random_below(3) ? 7 : 1 + random_below(2);
+    float scale = 0.0f;
     for (int b = 0; b < n; b++) {
-        reference_q8(row + 32 * b, out + b);
+        const float *x = row + 32 * b;
+        if (b % (PL_CHUNK / 32) == 0)
+            scale = most_of(x, (n - b) * 32 < PL_CHUNK ? (n - b) * 32 : PL_CHUNK) / 127.0f;
+        if (scale < 0x1p-120f)
+            scale = 0.0f;
+        int step = random_below(PL_Q8_STEPS);
+        while (step > 0 && scale * pl_q8_factor[step] * 127.0f < most_of(x, 32))
+            step--;
+        reference_q8(x, scale, step, out + b);
         if (random_below(every) == 0) {
             float rest[32];
             for (int i = 0; i < 32; i++)
-                rest[i] = row[32 * b + i] * 0.01f * random_float();
-            reference_q8(rest, out + n + b);
-            out[b].rest = n;
+                rest[i] = x[i] * (random_below(4) ? random_float() : 0.0f);
+            pl_q8 *second = out + n + b;
+            reference_q8(rest, scale, 0, second);
+            second->scale = random_float() * 3; /* its factor */
+            second->s = second->scale * (float)(second->sum[0] + second->sum[1]);
+            second->step = 0;
+            out[b].rest = (uint16_t)n;
         }
     }
 }
@@ -101,7 +122,8 @@ static void expect_quantized(const matmul_case *c, int row, int token, double *s
             int32_t dot = 0;
             for (int j = 16 * h; j < 16 * h + 16; j++)
                 dot += q[j] * x->q[j];
-            double product = (double)scale[h] * x->d * dot, offset = (double)min[h] * x->d * x->sum[h];
+            double d = (double)a->scale * (double)(i < 2 ? pl_q8_factor[a->step] : x->scale);
+            double product = (double)scale[h] * d * dot, offset = (double)min[h] * d * x->sum[h];
             *sum += product - offset;
             *size += fabs(product) + fabs(offset);
         }
