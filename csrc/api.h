@@ -201,7 +201,8 @@ void pl_page_free(const pl_cache *cache, uintptr_t page);
 #define PL_OP_SILU_MUL 7    /* dst (and q8) = silu(src[0]) * src[1] */
 #define PL_OP_ADD 8         /* dst = src[0] + src[1] */
 #define PL_OP_SELECT 9      /* dst = the rows of src[0] that the batch wants outputs of */
-#define PL_OP_COUNT 10
+#define PL_OP_SQUARES 10    /* sums[c] += src[0][c]^2 for each token in turn */
+#define PL_OP_COUNT 11
 
 #define PL_NONE -1
 #define PL_LOGITS -2 /* as dst: the batch's logits; the op is skipped when the batch has none */
@@ -223,6 +224,8 @@ typedef struct {
     const float *vector[3]; /* padded to 16 floats */
     const uint8_t *table;   /* rows of `table_row_bytes`, as in the file */
     int64_t table_row_bytes, table_rows;
+    double *sums;  /* (width): PL_OP_SQUARES adds to them, in every run */
+    int64_t width; /* columns of src[0] that count */
 } pl_op;
 
 typedef struct pl_plan pl_plan;

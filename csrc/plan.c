@@ -231,6 +231,7 @@ static int64_t op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint6
     case PL_OP_SILU_MUL: return op_silu_mul(plan, op, counter, round);
     case PL_OP_ADD: return op_add(plan, op, counter, round);
     case PL_OP_SELECT: return op_select(plan, op, counter, round);
+    case PL_OP_SQUARES: return pl_squares_run(plan, op, counter, round);
     default: return 0;
     }
 }
@@ -366,6 +367,8 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
     if (op->kind == PL_OP_ATTENTION || op->kind == PL_OP_ROPE_STORE)
         return plan->cache && op->layer >= 0 && op->layer < plan->cache->n_layers && op->kv_heads == plan->cache->kv_heads &&
                op->n_heads % op->kv_heads == 0 && op->head_dim == plan->cache->k.head_dim && op->v_dim == plan->cache->v.head_dim;
+    if (op->kind == PL_OP_SQUARES)
+        return op->sums && op->src[0] >= 0 && op->width > 0 && op->width <= plan->strides[op->src[0]];
     if (op->kind == PL_OP_EMBED)
         return op->table && pl_type_find(op->table_type) != NULL && op->dst[0] >= 0;
     return 1;

@@ -58,5 +58,7 @@ void pl_attention_free(pl_plan *plan);
 void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
 /* -> its number of work items, as every op has it */
 int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread);
+/* plan_squares.c */
+int64_t pl_squares_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round);
 
 #endif

@@ -51,21 +51,24 @@ run_options = options(
 model_and_text = options(model_option, text_option)
 
 
-def open_engine(model: str | None, given: dict[str, Any], width: int, **more: Any) -> Engine:
-    """The engine of a model, with room for windows of `width` tokens and for several of them in a step."""
+def engine_options(given: dict[str, Any], width: int) -> dict[str, Any]:
+    """The engine's options, with room for windows of `width` tokens and for several of them in a step."""
+    step = min(given["batch_size"], given["ubatch_size"], 1 << 16)
+    return {
+        "n_ctx": max(width, step),
+        "n_batch": step,
+        "n_threads": None if given["threads"] in (None, 0, -1) else given["threads"],
+        "type_k": given["cache_type_k"].lower(),
+        "type_v": given["cache_type_v"].lower(),
+    }
+
+
+def open_engine(model: str | None, given: dict[str, Any], width: int) -> Engine:
+    """The engine of a model for windows of `width` tokens."""
     from pyllamacpu.engine.engine import Engine
     from pyllamacpu.store import resolve_model
 
-    step = min(given["batch_size"], given["ubatch_size"], 1 << 16)
-    return Engine.open(
-        resolve_model(model),
-        n_ctx=max(width, step),
-        n_batch=step,
-        n_threads=None if given["threads"] in (None, 0, -1) else given["threads"],
-        type_k=given["cache_type_k"].lower(),
-        type_v=given["cache_type_v"].lower(),
-        **more,
-    )
+    return Engine.open(resolve_model(model), **engine_options(given, width))
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:

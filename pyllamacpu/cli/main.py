@@ -24,6 +24,7 @@ _COMMANDS = {
     "pull": ("pyllamacpu.cli.pull", "pull"),
     "list": ("pyllamacpu.cli.list", "list_command"),
     "quantize": ("pyllamacpu.cli.quantize", "quantize"),
+    "imatrix": ("pyllamacpu.cli.imatrix", "imatrix"),
     "perplexity": ("pyllamacpu.cli.perplexity", "perplexity"),
     "bench": ("pyllamacpu.cli.bench", "bench"),
     "doctor": ("pyllamacpu.cli.doctor", "doctor"),

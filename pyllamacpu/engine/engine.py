@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.cache import PAGE, PageCache, Sequence
-from pyllamacpu.engine.plan import CompiledPlan, Recorder
+from pyllamacpu.engine.plan import CompiledPlan, InputSquares, Recorder
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.config import ModelConfig
@@ -53,10 +53,12 @@ class Engine:
         rope_freq_base: float | None = None,
         rope_freq_scale: float | None = None,
         on_load: Callable[[int, int], None] | None = None,
+        input_squares: InputSquares | None = None,
     ) -> None:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. `on_load(done, total)`: bytes of weights
-        packed.
+        packed. `input_squares` is filled with an array for each weight, to which every step adds the squares
+        of the weight's input (of the tokens that want outputs, behind the last layer's attention).
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
@@ -84,7 +86,7 @@ class Engine:
         self._stride = -(-self.n_vocab // LANES) * LANES
         recorder = Recorder(self.config)
         self.model.record(recorder)
-        self.plan = recorder.compile()
+        self.plan = recorder.compile(input_squares)
         self._plan = _native_plan(self.plan, self._pool, self.cache, self.n_batch, self.n_ctx)
         self._last = np.zeros((1, self._stride), np.float32)
         self._lock = threading.RLock()
@@ -180,6 +182,10 @@ class Engine:
         finally:
             sequence.close()
         return result[:, : self.dim]
+
+    def read(self, entries: Seq[Entry]) -> None:
+        """A step that computes all rows that `entries` ask for, but no logits: for `input_squares`."""
+        self._run(entries, None)
 
     def profile(self, run: Callable[[], object]) -> dict[str, float]:
         """Seconds spent in each kind of op while `run()` steps this engine."""

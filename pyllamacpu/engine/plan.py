@@ -13,6 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pyllamacpu.errors import NativeError
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.weights import Matrix, Table, Vector
@@ -46,6 +49,7 @@ class Op:
     table: Table | None = None
     outputs: bool = False
     q8: Tensor | None = None  # the tensor whose 8-bit copy this op makes (or, a product, reads)
+    sums: npt.NDArray[np.float64] | None = None  # (width,) where squares are added up
 
 
 class Recorder:
@@ -137,8 +141,12 @@ class Recorder:
         self.ops.append(Op(kind, [result], list(src), outputs=rows, **parts))
         return result
 
-    def compile(self) -> CompiledPlan:
-        return CompiledPlan(_with_buffers(_with_q8(_grouped(_with_residuals(self.ops)))))
+    def compile(self, sums: InputSquares | None = None) -> CompiledPlan:
+        """The plan. With `sums`, it also adds up the squares of every product's input in them."""
+        ops = _grouped(_with_residuals(self.ops))
+        if sums is not None:
+            ops = _with_squares(ops, sums)
+        return CompiledPlan(_with_buffers(_with_q8(ops)))
 
 
 # ---- the four passes ----
@@ -191,6 +199,36 @@ def _grouped(ops: list[Op]) -> list[Op]:
             last.vectors += op.vectors
         else:
             result.append(op)
+    return result
+
+
+InputSquares = dict[str, npt.NDArray[np.float64]]
+"""By a weight's name, of each column of its input: the squares added up over all tokens. (cols,)"""
+
+
+def _with_squares(ops: list[Op], sums: InputSquares) -> list[Op]:
+    """Before the first product that reads a tensor, its squares are added up; all products share the
+    sums.
+    """
+    result: list[Op] = []
+    of_tensor: dict[int, npt.NDArray[np.float64]] = {}
+    for op in ops:
+        x = op.src[0] if op.kind == lib.PL_OP_MATMUL else None
+        if x is not None:
+            if id(x) not in of_tensor:
+                of_tensor[id(x)] = np.zeros(x.width, np.float64)
+                result.append(
+                    Op(
+                        lib.PL_OP_SQUARES,
+                        [],
+                        [x],
+                        {"width": x.width},
+                        outputs=x.outputs,
+                        sums=of_tensor[id(x)],
+                    )
+                )
+            sums.update({matrix.name: of_tensor[id(x)] for matrix in op.matrices})
+        result.append(op)
     return result
 
 
@@ -302,6 +340,8 @@ def _fill(target: Any, op: Op, buffers: Buffers) -> None:
     for i, vector in enumerate(op.vectors):
         if vector is not None:
             target.vector[i] = ffi.cast("const float *", vector.values.ctypes.data)
+    if op.sums is not None:
+        target.sums = ffi.cast("double *", op.sums.ctypes.data)
     if op.table is not None:
         target.table = ffi.cast("const uint8_t *", op.table.data.ctypes.data)
         target.table_type = int(op.table.type)
@@ -320,6 +360,7 @@ _NAMES = {
     lib.PL_OP_SILU_MUL: "silu_mul",
     lib.PL_OP_ADD: "add",
     lib.PL_OP_SELECT: "select",
+    lib.PL_OP_SQUARES: "squares",
 }
 
 
