@@ -42,7 +42,7 @@ _HARMLESS = words(
     exclude_modules lora_alpha lora_dropout fan_in_fan_out init_lora_weights layers_to_transform
     layers_pattern loftq_config eva_config corda_config peft_version qalora_group_size runtime_config
     parent_library alora_invocation_tokens target_parameters ensure_weight_tying megatron_core
-    layer_replication trainable_token_indices use_rslora
+    layer_replication trainable_token_indices use_rslora rank_pattern
     """
 )
 _KINDS = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16, "q8_0": TensorType.Q8_0}
@@ -67,7 +67,8 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
 
     if options.vocab_only:
         raise OptionError(f"{source}: a LoRA adapter has no vocabulary")
-    config = Fields(source / _CONFIG, read_json(source / _CONFIG))
+    stated = read_json(source / _CONFIG)
+    config = Fields(source / _CONFIG, {k: v for k, v in stated.items() if k not in options.ignored_config})
     _check_config(config)
     base, base_config = _base(source, config, options)
     shape = read_config(base, base_config, "hf", options.ignored_config)
@@ -90,7 +91,8 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
 def _check_config(config: Fields) -> None:
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise config.error("peft_type", config.get("peft_type"), "only LORA adapters can be converted")
-    config.only(_HARMLESS)
+    off = {"bias"} if config.get("bias") == "none" else set()
+    config.only(_HARMLESS, off)
     for key in ("trainable_token_indices", "layer_replication", "target_parameters"):
         if config.get(key):
             raise config.error(key, config.get(key), "GGUF adapters cannot state that")

@@ -57,7 +57,7 @@ def _read_normalizer(table: TokenTable, normalizer: dict[int, int | bytes]) -> N
     """add_dummy_prefix (3) and remove_extra_whitespaces (4) are on unless stated; 2 maps characters."""
     if normalizer.get(3, 1) == 0:
         table.flags["add_space_prefix"] = False
-    if normalizer.get(4, 1) == 1 and 4 in normalizer:
+    if normalizer and normalizer.get(4, 1) == 1:
         table.flags["remove_extra_whitespaces"] = True
     if normalizer.get(2):
         name = normalizer.get(1, b"")
