@@ -62,10 +62,13 @@ def plain_weights(tensors: Tensors, config: Config, where: Path) -> Tensors:
             found[name] = tensor
             continue
         plain = name.removesuffix("_packed")
+        if _asymmetric(schemes) and f"{plain}_zero_point" not in tensors:
+            raise CheckpointError(tensor.source, "comes without its zero points")
         found[plain] = _unpacked(tensors, plain, {n for n in bits if isinstance(n, int)})
         dropped |= {f"{plain}_{key}" for key in _PACKED_PARTS}
     rest = {name: tensor for name, tensor in found.items() if name not in dropped}
-    return scaled.plain_weights(rest, {"weight_block_size": _block(schemes)}, where)
+    facts = {"weight_block_size": _block(schemes), "zero_points": _asymmetric(schemes)}
+    return scaled.plain_weights(rest, facts, where)
 
 
 def _schemes(config: Config, where: Path) -> Iterator[Mapping[str, Any]]:
@@ -89,6 +92,11 @@ def _schemes(config: Config, where: Path) -> Iterator[Mapping[str, Any]]:
 
 def _block(schemes: list[Mapping[str, Any]]) -> list[int] | None:
     return next((scheme["block_structure"] for scheme in schemes if scheme.get("block_structure")), None)
+
+
+def _asymmetric(schemes: list[Mapping[str, Any]]) -> bool:
+    """Whether every layer must have zero points."""
+    return bool(schemes) and all(scheme.get("symmetric", True) is False for scheme in schemes)
 
 
 def _unpacked(tensors: Tensors, plain: str, config_bits: set[int]) -> LazyTensor:
@@ -184,6 +192,8 @@ def _small_floats(tensors: Tensors, plain: str) -> LazyTensor:
     divisor = tensors.get(f"{plain}_global_scale")
     if (divisor is None) == (scale.dtype == "F8_E4M3"):
         raise CheckpointError(scale.source, "FP8 scales come with a global one, powers of two without")
+    if divisor is not None and divisor.n_elements != 1:
+        raise CheckpointError(divisor.source, f"shape {divisor.shape} is not one number")
 
     def rows(start: int, stop: int) -> Array:
         codes = (
@@ -195,7 +205,7 @@ def _small_floats(tensors: Tensors, plain: str) -> LazyTensor:
         factors = decode(scale.raw(start, stop), "F8_E8M0") if power_of_two else scale.read(start, stop)
         if divisor is not None:
             factors = factors / divisor.read().reshape(-1)[0]
-        values = FP4_VALUES[codes].reshape(stop - start, scale.shape[1], -1)
+        values = FP4_VALUES[codes].reshape(stop - start, scale.shape[1], n_in // scale.shape[1])
         return (values * factors[:, :, None]).reshape(stop - start, n_in)
 
     return computed((n_out, n_in), packed.source, rows)
@@ -203,4 +213,4 @@ def _small_floats(tensors: Tensors, plain: str) -> LazyTensor:
 
 def _halves(packed: LazyTensor, start: int, stop: int) -> Array:
     raw = packed.raw(start, stop)
-    return np.stack((raw & 15, raw >> 4), axis=-1).reshape(stop - start, -1)
+    return np.stack((raw & 15, raw >> 4), axis=-1).reshape(stop - start, 2 * packed.shape[1])

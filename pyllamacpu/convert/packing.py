@@ -54,7 +54,7 @@ def apply_groups(
     n_groups = scales.shape[1]
     values = codes.astype(np.float32)
     if group_of is None and columns % n_groups == 0:
-        parts = values.reshape(rows, n_groups, -1)
+        parts = values.reshape(rows, n_groups, columns // n_groups)
         parts -= zeros if isinstance(zeros, int) else zeros[:, :, None].astype(np.float32)
         parts *= scales[:, :, None]
         return values

@@ -34,6 +34,10 @@ UNUSED = (
     "k_zero_point",
     "v_zero_point",
 )
+_COMPANIONS = tuple(
+    f"weight_{key}"
+    for key in ("scale", "scale_inv", "zero_point", "shape", "global_scale", "g_idx", "packed")
+)
 
 
 def is_unused(name: str) -> bool:
@@ -51,10 +55,16 @@ def plain_weights(tensors: Tensors, config: Config, where: Path) -> Tensors:
     for name, tensor in tensors.items():
         if tensor.dtype in SMALL and not is_unused(name) and not name.endswith(("_scale", "_zero_point")):
             found[name] = scaled(tensors, name, block)
+            if config.get("zero_points") and f"{name}_zero_point" not in tensors and tensor.dtype == "I8":
+                raise CheckpointError(tensor.source, "comes without its zero points")
             used |= {f"{name}_scale", f"{name}_scale_inv", f"{name}_zero_point"}
         elif not is_unused(name):
             found[name] = tensor
-    return {name: tensor for name, tensor in found.items() if name not in used}
+    rest = {name: tensor for name, tensor in found.items() if name not in used}
+    for name, tensor in rest.items():
+        if name.endswith(_COMPANIONS):
+            raise CheckpointError(tensor.source, "comes without the weight that it is for")
+    return rest
 
 
 def _block_size(config: Config, where: Path) -> tuple[int, int]:
@@ -75,6 +85,8 @@ def scaled(tensors: Tensors, name: str, block: tuple[int, int]) -> LazyTensor:
     if scale is None:
         raise CheckpointError(weight.source, f"is {weight.dtype} without {name.rpartition('.')[2]}_scale")
     zero = tensors.get(f"{name}_zero_point")
+    if len(scale.shape) == 2 == len(weight.shape) and f"{name}_scale" not in tensors:  # fine-grained
+        return scale_blocks(weight, scale, block)
     if prod(scale.shape) == 1 and zero is None:
         return scale_rows(weight, reshape(scale, (1,)))
     if len(weight.shape) == 2 and scale.shape in ((weight.shape[0],), (weight.shape[0], 1)) and zero is None:
