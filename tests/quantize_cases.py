@@ -12,8 +12,8 @@ DISTRIBUTIONS = ("normal", "outliers", "shifted", "ternary")
 
 
 def matrix(distribution: str, rows: int = ROWS, cols: int = COLS, seed: int = 1) -> Floats:
-    """(rows, cols) float32. `outliers`: heavy tails, columns and rows of unequal size; `shifted`: groups of 16
-    with a mean of their own; `ternary`: -s, 0, s with some noise.
+    """(rows, cols) float32. `outliers`: heavy tails, columns and rows of unequal size; `shifted`: groups of
+    16 with a mean of their own; `ternary`: -s, 0, s with some noise.
     """
     rng = np.random.default_rng([seed, DISTRIBUTIONS.index(distribution)])
     x = 0.02 * rng.standard_normal((rows, cols))

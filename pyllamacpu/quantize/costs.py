@@ -1,7 +1,8 @@
 """What the quantizers minimise: the weight of each element's squared error, per type.
 
-The same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be compared with theirs;
-only for Q2_K without importance, where they weigh absolute errors, the squares get those weights here.
+With importance, the same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be compared
+with theirs. Without it theirs are x^2 for most types, and |x| for the absolute errors of Q2_K; here |x| for
+the squared errors is used for all of them, which lowers both the error by x^2 and the plain one.
 """
 
 from __future__ import annotations
@@ -17,23 +18,21 @@ Doubles = npt.NDArray[np.float64]
 
 _LEGACY = frozenset({T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1})
 _PLAIN_IMPORTANCE = frozenset({T.Q6_K, T.Q8_0, T.MXFP4, T.TQ1_0, T.TQ2_0, T.F32, T.F16, T.BF16})
-_SQUARES = frozenset({T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
+_MAGNITUDES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
 
 
 def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = None) -> Doubles:
     """(rows, cols) weights w of the error sum(w * (x - dequantized)^2) that `quantize` makes small.
 
     `array`: (rows, cols); `importance`: (cols,) or None. With it: the importance itself, or times
-    sqrt(mean square of the block or row + x^2). Without it: 1 for types that were made for rounding, x^2,
-    |x| (Q2_K) or the sub-block's root mean square + |x| (Q4_K, Q5_K).
+    sqrt(mean square of the block or row + x^2). Without it: 1 for types that were made for rounding, |x|,
+    or the sub-block's root mean square + |x| (Q4_K, Q5_K).
     """
     x = array.astype(np.float64)
     if importance is not None:
         weights = np.broadcast_to(importance.astype(np.float64), x.shape)
         return weights.copy() if kind in _PLAIN_IMPORTANCE else weights * np.sqrt(_spread(x, kind) + x * x)
-    if kind in _SQUARES:
-        return x * x
-    if kind is T.Q2_K:
+    if kind in _MAGNITUDES:
         return np.abs(x)
     if kind in (T.Q4_K, T.Q5_K):
         return np.sqrt(_mean_square(x, 32)) + np.abs(x)
