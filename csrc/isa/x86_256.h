@@ -183,42 +183,71 @@ PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
 
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
-PL_INLINE int64_t load_entry8(const pl_book *book, const int bits, const uint8_t *low, const uint8_t *high, int i)
+typedef struct {
+    const uint8_t *bytes;  /* 8 bits: where they are in the panel */
+    uint64_t words[2][4]; /* more: numbers 0 and 2 of each lane, then 1 and 3; in whole registers, which is twice as fast as
+                           * through memory or word by word */
+} book_indices;
+PL_INLINE void four_words(vi x, uint64_t words[4])
 {
-    int64_t values;
-    memcpy(&values, book->values + 8 * (low[i] | (bits > 8 ? high[i] << 8 : 0)), 8);
+    __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+    words[0] = (uint64_t)_mm_cvtsi128_si64(low);
+    words[1] = (uint64_t)_mm_extract_epi64(low, 1);
+    words[2] = (uint64_t)_mm_cvtsi128_si64(high);
+    words[3] = (uint64_t)_mm_extract_epi64(high, 1);
+}
+PL_INLINE void find_indices(book_indices *found, const int bits, const uint8_t *low, vi high)
+{
+    const __m256i even = _mm256_set1_epi16(255);
+    found->bytes = low;
+    if (bits > 8) {
+        vi x = vi_load(low);
+        four_words(_mm256_or_si256(_mm256_and_si256(x, even), _mm256_slli_epi16(high, 8)), found->words[0]);
+        four_words(_mm256_or_si256(_mm256_srli_epi16(x, 8), _mm256_andnot_si256(even, high)), found->words[1]);
+    }
+}
+/* The entry (bytes: 4 or 8) of lane r's number i. */
+PL_INLINE uint64_t book_entry(const pl_book *book, const int bits, const int bytes, const book_indices *found, int r, int i)
+{
+    uint64_t values = 0;
+    size_t index = bits > 8 ? (uint16_t)(found->words[i % 2][r / 2] >> (32 * (r % 2) + 16 * (i / 2))) : found->bytes[4 * r + i];
+    memcpy(&values, book->values + (size_t)bytes * index, (size_t)bytes);
     return values;
+}
+PL_INLINE __m256 two_halves(__m128i low, __m128i high)
+{
+    return _mm256_castsi256_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
+}
+PL_INLINE vi with_bias(__m256 w, int bias)
+{
+    return bias ? _mm256_xor_si256(_mm256_castps_si256(w), _mm256_set1_epi8((char)bias)) : _mm256_castps_si256(w);
 }
 PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
-    _Alignas(32) uint8_t h[32];
-    if (bits > 8)
-        vi_store(h, high);
+    book_indices found;
+    find_indices(&found, bits, low, high);
     PL_UNROLL for (int i = 0; i < 4; i++)
     {
-        __m128i pairs[4]; /* rows 2 j and 2 j + 1 */
+        __m128i rows[4]; /* 2 j and 2 j + 1 */
         PL_UNROLL for (int j = 0; j < 4; j++)
-            pairs[j] = _mm_set_epi64x(load_entry8(book, bits, low, h, 8 * j + 4 + i), load_entry8(book, bits, low, h, 8 * j + i));
-        __m256 even = _mm256_castsi256_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(pairs[0]), pairs[2], 1));
-        __m256 odd = _mm256_castsi256_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(pairs[1]), pairs[3], 1));
-        w[2 * i] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0x88));
-        w[2 * i + 1] = _mm256_castps_si256(_mm256_shuffle_ps(even, odd, 0xdd));
-        if (bias) {
-            w[2 * i] = _mm256_xor_si256(w[2 * i], _mm256_set1_epi8((char)bias));
-            w[2 * i + 1] = _mm256_xor_si256(w[2 * i + 1], _mm256_set1_epi8((char)bias));
-        }
+            rows[j] = _mm_set_epi64x((int64_t)book_entry(book, bits, 8, &found, 2 * j + 1, i),
+                                     (int64_t)book_entry(book, bits, 8, &found, 2 * j, i));
+        __m256 even = two_halves(rows[0], rows[2]), odd = two_halves(rows[1], rows[3]);
+        w[2 * i] = with_bias(_mm256_shuffle_ps(even, odd, 0x88), bias);
+        w[2 * i + 1] = with_bias(_mm256_shuffle_ps(even, odd, 0xdd), bias);
     }
 }
 PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
-    const __m256i byte = _mm256_set1_epi32(255);
-    __m256i x = vi_load(low);
+    book_indices found;
+    find_indices(&found, bits, low, high);
     PL_UNROLL for (int i = 0; i < 4; i++)
     {
-        __m256i index = _mm256_and_si256(_mm256_srli_epi32(x, 8 * i), byte);
-        if (bits > 8)
-            index = _mm256_or_si256(index, _mm256_slli_epi32(_mm256_and_si256(_mm256_srli_epi32(high, 8 * i), byte), 8));
-        w[i] = _mm256_xor_si256(_mm256_i32gather_epi32((const int *)(const void *)book->values, index, 4), _mm256_set1_epi8((char)bias));
+        __m256i row[8]; /* an entry everywhere in a register, which is a mere load; then blends, which any port takes */
+        PL_UNROLL for (int r = 0; r < 8; r++) row[r] = _mm256_set1_epi32((int32_t)book_entry(book, bits, 4, &found, r, i));
+        __m256i a = _mm256_blend_epi32(_mm256_blend_epi32(row[0], row[1], 0x02), _mm256_blend_epi32(row[2], row[3], 0x08), 0x0c);
+        __m256i b = _mm256_blend_epi32(_mm256_blend_epi32(row[4], row[5], 0x20), _mm256_blend_epi32(row[6], row[7], 0x80), 0xc0);
+        w[i] = with_bias(_mm256_castsi256_ps(_mm256_blend_epi32(a, b, 0xf0)), bias);
     }
 }
 PL_INLINE vi vi_signed(vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
