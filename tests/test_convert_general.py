@@ -1,0 +1,97 @@
+"""general.*: names taken apart, model cards read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyllamacpu.convert.general import NameParts, general_keys, parse_name, read_card, size_label
+
+CARD = """---
+license: llama3.2
+license_name: "llama community"
+language:
+- en
+- de
+tags: [chat, 'small']
+pipeline_tag: text-generation
+base_model:
+  - meta-llama/Llama-3.2-1B
+datasets:
+- org/some-data-v1.0
+model-index:
+- name: other
+  results:
+  - task: x
+---
+# A model
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "meta-llama/Llama-3.2-1B-Instruct",
+            NameParts("Llama 3.2 1B Instruct", "Meta Llama", "Llama-3.2", "1B", "Instruct"),
+        ),
+        (
+            "TinyLlama-1.1B-Chat-v1.0",
+            NameParts("TinyLlama 1.1B Chat v1.0", "", "TinyLlama", "1.1B", "Chat", "v1.0"),
+        ),
+        ("SmolLM2-135M", NameParts("SmolLM2 135M", "", "SmolLM2", "135M")),
+        ("Mixtral-8x7B-v0.1", NameParts("Mixtral 8x7B v0.1", "", "Mixtral", "8x7B", "", "v0.1")),
+        ("model", NameParts("Model", "", "model")),
+        ("My own model", NameParts("My own model")),
+    ],
+)
+def test_names(text: str, expected: NameParts) -> None:
+    assert parse_name(text) == expected
+
+
+def test_sizes() -> None:
+    assert [size_label(n) for n in (134_515_008, 1_235_814_400, 70_553_706_496, 95_000)] == [
+        *("135M", "1.2B", "71B", "95K")
+    ]
+    assert size_label(109_000_000_000, 16, 96_000_000_000) == "16x19B"
+
+
+def keys(folder: Path, config: dict[str, Any] | None = None, **generation: Any) -> dict[str, Any]:
+    return {key.name: key.value for key in general_keys(folder, config or {}, generation, "42M")}
+
+
+def test_a_model_card(tmp_path: Path) -> None:
+    folder = tmp_path / "Llama-3.2-1B-Tuned"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    found = keys(folder, temperature=0.6, top_p=0.9, top_k=50)
+    assert found["general.type"] == "model"
+    assert found["general.name"] == "Llama 3.2 1B Tuned"
+    assert (found["general.basename"], found["general.size_label"]) == ("Llama-3.2", "1B")
+    assert found["general.license"] == "llama3.2"
+    assert found["general.license.name"] == "llama community"
+    assert found["general.languages"] == ["en", "de"]
+    assert found["general.tags"] == ["chat", "small", "text-generation"]
+    assert found["general.base_model.count"] == 1
+    assert found["general.base_model.0.name"] == "Llama 3.2 1B"
+    assert found["general.base_model.0.organization"] == "Meta Llama"
+    assert found["general.base_model.0.repo_url"].endswith("/meta-llama/Llama-3.2-1B")
+    assert found["general.dataset.0.repo_url"].endswith("/org/some-data-v1.0")
+    assert (found["general.sampling.temp"], found["general.sampling.top_k"]) == (0.6, 50)
+
+
+def test_without_a_card(tmp_path: Path) -> None:
+    found = keys(tmp_path, {"_name_or_path": "org/Some-7B-v0.3"})
+    assert found["general.name"] == "Some 7B v0.3"
+    assert (found["general.organization"], found["general.version"]) == ("Org", "v0.3")
+    assert keys(tmp_path, {"_name_or_path": "/home/me/model"})["general.size_label"] == "42M"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no front matter", "---\nlicense: mit\n", "---\n- a\n  - b\n: c\n---\n"]
+)
+def test_cards_that_say_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert read_card(tmp_path / "README.md") == {}
