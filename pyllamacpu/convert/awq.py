@@ -25,7 +25,7 @@ from pyllamacpu.convert.packing import (
     check_shape,
     part,
 )
-from pyllamacpu.convert.tensor import Array, LazyTensor, computed, decode
+from pyllamacpu.convert.tensor import Array, LazyTensor, computed, decode, turned
 from pyllamacpu.errors import CheckpointError
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -78,7 +78,7 @@ def _weight(tensors: Tensors, module: str, config: Config) -> LazyTensor:
         wanted = slice(start - first * 8, stop - first * 8)
         codes = _unpack(held.array(last=stop == n_out)[:, first:last])[wanted]
         zeros = _unpack(held_zeros.array()[:, first:last])[wanted]
-        factors = decode(np.ascontiguousarray(held_scales.array()[:, start:stop].T), scales.dtype)
+        factors = decode(turned(held_scales.array()[:, start:stop].T), scales.dtype)
         return apply_groups(codes, zeros, factors)
 
     return computed((n_out, n_in), qweight.source, rows)
@@ -86,8 +86,8 @@ def _weight(tensors: Tensors, module: str, config: Config) -> LazyTensor:
 
 def _unpack(words: Array) -> npt.NDArray[np.uint8]:
     """(n, n_words) words to (8 * n_words, n) values."""
-    turned = np.ascontiguousarray(words.T).view(np.uint32)
-    values = np.empty((turned.shape[0], 8, turned.shape[1]), np.uint8)
+    across = turned(words.T).view(np.uint32)
+    values = np.empty((across.shape[0], 8, across.shape[1]), np.uint8)
     for place, output in enumerate(ORDER):
-        values[:, output] = turned >> np.uint32(4 * place) & np.uint32(15)
-    return values.reshape(-1, turned.shape[1])
+        values[:, output] = across >> np.uint32(4 * place) & np.uint32(15)
+    return values.reshape(-1, across.shape[1])

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.convert.held import Held
-from pyllamacpu.convert.tensor import Array, LazyTensor, computed, view_of
+from pyllamacpu.convert.tensor import Array, LazyTensor, computed, turned, view_of
 from pyllamacpu.errors import CheckpointError
 
 
@@ -198,13 +198,12 @@ def transpose(tensor: LazyTensor, axes: Sequence[int] | None = None) -> LazyTens
     if order[0] == 0:
 
         def stored(start: int, stop: int) -> Array:
-            return np.ascontiguousarray(tensor.raw(start, stop).transpose(order))
+            return turned(tensor.raw(start, stop).transpose(order))
     else:
         held = Held(tensor)
 
         def stored(start: int, stop: int) -> Array:
-            part = held.array(last=stop == shape[0]).transpose(order)[start:stop]
-            return np.ascontiguousarray(part)
+            return turned(held.array(last=stop == shape[0]).transpose(order)[start:stop])
 
     return LazyTensor(shape, tensor.dtype, tensor.source, stored, decode=tensor.decode)
 

@@ -29,7 +29,7 @@ from pyllamacpu.convert.packing import (
     unpack,
     words_for,
 )
-from pyllamacpu.convert.tensor import LazyTensor, computed, decode
+from pyllamacpu.convert.tensor import LazyTensor, computed, decode, turned
 from pyllamacpu.errors import CheckpointError
 
 BITS = (2, 3, 4, 8)
@@ -78,13 +78,13 @@ def _weight(tensors: Tensors, module: str, config: Config, zero_offset: int) -> 
     held, held_zeros, held_scales = Held(qweight), Held(qzeros), Held(scales)
 
     def rows(start: int, stop: int) -> npt.NDArray[np.float32]:
-        words = np.ascontiguousarray(held.array(last=stop == n_out)[:, start:stop].T)
+        words = turned(held.array(last=stop == n_out)[:, start:stop].T)
         codes = unpack(words, bits, n_in)
         first = start // 32  # 32 values fill a whole number of words
         packed = held_zeros.array()[:, first * bits : words_for(stop, bits)]
-        zeros = unpack(packed, bits, stop - first * 32)[:, start - first * 32 :].T
+        zeros = turned(unpack(packed, bits, stop - first * 32)[:, start - first * 32 :].T)
         zeros = (zeros + zero_offset) & ((1 << bits) - 1)
-        factors = decode(np.ascontiguousarray(held_scales.array()[:, start:stop].T), scales.dtype)
+        factors = decode(turned(held_scales.array()[:, start:stop].T), scales.dtype)
         order = None if g_idx is None else read_groups(g_idx, n_in, n_groups)
         return apply_groups(codes, zeros, factors, order)
 

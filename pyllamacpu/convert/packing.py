@@ -29,12 +29,24 @@ def unpack(words: Array, bits: int, n: int) -> npt.NDArray[np.uint8]:
         np.bitwise_and(raw, 15, out=values[..., 0])
         np.right_shift(raw, 4, out=values[..., 1])
         return values.reshape(rows, -1)[:, :n]
-    first = np.arange(n) * bits
-    padded = np.zeros((rows, raw.shape[1] + 1), np.uint8)
-    padded[:, :-1] = raw
-    low = padded[:, first // 8].astype(np.uint16)
-    high = padded[:, first // 8 + 1].astype(np.uint16) << 8
-    return ((low | high) >> (first % 8).astype(np.uint16) & ((1 << bits) - 1)).astype(np.uint8)
+    return _unpack_crossing(words, bits)[:, :n]
+
+
+def _unpack_crossing(words: Array, bits: int) -> npt.NDArray[np.uint8]:
+    """For values that cross words: `bits` words hold 32 of them, so the 32 places are taken one by one."""
+    rows, n_words = words.shape
+    periods = -(-n_words // bits)
+    padded = np.zeros((rows, periods * bits + 1), np.uint32)
+    padded[:, :n_words] = words.view(np.uint32)
+    values = np.empty((rows, periods, 32), np.uint8)
+    mask = np.uint32((1 << bits) - 1)
+    for place in range(32):
+        word, shift = divmod(place * bits, 32)
+        found = padded[:, word:-1:bits] >> np.uint32(shift)
+        if shift + bits > 32:
+            found |= padded[:, word + 1 :: bits][:, :periods] << np.uint32(32 - shift)
+        values[:, :, place] = found & mask
+    return values.reshape(rows, periods * 32)
 
 
 def words_for(n: int, bits: int) -> int:
@@ -60,8 +72,8 @@ def apply_groups(
         return values
     if group_of is None:
         group_of = np.arange(columns) // -(-columns // n_groups)
-    values -= zeros if isinstance(zeros, int) else zeros.astype(np.float32)[:, group_of]
-    values *= scales[:, group_of]
+    values -= zeros if isinstance(zeros, int) else np.take(zeros.astype(np.float32), group_of, axis=1)
+    values *= np.take(scales, group_of, axis=1)
     return values
 
 
