@@ -35,6 +35,7 @@ Examples:
   pyllamacpu perplexity -m model.gguf -f wiki.test.raw --chunks 20 -o json | jq .ppl
 """
 
+TASK_WINDOWS = 4  # a task may be as long as so many windows, as in llama-perplexity
 _CHOICES = ("hellaswag", "winogrande", "multiple_choice")
 
 _DIVERGENCE = options(
@@ -218,7 +219,7 @@ def _answer(kind: str, given: dict[str, Any]) -> None:
 
     path = required(given["binary_file"] or given["file"])
     content = read_bytes(path)
-    engine = open_engine(given["model"], given, given["ctx_size"])
+    engine = open_engine(given["model"], given, TASK_WINDOWS * given["ctx_size"])
     tasks = _tasks(kind, engine, content, str(path), given[f"{kind}_tasks"])
     text = given["form"] == "text"
     correct = 0

@@ -106,12 +106,12 @@ def _first_scored(task: Task) -> int:
 
 def _groups(engine: Engine, tasks: Sequence[Task]) -> Iterator[list[Task]]:
     group: list[Task] = []
-    size = 0
+    size, room = 0, min(engine.n_ctx, engine.config.n_ctx_train)
     for number, task in enumerate(tasks, 1):
         longest = max(len(a) for a in task.answers)
-        if longest > engine.n_ctx:
+        if longest > room:
             raise ContextError(
-                f"task {number} has {longest} tokens, which do not fit in the context of {engine.n_ctx}: "
+                f"task {number} has {longest} tokens, which do not fit in the context of {room}: "
                 "take a larger -c"
             )
         if min(len(a) for a in task.answers) < 2:
