@@ -83,6 +83,7 @@ def test_ranks_are_merged(tmp_path: Path, n_ranks: int, llama3: bool) -> None:
         and len(checkpoint.files) == n_ranks
     )
     assert checkpoint.tensors.keys() == model.keys()
+    assert open_checkpoint(tmp_path / "consolidated.00.pth").files == checkpoint.files
     for key, expected in model.items():
         found = checkpoint.tensors[key]
         assert found.dtype == "BF16" and np.array_equal(found.raw(), expected), key

@@ -173,6 +173,22 @@ def test_bitsandbytes_state_that_is_none(text: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["BF16", "F32"])
+def test_bitsandbytes_in_a_float_storage(kind: str, tmp_path: Path) -> None:
+    """bnb_4bit_quant_storage keeps the same bytes under another type."""
+    arrays, kinds = copy("bnb_nf4_nested", tmp_path)
+    stored = np.uint16 if kind == "BF16" else np.float32
+    for name in ("a.weight", "b.weight"):
+        arrays[name] = arrays[name].reshape(-1).view(stored)[:, None]
+        kinds[name] = kind
+    write_safetensors(tmp_path / "model.safetensors", arrays, kinds)
+    found, same = open_checkpoint(tmp_path).tensors, open_checkpoint(HERE / "bnb_nf4_nested").tensors
+    for name, tensor in same.items():
+        whole = tensor.read()
+        assert np.array_equal(found[name].read(), whole)
+        assert np.array_equal(found[name].read(1, tensor.n_rows - 1), whole[1:-1])
+
+
 # FP8 with scales of every shape, against the product written out
 
 

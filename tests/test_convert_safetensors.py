@@ -103,6 +103,18 @@ def test_index_that_lies(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_numbered_files_without_index(tmp_path: Path) -> None:
+    for number, key in enumerate(SMALL, 1):
+        write_safetensors(tmp_path / f"model-0000{number}-of-00003.safetensors", {key: SMALL[key]})
+    assert open_checkpoint(tmp_path).tensors.keys() == SMALL.keys()
+    (tmp_path / "model-00002-of-00003.safetensors").rename(tmp_path / "other-00001-of-00001.safetensors")
+    with pytest.raises(CheckpointError, match="parts of 2 checkpoints"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "other-00001-of-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="1 of 3 files missing: model-00002-of-00003"):
+        open_checkpoint(tmp_path)
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         open_checkpoint(tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from checkpoint_build import write_safetensors
 
 from pyllamacpu.convert import combine, held
+from pyllamacpu.convert.files import DataFile
 from pyllamacpu.convert.safetensors import read_safetensors
 from pyllamacpu.convert.tensor import LazyTensor, decode, from_array
 from pyllamacpu.errors import CheckpointError
@@ -96,6 +97,34 @@ def test_transpose(make: Any) -> None:
         same(combine.transpose(make(whole), axes), whole.transpose(axes))
     same(combine.transpose(combine.transpose(make(whole[0]))), whole[0])
     same(combine.hold(make(whole)), whole)
+
+
+def test_pieces_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of fused matrices and turned experts: nothing is read twice, nor what is not asked for."""
+    monkeypatch.setattr(combine, "_PIECE", 64)
+    whole = array(4, 32, 48)
+    path = write_safetensors(tmp_path / "m.safetensors", {"t": whole})
+    tensor = read_safetensors(path)[0]["t"]
+    read = 0
+    plain = DataFile.read
+
+    def counted(file: DataFile, offset: int, n_bytes: int) -> npt.NDArray[np.uint8]:
+        nonlocal read
+        read += n_bytes
+        return plain(file, offset, n_bytes)
+
+    monkeypatch.setattr(DataFile, "read", counted)
+    half = combine.slice_axis(tensor, 2, 24, 48)
+    same(half, whole[:, :, 24:])
+    same(combine.slice_axis(tensor, 1, 8, 20), whole[:, 8:20])
+    turned = combine.transpose(half, (0, 2, 1))
+    same(turned, whole[:, :, 24:].transpose(0, 2, 1))
+    rows = combine.reshape(turned, (-1, 32))
+    held.release_all()
+    read = 0
+    found = np.concatenate([rows.read(i, i + 6) for i in range(0, 96, 6)])
+    assert np.array_equal(found, whole[:, :, 24:].transpose(0, 2, 1).reshape(-1, 32))
+    assert read == whole.nbytes // 2
 
 
 def test_take_rows(make: Any) -> None:

@@ -99,8 +99,11 @@ def test_sharded_with_index(tmp_path: Path) -> None:
     write_torch(tmp_path / "pytorch_model-00002-of-00002.bin", {"b": DATA.reshape(4, 6)})
     for number_, key in ((1, "a"), (2, "b")):
         assert read_torch(tmp_path / f"pytorch_model-0000{number_}-of-00002.bin").keys() == {key}
-    with pytest.raises(CheckpointError, match="index"):  # shards without their index
+    assert open_checkpoint(tmp_path).tensors.keys() == {"a", "b"}  # without their index
+    (tmp_path / "pytorch_model-00001-of-00002.bin").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="1 of 2 files missing: pytorch_model-00001-of-00002"):
         open_checkpoint(tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "pytorch_model-00001-of-00002.bin")
     places = {key: f"pytorch_model-0000{n}-of-00002.bin" for key, n in (("a", 1), ("b", 2))}
     write_index(tmp_path / "pytorch_model.bin.index.json", places)
     checkpoint = open_checkpoint(tmp_path)
@@ -193,5 +196,6 @@ def test_archives_that_are_not_torchs(tmp_path: Path) -> None:
         damaged = bytearray(good)
         damaged[end + 42 : end + 46] = forged.to_bytes(4, "little")
         refused(path, bytes(damaged))
+    assert "LFS" in refused(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     for content in (b"", b"x", b"PK", b"PK\x03\x04", b"\x80\x02", b"\x80" * 100, b"\x80\x02K\x01." * 10):
         refused(path, content)

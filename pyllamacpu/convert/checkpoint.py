@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyllamacpu.convert import held
-from pyllamacpu.convert.meta import is_meta, read_meta
+from pyllamacpu.convert.meta import is_meta, is_meta_file, read_meta
 from pyllamacpu.convert.quantization import undo_quantization
 from pyllamacpu.convert.safetensors import read_safetensors
-from pyllamacpu.convert.shards import ReadFile, read_indexed, read_json, read_together
+from pyllamacpu.convert.shards import ReadFile, check_numbered, read_indexed, read_json, read_together
 from pyllamacpu.convert.tensor import LazyTensor
 from pyllamacpu.convert.torch_file import read_torch
 from pyllamacpu.errors import CheckpointError
 
-Kind = Literal["safetensors", "torch", "meta", "gguf"]
+Kind = Literal["safetensors", "torch", "meta"]
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,15 @@ def _open_folder(folder: Path) -> Checkpoint:
     if is_meta(folder):
         meta_tensors, params, ranks = read_meta(folder)
         return Checkpoint(folder, "meta", meta_tensors, params, tuple(ranks))
-    loose = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
-    if loose:
-        return _finish(folder, "safetensors", *read_together(loose, _read_safetensors))
-    if list(folder.glob("pytorch_model-*.bin")):
-        raise CheckpointError(
-            folder,
-            "pytorch_model.bin.index.json is missing; without it no one knows whether all files are there",
-        )
+    loose_kinds: tuple[tuple[Kind, str], ...] = (("safetensors", ".safetensors"), ("torch", ".bin"))
+    for kind, suffix in loose_kinds:
+        pattern = "*" if kind == "safetensors" else "pytorch_model*"
+        loose = sorted(file for file in folder.glob(pattern + suffix) if not file.name.startswith("."))
+        if loose:
+            check_numbered(folder, loose)
+            return _finish(folder, kind, *read_together(loose, _READERS[kind]))
     raise CheckpointError(
-        folder, "holds no checkpoint: no safetensors, pytorch_model*.bin or consolidated.*.pth files"
+        folder, "holds no checkpoint: no *.safetensors, pytorch_model*.bin or consolidated.*.pth files"
     )
 
 
@@ -84,6 +83,8 @@ def _open_file(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         kind: Kind = "safetensors" if ".safetensors" in path.name else "torch"
         return _finish(path, kind, *read_indexed(path, _READERS[kind]))
+    if is_meta_file(path) and (path.parent / "params.json").is_file():
+        return _open_folder(path.parent)
     if path.suffix in _SUFFIXES:
         kind = _SUFFIXES[path.suffix]
         return _finish(path, kind, *read_together([path], _READERS[kind]))

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.convert.held import Held
-from pyllamacpu.convert.tensor import Array, LazyTensor, computed, turned, view_of
+from pyllamacpu.convert.tensor import STORED, Array, LazyTensor, computed, turned, view_of
 from pyllamacpu.errors import CheckpointError
+
+_PIECE = 8192  # bytes from which single reads pay
 
 
 def concatenate(parts: Sequence[LazyTensor], axis: int = 0) -> LazyTensor:
@@ -88,19 +90,23 @@ def reshape(tensor: LazyTensor, shape: Sequence[int]) -> LazyTensor:
     dims = _resolved(tensor, shape)
     if dims == tensor.shape:
         return tensor
+    return view_of(_flattened(tensor), dims)
+
+
+def _flattened(tensor: LazyTensor) -> LazyTensor:
+    """The elements one after another. Where the tensor is known by its rows only, whole rows are read."""
     if tensor.flat is not None:
-        return view_of(tensor.flat, dims)
-    old_row, row = prod(tensor.shape[1:]), prod(dims[1:])
+        return tensor.flat
+    row = prod(tensor.shape[1:])
 
-    def stored(start: int, stop: int) -> Array:
-        if start == stop or not old_row:
-            return tensor.raw(0, 0).reshape(stop - start, *dims[1:])
-        low = start * row // old_row
-        values = tensor.raw(low, -(-stop * row // old_row)).reshape(-1)
-        skip = start * row - low * old_row
-        return values[skip : skip + (stop - start) * row].reshape(stop - start, *dims[1:])
+    def elements(start: int, stop: int) -> Array:
+        if start == stop:
+            return tensor.raw(0, 0).reshape(-1)
+        low = start // row
+        values = tensor.raw(low, -(-stop // row)).reshape(-1)
+        return values[start - low * row :][: stop - start]
 
-    return LazyTensor(dims, tensor.dtype, tensor.source, stored, decode=tensor.decode)
+    return LazyTensor((tensor.n_elements,), tensor.dtype, tensor.source, elements, decode=tensor.decode)
 
 
 def _resolved(tensor: LazyTensor, shape: Sequence[int]) -> tuple[int, ...]:
@@ -139,8 +145,11 @@ def slice_axis(tensor: LazyTensor, axis: int, start: int, stop: int) -> LazyTens
         raise CheckpointError(
             tensor.source, f"shape {tensor.shape} has no elements {start} to {stop} on axis {axis}"
         )
-    picked = (slice(None),) * axis + (slice(start, stop),)
     shape = (*tensor.shape[:axis], stop - start, *tensor.shape[axis + 1 :])
+    inner = prod(tensor.shape[axis + 1 :])
+    if tensor.flat is not None and (stop - start) * inner * STORED[tensor.dtype].itemsize >= _PIECE:
+        return _pieces(tensor.flat, tensor.shape, axis, start * inner, shape)
+    picked = (slice(None),) * axis + (slice(start, stop),)
 
     def stored(low: int, high: int) -> Array:
         return np.ascontiguousarray(tensor.raw(low, high)[picked])
@@ -148,12 +157,28 @@ def slice_axis(tensor: LazyTensor, axis: int, start: int, stop: int) -> LazyTens
     return LazyTensor(shape, tensor.dtype, tensor.source, stored, decode=tensor.decode)
 
 
+def _pieces(
+    flat: LazyTensor, whole: tuple[int, ...], axis: int, first: int, shape: tuple[int, ...]
+) -> LazyTensor:
+    """The slice `shape` of a file's tensor `whole`, read in runs that begin `first` elements into the axis:
+    what lies between is not read.
+    """
+    run, step = prod(shape[axis:]), prod(whole[axis:])
+    runs = prod(shape[1:axis])  # per row
+
+    def stored(low: int, high: int) -> Array:
+        result = np.empty(((high - low) * runs, run), STORED[flat.dtype])
+        for index in range(result.shape[0]):
+            begin = (low * runs + index) * step + first
+            result[index] = flat.raw(begin, begin + run)
+        return result.reshape(high - low, *shape[1:])
+
+    return LazyTensor(shape, flat.dtype, flat.source, stored, decode=flat.decode)
+
+
 def select(tensor: LazyTensor, index: int) -> LazyTensor:
     """Row `index` alone, without the first axis: one expert of (n_experts, n_out, n_in)."""
-    row = slice_rows(tensor, index, index + 1)
-    if row.flat is not None:
-        return view_of(row.flat, tensor.shape[1:])
-    return reshape(row, tensor.shape[1:])
+    return reshape(slice_rows(tensor, index, index + 1), tensor.shape[1:])
 
 
 def take_rows(tensor: LazyTensor, index: npt.ArrayLike) -> LazyTensor:
@@ -186,8 +211,8 @@ def _runs(index: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def transpose(tensor: LazyTensor, axes: Sequence[int] | None = None) -> LazyTensor:
-    """The axes in another order, reversed by default. When the first one stays first (experts whose last
-    two are swapped) rows are read singly, otherwise the whole tensor is held in memory while it is read.
+    """The axes in another order, reversed by default. What is turned is held in memory while it is being
+    read: the whole tensor, or one expert where the first axis stays first.
     """
     order = tuple(reversed(range(len(tensor.shape)))) if axes is None else tuple(axes)
     if sorted(order) != list(range(len(tensor.shape))):
@@ -195,6 +220,8 @@ def transpose(tensor: LazyTensor, axes: Sequence[int] | None = None) -> LazyTens
     shape = tuple(tensor.shape[axis] for axis in order)
     if order == tuple(range(len(order))):
         return tensor
+    if order == (0, 2, 1) and shape[0]:  # experts: their rows can be read singly, one expert held
+        return stack([transpose(select(tensor, index)) for index in range(shape[0])])
     if order[0] == 0:
 
         def stored(start: int, stop: int) -> Array:

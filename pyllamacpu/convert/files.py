@@ -138,6 +138,13 @@ class DataFile:
         _POOL.forget(self._key)
 
 
+def pointer_hint(file: DataFile) -> str:
+    """What to add to a complaint about a file that is only a pointer to the real one."""
+    if file.read(0, min(file.size, 40)).tobytes().startswith(b"version https://git-lfs"):
+        return " (it is a Git LFS pointer; fetch the file itself)"
+    return ""
+
+
 def _identity(status: os.stat_result) -> _Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -47,7 +47,11 @@ Merge = Callable[[str, list[LazyTensor], _Params], Merged]
 
 def is_meta(folder: Path) -> bool:
     """Whether the folder has the files of a Meta checkpoint."""
-    return any(_FILE.fullmatch(path.name) for path in folder.glob("consolidated.*.pth"))
+    return any(is_meta_file(path) for path in folder.glob("consolidated.*.pth"))
+
+
+def is_meta_file(path: Path) -> bool:
+    return _FILE.fullmatch(path.name) is not None
 
 
 def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:

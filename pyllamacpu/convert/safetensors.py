@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from pyllamacpu.convert.files import DataFile
+from pyllamacpu.convert.files import DataFile, pointer_hint
 from pyllamacpu.convert.tensor import STORED, LazyTensor, from_file
 from pyllamacpu.errors import CheckpointError
 
@@ -54,7 +54,7 @@ def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > MAX_HEADER:
         raise CheckpointError(
-            file.path, f"not a safetensors file: its header would have {length} bytes{_pointer_hint(file)}"
+            file.path, f"not a safetensors file: its header would have {length} bytes{pointer_hint(file)}"
         )
     if 8 + length > file.size:
         raise CheckpointError(
@@ -72,13 +72,6 @@ def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise CheckpointError(file.path, "its header is not a JSON object")
     return header, 8 + length
-
-
-def _pointer_hint(file: DataFile) -> str:
-    start = file.read(0, min(file.size, 40)).tobytes()
-    if start.startswith(b"version https://git-lfs"):
-        return " (it is a Git LFS pointer; fetch the file itself)"
-    return ""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

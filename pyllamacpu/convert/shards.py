@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from pyllamacpu.convert.tensor import LazyTensor
 from pyllamacpu.errors import CheckpointError
 
 ReadFile = Callable[[Path], dict[str, LazyTensor]]
+
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})", re.DOTALL)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,6 +60,23 @@ def read_together(paths: list[Path], read: ReadFile) -> tuple[dict[str, LazyTens
     for path in paths:
         _merge(tensors, path, read(path))
     return tensors, paths
+
+
+def check_numbered(folder: Path, paths: list[Path]) -> None:
+    """Raises CheckpointError when files named like model-00001-of-00003 are not all there, or are of two
+    checkpoints.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for path in paths:
+        if match := _NUMBERED.fullmatch(path.stem):
+            found.setdefault((match["stem"], match["count"]), set()).add(int(match["number"]))
+    if len(found) > 1:
+        raise CheckpointError(folder, f"holds parts of {len(found)} checkpoints; name one's index.json")
+    for (stem, count), numbers in found.items():
+        missing = sorted(set(range(1, int(count) + 1)) - numbers)
+        if missing:
+            names = [f"{stem}-{number:0{len(count)}}-of-{count}{paths[0].suffix}" for number in missing[:5]]
+            raise CheckpointError(folder, f"{len(missing)} of {int(count)} files missing: {_some(names)}")
 
 
 def _merge(tensors: dict[str, LazyTensor], path: Path, found: dict[str, LazyTensor]) -> None:

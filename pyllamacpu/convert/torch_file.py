@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyllamacpu.convert.combine import hold, transpose
-from pyllamacpu.convert.files import DataFile
+from pyllamacpu.convert.files import DataFile, pointer_hint
 from pyllamacpu.convert.tensor import STORED, Array, LazyTensor, from_file
 from pyllamacpu.convert.torch_pickle import Storage, TensorSpec, TorchGlobals
 from pyllamacpu.convert.unpickler import PickleStream, Unpickler
@@ -143,7 +143,10 @@ def _read_legacy(file: DataFile) -> Any:
     known = TorchGlobals(file.path)
     stream = PickleStream(file, 0, min(file.size, MAX_PICKLE))
     if not _is_legacy(stream, known):
-        raise CheckpointError(file.path, "is no torch file: neither a zip archive nor torch's older format")
+        raise CheckpointError(
+            file.path,
+            f"is no torch file: neither a zip archive nor torch's older format{pointer_hint(file)}",
+        )
     if (version := Unpickler(stream, {}).load()) != LEGACY_VERSION:
         number = version if type(version) is int else "?"
         raise CheckpointError(file.path, f"torch file of the unknown version {number}")
