@@ -73,7 +73,7 @@ def test_state_dict_of_a_module(file: str) -> None:
 @pytest.mark.parametrize("file", ["torch.bin", "torch_legacy.bin"])
 def test_truncated_at_every_byte(tmp_path: Path, file: str) -> None:
     whole = (HERE / file).read_bytes()
-    for length in range(0, len(whole) - 1, 3):
+    for length in range(0, len(whole) - 1, 29):
         refused(tmp_path / "m.bin", whole[:length])
 
 
@@ -82,7 +82,7 @@ def test_damaged_bytes_never_do_anything_else(tmp_path: Path, file: str) -> None
     whole = bytearray((HERE / file).read_bytes())
     rng = np.random.default_rng(5)
     path = tmp_path / "m.bin"
-    for _ in range(400):
+    for _ in range(250):
         damaged = whole.copy()
         for at in rng.integers(0, len(whole), rng.integers(1, 4)):
             damaged[at] = rng.integers(0, 256)
