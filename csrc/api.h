@@ -218,6 +218,7 @@ typedef struct {
     int32_t n_heads, kv_heads, head_dim, v_dim;
     int32_t rope_dim, rope_neox; /* rotated dims; pairs: adjacent (0) or halves (1) */
     int32_t window;              /* keys a query sees, itself included; 0: all */
+    int32_t gated;               /* MATMUL of two like matrices: dst[0] = silu(the first result) * the second */
     int32_t table_type;
     float floats[2];
     const pl_matrix *matrix[3];

@@ -23,7 +23,9 @@ typedef struct {
     const float *x;    /* (n_tokens, x_stride) */
     int64_t x_stride;
     int64_t token0, token1;
-    const float *bias;     /* padded to whole panels, or NULL */
+    const uint8_t *up;     /* or NULL: a second matrix of the same type and shape, and then (quantized types only)
+                            * out = silu(what the first one gives) * (w_up * x (+ up_bias)), without a residual */
+    const float *bias, *up_bias; /* padded to whole panels, or NULL */
     const float *residual; /* (n_tokens, out_stride) or NULL; may be out */
     float *out;            /* (n_tokens, out_stride), stride padded to whole panels */
     int64_t out_stride;

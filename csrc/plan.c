@@ -181,9 +181,10 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
 static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
-    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, parts = n == 1 ? 2 * threads : 0, unit = n == 1 ? 4 : 2, stride;
-    for (int i = 0; i < 3; i++) /* work items: units of 2 or 4 panels, matrix after matrix, times blocks of tokens */
-        first[i + 1] = first[i] + (op->matrix[i] ? (op->matrix[i]->panels + unit - 1) / unit : 0);
+    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, parts = n == 1 ? 2 * threads : 0, stride;
+    int64_t unit = n == 1 ? 4 : op->gated ? 1 : 2;
+    for (int i = 0; i < 3; i++) /* work items: units of panels, matrix after matrix, times blocks of tokens */
+        first[i + 1] = first[i] + (op->matrix[i] && !(op->gated && i) ? (op->matrix[i]->panels + unit - 1) / unit : 0);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
     while (pl_take_part(counter, round, first[3] * token_blocks, 1, parts, &begin, &end)) {
@@ -206,7 +207,9 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
                 .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
                 .token0 = block * PL_TOKENS,
                 .token1 = (block + 1) * PL_TOKENS < n ? (block + 1) * PL_TOKENS : n,
+                .up = op->gated ? op->matrix[1]->data : NULL,
                 .bias = op->vector[i],
+                .up_bias = op->gated ? op->vector[1] : NULL,
                 .residual = i == 0 && op->src[1] >= 0 ? plan->buffers[op->src[1]] : NULL,
                 .out = out,
                 .out_stride = stride,
@@ -355,6 +358,12 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
     for (int i = 0; i < 4; i++)
         if (!buffer_ok(plan, op->src[i], 0))
             return 0;
+    if (op->gated) {
+        const pl_matrix *gate = op->matrix[0], *up = op->matrix[1];
+        if (op->kind != PL_OP_MATMUL || op->q8 < 0 || op->src[1] >= 0 || op->dst[0] < 0 || (gate == NULL) != (up == NULL) ||
+            (gate && (gate->type != up->type || gate->panels != up->panels || gate->cols != up->cols)))
+            return 0;
+    }
     if (op->kind == PL_OP_MATMUL)
         for (int i = 0; i < 3; i++) {
             const pl_matrix *m = op->matrix[i];

@@ -4,8 +4,9 @@ Model code calls a `Recorder` as if it computed: `x = x + plan.linear(plan.rms_n
 call notes an op over symbolic tensors; `Recorder.compile` then
   1. folds an addition into the product that made one of its sides (a residual),
   2. gathers neighbouring products of one input (q, k, v; gate, up) into one op: one barrier instead of three,
-  3. adds the 8-bit copies that quantized matrices read, made by the op that makes the input where it can,
-  4. gives tensors numbered buffers, reused as soon as their last reader has run.
+  3. folds silu(gate) * up into the op that makes both, where their matrices are of one type,
+  4. adds the 8-bit copies that quantized matrices read, made by the op that makes the input where it can,
+  5. gives tensors numbered buffers, reused as soon as their last reader has run.
 """
 
 from __future__ import annotations
@@ -143,13 +144,13 @@ class Recorder:
 
     def compile(self, sums: InputSquares | None = None) -> CompiledPlan:
         """The plan. With `sums`, it also adds up the squares of every product's input in them."""
-        ops = _grouped(_with_residuals(self.ops))
+        ops = _gated(_grouped(_with_residuals(self.ops)))
         if sums is not None:
             ops = _with_squares(ops, sums)
         return CompiledPlan(_with_buffers(_with_q8(ops)))
 
 
-# ---- the four passes ----
+# ---- the five passes ----
 
 
 def _readers(ops: list[Op], tensor: Tensor) -> list[Op]:
@@ -197,6 +198,28 @@ def _grouped(ops: list[Op]) -> list[Op]:
             last.dst += op.dst
             last.matrices += op.matrices
             last.vectors += op.vectors
+        else:
+            result.append(op)
+    return result
+
+
+def _gated(ops: list[Op]) -> list[Op]:
+    """silu(gate) * up, right behind the product that makes both: their rows never go to memory."""
+    result: list[Op] = []
+    for op in ops:
+        last = result[-1] if result else None
+        if (
+            op.kind == lib.PL_OP_SILU_MUL
+            and last is not None
+            and last.kind == lib.PL_OP_MATMUL
+            and len(last.matrices) == len(last.dst) == 2
+            and all(made is read for made, read in zip(last.dst, op.src, strict=True))
+            and all(len(_readers(ops, t)) == 1 for t in op.src if t is not None)
+            and last.matrices[0].quantized
+            and last.matrices[0].type == last.matrices[1].type
+        ):
+            last.dst = list(op.dst)
+            last.fields["gated"] = 1
         else:
             result.append(op)
     return result

@@ -268,6 +268,43 @@ static void check_untouched(const matmul_case *c, const pl_kernels *tier)
     guarded_free(tier, out);
 }
 
+/* Two matrices and silu between them: the bits of the separate steps, for one token as for all. The second matrix is the
+ * first one with its panels in reverse. */
+static void check_gated(matmul_case *c, const pl_kernels *tier)
+{
+    int64_t panel_bytes = c->cols / pl_panel_block_k(c->type) * pl_panel_block_bytes(c->type);
+    uint8_t *up = guarded((size_t)(panel_bytes * c->n_panels), 4), *panels = c->panels;
+    residual_mode residual = c->residual;
+    c->residual = RESIDUAL_NONE;
+    for (int p = 0; p < c->n_panels; p++)
+        memcpy(up + p * panel_bytes, panels + (c->n_panels - 1 - p) * panel_bytes, (size_t)panel_bytes);
+    float *gate = new_out(c), *other = new_out(c), *got = new_out(c);
+    for (int t = 0; t < c->n_tokens; t += PL_TOKENS) {
+        int end = t + PL_TOKENS < c->n_tokens ? t + PL_TOKENS : c->n_tokens;
+        run(c, tier, gate, 0, c->n_panels, t, end);
+        c->panels = up;
+        run(c, tier, other, 0, c->n_panels, t, end);
+        c->panels = panels;
+    }
+    for (int t = 0; t < c->n_tokens; t++)
+        tier->silu_mul(gate + t * c->out_stride, other + t * c->out_stride, gate + t * c->out_stride, c->padded);
+    for (int step = 1; step <= PL_TOKENS; step += PL_TOKENS - 1) {
+        for (int t = 0; t < c->n_tokens; t += step) {
+            pl_matmul m = {.type = c->type, .panels = panels, .up = up, .cols = c->cols, .panel0 = 0, .panel1 = c->n_panels,
+                           .q8 = c->q8, .q8_stride = c->q8_stride, .token0 = t,
+                           .token1 = t + step < c->n_tokens ? t + step : c->n_tokens, .out = got, .out_stride = c->out_stride};
+            m.bias = m.up_bias = c->has_bias ? c->bias : NULL;
+            tier->matmul(&m);
+        }
+        check_same(c, tier, gate, got, step == 1 ? "gated, one token" : "gated, all tokens");
+    }
+    c->residual = residual;
+    guarded_free(tier, up);
+    guarded_free(tier, gate);
+    guarded_free(tier, other);
+    guarded_free(tier, got);
+}
+
 static void check_tier(matmul_case *c, const pl_kernels *tier)
 {
     float *single = new_out(c), *whole = new_out(c), *pieces = new_out(c), *few = new_out(c);
@@ -285,6 +322,8 @@ static void check_tier(matmul_case *c, const pl_kernels *tier)
     check_same(c, tier, single, pieces, "random items");
     check_same(c, tier, single, few, "small items");
     check_untouched(c, tier);
+    if (!pl_panel_is_float(c->type))
+        check_gated(c, tier);
     guarded_free(tier, single);
     guarded_free(tier, whole);
     guarded_free(tier, pieces);
