@@ -173,6 +173,89 @@ def test_bitsandbytes_state_that_is_none(text: str, tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+# layouts that the libraries of the fixtures no longer write, packed here value by value
+
+
+def packed(codes: Any, bits: int, dense: bool) -> Any:
+    """Rows of small integers in 32-bit words, by Python's own integers."""
+    per_word = 32 // bits
+    rows = []
+    for row in codes.tolist():
+        number = 0
+        for index, value in enumerate(row):
+            at = index * bits if dense else index // per_word * 32 + index % per_word * bits
+            number |= value << at
+        n_words = -(-len(row) * bits // 32) if dense else -(-len(row) // per_word)
+        rows.append(np.frombuffer(number.to_bytes(4 * n_words, "little"), np.int32))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+def test_packed_integers_of_all_widths(bits: int, dense: bool, tmp_path: Path) -> None:
+    """compressed-tensors before it packed across words, and since; with groups in any order."""
+    n_out, n_in, n_groups = 22, 480, 5
+    codes = rng.integers(0, 1 << bits, (n_out, n_in))
+    zeros = rng.integers(0, 1 << bits, (n_out, n_groups))
+    scale = rng.random((n_out, n_groups)).astype(np.float32)
+    g_idx = rng.permutation(np.arange(n_in) // (n_in // n_groups)).astype(np.int32)
+    tensors = {
+        "q.weight_packed": packed(codes, bits, dense),
+        "q.weight_shape": np.array([n_out, n_in]),
+        "q.weight_scale": scale,
+        "q.weight_zero_point": np.ascontiguousarray(packed(zeros.T, bits, dense).T),
+        "q.weight_g_idx": g_idx,
+    }
+    facts = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"g": {"weights": {"num_bits": bits, "symmetric": False}}},
+    }
+    expected = ((codes - zeros[:, g_idx]).astype(np.float32)) * scale[:, g_idx]
+    found = fp8(tmp_path, facts, tensors, {}).tensors
+    assert found.keys() == {"q.weight"} and np.array_equal(found["q.weight"].read(), expected)
+    assert np.array_equal(found["q.weight"].read(5, 9), expected[5:9])
+    tensors["q.weight_g_idx"] = np.full(n_in, -1, np.int32)  # never set
+    expected = ((codes - np.repeat(zeros, 96, 1)).astype(np.float32)) * np.repeat(scale, 96, 1)
+    assert np.array_equal(fp8(tmp_path, facts, tensors, {}).tensors["q.weight"].read(), expected)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_gptq_zero_points_wrap(bits: int, form: str, tmp_path: Path) -> None:
+    """A zero point of 0 is stored as the largest value where one is taken off."""
+    n_out, n_in, n_groups = 64, 96, 3
+    codes = rng.integers(0, 1 << bits, (n_out, n_in))
+    zeros = rng.integers(0, 1 << bits, (n_out, n_groups))
+    zeros[:, 0] = 0
+    scale = rng.random((n_out, n_groups)).astype(np.float16)
+    stored = (zeros - (form == "gptq")) % (1 << bits)
+    tensors = {
+        "q.qweight": np.ascontiguousarray(packed(codes, bits, True).T),
+        "q.qzeros": packed(stored.T, bits, True),
+        "q.scales": np.ascontiguousarray(scale.T),
+        "q.g_idx": (np.arange(n_in) // 32).astype(np.int32),
+    }
+    facts = {"quant_method": "gptq", "bits": bits, "group_size": 32, "checkpoint_format": form}
+    expected = (codes - np.repeat(zeros, 32, 1)).astype(np.float32) * np.repeat(scale, 32, 1).astype(
+        np.float32
+    )
+    found = fp8(tmp_path, facts, tensors, {}).tensors["q.weight"]
+    assert np.array_equal(found.read(), expected) and np.array_equal(found.read(33, 50), expected[33:50])
+
+
+def test_microscaling_floats(tmp_path: Path) -> None:
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    codes = rng.integers(0, 16, (6, 64))
+    powers = rng.integers(100, 140, (6, 2)).astype(np.uint8)
+    raw = (codes[:, 1::2] << 4 | codes[:, ::2]).astype(np.uint8)
+    facts = {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "config_groups": {}}
+    found = fp8(tmp_path, facts, {"q.weight_packed": raw, "q.weight_scale": powers}, {}).tensors["q.weight"]
+    plain = np.array(values + [-x for x in values])[codes]
+    expected = plain * np.repeat(2.0 ** (powers.astype(int) - 127), 32, 1)
+    assert np.array_equal(found.read(), expected) and np.array_equal(found.read(2, 5), expected[2:5])
+
+
 @pytest.mark.parametrize("kind", ["BF16", "F32"])
 def test_bitsandbytes_in_a_float_storage(kind: str, tmp_path: Path) -> None:
     """bnb_4bit_quant_storage keeps the same bytes under another type."""

@@ -17,7 +17,7 @@ from pyllamacpu.convert.unpickler import Global
 from pyllamacpu.errors import CheckpointError
 
 MAX_DIMS = 64
-MAX_WORK = 16_000_000  # items of all arguments: a list may be an argument many times
+MAX_WORK = 4_000_000  # items of all arguments: a list may be an argument many times
 _LARGEST = 1 << 62
 
 
