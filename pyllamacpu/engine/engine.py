@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.cache import PAGE, PageCache, Sequence
 from pyllamacpu.engine.plan import CompiledPlan, InputSquares, Recorder
+from pyllamacpu.engine.substitute import Blocks, substituted
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.config import ModelConfig
@@ -84,10 +86,7 @@ class Engine:
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.n_vocab = self.model.output.rows
         self._stride = -(-self.n_vocab // LANES) * LANES
-        recorder = Recorder(self.config)
-        self.model.record(recorder)
-        self.plan = recorder.compile(input_squares)
-        self._plan = _native_plan(self.plan, self._pool, self.cache, self.n_batch, self.n_ctx)
+        self.plan, self._plan = self._planned(self.model, input_squares)
         self._last = np.zeros((1, self._stride), np.float32)
         self._lock = threading.RLock()
         self._closed = False
@@ -200,6 +199,22 @@ class Engine:
             result[name] = result.get(name, 0.0) + spent
         return result
 
+    @contextmanager
+    def replaced(self, blocks: Mapping[str, Blocks]) -> Iterator[None]:
+        """Runs with other weights while the block lasts: by a matrix's name, a type and its bytes.
+
+        Raises ModelError when there is no such matrix, or the bytes do not fit it.
+        """
+        with self._lock:
+            kept = self.model, self.plan, self._plan
+            model = substituted(self.model, blocks, self._pool)
+            self.model, (self.plan, self._plan) = model, self._planned(model)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.model, self.plan, self._plan = kept
+
     def close(self) -> None:
         """Frees weights, threads and the file; sequences become useless."""
         with self._lock:
@@ -210,6 +225,15 @@ class Engine:
                 self.plan.keep.clear()
                 del self.model
                 self.file.close()
+
+    def _planned(
+        self, model: Llama, input_squares: InputSquares | None = None
+    ) -> tuple[CompiledPlan, Any]:
+        """The plan of a model with this one's config, and its native form."""
+        recorder = Recorder(self.config)
+        model.record(recorder)
+        plan = recorder.compile(input_squares)
+        return plan, _native_plan(plan, self._pool, self.cache, self.n_batch, self.n_ctx)
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, hidden: Floats | None = None) -> None:
         with self._lock:

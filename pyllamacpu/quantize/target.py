@@ -1,0 +1,226 @@
+"""The best file of a given size: types chosen per tensor by what the model itself says about them.
+
+One run: a text (the user's, or sampled from the model), importance from it unless it is given, the errors of
+all types (sensitivity.py), the divergence per error of each tensor, and a knapsack (allocate.py).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.errors import OptionError
+from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
+from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.quantize.allocate import Candidate, allocate
+from pyllamacpu.quantize.calibrate import N_CTX, sampled_windows, text_windows
+from pyllamacpu.quantize.driver import run
+from pyllamacpu.quantize.file_types import FileType, guessed_number, parse_file_type
+from pyllamacpu.quantize.plan import Plan, Settings, make_plan, with_types
+from pyllamacpu.quantize.recipes import FLOATS, ModelFacts, Role, TypeOptions, fitting, quantizable, role_of
+from pyllamacpu.quantize.sensitivity import (
+    Errors,
+    candidates,
+    groups,
+    kinds_for,
+    measure_cost,
+    measure_errors,
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{p}{s}": b**i for i, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("IB", 1024))
+}
+_N_BATCH = 1024
+_METADATA = 4096  # bytes that the importance matrix's keys may take
+_MARK = 1024  # set in file types that are guessed
+
+
+@dataclass(frozen=True)
+class Target:
+    """The size wanted: of the file in bytes, or of its tensors in bits per weight."""
+
+    n_bytes: int | None = None
+    bits: float | None = None
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `4.5GB`, `4300MiB`, `900000000`. Raises OptionError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", text, re.IGNORECASE)
+    unit = found[2].upper() if found else ""
+    unit = unit + "B" if unit and not unit.endswith("B") else unit
+    if found is None or unit not in _UNITS:
+        raise OptionError(f"{text!r} is no size, such as 4.5GB or 4300MiB")
+    return int(float(found[1]) * _UNITS[unit])
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Of one model and text. cost: divergence per unit of error, by tensor; `base` predicts the original."""
+
+    errors: tuple[Errors, ...]
+    cost: Mapping[str, float]
+    base: Recorded
+    fixed_bytes: int  # of tensors that stay as they are
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A type for each tensor, in the order of the file, and the divergence that is predicted for all."""
+
+    types: Mapping[str, Candidate]
+    predicted: float
+    n_bytes: int  # of all tensors
+
+
+def budget(file: GGUFFile, target: Target) -> int:
+    """Bytes that the tensors may take. Raises OptionError for a size that leaves nothing."""
+    elements = sum(info.n_elements for info in file.tensors.values())
+    if target.bits is not None:
+        return int(target.bits * elements / 8)
+    assert target.n_bytes is not None
+    outside = file.n_bytes - sum(info.n_bytes for info in file.tensors.values())
+    left = target.n_bytes - outside - 32 * len(file.tensors) - _METADATA
+    if left <= 0:
+        raise OptionError(f"{target.n_bytes} bytes hold no model: its metadata alone takes {outside}")
+    return left
+
+
+@contextmanager
+def eight_bits(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
+    """The model in a form that runs fast and predicts as the original does: Q8_0 where it is in floats.
+
+    That is a temporary file in `folder`, gone afterwards.
+    """
+    if all(info.type not in FLOATS for info in file.tensors.values() if quantizable(info.name, info.shape)):
+        with GGUFFile.open(file.paths[0]) as again:
+            yield again
+        return
+    path = folder / f".{secrets.token_hex(4)}.part"
+    try:
+        plan = make_plan(file, Settings(parse_file_type("Q8_0"), allow_requantize=True))
+        for _ in run(plan, path):
+            pass
+        with GGUFFile.open(path) as small:
+            yield small
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def open_engine(file: GGUFFile) -> Engine:
+    return Engine(file, n_ctx=N_CTX, n_batch=_N_BATCH)
+
+
+def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, progress: Progress) -> Windows:
+    """The user's text, or the model's own."""
+    if text is not None:
+        return text_windows(engine.file.metadata, text, n_tokens, min(N_CTX, engine.n_ctx))
+
+    def on_progress(done: int, total: int) -> None:
+        progress("the model writes a text to be measured on", done, total)
+
+    return sampled_windows(engine, n_tokens, N_CTX, seed, on_progress)
+
+
+def measure(
+    file: GGUFFile, engine: Engine, cut: Windows, settings: Settings, bits: float, progress: Progress
+) -> Measured:
+    """Errors and costs of all tensors of `file`, whose values `engine` runs with."""
+    progress("what the model predicts", 0, 1)
+    base = record(engine, cut)
+    plan = make_plan(file, replace(settings, file_type=parse_file_type("COPY")))
+    infos = [step.source for step in plan.steps if quantizable(step.name, step.source.shape)]
+    importance = {step.source.name: plan.importance(step) for step in plan.steps}
+    errors = []
+    for done, info in enumerate(infos):
+        progress("errors of all types", done, len(infos))
+        kinds = _forced(info, settings.types) or kinds_for(info, importance[info.name], bits)
+        errors.append(measure_errors(file, info, importance[info.name], kinds))
+    cost: dict[str, float] = {}
+    by_name = {item.info.name: item for item in errors}
+    probed = groups(infos, ModelFacts.of(file.metadata).n_layers)
+    for done, group in enumerate(probed):
+        progress("what the model minds", done, len(probed))
+        cost |= measure_cost(engine, base, file, [by_name[info.name] for info in group], bits)
+    fixed = sum(step.source.n_bytes for step in plan.steps if step.source.name not in by_name)
+    return Measured(tuple(errors), cost, base, fixed)
+
+
+def _forced(info: TensorInfo, types: TypeOptions) -> list[TensorType]:
+    """The one type that the user wants for a tensor, if any."""
+    role = role_of(info.name)
+    wanted = types.named(info.name)
+    if role == Role.OUTPUT:
+        wanted = info.type if types.leave_output else types.output or wanted
+    elif role == Role.EMBEDDING:
+        wanted = types.embedding or wanted
+    return [fitting(wanted, info.shape[-1])] if wanted is not None else []
+
+
+def choose(measured: Measured, n_bytes: int, types: TypeOptions | None = None) -> Chosen:
+    """The types that predict the least divergence within `n_bytes` of tensors. Raises OptionError."""
+    options = []
+    for errors in measured.errors:
+        found = candidates(errors, measured.cost[errors.info.name])
+        forced = _forced(errors.info, types) if types else []
+        options.append([item for item in found if item.kind in forced] if forced else found)
+    picked = allocate(options, n_bytes - measured.fixed_bytes)
+    names = [errors.info.name for errors in measured.errors]
+    return Chosen(
+        dict(zip(names, picked, strict=True)),
+        sum(item.cost for item in picked),
+        measured.fixed_bytes + sum(item.n_bytes for item in picked),
+    )
+
+
+def chosen_plan(file: GGUFFile, settings: Settings, chosen: Chosen) -> Plan:
+    """The plan that writes the chosen types."""
+    kinds = {name: candidate.kind for name, candidate in chosen.types.items()}
+    most = guessed_number([*kinds.values()]) & ~_MARK
+    base = Counter(kinds.values()).most_common(1)[0][0]
+    mixed = FileType("mixed", "mixed", most, base, "types chosen per tensor")
+    return make_plan(file, with_types(replace(settings, file_type=mixed), kinds))
+
+
+def curve(measured: Measured, n_points: int = 24) -> list[tuple[int, float]]:
+    """(bytes of tensors, predicted divergence) for budgets from the smallest types to the largest."""
+    options = [candidates(errors, measured.cost[errors.info.name]) for errors in measured.errors]
+    low = sum(min(item.n_bytes for item in found) for found in options)
+    high = sum(max(item.n_bytes for item in found if item.kind not in FLOATS) for found in options)
+    points = []
+    for i in range(n_points):
+        picked = allocate(options, low + (high - low) * i // (n_points - 1))
+        n_bytes = measured.fixed_bytes + sum(item.n_bytes for item in picked)
+        points.append((n_bytes, sum(item.cost for item in picked)))
+    return points
+
+
+def check(path: Path, base: Recorded) -> Divergence:
+    """The divergence of the file that was written."""
+    engine = open_engine(GGUFFile.open(path))
+    try:
+        return divergence_from(base, engine)
+    finally:
+        engine.close()
+
+
+__all__ = [
+    "Chosen",
+    "Measured",
+    "Target",
+    "budget",
+    "calibration",
+    "check",
+    "choose",
+    "chosen_plan",
+    "measure",
+]
