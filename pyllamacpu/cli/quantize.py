@@ -46,6 +46,7 @@ _EXAMPLES = (
     "pyllamacpu quantize model-f16.gguf Q4_K_M",
     "pyllamacpu quantize --imatrix imatrix.gguf model-f16.gguf small.gguf IQ2_M 8",
     "pyllamacpu quantize --tensor-type ffn_down=q6_k --dry-run model-f16.gguf Q4_K_S",
+    "pyllamacpu quantize --target-size 4.5GB --report model-f16.gguf model-4.5GB.gguf",
 )
 
 _WEIGHTS = options(
@@ -87,6 +88,23 @@ _FILES = options(
     ),
     click.option("--max-buffer-size", type=click.IntRange(1), hidden=True),
 )
+_TARGET = options(
+    click.option("--target-size", metavar="SIZE", help="Instead of a TYPE: the best file of 4.5GB, 900MiB …"),
+    click.option("--target-bpw", type=click.FloatRange(1, 32), help="The same, in bits per weight."),
+    click.option(
+        "-f",
+        "--file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="For a target: the text to measure on, instead of one that the model writes.",
+    ),
+    click.option("--report", is_flag=True, help="For a target: write OUT-report.md, .json and .png."),
+    click.option(
+        "--calibration-tokens", type=click.IntRange(256), help="Tokens for the importance. [default: 4096]"
+    ),
+    click.option(
+        "--probe-tokens", type=click.IntRange(256), help="Tokens for each measurement. [default: 1024]"
+    ),
+)
 _RUN = options(
     click.option("--dry-run", is_flag=True, help="Show types and sizes, write nothing."),
     click.option("-v", "--verbose", is_flag=True, help="A line per tensor, on terminals too."),
@@ -98,6 +116,7 @@ _RUN = options(
 @_WEIGHTS
 @_TYPES
 @_FILES
+@_TARGET
 @_RUN
 def quantize(**given: Any) -> None:
     """Write a model with smaller tensor types.
@@ -105,28 +124,38 @@ def quantize(**given: Any) -> None:
     Options, types and the mix of each type are llama-quantize's; OUT is ggml-model-TYPE.gguf beside IN unless
     it is given. The output appears when it is whole, and IN is only read. A split model is read whole from
     any of its parts.
+
+    With --target-size or --target-bpw there is no TYPE: each tensor gets its own, so that the model's
+    predictions change as little as that size allows. For that they are measured, on a text that the model
+    writes itself or the one of -f.
     """
+    from pyllamacpu.cli.quantize_target import run_target, target_of
     from pyllamacpu.gguf.reader import GGUFFile
     from pyllamacpu.quantize.plan import make_plan
 
-    source, out, file_type, threads = _arguments(given["words"], given["keep_split"])
     try:
+        target = target_of(given)
+        parse = _arguments if target is None else _target_arguments
+        source, out, file_type, threads = parse(given["words"], given)
         settings = _settings(file_type, given)
     except OptionError as error:
         raise click.UsageError(str(error)) from error
     if given["max_buffer_size"]:
         click.echo("note: --max-buffer-size has no effect: buffers are some megabytes at most", err=True)
     with GGUFFile.open(source) as file:
+        if target is not None:
+            run_target(file, out, settings, target, given, threads)
+            return
         plan = make_plan(file, settings)
         for note in plan.notes:
             click.echo(f"note: {note}", err=True)
         if given["dry_run"]:
             _dry_run(plan)
         else:
-            _run(plan, out, threads, given["verbose"])
+            write_plan(plan, out, threads, given["verbose"])
 
 
-def _arguments(words: tuple[str, ...], keep_split: bool) -> tuple[Path, Path, FileType, int | None]:
+def _arguments(words: tuple[str, ...], given: dict[str, Any]) -> tuple[Path, Path, FileType, int | None]:
     """Input, output, type and threads, as llama-quantize understands its words."""
     from pyllamacpu.quantize.file_types import find_file_type, parse_file_type
 
@@ -135,7 +164,7 @@ def _arguments(words: tuple[str, ...], keep_split: bool) -> tuple[Path, Path, Fi
     source, rest = Path(words[0]), list(words[1:])
     file_type = find_file_type(rest[0])
     if file_type is not None:
-        out = source.parent / f"ggml-model-{file_type.name}{'' if keep_split else '.gguf'}"
+        out = source.parent / f"ggml-model-{file_type.name}{'' if given['keep_split'] else '.gguf'}"
         rest = rest[1:]
     elif len(rest) < 2:
         raise click.UsageError(f"{rest[0]!r} is no type, and none follows it")
@@ -147,6 +176,23 @@ def _arguments(words: tuple[str, ...], keep_split: bool) -> tuple[Path, Path, Fi
             raise click.UsageError(str(error)) from error
         rest = rest[2:]
     return source, out, file_type, _threads(rest)
+
+
+def _target_arguments(
+    words: tuple[str, ...], given: dict[str, Any]
+) -> tuple[Path, Path, FileType, int | None]:
+    """Input, output and threads, where a size takes the place of the type."""
+    from pyllamacpu.quantize.file_types import find_file_type, parse_file_type
+
+    if not words:
+        raise click.UsageError("an input is needed: IN.gguf [OUT.gguf] [THREADS]")
+    source, rest = Path(words[0]), list(words[1:])
+    out = source.parent / f"ggml-model-{given['target_size'] or str(given['target_bpw']) + 'bpw'}.gguf"
+    if rest and not rest[0].isdigit():
+        out = Path(rest.pop(0))
+    if find_file_type(str(out)) is not None:
+        raise click.UsageError(f"a target and the type {out} exclude each other; give one")
+    return source, out, parse_file_type("COPY"), _threads(rest)
 
 
 def _threads(rest: list[str]) -> int | None:
@@ -265,14 +311,15 @@ def _sizes(plan: Plan) -> None:
         )
 
 
-def _run(plan: Plan, out: Path, threads: int | None, verbose: bool) -> None:
+def write_plan(plan: Plan, out: Path, threads: int | None, verbose: bool, lines: bool | None = None) -> None:
+    """Writes the output, showing progress; `lines`: one per tensor, without it where there is no terminal."""
     from pyllamacpu.quantize.driver import output_paths, run
 
     terminal = is_terminal(sys.stderr)
     began = time.monotonic()
     with _bar(plan) if terminal else contextlib.nullcontext() as bar:
         for progress in run(plan, out, threads):
-            if progress.ended and (verbose or not terminal):
+            if progress.ended and ((verbose or not terminal) if lines is None else lines):
                 click.echo(_line(plan, progress.index, progress.step))
             if bar:
                 bar(progress)

@@ -202,11 +202,11 @@ def _print_sections(file: GGUFFile, sections: str | None, full: bool, type_k: st
     if sections is None:
         facts = _facts(file)
         facts |= {key: _size(facts[key]) for key in ("bytes", "tensor_bytes")}
-        _print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
+        print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
     if sections in (None, "metadata"):
         values = file.metadata
         rows = [(_printable(key), values.describe(key), _text(values[key], full)) for key in values]
-        _print_table("Metadata", ("key", "type", "value"), rows)
+        print_table("Metadata", ("key", "type", "value"), rows)
     if sections in (None, "tensors"):
         _print_tensors(file)
     if sections in (None, "memory"):
@@ -218,12 +218,12 @@ def _print_tensors(file: GGUFFile) -> None:
         (_printable(row["name"]), row["type"], " × ".join(map(str, row["shape"])), str(row["bytes"]))
         for row in _tensors(file)
     ]
-    _print_table("Tensors", ("name", "type", "shape", "bytes"), tensors, right=(3,))
+    print_table("Tensors", ("name", "type", "shape", "bytes"), tensors, right=(3,))
     types = [
         (row["type"], str(row["tensors"]), str(row["parameters"]), _size(row["bytes"]))
         for row in _types(file)
     ]
-    _print_table("Types", ("type", "tensors", "parameters", "size"), types, right=(1, 2, 3))
+    print_table("Types", ("type", "tensors", "parameters", "size"), types, right=(1, 2, 3))
 
 
 def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None:
@@ -237,10 +237,10 @@ def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None
     columns = ("weights", "kv", "scratch", "total")
     rows = [(str(row["context"]), *(_size(row[key]) for key in columns)) for row in memory]
     head = ("context", "weights", f"KV ({type_k}, {type_v})", "scratch", "total")
-    _print_table("Memory", head, rows, right=range(5))
+    print_table("Memory", head, rows, right=range(5))
 
 
-def _print_table(
+def print_table(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()
 ) -> None:
     """A table fitted to the terminal, or one line per row when the output is no terminal."""

@@ -226,9 +226,7 @@ class Engine:
                 del self.model
                 self.file.close()
 
-    def _planned(
-        self, model: Llama, input_squares: InputSquares | None = None
-    ) -> tuple[CompiledPlan, Any]:
+    def _planned(self, model: Llama, input_squares: InputSquares | None = None) -> tuple[CompiledPlan, Any]:
         """The plan of a model with this one's config, and its native form."""
         recorder = Recorder(self.config)
         model.record(recorder)

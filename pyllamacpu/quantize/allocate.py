@@ -1,9 +1,9 @@
 """Spending a budget of bytes on tensors: the types that make the sum of costs least.
 
 The knapsack with one choice per tensor. On the lower convex hull of each tensor's (bytes, cost) points, the
-steps that save most per byte are taken first, which is the exact answer for the budgets that it hits (Lagrange
-multipliers: Everett, Operations Research 11, 1963; for bits: Shoham and Gersho, IEEE ASSP 36, 1988). What is
-left of the budget goes to single improvements.
+steps that save most per byte are taken first, which is the exact answer for the budgets that it hits
+(Lagrange multipliers: Everett, Operations Research 11, 1963; for bits: Shoham and Gersho, IEEE ASSP 36,
+1988). What is left of the budget goes to single improvements.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def sampled_windows(
     engine: Engine, n_tokens: int, n_ctx: int = N_CTX, seed: int = 0, on_progress: Progress | None = None
 ) -> Windows:
     """Windows that the model writes itself; the same for the same seed."""
-    n_ctx = min(n_ctx, engine.n_ctx)
+    n_ctx = min(n_ctx, engine.n_ctx, engine.config.n_ctx_train)
     n = max(1, min(n_tokens // n_ctx, engine.n_batch))
     tokens = np.empty((n, n_ctx), np.int32)
     bos = _bos(engine)

@@ -7,6 +7,7 @@ wrong size, tensors that are quantized already. Metadata and the order of tensor
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -283,21 +284,23 @@ def _number(file: GGUFFile, file_type: FileType) -> int:
 
 
 def _notes(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> tuple[str, ...]:
-    notes = []
+    notes: Counter[tuple[str, str]] = Counter()  # by kind of tensor, and what happens to it
     for step in steps:
         choice, cols = step.choice, step.source.shape[-1]
+        kind = re.sub(r"^blk\.\d+\.", "blk.*.", step.name)
         if choice.usual is not None:
-            notes.append(f"{step.name}: {choice.wanted.name} as told, instead of {choice.usual.name}")
+            notes[kind, f"{choice.wanted.name} as told, instead of {choice.usual.name}"] += 1
         if choice.fell_back:
-            notes.append(
-                f"{step.name}: rows of {cols} are no multiple of {choice.wanted.block_size}, which "
-                f"{choice.wanted.name} takes; falling back to {choice.kind.name}"
-            )
+            reason = f"rows of {cols} are no multiple of {choice.wanted.block_size}"
+            notes[
+                kind, f"{reason}, which {choice.wanted.name} takes; falling back to {choice.kind.name}"
+            ] += 1
+    texts = [f"{kind}{f' ({n} tensors)' if n > 1 else ''}: {text}" for (kind, text), n in notes.items()]
     known = settings.imatrix.entries if settings.imatrix else {}
     unused = [name for name in known if name not in file.tensors]
     if unused:
-        notes.append(f"the importance matrix has {len(unused)} entries that the model has not: {unused[0]}")
-    return tuple(notes)
+        texts.append(f"the importance matrix has {len(unused)} entries that the model has not: {unused[0]}")
+    return tuple(texts)
 
 
 def _imatrix_keys(settings: Settings) -> list[Override]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -109,7 +110,7 @@ def _by_weights(rows: Floats, weights: Floats | None) -> Iterator[tuple[Floats, 
         return
     changes = np.flatnonzero((weights[1:] != weights[:-1]).any(axis=1)) + 1
     edges = [0, *changes.tolist(), len(rows)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         yield rows[start:stop], weights[start]
 
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError
 from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
@@ -21,8 +23,10 @@ from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.quantize.allocate import Candidate, allocate
 from pyllamacpu.quantize.calibrate import N_CTX, sampled_windows, text_windows
+from pyllamacpu.quantize.collect import collect
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import FileType, guessed_number, parse_file_type
+from pyllamacpu.quantize.imatrix import Imatrix
 from pyllamacpu.quantize.plan import Plan, Settings, make_plan, with_types
 from pyllamacpu.quantize.recipes import FLOATS, ModelFacts, Role, TypeOptions, fitting, quantizable, role_of
 from pyllamacpu.quantize.sensitivity import (
@@ -117,18 +121,44 @@ def eight_bits(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
 
 
 def open_engine(file: GGUFFile) -> Engine:
-    return Engine(file, n_ctx=N_CTX, n_batch=_N_BATCH)
+    """An engine that reads several windows in a step."""
+    return Engine(file, n_ctx=_N_BATCH, n_batch=_N_BATCH)
 
 
 def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, progress: Progress) -> Windows:
     """The user's text, or the model's own."""
     if text is not None:
-        return text_windows(engine.file.metadata, text, n_tokens, min(N_CTX, engine.n_ctx))
+        return text_windows(engine.file.metadata, text, n_tokens, min(N_CTX, engine.config.n_ctx_train))
 
     def on_progress(done: int, total: int) -> None:
         progress("the model writes a text to be measured on", done, total)
 
     return sampled_windows(engine, n_tokens, N_CTX, seed, on_progress)
+
+
+def gather(small: GGUFFile, cut: Windows, dataset: str, progress: Progress) -> Imatrix:
+    """The importance matrix of a text, the output's too."""
+
+    def on_window(done: int, total: int, _: float | None) -> None:
+        progress("which inputs matter", done, total)
+
+    found = collect(
+        small.paths[0],
+        cut,
+        datasets=[dataset],
+        process_output=True,
+        with_perplexity=False,
+        on_window=on_window,
+        n_ctx=_N_BATCH,
+        n_batch=_N_BATCH,
+    )
+    return found.imatrix
+
+
+def some_windows(cut: Windows, n_tokens: int) -> Windows:
+    """Windows spread evenly over all of them, `n_tokens` together at most, but one at least."""
+    n = max(1, min(n_tokens // cut.n_ctx, cut.n_windows))
+    return replace(cut, tokens=cut.tokens[np.arange(n) * cut.n_windows // n])
 
 
 def measure(
@@ -211,16 +241,3 @@ def check(path: Path, base: Recorded) -> Divergence:
         return divergence_from(base, engine)
     finally:
         engine.close()
-
-
-__all__ = [
-    "Chosen",
-    "Measured",
-    "Target",
-    "budget",
-    "calibration",
-    "check",
-    "choose",
-    "chosen_plan",
-    "measure",
-]

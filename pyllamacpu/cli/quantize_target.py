@@ -1,0 +1,118 @@
+"""`pyllamacpu quantize --target-size`: from a size to a file, with what that cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.evaluation import progress_line
+from pyllamacpu.cli.output import is_terminal
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.engine.engine import Engine
+    from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.quantize.plan import Settings
+    from pyllamacpu.quantize.report import Report
+    from pyllamacpu.quantize.target import Measured, Progress, Target
+
+_TYPES = ("pure", "keep_split", "prune_layers", "dry_run", "leave_output_tensor")
+
+
+def target_of(given: dict[str, Any]) -> Target | None:
+    """The size that is asked for; None without one. Raises OptionError for what does not go with it."""
+    from pyllamacpu.quantize.target import Target, parse_size
+
+    size, bits = given["target_size"], given["target_bpw"]
+    if size is None and bits is None:
+        for name in ("file", "report", "calibration_tokens", "probe_tokens"):
+            if given[name]:
+                option = {"file": "-f"}.get(name, "--" + name.replace("_", "-"))
+                raise OptionError(f"{option} goes with --target-size or --target-bpw only")
+        return None
+    if size is not None and bits is not None:
+        raise OptionError("--target-size and --target-bpw are two ways to say the same; give one")
+    for name in _TYPES:
+        if given[name]:
+            raise OptionError(f"--{name.replace('_', '-')} does not go with a target: types are chosen")
+    return Target(n_bytes=parse_size(size)) if size is not None else Target(bits=bits)
+
+
+def run_target(
+    file: GGUFFile, out: Path, settings: Settings, target: Target, given: dict[str, Any], threads: int | None
+) -> None:
+    """Measures, chooses, writes, measures again, and says what came of it."""
+    from pyllamacpu.cli.quantize import write_plan
+    from pyllamacpu.quantize.report import Report
+    from pyllamacpu.quantize.target import budget, check, choose, chosen_plan, eight_bits, open_engine
+
+    room = budget(file, target)
+    elements = sum(info.n_elements for info in file.tensors.values())
+    folder = out.absolute().parent
+    with eight_bits(file, folder) as small:
+        engine = open_engine(small)
+        try:
+            settings, measured, text = _measure(file, engine, settings, 8 * room / elements, given)
+        finally:
+            engine.close()
+    chosen = choose(measured, room, settings.types)
+    plan = chosen_plan(file, settings, chosen)
+    write_plan(plan, out, threads, given["verbose"], lines=given["verbose"])
+    found = check(out, measured.base)
+    _tell(Report(str(file.paths[0]), str(out), out.stat().st_size, text, chosen, measured, found), given)
+
+
+def _measure(
+    file: GGUFFile, engine: Engine, settings: Settings, bits: float, given: dict[str, Any]
+) -> tuple[Settings, Measured, str]:
+    from pyllamacpu.quantize.target import calibration, gather, measure, some_windows
+
+    began = time.monotonic()
+    with progress_line() as line:
+        show = line if is_terminal(sys.stderr) else _stages()
+        tokens = given["calibration_tokens"] or 4096
+        cut = calibration(engine, given["file"], tokens, 0, show)
+        text = str(given["file"] or "a text that the model wrote")
+        if settings.imatrix is None:
+            matrix = gather(engine.file, cut, text, show)
+            settings = replace(settings, imatrix=matrix, imatrix_name=f"collected on {text}")
+        some = some_windows(cut, given["probe_tokens"] or 1024)
+        measured = measure(file, engine, some, settings, bits, show)
+    click.echo(f"measured {len(measured.errors)} tensors in {time.monotonic() - began:.0f} s", err=True)
+    return settings, measured, text
+
+
+def _stages() -> Progress:
+    """A line at the beginning of each stage."""
+    seen: set[str] = set()
+
+    def show(text: str, done: int, total: int) -> None:
+        if text not in seen:
+            seen.add(text)
+            click.echo(f"{text} …", err=True)
+
+    return show
+
+
+def _tell(report: Report, given: dict[str, Any]) -> None:
+    from pyllamacpu.cli.show import print_table
+    from pyllamacpu.quantize.report import KIND_HEAD, by_kind, write
+
+    print_table("Chosen", KIND_HEAD, by_kind(report), right=(2, 3, 4))
+    found = report.found
+    click.echo(f"file        {report.n_bytes / 1e9:.4f} GB, {report.bits:.2f} bits per weight")
+    kld, ratio = found.mean_kld, found.ln_ppl_ratio.exp()
+    click.echo(f"mean KLD    {kld.value:.6f} ± {kld.error:.6f} nats, {report.chosen.predicted:.6f} predicted")
+    click.echo(f"same top    {100 * found.same_top_share.value:.2f} %")
+    click.echo(f"perplexity  {found.ppl.value:.4f}, {ratio.value:.4f} times the original's")
+    if given["report"]:
+        out = Path(report.output)
+        paths = write(report, out.with_name(out.name.removesuffix(".gguf") + "-report"))
+        click.echo(f"report      {', '.join(str(path) for path in paths)}")
+        if len(paths) < 3:
+            click.echo("note: no picture was drawn: pip install 'pyllamacpu[plot]'", err=True)
