@@ -49,9 +49,18 @@ def run_target(
     """Measures, chooses, writes, measures again, and says what came of it."""
     from pyllamacpu.cli.quantize import write_plan
     from pyllamacpu.quantize.report import Report
-    from pyllamacpu.quantize.target import budget, check, choose, chosen_plan, eight_bits, open_engine
+    from pyllamacpu.quantize.target import (
+        budget,
+        check,
+        check_room,
+        choose,
+        chosen_plan,
+        eight_bits,
+        open_engine,
+    )
 
     room = budget(file, target)
+    check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())
     folder = out.absolute().parent
     with eight_bits(file, folder) as small:

@@ -35,12 +35,13 @@ Floats = npt.NDArray[np.float32]
 # What may be chosen, small to large. MXFP4 and the ternary types are for models trained for them.
 KINDS = (
     *(T.IQ1_S, T.IQ1_M, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.Q2_K, T.IQ3_XXS, T.IQ3_S, T.Q3_K),
-    *(T.IQ4_XS, T.IQ4_NL, T.Q4_0, T.Q4_K, T.Q4_1, T.Q5_0, T.Q5_K, T.Q5_1, T.Q6_K, T.Q8_0),
+    *(T.IQ4_XS, T.IQ4_NL, T.Q4_0, T.Q4_K, T.Q4_1, T.Q5_0, T.Q5_K, T.Q5_1, T.Q6_K, T.Q8_0, T.F16),
 )
 SAMPLE = 1 << 18  # elements of a tensor that errors are measured on
 _NARROW = 0.45  # types with less than that share of the wanted bits are not looked at: they never win
 _UNTIL_SINGLE = 1 << 29  # weights up to which every tensor is probed by itself
 _LAYER_GROUPS = 8  # of larger models
+_MEASURABLE = 1e-5  # smaller errors drown in the rounding of activations
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,15 @@ def groups(infos: Sequence[TensorInfo], n_layers: int) -> list[list[TensorInfo]]
     return list(found.values())
 
 
-def probe_kind(errors: Errors, bits: float) -> TensorType:
-    """The largest type of at most `bits` per weight, where the costs shall be right; else the smallest."""
-    kinds = sorted((kind for kind in errors.of if errors.of[kind] > 0), key=lambda k: k.bits_per_weight)
+def probe_kind(errors: Errors, bits: float) -> TensorType | None:
+    """The largest type of at most `bits` per weight, where the costs shall be right; else the smallest.
+
+    None when no type loses enough to be measured: they are all as good.
+    """
+    lossy = [kind for kind, error in errors.of.items() if error > _MEASURABLE]
+    kinds = sorted(lossy, key=lambda kind: (kind.bits_per_weight, -errors.of[kind]))
     below = [kind for kind in kinds if kind.bits_per_weight <= bits]
-    return (below or kinds[:1])[-1]
+    return (below or kinds[:1] or [None])[-1]
 
 
 def measure_cost(
@@ -140,11 +145,14 @@ def measure_cost(
     total = 0.0
     for errors in group:
         kind = probe_kind(errors, bits)
-        blocks[errors.info.name] = kind, _quantized(file, errors, kind)
-        total += errors.of[kind]
-    with engine.replaced(blocks):
-        found = divergence_from(base, engine).mean_kld.value
-    return {errors.info.name: max(found, 0.0) / total if total else 0.0 for errors in group}
+        if kind is not None:
+            blocks[errors.info.name] = kind, _quantized(file, errors, kind)
+            total += errors.of[kind]
+    found = 0.0
+    if blocks:
+        with engine.replaced(blocks):
+            found = max(divergence_from(base, engine).mean_kld.value, 0.0) / total
+    return {errors.info.name: found for errors in group}
 
 
 def _quantized(file: GGUFFile, errors: Errors, kind: TensorType) -> npt.NDArray[np.uint8]:

@@ -99,6 +99,23 @@ def budget(file: GGUFFile, target: Target) -> int:
     return left
 
 
+def check_room(file: GGUFFile, room: int, types: TypeOptions) -> None:
+    """Raises OptionError when not even the smallest types are that small: before measuring, which is long."""
+    bits = 8 * room / sum(info.n_elements for info in file.tensors.values())
+    smallest = 0
+    for info in file.tensors.values():
+        cols, any_importance = info.shape[-1], np.ones((1, 1), np.float32)
+        kinds = [info.type]
+        if quantizable(info.name, info.shape):
+            kinds = _forced(info, types) or [info.type, *kinds_for(info, any_importance, bits)]
+        smallest += min(info.n_elements // cols * kind.row_bytes(cols) for kind in kinds)
+    if smallest > room:
+        raise OptionError(
+            f"the tensors take {smallest} bytes in the smallest types, and there is room for {room}; "
+            "choose a larger target"
+        )
+
+
 @contextmanager
 def eight_bits(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
     """The model in a form that runs fast and predicts as the original does: Q8_0 where it is in floats.
@@ -224,8 +241,9 @@ def chosen_plan(file: GGUFFile, settings: Settings, chosen: Chosen) -> Plan:
 def curve(measured: Measured, n_points: int = 24) -> list[tuple[int, float]]:
     """(bytes of tensors, predicted divergence) for budgets from the smallest types to the largest."""
     options = [candidates(errors, measured.cost[errors.info.name]) for errors in measured.errors]
+    sizes = [sorted(item.n_bytes for item in found if item.kind not in FLOATS) for found in options]
     low = sum(min(item.n_bytes for item in found) for found in options)
-    high = sum(max(item.n_bytes for item in found if item.kind not in FLOATS) for found in options)
+    high = low + sum(found[-1] - found[0] for found in sizes if found)
     points = []
     for i in range(n_points):
         picked = allocate(options, low + (high - low) * i // (n_points - 1))
