@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoint_build import bf16_bits, write_safetensors
 from conftest import FIXTURES
+from quantized_build import packed
 
 from pyllamacpu.convert import held
 from pyllamacpu.convert.checkpoint import Checkpoint, open_checkpoint
@@ -174,20 +175,6 @@ def test_bitsandbytes_state_that_is_none(text: str, tmp_path: Path) -> None:
 
 
 # layouts that the libraries of the fixtures no longer write, packed here value by value
-
-
-def packed(codes: Any, bits: int, dense: bool) -> Any:
-    """Rows of small integers in 32-bit words, by Python's own integers."""
-    per_word = 32 // bits
-    rows = []
-    for row in codes.tolist():
-        number = 0
-        for index, value in enumerate(row):
-            at = index * bits if dense else index // per_word * 32 + index % per_word * bits
-            number |= value << at
-        n_words = -(-len(row) * bits // 32) if dense else -(-len(row) // per_word)
-        rows.append(np.frombuffer(number.to_bytes(4 * n_words, "little"), np.int32))
-    return np.stack(rows)
 
 
 @pytest.mark.parametrize("dense", [True, False])
