@@ -333,6 +333,36 @@ def test_fp8_experts(tmp_path: Path) -> None:
     assert np.array_equal(found["experts.down_proj"].read(1, 2), (values * wide)[1:2])
 
 
+@pytest.mark.parametrize("place", ["config", "text_config", "file"])
+def test_modelopt(place: str, tmp_path: Path) -> None:
+    codes, values = codes_and_values(8, 16)
+    tensors = {
+        "q.weight": codes,
+        "q.weight_scale": np.array(0.25, np.float32),
+        "q.input_scale": np.array(2.0, np.float32),
+        "attn.k_scale": np.array(3.0, np.float32),
+    }
+    for algorithm in ("FP8", "NVFP4"):
+        facts = {"quant_method": "modelopt", "quant_algo": algorithm}
+        config: dict[str, Any] = {"model_type": "llama"}
+        if place == "file":
+            own = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+            (tmp_path / "hf_quant_config.json").write_text(json.dumps(own))
+        elif place == "config":
+            config["quantization_config"] = facts
+        else:
+            config["text_config"] = {"quantization_config": facts}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        write_safetensors(tmp_path / "model.safetensors", tensors, {"q.weight": "F8_E4M3"})
+        if algorithm == "FP8":
+            found = open_checkpoint(tmp_path)
+            assert found.quantization == "modelopt" and found.tensors.keys() == {"q.weight"}
+            assert np.array_equal(found.tensors["q.weight"].read(), values / 4)
+        else:
+            with pytest.raises(CheckpointError, match="NVFP4"):
+                open_checkpoint(tmp_path)
+
+
 def test_fp8_without_scale(tmp_path: Path) -> None:
     codes, _ = codes_and_values(8, 8)
     with pytest.raises(CheckpointError, match="without weight_scale"):

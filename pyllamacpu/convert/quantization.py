@@ -11,6 +11,15 @@ from pyllamacpu.convert.packing import Config, Tensors
 from pyllamacpu.convert.shards import read_json
 from pyllamacpu.errors import CheckpointError
 
+
+def _modelopt(tensors: Tensors, config: Config, where: Path) -> Tensors:
+    """NVIDIA's ModelOpt: FP8 with a scale per tensor, named as in the other FP8 formats."""
+    algorithm = config.get("quant_algo")
+    if algorithm != "FP8":
+        raise CheckpointError(where, f"modelopt's quant_algo {algorithm!r} cannot be read; 'FP8' can")
+    return scaled.plain_weights(tensors, {}, where)
+
+
 METHODS: dict[str, Callable[[Tensors, Config, Path], Tensors]] = {
     "gptq": gptq.plain_weights,
     "awq": awq.plain_weights,
@@ -18,9 +27,10 @@ METHODS: dict[str, Callable[[Tensors, Config, Path], Tensors]] = {
     "fp8": scaled.plain_weights,
     "compressed-tensors": compressed.plain_weights,
     "bitsandbytes": bitsandbytes.plain_weights,
+    "modelopt": _modelopt,
 }
 # Older checkpoints keep the facts in a file of their own.
-_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 _SIGNS = (
     ".qweight",
     ".weight_packed",
@@ -51,8 +61,9 @@ def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path)
 
 
 def _facts(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], Path]:
+    inner = config.get("text_config")
     for key in ("quantization_config", "compression_config"):
-        facts = config.get(key)
+        facts = config.get(key) or (inner.get(key) if isinstance(inner, Mapping) else None)
         if isinstance(facts, Mapping) and facts:
             default = "compressed-tensors" if key == "compression_config" else ""
             return {"quant_method": default} | dict(facts), folder / "config.json"
@@ -60,7 +71,9 @@ def _facts(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], 
             raise CheckpointError(folder / "config.json", f"{key} is not a JSON object")
     for name, method in _FILES.items():
         if (folder / name).is_file():
-            return {"quant_method": method} | read_json(folder / name), folder / name
+            said = read_json(folder / name)
+            nested = said.get("quantization")  # ModelOpt's own file
+            return {"quant_method": method} | (nested if isinstance(nested, dict) else said), folder / name
     return {}, folder
 
 
