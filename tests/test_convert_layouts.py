@@ -292,6 +292,68 @@ def test_llama4_constants_that_files_cannot_state(tmp_path: Path, key: str, valu
         plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
 
 
+def meta_llama4() -> Arrays:
+    """The same model as Meta has it: fused matrices on one rank."""
+    theirs = llama4_weights()
+    found: Arrays = {"tok_embeddings.weight": theirs["model.embed_tokens.weight"]}
+    found |= {"norm.weight": theirs["model.norm.weight"], "output.weight": theirs["lm_head.weight"]}
+    for layer in range(4):
+        p, m = f"layers.{layer}.", f"model.layers.{layer}."
+        parts = [theirs[f"{m}self_attn.{x}_proj.weight"] for x in "qkv"]
+        found[f"{p}attention.wqkv.weight"] = np.concatenate(parts)
+        found[f"{p}attention.wqkv.layer_norm_weight"] = theirs[f"{m}input_layernorm.weight"]
+        found[f"{p}attention.wo.weight"] = theirs[f"{m}self_attn.o_proj.weight"]
+        norm, feed, into = (
+            theirs[f"{m}post_attention_layernorm.weight"],
+            f"{p}feed_forward.",
+            f"{m}feed_forward.",
+        )
+        if layer % 2 == 0:
+            both = [theirs[f"{into}{x}_proj.weight"] for x in ("gate", "up")]
+            found[f"{feed}mlp.fc1_weight"] = np.concatenate(both)
+            found[f"{feed}mlp.fc2_weight"] = theirs[f"{into}down_proj.weight"]
+            found[f"{feed}mlp.layer_norm_weight"] = norm
+            continue
+        found[f"{feed}norm.weight"] = norm
+        found[f"{feed}router_DE"] = theirs[f"{into}router.weight"].T.copy()
+        for ours, name in (("w_in_shared_FD", "gate"), ("w_swiglu_FD", "up"), ("w_out_shared_DF", "down")):
+            found[f"{feed}{ours}.weight"] = theirs[f"{into}shared_expert.{name}_proj.weight"]
+        gate_up, down = theirs[f"{into}experts.gate_up_proj"], theirs[f"{into}experts.down_proj"]
+        halves = {"moe_w_in_eD_F": gate_up[..., :EXPERT_FFN], "moe_w_swiglu_eD_F": gate_up[..., EXPERT_FFN:]}
+        for ours, stack in {**halves, "moe_w_out_eF_D": down}.items():
+            found[f"{feed}experts.{ours}"] = np.ascontiguousarray(stack).reshape(-1, stack.shape[-1])
+    return found
+
+
+def test_llama4_of_meta(tmp_path: Path) -> None:
+    folder = tmp_path / "meta"
+    folder.mkdir()
+    write_torch(folder / "consolidated.00.pth", meta_llama4())
+    params = {
+        **{"dim": DIM, "n_layers": 4, "n_heads": HEADS, "n_kv_heads": 2, "head_dim": 16, "norm_eps": 1e-5},
+        **{"vocab_size": VOCAB, "ffn_dim_multiplier": 1.2, "ffn_exp": 4.0, "multiple_of": 2048},
+        **{"use_scaled_rope": True, "rope_theta": 5e5, "use_qk_norm": True, "nope_layer_interval": 4},
+        **{"attention_chunk_size": 8192, "attn_temperature_tuning": True},
+        "moe_args": {
+            "num_experts": EXPERTS,
+            "top_k": 1,
+            "interleave_moe_layer_step": 2,
+            "auto_scale_F": True,
+        },
+    }
+    (folder / "params.json").write_text(json.dumps(params))
+    scaled = {"rope_type": "llama3", "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0}
+    scaled["original_max_position_embeddings"] = 8192
+    other = write_llama4(tmp_path / "hf", llama4_weights(), LLAMA4 | {"rope_scaling": scaled})
+    with GGUFFile.open(convert(folder, "f32")) as ours, GGUFFile.open(convert(other, "f32")) as theirs:
+        assert set(ours.tensors) == set(theirs.tensors)
+        for name in ours.tensors:
+            assert np.array_equal(values(ours, name), values(theirs, name)), name
+        for key in theirs.metadata:
+            if key.startswith("llama4.") and "context" not in key:
+                assert ours.metadata[key] == theirs.metadata[key], key
+
+
 def test_bf16_is_copied_bit_for_bit(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "bf16", BY_NAME["gqa"])
     bits = {name: bf16_bits(array) for name, array in weights(BY_NAME["gqa"]).items()}

@@ -52,7 +52,7 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
     rope, n_ctx = read_rope(config, config.whole("max_position_embeddings", 131072, low=1), 500000.0)
     step = _moe_step(config, n_layers)
     n_experts = config.whole("num_local_experts", 16, low=0) if step else 0
-    _check_constants(config, n_experts, n_layers)
+    check_constants(config, n_experts, n_layers)
     tied = config.flag("tie_word_embeddings") or (config is not outer and outer.flag("tie_word_embeddings"))
     notes = () if step else ("no layer has experts: llama.cpp does not load such llama4 files",)
     return ModelShape(
@@ -75,7 +75,7 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         n_experts_used=config.whole("num_experts_per_tok", 1, low=1) if step else 0,
         expert_ffn_dim=config.whole("intermediate_size", 8192, low=1),
         moe_step=step,
-        chunked=_is_chunked(config, n_layers),
+        chunked=is_chunked(config, n_layers),
         notes=(*rope.notes, *notes),
     )
 
@@ -94,12 +94,12 @@ def _moe_step(config: Fields, n_layers: int) -> int:
     return step
 
 
-def _is_chunked(config: Fields, n_layers: int) -> bool:
+def is_chunked(config: Fields, n_layers: int, interval_key: str = "no_rope_layer_interval") -> bool:
     """Whether the layers alternate as Scout's and Maverick's do; False where all are full attention with
     rope.
     """
     roped = config.get("no_rope_layers") or []
-    interval = config.whole("no_rope_layer_interval", _NO_ROPE_STEP, low=1)
+    interval = config.whole(interval_key, _NO_ROPE_STEP, low=1)
     usual = [int((i + 1) % _NO_ROPE_STEP != 0) for i in range(n_layers)]
     actual = [int(bool(x)) for x in roped] or [int((i + 1) % interval != 0) for i in range(n_layers)]
     kinds = config.get("layer_types") or ["chunked_attention" if x else "full_attention" for x in actual]
@@ -114,8 +114,11 @@ def _is_chunked(config: Fields, n_layers: int) -> bool:
     return True
 
 
-def _check_constants(config: Fields, n_experts: int, n_layers: int) -> None:
-    if not _is_chunked(config, n_layers):
+def check_constants(
+    config: Fields, n_experts: int, n_layers: int, interval_key: str = "no_rope_layer_interval"
+) -> None:
+    """Raises CheckpointError for what differs from what loaders have built in."""
+    if not is_chunked(config, n_layers, interval_key):
         if config.flag("attn_temperature_tuning", True) and config.get("no_rope_layers") is None:
             raise config.error("attn_temperature_tuning", True, "cannot be stated without chunked layers")
     else:
@@ -130,6 +133,5 @@ def _check_constants(config: Fields, n_experts: int, n_layers: int) -> None:
         raise CheckpointError(
             config.path,
             f"{config.prefix}use_qk_norm is {str(not norm).lower()}: GGUF files imply {str(norm).lower()} "
-            f"with "
-            f"{n_experts} experts",
+            f"with {n_experts} experts",
         )

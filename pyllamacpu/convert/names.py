@@ -44,6 +44,7 @@ _META_ATTENTION = {
 }
 _META_NORMS = {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
 _META_MLP = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
+_META_EXPERTS = {"w1": "moe_w_in_eD_F", "w3": "moe_w_swiglu_eD_F", "w2": "moe_w_out_eF_D"}
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]
     for slot in slots(shape):
         if _EXPERTS in slot.source:
             tensor = _experts(path, found, slot, taken)
+        elif slot.source.endswith("_DE"):
+            tensor = transpose(_take(path, found, slot.source, slot.shape[::-1]))
+            taken.add(slot.source)
         else:
             tensor = _take(path, found, slot.source, slot.shape)
             taken.add(slot.source)
@@ -111,12 +115,21 @@ def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -
         shape = replace(shape, tied=True)
     if not shape.vocab_size and embedding in tensors:
         shape = replace(shape, vocab_size=tensors[embedding].n_rows)
+    if shape.moe_step and not shape.expert_ffn_dim:
+        experts = _found(path, tensors, f"layers.{shape.moe_step - 1}.{_EXPERTS}.{_META_EXPERTS['w1']}")
+        shape = replace(shape, expert_ffn_dim=experts.shape[-1])
     if not shape.ffn_dim:
-        gate = tensors.get("layers.0.feed_forward.w1.weight")
-        if gate is None:
-            raise CheckpointError(path, "the tensor layers.0.feed_forward.w1.weight is missing")
-        shape = replace(shape, ffn_dim=gate.n_rows)
+        dense = next((i for i in range(shape.n_layers) if not shape.has_experts(i)), None)
+        name = f"layers.{dense}.feed_forward.w1.weight"
+        rows = 2 * shape.expert_ffn_dim if dense is None else _found(path, tensors, name).n_rows
+        shape = replace(shape, ffn_dim=rows)
     return shape
+
+
+def _found(path: Path, tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
+    if name not in tensors:
+        raise CheckpointError(path, f"the tensor {name} is missing; the checkpoint is incomplete")
+    return tensors[name]
 
 
 def slots(shape: ModelShape) -> list[Slot]:
@@ -154,16 +167,16 @@ def _layer(shape: ModelShape, layer: int) -> list[Slot]:
 
 def _feed_forward(shape: ModelShape, layer: int) -> list[Slot]:
     source, name = f"layers.{layer}.", f"blk.{layer}."
-    if shape.layout == "meta":
-        return _mlp(f"{source}feed_forward.", name, _META_MLP, shape.dim, shape.ffn_dim)
-    if shape.arch == "llama":
-        return _mlp(f"{source}mlp.", name, _HF_MLP, shape.dim, shape.ffn_dim, bias=shape.mlp_bias)
+    meta = shape.layout == "meta"
+    names = _META_MLP if meta else _HF_MLP
     if not shape.has_experts(layer):
-        return _mlp(f"{source}feed_forward.", name, _HF_MLP, shape.dim, shape.ffn_dim)
+        inside = "feed_forward." if meta or shape.arch == "llama4" else "mlp."
+        return _mlp(f"{source}{inside}", name, names, shape.dim, shape.ffn_dim, bias=shape.mlp_bias)
     n, ffn = shape.n_experts, shape.expert_ffn_dim
-    router = Slot(f"{name}ffn_gate_inp.weight", f"{source}feed_forward.router.weight", (n, shape.dim))
-    experts = _mlp(f"{source}{_EXPERTS}.", name, _HF_MLP, shape.dim, ffn, "_exps")
-    shared = _mlp(f"{source}feed_forward.shared_expert.", name, _HF_MLP, shape.dim, ffn, "_shexp")
+    theirs = f"{source}feed_forward.router{'_DE' if meta else '.weight'}"
+    router = Slot(f"{name}ffn_gate_inp.weight", theirs, (n, shape.dim))
+    experts = _mlp(f"{source}{_EXPERTS}.", name, names, shape.dim, ffn, "_exps")
+    shared = _mlp(f"{source}feed_forward.shared_expert.", name, names, shape.dim, ffn, "_shexp")
     return [router, *(replace(slot, shape=(n, *slot.shape)) for slot in experts), *shared]
 
 
@@ -205,11 +218,15 @@ def _take(path: Path, found: Mapping[str, LazyTensor], name: str, shape: tuple[i
 
 
 def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set[str]) -> LazyTensor:
-    """(n_experts, out, in) from stacked experts (n_experts, in, out), or from single ones (out, in)."""
+    """(n_experts, out, in) from stacked experts (n_experts, in, out), or from single ones (out, in).
+
+    Hugging Face's stacks hold gate and up side by side, Meta's one each.
+    """
     n, n_out, n_in = slot.shape
     prefix, part = slot.source.removesuffix(".weight").rsplit(".", 1)
     joined = f"{prefix}.gate_up_proj" if part in ("gate_proj", "up_proj") else f"{prefix}.{part}"
-    if joined in found:
+    joined = f"{prefix}.{_META_EXPERTS[part]}" if part in _META_EXPERTS else joined
+    if joined in found or part in _META_EXPERTS:
         both = part in ("gate_proj", "up_proj")
         tensor = _take(path, found, joined, (n, n_in, 2 * n_out if both else n_out))
         taken.add(joined)
