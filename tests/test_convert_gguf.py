@@ -129,8 +129,8 @@ def test_edited_metadata(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["name", "name=5", "a=u8:256", "a=i8:-129", "a=u32:-1", "a=bool:maybe", "a=int:1.5", "a=str[]:x", "a=u8[]:[-1]",
-     "a=what:1", "=int:1", "split.count=u16:2", "a=int:99999999999999999999"],
+    ["name", "name=5", "a=u8:256", "a=i8:-129", "a=u32:-1", "a=bool:maybe", "a=int:1.5", "a=str[]:x",
+     "a=u8[]:[-1]", "a=what:1", "=int:1", "split.count=u16:2", "a=int:99999999999999999999"],
 )  # fmt: skip
 def test_edits_that_mean_nothing(text: str) -> None:
     with pytest.raises(OptionError, match="--metadata"):
