@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -257,3 +258,19 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint"):
         plan(tmp_path / "empty")
+
+
+def test_a_vocabulary_needs_no_weights(source: Path) -> None:
+    (source / "model.safetensors").unlink()
+    ranks = b"\n".join(b"%s %d" % (base64.b64encode(bytes([i])), i) for i in range(VOCAB))
+    (source / "tokenizer.model").write_bytes(ranks)
+    conversion = plan(source, vocab_only=True)
+    conversion.run()
+    with Llama(str(conversion.paths[0]), vocab_only=True) as llm:
+        assert llm.tokenize(b"abc", add_bos=False) == [97, 98, 99]
+    with GGUFFile.open(conversion.paths[0]) as file:
+        assert not file.tensors
+        assert file.metadata["llama.block_count"] == 2
+    (source / "tokenizer.model").unlink()
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        plan(source, vocab_only=True)

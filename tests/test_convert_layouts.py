@@ -17,6 +17,7 @@ from torch_build import write_torch
 from pyllamacpu.convert.fields import Fields
 from pyllamacpu.convert.params import read_params
 from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
+from pyllamacpu.convert.tensor import decode
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf import GGUFFile
 from pyllamacpu.model.dequantize import dequantize
@@ -135,6 +136,42 @@ def test_prefixes_and_useless_tensors(tmp_path: Path) -> None:
     tensors["model.layers.0.self_attn.k_scale"] = np.ones(1, np.float32)
     write_safetensors(folder / "model.safetensors", tensors)
     assert worst_gap(convert(folder, "f32"), "gqa") <= 2e-4
+
+
+def test_a_quantized_checkpoint(tmp_path: Path) -> None:
+    """FP8 with a scale for each row (compressed-tensors): the plain values, in GGUF's order of rows."""
+    rng = np.random.default_rng(8)
+    folder = write_checkpoint(tmp_path / "fp8", BY_NAME["gqa"])
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    kinds, plain = {}, {}
+    for name, array in weights(BY_NAME["gqa"]).items():
+        if "_proj" not in name:
+            tensors[name] = array
+            continue
+        codes = rng.integers(0, 0x78, array.shape).astype(np.uint8) | rng.choice(
+            [0, 0x80], array.shape
+        ).astype(np.uint8)
+        scales = rng.uniform(0.001, 0.01, (array.shape[0], 1)).astype(np.float32)
+        tensors[name], kinds[name] = codes, "F8_E4M3"
+        tensors[name.replace(".weight", ".weight_scale")] = scales
+        plain[name] = decode(codes, "F8_E4M3") * scales
+    write_safetensors(folder / "model.safetensors", tensors, kinds)
+    config = json.loads((folder / "config.json").read_text())
+    group = {"targets": ["Linear"], "weights": {"type": "float", "num_bits": 8, "strategy": "channel"}}
+    config["quantization_config"] = {
+        **{"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"]},
+        "config_groups": {"group_0": group},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    plan = plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "fp8.gguf"), outtype="f32"))
+    assert any("compressed-tensors" in note for note in plan.notes)
+    plan.run()
+    with GGUFFile.open(tmp_path / "fp8.gguf") as file:
+        assert np.array_equal(
+            values(file, "blk.1.ffn_down.weight"), plain["model.layers.1.mlp.down_proj.weight"]
+        )
+        k = plain["model.layers.0.self_attn.k_proj.weight"].reshape(2, 2, 8, DIM)
+        assert np.array_equal(values(file, "blk.0.attn_k.weight"), k.swapaxes(1, 2).reshape(32, DIM))
 
 
 # Llama 4

@@ -88,7 +88,7 @@ def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
 
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
         data = np.array(file.data(info.name)[start * row_bytes : stop * row_bytes])  # a copy: pages can go
-        file.release(info.name)
+        file.release(info.name, start * row_bytes, stop * row_bytes)
         typed = data.view(plain) if plain else data
         return typed.reshape(stop - start, *shape[1:-1], -1) if len(shape) > 1 else typed
 

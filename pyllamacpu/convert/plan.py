@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pyllamacpu.convert import held
 from pyllamacpu.convert.checkpoint import Checkpoint, open_checkpoint
 from pyllamacpu.convert.config import read_config
 from pyllamacpu.convert.edits import Edits
@@ -83,8 +84,11 @@ class Conversion:
     def run(self, on_progress: OnProgress | None = None) -> None:
         """Writes the files: all of them whole, or none. Raises PyllamacpuError."""
         check_space(self.paths[0], self.n_bytes + header_bytes(self.keys, len(self.items)))
-        with Output(self.paths, self.keys, self.parts) as output:
-            output.write(on_progress, self.threads)
+        try:
+            with Output(self.paths, self.keys, self.parts) as output:
+                output.write(on_progress, self.threads)
+        finally:
+            held.release_all()
 
 
 def plan_conversion(source: Path, options: ConvertOptions) -> Conversion:
@@ -127,8 +131,13 @@ def _plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         file_type,
         mapped,
         _metadata(shape, general, vocabulary, file_type.number),
-        (*shape.notes, *mapped.notes, *vocabulary.notes),
+        (*_said(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes),
     )
+
+
+def _said(checkpoint: Checkpoint) -> list[str]:
+    method = checkpoint.quantization
+    return [f"the weights are quantized ({method}); their plain values are converted"] if method else []
 
 
 def _shape(checkpoint: Checkpoint, options: ConvertOptions) -> ModelShape:

@@ -17,6 +17,7 @@ from pyllamacpu.convert.tokens import TokenTable
 from pyllamacpu.errors import CheckpointError
 
 _MAX_BYTES = 1 << 28
+_UNREAD = ("tekken.json", "vocab.json", "tokenizer.model.v3", "spiece.model")  # kinds that are not read
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,13 @@ def read_vocabulary(
     """
     table = _read_table(folder, model_config, n_rows, meta, pre)
     if table is None:
-        note = "there are no tokenizer files: the result serves token ids only"
+        unread = [name for name in _UNREAD if (folder / name).is_file()]
+        said = (
+            f"of the tokenizer there is only {', '.join(unread)}"
+            if unread
+            else "there are no tokenizer files"
+        )
+        note = f"{said}: the result serves token ids only"
         return Vocabulary([Key("tokenizer.ggml.model", "no_vocab")], 0, (note,))
     tokenizer_config = read_json(folder / "tokenizer_config.json")
     tokenizer_json = read_json(folder / "tokenizer.json")
