@@ -179,7 +179,8 @@ int main(int argc, char **argv)
         const char *name;
         void (*run)(void);
     } parts[] = {
-        {"elementwise", check_elementwise}, {"kv", check_kv}, {"attention", check_attention}, {"matmul", check_matmul}};
+        {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
+        {"attention", check_attention},     {"matmul", check_matmul}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

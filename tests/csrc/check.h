@@ -47,6 +47,7 @@ void check_matmul(void);
 void check_kv(void);
 void check_attention(void);
 void check_elementwise(void);
+void check_distribution(void);
 void bench(const pl_kernels *tier);
 
 #endif
