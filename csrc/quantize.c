@@ -51,7 +51,8 @@ int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, cons
         return rc;
     if (n_cols == 0)
         return PL_OK;
-    int64_t row_bytes = n_cols / info->block_elements * info->block_bytes, step = SLICE / n_cols > 0 ? SLICE / n_cols : 1;
+    int64_t row_bytes = n_cols / info->block_elements * info->block_bytes;
+    int64_t step = SLICE / n_cols > 0 ? SLICE / n_cols : 1;
     for (int64_t row = 0; row < n_rows; row += step) {
         int64_t rows = n_rows - row < step ? n_rows - row : step;
         if (!all_finite(src + row * n_cols, rows * n_cols))

@@ -11,9 +11,20 @@ static void join_nibbles(const uint8_t *q, uint8_t *qs)
 
 static void join_fifth_bits(const uint8_t *q, uint8_t *qh)
 {
-    memset(qh, 0, 4);
-    for (int l = 0; l < 32; l++)
-        qh[l / 8] = (uint8_t)(qh[l / 8] | (q[l] >> 4 & 1) << l % 8);
+    for (int byte = 0; byte < 4; byte++) { /* bit 4 of eight codes; the product moves that of code k to bit 56 + k */
+        uint64_t codes = 0;
+        for (int k = 0; k < 8; k++)
+            codes |= (uint64_t)q[8 * byte + k] << 8 * k;
+        qh[byte] = (uint8_t)((codes >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+    }
+}
+
+/* Bit `bit` of the codes of each sub-block of 32 into one bit of 32 bytes. */
+static void join_high_bits(const uint8_t *q, int bit, uint8_t *high)
+{
+    for (int j = 0; j < 8; j++)
+        for (int l = 0; l < 32; l++)
+            high[l] = (uint8_t)(high[l] | (q[32 * j + l] >> bit & 1) << j);
 }
 
 /* Two bits per element, four sub-blocks of 32 in 32 bytes. */
@@ -90,8 +101,7 @@ static void pack_q3_k(const pl_quantized *b, uint8_t *dst)
         out.scales[j % 8] = (uint8_t)(out.scales[j % 8] | (scale & 15) << 4 * (j / 8));
         out.scales[8 + j % 4] = (uint8_t)(out.scales[8 + j % 4] | scale >> 4 << 2 * (j / 4));
     }
-    for (int i = 0; i < 256; i++)
-        out.hmask[i % 32] = (uint8_t)(out.hmask[i % 32] | b->q[i] >> 2 << i / 32);
+    join_high_bits(b->q, 2, out.hmask);
     join_pairs(b->q, out.qs);
     memcpy(dst, &out, sizeof out);
 }
@@ -120,8 +130,7 @@ static void pack_q5_k(const pl_quantized *b, uint8_t *dst)
     pl_block_q5_k out = {.d = b->d, .dmin = b->m};
     join_scales_mins(b, out.scales);
     join_nibbles_k(b->q, out.qs);
-    for (int i = 0; i < 256; i++)
-        out.qh[i % 32] = (uint8_t)(out.qh[i % 32] | b->q[i] >> 4 << i / 32);
+    join_high_bits(b->q, 4, out.qh);
     memcpy(dst, &out, sizeof out);
 }
 
@@ -134,7 +143,8 @@ static void pack_q6_k(const pl_quantized *b, uint8_t *dst)
         for (int l = 0; l < 32; l++) {
             out.ql[64 * half + l] = (uint8_t)((q[l] & 15) | q[l + 64] << 4);
             out.ql[64 * half + 32 + l] = (uint8_t)((q[l + 32] & 15) | q[l + 96] << 4);
-            out.qh[32 * half + l] = (uint8_t)(q[l] >> 4 | q[l + 32] >> 4 << 2 | q[l + 64] >> 4 << 4 | q[l + 96] >> 4 << 6);
+            int low = q[l] >> 4 | q[l + 32] >> 4 << 2, high = q[l + 64] >> 4 | q[l + 96] >> 4 << 2;
+            out.qh[32 * half + l] = (uint8_t)(low | high << 4);
         }
     memcpy(dst, &out, sizeof out);
 }

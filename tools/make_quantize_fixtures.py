@@ -1,63 +1,52 @@
-"""Makes tests/fixtures/quantized.json: digests of what llama-quantize writes for tests/quantize_model.py.
+"""Records how well another library's quantizers do on seeded matrices: tests/fixtures/quantize_errors.json.
 
-    python tools/make_quantize_fixtures.py --bin LLAMA_CPP/build/bin
+    python tools/make_quantize_fixtures.py --peer .../libggml-base.so --version 'llama.cpp b1234'
 
-Only types that leave no choice (F16, BF16, Q8_0), so that files can be compared byte by byte: what is tested
-is metadata, order and splitting. Made with llama.cpp of llama-cpp-python 0.3.36.
+The library must have ggml_quantize_chunk. For every type and distribution, with and without importance, the
+file holds the sums of squared errors after dequantizing: weighted as our search weighs them (`cost`), as the
+peer's does (`peer_cost`, where it is another sum), and by the importance alone or not at all (`plain`).
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import ctypes
 import json
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from quantize_model import write_matrix, write_model  # noqa: E402
+import numpy as np
 
-WHOLE, SPLIT = "model.gguf", "parts-00001-of-00003.gguf"
-CASES = (
-    f"{WHOLE} out.gguf Q8_0",
-    f"{WHOLE} F16",
-    f"{WHOLE} out.gguf BF16",
-    f"{WHOLE} COPY",
-    f"{WHOLE} out.gguf 7",
-    f"{SPLIT} out.gguf Q8_0",
-    f"--keep-split {SPLIT} out.gguf Q8_0",
-    f"--keep-split {SPLIT} F16",
-    f"--imatrix matrix.gguf {WHOLE} out.gguf Q8_0",
-    f"--imatrix matrix.gguf --exclude-weights ffn_ --exclude-weights blk.1 {WHOLE} out.gguf Q8_0",
-    f"--imatrix matrix.gguf --include-weights attn_q --include-weights blk.0 {WHOLE} out.gguf Q8_0",
-    f"--leave-output-tensor {WHOLE} out.gguf Q8_0",
-    f"--output-tensor-type bf16 --token-embedding-type f16 {WHOLE} out.gguf Q8_0",
-    f"--tensor-type attn_[qk]=f16 --tensor-type ATTN=bf16 {WHOLE} out.gguf Q8_0",
-    f"--prune-layers 2,0 {WHOLE} out.gguf Q8_0",
-    f"--override-kv llama.context_length=int:-77 --override-kv a.b=float:1.5 {WHOLE} out.gguf Q8_0",
-    f"--override-kv general.name=str:x=y:z --override-kv new=bool:true {WHOLE} out.gguf F16",
-)
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from quantize_cases import DISTRIBUTIONS, QUANTIZED, errors, importance, key, matrix  # noqa: E402
+
+TARGET = ROOT / "tests" / "fixtures" / "quantize_errors.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--bin", type=Path, required=True, help="the folder of llama-quantize")
-    program = parser.parse_args().bin.resolve() / "llama-quantize"
-    found: dict[str, dict[str, str]] = {}
-    for case in CASES:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            write_model(folder / WHOLE)
-            write_model(folder / "parts.gguf", n_parts=3)
-            write_matrix(folder / "matrix.gguf")
-            before = {*folder.iterdir()}
-            subprocess.run([str(program), *case.split()], cwd=folder, check=True, capture_output=True)
-            new = sorted({*folder.iterdir()} - before)
-            found[case] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in new}
-    (ROOT / "tests" / "fixtures" / "quantized.json").write_text(json.dumps(found, indent=1) + "\n")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--peer", required=True, help="shared library with ggml_quantize_chunk")
+    parser.add_argument("--version", required=True, help="what it is, for the record")
+    args = parser.parse_args()
+    chunk = ctypes.CDLL(args.peer).ggml_quantize_chunk
+    chunk.restype = ctypes.c_size_t
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    chunk.argtypes = [ctypes.c_int, pointer, pointer, number, number, number, pointer]
+    found = {}
+    for distribution in DISTRIBUTIONS:
+        x = matrix(distribution)
+        for weights in (None, importance()):
+            for kind in QUANTIZED:
+                packed = np.zeros((len(x), kind.row_bytes(x.shape[1])), np.uint8)
+                given = None if weights is None else weights.ctypes.data
+                chunk(kind, x.ctypes.data, packed.ctypes.data, 0, *x.shape, given)
+                found[key(kind, distribution, weights is not None)] = errors(x, packed, kind, weights)
+    record = {"made_by": "tools/make_quantize_fixtures.py", "peer": args.version, "errors": found}
+    TARGET.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

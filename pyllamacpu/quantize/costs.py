@@ -1,8 +1,8 @@
 """What the quantizers minimise: the weight of each element's squared error, per type.
 
-With importance, the same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be compared
-with theirs. Without it theirs are x^2 for most types, and |x| for the absolute errors of Q2_K; here |x| for
-the squared errors is used for all of them, which lowers both the error by x^2 and the plain one.
+With importance, the same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be
+compared with theirs. Without it theirs are x^2 for most types, and |x| for the absolute errors of Q2_K; here
+all of these have |x| for the squared errors, which lowers both the error by x^2 and the plain one.
 """
 
 from __future__ import annotations

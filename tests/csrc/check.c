@@ -1,7 +1,7 @@
 /* Checks every kernel of every tier that this CPU has against straightforward references, in the manner of dav1d's
  * checkasm: hostile shapes, poisoned outputs, random data from a printed seed.
  *
- *     check [--quick] [--seed N] [--tier NAME] [--only matmul|kv|attention|elementwise] [--bench]
+ *     check [--quick] [--seed N] [--tier NAME] [--only matmul|kv|attention|elementwise|quantize] [--bench]
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -180,7 +180,7 @@ int main(int argc, char **argv)
         void (*run)(void);
     } parts[] = {
         {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
-        {"attention", check_attention},     {"matmul", check_matmul}};
+        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

@@ -48,6 +48,7 @@ void check_kv(void);
 void check_attention(void);
 void check_elementwise(void);
 void check_distribution(void);
+void check_quantize(void);
 void bench(const pl_kernels *tier);
 
 #endif
