@@ -123,10 +123,10 @@ def test_hostile_values_stay_finite(kind: TensorType, weights: str) -> None:
 
 
 def test_constant_rows_are_met() -> None:
-    x = np.repeat(np.array([[3.25], [-1e-3], [0.7]], np.float32), 512, axis=1)
+    x = np.repeat(np.array([[3.25], [-1e-2], [0.7]], np.float32), 512, axis=1)
     for kind in QUANTIZED:
         values = dequantize(quantize(x, kind), kind, x.shape)
-        assert np.abs(values / x - 1).max() < (0.2 if kind is T.MXFP4 else 0.02), kind.name
+        assert np.abs(values / x - 1).max() < (0.2 if kind is T.MXFP4 else 0.01), kind.name
 
 
 def test_ternary_weights_come_back_exactly() -> None:
