@@ -180,7 +180,7 @@ int main(int argc, char **argv)
         void (*run)(void);
     } parts[] = {
         {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
-        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize}};
+        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize_weights}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

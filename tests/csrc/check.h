@@ -48,7 +48,7 @@ void check_kv(void);
 void check_attention(void);
 void check_elementwise(void);
 void check_distribution(void);
-void check_quantize(void);
+void check_quantize_weights(void);
 void bench(const pl_kernels *tier);
 
 #endif

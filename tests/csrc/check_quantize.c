@@ -87,7 +87,7 @@ static void check_case(int type, int mode, int rows, int cols, int importance_mo
     guarded_free(tiers[0], x);
 }
 
-void check_quantize(void)
+void check_quantize_weights(void)
 {
     for (int k = 0; k < COUNT(types); k++)
         for (int mode = 0; mode < W_MODES; mode++)
