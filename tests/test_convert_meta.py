@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checkpoint_build import write_safetensors
 from torch_build import write_torch
 
 from pyllamacpu.convert.checkpoint import open_checkpoint
@@ -88,6 +89,17 @@ def test_ranks_are_merged(tmp_path: Path, n_ranks: int, llama3: bool) -> None:
         found = checkpoint.tensors[key]
         assert found.dtype == "BF16" and np.array_equal(found.raw(), expected), key
         assert np.array_equal(found.raw(3, 17), expected[3:17])
+
+
+def test_one_safetensors_file(tmp_path: Path) -> None:
+    """The same layout as Mistral's releases have it."""
+    model = write_model(tmp_path, 1)
+    (tmp_path / "consolidated.00.pth").unlink()
+    write_safetensors(tmp_path / "consolidated.safetensors", model, dict.fromkeys(model, "BF16"))
+    for source in (tmp_path, tmp_path / "consolidated.safetensors"):
+        checkpoint = open_checkpoint(source)
+        assert checkpoint.kind == "meta" and checkpoint.tensors.keys() == model.keys()
+        assert np.array_equal(checkpoint.tensors["output.weight"].raw(), model["output.weight"])
 
 
 @pytest.mark.parametrize(("n_ranks", "n_kv"), [(8, 4), (8, 2), (8, 1), (4, 2), (2, 2)])

@@ -61,7 +61,7 @@ def test_every_layout_that_torch_saves(file: str, slab: int, monkeypatch: pytest
     assert "f8_e4m3" not in tensors or tensors["f8_e4m3"].dtype == "F8_E4M3"
 
 
-@pytest.mark.parametrize("file", ["torch_module.bin", "torch_training.bin"])
+@pytest.mark.parametrize("file", ["torch_module.bin", "torch_training.bin", "torch_protocol5.bin"])
 def test_state_dict_of_a_module(file: str) -> None:
     expected = np.load(HERE / "torch_module.npz")
     tensors = read_torch(HERE / file)
@@ -170,6 +170,9 @@ def test_values_that_are_no_tensors(tmp_path: Path) -> None:
         refused(write_zip(path, PROTOCOL + built + STOP, {}))
     number_key = b"}" + number(3) + tensor(storage("FloatStorage", "0", 24), 0, (2,), (1,)) + b"s"
     assert "without a name" in refused(write_zip(path, PROTOCOL + number_key + STOP, {"0": DATA.tobytes()}))
+    one = tensor(storage("FloatStorage", "0", 24), 0, (2,), (1,))
+    levels = PROTOCOL + dictionary({"a": one, "state_dict": dictionary({"b": one})}) + STOP
+    assert "two levels" in refused(write_zip(path, levels, {"0": DATA.tobytes()}))
     for wrong in (b"N", number(3), text("x"), name("torch", "float32"), b"]"):
         refused(saved(path, tensor(wrong, 0, (2,), (1,))))
         refused(saved(path, name("torch._utils", "_rebuild_parameter") + b"(" + wrong + b"\x88}tR"))

@@ -84,6 +84,11 @@ def make_torch() -> None:
     state = module.state_dict()
     torch.save(state, OUT / "torch_module.bin")
     torch.save({"epoch": 3, "loss": 0.5, "state_dict": state}, OUT / "torch_training.bin")
+    torch.save(
+        {key: torch.nn.Parameter(value) for key, value in state.items()},
+        OUT / "torch_protocol5.bin",
+        pickle_protocol=5,
+    )
     np.savez_compressed(OUT / "torch_module.npz", **{key: bits(value) for key, value in state.items()})
 
 

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.convert.combine import concatenate, reshape, slice_rows
+from pyllamacpu.convert.safetensors import read_safetensors
 from pyllamacpu.convert.shards import read_json
 from pyllamacpu.convert.tensor import LazyTensor
 from pyllamacpu.convert.torch_file import read_torch
 from pyllamacpu.errors import CheckpointError
 
 _FILE = re.compile(r"consolidated\.(\d{2,})\.pth")
+_SAFE = "consolidated.safetensors"  # the same layout in one file, as Mistral's releases have it
 _UNUSED = re.compile(r"rope\.freqs|.*\._extra_state")  # computed anew, and bookkeeping of the training
 
 
@@ -47,11 +49,13 @@ Merge = Callable[[str, list[LazyTensor], _Params], Merged]
 
 def is_meta(folder: Path) -> bool:
     """Whether the folder has the files of a Meta checkpoint."""
+    if (folder / _SAFE).is_file() and (folder / "params.json").is_file():
+        return True
     return any(is_meta_file(path) for path in folder.glob("consolidated.*.pth"))
 
 
 def is_meta_file(path: Path) -> bool:
-    return _FILE.fullmatch(path.name) is not None
+    return path.name == _SAFE or _FILE.fullmatch(path.name) is not None
 
 
 def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:
@@ -59,7 +63,7 @@ def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:
     files = _rank_files(folder)
     config = read_json(folder / "params.json")
     params = _params(folder / "params.json", config)
-    ranks = [read_torch(path) for path in files]
+    ranks = [read_torch(path) if path.suffix == ".pth" else read_safetensors(path)[0] for path in files]
     for path, rank in zip(files, ranks, strict=True):
         if odd := sorted(rank.keys() ^ ranks[0].keys()):
             raise CheckpointError(path, f"differs from {files[0].name} in having or not having {odd[0]!r}")
@@ -72,6 +76,8 @@ def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:
 
 def _rank_files(folder: Path) -> list[Path]:
     found = {int(match[1]): path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))}
+    if not found:
+        return [folder / _SAFE]
     missing = sorted(set(range(max(found) + 1)) - found.keys())
     if missing:
         names = ", ".join(f"consolidated.{number:02}.pth" for number in missing)

@@ -52,8 +52,10 @@ def _state_dict(file: DataFile, value: Any) -> dict[str, TensorSpec]:
         raise CheckpointError(file.path, f"holds a {type(value).__name__}, not a dict of tensors")
     found = {name: spec for name, spec in value.items() if type(spec) is TensorSpec}
     inner = next((value[key] for key in WRAPPERS if type(value.get(key)) is dict), None)
-    if not found and inner is not None:
-        found = {name: spec for name, spec in inner.items() if type(spec) is TensorSpec}
+    deeper = {} if inner is None else {k: spec for k, spec in inner.items() if type(spec) is TensorSpec}
+    if found and deeper:
+        raise CheckpointError(file.path, f"holds tensors on two levels, {next(iter(found))!r} above others")
+    found = found or deeper
     if any(type(name) is not str for name in found):
         raise CheckpointError(file.path, "holds tensors without a name")
     return found
