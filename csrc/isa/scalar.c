@@ -10,6 +10,7 @@
 #define VL 1
 #define TOKENS_TILE 2
 #define PANELS_TILE 1
+#define FLOAT_TOKENS 2
 #define ROWS_TILE 2
 #define KEYS_TILE 4
 #define SCORE_SUMS 1
