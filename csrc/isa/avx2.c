@@ -10,7 +10,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "x86_256.h"
 
-/* w: codes in [0, 63]; two products are at most 2 * 63 * 127 and never saturate int16. */
+/* w: codes in [0, 127]; two products are at most 2 * 127 * 127 and never saturate int16. */
 PL_INLINE vi vi_dot_u(vi acc, vi w, vi a)
 {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));

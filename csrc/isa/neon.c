@@ -13,7 +13,7 @@ PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
     int16x8_t low = vmull_s8(vget_low_s8(x), vget_low_s8(y)), high = vmull_high_s8(x, y);
     return vpadalq_s16(acc, vpaddq_s16(low, high));
 }
-PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 64 */
+PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 128 */
 
 #include "../kernels/all.inc"
 #else

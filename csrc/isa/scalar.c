@@ -137,7 +137,7 @@ PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
         acc += (uint32_t)((int8_t)(w >> j) * (int8_t)(a >> j));
     return acc;
 }
-PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 64 */
+PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 128 */
 PL_INLINE vf vi_to_f(vi a) { return (float)(int32_t)a; }
 
 #include "../kernels/all.inc"
