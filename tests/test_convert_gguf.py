@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from convert_models import BY_NAME, write_checkpoint
+from gguf_build import small_file
 from test_convert_models import convert, worst_gap
 from tiny_model import write_model
 
@@ -15,7 +16,10 @@ from pyllamacpu.convert.edits import Edits, parse_edit
 from pyllamacpu.convert.output import SplitLimits, parse_size
 from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
 from pyllamacpu.errors import CheckpointError, GGUFError, OptionError
-from pyllamacpu.gguf import GGUFFile, GGUFWriter, ValueType
+from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType, ValueType
+from pyllamacpu.quantize.driver import run as run_quantize
+from pyllamacpu.quantize.file_types import parse_file_type
+from pyllamacpu.quantize.plan import Settings, make_plan
 
 
 @pytest.fixture
@@ -44,6 +48,18 @@ def test_copy_is_the_same(model: Path, tmp_path: Path) -> None:
             assert np.array_equal(old.metadata[key], new.metadata[key])
 
 
+def test_blocks_are_copied_bit_for_bit(tmp_path: Path) -> None:
+    """Also those that encoding again would change."""
+    rows = np.random.default_rng(2).integers(0, 256, (3, 5, 34), dtype=np.uint8)
+    rows[..., 1] &= 0x7B  # scales that are finite
+    with GGUFWriter(tmp_path / "in.gguf", "llama") as writer:
+        writer.add_array("blk.0.ffn_up_exps.weight", rows, TensorType.Q8_0)
+        writer.add_array("ids", np.arange(7, dtype=np.int32))
+        writer.add("tokenizer.ggml.model", "none")
+    run(tmp_path / "in.gguf", tmp_path / "out.gguf")
+    assert contents(tmp_path / "out.gguf") == contents(tmp_path / "in.gguf")
+
+
 def test_another_type(tmp_path: Path) -> None:
     f32 = convert(write_checkpoint(tmp_path / "gqa", BY_NAME["gqa"]), "f32")
     run(f32, tmp_path / "half.gguf", outtype="f16")
@@ -57,6 +73,33 @@ def test_another_type(tmp_path: Path) -> None:
         assert file.metadata["general.file_type"] == 0
     with pytest.raises(GGUFError, match="quantize --allow-requantize"):
         run(tmp_path / "eight.gguf", tmp_path / "x.gguf", outtype="q4_0")
+
+
+@pytest.mark.parametrize("mix", ["q4_k_m", "q5_1", "iq4_xs"])
+def test_in_one_step_or_two(tmp_path: Path, mix: str) -> None:
+    """Straight to a mix of types is the same as the checkpoint's own type and then `quantize`."""
+    source = write_checkpoint(tmp_path / "biases", BY_NAME["biases"])
+    direct = convert(source, mix)
+    with GGUFFile.open(convert(source, "f32")) as file:
+        for _ in run_quantize(make_plan(file, Settings(parse_file_type(mix))), tmp_path / "two.gguf"):
+            pass
+    assert contents(direct) == contents(tmp_path / "two.gguf")
+    with GGUFFile.open(direct) as one, GGUFFile.open(tmp_path / "two.gguf") as two:
+        assert {name: info.type for name, info in one.tensors.items()} == {
+            name: info.type for name, info in two.tensors.items()
+        }
+        assert one.metadata["general.file_type"] == two.metadata["general.file_type"]
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    (tmp_path / "big.gguf").write_bytes(small_file(big=True).bytes())
+    (tmp_path / "little.gguf").write_bytes(small_file().bytes())
+    run(tmp_path / "big.gguf", tmp_path / "out.gguf")
+    assert contents(tmp_path / "out.gguf") == contents(tmp_path / "little.gguf")
+    with GGUFFile.open(tmp_path / "out.gguf") as new, GGUFFile.open(tmp_path / "little.gguf") as old:
+        assert new.byteorder == "little"
+        nested = [[list(part) for part in file.metadata["test.nested"]] for file in (new, old)]
+        assert nested[0] == nested[1]
 
 
 def test_split_and_merge(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.convert.fields import Key
+from pyllamacpu.convert.held import Held
 from pyllamacpu.convert.stream import Item
 from pyllamacpu.convert.tensor import LazyTensor
 from pyllamacpu.convert.types import fallbacks
@@ -21,7 +22,15 @@ from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.quantize.blocks import can_quantize, needs_importance
 from pyllamacpu.quantize.file_types import FILE_TYPES, FileType, parse_file_type
-from pyllamacpu.quantize.recipes import Choice, ModelFacts, Tensor, TypeOptions, choose_types, needs_imatrix
+from pyllamacpu.quantize.recipes import (
+    Choice,
+    ModelFacts,
+    Tensor,
+    TypeOptions,
+    choose_types,
+    file_order,
+    needs_imatrix,
+)
 
 if TYPE_CHECKING:
     from pyllamacpu.convert.plan import Conversion, ConvertOptions
@@ -86,9 +95,17 @@ def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
         kind
     )
 
+    source = f"{file.paths[min(info.part, len(file.paths) - 1)]}: {info.name}"
+    whole = LazyTensor((info.n_bytes,), "U8", source, lambda start, stop: file.data(info.name)[start:stop])
+    swapped = Held(whole) if file.byteorder == "big" else None  # such data comes as a copy of the whole
+
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
-        data = np.array(file.data(info.name)[start * row_bytes : stop * row_bytes])  # a copy: pages can go
-        file.release(info.name, start * row_bytes, stop * row_bytes)
+        wanted = slice(start * row_bytes, stop * row_bytes)
+        if swapped is not None:
+            data = np.array(swapped.array(last=stop == shape[0])[wanted])
+        else:
+            data = np.array(file.data(info.name)[wanted])  # a copy: the file's own pages can go
+            file.release(info.name, wanted.start, wanted.stop)
         typed = data.view(plain) if plain else data
         return typed.reshape(stop - start, *shape[1:-1], -1) if len(shape) > 1 else typed
 
@@ -99,8 +116,7 @@ def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
         values = dequantize(flat, kind, (n_elements // cols, cols))
         return np.asarray(values, np.float32).reshape(-1, *shape[1:])
 
-    source = f"{file.paths[min(info.part, len(file.paths) - 1)]}: {info.name}"
-    return LazyTensor(shape, kind.name, source, stored, decode=None if plain else decode)
+    return LazyTensor(shape, kind.name, source, stored, decode=decode if kind.block_size > 1 else None)
 
 
 def _file_type(text: str) -> FileType:
@@ -110,7 +126,8 @@ def _file_type(text: str) -> FileType:
 def _choose(file: GGUFFile, file_type: FileType) -> dict[str, Choice]:
     if file_type.copies:
         return {name: Choice(info.type, info.type) for name, info in file.tensors.items()}
-    tensors = [Tensor(name, info.shape, info.type) for name, info in file.tensors.items()]
+    infos = {name: file.tensors[name] for name in file_order(file.tensors)}
+    tensors = [Tensor(name, info.shape, info.type) for name, info in infos.items()]
     return choose_types(tensors, file_type, ModelFacts.of(file.metadata), TypeOptions(), has_imatrix=False)
 
 

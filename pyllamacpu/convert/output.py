@@ -169,5 +169,5 @@ def refuse_source(target: Sequence[Path], sources: Sequence[Path]) -> None:
     """Raises CheckpointError when a file of the result would replace one of the source."""
     known = {source.resolve() for source in sources}
     for path in target:
-        if path.resolve() in known:
+        if path.resolve() in known or (path.exists() and any(path.samefile(source) for source in sources)):
             raise CheckpointError(path, "is the source, which is never written to; give another --outfile")

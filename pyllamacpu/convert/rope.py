@@ -30,7 +30,7 @@ _FIELDS: dict[str, set[str]] = {
         *("extrapolation_factor", "mscale", "mscale_all_dim", "truncate"),
     },
 }
-_SAME = {"default": "none", "none": "none", "mrope": "mrope", "su": "longrope"}
+_SAME = {"default": "none", "su": "longrope"}
 
 
 @dataclass(frozen=True)

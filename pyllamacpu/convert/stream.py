@@ -117,7 +117,7 @@ def _jobs(items: Iterable[Item]) -> Iterator[_Job]:
 def _encode(job: _Job) -> Bytes:
     """The job's rows in their new type, flat uint8."""
     item, rows = job.item, job.rows
-    if rows.dtype == item.kind.name and rows.decode is None:
+    if rows.dtype == item.kind.name and (rows.decode is None or item.kind.block_size > 1):
         stored = rows.raw(job.start, job.stop)
         _check_stored(job, stored)
         return np.ascontiguousarray(stored).reshape(-1).view(np.uint8)

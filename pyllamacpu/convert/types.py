@@ -17,6 +17,7 @@ from pyllamacpu.quantize.recipes import (
     Tensor,
     TypeOptions,
     choose_types,
+    file_order,
     needs_imatrix,
     quantizable,
 )
@@ -49,7 +50,9 @@ def tensor_types(
     Vectors and small matrices that are not multiplied with weights stay F32. Raises OptionError for types
     that cannot be written from a checkpoint.
     """
-    described = [Tensor(name, tensor.shape or (1,), TensorType.F32) for name, tensor in tensors.items()]
+    described = [
+        Tensor(name, tensors[name].shape or (1,), TensorType.F32) for name in file_order(tensors)
+    ]  # the rules count along the order of llama-quantize
     chosen = choose_types(described, file_type, ModelFacts.of(metadata), TypeOptions(), has_imatrix=False)
     kinds = {name: choice.kind for name, choice in chosen.items()}
     for name, kind in kinds.items():
