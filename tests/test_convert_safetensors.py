@@ -202,6 +202,16 @@ def test_file_changed_while_open(tmp_path: Path) -> None:
         tensor.read(0, 1)
 
 
+def test_close(tmp_path: Path) -> None:
+    path = write_safetensors(tmp_path / "model.safetensors", SMALL)
+    checkpoint = open_checkpoint(tmp_path)
+    assert str(path) in files._POOL.handles
+    for _ in range(2):
+        assert np.array_equal(checkpoint.tensors["a"].read(), SMALL["a"])  # also after it was closed
+        checkpoint.close()
+        assert str(path) not in files._POOL.handles
+
+
 def test_few_handles(tmp_path: Path) -> None:
     tensors = []
     for number in range(files.MAX_OPEN + 20):

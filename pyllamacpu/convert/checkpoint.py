@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pyllamacpu.convert import held
+from pyllamacpu.convert.files import close_files
 from pyllamacpu.convert.meta import is_meta, is_meta_file, read_meta
 from pyllamacpu.convert.quantization import undo_quantization
 from pyllamacpu.convert.safetensors import read_safetensors
@@ -42,8 +43,9 @@ class Checkpoint:
         return self.path if self.path.is_dir() else self.path.parent
 
     def close(self) -> None:
-        """Gives memory back; tensors can still be read."""
+        """Gives memory and handles back; tensors can still be read."""
         held.release_all()
+        close_files(self.files)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

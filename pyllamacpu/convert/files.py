@@ -6,10 +6,12 @@ file that is cut short while it is read is an error and not a bus error.
 
 from __future__ import annotations
 
+import atexit
 import os
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,15 @@ class _Pool:
 _POOL = _Pool(MAX_OPEN)
 
 
+def close_files(paths: Iterable[Path] | None = None) -> None:
+    """Closes the handles of these files, or of all; later reads open them again."""
+    for path in list(_POOL.handles) if paths is None else [os.fspath(path) for path in paths]:
+        _POOL.forget(path)
+
+
+atexit.register(close_files)
+
+
 class DataFile:
     """A file whose pieces are read by offset, from any thread.
 
@@ -132,10 +143,6 @@ class DataFile:
             raise CheckpointError(self.path, f"cannot be read: {error.strerror or error}") from error
         finally:
             _POOL.release(self._key, handle)
-
-    def close(self) -> None:
-        """Closes the handle, if one is open; a later read opens it again."""
-        _POOL.forget(self._key)
 
 
 def pointer_hint(file: DataFile) -> str:

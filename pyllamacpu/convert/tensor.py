@@ -90,14 +90,16 @@ class LazyTensor:
         stop = self.n_rows if stop is None else stop
         if not 0 <= start <= stop <= self.n_rows:
             raise IndexError(f"{self.source}: rows {start} to {stop} of {self.n_rows}")
-        return self.stored(start, stop)
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinities are the reader's to judge
+            return self.stored(start, stop)
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Rows [start, stop) as values, (stop - start, *shape[1:]): float32 for floating-point kinds (F64
         rounded, all others exact), bool for BOOL, integers as they are. Raises CheckpointError.
         """
         values = self.raw(start, stop)
-        return self.decode(values) if self.decode else decode(values, self.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.decode(values) if self.decode else decode(values, self.dtype)
 
 
 def decode(stored: Array, dtype: str) -> Array:
@@ -109,8 +111,7 @@ def decode(stored: Array, dtype: str) -> Array:
     if dtype == "F16":
         return _half_values(stored)
     if dtype in ("F32", "F64"):
-        with np.errstate(over="ignore"):  # a double beyond float32 becomes infinite, as everywhere
-            return stored.astype(np.float32, copy=False)
+        return stored.astype(np.float32, copy=False)  # a double beyond float32 becomes infinite
     if dtype in FLOATS:
         return _byte_values(dtype)[stored]
     if dtype == "BOOL":
