@@ -22,7 +22,7 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.evaluate import divergence_from, record
 from pyllamacpu.gguf import GGUFFile, TensorType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize import driver
+from pyllamacpu.quantize import driver, target
 from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.quantize.calibrate import draw, sampled_windows, text_windows
 from pyllamacpu.quantize.file_types import parse_file_type
@@ -38,10 +38,10 @@ from pyllamacpu.quantize.target import (
     choose,
     chosen_plan,
     curve,
-    eight_bits,
     measure,
     open_engine,
     parse_size,
+    runnable,
     some_windows,
 )
 
@@ -193,14 +193,23 @@ def test_large_models_are_probed_in_groups(file: GGUFFile) -> None:
 
 @pytest.fixture(scope="module")
 def measured(source: Path) -> Measured:
-    with GGUFFile.open(source) as file, eight_bits(file, source.parent) as small:
-        assert {info.type for info in small.tensors.values()} == {T.Q8_0, T.F32}
-        engine = open_engine(small)
+    with GGUFFile.open(source) as file, runnable(file, source.parent) as same:
+        engine = open_engine(same)
         cut = sampled_windows(engine, 512, 64)
         found = measure(file, engine, cut, COPY, 5.0, quiet)
         engine.close()
-    assert [path.name for path in source.parent.iterdir()] == ["model.gguf"]
     return found
+
+
+def test_a_model_that_fills_memory_is_measured_in_eight_bits(
+    file: GGUFFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runnable(file, tmp_path) as same:
+        assert same.paths == file.paths
+    monkeypatch.setattr(target, "total_memory", lambda: file.n_bytes)
+    with runnable(file, tmp_path) as small:
+        assert {info.type for info in small.tensors.values()} == {T.Q8_0, T.F32}
+    assert not list(tmp_path.iterdir())
 
 
 def test_more_bytes_cost_less(measured: Measured) -> None:

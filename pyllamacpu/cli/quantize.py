@@ -102,7 +102,7 @@ _TARGET = options(
         "--calibration-tokens", type=click.IntRange(256), help="Tokens for the importance. [default: 4096]"
     ),
     click.option(
-        "--probe-tokens", type=click.IntRange(256), help="Tokens for each measurement. [default: 1024]"
+        "--probe-tokens", type=click.IntRange(256), help="Tokens for each measurement. [default: 512]"
     ),
 )
 _RUN = options(

@@ -55,15 +55,15 @@ def run_target(
         check_room,
         choose,
         chosen_plan,
-        eight_bits,
         open_engine,
+        runnable,
     )
 
     room = budget(file, target)
     check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())
     folder = out.absolute().parent
-    with eight_bits(file, folder) as small:
+    with runnable(file, folder) as small:
         engine = open_engine(small)
         try:
             settings, measured, text = _measure(file, engine, settings, 8 * room / elements, given)
@@ -90,7 +90,7 @@ def _measure(
         if settings.imatrix is None:
             matrix = gather(engine.file, cut, text, show)
             settings = replace(settings, imatrix=matrix, imatrix_name=f"collected on {text}")
-        some = some_windows(cut, given["probe_tokens"] or 1024)
+        some = some_windows(cut, given["probe_tokens"] or 512)
         measured = measure(file, engine, some, settings, bits, show)
     click.echo(f"measured {len(measured.errors)} tensors in {time.monotonic() - began:.0f} s", err=True)
     return settings, measured, text

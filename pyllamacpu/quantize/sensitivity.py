@@ -39,7 +39,7 @@ KINDS = (
 )
 SAMPLE = 1 << 18  # elements of a tensor that errors are measured on
 _NARROW = 0.45  # types with less than that share of the wanted bits are not looked at: they never win
-_UNTIL_SINGLE = 1 << 29  # weights up to which every tensor is probed by itself
+_UNTIL_SINGLE = 1 << 26  # weights up to which every tensor is probed by itself
 _LAYER_GROUPS = 8  # of larger models
 _MEASURABLE = 1e-5  # smaller errors drown in the rounding of activations
 
@@ -134,7 +134,7 @@ def probe_kind(errors: Errors, bits: float) -> TensorType | None:
     lossy = [kind for kind, error in errors.of.items() if error > _MEASURABLE]
     kinds = sorted(lossy, key=lambda kind: (kind.bits_per_weight, -errors.of[kind]))
     below = [kind for kind in kinds if kind.bits_per_weight <= bits]
-    return (below or kinds[:1] or [None])[-1]
+    return below[-1] if below else next(iter(kinds), None)
 
 
 def measure_cost(

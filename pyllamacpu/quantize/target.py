@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.engine import Engine, total_memory
 from pyllamacpu.errors import OptionError
 from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
@@ -45,6 +45,7 @@ _UNITS = {"": 1, "B": 1} | {
     f"{p}{s}": b**i for i, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("IB", 1024))
 }
 _N_BATCH = 1024
+_SHARE_OF_MEMORY = 0.75
 _METADATA = 4096  # bytes that the importance matrix's keys may take
 _MARK = 1024  # set in file types that are guessed
 
@@ -117,12 +118,14 @@ def check_room(file: GGUFFile, room: int, types: TypeOptions) -> None:
 
 
 @contextmanager
-def eight_bits(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
-    """The model in a form that runs fast and predicts as the original does: Q8_0 where it is in floats.
+def runnable(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
+    """The model to measure with: itself, or, where it would fill memory, a copy in Q8_0.
 
-    That is a temporary file in `folder`, gone afterwards.
+    Floats are what to measure with: quantized products round activations too, and that noise, which any
+    change of a weight stirs up, hides small divergences. The copy is a temporary file in `folder`.
     """
-    if all(info.type not in FLOATS for info in file.tensors.values() if quantizable(info.name, info.shape)):
+    memory = total_memory()
+    if not memory or file.n_bytes < _SHARE_OF_MEMORY * memory:
         with GGUFFile.open(file.paths[0]) as again:
             yield again
         return
