@@ -11,7 +11,7 @@ int pl_quantize_known(int type)
 {
     switch (type) {
     case PL_TYPE_IQ1_S:
-    case PL_TYPE_IQ1_M: return PL_EINVAL;
+    case PL_TYPE_IQ1_M:
     case PL_TYPE_IQ2_XXS:
     case PL_TYPE_IQ2_XS: return 2;
     default: return pl_type_find(type) ? 1 : PL_EINVAL;

@@ -62,15 +62,13 @@ static int half_pattern(const int8_t *four, const float levels[3])
     return pattern;
 }
 
-/* Values times `unit`, and these plus or minus `shift`. */
+/* Values times `unit` plus `shift`. */
 static void fill_levels(const float levels[3], float unit, float shift, pl_iq_halves *out)
 {
     for (int q = 0; q < PL_IQ_ROW; q++) {
         out->pad[q] = q < PL_IQ_HALVES ? 0.0f : PL_IQ_NEVER;
-        for (int i = 0, rest = q < PL_IQ_HALVES ? q : 0; i < 4; i++, rest /= 3) {
-            out->level[0][i][q] = unit * levels[rest % 3] + shift;
-            out->level[1][i][q] = unit * levels[rest % 3] - shift;
-        }
+        for (int i = 0, rest = q < PL_IQ_HALVES ? q : 0; i < 4; i++, rest /= 3)
+            out->level[i][q] = unit * levels[rest % 3] + shift;
     }
 }
 
@@ -88,8 +86,6 @@ static int fill_halves(const int8_t *values, int n, float unit, float shift, pl_
         int p = half_pattern(values + 8 * e, levels), q = half_pattern(values + 8 * e + 4, levels);
         out->penalty[p][q] = 0.0f;
         out->entry[p][q] = (uint16_t)e;
-        out->pattern[e][0] = (uint8_t)p;
-        out->pattern[e][1] = (uint8_t)q;
     }
     return 1;
 }

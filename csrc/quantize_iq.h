@@ -17,11 +17,10 @@ typedef struct {
 /* A codebook of eight coordinates with three levels, searched by halves of four coordinates. The pattern of a half is a
  * number of four base-3 digits (which level), its first coordinate lowest. */
 typedef struct {
-    float level[2][4][PL_IQ_ROW];            /* [shift][coordinate][pattern]: its value; IQ1: in eighths, shifted by +1, -1 */
+    float level[4][PL_IQ_ROW];               /* [coordinate][pattern]: its value; IQ1: in eighths, shifted by + 1/8 */
     float pad[PL_IQ_ROW];                    /* 0 for a pattern, PL_IQ_NEVER behind the last */
     float penalty[PL_IQ_HALVES][PL_IQ_ROW];  /* [first half][second half]: 0 for an entry, else PL_IQ_NEVER */
     uint16_t entry[PL_IQ_HALVES][PL_IQ_ROW]; /* its number; of equal entries the first */
-    uint8_t pattern[2048][2];                /* and back: the halves of an entry */
 } pl_iq_halves;
 
 /* The types searched entry by entry: IQ2_XXS, IQ2_XS, IQ3_XXS, IQ3_S; NULL for others. */
