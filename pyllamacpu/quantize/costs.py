@@ -19,6 +19,7 @@ Doubles = npt.NDArray[np.float64]
 _LEGACY = frozenset({T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1})
 _PLAIN_IMPORTANCE = frozenset({T.Q6_K, T.Q8_0, T.MXFP4, T.TQ1_0, T.TQ2_0, T.F32, T.F16, T.BF16})
 _MAGNITUDES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
+_CODEBOOKS = frozenset({T.IQ2_S, T.IQ3_XXS, T.IQ3_S})  # x^2 alone leaves small values to chance
 
 
 def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = None) -> Doubles:
@@ -26,7 +27,7 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
 
     `array`: (rows, cols); `importance`: (cols,) or None. With it: the importance itself, or times
     sqrt(mean square of the block or row + x^2). Without it: 1 for types that were made for rounding, |x|,
-    or the sub-block's root mean square + |x| (Q4_K, Q5_K).
+    the sub-block's root mean square + |x| (Q4_K, Q5_K), or x^2 + the block's mean square (codebooks).
     """
     x = array.astype(np.float64)
     if importance is not None:
@@ -34,6 +35,8 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
         return weights.copy() if kind in _PLAIN_IMPORTANCE else weights * np.sqrt(_spread(x, kind) + x * x)
     if kind in _MAGNITUDES:
         return np.abs(x)
+    if kind in _CODEBOOKS:
+        return x * x + _mean_square(x, 256)
     if kind in (T.Q4_K, T.Q5_K):
         return np.sqrt(_mean_square(x, 32)) + np.abs(x)
     return np.ones_like(x)
@@ -42,7 +45,7 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
 def _spread(x: Doubles, kind: TensorType) -> Doubles:
     if kind in _LEGACY:
         return np.mean(x * x, axis=1, keepdims=True)
-    factor = 1.0 if kind is T.Q2_K else 2.0
+    factor = 1.0 if kind in (T.Q2_K, T.IQ2_XXS, T.IQ2_XS) else 2.0
     return factor * _mean_square(x, kind.block_size)
 
 

@@ -1,7 +1,8 @@
 /* Checks every kernel of every tier that this CPU has against straightforward references, in the manner of dav1d's
  * checkasm: hostile shapes, poisoned outputs, random data from a printed seed.
  *
- *     check [--quick] [--seed N] [--tier NAME] [--only matmul|kv|attention|elementwise|quantize] [--bench]
+ *     check [--quick] [--seed N] [--tier NAME] [--bench]
+ *           [--only matmul|kv|attention|elementwise|quantize|quantize_iq]
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -180,7 +181,8 @@ int main(int argc, char **argv)
         void (*run)(void);
     } parts[] = {
         {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
-        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize_weights}};
+        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize_weights},
+        {"quantize_iq", check_quantize_iq}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;
