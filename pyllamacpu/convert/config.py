@@ -65,7 +65,7 @@ _READ = words(
     hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     vocab_size max_position_embeddings rms_norm_eps rope_theta rope_scaling rope_parameters
     original_max_position_embeddings tie_word_embeddings attention_bias mlp_bias hidden_act
-    sliding_window use_sliding_window layer_types
+    sliding_window use_sliding_window layer_types max_sequence_length
     """
 )
 
@@ -120,7 +120,8 @@ def _read_dense(config: Fields, arch: str) -> ModelShape:
         "num_key_value_heads", 8 if mistral and "num_key_value_heads" not in config.values else n_heads, low=1
     )
     head_dim = head_size(config, dim, n_heads, kv_heads)
-    n_ctx = config.whole("max_position_embeddings", 131072 if mistral else 2048, low=1)
+    usual = config.whole("max_sequence_length", 131072 if mistral else 2048, low=1)
+    n_ctx = config.whole("max_position_embeddings", usual, low=1)
     rope, n_ctx = read_rope(config, n_ctx)
     window, notes = _window(config, mistral, n_ctx)
     if arch == "LlamaModel":
