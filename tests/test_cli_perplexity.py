@@ -82,6 +82,14 @@ def test_divergence_from_a_base_model(folder: Path, run: Run) -> None:
     assert row["ppl"] == alone["ppl"]
 
 
+def test_json_has_null_where_a_number_is_none(folder: Path, run: Run) -> None:
+    """A window of 4 tokens has one that is scored: no errors, no correlation."""
+    options = ["--kl-divergence", "--base-model", str(folder / "b.gguf"), "--chunks", "1", "-o", "json"]
+    result = run("perplexity", *text(folder)[:4], "-c", "4", *options)
+    row = json.loads(result.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert row["ppl_correlation"] is None and row["n_scored"] == 1 and row["kld_error"] == 0
+
+
 def test_divergence_from_a_file(folder: Path, run: Run, tmp_path: Path) -> None:
     base = tmp_path / "base.bin"
     saved = run("perplexity", *text(folder, "b"), "--kl-divergence-base", str(base))

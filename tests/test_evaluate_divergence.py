@@ -119,6 +119,9 @@ def test_small_steps_give_the_same_bits(
     small = Engine.open(engines[1].file.paths[0], n_ctx=64, n_batch=20, type_k="f32", type_v="f32")
     again = kl_divergence(engines[0], small, TOKENS, n_ctx=N_CTX, bos=BOS)
     assert np.array_equal(again.kld, found.kld)
+    monkeypatch.undo()
+    with pytest.raises(OptionError, match="n_batch is 20"):
+        divergence_from(record(engines[0], TOKENS, n_ctx=N_CTX), small)
     small.close()
 
 

@@ -119,7 +119,7 @@ def progress_line() -> Iterator[Callable[[str, int, int], None]]:
             return
         drawn = now
         left = (now - start) / max(done, 1) * (total - done)
-        sys.stderr.write(f"\r\x1b[2K{text}  {done}/{total}, {_duration(left)} left")
+        sys.stderr.write(f"\r\x1b[2K{text}  {done}/{total}, {duration(left)} left")
         sys.stderr.flush()
 
     try:
@@ -130,7 +130,8 @@ def progress_line() -> Iterator[Callable[[str, int, int], None]]:
             sys.stderr.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyllamacpu.cli.evaluation import (
+    duration,
     model_and_text,
     open_engine,
     progress_line,
@@ -127,10 +130,14 @@ def _measure(given: dict[str, Any]) -> None:
     engine = open_engine(given["model"], given, width)
     cut = _windows(engine, content, given)
     text = given["form"] == "text"
+    start = time.monotonic()
     with progress_line() as show:
 
         def on_window(done: int, total: int, ppl: float) -> None:
             if text:
+                if done == 1:
+                    together = min(max(1, engine.n_batch // cut.n_ctx), total)
+                    _say_time((time.monotonic() - start) / together, total)
                 click.echo(f"[{done}]{ppl:.4f},", nl=False)
             else:
                 show(f"perplexity {ppl:.4f}", done, total)
@@ -166,12 +173,24 @@ def _print_json(engine: Engine, row: dict[str, Any], **more: Any) -> None:
     from pyllamacpu.native import isa_selected
 
     facts = {"model": str(engine.file.paths[0]), "n_threads": engine.n_threads, "isa": isa_selected()}
-    click.echo(json.dumps(facts | more | row, indent=2))
+    click.echo(json.dumps(_finite(facts | more | row), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for what JSON cannot say: NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say_speed(n_tokens: int, seconds: float) -> None:
     rate = n_tokens / seconds if seconds else 0.0
     click.echo(f"{n_tokens} tokens in {seconds:.1f} s, {rate:.1f} tokens/s", err=True)
+
+
+def _say_time(seconds: float, total: int) -> None:
+    """How long it will take, from the seconds of one window."""
+    click.echo(f"{seconds:.2f} s a window, {duration(seconds * total)} in all", err=True)
 
 
 # ---- divergence ----

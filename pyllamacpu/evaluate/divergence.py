@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.errors import ModelError
+from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.evaluate.perplexity import as_windows
 from pyllamacpu.evaluate.rows import Doubles, divergences
 from pyllamacpu.evaluate.statistics import Estimate, covariance, error_of_difference, mean, share
@@ -181,6 +181,8 @@ def divergence_from(recorded: Recorded, engine: Engine, on_window: Progress | No
     """
     if engine.n_vocab != recorded.n_vocab:
         raise _other_vocabulary(recorded.name, recorded.n_vocab, engine)
+    if engine.n_batch < recorded.steps.group * max(recorded.steps.places, recorded.steps.scored_places):
+        raise OptionError(f"n_batch is {engine.n_batch}: take what the recorded model was opened with")
     cut = recorded.windows
     return compare(_side_by_side(recorded.blocks, engine, cut), engine, cut, recorded.steps, on_window)
 
