@@ -145,6 +145,14 @@ def test_llama_4_without_experts_and_without_chunks() -> None:
     assert keys(llama4(small))["attention.sliding_window"] == 0
 
 
+def test_llama_4_with_fewer_layers_than_the_pattern_has() -> None:
+    few = {"num_hidden_layers": 2, "no_rope_layers": None}
+    absent = {key: value for key, value in SCOUT_TEXT.items() if key != "attention_chunk_size"}
+    for text in (SCOUT_TEXT | few, absent | few):
+        assert read(llama4(text)).chunked
+        assert "attention.sliding_window" not in keys(llama4(text))
+
+
 @pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
 @pytest.mark.parametrize("kind", ["type", "rope_type"])
 def test_spellings_of_rope(spelling: str, kind: str) -> None:

@@ -103,9 +103,8 @@ def is_chunked(config: Fields, n_layers: int, interval_key: str = "no_rope_layer
     usual = [int((i + 1) % _NO_ROPE_STEP != 0) for i in range(n_layers)]
     actual = [int(bool(x)) for x in roped] or [int((i + 1) % interval != 0) for i in range(n_layers)]
     kinds = config.get("layer_types") or ["chunked_attention" if x else "full_attention" for x in actual]
-    if actual == [1] * n_layers and (
-        set(kinds) == {"full_attention"} or not config.get("attention_chunk_size")
-    ):
+    whole = config.values.get("attention_chunk_size", True) is None  # absent means the usual size
+    if actual == [1] * n_layers and (set(kinds) == {"full_attention"} or whole):
         return False
     if actual != usual:
         raise config.error("no_rope_layers", actual, "GGUF files imply every 4th layer without rope")

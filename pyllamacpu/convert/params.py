@@ -73,7 +73,12 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
     n_experts = max(0, int(experts.real("num_experts", 0)))
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0
     roped_only = params.get("nope_layer_interval") is None
-    absent: dict[str, int] = {"use_qk_norm": n_experts != 128, "attn_temperature_tuning": not roped_only}
+    absent: dict[str, int | None] = {
+        "use_qk_norm": n_experts != 128,
+        "attn_temperature_tuning": not roped_only,
+    }
+    if roped_only:
+        absent["attention_chunk_size"] = None
     absent["nope_layer_interval"] = shape.n_layers + 1  # none
     stated = {key: value for key, value in params.values.items() if value is not None}
     params = Fields(params.path, {**absent, **stated})
