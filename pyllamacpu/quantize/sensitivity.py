@@ -38,7 +38,7 @@ KINDS = (
     *(T.IQ4_XS, T.IQ4_NL, T.Q4_0, T.Q4_K, T.Q4_1, T.Q5_0, T.Q5_K, T.Q5_1, T.Q6_K, T.Q8_0, T.F16),
 )
 SAMPLE = 1 << 18  # elements of a tensor that errors are measured on
-_NARROW = 0.45  # types with less than that share of the wanted bits are not looked at: they never win
+_NARROW = 0.7  # types with less than that share of the wanted bits: too far from the probes to trust
 _UNTIL_SINGLE = 1 << 26  # weights up to which every tensor is probed by itself
 _LAYER_GROUPS = 8  # of larger models
 _MEASURABLE = 1e-5  # smaller errors drown in the rounding of activations
