@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from quantize_model import arrays, write_model
 
 from pyllamacpu.bench.cases import Setup
 from pyllamacpu.bench.runner import open_engine
@@ -22,6 +23,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -340,3 +342,17 @@ def test_a_tiers_limits_are_measured_in_a_process_of_its_own(
     assert found.read_bytes > 0 and found.int8_ops > 0 and found.fp32_ops > 0
     with pytest.raises(kernels.BuildError, match="avx1024"):
         kernels.measure_limits("avx1024", 0.05)
+
+
+def test_noise_takes_weights_off_their_grid(script: Any, tmp_path: Path) -> None:
+    name, kind = "blk.1.ffn_up.weight", TensorType.Q4_1
+    blocks = {**arrays(), name: quantize(arrays()[name], kind)}
+    source = write_model(tmp_path / "grid.gguf", blocks, kinds={name: kind})
+    script("quantize_target").without_grid(source, tmp_path / "noisy.gguf")
+    with GGUFFile.open(source) as file, GGUFFile.open(tmp_path / "noisy.gguf") as noisy:
+        shape = file.tensors[name].shape
+        steps = file.data(name).reshape(-1, 20)[:, :2].copy().view("<f2").astype(np.float32)
+        moved = noisy.data(name).view("<f2").reshape(shape) - dequantize(file.data(name), kind, shape)
+        assert (np.abs(moved.reshape(-1, 32)) <= 0.51 * steps).all()
+        assert np.abs(moved).mean() > 0.2 * steps.mean()
+        np.testing.assert_array_equal(noisy.data("output_norm.weight"), file.data("output_norm.weight"))

@@ -126,6 +126,8 @@ def test_quantized_tensors_are_taken_only_when_told(folder: Path, run: Run) -> N
         (["--override-kv", "a=int:x", "model.gguf", "Q8_0"], "KEY=TYPE:VALUE"),
         (["--override-kv", "a=bool:1", "model.gguf", "Q8_0"], "KEY=TYPE:VALUE"),
         (["--override-kv", "a", "model.gguf", "Q8_0"], "KEY=TYPE:VALUE"),
+        (["--override-kv", "general.alignment=int:64", "model.gguf", "Q8_0"], "cannot be set"),
+        (["--override-kv", "split.count=int:2", "model.gguf", "Q8_0"], "cannot be set"),
         (["--include-weights", "a", "model.gguf", "Q8_0"], "give one"),
         (["--include-weights", "a", "--exclude-weights", "b", "model.gguf", "Q8_0"], "together"),
         (["--imatrix", "matrix.gguf", "--include-weights", "?", "model.gguf", "Q8_0"], "leave nothing"),

@@ -54,6 +54,8 @@ def parse_override(text: str) -> Override:
     """`KEY=int:N`, `KEY=float:X`, `KEY=bool:true` or `KEY=str:TEXT`. Whole numbers become uint32."""
     key, equals, typed = text.partition("=")
     word, colon, value = typed.partition(":")
+    if key == "general.alignment" or key.startswith("split."):
+        raise OptionError(f"--override-kv {key}: that is how the file is laid out, and cannot be set")
     try:
         if key and equals and colon:
             if word == "int" and abs(int(value)) < 1 << 32:
