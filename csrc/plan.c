@@ -82,24 +82,27 @@ static void quantize_row(pl_plan *plan, const pl_op *op, const float *x, int64_t
 static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t begin, end, n = rows_of(plan, op);
-    while (TAKE(n, 1)) {
-        int64_t i = begin;
-        float *y = row(plan, op->dst[0], i);
-        plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
-        if (op->q8 >= 0)
-            quantize_row(plan, op, y, 0, plan->q8_blocks[op->q8], i);
+    while (TAKE(n, n > 64 ? 8 : 1)) {
+        for (int64_t i = begin; i < end; i++) {
+            float *y = row(plan, op->dst[0], i);
+            plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
+            if (op->q8 >= 0)
+                quantize_row(plan, op, y, 0, plan->q8_blocks[op->q8], i);
+        }
         DONE();
     }
     return n;
 }
 
-/* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row. */
+/* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row; of many rows a thread
+ * takes whole ones, since what two threads write side by side costs both. */
 #define PIECE 256
+#define PIECES_TAKEN(n, pieces) ((n) > 4 ? (pieces) : 2)
 
 static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, 2)) {
+    while (TAKE(n * pieces, PIECES_TAKEN(n, pieces))) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
             quantize_row(plan, op, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i);
@@ -112,7 +115,7 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, 
 static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), width = plan->strides[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, 2)) {
+    while (TAKE(n * pieces, PIECES_TAKEN(n, pieces))) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, c0 = item % pieces * PIECE, c1 = c0 + PIECE < width ? c0 + PIECE : width;
             float *y = row(plan, op->dst[0], i);
@@ -155,7 +158,8 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
 {
     const pl_batch *b = &plan->batch;
     int64_t begin, end, heads = op->n_heads + op->kv_heads, n = b->n_tokens * heads;
-    while (TAKE(n, (heads + 3) / 4)) {
+    /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
+    while (TAKE(n, b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t t = item / heads, h = item % heads;
             const float *table = row(plan, op->src[3], t);
