@@ -185,10 +185,13 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
 static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
-    int64_t token_blocks = (n + PL_TOKENS - 1) / PL_TOKENS, parts = n == 1 ? 2 * threads : 0, stride;
+    int64_t parts = n == 1 ? 2 * threads : 0, stride;
     int64_t unit = n == 1 ? 4 : op->gated ? 1 : 2;
     for (int i = 0; i < 3; i++) /* work items: units of panels, matrix after matrix, times blocks of tokens */
         first[i + 1] = first[i] + (op->matrix[i] && !(op->gated && i) ? (op->matrix[i]->panels + unit - 1) / unit : 0);
+    /* More tokens share the decoding of a panel; fewer leave every thread several items. */
+    int64_t at_once = first[3] * n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
+    int64_t token_blocks = (n + at_once - 1) / at_once;
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
     while (pl_take_part(counter, round, first[3] * token_blocks, 1, parts, &begin, &end)) {
@@ -209,8 +212,8 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
                 .q8_stride = op->q8 >= 0 ? plan->q8_strides[op->q8] : 0,
                 .x = op->q8 >= 0 ? NULL : plan->buffers[op->src[0]],
                 .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
-                .token0 = block * PL_TOKENS,
-                .token1 = (block + 1) * PL_TOKENS < n ? (block + 1) * PL_TOKENS : n,
+                .token0 = block * at_once,
+                .token1 = (block + 1) * at_once < n ? (block + 1) * at_once : n,
                 .up = op->gated ? op->matrix[1]->data : NULL,
                 .bias = op->vector[i],
                 .up_bias = op->gated ? op->vector[1] : NULL,

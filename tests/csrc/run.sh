@@ -57,8 +57,8 @@ else
 fi
 
 if have "$AARCH64_CC" "the Arm tiers" && have "$QEMU_AARCH64" "the Arm tiers"; then
-    echo "== aarch64, $AARCH64_CC -O3, static, under $QEMU_AARCH64"
-    build aarch64 "$AARCH64_CC" -O3 -static
+    echo "== aarch64, $AARCH64_CC -O2, static, under $QEMU_AARCH64"
+    build aarch64 "$AARCH64_CC" -O2 -static
     "$QEMU_AARCH64" -cpu max "$BUILD/aarch64/check" --quick "$@"
     # CPUs without dot products, then without i8mm: the tiers found must be theirs, and must run there.
     for cpu in "cortex-a53: scalar neon;" "neoverse-n1: scalar neon neon_dotprod;"; do
