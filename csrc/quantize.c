@@ -4,6 +4,7 @@
 #include "api.h"
 #include "blocks.h"
 #include "kernels.h"
+#include "quantize_iq.h"
 
 #define SLICE 32768 /* elements checked, then quantized: 128 KB */
 
@@ -39,12 +40,19 @@ static int check_importance(int type, const float *importance, int64_t n)
     return bad ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
 }
 
+/* The searches by halves need a codebook of few levels; decoding takes any. */
+static int codebook_usable(int type)
+{
+    int by_halves = type == PL_TYPE_IQ2_S || type == PL_TYPE_IQ1_S || type == PL_TYPE_IQ1_M;
+    return !pl_codebook_missing(type) && (!by_halves || pl_iq_halves_of(type));
+}
+
 int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst)
 {
     const pl_type_info *info = pl_type_find(type);
     if (pl_quantize_known(type) < 0 || n_rows < 0 || n_cols < 0 || n_cols % info->block_elements)
         return PL_EINVAL;
-    if (pl_codebook_missing(type))
+    if (!codebook_usable(type))
         return PL_EINVAL;
     int rc = check_importance(type, importance, n_cols);
     if (rc)
