@@ -34,8 +34,9 @@ typedef struct {
     float scale;    /* the chunk's; of a second block: its factor, any number */
     float s;        /* factor * (sum[0] + sum[1]) */
     int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
-    uint16_t step;  /* the block's factor is 2^(-0.4 step) */
-    uint16_t rest;  /* the second block is this many blocks further on; 0: there is none */
+    uint8_t step;    /* the block's factor is 2^(-0.4 step) */
+    uint8_t seconds; /* bit b: block b of this chunk has a second one */
+    uint16_t rest;   /* the second block is this many blocks further on; 0: there is none */
 } pl_q8;
 
 #define PL_Q8_STEPS 8

@@ -149,7 +149,8 @@ void reference_q8(const float *x, float scale, int step, pl_q8 *out)
 {
     float d = scale * pl_q8_factor[step], inverse = d > 0.0f ? 1.0f / d : 0.0f;
     out->scale = scale;
-    out->step = (uint16_t)step;
+    out->step = (uint8_t)step;
+    out->seconds = 0;
     out->sum[0] = out->sum[1] = 0;
     for (int i = 0; i < 32; i++) {
         out->q[i] = (int8_t)lrint((double)(x[i] * inverse));

@@ -102,6 +102,8 @@ static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_
     double asked = 0;
     for (int b = 0; b < n; b++) {
         asked = fmax(asked, check_block(tier, x + 32 * b, got + b, rest));
+        if (got[b].seconds != got->seconds || (got->seconds >> b & 1) != (got[b].rest != 0) || got->seconds >> n)
+            fail(tier, "block %d: rest %d, but second blocks %x of the chunk's %x", b, got[b].rest, got[b].seconds, got->seconds);
         if (got[b].scale != got->scale)
             fail(tier, "block %d: scale %.9g, the chunk's is %.9g", b, (double)got[b].scale, (double)got->scale);
     }

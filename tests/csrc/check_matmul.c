@@ -66,6 +66,8 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
             second->s = second->scale * (float)(second->sum[0] + second->sum[1]);
             second->step = 0;
             out[b].rest = (uint16_t)n;
+            for (int first = b / (PL_CHUNK / 32) * (PL_CHUNK / 32), i = first; i <= b; i++)
+                out[i].seconds |= (uint8_t)(1 << (b - first));
         }
     }
 }
