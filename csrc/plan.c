@@ -185,7 +185,7 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
 static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
-    int64_t parts = n == 1 ? 2 * threads : 0, stride;
+    int64_t parts = n <= PL_FEW ? 2 * threads : 0, stride;
     int64_t unit = n == 1 ? 4 : op->gated ? 1 : 2;
     for (int i = 0; i < 3; i++) /* work items: units of panels, matrix after matrix, times blocks of tokens */
         first[i + 1] = first[i] + (op->matrix[i] && !(op->gated && i) ? (op->matrix[i]->panels + unit - 1) / unit : 0);
