@@ -9,7 +9,7 @@
 #include "quantize_iq.h"
 
 /* One codebook: its values as given, and the forms of codebook.h. `per_entry`: values of an entry. Values outside
- * low … high would not fit int8 once signs (or, for IQ1, the shift of 1/8) are folded in. */
+ * low … high cannot occur: kernels fold in signs (or, for IQ1, the shift of 1/8) and 64, and have 7 bits for it all. */
 #define BOOK(NAME, ENTRIES, PER_ENTRY) \
     static int8_t NAME##_values[(ENTRIES) * (PER_ENTRY)]; \
     static _Alignas(64) uint8_t NAME##_bytes[(ENTRIES) * (PER_ENTRY)]; \
@@ -35,8 +35,8 @@ static struct codebook {
     pl_book forms;
     int ready;
 } books[] = {
-    {8, -1, 1, FORMS(iq1_s), 0},    {8, 0, 127, FORMS(iq2_xxs), 0}, {8, 0, 127, FORMS(iq2_xs), 0},
-    {8, 0, 127, FORMS(iq2_s), 0},   {4, 0, 127, FORMS(iq3_xxs), 0}, {4, 0, 127, FORMS(iq3_s), 0},
+    {8, -1, 1, FORMS(iq1_s), 0},    {8, 0, 63, FORMS(iq2_xxs), 0}, {8, 0, 63, FORMS(iq2_xs), 0},
+    {8, 0, 63, FORMS(iq2_s), 0},   {4, 0, 63, FORMS(iq3_xxs), 0}, {4, 0, 63, FORMS(iq3_s), 0},
 };
 
 static struct codebook *book_of(int type) {

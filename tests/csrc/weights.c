@@ -47,7 +47,7 @@ void set_random_codebooks(void)
         int three = type == PL_TYPE_IQ3_XXS || type == PL_TYPE_IQ3_S;
         int8_t levels[16]; /* as many different values as a codebook may have */
         for (int i = 0; i < 16; i++)
-            levels[i] = (int8_t)(one ? i % 3 - 1 : random_below(128));
+            levels[i] = (int8_t)(one ? i % 3 - 1 : random_below(64));
         for (int i = 0; i < n; i++)
             values[i] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
         if (pl_set_codebook(type, values, n) != PL_OK)
