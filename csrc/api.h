@@ -186,8 +186,8 @@ pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int typ
 void pl_cache_free(pl_cache *cache);
 int64_t pl_cache_page_bytes(const pl_cache *cache);
 /* A zeroed page -> its address, 0 when out of memory. */
-uintptr_t pl_page_new(const pl_cache *cache);
-void pl_page_free(const pl_cache *cache, uintptr_t page);
+uintptr_t pl_page_new(pl_cache *cache);
+void pl_page_free(pl_cache *cache, uintptr_t page);
 
 /* ---- The plan (plan.c) ---- */
 

@@ -3,10 +3,14 @@
 #define PL_CACHE_H
 #include "kernels.h"
 
+typedef struct pl_slab pl_slab;
+
 struct pl_cache {
     int n_layers, kv_heads;
     pl_kv_tile k, v;
     int64_t page_bytes;
+    int slab_pages;
+    pl_slab *slabs; /* those with a page in use */
 };
 
 static inline int64_t pl_cache_offset(const struct pl_cache *c, int layer, int head)

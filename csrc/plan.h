@@ -18,6 +18,7 @@ typedef struct {
     pl_group *groups; /* (max_tokens) */
     int n_groups;
     int64_t n_items;
+    int has_splits; /* some group has more than one */
     int heads_per_kv, tokens_max, rows_max; /* of an item at most: heads * tokens = query rows */
     int64_t state_floats;     /* of one row */
     float *parts;             /* (part_capacity, state_floats): partial states of split items */

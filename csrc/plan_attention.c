@@ -80,6 +80,7 @@ void pl_attention_prepare(pl_plan *plan)
     int64_t parts = 0;
     w->n_groups = 0;
     w->n_items = 0;
+    w->has_splits = 0;
     for (int t = 0; t < b->n_tokens;) {
         int end = t + 1;
         while (end < b->n_tokens && end - t < w->tokens_max && b->sequences[end] == b->sequences[t])
@@ -90,8 +91,10 @@ void pl_attention_prepare(pl_plan *plan)
             n_splits = 1;
         w->groups[w->n_groups++] = (pl_group){b->sequences[t], t, end - t, n_splits, w->n_items, parts};
         w->n_items += (int64_t)n_splits * kv_heads;
-        if (n_splits > 1)
+        if (n_splits > 1) {
             parts += states;
+            w->has_splits = 1;
+        }
         t = end;
     }
     for (int i = 0; i < w->n_groups * kv_heads; i++)
@@ -220,21 +223,36 @@ static void attend_part(pl_plan *plan, const pl_op *op, const pl_group *g, int h
     write_rows(plan, op, g, head, rows, s->total);
 }
 
+/* What an item is. Without splits (a prompt) all groups of a head come before the next head: its pages are read again and
+ * again, and one head's may stay in the cache where all heads' do not. */
+static const pl_group *group_of(const pl_attention_work *w, int64_t item, int *head, int *split)
+{
+    int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
+    if (!w->has_splits) {
+        *head = (int)(item / w->n_groups);
+        *split = 0;
+        return &w->groups[item % w->n_groups];
+    }
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (w->groups[middle].item0 <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    const pl_group *g = &w->groups[low];
+    *head = (int)((item - g->item0) / g->n_splits);
+    *split = (int)((item - g->item0) % g->n_splits);
+    return g;
+}
+
 int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread)
 {
     pl_attention_work *w = &plan->attention;
     int64_t item, end, n_items = w->n_items;
     while (pl_take(counter, round, n_items, 1, &item, &end)) {
-        int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
-        while (low < high) {
-            int middle = (low + high + 1) / 2;
-            if (w->groups[middle].item0 <= item)
-                low = middle;
-            else
-                high = middle - 1;
-        }
-        const pl_group *g = &w->groups[low];
-        int head = (int)((item - g->item0) / g->n_splits), split = (int)((item - g->item0) % g->n_splits);
+        int head, split;
+        const pl_group *g = group_of(w, item, &head, &split);
         item_scratch s = scratch_of(plan, thread);
         if (g->n_splits > 1)
             attend_part(plan, op, g, head, split, &s);

@@ -36,7 +36,7 @@ class PageCache:
         self.handle = ffi.gc(pointer(handle, what), lib.pl_cache_free)
         self.page_bytes = int(lib.pl_cache_page_bytes(self.handle))
         self._counts: dict[int, int] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a sequence that becomes garbage meanwhile is released by the same thread
 
     @property
     def pages_in_use(self) -> int:
@@ -44,15 +44,16 @@ class PageCache:
 
     def new_page(self) -> int:
         """The address of a zeroed page. Raises ContextError when memory is exhausted."""
-        page = int(lib.pl_page_new(self.handle))
+        with self._lock:
+            page = int(lib.pl_page_new(self.handle))
+            if page:
+                self._counts[page] = 1
         if page == 0:
             raise ContextError(
                 f"out of memory for the KV cache after {self.pages_in_use} pages of {self.page_bytes} "
                 "bytes; use a smaller "
                 "context or a smaller cache type (q8_0)"
             )
-        with self._lock:
-            self._counts[page] = 1
         return page
 
     def share(self, page: int) -> int:
@@ -63,11 +64,9 @@ class PageCache:
     def release(self, page: int) -> None:
         with self._lock:
             self._counts[page] -= 1
-            free = self._counts[page] == 0
-            if free:
+            if self._counts[page] == 0:
                 del self._counts[page]
-        if free:
-            lib.pl_page_free(self.handle, page)
+                lib.pl_page_free(self.handle, page)
 
     def is_shared(self, page: int) -> bool:
         return self._counts[page] > 1
