@@ -127,6 +127,8 @@ PL_INLINE uint8x16_t vi_u8(vi x) { return vreinterpretq_u8_s32(x); }
 PL_INLINE vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
 PL_INLINE vi vi_load(const void *p) { return vi_of_u8(vld1q_u8((const uint8_t *)p)); }
 PL_INLINE void vi_store(void *p, vi x) { vst1q_u8((uint8_t *)p, vi_u8(x)); }
+PL_INLINE vi vi_load_u8(const uint8_t *p) { return vreinterpretq_s32_u32(widen_u8(load_4_bytes(p))); }
+PL_INLINE vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 PL_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 PL_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)

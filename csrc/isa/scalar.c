@@ -86,6 +86,8 @@ PL_INLINE vi vi_load(const void *p)
     return x;
 }
 PL_INLINE void vi_store(void *p, vi x) { memcpy(p, &x, 4); }
+PL_INLINE vi vi_load_u8(const uint8_t *p) { return *p; }
+PL_INLINE vi vi_mul(vi a, vi b) { return a * b; }
 PL_INLINE vi vi_add(vi a, vi b) { return a + b; }
 PL_INLINE vi vi_or(vi a, vi b) { return a | b; }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask) { return a >> shift & mask * 0x01010101u; }
