@@ -127,6 +127,12 @@ PL_INLINE uint8x16_t vi_u8(vi x) { return vreinterpretq_u8_s32(x); }
 PL_INLINE vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
 PL_INLINE vi vi_load(const void *p) { return vi_of_u8(vld1q_u8((const uint8_t *)p)); }
 PL_INLINE void vi_store(void *p, vi x) { vst1q_u8((uint8_t *)p, vi_u8(x)); }
+/* a.low * b.low + a.high * b.high of the two int16 in every lane */
+PL_INLINE vi vi_dot16(vi a, vi b)
+{
+    int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
+    return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+}
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return vreinterpretq_s32_u32(widen_u8(load_4_bytes(p))); }
 PL_INLINE vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 PL_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }

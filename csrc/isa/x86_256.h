@@ -138,6 +138,8 @@ PL_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *
 PL_INLINE void vi_store(void *p, vi x) { _mm256_storeu_si256((__m256i *)p, x); }
 PL_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 PL_INLINE vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
+/* a.low * b.low + a.high * b.high of the two int16 in every lane */
+PL_INLINE vi vi_dot16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(load_8_bytes(p)); }
 PL_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
