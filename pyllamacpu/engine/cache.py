@@ -36,7 +36,8 @@ class PageCache:
         self.handle = ffi.gc(pointer(handle, what), lib.pl_cache_free)
         self.page_bytes = int(lib.pl_cache_page_bytes(self.handle))
         self._counts: dict[int, int] = {}
-        self._lock = threading.RLock()  # a sequence that becomes garbage meanwhile is released by the same thread
+        # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
+        self._lock = threading.RLock()
 
     @property
     def pages_in_use(self) -> int:
