@@ -154,7 +154,10 @@ PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
 {
     return _mm512_and_si512(_mm512_srli_epi16(a, (unsigned)shift), _mm512_set1_epi8((char)mask));
 }
-PL_INLINE vi vi_shl4(vi a) { return _mm512_slli_epi16(a, 4); } /* bytes below 16 */
+PL_INLINE vi vi_shl_and(vi a, int shift, uint8_t mask) /* mask: no bit that comes from the byte below */
+{
+    return _mm512_and_si512(_mm512_slli_epi16(a, (unsigned)shift), _mm512_set1_epi8((char)mask));
+}
 PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
 {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);

@@ -141,7 +141,10 @@ PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
 {
     return vi_of_u8(vandq_u8(vshlq_u8(vi_u8(a), vdupq_n_s8((int8_t)-shift)), vdupq_n_u8(mask)));
 }
-PL_INLINE vi vi_shl4(vi a) { return vi_of_u8(vshlq_n_u8(vi_u8(a), 4)); }
+PL_INLINE vi vi_shl_and(vi a, int shift, uint8_t mask)
+{
+    return vi_of_u8(vandq_u8(vshlq_u8(vi_u8(a), vdupq_n_s8((int8_t)shift)), vdupq_n_u8(mask)));
+}
 PL_INLINE vi vi_lut16(const uint8_t *table, vi index) { return vi_of_u8(vqtbl1q_u8(vld1q_u8(table), vi_u8(index))); }
 /* Byte i of the register looks at bit i % 8 of byte i / 8 of its quarter of the word. */
 PL_INLINE vi vi_bits(const uint8_t *word, int part, uint8_t value)

@@ -93,7 +93,7 @@ PL_INLINE vi vi_mul(vi a, vi b) { return a * b; }
 PL_INLINE vi vi_add(vi a, vi b) { return a + b; }
 PL_INLINE vi vi_or(vi a, vi b) { return a | b; }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask) { return a >> shift & mask * 0x01010101u; }
-PL_INLINE vi vi_shl4(vi a) { return a << 4; }
+PL_INLINE vi vi_shl_and(vi a, int shift, uint8_t mask) { return a << shift & mask * 0x01010101u; }
 PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
 {
     return (uint32_t)table[index & 15] | (uint32_t)table[index >> 8 & 15] << 8 | (uint32_t)table[index >> 16 & 15] << 16 |

@@ -146,7 +146,10 @@ PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
 {
     return _mm256_and_si256(_mm256_srli_epi16(a, shift), _mm256_set1_epi8((char)mask));
 }
-PL_INLINE vi vi_shl4(vi a) { return _mm256_slli_epi16(a, 4); } /* bytes below 16 */
+PL_INLINE vi vi_shl_and(vi a, int shift, uint8_t mask) /* mask: no bit that comes from the byte below */
+{
+    return _mm256_and_si256(_mm256_slli_epi16(a, shift), _mm256_set1_epi8((char)mask));
+}
 PL_INLINE vi vi_lut16(const uint8_t *table, vi index)
 {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
