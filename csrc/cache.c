@@ -39,14 +39,16 @@ pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int typ
     pl_kv_tile_init(&c->k, type_k, k_dim);
     pl_kv_tile_init(&c->v, type_v, v_dim);
     c->page_bytes = (int64_t)n_layers * kv_heads * (c->k.bytes + c->v.bytes);
-    int64_t pages = (SLAB + c->page_bytes - 1) / c->page_bytes;
+    /* An odd number of tiles: a head's tiles would else lie a power of two apart and share a few sets of every cache. */
+    c->slot_bytes = ((int64_t)n_layers * kv_heads | 1) * (c->k.bytes + c->v.bytes);
+    int64_t pages = (SLAB + c->slot_bytes - 1) / c->slot_bytes;
     c->slab_pages = (int)(pages < SLAB_PAGES ? pages : SLAB_PAGES);
     return c;
 }
 
 static void release(const pl_cache *c, pl_slab *slab)
 {
-    pl_release(slab->memory, (size_t)(c->slab_pages * c->page_bytes));
+    pl_release(slab->memory, (size_t)(c->slab_pages * c->slot_bytes));
     free(slab);
 }
 
@@ -69,7 +71,7 @@ static pl_slab *slab_with_room(pl_cache *c)
     pl_slab *slab = calloc(1, sizeof *slab);
     if (!slab)
         return NULL;
-    slab->memory = pl_alloc((size_t)(c->slab_pages * c->page_bytes), 1);
+    slab->memory = pl_alloc((size_t)(c->slab_pages * c->slot_bytes), 1);
     if (!slab->memory) {
         free(slab);
         return NULL;
@@ -84,7 +86,7 @@ uintptr_t pl_page_new(pl_cache *c)
     if (!slab)
         return 0;
     int i = __builtin_ctz(~slab->used);
-    uint8_t *page = slab->memory + i * c->page_bytes;
+    uint8_t *page = slab->memory + i * c->slot_bytes;
     if (slab->dirty >> i & 1)
         memset(page, 0, (size_t)c->page_bytes);
     slab->used |= 1u << i;
@@ -97,9 +99,9 @@ void pl_page_free(pl_cache *c, uintptr_t page)
     for (pl_slab **at = &c->slabs; *at; at = &(*at)->next) {
         pl_slab *slab = *at;
         uintptr_t offset = page - (uintptr_t)slab->memory;
-        if (offset >= (uintptr_t)(c->slab_pages * c->page_bytes))
+        if (offset >= (uintptr_t)(c->slab_pages * c->slot_bytes))
             continue;
-        slab->used &= ~(1u << offset / (uintptr_t)c->page_bytes);
+        slab->used &= ~(1u << offset / (uintptr_t)c->slot_bytes);
         if (slab->used == 0) {
             *at = slab->next;
             release(c, slab);

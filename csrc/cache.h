@@ -8,7 +8,7 @@ typedef struct pl_slab pl_slab;
 struct pl_cache {
     int n_layers, kv_heads;
     pl_kv_tile k, v;
-    int64_t page_bytes;
+    int64_t page_bytes, slot_bytes; /* of a page; from one page to the next in a slab */
     int slab_pages;
     pl_slab *slabs; /* those with a page in use */
 };
