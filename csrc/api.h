@@ -183,6 +183,7 @@ int64_t pl_matrix_bytes(const pl_matrix *matrix);
 typedef struct pl_cache pl_cache;
 /* The shape of a page: PL_PAGE_POSITIONS positions of all layers. type_k, type_v: F32, F16, BF16, Q8_0, Q4_0. */
 pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v);
+/* Pages may outlive it, as when an interpreter ends and finalizes objects in any order. */
 void pl_cache_free(pl_cache *cache);
 int64_t pl_cache_page_bytes(const pl_cache *cache);
 /* A zeroed page -> its address, 0 when out of memory. */

@@ -54,11 +54,10 @@ static void release(const pl_cache *c, pl_slab *slab)
 
 void pl_cache_free(pl_cache *c)
 {
-    for (pl_slab *next; c && c->slabs; c->slabs = next) {
-        next = c->slabs->next;
-        release(c, c->slabs);
-    }
-    free(c);
+    if (c && c->slabs)
+        c->closed = 1;
+    else
+        free(c);
 }
 int64_t pl_cache_page_bytes(const pl_cache *c) { return c->page_bytes; }
 
@@ -106,6 +105,8 @@ void pl_page_free(pl_cache *c, uintptr_t page)
             *at = slab->next;
             release(c, slab);
         }
+        if (c->closed && !c->slabs)
+            free(c);
         return;
     }
 }

@@ -49,6 +49,22 @@ def test_pages_are_allocated_when_used_and_shared(engine: Engine) -> None:
     assert cache.pages_in_use == 0
 
 
+def test_pages_do_not_overlap_and_are_zeroed_again(engine: Engine) -> None:
+    cache = engine.cache
+    pages = [cache.new_page() for _ in range(100)]  # several slabs
+    for i, page in enumerate(pages):
+        np.frombuffer(cache.bytes_of(page), np.uint8)[:] = i
+    assert all((np.frombuffer(cache.bytes_of(page), np.uint8) == i).all() for i, page in enumerate(pages))
+    for page in pages[10:90]:
+        cache.release(page)
+    again = [cache.new_page() for _ in range(80)]
+    assert len({*again, *pages[:10], *pages[90:]}) == 100
+    assert not any(np.frombuffer(cache.bytes_of(page), np.uint8).any() for page in again)
+    for page in [*again, *pages[:10], *pages[90:]]:
+        cache.release(page)
+    assert cache.pages_in_use == 0
+
+
 @pytest.mark.parametrize("path", QUANTIZED, ids=lambda p: p.stem)
 def test_packed_weights_are_at_most_a_twentieth_larger(path: Path) -> None:
     with GGUFFile.open(path) as file:
