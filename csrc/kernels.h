@@ -10,7 +10,7 @@
 #define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
 #define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
 #define PL_TOKENS 256 /* tokens of one GEMM work item at most */
-#define PL_FEW 32 /* tokens up to which matrix products spend their time on reading weights, and threads take long runs of them */
+#define PL_FEW 32     /* tokens up to which reading weights counts: threads take long runs of them */
 
 /* out[t][row] = sum over k of w[row][k] * x[t][k] (+ bias[row]) (+ residual[t][row]) for panels [panel0, panel1) and
  * tokens [token0, token1). Exactly one of q8 and x is used: q8 for quantized types, x for float types. */

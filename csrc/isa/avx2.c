@@ -11,7 +11,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #include "x86_256.h"
 
 /* The compiler may not move additions across this. gcc would gather those of many groups into trees and keep every product
- * in memory until then: half the speed. */
+ * in memory until then: Q4_0 at 261 instead of 365 Gop/s. */
 PL_INLINE vi vi_here(vi x)
 {
     __asm__("" : "+x"(x));
