@@ -44,3 +44,17 @@ def starter_model() -> Path:
         if flag("CI"):
             pytest.fail(f"no starter model: {error}")
         pytest.skip(f"no starter model (set PYLLAMACPU_TEST_DOWNLOAD=1 to fetch it): {error}")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store, a hub cache and a pip that know nothing of this machine."""
+    for name in [name for name in os.environ if name.startswith(("HF_", "PIP_", "HUGGINGFACE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "links").mkdir()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    return tmp_path / "home"

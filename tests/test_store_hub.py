@@ -1,0 +1,176 @@
+"""The hub's models, through a server of our own and the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from store_build import cache_file
+
+from pyllamacpu.errors import StoreError
+from pyllamacpu.store.hub import HubRef, parse_hub_ref
+from pyllamacpu.store.paths import hub_cache_dir
+from pyllamacpu.store.quants import part_names
+from pyllamacpu.store.resolve import list_models, resolve_model
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+@pytest.mark.parametrize(
+    "name, reference",
+    [
+        ("hf.co/user/repo", HubRef("user/repo")),
+        ("HF.co/user/repo:Q8_0", HubRef("user/repo", quant="Q8_0")),
+        ("huggingface.co/user/repo/", HubRef("user/repo")),
+        ("hf://user/repo/a/b.gguf", HubRef("user/repo", filename="a/b.gguf")),
+        ("https://huggingface.co/u/r", HubRef("u/r")),
+        ("https://huggingface.co/u/r/tree/main", HubRef("u/r")),
+        ("https://hf.co/u/r:q4_k_m", HubRef("u/r", quant="q4_k_m")),
+        (
+            "https://huggingface.co/u/r/resolve/main/x%20y.gguf?download=true",
+            HubRef("u/r", filename="x y.gguf"),
+        ),
+        (
+            "https://huggingface.co/u/r/blob/abc123/x.gguf",
+            HubRef("u/r", filename="x.gguf", revision="abc123"),
+        ),
+        ("https://mirror.example/u/r", HubRef("u/r")),
+        ("https://other.example/u/r", None),
+        ("user/repo", None),
+        ("model.gguf", None),
+    ],
+)
+def test_parse_hub_ref(name: str, reference: HubRef | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert parse_hub_ref(name) == reference
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """The part of the hub's HTTP interface that downloads use."""
+
+    commit = "d" * 40
+    files: dict[str, bytes]
+    asked: list[tuple[str, str, str | None]]
+    status = 200
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        self.asked.append((self.command, path, self.headers.get("Authorization")))
+        if self.status != 200:
+            self._send(self.status, b"", {"X-Error-Code": "GatedRepo"} if self.status == 403 else {}, body)
+        elif path.startswith("/api/models/user/repo/tree/"):
+            listing = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in self.files.items()
+            ]
+            self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
+        elif path.startswith("/user/repo/resolve/") and (name := path.split("/", 5)[5]) in self.files:
+            content = self.files[name]
+            headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.commit}
+            self._send(200, content, headers, body)
+        else:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
+    """A hub on this machine, with one repository."""
+
+    class Handler(FakeHub):
+        pass
+
+    Handler.files = {"x-Q4_K_M.gguf": b"four bits", "x-Q8_0.gguf": b"eight bits", "README.md": b"hello"}
+    Handler.asked = []
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield Handler
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def test_hub_download_and_reuse(server: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    path = resolve_model("hf.co/user/repo")
+    assert path.read_bytes() == b"four bits"
+    assert path.is_relative_to(hub_cache_dir())
+    tokens = [token for _, asked, token in server.asked if "/user/repo/" in asked]
+    assert tokens and set(tokens) == {"Bearer hf_secret"}
+    before = len(server.asked)
+    assert resolve_model("hf.co/user/repo") == path
+    assert resolve_model("hf.co/user/repo:q4_k_m") == path
+    assert len(server.asked) == before  # the cache was enough
+    assert resolve_model("hf.co/user/repo", refresh=True) == path
+    assert len(server.asked) > before
+    assert resolve_model("hf.co/user/repo:q8_0").read_bytes() == b"eight bits"
+    assert [model.name for model in list_models()] == [
+        "hf.co/user/repo/x-Q4_K_M.gguf",
+        "hf.co/user/repo/x-Q8_0.gguf",
+    ]
+
+
+def test_all_parts_are_downloaded(server: type[FakeHub]) -> None:
+    server.files = {f"big-Q4_K_M-0000{n}-of-00003.gguf": bytes([n]) for n in (1, 2, 3)}
+    path = resolve_model("hf.co/user/repo")
+    assert [path.with_name(name).read_bytes() for name in part_names(path.name)] == [b"\1", b"\2", b"\3"]
+    server.files = {f"big-Q8_0-0000{n}-of-00003.gguf": b"" for n in (1, 2)}
+    with pytest.raises(StoreError, match="lacks big-Q8_0-00003-of-00003"):
+        resolve_model("hf.co/user/repo:Q8_0")
+
+
+@pytest.mark.parametrize(
+    "status, name, says",
+    [
+        (200, "hf.co/user/other", "no such repository"),
+        (200, "hf.co/user/repo:Q2_K", "has no Q2_K; it has Q4_K_M, Q8_0"),
+        (403, "hf.co/user/repo", "set HF_TOKEN"),
+        (418, "hf.co/user/repo", "cannot download"),
+    ],
+)
+def test_hub_errors_are_one_line(server: type[FakeHub], status: int, name: str, says: str) -> None:
+    server.status = status
+    with pytest.raises(StoreError) as caught:
+        resolve_model(name)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache_file("user/repo", "x-Q8_0.gguf")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert resolve_model("hf.co/user/repo") == path
+    assert resolve_model("hf.co/user/repo/x-Q8_0.gguf") == path
+    with pytest.raises(StoreError, match="HF_HUB_OFFLINE"):
+        resolve_model("hf.co/user/repo:Q4_K_M")
+
+
+def test_an_unfinished_download_is_no_model() -> None:
+    base = cache_file("user/repo", "x-Q4_K_M.gguf").parent
+    (base / "y-Q8_0.gguf").symlink_to(base / "nowhere")
+    assert [model.path.name for model in list_models()] == ["x-Q4_K_M.gguf"]
