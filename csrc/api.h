@@ -203,7 +203,8 @@ void pl_page_free(pl_cache *cache, uintptr_t page);
 #define PL_OP_ADD 8         /* dst = src[0] + src[1] */
 #define PL_OP_SELECT 9      /* dst = the rows of src[0] that the batch wants outputs of */
 #define PL_OP_SQUARES 10    /* sums[c] += src[0][c]^2 for each token in turn */
-#define PL_OP_COUNT 11
+#define PL_OP_GATHER 11     /* the second blocks in q8, for products of several tokens */
+#define PL_OP_COUNT 12
 
 #define PL_NONE -1
 #define PL_LOGITS -2 /* as dst: the batch's logits; the op is skipped when the batch has none */

@@ -28,10 +28,11 @@
  * multiply-add on a block, and multiplies by the chunk's scale at its end. A scale of its own for each block costs a
  * multiplication more, 15 % of a prompt's time; the list costs nothing that can be measured (see below).
  * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a second one
- * for the large values, and the first takes what that has rounded away. It counts as the sum of both. */
+ * for the large values, and the first takes what that has rounded away. It counts as the sum of both. Products of several tokens
+ * read second blocks side by side (second_blocks.h). */
 typedef struct {
     int8_t q[32];   /* round(x / (scale * factor)), in [-127, 127] */
-    float scale;    /* the chunk's; of a second block: its factor, any number */
+    float scale;    /* the chunk's; a second block has its own */
     float s;        /* factor * (sum[0] + sum[1]) */
     int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
     uint8_t step;    /* the block's factor is 2^(-0.4 step) */

@@ -8,6 +8,7 @@
 #include "blocks.h"
 #include "matrix.h"
 #include "os.h"
+#include "second_blocks.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,26 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, 
     return n * pieces;
 }
 
+static int group_of(int64_t n_tokens) { return n_tokens <= PL_FEW ? PL_FEW_GROUP : PL_GROUP; }
+
+/* A single token's second blocks are read where they are. */
+static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+{
+    const int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], stride = plan->q8_strides[op->q8];
+    const int64_t chunks = (blocks + PL_CHUNK / 32 - 1) / (PL_CHUNK / 32);
+    int group = group_of(n);
+    int64_t begin, end, items = n > 1 ? (n + group - 1) / group * chunks : 0;
+    while (TAKE(items, 1)) {
+        int64_t token = begin / chunks * group, block = begin % chunks * (PL_CHUNK / 32);
+        pl_second_gather(plan->q8[op->q8] + token * stride + block, stride,
+                         (int)(blocks - block < PL_CHUNK / 32 ? blocks - block : PL_CHUNK / 32),
+                         (int)(n - token < group ? n - token : group),
+                         pl_second_at(plan->seconds[op->q8], group, blocks, begin / chunks, begin % chunks));
+        DONE();
+    }
+    return items;
+}
+
 static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
 {
     int64_t n = rows_of(plan, op), width = plan->strides[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
@@ -192,6 +213,7 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
     /* More tokens share the decoding of a panel; fewer leave every thread several items. */
     int64_t at_once = first[3] * n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
     int64_t token_blocks = (n + at_once - 1) / at_once;
+    const int group = group_of(n);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
     while (pl_take_part(counter, round, first[3] * token_blocks, 1, parts, &begin, &end)) {
@@ -210,6 +232,9 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
                 .panel1 = panel1 < m->panels ? panel1 : m->panels,
                 .q8 = op->q8 >= 0 ? plan->q8[op->q8] : NULL,
                 .q8_stride = op->q8 >= 0 ? plan->q8_strides[op->q8] : 0,
+                .seconds = op->q8 >= 0 && n > 1 ? (uint8_t *)pl_second_at(plan->seconds[op->q8], group, plan->q8_blocks[op->q8],
+                                                                          block * at_once / group, 0) : NULL,
+                .group = group,
                 .x = op->q8 >= 0 ? NULL : plan->buffers[op->src[0]],
                 .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
                 .token0 = block * at_once,
@@ -238,6 +263,7 @@ static int64_t op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint6
     case PL_OP_MATMUL: return op_matmul(plan, op, counter, round);
     case PL_OP_ROPE_STORE: return op_rope_store(plan, op, counter, round);
     case PL_OP_ATTENTION: return pl_attention_run(plan, op, counter, round, thread);
+    case PL_OP_GATHER: return op_gather(plan, op, counter, round);
     case PL_OP_SILU_MUL: return op_silu_mul(plan, op, counter, round);
     case PL_OP_ADD: return op_add(plan, op, counter, round);
     case PL_OP_SELECT: return op_select(plan, op, counter, round);
@@ -332,13 +358,19 @@ static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(rou
 static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
 static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64); }
 
+static int64_t seconds_bytes(int32_t width, int max_tokens)
+{
+    return (max_tokens + PL_GROUP - 1) / PL_GROUP * ((width + PL_CHUNK - 1) / PL_CHUNK) * pl_second_bytes(PL_GROUP);
+}
+static_assert(PL_FEW / PL_FEW_GROUP * (PL_FEW_GROUP + 2) <= PL_GROUP, "one group's room is enough for a few tokens' groups");
+
 static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q8_widths, int n_q8, int max_tokens)
 {
     int64_t bytes = 0;
     for (int i = 0; i < n_buffers; i++)
         bytes += buffer_bytes(widths[i], max_tokens);
     for (int i = 0; i < n_q8; i++)
-        bytes += q8_bytes(q8_widths[i], max_tokens);
+        bytes += q8_bytes(q8_widths[i], max_tokens) + seconds_bytes(q8_widths[i], max_tokens);
     return bytes;
 }
 
@@ -380,6 +412,8 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
                 (op->dst[i] >= 0 && plan->strides[op->dst[i]] < m->panels * PL_ROWS))
                 return 0;
         }
+    if (op->kind == PL_OP_QUANTIZE || op->kind == PL_OP_GATHER)
+        return op->q8 >= 0;
     if (op->kind == PL_OP_ATTENTION || op->kind == PL_OP_ROPE_STORE)
         return plan->cache && op->layer >= 0 && op->layer < plan->cache->n_layers && op->kv_heads == plan->cache->kv_heads &&
                op->n_heads % op->kv_heads == 0 && op->head_dim == plan->cache->k.head_dim && op->v_dim == plan->cache->v.head_dim;
@@ -410,10 +444,12 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
     plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
     plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
+    plan->seconds = calloc((size_t)n_q8 + 1, sizeof *plan->seconds);
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
     plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
     plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
-    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->kernels)
+    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->seconds ||
+        !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
     for (int i = 0; i < 3 * n_ops; i++)
@@ -438,6 +474,8 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
         plan->buffers[i] = (float *)(void *)at;
     for (int i = 0; i < n_q8; at += q8_bytes(q8_widths[i], max_tokens), i++)
         plan->q8[i] = (pl_q8 *)(void *)at;
+    for (int i = 0; i < n_q8; at += seconds_bytes(q8_widths[i], max_tokens), i++)
+        plan->seconds[i] = at;
     for (int i = 0; i < n_ops; i++)
         if (!op_ok(plan, &ops[i]))
             goto fail;
@@ -468,6 +506,7 @@ void pl_plan_free(pl_plan *plan)
     free(plan->strides);
     free(plan->buffers);
     free(plan->q8);
+    free(plan->seconds);
     free(plan->q8_blocks);
     free(plan->q8_strides);
     free(plan);

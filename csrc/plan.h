@@ -38,6 +38,7 @@ struct pl_plan {
     int64_t *strides; /* floats between rows of each buffer */
     float **buffers;
     pl_q8 **q8;
+    uint8_t **seconds; /* of each of them, gathered (second_blocks.h) */
     int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for second ones */
     uint8_t *arena;
     int64_t arena_bytes, bytes;

@@ -20,6 +20,7 @@
 #include "../blocks.h"
 #include "../codebook.h"
 #include "../kernels.h"
+#include "../second_blocks.h"
 #include "../quantize_iq.h"
 #include <limits.h>
 #include <math.h>

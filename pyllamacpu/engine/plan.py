@@ -271,6 +271,8 @@ def _with_q8(ops: list[Op]) -> list[Op]:
                 maker.q8 = x
             elif not any(o.kind == lib.PL_OP_QUANTIZE and o.q8 is x for o in result):
                 result.append(Op(lib.PL_OP_QUANTIZE, [], [x], outputs=x.outputs, q8=x))
+            if not any(o.kind == lib.PL_OP_GATHER and o.q8 is x for o in result):
+                result.append(Op(lib.PL_OP_GATHER, [], [], outputs=x.outputs, q8=x))
         result.append(op)
     return result
 
@@ -384,6 +386,7 @@ _NAMES = {
     lib.PL_OP_ADD: "add",
     lib.PL_OP_SELECT: "select",
     lib.PL_OP_SQUARES: "squares",
+    lib.PL_OP_GATHER: "gather",
 }
 
 

@@ -1,6 +1,7 @@
 /* matmul: every type against sums in double precision over the same integers; and bits that must not depend on how the
  * work is cut: one token at a time, all at once, any split of tokens and panels. */
 #include "check.h"
+#include "../../csrc/second_blocks.h"
 #include "weights.h"
 
 typedef enum { RESIDUAL_NONE, RESIDUAL_APART, RESIDUAL_IN_OUT, RESIDUAL_MODES } residual_mode;
@@ -62,9 +63,7 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
                 rest[i] = x[i] * (random_below(4) ? random_float() : 0.0f);
             pl_q8 *second = out + n + b;
             reference_q8(rest, scale, 0, second);
-            second->scale = random_float() * 3; /* its factor */
-            second->s = second->scale * (float)(second->sum[0] + second->sum[1]);
-            second->step = 0;
+            second->scale *= random_float() * 3;
             out[b].rest = (uint16_t)n;
             for (int first = b / (PL_CHUNK / 32) * (PL_CHUNK / 32), i = first; i <= b; i++)
                 out[i].seconds |= (uint8_t)(1 << (b - first));
@@ -124,7 +123,7 @@ static void expect_quantized(const matmul_case *c, int row, int token, double *s
             int32_t dot = 0;
             for (int j = 16 * h; j < 16 * h + 16; j++)
                 dot += q[j] * x->q[j];
-            double d = (double)a->scale * (double)(i < 2 ? pl_q8_factor[a->step] : x->scale);
+            double d = (double)x->scale * (double)pl_q8_factor[x->step];
             double product = (double)scale[h] * d * dot, offset = (double)min[h] * d * x->sum[h];
             *sum += product - offset;
             *size += fabs(product) + fabs(offset);
@@ -174,6 +173,30 @@ static void make_expected(matmul_case *c)
 
 /* ---- running a tier ---- */
 
+/* The second blocks of the product's tokens, gathered in groups as the executor does, or in the larger ones. */
+static void gather(const matmul_case *c, pl_matmul *m)
+{
+    int n = (int)(m->token1 - m->token0), blocks = c->cols / 32, chunks = (blocks + 7) / 8;
+    if (n == 1 || !m->q8)
+        return;
+    m->group = n <= PL_FEW && random_below(4) ? PL_FEW_GROUP : PL_GROUP;
+    int groups = (n + m->group - 1) / m->group;
+    m->seconds = guarded((size_t)(groups * chunks * pl_second_bytes(m->group)), 0);
+    for (int g = 0; g < groups; g++)
+        for (int i = 0; i < chunks; i++)
+            pl_second_gather(m->q8 + (m->token0 + g * m->group) * m->q8_stride + 8 * i, m->q8_stride,
+                             blocks - 8 * i < 8 ? blocks - 8 * i : 8, n - g * m->group < m->group ? n - g * m->group : m->group,
+                             pl_second_at(m->seconds, m->group, blocks, g, i));
+}
+
+static void multiply(const matmul_case *c, const pl_kernels *tier, pl_matmul *m)
+{
+    gather(c, m);
+    tier->matmul(m);
+    if (m->seconds)
+        guarded_free(tier, m->seconds);
+}
+
 static void run(const matmul_case *c, const pl_kernels *tier, float *out, int panel0, int panel1, int token0, int token1)
 {
     pl_matmul m = {.type = c->type, .panels = c->panels, .cols = c->cols, .panel0 = panel0, .panel1 = panel1,
@@ -187,7 +210,7 @@ static void run(const matmul_case *c, const pl_kernels *tier, float *out, int pa
         m.residual = c->residuals;
     if (c->residual == RESIDUAL_IN_OUT)
         m.residual = out;
-    tier->matmul(&m);
+    multiply(c, tier, &m);
 }
 
 static float *new_out(const matmul_case *c)
@@ -296,7 +319,7 @@ static void check_gated(matmul_case *c, const pl_kernels *tier)
                            .q8 = c->q8, .q8_stride = c->q8_stride, .token0 = t,
                            .token1 = t + step < c->n_tokens ? t + step : c->n_tokens, .out = got, .out_stride = c->out_stride};
             m.bias = m.up_bias = c->has_bias ? c->bias : NULL;
-            tier->matmul(&m);
+            multiply(c, tier, &m);
         }
         check_same(c, tier, gate, got, step == 1 ? "gated, one token" : "gated, all tokens");
     }

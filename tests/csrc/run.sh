@@ -12,7 +12,7 @@ CC=${CC:-cc} CLANG=${CLANG:-clang} AARCH64_CC=${AARCH64_CC:-aarch64-linux-gnu-gc
 warnings="-std=c11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
 sources="$here/*.c $csrc/isa/*.c $csrc/dispatch.c $csrc/cpu.c $csrc/pack.c $csrc/pack_codebook.c
          $csrc/kv_tile.c $csrc/dequantize.c $csrc/dequantize_iq.c $csrc/codebook.c $csrc/quantize.c $csrc/quantize_pack.c
-         $csrc/quantize_iq.c"
+         $csrc/quantize_iq.c $csrc/second_blocks.c"
 skipped=0
 
 if [ -z "${BUILD:-}" ]; then
