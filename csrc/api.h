@@ -249,7 +249,7 @@ typedef struct {
     const int32_t *outputs;                        /* (n_outputs,) token rows in rising order */
     const uintptr_t *const *pages;                 /* per sequence: its pages by position / PL_PAGE_POSITIONS */
     float *logits; /* (n_outputs, vocabulary padded to 16), 64-byte aligned rows; or NULL */
-    float *hidden; /* (n_outputs, dim padded to 16) or NULL */
+    float *hidden; /* (n_outputs, dim padded to 32) or NULL */
 } pl_batch;
 
 /* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms

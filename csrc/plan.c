@@ -32,23 +32,23 @@ static float *output_rows(const pl_plan *plan, const pl_op *op, int i, int64_t *
         *stride = op->matrix[i] ? op->matrix[i]->panels * PL_ROWS : 0;
         return plan->batch.logits;
     }
-    *stride = plan->strides[op->src[0]];
+    *stride = plan->widths[op->src[0]];
     return plan->batch.hidden;
 }
 
 /* ---- ops; each is entered by every thread and returns the number of its items ----
  * Nothing that `batch` points to may be read before an item was taken. */
 
-#define TAKE(n, grain) pl_take(counter, round, n, grain, &begin, &end)
-#define DONE() pl_done(counter, end - begin)
+#define TAKE(n, unit, grain) pl_share_take(share, n, unit, grain, &begin, &end)
+#define DONE() pl_share_done(share, end - begin)
 
-static int64_t op_embed(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_embed(pl_plan *plan, const pl_op *op, pl_share *share)
 {
-    int64_t begin, end, width = plan->strides[op->dst[0]];
+    int64_t begin, end, width = plan->widths[op->dst[0]];
     const pl_type_info *info = pl_type_find(op->table_type);
     int64_t cols = op->table_row_bytes / info->block_bytes * info->block_elements;
     int64_t n = plan->batch.n_tokens;
-    while (TAKE(n, 1)) {
+    while (TAKE(n, 1, 1)) {
         float *dst = row(plan, op->dst[0], begin);
         pl_dequantize(op->table_type, op->table + plan->batch.tokens[begin] * op->table_row_bytes, dst, cols);
         memset(dst + cols, 0, sizeof(float) * (size_t)(width - cols));
@@ -57,11 +57,11 @@ static int64_t op_embed(pl_plan *plan, const pl_op *op, pl_counter *counter, uin
     return n;
 }
 
-static int64_t op_rope_table(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_rope_table(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t begin, end, n = plan->batch.n_tokens;
     int half = op->rope_dim / 2;
-    while (TAKE(n, 1)) {
+    while (TAKE(n, 1, 1)) {
         float *dst = row(plan, op->dst[0], begin);
         for (int i = 0; i < half; i++) { /* the angle in float32, as the reference implementations have it */
             float angle = (float)plan->batch.positions[begin] * op->vector[0][i];
@@ -80,10 +80,10 @@ static void quantize_row(pl_plan *plan, const pl_op *op, const float *x, int64_t
                             plan->q8[op->q8] + i * plan->q8_strides[op->q8] + block0);
 }
 
-static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t begin, end, n = rows_of(plan, op);
-    while (TAKE(n, n > 64 ? 8 : 1)) {
+    while (TAKE(n, 1, n > 64 ? 8 : 1)) {
         for (int64_t i = begin; i < end; i++) {
             float *y = row(plan, op->dst[0], i);
             plan->kernels->rms_norm(row(plan, op->src[0], i), op->vector[0], op->floats[0], op->head_dim, y);
@@ -100,10 +100,10 @@ static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_counter *counter, 
 #define PIECE 256
 #define PIECES_TAKEN(n, pieces) ((n) > 4 ? (pieces) : 2)
 
-static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, PIECES_TAKEN(n, pieces))) {
+    while (TAKE(n * pieces, pieces, PIECES_TAKEN(n, pieces))) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
             quantize_row(plan, op, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i);
@@ -116,13 +116,13 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_counter *counter, 
 static int group_of(int64_t n_tokens) { return n_tokens <= PL_FEW ? PL_FEW_GROUP : PL_GROUP; }
 
 /* A single token's second blocks are read where they are. */
-static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     const int64_t n = rows_of(plan, op), blocks = plan->q8_blocks[op->q8], stride = plan->q8_strides[op->q8];
     const int64_t chunks = (blocks + PL_CHUNK / 32 - 1) / (PL_CHUNK / 32);
     int group = group_of(n);
     int64_t begin, end, items = n > 1 ? (n + group - 1) / group * chunks : 0;
-    while (TAKE(items, 1)) {
+    while (TAKE(items, 1, 1)) {
         int64_t token = begin / chunks * group, block = begin % chunks * (PL_CHUNK / 32);
         pl_second_gather(plan->q8[op->q8] + token * stride + block, stride,
                          (int)(blocks - block < PL_CHUNK / 32 ? blocks - block : PL_CHUNK / 32),
@@ -133,10 +133,10 @@ static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
     return items;
 }
 
-static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_share *share)
 {
-    int64_t n = rows_of(plan, op), width = plan->strides[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, PIECES_TAKEN(n, pieces))) {
+    int64_t n = rows_of(plan, op), width = plan->widths[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
+    while (TAKE(n * pieces, pieces, PIECES_TAKEN(n, pieces))) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, c0 = item % pieces * PIECE, c1 = c0 + PIECE < width ? c0 + PIECE : width;
             float *y = row(plan, op->dst[0], i);
@@ -151,36 +151,36 @@ static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_counter *counter, 
     return n * pieces;
 }
 
-static int64_t op_add(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_add(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t n = rows_of(plan, op), begin, end;
-    while (TAKE(n, 1)) {
+    while (TAKE(n, 1, 1)) {
         plan->kernels->add(row(plan, op->src[0], begin), row(plan, op->src[1], begin), row(plan, op->dst[0], begin),
-                           plan->strides[op->dst[0]]);
+                           plan->widths[op->dst[0]]);
         DONE();
     }
     return n;
 }
 
-static int64_t op_select(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_select(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t begin, end, stride;
     float *dst = output_rows(plan, op, 0, &stride);
     int64_t n = dst ? plan->batch.n_outputs : 0;
-    while (TAKE(n, 1)) {
+    while (TAKE(n, 1, 1)) {
         int64_t from = op->outputs ? begin : plan->batch.outputs[begin];
-        memcpy(dst + begin * stride, row(plan, op->src[0], from), sizeof(float) * (size_t)plan->strides[op->src[0]]);
+        memcpy(dst + begin * stride, row(plan, op->src[0], from), sizeof(float) * (size_t)plan->widths[op->src[0]]);
         DONE();
     }
     return n;
 }
 
-static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     const pl_batch *b = &plan->batch;
     int64_t begin, end, heads = op->n_heads + op->kv_heads, n = b->n_tokens * heads;
     /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
-    while (TAKE(n, b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
+    while (TAKE(n, heads, b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t t = item / heads, h = item % heads;
             const float *table = row(plan, op->src[3], t);
@@ -203,7 +203,7 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_counter *counter
     return n;
 }
 
-static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round)
+static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t n = rows_of(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
     int64_t parts = n <= PL_FEW ? 2 * threads : 0, stride;
@@ -216,9 +216,10 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
     const int group = group_of(n);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
-    while (pl_take_part(counter, round, first[3] * token_blocks, 1, parts, &begin, &end)) {
+    while (share->sections ? TAKE(first[3] * token_blocks, 1, 1)
+                           : pl_take_part(share->counter, share->round, first[3] * token_blocks, 1, parts, &begin, &end)) {
         for (int64_t at = begin; at < end;) {
-            int64_t item = at / token_blocks, block = at % token_blocks;
+            int64_t item = at % first[3], block = at / first[3];
             int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;
             int64_t last = token_blocks > 1 ? item + 1 : (end < first[i + 1] ? end : first[i + 1]);
             const pl_matrix *m = op->matrix[i];
@@ -253,21 +254,21 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_counter *counter, ui
     return first[3] * token_blocks;
 }
 
-static int64_t op_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread)
+static int64_t op_run(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     switch (op->kind) {
-    case PL_OP_EMBED: return op_embed(plan, op, counter, round);
-    case PL_OP_ROPE_TABLE: return op_rope_table(plan, op, counter, round);
-    case PL_OP_RMS_NORM: return op_rms_norm(plan, op, counter, round);
-    case PL_OP_QUANTIZE: return op_quantize(plan, op, counter, round);
-    case PL_OP_MATMUL: return op_matmul(plan, op, counter, round);
-    case PL_OP_ROPE_STORE: return op_rope_store(plan, op, counter, round);
-    case PL_OP_ATTENTION: return pl_attention_run(plan, op, counter, round, thread);
-    case PL_OP_GATHER: return op_gather(plan, op, counter, round);
-    case PL_OP_SILU_MUL: return op_silu_mul(plan, op, counter, round);
-    case PL_OP_ADD: return op_add(plan, op, counter, round);
-    case PL_OP_SELECT: return op_select(plan, op, counter, round);
-    case PL_OP_SQUARES: return pl_squares_run(plan, op, counter, round);
+    case PL_OP_EMBED: return op_embed(plan, op, share);
+    case PL_OP_ROPE_TABLE: return op_rope_table(plan, op, share);
+    case PL_OP_RMS_NORM: return op_rms_norm(plan, op, share);
+    case PL_OP_QUANTIZE: return op_quantize(plan, op, share);
+    case PL_OP_MATMUL: return op_matmul(plan, op, share);
+    case PL_OP_ROPE_STORE: return op_rope_store(plan, op, share);
+    case PL_OP_ATTENTION: return pl_attention_run(plan, op, share);
+    case PL_OP_GATHER: return op_gather(plan, op, share);
+    case PL_OP_SILU_MUL: return op_silu_mul(plan, op, share);
+    case PL_OP_ADD: return op_add(plan, op, share);
+    case PL_OP_SELECT: return op_select(plan, op, share);
+    case PL_OP_SQUARES: return pl_squares_run(plan, op, share->counter, share->round);
     default: return 0;
     }
 }
@@ -285,13 +286,19 @@ static int op_finished(pl_plan *plan, pl_counter *counter, int64_t items, uint64
     return !atomic_load_explicit(&plan->stop, memory_order_relaxed);
 }
 
+/* Ops are numbered over all runs. */
+static uint64_t turn_of(const pl_plan *plan, uint64_t round) { return round * ((uint64_t)plan->n_ops + 1); }
+
 static void run_thread(void *arg, int thread)
 {
     pl_plan *plan = arg;
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
     for (int i = 0; i < plan->n_ops; i++) {
-        int64_t items = op_run(plan, &plan->ops[i], &plan->counters[i], round, thread);
+        pl_share share = {.counter = &plan->counters[i], .round = round, .thread = thread, .threads = pl_pool_threads(plan->pool)};
+        share.sections = share.threads > 1 && rows_of(plan, &plan->ops[i]) > PL_FEW ? plan->sections : NULL;
+        share.turn = turn_of(plan, round) + 1 + (uint64_t)i;
+        int64_t items = op_run(plan, &plan->ops[i], &share);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
@@ -333,13 +340,15 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     uint64_t round = atomic_load(&plan->round) + 1;
     for (int i = 0; i < plan->n_ops; i++) /* before anything changes: late threads are shut out */
         pl_counter_close(&plan->counters[i], round);
-    atomic_store(&plan->round, round);
+    for (int i = 0; i < pl_pool_threads(plan->pool); i++)
+        pl_section_close(&plan->sections[i], turn_of(plan, round));
     plan->batch = *batch;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
     pl_attention_prepare(plan);
     for (int i = 0; i < plan->n_ops; i++)
         pl_counter_open(&plan->counters[i], round);
+    atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
     pl_pool_lead(plan->pool, &plan->job);
     if (!atomic_load(&plan->stop))
         return PL_OK;
@@ -352,9 +361,12 @@ int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
 
 /* ---- making a plan ---- */
 
-static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(round_up(width, 32) * max_tokens * 4, 64); }
-/* Room for every block and a second one, and an odd number of 48-byte blocks: rows that begin a multiple of 4 KB apart
- * would crowd into the same cache sets. */
+/* Rows that begin a multiple of 4 KB apart would crowd into the same cache sets: an odd number of cache lines lies between
+ * them (prompts of a 1B model: 2 % faster). */
+static int64_t padded_width(int32_t width) { return round_up(width, 32); }
+static int64_t row_stride(int32_t width) { return padded_width(width) + 16; }
+static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(row_stride(width) * max_tokens * 4, 64); }
+/* Room for every block and a second one, and an odd number of 48-byte blocks, likewise. */
 static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
 static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64); }
 
@@ -409,7 +421,7 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
             if (!m)
                 continue;
             if ((op->q8 >= 0) == pl_panel_is_float(m->type) || (op->q8 >= 0 && m->cols != plan->q8_blocks[op->q8] * 32) ||
-                (op->dst[i] >= 0 && plan->strides[op->dst[i]] < m->panels * PL_ROWS))
+                (op->dst[i] >= 0 && plan->widths[op->dst[i]] < m->panels * PL_ROWS))
                 return 0;
         }
     if (op->kind == PL_OP_QUANTIZE || op->kind == PL_OP_GATHER)
@@ -418,7 +430,7 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
         return plan->cache && op->layer >= 0 && op->layer < plan->cache->n_layers && op->kv_heads == plan->cache->kv_heads &&
                op->n_heads % op->kv_heads == 0 && op->head_dim == plan->cache->k.head_dim && op->v_dim == plan->cache->v.head_dim;
     if (op->kind == PL_OP_SQUARES)
-        return op->sums && op->src[0] >= 0 && op->width > 0 && op->width <= plan->strides[op->src[0]];
+        return op->sums && op->src[0] >= 0 && op->width > 0 && op->width <= plan->widths[op->src[0]];
     if (op->kind == PL_OP_EMBED)
         return op->table && pl_type_find(op->table_type) != NULL && op->dst[0] >= 0;
     return 1;
@@ -441,6 +453,7 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->max_tokens = max_tokens;
     plan->ops = calloc((size_t)n_ops, sizeof *ops);
     plan->matrices = calloc((size_t)n_ops * 3, sizeof *plan->matrices);
+    plan->widths = calloc((size_t)n_buffers + 1, sizeof *plan->widths);
     plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
     plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
     plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
@@ -448,8 +461,9 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
     plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
     plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
-    if (!plan->ops || !plan->matrices || !plan->strides || !plan->buffers || !plan->q8 || !plan->seconds ||
-        !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->kernels)
+    plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(pool), 0);
+    if (!plan->ops || !plan->matrices || !plan->widths || !plan->strides || !plan->buffers || !plan->q8 || !plan->seconds ||
+        !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->sections || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
     for (int i = 0; i < 3 * n_ops; i++)
@@ -457,8 +471,10 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
             plan->matrices[i] = *ops[i / 3].matrix[i % 3];
             plan->ops[i / 3].matrix[i % 3] = &plan->matrices[i];
         }
-    for (int i = 0; i < n_buffers; i++)
-        plan->strides[i] = round_up(widths[i], 32);
+    for (int i = 0; i < n_buffers; i++) {
+        plan->widths[i] = padded_width(widths[i]);
+        plan->strides[i] = row_stride(widths[i]);
+    }
     for (int i = 0; i < n_q8; i++) {
         plan->q8_blocks[i] = q8_widths[i] / 32;
         if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.rest */
@@ -500,9 +516,11 @@ void pl_plan_free(pl_plan *plan)
         pl_attention_free(plan);
     pl_release(plan->arena, (size_t)plan->arena_bytes);
     pl_release(plan->counters, sizeof *plan->counters * (size_t)plan->n_ops);
+    pl_release(plan->sections, sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
     free(plan->matrices);
     free(plan->ops);
+    free(plan->widths);
     free(plan->strides);
     free(plan->buffers);
     free(plan->q8);

@@ -4,7 +4,7 @@
 #include "api.h"
 #include "cache.h"
 #include "kernels.h"
-#include "threads.h"
+#include "share.h"
 
 /* Neighbouring tokens of one sequence whose queries are attended together. */
 typedef struct {
@@ -35,7 +35,7 @@ struct pl_plan {
     pl_op *ops;
     struct pl_matrix *matrices; /* (n_ops, 3): copies of what the ops point to, for late threads to look at */
     int n_ops, n_buffers, n_q8, max_tokens;
-    int64_t *strides; /* floats between rows of each buffer */
+    int64_t *widths, *strides; /* of each buffer: floats of a row, and from one row to the next */
     float **buffers;
     pl_q8 **q8;
     uint8_t **seconds; /* of each of them, gathered (second_blocks.h) */
@@ -43,6 +43,7 @@ struct pl_plan {
     uint8_t *arena;
     int64_t arena_bytes, bytes;
     pl_counter *counters; /* one per op */
+    pl_section *sections; /* one per thread */
     pl_attention_work attention;
     /* of the run under way; a thread that is late by a run may read these, but gets no work from its counters */
     pl_batch batch;
@@ -59,7 +60,7 @@ int pl_attention_init(pl_plan *plan);
 void pl_attention_free(pl_plan *plan);
 void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
 /* -> its number of work items, as every op has it */
-int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread);
+int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share);
 /* plan_squares.c */
 int64_t pl_squares_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round);
 

@@ -223,15 +223,16 @@ static void attend_part(pl_plan *plan, const pl_op *op, const pl_group *g, int h
     write_rows(plan, op, g, head, rows, s->total);
 }
 
-/* What an item is. Without splits (a prompt) all groups of a head come before the next head: its pages are read again and
- * again, and one head's may stay in the cache where all heads' do not. */
-static const pl_group *group_of(const pl_attention_work *w, int64_t item, int *head, int *split)
+/* What an item is. Without splits (a prompt) all groups of a head, or those of a thread's section, come before the next head:
+ * its pages are read again and again, and one head's may stay in the cache where all heads' do not. */
+static const pl_group *group_of(const pl_attention_work *w, int64_t item, const pl_share *share, int kv_heads, int *head, int *split)
 {
     int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
     if (!w->has_splits) {
-        *head = (int)(item / w->n_groups);
+        int64_t groups = (share->last - share->first) / kv_heads, at = item - share->first;
+        *head = (int)(at / groups);
         *split = 0;
-        return &w->groups[item % w->n_groups];
+        return &w->groups[share->first / kv_heads + at % groups];
     }
     while (low < high) {
         int middle = (low + high + 1) / 2;
@@ -246,19 +247,19 @@ static const pl_group *group_of(const pl_attention_work *w, int64_t item, int *h
     return g;
 }
 
-int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round, int thread)
+int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     pl_attention_work *w = &plan->attention;
     int64_t item, end, n_items = w->n_items;
-    while (pl_take(counter, round, n_items, 1, &item, &end)) {
+    while (pl_share_take(share, n_items, w->has_splits ? 1 : op->kv_heads, 1, &item, &end)) {
         int head, split;
-        const pl_group *g = group_of(w, item, &head, &split);
-        item_scratch s = scratch_of(plan, thread);
+        const pl_group *g = group_of(w, item, share, op->kv_heads, &head, &split);
+        item_scratch s = scratch_of(plan, share->thread);
         if (g->n_splits > 1)
             attend_part(plan, op, g, head, split, &s);
         else
             attend_whole(plan, op, g, head, &s);
-        pl_done(counter, 1);
+        pl_share_done(share, 1);
     }
     return n_items;
 }
