@@ -27,6 +27,7 @@ PLAIN_SOURCES = (
     "quantize",
     "quantize_pack",
     "quantize_iq",
+    "second_blocks",
 )
 CHECK_SOURCES = (
     *sorted((ROOT / "tests" / "csrc").glob("*.c")),
