@@ -29,19 +29,6 @@ from pyllamacpu.native import ISA_VARIABLE, isa_names
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC, CHECKS = ROOT / "csrc", ROOT / "tests" / "csrc"
-# The library's files that the check program is made of; those that need threads or a model stay out.
-PLAIN = (
-    "dispatch",
-    "cpu",
-    "pack",
-    "pack_codebook",
-    "kv_tile",
-    "dequantize",
-    "dequantize_iq",
-    "codebook",
-    "quantize",
-    "quantize_pack",
-)
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 
 _MATMUL = re.compile(
@@ -81,7 +68,8 @@ class TierLimits:
 
 def build(folder: Path, compiler: str) -> Path:
     """The check program. Raises BuildError."""
-    sources = [*CHECKS.glob("*.c"), *(CSRC / "isa").glob("*.c"), *(CSRC / f"{name}.c" for name in PLAIN)]
+    library = (CHECKS / "sources.txt").read_text().split()
+    sources = [*CHECKS.glob("*.c"), *(CSRC / "isa").glob("*.c"), *(CSRC / name for name in library)]
     objects = [folder / f"{source.stem}.o" for source in sources]
 
     def compile_one(source: Path, target: Path) -> None:

@@ -54,7 +54,12 @@ struct pl_plan {
     double *profile;
 };
 
-/* Fills in the sizes -> bytes of partial states and scratch. */
+static inline int64_t pl_op_rows(const pl_plan *plan, const pl_op *op) { return op->outputs ? plan->batch.n_outputs : plan->batch.n_tokens; }
+
+/* plan_ops.c: what a thread does for an op -> the op's number of work items */
+int64_t pl_op_run(pl_plan *plan, const pl_op *op, pl_share *share);
+/* plan_attention.c
+ * Fills in the sizes -> bytes of partial states and scratch. */
 int64_t pl_attention_measure(pl_attention_work *work, const pl_cache *cache, const pl_op *ops, int n_ops, int n_ctx, int n_threads);
 int pl_attention_init(pl_plan *plan);
 void pl_attention_free(pl_plan *plan);

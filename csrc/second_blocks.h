@@ -1,7 +1,8 @@
 /* The second blocks of activations (pl_q8), gathered for products of several tokens: those of a chunk of 256 k and a group of
- * neighbouring tokens lie side by side, block by block of the chunk, so that a tile takes several of them at once. A token's own
- * list would be walked block by block: measured on AVX-512 (8 % second blocks, the inputs of a 1B model's ffn_down), three times
- * as long for each as a first block takes. */
+ * neighbouring tokens lie side by side, block by block of the chunk, so that a tile takes several of them at once. Measured on
+ * AVX-512 with 256 tokens and 8 % second blocks (the inputs of a 1B model's ffn_down), Q4_K, Gop/s of a thread: none 800,
+ * gathered 690; token by token 625, and the same when each product gathers them itself (noting them takes 8 %, reading them
+ * where they lie 7). */
 #ifndef PL_SECOND_BLOCKS_H
 #define PL_SECOND_BLOCKS_H
 #include "kernels.h"

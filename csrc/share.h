@@ -1,8 +1,10 @@
 /* A thread's share of one op's items.
  *
  * Few tokens: all threads take from one counter. Many: each thread has a section of its own, the same part of the tokens in every
- * op, and helps in the others' when it is through. What a thread made is in its own core's cache then: where cores are far
- * apart (chiplets, sockets: 250 ns for a line instead of 50), prompts of a small model ran at 75 % of what this gives. */
+ * op, and helps in the others' when it is through. What a thread made is in its own core's cache then. (1B model, cores that hand
+ * a line over in 57 ns: quantizing 8192 columns takes 26 ms of a prompt of 512 instead of 43, the whole 3 % less. In a virtual
+ * machine that sometimes puts its two CPUs on far chiplets, 255 ns, a 135M model's prompt took 172 ms there and 135 on near ones
+ * before.) */
 #ifndef PL_SHARE_H
 #define PL_SHARE_H
 #include "threads.h"

@@ -15,24 +15,10 @@ from pyllamacpu import native
 ROOT = Path(__file__).resolve().parent.parent
 ALL_TIERS = native.isa_names(available=False)
 TIERS = native.isa_names()
-PLAIN_SOURCES = (
-    "dispatch",
-    "cpu",
-    "pack",
-    "pack_codebook",
-    "kv_tile",
-    "dequantize",
-    "dequantize_iq",
-    "codebook",
-    "quantize",
-    "quantize_pack",
-    "quantize_iq",
-    "second_blocks",
-)
 CHECK_SOURCES = (
     *sorted((ROOT / "tests" / "csrc").glob("*.c")),
     *sorted((ROOT / "csrc" / "isa").glob("*.c")),
-    *(ROOT / "csrc" / f"{name}.c" for name in PLAIN_SOURCES),
+    *(ROOT / "csrc" / name for name in (ROOT / "tests" / "csrc" / "sources.txt").read_text().split()),
 )
 
 

@@ -10,9 +10,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 csrc=$here/../../csrc
 CC=${CC:-cc} CLANG=${CLANG:-clang} AARCH64_CC=${AARCH64_CC:-aarch64-linux-gnu-gcc} QEMU_AARCH64=${QEMU_AARCH64:-qemu-aarch64}
 warnings="-std=c11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
-sources="$here/*.c $csrc/isa/*.c $csrc/dispatch.c $csrc/cpu.c $csrc/pack.c $csrc/pack_codebook.c
-         $csrc/kv_tile.c $csrc/dequantize.c $csrc/dequantize_iq.c $csrc/codebook.c $csrc/quantize.c $csrc/quantize_pack.c
-         $csrc/quantize_iq.c $csrc/second_blocks.c"
+sources="$here/*.c $csrc/isa/*.c"
+while read -r name; do # the library's files that need neither threads nor a model
+    sources="$sources $csrc/$name"
+done < "$here/sources.txt"
 skipped=0
 
 if [ -z "${BUILD:-}" ]; then
