@@ -21,8 +21,8 @@ typedef struct {
     int64_t panel0, panel1;
     const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, second blocks may follow */
     int64_t q8_stride;
-    uint8_t *seconds;  /* of several tokens: their second blocks, gathered (second_blocks.h) in groups of `group` tokens */
-    int group;              /* from token0 on; or NULL, where no block has a second one */
+    uint8_t *seconds;  /* of more than one token: second blocks gathered (second_blocks.h) from token0 on, */
+    int group;         /* in groups of this many tokens */
     const float *x;    /* (n_tokens, x_stride) */
     int64_t x_stride;
     int64_t token0, token1;

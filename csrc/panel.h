@@ -22,6 +22,7 @@
 
 #define PL_ROWS 16  /* rows of a panel */
 #define PL_CHUNK 256 /* k that a GEMM tile spans; float panels add up in chunks of this many k */
+#define PL_CHUNK_BLOCKS (PL_CHUNK / 32)
 
 /* 32 activations as int8. The scales of the (up to 8) blocks of a chunk of 256 are one number, the chunk's, times a factor
  * out of a short list: tiles of weights hold their scales times each factor, so that a product of many tokens spends one

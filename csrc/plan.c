@@ -111,7 +111,10 @@ static int64_t row_stride(int32_t width) { return padded_width(width) + 16; }
 static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(row_stride(width) * max_tokens * 4, 64); }
 /* Room for every block and a second one, and an odd number of 48-byte blocks, likewise. */
 static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
-static int64_t q8_bytes(int32_t width, int max_tokens) { return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64); }
+static int64_t q8_bytes(int32_t width, int max_tokens)
+{
+    return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64);
+}
 
 static int64_t seconds_bytes(int32_t width, int max_tokens)
 {
@@ -179,6 +182,33 @@ static int op_ok(const pl_plan *plan, const pl_op *op)
     return 1;
 }
 
+/* Places the buffers in one arena. */
+static int make_buffers(pl_plan *plan, const int32_t *widths, const int32_t *q8_widths)
+{
+    for (int i = 0; i < plan->n_buffers; i++) {
+        plan->widths[i] = padded_width(widths[i]);
+        plan->strides[i] = row_stride(widths[i]);
+    }
+    for (int i = 0; i < plan->n_q8; i++) {
+        plan->q8_blocks[i] = q8_widths[i] / 32;
+        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.rest */
+            return PL_EINVAL;
+        plan->q8_strides[i] = q8_stride(q8_widths[i]);
+    }
+    plan->arena_bytes = arena_size(widths, plan->n_buffers, q8_widths, plan->n_q8, plan->max_tokens);
+    plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
+    if (!plan->arena)
+        return PL_ENOMEM;
+    uint8_t *at = plan->arena;
+    for (int i = 0; i < plan->n_buffers; at += buffer_bytes(widths[i], plan->max_tokens), i++)
+        plan->buffers[i] = (float *)(void *)at;
+    for (int i = 0; i < plan->n_q8; at += q8_bytes(q8_widths[i], plan->max_tokens), i++)
+        plan->q8[i] = (pl_q8 *)(void *)at;
+    for (int i = 0; i < plan->n_q8; at += seconds_bytes(q8_widths[i], plan->max_tokens), i++)
+        plan->seconds[i] = at;
+    return PL_OK;
+}
+
 pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
                      const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx)
 {
@@ -214,27 +244,8 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
             plan->matrices[i] = *ops[i / 3].matrix[i % 3];
             plan->ops[i / 3].matrix[i % 3] = &plan->matrices[i];
         }
-    for (int i = 0; i < n_buffers; i++) {
-        plan->widths[i] = padded_width(widths[i]);
-        plan->strides[i] = row_stride(widths[i]);
-    }
-    for (int i = 0; i < n_q8; i++) {
-        plan->q8_blocks[i] = q8_widths[i] / 32;
-        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.rest */
-            goto fail;
-        plan->q8_strides[i] = q8_stride(q8_widths[i]);
-    }
-    plan->arena_bytes = arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens);
-    plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
-    if (!plan->arena)
+    if (make_buffers(plan, widths, q8_widths) != PL_OK)
         goto fail;
-    uint8_t *at = plan->arena;
-    for (int i = 0; i < n_buffers; at += buffer_bytes(widths[i], max_tokens), i++)
-        plan->buffers[i] = (float *)(void *)at;
-    for (int i = 0; i < n_q8; at += q8_bytes(q8_widths[i], max_tokens), i++)
-        plan->q8[i] = (pl_q8 *)(void *)at;
-    for (int i = 0; i < n_q8; at += seconds_bytes(q8_widths[i], max_tokens), i++)
-        plan->seconds[i] = at;
     for (int i = 0; i < n_ops; i++)
         if (!op_ok(plan, &ops[i]))
             goto fail;

@@ -54,7 +54,10 @@ struct pl_plan {
     double *profile;
 };
 
-static inline int64_t pl_op_rows(const pl_plan *plan, const pl_op *op) { return op->outputs ? plan->batch.n_outputs : plan->batch.n_tokens; }
+static inline int64_t pl_op_rows(const pl_plan *plan, const pl_op *op)
+{
+    return op->outputs ? plan->batch.n_outputs : plan->batch.n_tokens;
+}
 
 /* plan_ops.c: what a thread does for an op -> the op's number of work items */
 int64_t pl_op_run(pl_plan *plan, const pl_op *op, pl_share *share);

@@ -7,7 +7,6 @@
 #include <math.h>
 #include <string.h>
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static float *row(const pl_plan *plan, int buffer, int64_t i) { return plan->buffers[buffer] + i * plan->strides[buffer]; }
 
 /* The rows of a dst, which may be the batch's own output arrays; NULL when the batch does not want them. */
@@ -100,19 +99,17 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
     return n * pieces;
 }
 
-static int group_of(int64_t n_tokens) { return n_tokens <= PL_FEW ? PL_FEW_GROUP : PL_GROUP; }
-
 /* A single token's second blocks are read where they are. */
 static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     const int64_t n = pl_op_rows(plan, op), blocks = plan->q8_blocks[op->q8], stride = plan->q8_strides[op->q8];
-    const int64_t chunks = (blocks + PL_CHUNK / 32 - 1) / (PL_CHUNK / 32);
-    int group = group_of(n);
+    const int64_t chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;
+    const int group = pl_second_group(n);
     int64_t begin, end, items = n > 1 ? (n + group - 1) / group * chunks : 0;
     while (TAKE(items, 1, 1)) {
-        int64_t token = begin / chunks * group, block = begin % chunks * (PL_CHUNK / 32);
+        int64_t token = begin / chunks * group, block = begin % chunks * PL_CHUNK_BLOCKS;
         pl_second_gather(plan->q8[op->q8] + token * stride + block, stride,
-                         (int)(blocks - block < PL_CHUNK / 32 ? blocks - block : PL_CHUNK / 32),
+                         (int)(blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS),
                          (int)(n - token < group ? n - token : group),
                          pl_second_at(plan->seconds[op->q8], group, blocks, begin / chunks, begin % chunks));
         DONE();
@@ -129,7 +126,7 @@ static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_share *share)
             float *y = row(plan, op->dst[0], i);
             plan->kernels->silu_mul(row(plan, op->src[0], i) + c0, row(plan, op->src[1], i) + c0, y + c0, c1 - c0);
             if (op->q8 >= 0) {
-                int64_t b1 = round_up(c1, 32) / 32, blocks = plan->q8_blocks[op->q8];
+                int64_t b1 = (c1 + 31) / 32, blocks = plan->q8_blocks[op->q8];
                 quantize_row(plan, op, y, c0 / 32, b1 < blocks ? b1 : blocks, i);
             }
         }
@@ -172,7 +169,8 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
             int64_t t = item / heads, h = item % heads;
             const float *table = row(plan, op->src[3], t);
             if (h < op->n_heads) {
-                plan->kernels->rope(row(plan, op->src[0], t) + h * op->head_dim, table, 1, op->head_dim, op->rope_dim, op->rope_neox);
+                float *q = row(plan, op->src[0], t) + h * op->head_dim;
+                plan->kernels->rope(q, table, 1, op->head_dim, op->rope_dim, op->rope_neox);
                 continue;
             }
             h -= op->n_heads;
@@ -200,7 +198,7 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
     /* More tokens share the decoding of a panel; fewer leave every thread several items. */
     int64_t at_once = first[3] * n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
     int64_t token_blocks = (n + at_once - 1) / at_once;
-    const int group = group_of(n);
+    const int group = pl_second_group(n);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
     while (share->sections ? TAKE(first[3] * token_blocks, 1, 1)

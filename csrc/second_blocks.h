@@ -11,13 +11,15 @@
 #define PL_FEW_GROUP 8
 
 typedef struct {
-    int32_t end[PL_CHUNK / 32]; /* those of block s of the chunk are block[end[s - 1]] ... block[end[s] - 1] */
+    int32_t end[PL_CHUNK_BLOCKS]; /* those of block s of the chunk are block[end[s - 1]] ... block[end[s] - 1] */
     int32_t unused[8];
-    pl_q8 block[]; /* `rest`: the token, counted from the group's first; `seconds`: s. Behind the last one: PL_SECOND_PAD empty ones */
+    pl_q8 block[]; /* `rest`: the token, counted from the group's first; `seconds`: s. PL_SECOND_PAD empty ones follow */
 } pl_second_blocks;
 
 #define PL_SECOND_PAD 8 /* so that tiles may read on */
 
+/* Tokens of a group in a product of `n_tokens`. */
+static inline int pl_second_group(int64_t n_tokens) { return n_tokens <= PL_FEW ? PL_FEW_GROUP : PL_GROUP; }
 /* Bytes of one chunk of one group of `tokens`, at the most. */
 int64_t pl_second_bytes(int tokens);
 /* Chunk `chunk` of group `group`, of rows of `n_blocks` blocks: where its second blocks are. */

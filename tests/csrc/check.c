@@ -6,6 +6,7 @@
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
+#include "../../csrc/second_blocks.h"
 #include <stdarg.h>
 #include <time.h>
 
@@ -158,6 +159,19 @@ void reference_q8(const float *x, float scale, int step, pl_q8 *out)
     }
     out->s = pl_q8_factor[step] * (float)(out->sum[0] + out->sum[1]);
     out->rest = 0;
+}
+
+uint8_t *gather_seconds(const pl_matmul *m, int group)
+{
+    int n = (int)(m->token1 - m->token0), blocks = (int)(m->cols / 32), chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;
+    uint8_t *seconds = guarded((size_t)((n + group - 1) / group * chunks * pl_second_bytes(group)), 0);
+    for (int t = 0; t < n; t += group)
+        for (int i = 0; i < chunks; i++) {
+            int block = i * PL_CHUNK_BLOCKS, subs = blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS;
+            pl_second_gather(m->q8 + (m->token0 + t) * m->q8_stride + block, m->q8_stride, subs, n - t < group ? n - t : group,
+                             pl_second_at(seconds, group, blocks, t / group, i));
+        }
+    return seconds;
 }
 
 /* ---- the program ---- */

@@ -43,6 +43,9 @@ uint16_t reference_bf16(float x);
 /* One activation block with the scale that was chosen for it and its chunk's, straight from the definition. */
 void reference_q8(const float *x, float scale, int step, pl_q8 *out);
 
+/* Gathers the second blocks of m's tokens in groups of `group` -> what m->seconds needs, to be freed by guarded_free. */
+uint8_t *gather_seconds(const pl_matmul *m, int group);
+
 void check_matmul(void);
 void check_kv(void);
 void check_attention(void);

@@ -125,8 +125,8 @@ static void check_quantize(int mode, int n_blocks, int gap)
         int rest = n_blocks + gap;
         pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + rest), 4 * (size_t)random_below(4));
         tiers[k]->quantize(x, n_blocks, rest, out);
-        for (int b = 0; b < n_blocks; b += PL_CHUNK / 32)
-            check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK / 32 ? n_blocks - b : PL_CHUNK / 32, out + b, rest);
+        for (int b = 0; b < n_blocks; b += PL_CHUNK_BLOCKS)
+            check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK_BLOCKS ? n_blocks - b : PL_CHUNK_BLOCKS, out + b, rest);
         if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
             fail(tiers[k], "wrote between the blocks");
         guarded_free(tiers[k], out);

@@ -49,7 +49,7 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
     float scale = 0.0f;
     for (int b = 0; b < n; b++) {
         const float *x = row + 32 * b;
-        if (b % (PL_CHUNK / 32) == 0)
+        if (b % PL_CHUNK_BLOCKS == 0)
             scale = most_of(x, (n - b) * 32 < PL_CHUNK ? (n - b) * 32 : PL_CHUNK) / 127.0f;
         if (scale < 0x1p-120f)
             scale = 0.0f;
@@ -65,7 +65,7 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
             reference_q8(rest, scale, 0, second);
             second->scale *= random_float() * 3;
             out[b].rest = (uint16_t)n;
-            for (int first = b / (PL_CHUNK / 32) * (PL_CHUNK / 32), i = first; i <= b; i++)
+            for (int first = b / PL_CHUNK_BLOCKS * PL_CHUNK_BLOCKS, i = first; i <= b; i++)
                 out[i].seconds |= (uint8_t)(1 << (b - first));
         }
     }
@@ -173,25 +173,13 @@ static void make_expected(matmul_case *c)
 
 /* ---- running a tier ---- */
 
-/* The second blocks of the product's tokens, gathered in groups as the executor does, or in the larger ones. */
-static void gather(const matmul_case *c, pl_matmul *m)
+/* Second blocks are gathered in groups as the executor has them, or, for few tokens, in the larger ones. */
+static void multiply(const pl_kernels *tier, pl_matmul *m)
 {
-    int n = (int)(m->token1 - m->token0), blocks = c->cols / 32, chunks = (blocks + 7) / 8;
-    if (n == 1 || !m->q8)
-        return;
-    m->group = n <= PL_FEW && random_below(4) ? PL_FEW_GROUP : PL_GROUP;
-    int groups = (n + m->group - 1) / m->group;
-    m->seconds = guarded((size_t)(groups * chunks * pl_second_bytes(m->group)), 0);
-    for (int g = 0; g < groups; g++)
-        for (int i = 0; i < chunks; i++)
-            pl_second_gather(m->q8 + (m->token0 + g * m->group) * m->q8_stride + 8 * i, m->q8_stride,
-                             blocks - 8 * i < 8 ? blocks - 8 * i : 8, n - g * m->group < m->group ? n - g * m->group : m->group,
-                             pl_second_at(m->seconds, m->group, blocks, g, i));
-}
-
-static void multiply(const matmul_case *c, const pl_kernels *tier, pl_matmul *m)
-{
-    gather(c, m);
+    if (m->q8 && m->token1 - m->token0 > 1) {
+        m->group = random_below(4) ? pl_second_group(m->token1 - m->token0) : PL_GROUP;
+        m->seconds = gather_seconds(m, m->group);
+    }
     tier->matmul(m);
     if (m->seconds)
         guarded_free(tier, m->seconds);
@@ -210,7 +198,7 @@ static void run(const matmul_case *c, const pl_kernels *tier, float *out, int pa
         m.residual = c->residuals;
     if (c->residual == RESIDUAL_IN_OUT)
         m.residual = out;
-    multiply(c, tier, &m);
+    multiply(tier, &m);
 }
 
 static float *new_out(const matmul_case *c)
@@ -319,7 +307,7 @@ static void check_gated(matmul_case *c, const pl_kernels *tier)
                            .q8 = c->q8, .q8_stride = c->q8_stride, .token0 = t,
                            .token1 = t + step < c->n_tokens ? t + step : c->n_tokens, .out = got, .out_stride = c->out_stride};
             m.bias = m.up_bias = c->has_bias ? c->bias : NULL;
-            multiply(c, tier, &m);
+            multiply(tier, &m);
         }
         check_same(c, tier, gate, got, step == 1 ? "gated, one token" : "gated, all tokens");
     }
