@@ -123,7 +123,7 @@ static void pack_q4_k(const pl_block_q4_k *b, int r, uint8_t *dst)
     for (int s = 0; s < 8; s++) {
         uint8_t q[16];
         const uint8_t *qs = b->qs + s / 2 * 32; /* low nibbles: even sub-block, high nibbles: odd one */
-        scale_min_k4(s, b->scales, dst + 64 + 16 * s + r, dst + 192 + 16 * s + r);
+        scale_min_k4(s, b->scales, dst + 64 + 16 * s + r, dst + 192 + 32 * (s / 2) + 2 * r + s % 2);
         for (int l = 0; l < 16; l++)
             q[l] = s % 2 ? (uint8_t)(qs[l] >> 4 | (qs[l + 16] & 0xf0)) : (uint8_t)((qs[l] & 15) | qs[l + 16] << 4);
         put_nibbles(dst + 320 + 256 * s, r, q);
@@ -138,7 +138,7 @@ static void pack_q5_k(const pl_block_q5_k *b, int r, uint8_t *dst)
         uint8_t q[16], *sub = dst + 320 + 320 * s;
         uint32_t bits = 0;
         const uint8_t *qs = b->qs + s / 2 * 32;
-        scale_min_k4(s, b->scales, dst + 64 + 16 * s + r, dst + 192 + 16 * s + r);
+        scale_min_k4(s, b->scales, dst + 64 + 16 * s + r, dst + 192 + 32 * (s / 2) + 2 * r + s % 2);
         for (int l = 0; l < 16; l++)
             q[l] = s % 2 ? (uint8_t)(qs[l] >> 4 | (qs[l + 16] & 0xf0)) : (uint8_t)((qs[l] & 15) | qs[l + 16] << 4);
         for (int l = 0; l < 32; l++)

@@ -33,7 +33,10 @@
  * read second blocks side by side (second_blocks.h). */
 typedef struct {
     int8_t q[32];   /* round(x / (scale * factor)), in [-127, 127] */
-    float scale;    /* the chunk's; a second block has its own */
+    union {
+        float scale;        /* the chunk's, in its first block; a second block has its own */
+        int16_t eighths[2]; /* in blocks 1, 3, 5 and 7: 8 * s of the block before and of this one, rounded */
+    };
     float s;        /* factor * (sum[0] + sum[1]) */
     int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
     uint8_t step;    /* the block's factor is 2^(-0.4 step) */

@@ -133,6 +133,9 @@ PL_INLINE vi vi_dot16(vi a, vi b)
     int16x8_t x = vreinterpretq_s16_s32(a), y = vreinterpretq_s16_s32(b);
     return vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
 }
+PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return vaddq_s32(acc, vi_dot16(a, b)); }
+/* Two bytes for every lane, as int16. */
+PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return vreinterpretq_s32_u16(vmovl_u8(vld1_u8(p))); }
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return vreinterpretq_s32_u32(widen_u8(load_4_bytes(p))); }
 PL_INLINE vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 PL_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }

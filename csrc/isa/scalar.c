@@ -88,6 +88,9 @@ PL_INLINE vi vi_load(const void *p)
 PL_INLINE void vi_store(void *p, vi x) { memcpy(p, &x, 4); }
 /* a.low * b.low + a.high * b.high of the two int16 in every lane */
 PL_INLINE vi vi_dot16(vi a, vi b) { return (vi)((int16_t)a * (int16_t)b + (int16_t)(a >> 16) * (int16_t)(b >> 16)); }
+PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return acc + vi_dot16(a, b); }
+/* Two bytes for every lane, as int16. */
+PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return (vi)p[0] | (vi)p[1] << 16; }
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return *p; }
 PL_INLINE vi vi_mul(vi a, vi b) { return a * b; }
 PL_INLINE vi vi_add(vi a, vi b) { return a + b; }

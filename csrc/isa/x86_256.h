@@ -140,6 +140,9 @@ PL_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 PL_INLINE vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 /* a.low * b.low + a.high * b.high of the two int16 in every lane */
 PL_INLINE vi vi_dot16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+/* Two bytes for every lane, as int16. */
+PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(load_8_bytes(p)); }
 PL_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)

@@ -161,6 +161,12 @@ void reference_q8(const float *x, float scale, int step, pl_q8 *out)
     out->rest = 0;
 }
 
+void reference_eighths(const pl_q8 *pair, int16_t *out)
+{
+    for (int i = 0; i < 2; i++)
+        out[i] = (int16_t)nearbyint(8.0 * (double)(pl_q8_factor[pair[i].step] * (float)(pair[i].sum[0] + pair[i].sum[1])));
+}
+
 uint8_t *gather_seconds(const pl_matmul *m, int group)
 {
     int n = (int)(m->token1 - m->token0), blocks = (int)(m->cols / 32), chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;

@@ -42,6 +42,8 @@ uint16_t reference_f16(double x);
 uint16_t reference_bf16(float x);
 /* One activation block with the scale that was chosen for it and its chunk's, straight from the definition. */
 void reference_q8(const float *x, float scale, int step, pl_q8 *out);
+/* What the second of two blocks holds of both, in place of a scale. */
+void reference_eighths(const pl_q8 *pair, int16_t *out);
 
 /* Gathers the second blocks of m's tokens in groups of `group` -> what m->seconds needs, to be freed by guarded_free. */
 uint8_t *gather_seconds(const pl_matmul *m, int group);

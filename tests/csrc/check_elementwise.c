@@ -62,11 +62,11 @@ static int dominated(const float *x)
     return share > (double)PL_Q8_DOMINANT;
 }
 
-/* One block: codes to the nearest step of its scale, behind its second block if it has one. -> the scale that its values
- * ask of the chunk. */
-static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, int rest)
+/* One block: codes to the nearest step of its chunk's scale, behind its second block if it has one. -> the scale that its
+ * values ask of the chunk. */
+static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int rest)
 {
-    double left[32], slack[32], d = (double)got->scale * (double)pl_q8_factor[got->step];
+    double left[32], slack[32], d = (double)scale * (double)pl_q8_factor[got->step];
     int expected = dominated(x);
     if (got->step >= PL_Q8_STEPS || (got->rest && got->rest != rest))
         fail(tier, "step %d, rest %d; second blocks are %d further on", got->step, got->rest, rest);
@@ -94,7 +94,7 @@ static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *g
             fail(tier, "element %d: %.9g as %d times %.9g", i, left[i], got->q[i], d);
     double most = most_of(left);
     if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && most * 1.0001 + slack[0] < 127 * d * (double)pl_q8_factor[1] && !got->rest)
-        fail(tier, "step %d, but %.9g is the largest of scale %.9g", got->step, most, (double)got->scale);
+        fail(tier, "step %d, but %.9g is the largest of scale %.9g", got->step, most, (double)scale);
     return most / 127;
 }
 
@@ -102,11 +102,15 @@ static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_
 {
     double asked = 0;
     for (int b = 0; b < n; b++) {
-        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, rest));
+        int16_t eighths[2];
+        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, got->scale, rest));
         if (got[b].seconds != got->seconds || (got->seconds >> b & 1) != (got[b].rest != 0) || got->seconds >> n)
             fail(tier, "block %d: rest %d, but second blocks %x of the chunk's %x", b, got[b].rest, got[b].seconds, got->seconds);
-        if (got[b].scale != got->scale)
-            fail(tier, "block %d: scale %.9g, the chunk's is %.9g", b, (double)got[b].scale, (double)got->scale);
+        if (b % 2 == 0)
+            continue;
+        reference_eighths(got + b - 1, eighths);
+        if (memcmp(got[b].eighths, eighths, sizeof eighths))
+            fail(tier, "block %d: eighths %d %d, not %d %d", b, got[b].eighths[0], got[b].eighths[1], eighths[0], eighths[1]);
     }
     double rounding = 0; /* of what second blocks leave */
     for (int i = 0; got->seconds && i < 32 * n; i++)

@@ -57,6 +57,8 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
         while (step > 0 && scale * pl_q8_factor[step] * 127.0f < most_of(x, 32))
             step--;
         reference_q8(x, scale, step, out + b);
+        if (b % 2)
+            reference_eighths(out + b - 1, out[b].eighths);
         if (random_below(every) == 0) {
             float rest[32];
             for (int i = 0; i < 32; i++)
@@ -114,17 +116,18 @@ static void expect_quantized(const matmul_case *c, int row, int token, double *s
     for (int b = 0; b < c->cols / 32; b++) {
         int8_t q[32];
         float scale[2], min[2];
-        const pl_q8 *a = &c->q8[token * c->q8_stride + b];
+        const pl_q8 *a = &c->q8[token * c->q8_stride + b], *chunk = a - b % PL_CHUNK_BLOCKS;
         int sub = b % (info->block_elements / 32);
         pl_decode32(c->type, block + b / (info->block_elements / 32) * info->block_bytes, sub, q, scale, min);
         for (int i = 0; i < (a->rest ? 4 : 2); i++) { /* both halves of the block, then of its second one */
-            const pl_q8 *x = i < 2 ? a : a + a->rest;
-            int h = i % 2;
+            const pl_q8 *x = i < 2 ? a : a + a->rest, *odd = x + !(b % 2);
+            int h = i % 2, whole = i < 2 && (c->type == PL_TYPE_Q4_K || c->type == PL_TYPE_Q5_K);
             int32_t dot = 0;
             for (int j = 16 * h; j < 16 * h + 16; j++)
                 dot += q[j] * x->q[j];
-            double d = (double)x->scale * (double)pl_q8_factor[x->step];
-            double product = (double)scale[h] * d * dot, offset = (double)min[h] * d * x->sum[h];
+            double d = (double)(i < 2 ? chunk : x)->scale, factor = (double)pl_q8_factor[x->step];
+            double ones = whole ? (h ? 0 : odd->eighths[b % 2] / 8.0) : factor * x->sum[h];
+            double product = (double)scale[h] * d * factor * dot, offset = (double)min[h] * d * ones;
             *sum += product - offset;
             *size += fabs(product) + fabs(offset);
         }
