@@ -1,6 +1,6 @@
 /* The executor: one call runs every op of the plan on all threads.
  *
- * An op is a number of work items that threads take from a counter; the next op starts when all items are done. Nobody
+ * An op is a number of work items that threads take (share.h); the next op starts when all items are done. Nobody
  * waits for a thread that has not taken one: on a machine shared with other programs a thread that the system has put
  * aside costs nothing until it comes back. With a barrier of all threads, decoding beside busy programs fell far below the
  * speed of one thread alone. */
@@ -18,10 +18,11 @@ static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; 
 
 /* ---- the run ---- */
 
-/* Waits until all items of an op are done -> 0 when the run is over or to be left. */
-static int op_finished(pl_plan *plan, pl_counter *counter, int64_t items, uint64_t round)
+/* Waits until all items of an op are done -> 0 when the run is over or to be left. (Tried: to ask meanwhile for the first 32 or
+ * 128 KB of this thread's part of the next matrix. Decoding one token gained 0 to 1 %.) */
+static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
 {
-    for (int turn = 1; atomic_load_explicit(&counter->done, memory_order_acquire) < items; turn++) {
+    for (int turn = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; turn++) {
         if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
             return 0;
         pl_wait_turn(turn);
@@ -38,16 +39,15 @@ static void run_thread(void *arg, int thread)
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
     for (int i = 0; i < plan->n_ops; i++) {
-        pl_share share = {.counter = &plan->counters[i], .round = round, .thread = thread, .threads = pl_pool_threads(plan->pool)};
-        share.sections = share.threads > 1 && pl_op_rows(plan, &plan->ops[i]) > PL_FEW ? plan->sections : NULL;
-        share.turn = turn_of(plan, round) + 1 + (uint64_t)i;
+        pl_share share = {.done = &plan->done[i], .sections = plan->sections, .turn = turn_of(plan, round) + 1 + (uint64_t)i,
+                          .thread = thread, .threads = pl_pool_threads(plan->pool)};
         int64_t items = pl_op_run(plan, &plan->ops[i], &share);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
             checked = pl_seconds();
         }
-        if (!op_finished(plan, &plan->counters[i], items, round))
+        if (!op_finished(plan, &plan->done[i], items, round))
             return;
         if (thread == 0 && plan->profile) {
             double now = pl_seconds();
@@ -81,16 +81,14 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     if (!batch_ok(plan, batch))
         return PL_EINVAL;
     uint64_t round = atomic_load(&plan->round) + 1;
-    for (int i = 0; i < plan->n_ops; i++) /* before anything changes: late threads are shut out */
-        pl_counter_close(&plan->counters[i], round);
-    for (int i = 0; i < pl_pool_threads(plan->pool); i++)
+    for (int i = 0; i < pl_pool_threads(plan->pool); i++) /* before anything changes: late threads are shut out */
         pl_section_close(&plan->sections[i], turn_of(plan, round));
     plan->batch = *batch;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
     pl_attention_prepare(plan);
     for (int i = 0; i < plan->n_ops; i++)
-        pl_counter_open(&plan->counters[i], round);
+        atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
     atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
     pl_pool_lead(plan->pool, &plan->job);
     if (!atomic_load(&plan->stop))
@@ -233,10 +231,10 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->seconds = calloc((size_t)n_q8 + 1, sizeof *plan->seconds);
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
     plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
-    plan->counters = pl_alloc(sizeof *plan->counters * (size_t)n_ops, 1);
+    plan->done = pl_alloc(sizeof *plan->done * (size_t)n_ops, 1);
     plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(pool), 0);
     if (!plan->ops || !plan->matrices || !plan->widths || !plan->strides || !plan->buffers || !plan->q8 || !plan->seconds ||
-        !plan->q8_blocks || !plan->q8_strides || !plan->counters || !plan->sections || !plan->kernels)
+        !plan->q8_blocks || !plan->q8_strides || !plan->done || !plan->sections || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
     for (int i = 0; i < 3 * n_ops; i++)
@@ -269,7 +267,7 @@ void pl_plan_free(pl_plan *plan)
     if (plan->cache)
         pl_attention_free(plan);
     pl_release(plan->arena, (size_t)plan->arena_bytes);
-    pl_release(plan->counters, sizeof *plan->counters * (size_t)plan->n_ops);
+    pl_release(plan->done, sizeof *plan->done * (size_t)plan->n_ops);
     pl_release(plan->sections, sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
     free(plan->matrices);

@@ -18,7 +18,7 @@ typedef struct {
     pl_group *groups; /* (max_tokens) */
     int n_groups;
     int64_t n_items;
-    int has_splits; /* some group has more than one */
+    int apart; /* items of a group are for any thread: there are few groups, or some have splits */
     int heads_per_kv, tokens_max, rows_max; /* of an item at most: heads * tokens = query rows */
     int64_t state_floats;     /* of one row */
     float *parts;             /* (part_capacity, state_floats): partial states of split items */
@@ -42,10 +42,10 @@ struct pl_plan {
     int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for second ones */
     uint8_t *arena;
     int64_t arena_bytes, bytes;
-    pl_counter *counters; /* one per op */
+    pl_items_done *done;    /* one per op */
     pl_section *sections; /* one per thread */
     pl_attention_work attention;
-    /* of the run under way; a thread that is late by a run may read these, but gets no work from its counters */
+    /* of the run under way; a thread that is late by a run may read these, but gets no work from the sections */
     pl_batch batch;
     _Atomic uint64_t round;
     pl_job job;
@@ -70,6 +70,6 @@ void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
 /* -> its number of work items, as every op has it */
 int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share);
 /* plan_squares.c */
-int64_t pl_squares_run(pl_plan *plan, const pl_op *op, pl_counter *counter, uint64_t round);
+int64_t pl_squares_run(pl_plan *plan, const pl_op *op, pl_share *share);
 
 #endif

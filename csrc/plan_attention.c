@@ -80,7 +80,7 @@ void pl_attention_prepare(pl_plan *plan)
     int64_t parts = 0;
     w->n_groups = 0;
     w->n_items = 0;
-    w->has_splits = 0;
+    w->apart = 0;
     for (int t = 0; t < b->n_tokens;) {
         int end = t + 1;
         while (end < b->n_tokens && end - t < w->tokens_max && b->sequences[end] == b->sequences[t])
@@ -93,10 +93,11 @@ void pl_attention_prepare(pl_plan *plan)
         w->n_items += (int64_t)n_splits * kv_heads;
         if (n_splits > 1) {
             parts += states;
-            w->has_splits = 1;
+            w->apart = 1;
         }
         t = end;
     }
+    w->apart |= w->n_groups <= 4;
     for (int i = 0; i < w->n_groups * kv_heads; i++)
         atomic_store_explicit(&w->pending[i], w->groups[i / kv_heads].n_splits, memory_order_relaxed);
 }
@@ -223,12 +224,12 @@ static void attend_part(pl_plan *plan, const pl_op *op, const pl_group *g, int h
     write_rows(plan, op, g, head, rows, s->total);
 }
 
-/* What an item is. Without splits (a prompt) all groups of a head, or those of a thread's section, come before the next head:
+/* What an item is. In a prompt all groups of a head, or those of a thread's section, come before the next head:
  * its pages are read again and again, and one head's may stay in the cache where all heads' do not. */
 static const pl_group *group_of(const pl_attention_work *w, int64_t item, const pl_share *share, int kv_heads, int *head, int *split)
 {
     int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
-    if (!w->has_splits) {
+    if (!w->apart) {
         int64_t groups = (share->last - share->first) / kv_heads, at = item - share->first;
         *head = (int)(at / groups);
         *split = 0;
@@ -251,7 +252,7 @@ int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     pl_attention_work *w = &plan->attention;
     int64_t item, end, n_items = w->n_items;
-    while (pl_share_take(share, n_items, w->has_splits ? 1 : op->kv_heads, 1, &item, &end)) {
+    while (pl_share_take(share, n_items, w->apart ? 1 : op->kv_heads, 1, &item, &end)) {
         int head, split;
         const pl_group *g = group_of(w, item, share, op->kv_heads, &head, &split);
         item_scratch s = scratch_of(plan, share->thread);

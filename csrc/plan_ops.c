@@ -84,12 +84,12 @@ static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_share *share)
 /* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row; of many rows a thread
  * takes whole ones, since what two threads write side by side costs both. */
 #define PIECE 256
-#define PIECES_TAKEN(n, pieces) ((n) > 4 ? (pieces) : 2)
+#define TAKE_PIECES(n, pieces) TAKE((n) * (pieces), pl_unit(n, pieces), (n) > 4 ? (pieces) : 2)
 
 static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t n = pl_op_rows(plan, op), blocks = plan->q8_blocks[op->q8], pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, pieces, PIECES_TAKEN(n, pieces))) {
+    while (TAKE_PIECES(n, pieces)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
             quantize_row(plan, op, row(plan, op->src[0], i), b0, b1 < blocks ? b1 : blocks, i);
@@ -120,7 +120,7 @@ static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_share *share)
 static int64_t op_silu_mul(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     int64_t n = pl_op_rows(plan, op), width = plan->widths[op->src[0]], pieces = (width + PIECE - 1) / PIECE, begin, end;
-    while (TAKE(n * pieces, pieces, PIECES_TAKEN(n, pieces))) {
+    while (TAKE_PIECES(n, pieces)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, c0 = item % pieces * PIECE, c1 = c0 + PIECE < width ? c0 + PIECE : width;
             float *y = row(plan, op->dst[0], i);
@@ -164,7 +164,7 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
     const pl_batch *b = &plan->batch;
     int64_t begin, end, heads = op->n_heads + op->kv_heads, n = b->n_tokens * heads;
     /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
-    while (TAKE(n, heads, b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
+    while (TAKE(n, pl_unit(b->n_tokens, heads), b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t t = item / heads, h = item % heads;
             const float *table = row(plan, op->src[3], t);
@@ -190,19 +190,17 @@ static int64_t op_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
 
 static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
 {
-    int64_t n = pl_op_rows(plan, op), begin, end, first[4] = {0}, threads = pl_pool_threads(plan->pool);
-    int64_t parts = n <= PL_FEW ? 2 * threads : 0, stride;
+    int64_t n = pl_op_rows(plan, op), begin, end, first[4] = {0}, stride;
     int64_t unit = n == 1 ? 4 : op->gated ? 1 : 2;
     for (int i = 0; i < 3; i++) /* work items: units of panels, matrix after matrix, times blocks of tokens */
         first[i + 1] = first[i] + (op->matrix[i] && !(op->gated && i) ? (op->matrix[i]->panels + unit - 1) / unit : 0);
     /* More tokens share the decoding of a panel; fewer leave every thread several items. */
-    int64_t at_once = first[3] * n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
+    int64_t at_once = first[3] * n >= 16 * share->threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
     int64_t token_blocks = (n + at_once - 1) / at_once;
     const int group = pl_second_group(n);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
-    while (share->sections ? TAKE(first[3] * token_blocks, 1, 1)
-                           : pl_take_part(share->counter, share->round, first[3] * token_blocks, 1, parts, &begin, &end)) {
+    while (TAKE(first[3] * token_blocks, 1, n <= PL_FEW ? PL_QUARTER : 1)) {
         for (int64_t at = begin; at < end;) {
             int64_t item = at % first[3], block = at / first[3];
             int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;
@@ -253,7 +251,7 @@ int64_t pl_op_run(pl_plan *plan, const pl_op *op, pl_share *share)
     case PL_OP_SILU_MUL: return op_silu_mul(plan, op, share);
     case PL_OP_ADD: return op_add(plan, op, share);
     case PL_OP_SELECT: return op_select(plan, op, share);
-    case PL_OP_SQUARES: return pl_squares_run(plan, op, share->counter, share->round);
+    case PL_OP_SQUARES: return pl_squares_run(plan, op, share);
     default: return 0;
     }
 }

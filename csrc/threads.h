@@ -1,4 +1,4 @@
-/* A fixed pool of threads that run one job together, with barriers and shared counters inside the job. */
+/* A fixed pool of threads that run one job together, and counters that hand out a job's items. */
 #ifndef PL_THREADS_H
 #define PL_THREADS_H
 #include <stdatomic.h>
@@ -35,37 +35,25 @@ typedef struct {
 #define PL_ROUND_MASK (((uint64_t)1 << (64 - PL_ROUND_SHIFT)) - 1)
 #define PL_INDEX_MASK (((uint64_t)1 << PL_ROUND_SHIFT) - 1)
 
-/* Nothing can be taken from now on, in any round but a new one. */
-static inline void pl_counter_close(pl_counter *counter, uint64_t round)
-{
-    atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT | PL_INDEX_MASK, memory_order_seq_cst);
-}
 static inline void pl_counter_open(pl_counter *counter, uint64_t round)
 {
     atomic_store_explicit(&counter->done, 0, memory_order_relaxed);
     atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT, memory_order_release);
 }
-/* Takes [begin, end); each item taken is later reported by pl_done. Takes `grain` items, or with `parts` > 0 that part of
- * what is left if it is more: large pieces first, small ones at the end, so that threads finish together. */
-static inline int pl_take_part(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t parts, int64_t *begin,
-                               int64_t *end)
+/* Takes [begin, end), `grain` items; each item taken is later reported by pl_done. */
+static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
 {
     uint64_t seen = atomic_load_explicit(&counter->next, memory_order_acquire);
     for (;;) {
         int64_t index = (int64_t)(seen & PL_INDEX_MASK);
         if (seen >> PL_ROUND_SHIFT != (round & PL_ROUND_MASK) || index >= n)
             return 0;
-        int64_t piece = parts > 0 && (n - index) / parts > grain ? (n - index) / parts : grain;
         *begin = index;
-        *end = index + piece < n ? index + piece : n;
+        *end = index + grain < n ? index + grain : n;
         if (atomic_compare_exchange_weak_explicit(&counter->next, &seen, seen + (uint64_t)(*end - index), memory_order_acq_rel,
                                                   memory_order_acquire))
             return 1;
     }
-}
-static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
-{
-    return pl_take_part(counter, round, n, grain, 0, begin, end);
 }
 static inline void pl_done(pl_counter *counter, int64_t items)
 {
