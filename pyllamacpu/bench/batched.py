@@ -166,17 +166,18 @@ def _timed(
 ) -> tuple[float, float]:
     """Seconds of the prompts, and of the generation."""
     sequences = [engine.sequence() for _ in range(1 if shared else pl)]
+    logits = engine.logits_buffer(pl)
     try:
         start = time.perf_counter()
         for entries in prompt_steps(sequences, pp, engine.n_batch, tokens.take):
-            engine.step(entries)
+            engine.step(entries, logits)
         prompts = time.perf_counter()
         if shared:
             sequences += [sequences[0].fork() for _ in range(pl - 1)]
         generated = [tokens.take(pl * pp + i * pl, pl) for i in range(tg)]
         began = time.perf_counter()
         for step in generated:
-            engine.step([Entry(s, [token]) for s, token in zip(sequences, step, strict=True)])
+            engine.step([Entry(s, [token]) for s, token in zip(sequences, step, strict=True)], logits)
         return prompts - start, time.perf_counter() - began
     finally:
         for sequence in sequences:
