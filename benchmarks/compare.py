@@ -135,11 +135,16 @@ def samples(row: dict[str, Any]) -> list[float]:
 
 @dataclass
 class Cell:
-    """All that one program did in one test: tokens/s of all repetitions of all rounds, and its last row."""
+    """What one program did in one test: tokens/s of all repetitions of all rounds, and a row of each round."""
 
     speeds: list[float]
-    row: dict[str, Any]
+    rows: list[dict[str, Any]]
     failure: str = ""
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The last row."""
+        return self.rows[-1] if self.rows else {}
 
     @property
     def median(self) -> float:
@@ -164,12 +169,12 @@ def compare(programs: Sequence[Program], job: Job, say: Any = lambda text: None)
         for test in job.tests:
             for turn in range(job.rounds):
                 for program in programs if turn % 2 == 0 else list(reversed(programs)):
-                    cell = cells.setdefault((model, test, program.name), Cell([], {}))
+                    cell = cells.setdefault((model, test, program.name), Cell([], []))
                     if cell.failure:
                         continue
                     say(f"{model.name} {test.name} round {turn + 1}/{job.rounds}: {program.name}")
                     try:
-                        cell.row = run_program(program, model, test, job)
+                        cell.rows.append(run_program(program, model, test, job))
                         cell.speeds += samples(cell.row)
                     except Failure as failure:
                         cell.failure = str(failure)
@@ -191,14 +196,13 @@ def table(cells: Cells, programs: Sequence[Program], job: Job) -> str:
         *(f"ratio to {name}" for name in peers),
     ]
     rows = []
-    best = best_limits(cells)
     for model in job.models:
         for test in job.tests:
             ours = cells[model, test, OURS]
             others = [cells[model, test, name] for name in peers]
             name = str(ours.row.get("model_type") or model.stem)
             ratios = [_ratio(ours, other) for other in others]
-            rows.append([name, test.name, *map(_speed, [ours, *others]), *ratios, *_limit(ours.row, best)])
+            rows.append([name, test.name, *map(_speed, [ours, *others]), *ratios, *_limit(ours)])
     return markdown_table([*head, "rate", "of limit"], rows, left=2)
 
 
@@ -217,37 +221,39 @@ _RESOURCES = {
 }
 
 
-def _limit(row: dict[str, Any], best: dict[str, float]) -> list[str]:
-    resource = row.get("limited_by")
+def _limit(cell: Cell) -> list[str]:
+    """The median rate, and its share of the limit in the same run: on a shared machine limits change."""
+    resource = cell.row.get("limited_by")
     if not resource:
         return ["", ""]
     key, unit = _RESOURCES[resource]
-    rate = float(row[f"{key}_per_second"])
-    return [f"{rate / 1e9:.1f} {unit}", f"{100 * rate / best[resource]:.1f} %"]
+    rates = [float(row[f"{key}_per_second"]) for row in cell.rows]
+    shares = [rate / row[f"limit_{key}_per_second"] for rate, row in zip(rates, cell.rows, strict=True)]
+    return [f"{statistics.median(rates) / 1e9:.1f} {unit}", f"{100 * statistics.median(shares):.1f} %"]
 
 
 def _our_rows(cells: Cells) -> list[dict[str, Any]]:
-    return [cell.row for (_, _, name), cell in cells.items() if name == OURS and cell.row]
-
-
-def best_limits(cells: Cells) -> dict[str, float]:
-    """The machine's limits per second, the best that any of our runs measured; 0 where none did."""
-    return {
-        name: max((row.get(f"limit_{key}_per_second") or 0.0 for row in _our_rows(cells)), default=0.0)
-        for name, (key, _) in _RESOURCES.items()
-    }
+    return [row for (_, _, name), cell in cells.items() if name == OURS for row in cell.rows]
 
 
 def limits_line(cells: Cells) -> str:
     """The limits in words."""
-    best = best_limits(cells)
-    if not all(best.values()):
+    rows = _our_rows(cells)
+    keys = [f"limit_{key}_per_second" for key, _ in _RESOURCES.values()]
+    if not rows or not all(row.get(key) for row in rows for key in keys):
         return "The machine's limits were not measured."
-    cpu, threads, isa = (_our_rows(cells)[0].get(key) for key in ("cpu_info", "n_threads", "isa"))
-    return (
-        f"Limits of this machine ({cpu}, {threads} threads, {isa}): reading {best['read'] / 1e9:.1f} GB/s, "
-        f"int8 {best['int8'] / 1e12:.2f} Top/s, float32 {best['fp32'] / 1e12:.2f} Tflop/s."
+    cpu, threads, isa = (rows[0].get(key) for key in ("cpu_info", "n_threads", "isa"))
+    read, int8, fp32 = (
+        _range([row[key] / scale for row in rows]) for key, scale in zip(keys, (1e9, 1e12, 1e12), strict=True)
     )
+    return (
+        f"Limits of this machine ({cpu}, {threads} threads, {isa}), lowest and highest of the runs: "
+        f"reading {read} GB/s, int8 {int8} Top/s, float32 {fp32} Tflop/s."
+    )
+
+
+def _range(values: list[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def as_json(cells: Cells, programs: Sequence[Program], job: Job) -> dict[str, Any]:

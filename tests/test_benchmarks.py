@@ -251,8 +251,25 @@ def test_a_failing_peer_is_shown_and_does_not_end_the_comparison(compare: Module
 
 
 def test_spread_is_the_quartiles(compare: ModuleType) -> None:
-    assert compare.Cell([10.0, 20.0, 30.0, 40.0, 50.0], {}).spread == pytest.approx(10 / 30)
-    assert compare.Cell([10.0, 20.0], {}).spread == 0.0
+    assert compare.Cell([10.0, 20.0, 30.0, 40.0, 50.0], []).spread == pytest.approx(10 / 30)
+    assert compare.Cell([10.0, 20.0], []).spread == 0.0
+
+
+def test_a_share_is_of_the_limit_in_the_same_run(compare: ModuleType) -> None:
+    work = job(compare, [compare.Test(8, 0, 0)])
+    limits = {
+        "limit_int8_ops_per_second": 2e12,
+        "limit_fp32_ops_per_second": 5e11,
+        "int8_ops_per_second": 0.0,
+    }
+    rows = [
+        {"limited_by": "read", "read_bytes_per_second": rate, "limit_read_bytes_per_second": limit, **limits}
+        for rate, limit in ((40e9, 50e9), (80e9, 100e9), (45e9, 50e9))
+    ]
+    cells = {(work.models[0], work.tests[0], "pyllamacpu"): compare.Cell([1.0], rows)}
+    ours = compare.Program("pyllamacpu", ("true",))
+    assert "| 45.0 GB/s |   80.0 % |" in compare.table(cells, [ours], work)
+    assert "reading 50.00 to 100.00 GB/s, int8 2.00 to 2.00 Top/s" in compare.limits_line(cells)
 
 
 @pytest.mark.parametrize("text", ["peer", "=x", "peer=", "pyllamacpu=x"])
