@@ -135,7 +135,7 @@ def samples(row: dict[str, Any]) -> list[float]:
 
 @dataclass
 class Cell:
-    """What one program did in one test: tokens/s of all repetitions of all rounds, and a row of each round."""
+    """What one program did in one test: tokens/s of all repetitions of all rounds, a row of each round."""
 
     speeds: list[float]
     rows: list[dict[str, Any]]
