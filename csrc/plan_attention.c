@@ -97,7 +97,7 @@ void pl_attention_prepare(pl_plan *plan)
         }
         t = end;
     }
-    w->apart |= w->n_groups <= 4;
+    w->apart |= w->n_groups <= PL_SHARED;
     for (int i = 0; i < w->n_groups * kv_heads; i++)
         atomic_store_explicit(&w->pending[i], w->groups[i / kv_heads].n_splits, memory_order_relaxed);
 }

@@ -84,7 +84,7 @@ static int64_t op_rms_norm(pl_plan *plan, const pl_op *op, pl_share *share)
 /* Ops over columns: a row is cut into pieces of 256, so that all threads share a single token's row; of many rows a thread
  * takes whole ones, since what two threads write side by side costs both. */
 #define PIECE 256
-#define TAKE_PIECES(n, pieces) TAKE((n) * (pieces), pl_unit(n, pieces), (n) > 4 ? (pieces) : 2)
+#define TAKE_PIECES(n, pieces) TAKE((n) * (pieces), pl_unit(n, pieces), (n) > PL_SHARED ? (pieces) : 2)
 
 static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
 {

@@ -10,7 +10,11 @@
 #define PL_SHARE_H
 #include "threads.h"
 
-/* The next item of a section, below the number of the op it is for: whoever comes first with a newer op begins it. */
+/* The next item of a section, below the number of the op it is for: whoever comes first with a newer op begins it. Numbers are
+ * compared in 36 bits, so that a thread would have to sleep through a hundred million runs to take itself for newer. */
+#define PL_ITEM_BITS 28
+#define PL_ITEM_MASK (((uint64_t)1 << PL_ITEM_BITS) - 1)
+#define PL_TURN_MASK (((uint64_t)1 << (64 - PL_ITEM_BITS)) - 1)
 typedef struct {
     _Alignas(64) _Atomic uint64_t next;
 } pl_section;
@@ -31,29 +35,30 @@ typedef struct {
 
 #define PL_QUARTER 0 /* a grain: what is left of the section is taken by quarters, so that threads finish together */
 
-/* Sections of whole units where there are many tokens; the items of a few are for any thread. */
-static inline int64_t pl_unit(int64_t n_tokens, int64_t items) { return n_tokens > 4 ? items : 1; }
+/* Sections of whole units where there are many tokens; the items of up to PL_SHARED tokens are for any thread. */
+#define PL_SHARED 4
+static inline int64_t pl_unit(int64_t n_tokens, int64_t items) { return n_tokens > PL_SHARED ? items : 1; }
 
 /* Ops before `turn` can take nothing from now on. */
 static inline void pl_section_close(pl_section *section, uint64_t turn)
 {
-    atomic_store_explicit(&section->next, turn << PL_ROUND_SHIFT, memory_order_seq_cst);
+    atomic_store_explicit(&section->next, turn << PL_ITEM_BITS, memory_order_seq_cst);
 }
 
 static inline int pl_section_take(pl_section *section, const pl_share *share, int64_t grain, int64_t *begin, int64_t *end)
 {
     if (share->first >= share->last)
         return 0;
-    uint64_t seen = atomic_load_explicit(&section->next, memory_order_acquire), turn = share->turn & PL_ROUND_MASK;
+    uint64_t seen = atomic_load_explicit(&section->next, memory_order_acquire), turn = share->turn & PL_TURN_MASK;
     for (;;) {
-        uint64_t newer = (turn - (seen >> PL_ROUND_SHIFT)) & PL_ROUND_MASK;
-        int64_t index = newer ? share->first : (int64_t)(seen & PL_INDEX_MASK);
-        if (newer > PL_ROUND_MASK / 2 || index >= share->last)
+        uint64_t newer = (turn - (seen >> PL_ITEM_BITS)) & PL_TURN_MASK;
+        int64_t index = newer ? share->first : (int64_t)(seen & PL_ITEM_MASK);
+        if (newer > PL_TURN_MASK / 2 || index >= share->last)
             return 0;
         int64_t piece = grain == PL_QUARTER ? (share->last - index + 3) / 4 : grain;
         *begin = index;
         *end = index + piece < share->last ? index + piece : share->last;
-        if (atomic_compare_exchange_weak_explicit(&section->next, &seen, turn << PL_ROUND_SHIFT | (uint64_t)*end,
+        if (atomic_compare_exchange_weak_explicit(&section->next, &seen, turn << PL_ITEM_BITS | (uint64_t)*end,
                                                   memory_order_acq_rel, memory_order_acquire))
             return 1;
     }
