@@ -29,7 +29,7 @@ from pyllamacpu.native import ISA_VARIABLE, isa_names
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC, CHECKS = ROOT / "csrc", ROOT / "tests" / "csrc"
-FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno")
+FLAGS = (f"-I{CSRC}", "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno")
 
 _MATMUL = re.compile(
     r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<one>[\d.]+) Gop/s one token"

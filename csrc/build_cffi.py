@@ -24,15 +24,13 @@ def cdef_text() -> str:
 
 def sources() -> list[str]:
     """Every C file, relative to the project's root as setuptools wants it."""
-    return sorted(
-        os.path.relpath(path, HERE.parent) for pattern in ("*.c", "isa/*.c") for path in HERE.glob(pattern)
-    )
+    return sorted(os.path.relpath(path, HERE.parent) for path in HERE.glob("*/*.c"))
 
 
 def compile_args() -> list[str]:
     if sys.platform == "win32":
         return ["/O2", "/std:c11"]
-    return ["-O3", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+    return ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 
 
 ffi = FFI()

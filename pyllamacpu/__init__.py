@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Llama": "pyllamacpu.llama",
-    "LlamaState": "pyllamacpu.state",
-    "LogitsProcessorList": "pyllamacpu.compat",
-    "StoppingCriteriaList": "pyllamacpu.compat",
-    "SamplingOptions": "pyllamacpu.engine.sampler",
+    "Llama": "pyllamacpu.api.llama",
+    "LlamaState": "pyllamacpu.api.state",
+    "LogitsProcessorList": "pyllamacpu.api.compat",
+    "StoppingCriteriaList": "pyllamacpu.api.compat",
+    "SamplingOptions": "pyllamacpu.sampling.sampler",
     "PyllamacpuError": "pyllamacpu.errors",
 }
 
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pyllamacpu.compat import LogitsProcessorList, StoppingCriteriaList
-    from pyllamacpu.engine.sampler import SamplingOptions
+    from pyllamacpu.api.compat import LogitsProcessorList, StoppingCriteriaList
+    from pyllamacpu.api.llama import Llama
+    from pyllamacpu.api.state import LlamaState
     from pyllamacpu.errors import PyllamacpuError
-    from pyllamacpu.llama import Llama
-    from pyllamacpu.state import LlamaState
+    from pyllamacpu.sampling.sampler import SamplingOptions
 
 
 def __getattr__(name: str) -> object:

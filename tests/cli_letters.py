@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import pyllamacpu
-import pyllamacpu.cli.face
+import pyllamacpu.cli.chat_engine
 from pyllamacpu.cli.main import main
 from pyllamacpu.cli.session import Usage
-from pyllamacpu.engine.sampler_options import SamplingOptions
+from pyllamacpu.sampling.options import SamplingOptions
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,7 +114,7 @@ def letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[LetterLlama
     def render(_: Any, messages: list[dict[str, str]]) -> list[int]:
         return [ord(letter) for message in messages for letter in f"[{message['role']}]{message['content']}"]
 
-    monkeypatch.setattr(pyllamacpu.cli.face.ChatEngine, "render", render)
+    monkeypatch.setattr(pyllamacpu.cli.chat_engine.ChatEngine, "render", render)
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.chdir(tmp_path)
     return Made

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from pyllamacpu.engine.sampler import Sampler, SamplingOptions
+from pyllamacpu.sampling.sampler import Sampler, SamplingOptions
 
 Pairs = list[tuple[int, float]]
 

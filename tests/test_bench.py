@@ -19,8 +19,8 @@ from pyllamacpu.bench.machine import Limits, measure
 from pyllamacpu.bench.models import model_facts, size_label
 from pyllamacpu.bench.ranges import numbers, pairs, words
 from pyllamacpu.bench.runner import RandomTokens, open_engine, run
-from pyllamacpu.engine.cache import Sequence
 from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import GGUFError, OptionError
 from pyllamacpu.native import ffi, lib
 

@@ -16,7 +16,7 @@ from cli_letters import LetterLlama, LetterTemplate, Piece, Result, cli_home, le
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.repl import InterruptedLine, Repl, read_message
 from pyllamacpu.cli.session import ChatSession
-from pyllamacpu.engine.sampler_options import SamplingOptions
+from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.store.starter import STARTER
 
 pytestmark = pytest.mark.usefixtures("cli_home")
@@ -114,7 +114,7 @@ class Script:
 
 
 def repl(script: Script, answer: str = "ok") -> tuple[Repl, io.StringIO, Any]:
-    from pyllamacpu.cli.face import ChatEngine
+    from pyllamacpu.cli.chat_engine import ChatEngine
 
     class Made(LetterLlama):
         made: list[LetterLlama] = []  # noqa: RUF012

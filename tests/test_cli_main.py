@@ -17,7 +17,7 @@ import pytest
 from cli_letters import ROOT, Result, cli_home, letters, process, run  # noqa: F401
 
 import pyllamacpu
-import pyllamacpu.cli.face
+import pyllamacpu.cli.chat_engine
 from pyllamacpu.cli.main import _COMMANDS, main
 from pyllamacpu.errors import StoreError
 

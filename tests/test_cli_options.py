@@ -14,8 +14,8 @@ from cli_letters import LetterLlama, Result, cli_home, letters, run  # noqa: F40
 
 from pyllamacpu.cli import options
 from pyllamacpu.cli.main import cli
-from pyllamacpu.engine.sampler_options import SamplingOptions
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.options import SamplingOptions
 
 pytestmark = pytest.mark.usefixtures("cli_home")
 

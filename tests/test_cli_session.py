@@ -13,8 +13,8 @@ import pytest
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, HELP, is_command, run_command
 from pyllamacpu.cli.session import ChatSession, Event, Finished, Notice, Text, Turn, Usage
-from pyllamacpu.engine.sampler_options import SamplingOptions
 from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.sampling.options import SamplingOptions
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from pyllamacpu.engine.generate import (
     make_sampler,
     token_limit,
 )
-from pyllamacpu.engine.sampler import SamplingOptions
 from pyllamacpu.engine.session import Session, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.sampling.sampler import SamplingOptions
 from pyllamacpu.text import Tokenizer
 
 GREEDY = SamplingOptions(temperature=0.0)

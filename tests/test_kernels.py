@@ -29,7 +29,7 @@ def check_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if sys.platform == "win32" or not compiler or not (ROOT / "tests" / "csrc").is_dir():
         pytest.skip("needs a source tree and a C compiler")
     program = tmp_path_factory.mktemp("check") / "check"
-    flags = ["-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno"]
+    flags = [f"-I{ROOT / 'csrc'}", "-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno"]
     sources = [str(path) for path in CHECK_SOURCES]
     built = run([*compiler.split(), *flags, *sources, "-o", str(program), "-lm"], 240)
     assert built.returncode == 0, built.stderr

@@ -18,9 +18,8 @@ from tiny_llama import N_VOCAB, ROOT, llm, no_text, nothing_was_warned_of, path,
 from tiny_model import BOS, DIM, EOS, PIECES, byte, write_model
 
 import pyllamacpu
-import pyllamacpu.compat
+import pyllamacpu.api.compat
 from pyllamacpu import Llama, LogitsProcessorList, StoppingCriteriaList
-from pyllamacpu.engine.sampler import SamplingOptions
 from pyllamacpu.errors import (
     ContextError,
     GGUFError,
@@ -28,6 +27,7 @@ from pyllamacpu.errors import (
     OptionError,
     TokenizerError,
 )
+from pyllamacpu.sampling.sampler import SamplingOptions
 
 # The package
 

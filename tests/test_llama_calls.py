@@ -17,8 +17,8 @@ from tiny_llama import greedy, llm, nothing_was_warned_of, path, text_of  # noqa
 from tiny_model import BOS, EOS
 
 from pyllamacpu import Llama
+from pyllamacpu.api.loading import download
 from pyllamacpu.errors import PyllamacpuError, StoreError
-from pyllamacpu.loading import download
 from pyllamacpu.store.hub import HubRef
 
 # Threads, interrupts, calls inside calls

@@ -24,8 +24,8 @@ from sampler_reference import (
     softmax,
 )
 
-from pyllamacpu.engine.sampler import Sampler, SamplingOptions, top_logprobs
 from pyllamacpu.errors import NativeError, OptionError
+from pyllamacpu.sampling.sampler import Sampler, SamplingOptions, top_logprobs
 
 SIZES = [1, 2, 63, 64, 65, 1000, 5003]
 

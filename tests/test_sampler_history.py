@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sampler_reference import Pairs, pairs_of, ref_top_k, row, same
 
-from pyllamacpu.engine.sampler import Sampler, SamplingOptions
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.sampler import Sampler, SamplingOptions
 
 
 def test_penalties_by_hand() -> None:

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from pyllamacpu.engine.sampler import SamplingOptions
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.sampler import SamplingOptions
 
 
 @pytest.mark.parametrize(

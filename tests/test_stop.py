@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from pyllamacpu.engine.stop import StopMatcher
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.stop import StopMatcher
 
 
 def plain(text: str, stop: list[str]) -> tuple[str, bool]:

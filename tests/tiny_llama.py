@@ -10,7 +10,7 @@ import pytest
 from tiny_model import PIECES, write_model
 
 import pyllamacpu
-import pyllamacpu.compat
+import pyllamacpu.api.compat
 from pyllamacpu import Llama
 
 N_VOCAB = len(PIECES)
@@ -35,7 +35,7 @@ def llm(path: Path) -> Iterator[Llama]:
 
 @pytest.fixture(autouse=True)
 def nothing_was_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyllamacpu.compat, "_warned", set())
+    monkeypatch.setattr(pyllamacpu.api.compat, "_warned", set())
 
 
 def text_of(answer: Any) -> str:

@@ -16,12 +16,12 @@
 #define PL_ARM 0
 #endif
 
-#include "../api.h"
-#include "../blocks.h"
-#include "../codebook.h"
-#include "../kernels.h"
-#include "../second_blocks.h"
-#include "../quantize_iq.h"
+#include "api.h"
+#include "types/blocks.h"
+#include "types/codebook.h"
+#include "kernels/kernels.h"
+#include "exec/residual_blocks.h"
+#include "types/quantize_iq.h"
 #include <limits.h>
 #include <math.h>
 #include <stddef.h>

@@ -14,8 +14,8 @@ from pyllamacpu.bench.cost import Cost, Step, total
 from pyllamacpu.bench.formats import Column
 from pyllamacpu.bench.machine import Limits, measure
 from pyllamacpu.bench.runner import Progress, RandomTokens, open_engine
-from pyllamacpu.engine.cache import Sequence
 from pyllamacpu.engine.engine import Engine, Entry
+from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import OptionError
 
 TABLE = "llama_batched_bench"

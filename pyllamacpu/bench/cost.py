@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyllamacpu.bench.machine import Limits
-from pyllamacpu.engine.cache import PAGE
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.plan import Op, Tensor
+from pyllamacpu.engine.pages import PAGE
+from pyllamacpu.graph.recorder import Op, Tensor
 from pyllamacpu.native import lib
 
 RESOURCES = ("read", "int8", "fp32")

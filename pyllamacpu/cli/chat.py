@@ -24,7 +24,7 @@ from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu.cli.session import ChatSession
-    from pyllamacpu.engine.sampler_options import SamplingOptions
+    from pyllamacpu.sampling.options import SamplingOptions
 
 
 @click.command()
@@ -116,7 +116,7 @@ def _session(
     parameters: dict[str, Any],
 ) -> ChatSession:
     """Load the model and begin a conversation with it."""
-    from pyllamacpu.cli.face import ChatEngine, without_end
+    from pyllamacpu.cli.chat_engine import ChatEngine, without_end
     from pyllamacpu.cli.session import ChatSession
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]

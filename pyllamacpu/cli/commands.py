@@ -11,8 +11,8 @@ from typing import Any
 
 from pyllamacpu.cli.options import parse_bias, parse_breakers, unescape
 from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
-from pyllamacpu.engine.sampler_options import OPTION_ALIASES, samplers_from_letters
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.options import OPTION_ALIASES, samplers_from_letters
 
 HELP = """\
 /help              this list

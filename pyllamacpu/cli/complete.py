@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.face import tokenizer_of, without_end
+from pyllamacpu.cli.chat_engine import tokenizer_of, without_end
 from pyllamacpu.cli.options import (
     ModelChoice,
     model_options,
@@ -23,7 +23,7 @@ from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
-    from pyllamacpu.engine.sampler import SamplingOptions
+    from pyllamacpu.sampling.sampler import SamplingOptions
 
 
 @click.command()

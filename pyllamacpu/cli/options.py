@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyllamacpu.engine.sampler_options import SamplingOptions  # imports nothing heavy, as sampler.py does
 from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.sampling.options import SamplingOptions  # imports nothing heavy, as sampler.py does
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama

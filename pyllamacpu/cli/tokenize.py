@@ -49,8 +49,8 @@ def tokenize(
       pyllamacpu tokenize -m model.gguf -f story.txt --ids
     """
     from pyllamacpu import Llama
+    from pyllamacpu.cli.chat_engine import tokenizer_of
     from pyllamacpu.cli.complete import prompt_bytes
-    from pyllamacpu.cli.face import tokenizer_of
     from pyllamacpu.store import resolve_model
 
     if from_stdin and (prompt is not None or file is not None):

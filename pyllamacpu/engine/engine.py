@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.cache import PAGE, PageCache, Sequence
-from pyllamacpu.engine.plan import CompiledPlan, InputSquares, Recorder
-from pyllamacpu.engine.substitute import Blocks, substituted
+from pyllamacpu.engine.pages import PAGE, PageCache, Sequence
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.recorder import CompiledPlan, InputSquares, Recorder
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.llama import Llama
+from pyllamacpu.model.weight_override import Blocks, substituted
 from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer, raise_kept
 
 Wanted = Literal["last", "all", "none"]

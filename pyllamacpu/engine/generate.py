@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
 from pyllamacpu.engine.session import Logits, Progress, Session
-from pyllamacpu.engine.stop import StopMatcher
 from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.sampling.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
+from pyllamacpu.sampling.stop import StopMatcher
 from pyllamacpu.text.stream import StreamDecoder
 from pyllamacpu.text.tokenizer import Tokenizer
 

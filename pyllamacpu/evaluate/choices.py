@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pyllamacpu.engine.cache import Sequence as KVSequence
 from pyllamacpu.engine.engine import Engine, Entry, Wanted
+from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.errors import ContextError
 from pyllamacpu.evaluate.rows import Doubles, log_sums
 from pyllamacpu.evaluate.statistics import Estimate, share, wilson

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.cache import Sequence as KVSequence
 from pyllamacpu.engine.engine import Engine, Entry, Wanted
+from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.evaluate.rows import Doubles, Floats, Ints, log_probabilities, log_sums
 

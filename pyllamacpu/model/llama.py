@@ -19,7 +19,7 @@ from pyllamacpu.model.rope import inverse_frequencies
 from pyllamacpu.model.weights import Matrix, Table, Vector, WeightLoader, padded_vector
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
-    from pyllamacpu.engine.plan import Recorder
+    from pyllamacpu.graph.recorder import Recorder
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from pyllamacpu.engine.engine import Engine, Entry
-from pyllamacpu.engine.plan import InputSquares
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.evaluate.rows import Doubles, Floats, log_probabilities, log_sums
 from pyllamacpu.evaluate.statistics import Estimate, mean
 from pyllamacpu.evaluate.windows import Steps, Windows, check_context
+from pyllamacpu.graph.recorder import InputSquares
 from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry
 
 OnWindow = Callable[[int, int, float | None], None]

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.substitute import Blocks
 from pyllamacpu.evaluate import Recorded, divergence_from
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.weight_override import Blocks
 from pyllamacpu.native import cpus_usable
 from pyllamacpu.quantize.allocate import Candidate
 from pyllamacpu.quantize.blocks import can_quantize, needs_importance, quantize

@@ -1,7 +1,7 @@
 /* Times the kernels of a tier on one thread. Weights stand well outside the caches; the best of several runs counts. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
-#include "../../csrc/second_blocks.h"
+#include "exec/residual_blocks.h"
 #include "kv_reference.h"
 #include "weights.h"
 #include <time.h>

@@ -6,7 +6,7 @@
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
-#include "../../csrc/second_blocks.h"
+#include "exec/residual_blocks.h"
 #include <stdarg.h>
 #include <time.h>
 

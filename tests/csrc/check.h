@@ -1,9 +1,9 @@
 /* What the checks of the kernels share: random numbers, guarded buffers, and how a failure is told. */
 #ifndef CHECK_H
 #define CHECK_H
-#include "../../csrc/api.h"
-#include "../../csrc/blocks.h"
-#include "../../csrc/kernels.h"
+#include "api.h"
+#include "types/blocks.h"
+#include "kernels/kernels.h"
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* matmul: every type against sums in double precision over the same integers; and bits that must not depend on how the
  * work is cut: one token at a time, all at once, any split of tokens and panels. */
 #include "check.h"
-#include "../../csrc/second_blocks.h"
+#include "exec/residual_blocks.h"
 #include "weights.h"
 
 typedef enum { RESIDUAL_NONE, RESIDUAL_APART, RESIDUAL_IN_OUT, RESIDUAL_MODES } residual_mode;

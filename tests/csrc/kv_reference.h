@@ -1,7 +1,7 @@
 /* An independent reading of KV tiles (layout: kernels.h), for the checks. */
 #ifndef CHECK_KV_REFERENCE_H
 #define CHECK_KV_REFERENCE_H
-#include "../../csrc/kernels.h"
+#include "kernels/kernels.h"
 
 extern const int kv_types[5];
 

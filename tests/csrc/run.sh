@@ -9,7 +9,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 csrc=$here/../../csrc
 CC=${CC:-cc} CLANG=${CLANG:-clang} AARCH64_CC=${AARCH64_CC:-aarch64-linux-gnu-gcc} QEMU_AARCH64=${QEMU_AARCH64:-qemu-aarch64}
-warnings="-std=c11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
+warnings="-I$csrc -std=c11 -Wall -Wextra -Werror -ffp-contract=off -fno-math-errno"
 sources="$here/*.c $csrc/isa/*.c"
 while read -r name; do # the library's files that need neither threads nor a model
     sources="$sources $csrc/$name"

@@ -1,0 +1,21 @@
+/* Where keys and values lie in a page: for each layer and KV head the key tile, then the value tile. */
+#ifndef PL_CACHE_H
+#define PL_CACHE_H
+#include "kernels/kernels.h"
+
+typedef struct pl_slab pl_slab;
+
+struct pl_cache {
+    int n_layers, kv_heads;
+    pl_kv_tile k, v;
+    int64_t page_bytes, slot_bytes; /* of a page; from one page to the next in a slab */
+    int slab_pages, closed; /* closed: freed with its last page */
+    pl_slab *slabs; /* those with a page in use */
+};
+
+static inline int64_t pl_cache_offset(const struct pl_cache *c, int layer, int head)
+{
+    return ((int64_t)layer * c->kv_heads + head) * (c->k.bytes + c->v.bytes);
+}
+
+#endif

@@ -1,0 +1,91 @@
+/* The table of kernels that each tier (a file in isa/) fills in and dispatch.c chooses from, once. */
+#ifndef PL_KERNELS_H
+#define PL_KERNELS_H
+#include "api.h"
+#include "types/panel.h"
+#include "types/quantize.h"
+#include <stddef.h>
+#include <stdint.h>
+
+#define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
+#define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
+#define PL_TOKENS 256 /* tokens of one GEMM work item at most */
+#define PL_FEW 32     /* tokens up to which reading weights counts: threads take long runs of them */
+
+/* out[t][row] = sum over k of w[row][k] * x[t][k] (+ bias[row]) (+ residual[t][row]) for panels [panel0, panel1) and
+ * tokens [token0, token1). Exactly one of q8 and x is used: q8 for quantized types, x for float types. */
+typedef struct {
+    int type;
+    const uint8_t *panels; /* the whole matrix */
+    int64_t cols;
+    int64_t panel0, panel1;
+    const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, second blocks may follow */
+    int64_t q8_stride;
+    uint8_t *seconds;  /* of more than one token: second blocks gathered (second_blocks.h) from token0 on, */
+    int group;         /* in groups of this many tokens */
+    const float *x;    /* (n_tokens, x_stride) */
+    int64_t x_stride;
+    int64_t token0, token1;
+    const uint8_t *up;     /* or NULL: a second matrix of the same type and shape, and then (quantized types only)
+                            * out = silu(what the first one gives) * (w_up * x (+ up_bias)), without a residual */
+    const float *bias, *up_bias; /* padded to whole panels, or NULL */
+    const float *residual; /* (n_tokens, out_stride) or NULL; may be out */
+    float *out;            /* (n_tokens, out_stride), stride padded to whole panels */
+    int64_t out_stride;
+} pl_matmul;
+
+/* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are
+ * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
+ * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims behind the codes. */
+typedef struct {
+    int type;         /* PL_TYPE_F32, F16, BF16, Q8_0, Q4_0 */
+    int head_dim;
+    int64_t bytes;    /* of one head's tile, 64-byte aligned */
+    int64_t scales;   /* offset of the scales (quantized kinds) */
+} pl_kv_tile;
+
+/* Attention of `n_rows` query rows that share one KV head, over keys [first tile, last tile] of one sequence.
+ * Row i: query q[i], position pos[i], sees keys lo[i] <= j <= pos[i]. State (m, l, o) is carried in and out. */
+typedef struct {
+    const pl_kv_tile *k, *v;
+    uint8_t *const *pages;      /* page table of the sequence: index = position / PL_TILE */
+    int64_t k_offset, v_offset; /* of this layer and head inside a page */
+    int64_t key0, key1;         /* keys [key0, key1), key0 a multiple of PL_TILE */
+    int n_rows;
+    const float *const *q; /* already multiplied by the softmax scale and log2 e: weights are powers of two */
+    const int32_t *pos, *lo;
+    float *const *state;   /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
+    float *scratch; /* k and v tiles as float32 and v's scales, 64-byte aligned: (k + v) * PL_TILE + v floats, for k and v
+                     * the head_dims padded to 32 */
+} pl_attention;
+
+#define PL_STATE_HEAD 32 /* floats before o in an attention state */
+
+typedef struct pl_kernels {
+    const char *name;
+    void (*matmul)(const pl_matmul *);
+    void (*quantize)(const float *x, int64_t n_blocks, int32_t rest, pl_q8 *out); /* second blocks: at out[b + rest] */
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
+    void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n); /* n padded to 16 */
+    void (*add)(const float *a, const float *b, float *y, int64_t n);
+    void (*rope)(float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim, int neox);
+    void (*store_k)(const pl_kv_tile *, uint8_t *tile, int slot, const float *k);
+    void (*store_v)(const pl_kv_tile *, uint8_t *tile, int slot, const float *v);
+    void (*attention)(const pl_attention *);
+    void (*attention_merge)(float *total, const float *part, int head_dim);
+    void (*attention_finish)(const float *state, int head_dim, float *out);
+    void (*quantize_weights)(const pl_quantize_job *);
+    /* rows of logits as distributions (divergence.c) */
+    int (*row_top)(const float *row, int64_t n, float *top, int32_t *at);
+    double (*row_exp_sum)(const float *row, int64_t n, float top);
+    double (*row_divergence)(const float *a, const float *b, int64_t n, double log_sum, double shift);
+    /* what the tier could reach at best (probe.c) */
+    uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
+    int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);
+    int64_t (*probe_fma)(int64_t rounds, volatile uint32_t *sink);
+} pl_kernels;
+
+void pl_kv_tile_init(pl_kv_tile *tile, int type, int head_dim);
+const pl_kernels *pl_kernels_current(void);
+
+#endif

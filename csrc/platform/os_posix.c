@@ -1,0 +1,178 @@
+/* POSIX threads and memory; Linux extras where they exist. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* sched_getaffinity, madvise */
+#endif
+#include "platform/os.h"
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAPPED ((size_t)8 << 20) /* allocations from this size on are mappings of their own */
+
+struct pl_thread {
+    pthread_t id;
+    void (*run)(void *);
+    void *arg;
+};
+
+struct pl_event {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+};
+
+static void *trampoline(void *p)
+{
+    pl_thread *thread = p;
+    thread->run(thread->arg);
+    return NULL;
+}
+
+pl_thread *pl_thread_start(void (*run)(void *), void *arg)
+{
+    pl_thread *thread = malloc(sizeof *thread);
+    if (!thread)
+        return NULL;
+    thread->run = run;
+    thread->arg = arg;
+    if (pthread_create(&thread->id, NULL, trampoline, thread) != 0) {
+        free(thread);
+        return NULL;
+    }
+    return thread;
+}
+
+void pl_thread_join(pl_thread *thread)
+{
+    pthread_join(thread->id, NULL);
+    free(thread);
+}
+
+pl_event *pl_event_new(void)
+{
+    pl_event *event = malloc(sizeof *event);
+    if (!event)
+        return NULL;
+    pthread_mutex_init(&event->mutex, NULL);
+    pthread_cond_init(&event->changed, NULL);
+    return event;
+}
+
+void pl_event_free(pl_event *event)
+{
+    pthread_cond_destroy(&event->changed);
+    pthread_mutex_destroy(&event->mutex);
+    free(event);
+}
+
+void pl_event_wait(pl_event *event, const _Atomic uint32_t *counter, uint32_t seen)
+{
+    pthread_mutex_lock(&event->mutex);
+    while (*counter == seen)
+        pthread_cond_wait(&event->changed, &event->mutex);
+    pthread_mutex_unlock(&event->mutex);
+}
+
+void pl_event_wake(pl_event *event)
+{
+    pthread_mutex_lock(&event->mutex);
+    pthread_cond_broadcast(&event->changed);
+    pthread_mutex_unlock(&event->mutex);
+}
+
+void pl_yield(void) { sched_yield(); }
+
+double pl_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* CPUs that the cgroup's quota amounts to, rounded up; a large number where there is none. */
+static int quota_cpus(void)
+{
+    long long quota = -1, period = 0;
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r"); /* cgroup v2: "max 100000" or "150000 100000" */
+    if (f) {
+        if (fscanf(f, "%lld %lld", &quota, &period) != 2)
+            quota = -1;
+        fclose(f);
+    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) != NULL) {
+        if (fscanf(f, "%lld", &quota) != 1)
+            quota = -1;
+        fclose(f);
+        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) != NULL) {
+            if (fscanf(f, "%lld", &period) != 1)
+                period = 0;
+            fclose(f);
+        }
+    }
+    return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 1 << 20;
+}
+
+int pl_cpus_usable(void)
+{
+    int n = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = quota_cpus();
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        n = CPU_COUNT(&set);
+#endif
+    n = n < quota ? n : quota;
+    return n > 0 ? n : 1;
+}
+
+void *pl_alloc(size_t bytes, int zeroed)
+{
+    const size_t huge = (size_t)2 << 20;
+    void *memory = NULL;
+    bytes = (bytes + 63) & ~(size_t)63;
+    if (bytes >= MAPPED) { /* own mapping: fresh pages are zero, and freeing gives them back at once */
+        uint8_t *map = mmap(NULL, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (map == MAP_FAILED)
+            return NULL;
+        size_t before = (huge - (uintptr_t)map % huge) % huge, page = (size_t)sysconf(_SC_PAGESIZE);
+        size_t used = (bytes + page - 1) / page * page;
+        if (before > 0)
+            munmap(map, before); /* begins on a huge page */
+        if (huge - before > used - bytes)
+            munmap(map + before + used, bytes + huge - before - used);
+#ifdef MADV_HUGEPAGE
+        madvise(map + before, used, MADV_HUGEPAGE);
+#endif
+        return map + before;
+    }
+    if (posix_memalign(&memory, 64, bytes ? bytes : 64) != 0)
+        return NULL;
+    if (zeroed)
+        memset(memory, 0, bytes);
+    return memory;
+}
+
+void pl_drop_pages(const void *memory, size_t bytes)
+{
+#ifdef MADV_DONTNEED
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)memory + page - 1) / page * page, end = ((uintptr_t)memory + bytes) / page * page;
+    if (begin < end)
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+void pl_release(void *memory, size_t bytes)
+{
+    bytes = (bytes + 63) & ~(size_t)63;
+    if (!memory)
+        return;
+    if (bytes >= MAPPED)
+        munmap(memory, bytes);
+    else
+        free(memory);
+}

@@ -1,0 +1,364 @@
+"""The half of the `Llama` class that knows text: tokenization, completions, chats and embeddings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from pyllamacpu.api import responses
+from pyllamacpu.api.compat import LlamaTokenizer, as_tuple, warn_once
+from pyllamacpu.api.prompts import (
+    check_messages,
+    chosen_tools,
+    infill_prompt,
+    refuse_grammar,
+    stop_token_ids,
+    text_prompt,
+    warn_retired,
+)
+from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
+from pyllamacpu.api.tokens import TokenLevel
+from pyllamacpu.engine.generate import (
+    GenerationStats,
+    LogitsProcessor,
+    Request,
+    SamplingOptions,
+    TextDecoder,
+    TextEvent,
+    token_limit,
+)
+from pyllamacpu.engine.pooling import pool
+from pyllamacpu.engine.session import check_length, check_tokens
+from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.sampling.sampler import TokenLogprobs, top_logprobs
+from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
+
+Answer = Response | Iterator[Response]
+
+
+class TextLevel(TokenLevel):
+    """Text in, text out, in the shapes of the OpenAI API."""
+
+    model_path: str
+    chat_handler: Callable[..., Any] | None = None
+    spm_infill: bool = False
+    verbose: bool = False
+    pooling: int = -1
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, or None for a file without a tokenizer."""
+        return self._parts.template
+
+    @property
+    def tokenizer_(self) -> LlamaTokenizer:
+        """The tokenizer with llama-cpp-python's method names."""
+        return LlamaTokenizer(self._text())
+
+    def _text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                f"{self.model_path}: this file has no tokenizer; use token ids: generate(), eval(), logits()"
+            )
+        return self.tokenizer
+
+    # Text and ids
+
+    def tokenize(self, text: bytes | str, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of UTF-8 text. With `special`, spellings of control tokens in it become those tokens."""
+        return self._text().encode(text, add_special=add_bos, parse_special=special)
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of token ids; control tokens are shown only if `special`. See
+        `LlamaTokenizer.detokenize`.
+        """
+        return self.tokenizer_.detokenize(tokens, prev_tokens, special)
+
+    def set_cache(self, cache: Any) -> None:
+        """Accepted for llama-cpp-python's sake: the tokens of the last call are always kept."""
+        if cache is not None:
+            warn_once("set_cache", "set_cache() does nothing: the tokens of the last call are kept anyway")
+
+    # Generating text
+
+    def stream(
+        self,
+        prompt_tokens: Sequence[int],
+        options: SamplingOptions | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        on_prompt: Callable[[int, int], None] | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
+        *,
+        logprobs: int | None = None,
+        stopping_criteria: Sequence[Callable[..., bool]] = (),
+        end_tokens: Iterable[int] = (),
+    ) -> Iterator[TextEvent]:
+        """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
+        statistics.
+
+        `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
+        holds. The arguments are checked at once, the work begins with the first event.
+        """
+        request = Request(
+            prompt=check_tokens(prompt_tokens, self.engine.n_vocab),
+            sampling=options or SamplingOptions(),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            logprobs=logprobs,
+            processors=tuple(logits_processors),
+            criteria=tuple(stopping_criteria),
+            on_prompt=on_prompt,
+            end_tokens=frozenset(end_tokens),
+        )
+        if not request.prompt:
+            raise OptionError("the prompt is empty: give at least one token")
+        token_limit(len(request.prompt), max_tokens, self.engine.n_ctx)
+        TextDecoder(self.tokenizer, request.stop)
+        return self._told(self._events(request))
+
+    def _told(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
+        """The events, with the timings on stderr at the end if the model is verbose."""
+        for event in events:
+            if self.verbose and event.stats is not None:
+                print(_timings(event.stats), file=sys.stderr)
+            yield event
+
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        suffix: str | None = None,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        logprobs: int | None = None,
+        echo: bool = False,
+        stop: str | Sequence[str] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: int | None = None,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        stopping_criteria: Any = None,
+        logits_processor: Any = None,
+        grammar: Any = None,
+        logit_bias: dict[Any, float] | None = None,
+        **sampling: Any,
+    ) -> Any:
+        """Continues a prompt: an OpenAI completion as a dict, or with `stream` an iterator of its chunks.
+
+        Args:
+            prompt: text (BOS is put before it where the model wants it; "" is just BOS) or token ids (as they
+                are).
+            suffix: the text behind the hole, for models that fill in the middle; for others it is only
+                appended.
+            max_tokens: None, 0 and less mean as many as the context holds.
+            logprobs: give the log-probability of each token, and this many alternatives.
+            echo: begin the answer with the prompt.
+            stop: strings that end the answer and are not part of it.
+            seed: the same seed gives the same tokens; None draws one from the seed of the object.
+            sampling: any other field of `SamplingOptions`, such as dry_multiplier or samplers.
+
+        Raises ContextError for a prompt that leaves no room for an answer, OptionError, TokenizerError.
+        """
+        refuse_grammar(grammar)
+        warn_retired(tfs_z)
+        options = self._options(
+            "create_completion", locals(), sampling, self._next_seed() if seed is None else seed
+        )
+        tokenizer = self._text()
+        ids, appended = self._completion_prompt(prompt, suffix)
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+        plan = Plan(
+            heading=Heading(model or self.model_path),
+            n_prompt=len(ids),
+            before=text if echo else "",
+            after=appended,
+            logprobs=None if logprobs is None else LogprobWriter(tokenizer, 0 if echo else len(text)),
+            first_logprobs=self._prompt_logprobs(ids, logprobs) if echo and logprobs is not None else (),
+        )
+        events = self.stream(
+            ids,
+            options,
+            max_tokens if max_tokens and max_tokens > 0 else None,
+            _stop_strings(stop),
+            logits_processors=as_tuple(logits_processor),
+            logprobs=logprobs,
+            stopping_criteria=as_tuple(stopping_criteria),
+        )
+        return self._answer(plan, events, stream, responses.whole_completion, responses.completion_chunks)
+
+    def __call__(self, prompt: str | Sequence[int], *args: Any, **kwargs: Any) -> Any:
+        """The same as `create_completion`."""
+        return self.create_completion(prompt, *args, **kwargs)
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Any],
+        functions: Sequence[Any] | None = None,
+        function_call: Any = None,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        response_format: Any = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        logits_processor: Any = None,
+        grammar: Any = None,
+        logit_bias: dict[Any, float] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        **sampling: Any,
+    ) -> Any:
+        """Answers a conversation: an OpenAI chat completion as a dict, or with `stream` an iterator of its
+        chunks.
+
+        The prompt is made by the model's chat template, which is also given `tools`; what the model says
+        about them comes as text. `messages` are dicts with `role` and `content` (text, or a list of text
+        parts). Other arguments are those of `create_completion`. Raises TemplateError when the template
+        refuses the messages, OptionError for constrained output (grammar, response_format, a forced tool),
+        which is not supported yet.
+        """
+        if self.chat_handler is not None:
+            return self.chat_handler(llama=self, **_handler_arguments(locals()))
+        refuse_grammar(grammar, response_format)
+        warn_retired(tfs_z)
+        options = self._options(
+            "create_chat_completion", locals(), sampling, self._next_seed() if seed is None else seed
+        )
+        described = chosen_tools(tools, tool_choice, functions, function_call)
+        tokenizer, template = self._text(), self._chat_template()
+        ids = encode_chat(tokenizer, template, check_messages(messages), tools=described)
+        n_top = (top_logprobs or 0) if logprobs else None
+        events = self.stream(
+            ids,
+            options,
+            max_tokens if max_tokens and max_tokens > 0 else None,
+            (*_stop_strings(stop), *template.stop_strings),
+            logits_processors=as_tuple(logits_processor),
+            logprobs=n_top,
+            end_tokens=stop_token_ids(tokenizer, template),
+        )
+        writer = None if n_top is None else LogprobWriter(tokenizer, 0)
+        plan = Plan(Heading(model or self.model_path), len(ids), logprobs=writer)
+        return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
+
+    def _answer(
+        self,
+        plan: Plan,
+        events: Iterator[TextEvent],
+        stream: bool,
+        whole: Callable[[Plan, Iterator[TextEvent]], Response],
+        chunks: Callable[[Plan, Iterator[TextEvent]], Iterator[Response]],
+    ) -> Answer:
+        """The answer at once, while other calls wait; or its chunks, between which others may run."""
+        if stream:
+            return chunks(plan, events)
+        with self._turn:
+            return whole(plan, events)
+
+    def _completion_prompt(self, prompt: str | Sequence[int], suffix: str | None) -> tuple[list[int], str]:
+        """(token ids, text to append to the answer)."""
+        tokenizer = self._text()
+        if suffix is None:
+            return text_prompt(tokenizer, prompt, self.n_vocab()), ""
+        before = prompt if isinstance(prompt, str) else check_tokens(prompt, self.n_vocab())
+        ids = infill_prompt(tokenizer, before, suffix, self.spm_infill)
+        if ids is not None:
+            return ids, ""
+        warn_once("suffix", "this model cannot fill in the middle: the suffix is only appended to the answer")
+        return text_prompt(tokenizer, prompt, self.n_vocab()), suffix
+
+    def _chat_template(self) -> ChatTemplate:
+        template = self.template
+        if template is None:
+            raise TokenizerError(f"{self.model_path}: this file has no tokenizer, so there is no chat")
+        if template.warning:
+            warn_once(f"{self.model_path}: template", f"{self.model_path}: {template.warning}")
+        return template
+
+    def _prompt_logprobs(self, ids: Sequence[int], n: int) -> tuple[TokenLogprobs | int, ...]:
+        """Entries for the prompt's tokens but BOS; the first token has no logprobs."""
+        rows = self.logits(ids)
+        shown = range(1 if ids[0] == self._text().bos else 0, len(ids))
+        return tuple(ids[i] if i == shown.start else top_logprobs(rows[i - 1], ids[i], n) for i in shown)
+
+    # Embeddings
+
+    def embed(
+        self,
+        input: str | Sequence[str],
+        normalize: bool = False,
+        truncate: bool = False,
+        return_count: bool = False,
+    ) -> Any:
+        """The embedding of a text as a list of n_embd floats, or a list of them for a list of texts.
+
+        The mean of the final hidden states, unless `pooling_type` says otherwise. With `normalize` its length
+        is 1. A text longer than the context raises ContextError, or with `truncate` loses its end. With
+        `return_count`, a pair of the result and the number of tokens.
+        """
+        texts = [input] if isinstance(input, str) else list(input)
+        vectors, n_tokens = [], 0
+        for text in texts:
+            ids = self.tokenize(text)
+            if not ids:
+                raise OptionError(
+                    "there is nothing to embed: the text is empty and this model puts no BOS before it"
+                )
+            if truncate:
+                ids = ids[: self.n_ctx()]
+            check_length(len(ids), self.n_ctx())
+            n_tokens += len(ids)
+            with self._turn:
+                vectors.append(pool(self.engine.hidden(ids), self.pooling, normalize))
+        result = vectors[0] if isinstance(input, str) else vectors
+        return (result, n_tokens) if return_count else result
+
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Response:
+        """Embeddings in the OpenAI API's shape."""
+        texts = [input] if isinstance(input, str) else list(input)
+        vectors, n_tokens = self.embed(texts, return_count=True)
+        return responses.embedding_response(model or self.model_path, vectors, n_tokens)
+
+
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a chat handler is called with: the method's arguments by name."""
+    rest = {name: value for name, value in arguments.items() if name not in ("self", "sampling")}
+    return {**rest, **arguments["sampling"]}
+
+
+def _timings(stats: GenerationStats) -> str:
+    return (
+        f"prompt: {stats.n_prompt} tokens ({stats.n_cached} cached), {stats.prompt_rate:.1f} tokens/s; "
+        f"answer: {stats.n_generated} tokens, {stats.generate_rate:.1f} tokens/s"
+    )

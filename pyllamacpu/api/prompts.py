@@ -1,0 +1,116 @@
+"""Prompts as token ids: plain text, text with a hole (fill in the middle), and conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyllamacpu.api.compat import warn_once
+from pyllamacpu.engine.session import check_tokens
+from pyllamacpu.errors import OptionError
+from pyllamacpu.text import ChatTemplate, Tokenizer
+
+_NO_GRAMMAR = "constrained output is not supported yet; leave it out"
+
+
+def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int) -> list[int]:
+    """Ids of `prompt`: text gets BOS where the model wants it and may spell special tokens; ids stay as they
+    are.
+
+    An empty text is just BOS. Raises OptionError when nothing is left to evaluate.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer.encode(prompt, parse_special=True)
+    else:
+        ids = check_tokens(prompt, n_vocab)
+    if not ids:
+        raise OptionError(
+            "the prompt is empty, and this model puts no BOS before it: give at least one token"
+        )
+    return ids
+
+
+def infill_prompt(
+    tokenizer: Tokenizer, prompt: str | Sequence[int], suffix: str, suffix_first: bool
+) -> list[int] | None:
+    """Ids that ask for the text between `prompt` and `suffix`; None for a model that was not trained to fill
+    in.
+
+    The order is that of the Code Llama paper (arXiv 2308.12950): prefix, suffix, middle; or with
+    `suffix_first` the suffix before the prefix.
+    """
+    pre, suf, mid = (tokenizer.fim.get(role) for role in ("pre", "suf", "mid"))
+    if pre is None or suf is None or mid is None:
+        return None
+    before = tokenizer.encode(prompt, add_special=False) if isinstance(prompt, str) else list(prompt)
+    first, second = [pre, *before], [suf, *_continuation(tokenizer, suffix)]
+    body = [*second, *first] if suffix_first else [*first, *second]
+    bos = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    return [*bos, *body, mid]
+
+
+def _continuation(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of `text` without the space that SentencePiece puts before a first word, as in training."""
+    mark = tokenizer.encode("☺", add_special=False)
+    ids = tokenizer.encode("☺" + text, add_special=False)
+    return ids[len(mark) :] if ids[: len(mark)] == mark else tokenizer.encode(text, add_special=False)
+
+
+def check_messages(messages: Any) -> list[dict[str, Any]]:
+    """`messages` as a list of dicts with a role. Raises OptionError."""
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise OptionError("messages must be a list of {'role': ..., 'content': ...}")
+    if not messages:
+        raise OptionError("messages is empty: give at least one message")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise OptionError(f"messages[{i}] must be a dict with a 'role', not {message!r:.80}")
+        _refuse_media(message.get("content"), i)
+    return [dict(message) for message in messages]
+
+
+def _refuse_media(content: Any, index: int) -> None:
+    """Raises OptionError for content parts other than text: a template would drop an image silently."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, str) and kind != "text":
+            raise OptionError(
+                f"messages[{index}]: only text is supported, not a content part of type {kind!r}"
+            )
+
+
+def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[int]:
+    """Ids of the tokens that end a turn in this template, beside those that the vocabulary names."""
+    ids = (tokenizer.token_id(spelling) for spelling in template.stop_tokens)
+    return frozenset(token for token in ids if token is not None)
+
+
+def chosen_tools(
+    tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
+) -> list[Any] | None:
+    """The tools that the template shall describe. Raises OptionError when one of them is to be forced."""
+    if functions is not None and tools is not None:
+        raise OptionError("give tools or functions, not both")
+    if functions is not None:
+        tools = [{"type": "function", "function": function} for function in functions]
+        tool_choice = function_call
+    if tool_choice not in (None, "auto", "none"):
+        raise OptionError(f"tool_choice={tool_choice!r}: {_NO_GRAMMAR}")
+    return None if not tools or tool_choice == "none" else list(tools)
+
+
+def refuse_grammar(grammar: Any, response_format: Any = None) -> None:
+    """Raises OptionError when the answer is to be constrained: that must not be ignored silently."""
+    if grammar is not None:
+        raise OptionError(f"grammar: {_NO_GRAMMAR}")
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
+    if kind not in (None, "text"):
+        raise OptionError(f"response_format={kind!r}: {_NO_GRAMMAR}")
+
+
+def warn_retired(tfs_z: float, penalize_nl: bool = True) -> None:
+    """Tells of options that llama-cpp-python still takes and no sampler has any more."""
+    if tfs_z != 1.0:
+        warn_once("tfs_z", f"tfs_z={tfs_z!r} does nothing: tail-free sampling was retired; use min_p")
+    if not penalize_nl:
+        warn_once("penalize_nl", "penalize_nl=False does nothing: newlines are penalized like other tokens")

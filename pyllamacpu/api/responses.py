@@ -1,0 +1,197 @@
+"""Answers in the shapes of the OpenAI API, as plain dicts. Nothing here computes anything but text positions.
+
+Source of the shapes: https://platform.openai.com/docs/api-reference (completions, chat, embeddings).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyllamacpu.engine.generate import FinishReason, TextEvent
+from pyllamacpu.errors import TokenizerError
+from pyllamacpu.sampling.sampler import TokenLogprobs
+from pyllamacpu.text.tokenizer import Tokenizer
+
+Response = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What all parts of one answer have in common."""
+
+    model: str
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4()}")
+    created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+
+    def wrap(self, kind: str, choice: Response, **more: Any) -> Response:
+        prefix = "chat" if kind.startswith("chat.") else ""
+        head = {"id": prefix + self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**head, "choices": [{"index": 0, **choice}], **more}
+
+
+def usage(n_prompt: int, n_completion: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_completion,
+        "total_tokens": n_prompt + n_completion,
+    }
+
+
+# Log-probabilities
+
+
+class LogprobWriter:
+    """Turns logprobs into the API's table, keeping track of where in the text each token begins (in
+    characters).
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, text_offset: int) -> None:
+        if tokenizer is None:
+            raise TokenizerError(
+                "this model has no tokenizer, so logprobs cannot name tokens: use Llama.logits()"
+            )
+        self._tokenizer = tokenizer
+        self._base = text_offset
+        self._bytes = b""
+
+    def table(self, entries: Iterable[TokenLogprobs | int]) -> Response:
+        """The table for tokens that follow those of earlier calls. A bare id has no logprobs (the first of a
+        text).
+        """
+        rows = [self._row(entry) for entry in entries]
+        return {
+            name: [row[name] for row in rows]
+            for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs")
+        }
+
+    def _row(self, entry: TokenLogprobs | int) -> Response:
+        token = entry if isinstance(entry, int) else entry.token
+        text = self._text(token)
+        offset = self._base + len(self._bytes.decode("utf-8", "ignore"))
+        self._bytes += self._raw(token)
+        if isinstance(entry, int):
+            return {"tokens": text, "text_offset": offset, "token_logprobs": None, "top_logprobs": None}
+        top: dict[str, float] = {}  # of several tokens with one text the likeliest counts
+        for other, value in (*entry.top, (entry.token, entry.logprob)):
+            top.setdefault(self._text(other), value)
+        return {"tokens": text, "text_offset": offset, "token_logprobs": entry.logprob, "top_logprobs": top}
+
+    def _raw(self, token: int) -> bytes:
+        return self._tokenizer.token_bytes(token) if token < self._tokenizer.n_vocab else b""
+
+    def _text(self, token: int) -> str:
+        return self._raw(token).decode("utf-8", "ignore")
+
+
+def chat_logprobs(table: Response | None) -> Response | None:
+    """A completion's logprobs table in the chat API's shape."""
+    if table is None:
+        return None
+    rows = zip(table["tokens"], table["token_logprobs"], table["top_logprobs"], strict=True)
+    return {
+        "content": [
+            {
+                "token": token,
+                "logprob": logprob,
+                "bytes": list(token.encode("utf-8")),
+                "top_logprobs": [
+                    {"token": text, "logprob": value, "bytes": list(text.encode("utf-8"))}
+                    for text, value in top.items()
+                ],
+            }
+            for token, logprob, top in rows
+        ],
+        "refusal": None,
+    }
+
+
+# Text completions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the events of one generation become an answer. `before` and `after` are put around the text."""
+
+    heading: Heading
+    n_prompt: int
+    before: str = ""  # the echoed prompt
+    after: str = ""  # a suffix that is only appended
+    logprobs: LogprobWriter | None = None
+    first_logprobs: tuple[TokenLogprobs | int, ...] = ()  # of the echoed prompt
+
+
+def whole_completion(plan: Plan, events: Iterable[TextEvent]) -> Response:
+    """The answer when all of it is there."""
+    seen = list(events)
+    text = plan.before + "".join(event.text for event in seen) + plan.after
+    entries = [*plan.first_logprobs, *(entry for event in seen for entry in event.logprobs)]
+    table = None if plan.logprobs is None else plan.logprobs.table(entries)
+    choice = {"text": text, "logprobs": table, "finish_reason": seen[-1].finish_reason}
+    n_generated = sum(len(event.tokens) for event in seen)
+    return plan.heading.wrap("text_completion", choice, usage=usage(plan.n_prompt, n_generated))
+
+
+def completion_chunks(plan: Plan, events: Iterable[TextEvent]) -> Iterator[Response]:
+    """The answer piece by piece; the last piece has no text but the finish reason."""
+    if plan.before:
+        yield _chunk(plan, plan.before, plan.first_logprobs)
+    reason: FinishReason | None = None
+    for event in events:
+        reason = event.finish_reason
+        if event.text or event.tokens:
+            yield _chunk(plan, event.text, event.logprobs)
+    if plan.after:
+        yield _chunk(plan, plan.after, ())
+    yield plan.heading.wrap("text_completion", {"text": "", "logprobs": None, "finish_reason": reason})
+
+
+def _chunk(plan: Plan, text: str, entries: Sequence[TokenLogprobs | int]) -> Response:
+    table = None if plan.logprobs is None else plan.logprobs.table(entries)
+    return plan.heading.wrap("text_completion", {"text": text, "logprobs": table, "finish_reason": None})
+
+
+# Chat completions
+
+
+def whole_chat(plan: Plan, events: Iterable[TextEvent]) -> Response:
+    """The assistant's message when all of it is there."""
+    answer = whole_completion(plan, events)
+    choice = answer["choices"][0]
+    message = {"role": "assistant", "content": choice["text"]}
+    logprobs = chat_logprobs(choice["logprobs"])
+    return plan.heading.wrap(
+        "chat.completion",
+        {"message": message, "logprobs": logprobs, "finish_reason": choice["finish_reason"]},
+        usage=answer["usage"],
+    )
+
+
+def chat_chunks(plan: Plan, events: Iterable[TextEvent]) -> Iterator[Response]:
+    """The assistant's message piece by piece: the role, the content, then an empty delta with the finish
+    reason.
+    """
+    yield _chat_chunk(plan, {"role": "assistant"}, None, None)
+    for chunk in completion_chunks(plan, events):
+        choice = chunk["choices"][0]
+        reason = choice["finish_reason"]
+        delta = {"content": choice["text"]} if reason is None else {}
+        yield _chat_chunk(plan, delta, chat_logprobs(choice["logprobs"]), reason)
+
+
+def _chat_chunk(plan: Plan, delta: Response, logprobs: Response | None, reason: str | None) -> Response:
+    choice = {"delta": delta, "logprobs": logprobs, "finish_reason": reason}
+    return plan.heading.wrap("chat.completion.chunk", choice)
+
+
+# Embeddings
+
+
+def embedding_response(model: str, vectors: Sequence[Any], n_tokens: int) -> Response:
+    """Embeddings in the order of their inputs."""
+    data = [{"object": "embedding", "embedding": vector, "index": i} for i, vector in enumerate(vectors)]
+    counts = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return {"object": "list", "data": data, "model": model, "usage": counts}

@@ -1,0 +1,79 @@
+"""The engine as the commands see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyllamacpu.errors import ModelError
+
+if TYPE_CHECKING:
+    from pyllamacpu import Llama
+    from pyllamacpu.cli.session import OnPrompt
+    from pyllamacpu.sampling.options import SamplingOptions
+    from pyllamacpu.text import Tokenizer
+
+
+def tokenizer_of(llm: Llama) -> Tokenizer:
+    """The model's tokenizer. Raises ModelError for a file that has none."""
+    tokenizer = llm.tokenizer
+    if tokenizer is None:
+        raise ModelError(
+            f"{llm.model_path}: this file has no tokenizer, so it can only be used with token ids in Python"
+        )
+    return tokenizer
+
+
+def without_end(options: SamplingOptions, tokenizer: Tokenizer) -> SamplingOptions:
+    """`options` that never choose a token which ends the text, as llama-cli's --ignore-eos does it."""
+    never = [(token, -math.inf) for token in sorted(tokenizer.eog)]
+    return replace(options, logit_bias=[*options.logit_bias, *never])
+
+
+class ChatEngine:
+    """A loaded model as a conversation needs it: see `session.Engine`."""
+
+    def __init__(self, llm: Llama) -> None:
+        self.llm = llm
+        self.tokenizer = tokenizer_of(llm)
+        assert llm.template is not None  # there is one wherever there is a tokenizer
+        self.template = llm.template
+
+    @property
+    def warning(self) -> str | None:
+        """What a person should know about the chat format or the tokenizer, if anything."""
+        notes = [*self.tokenizer.warnings, *([self.template.warning] if self.template.warning else [])]
+        return "; ".join(notes) or None
+
+    def title(self) -> str:
+        """The model's name as its file says it, else the file's name."""
+        name = self.llm.metadata.get("general.name")
+        return str(name) if name else Path(self.llm.model_path).stem
+
+    def n_ctx(self) -> int:
+        """The size of the context in tokens."""
+        return self.llm.n_ctx()
+
+    def render(self, messages: list[dict[str, str]]) -> list[int]:
+        """Tokens of the conversation, ending where the answer begins."""
+        from pyllamacpu.text import encode_chat
+
+        return encode_chat(self.tokenizer, self.template, messages)
+
+    def stream(
+        self,
+        prompt_tokens: list[int],
+        options: Any,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        on_prompt: OnPrompt | None,
+    ) -> Iterator[Any]:
+        """The answer as the engine's text events; the chat format's own ends stop it too."""
+        from pyllamacpu.api.prompts import stop_token_ids
+
+        ends = stop_token_ids(self.tokenizer, self.template)
+        stops = (*stop, *self.template.stop_strings)
+        return self.llm.stream(prompt_tokens, options, max_tokens, stops, on_prompt, end_tokens=ends)

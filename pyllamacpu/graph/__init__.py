@@ -1,0 +1,1 @@
+"""From model code to the plan: the recorder, its passes, and the C form."""

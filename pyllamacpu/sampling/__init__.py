@@ -1,0 +1,1 @@
+"""Choosing tokens: options, the sampler, stop strings."""
