@@ -3,9 +3,9 @@
     python tools/hash_logits.py [--model FILE …]
 
 Prints one line for each CPU tier of this machine: the SHA-256 over the logits of all models of
-tests/fixtures/logits (the token ids of their fixtures, with every KV type) and of the `--model` files
-(256 ids counted up from 0, in chunks of 512 and of 7, then 8 tokens one by one). Each tier runs in a process of
-its own.
+tests/fixtures/logits (the token ids of their fixtures; some of them with every KV type) and of the `--model`
+files (256 ids counted up from 0, in chunks of 512 and of 7, then 8 tokens one by one). Each tier runs in a
+process of its own.
 """
 
 from __future__ import annotations
