@@ -14,7 +14,7 @@
 
 /* ---- GGUF (gguf_scan.c) ---- */
 
-/* Walks `count` strings from byte `start` of a file of `size` bytes; a string is a length of `width` (4 or 8) bytes,
+/* Scans `count` strings from byte `start` of a file of `size` bytes; a string is a length of `width` (4 or 8) bytes,
  * big-endian when `big`, and its bytes. Fills offsets[i] (bytes, from the file's start) and lengths[i] (bytes) where
  * those are not NULL, each `count` long. Returns the byte after the last string; PL_EINVAL when one runs outside. */
 int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start, uint64_t count, int32_t width,
@@ -203,7 +203,7 @@ void pl_page_free(pl_cache *cache, uintptr_t page);
 #define PL_OP_ADD 8         /* dst = src[0] + src[1] */
 #define PL_OP_SELECT 9      /* dst = the rows of src[0] that the batch wants outputs of */
 #define PL_OP_SQUARES 10    /* sums[c] += src[0][c]^2 for each token in turn */
-#define PL_OP_GATHER 11     /* the second blocks in q8, for products of several tokens */
+#define PL_OP_GATHER 11     /* gathers the residual blocks in q8, for products of several tokens */
 #define PL_OP_COUNT 12
 
 #define PL_NONE -1

@@ -99,19 +99,19 @@ static int64_t op_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
     return n * pieces;
 }
 
-/* A single token's second blocks are read where they are. */
+/* Gathers residual blocks; a single token's are read where they are. */
 static int64_t op_gather(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     const int64_t n = pl_op_rows(plan, op), blocks = plan->q8_blocks[op->q8], stride = plan->q8_strides[op->q8];
     const int64_t chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;
-    const int group = pl_second_group(n);
+    const int group = pl_residual_group(n);
     int64_t begin, end, items = n > 1 ? (n + group - 1) / group * chunks : 0;
     while (TAKE(items, 1, 1)) {
         int64_t token = begin / chunks * group, block = begin % chunks * PL_CHUNK_BLOCKS;
-        pl_second_gather(plan->q8[op->q8] + token * stride + block, stride,
+        pl_residual_gather(plan->q8[op->q8] + token * stride + block, stride,
                          (int)(blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS),
                          (int)(n - token < group ? n - token : group),
-                         pl_second_at(plan->seconds[op->q8], group, blocks, begin / chunks, begin % chunks));
+                         pl_residual_at(plan->residual_blocks[op->q8], group, blocks, begin / chunks, begin % chunks));
         DONE();
     }
     return items;
@@ -198,10 +198,10 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
      * through all blocks of tokens of a section before the next ones. No gain: reading weights is not what prompts wait for.) */
     int64_t at_once = first[3] * n >= 16 * share->threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
     int64_t token_blocks = (n + at_once - 1) / at_once;
-    const int group = pl_second_group(n);
+    const int group = pl_residual_group(n);
     if (n == 0 || !output_rows(plan, op, 0, &stride))
         return 0;
-    while (TAKE(first[3] * token_blocks, 1, n <= PL_FEW ? PL_QUARTER : 1)) {
+    while (TAKE(first[3] * token_blocks, 1, n <= PL_SMALL_BATCH ? PL_QUARTER : 1)) {
         for (int64_t at = begin; at < end;) {
             int64_t item = at % first[3], block = at / first[3];
             int i = item < first[1] ? 0 : item < first[2] ? 1 : 2;
@@ -217,9 +217,9 @@ static int64_t op_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
                 .panel1 = panel1 < m->panels ? panel1 : m->panels,
                 .q8 = op->q8 >= 0 ? plan->q8[op->q8] : NULL,
                 .q8_stride = op->q8 >= 0 ? plan->q8_strides[op->q8] : 0,
-                .seconds = op->q8 >= 0 && n > 1 ? (uint8_t *)pl_second_at(plan->seconds[op->q8], group, plan->q8_blocks[op->q8],
+                .residual_blocks = op->q8 >= 0 && n > 1 ? (uint8_t *)pl_residual_at(plan->residual_blocks[op->q8], group, plan->q8_blocks[op->q8],
                                                                           block * at_once / group, 0) : NULL,
-                .group = group,
+                .residual_group = group,
                 .x = op->q8 >= 0 ? NULL : plan->buffers[op->src[0]],
                 .x_stride = op->q8 >= 0 ? 0 : plan->strides[op->src[0]],
                 .token0 = block * at_once,

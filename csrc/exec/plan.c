@@ -107,18 +107,19 @@ int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
 static int64_t padded_width(int32_t width) { return round_up(width, 32); }
 static int64_t row_stride(int32_t width) { return padded_width(width) + 16; }
 static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(row_stride(width) * max_tokens * 4, 64); }
-/* Room for every block and a second one, and an odd number of 48-byte blocks, likewise. */
+/* Room for every block and a residual block, and an odd number of 48-byte blocks, likewise. */
 static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
 static int64_t q8_bytes(int32_t width, int max_tokens)
 {
     return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64);
 }
 
-static int64_t seconds_bytes(int32_t width, int max_tokens)
+static int64_t residual_bytes(int32_t width, int max_tokens)
 {
-    return (max_tokens + PL_GROUP - 1) / PL_GROUP * ((width + PL_CHUNK - 1) / PL_CHUNK) * pl_second_bytes(PL_GROUP);
+    return (max_tokens + PL_RESIDUAL_GROUP - 1) / PL_RESIDUAL_GROUP * ((width + PL_CHUNK - 1) / PL_CHUNK) * pl_residual_bytes(PL_RESIDUAL_GROUP);
 }
-static_assert(PL_FEW / PL_FEW_GROUP * (PL_FEW_GROUP + 2) <= PL_GROUP, "one group's room is enough for a few tokens' groups");
+static_assert(PL_SMALL_BATCH / PL_RESIDUAL_GROUP_SMALL * (PL_RESIDUAL_GROUP_SMALL + 2) <= PL_RESIDUAL_GROUP,
+              "one group's room is enough for a few tokens' groups");
 
 static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q8_widths, int n_q8, int max_tokens)
 {
@@ -126,7 +127,7 @@ static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q
     for (int i = 0; i < n_buffers; i++)
         bytes += buffer_bytes(widths[i], max_tokens);
     for (int i = 0; i < n_q8; i++)
-        bytes += q8_bytes(q8_widths[i], max_tokens) + seconds_bytes(q8_widths[i], max_tokens);
+        bytes += q8_bytes(q8_widths[i], max_tokens) + residual_bytes(q8_widths[i], max_tokens);
     return bytes;
 }
 
@@ -189,7 +190,7 @@ static int make_buffers(pl_plan *plan, const int32_t *widths, const int32_t *q8_
     }
     for (int i = 0; i < plan->n_q8; i++) {
         plan->q8_blocks[i] = q8_widths[i] / 32;
-        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.rest */
+        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.residual_offset */
             return PL_EINVAL;
         plan->q8_strides[i] = q8_stride(q8_widths[i]);
     }
@@ -202,8 +203,8 @@ static int make_buffers(pl_plan *plan, const int32_t *widths, const int32_t *q8_
         plan->buffers[i] = (float *)(void *)at;
     for (int i = 0; i < plan->n_q8; at += q8_bytes(q8_widths[i], plan->max_tokens), i++)
         plan->q8[i] = (pl_q8 *)(void *)at;
-    for (int i = 0; i < plan->n_q8; at += seconds_bytes(q8_widths[i], plan->max_tokens), i++)
-        plan->seconds[i] = at;
+    for (int i = 0; i < plan->n_q8; at += residual_bytes(q8_widths[i], plan->max_tokens), i++)
+        plan->residual_blocks[i] = at;
     return PL_OK;
 }
 
@@ -228,12 +229,12 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int
     plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
     plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
     plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
-    plan->seconds = calloc((size_t)n_q8 + 1, sizeof *plan->seconds);
+    plan->residual_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->residual_blocks);
     plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
     plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
     plan->done = pl_alloc(sizeof *plan->done * (size_t)n_ops, 1);
     plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(pool), 0);
-    if (!plan->ops || !plan->matrices || !plan->widths || !plan->strides || !plan->buffers || !plan->q8 || !plan->seconds ||
+    if (!plan->ops || !plan->matrices || !plan->widths || !plan->strides || !plan->buffers || !plan->q8 || !plan->residual_blocks ||
         !plan->q8_blocks || !plan->q8_strides || !plan->done || !plan->sections || !plan->kernels)
         goto fail;
     memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
@@ -276,7 +277,7 @@ void pl_plan_free(pl_plan *plan)
     free(plan->strides);
     free(plan->buffers);
     free(plan->q8);
-    free(plan->seconds);
+    free(plan->residual_blocks);
     free(plan->q8_blocks);
     free(plan->q8_strides);
     free(plan);

@@ -38,8 +38,8 @@ struct pl_plan {
     int64_t *widths, *strides; /* of each buffer: floats of a row, and from one row to the next */
     float **buffers;
     pl_q8 **q8;
-    uint8_t **seconds; /* of each of them, gathered (second_blocks.h) */
-    int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for second ones */
+    uint8_t **residual_blocks; /* of each of them, gathered (residual_blocks.h) */
+    int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for residual blocks */
     uint8_t *arena;
     int64_t arena_bytes, bytes;
     pl_items_done *done;    /* one per op */

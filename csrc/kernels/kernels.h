@@ -10,7 +10,7 @@
 #define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
 #define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
 #define PL_TOKENS 256 /* tokens of one GEMM work item at most */
-#define PL_FEW 32     /* tokens up to which reading weights counts: threads take long runs of them */
+#define PL_SMALL_BATCH 32     /* tokens up to which reading weights counts: threads take long runs of them */
 
 /* out[t][row] = sum over k of w[row][k] * x[t][k] (+ bias[row]) (+ residual[t][row]) for panels [panel0, panel1) and
  * tokens [token0, token1). Exactly one of q8 and x is used: q8 for quantized types, x for float types. */
@@ -19,10 +19,10 @@ typedef struct {
     const uint8_t *panels; /* the whole matrix */
     int64_t cols;
     int64_t panel0, panel1;
-    const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, second blocks may follow */
+    const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, residual blocks may follow */
     int64_t q8_stride;
-    uint8_t *seconds;  /* of more than one token: second blocks gathered (second_blocks.h) from token0 on, */
-    int group;         /* in groups of this many tokens */
+    uint8_t *residual_blocks; /* of more than one token: gathered (residual_blocks.h) from token0 on, */
+    int residual_group;       /* in groups of this many tokens */
     const float *x;    /* (n_tokens, x_stride) */
     int64_t x_stride;
     int64_t token0, token1;
@@ -36,7 +36,7 @@ typedef struct {
 
 /* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are
  * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
- * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims behind the codes. */
+ * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims after the codes. */
 typedef struct {
     int type;         /* PL_TYPE_F32, F16, BF16, Q8_0, Q4_0 */
     int head_dim;
@@ -64,7 +64,7 @@ typedef struct {
 typedef struct pl_kernels {
     const char *name;
     void (*matmul)(const pl_matmul *);
-    void (*quantize)(const float *x, int64_t n_blocks, int32_t rest, pl_q8 *out); /* second blocks: at out[b + rest] */
+    void (*quantize)(const float *x, int64_t n_blocks, int32_t residual_offset, pl_q8 *out); /* residual blocks: at out[b + it] */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
     void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n); /* n padded to 16 */
     void (*add)(const float *a, const float *b, float *y, int64_t n);

@@ -1,4 +1,4 @@
-/* Walking the string arrays of a GGUF file's metadata.
+/* Scanning the string arrays of a GGUF file's metadata.
  *
  * An array of strings is a sequence of (length, bytes) with no index, so reaching string i means reading all lengths
  * before it. Token lists hold some 10^5 strings. Everything here reads untrusted bytes: each length is compared with

@@ -28,7 +28,7 @@ static void pack(void *arg, int thread)
             pl_pack_panel(m->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
                           m->cols, m->data + p * m->panel_bytes);
         }
-        if (job->drop) /* behind: loading takes little more memory than the weights */
+        if (job->drop) /* what is packed: loading takes little more memory than the weights */
             pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
     }
 }

@@ -28,26 +28,26 @@
  * out of a short list: tiles of weights hold their scales times each factor, so that a product of many tokens spends one
  * multiply-add on a block, and multiplies by the chunk's scale at its end. A scale of its own for each block costs a
  * multiplication more, 15 % of a prompt's time; the list costs nothing that can be measured (see below).
- * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a second one
- * for the large values, and the first takes what that has rounded away. It counts as the sum of both. Products of several tokens
- * read second blocks side by side (second_blocks.h). */
+ * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a
+ * residual block beside it for the large values, and takes what that has rounded away. It counts as the sum of both. Products of
+ * several tokens read residual blocks side by side (residual_blocks.h). */
 typedef struct {
     int8_t q[32];   /* round(x / (scale * factor)), in [-127, 127] */
     union {
-        float scale;        /* the chunk's, in its first block; a second block has its own */
-        int16_t eighths[2]; /* in blocks 1, 3, 5 and 7: 8 * s of the block before and of this one, rounded */
+        float scale;        /* the chunk's, in its first block; a residual block has its own */
+        int16_t sum_x8[2]; /* in blocks 1, 3, 5 and 7: 8 * s of the block before and of this one, rounded */
     };
     float s;        /* factor * (sum[0] + sum[1]) */
     int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
-    uint8_t step;    /* the block's factor is 2^(-0.4 step) */
-    uint8_t seconds; /* bit b: block b of this chunk has a second one */
-    uint16_t rest;   /* the second block is this many blocks further on; 0: there is none */
+    uint8_t step;             /* the block's factor is 2^(-0.4 step) */
+    uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block */
+    uint16_t residual_offset; /* the residual block is this many blocks further on; 0: there is none */
 } pl_q8;
 
 #define PL_Q8_STEPS 8
 extern const float pl_q8_factor[PL_Q8_STEPS];
 
-/* A block gets a second one when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 with one avx512 thread
+/* A block gets a residual block when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 with one avx512 thread
  * (and a scale for each block):
  *   threshold                                        never   0.84   0.70   0.50  always
  *   error of the logits, % of their spread            2.95   1.81   1.45   1.06    0.04

@@ -22,7 +22,7 @@ typedef struct {
     uint8_t e;     /* MXFP4: the exponent */
 } pl_quantized;
 
-/* Writes one block of `type` (blocks.h says how it lies in memory). */
+/* Writes one block of `type` (blocks.h: how it lies in memory). */
 void pl_pack_block(int type, const pl_quantized *b, uint8_t *dst);
 
 #endif

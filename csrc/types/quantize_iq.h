@@ -18,7 +18,7 @@ typedef struct {
  * number of four base-3 digits (which level), its first coordinate lowest. */
 typedef struct {
     float level[4][PL_IQ_ROW];               /* [coordinate][pattern]: its value; IQ1: in eighths, shifted by + 1/8 */
-    float pad[PL_IQ_ROW];                    /* 0 for a pattern, PL_IQ_NEVER behind the last */
+    float pad[PL_IQ_ROW];                    /* 0 for a pattern, PL_IQ_NEVER after the last */
     float penalty[PL_IQ_HALVES][PL_IQ_ROW];  /* [first half][second half]: 0 for an entry, else PL_IQ_NEVER */
     uint16_t entry[PL_IQ_HALVES][PL_IQ_ROW]; /* its number; of equal entries the first */
 } pl_iq_halves;

@@ -31,7 +31,7 @@ int random_below(int n) { return (int)(random_bits() % (uint32_t)n); }
 float random_float(void) { return (float)(int32_t)random_bits() * 0x1p-31f; }
 int pick(const int *values, int n) { return values[random_below(n)]; }
 
-/* ---- telling ---- */
+/* ---- reporting ---- */
 
 static char current_case[256];
 static int n_failures;
@@ -64,7 +64,7 @@ long cases(void) { return n_cases; }
 /* ---- guarded memory ---- */
 
 #if defined(__SANITIZE_ADDRESS__)
-#define CANARY 0 /* the sanitizer's red zones stand right behind the data, and see reads too */
+#define CANARY 0 /* the sanitizer's red zones stand right after the data, and see reads too */
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
 #define CANARY 0
@@ -114,7 +114,7 @@ void guarded_free(const pl_kernels *tier, void *data)
     if (!all_bytes(front_canary(data), 64, CANARY_BYTE))
         fail(tier, "wrote before a buffer");
     if (!all_bytes((uint8_t *)data + head.bytes, CANARY, CANARY_BYTE))
-        fail(tier, "wrote behind a buffer");
+        fail(tier, "wrote past a buffer");
     free(head.base);
 }
 
@@ -151,33 +151,33 @@ void reference_q8(const float *x, float scale, int step, pl_q8 *out)
     float d = scale * pl_q8_factor[step], inverse = d > 0.0f ? 1.0f / d : 0.0f;
     out->scale = scale;
     out->step = (uint8_t)step;
-    out->seconds = 0;
+    out->residual_mask = 0;
     out->sum[0] = out->sum[1] = 0;
     for (int i = 0; i < 32; i++) {
         out->q[i] = (int8_t)lrint((double)(x[i] * inverse));
         out->sum[i / 16] = (int16_t)(out->sum[i / 16] + out->q[i]);
     }
     out->s = pl_q8_factor[step] * (float)(out->sum[0] + out->sum[1]);
-    out->rest = 0;
+    out->residual_offset = 0;
 }
 
-void reference_eighths(const pl_q8 *pair, int16_t *out)
+void reference_sum_x8(const pl_q8 *pair, int16_t *out)
 {
     for (int i = 0; i < 2; i++)
         out[i] = (int16_t)nearbyint(8.0 * (double)(pl_q8_factor[pair[i].step] * (float)(pair[i].sum[0] + pair[i].sum[1])));
 }
 
-uint8_t *gather_seconds(const pl_matmul *m, int group)
+uint8_t *gather_residuals(const pl_matmul *m, int group)
 {
     int n = (int)(m->token1 - m->token0), blocks = (int)(m->cols / 32), chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;
-    uint8_t *seconds = guarded((size_t)((n + group - 1) / group * chunks * pl_second_bytes(group)), 0);
+    uint8_t *residuals = guarded((size_t)((n + group - 1) / group * chunks * pl_residual_bytes(group)), 0);
     for (int t = 0; t < n; t += group)
         for (int i = 0; i < chunks; i++) {
             int block = i * PL_CHUNK_BLOCKS, subs = blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS;
-            pl_second_gather(m->q8 + (m->token0 + t) * m->q8_stride + block, m->q8_stride, subs, n - t < group ? n - t : group,
-                             pl_second_at(seconds, group, blocks, t / group, i));
+            pl_residual_gather(m->q8 + (m->token0 + t) * m->q8_stride + block, m->q8_stride, subs,
+                               n - t < group ? n - t : group, pl_residual_at(residuals, group, blocks, t / group, i));
         }
-    return seconds;
+    return residuals;
 }
 
 /* ---- the program ---- */

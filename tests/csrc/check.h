@@ -1,4 +1,4 @@
-/* What the checks of the kernels share: random numbers, guarded buffers, and how a failure is told. */
+/* What the checks of the kernels share: random numbers, guarded buffers, and how a failure is reported. */
 #ifndef CHECK_H
 #define CHECK_H
 #include "api.h"
@@ -25,14 +25,14 @@ float random_float(void); /* uniform in [-1, 1) */
 int pick(const int *values, int n);
 void set_seed(uint64_t seed);
 
-/* Says which case runs, for the messages of `fail`. */
+/* Names the case that runs, for the messages of `fail`. */
 __attribute__((format(printf, 1, 2))) void begin_case(const char *format, ...);
 __attribute__((format(printf, 2, 3))) void fail(const pl_kernels *tier, const char *format, ...);
 int failures(void);
 long cases(void);
 
 /* `bytes` of memory that start `offset` bytes after a 64-byte boundary, filled with 0xff (a NaN in every float type),
- * with a canary before and behind it. `guarded_free` fails the case when a canary was touched. */
+ * with a canary before and after it. `guarded_free` fails the case when a canary was touched. */
 void *guarded(size_t bytes, size_t offset);
 void guarded_free(const pl_kernels *tier, void *data);
 int is_poison(const void *data, size_t bytes);
@@ -42,11 +42,11 @@ uint16_t reference_f16(double x);
 uint16_t reference_bf16(float x);
 /* One activation block with the scale that was chosen for it and its chunk's, straight from the definition. */
 void reference_q8(const float *x, float scale, int step, pl_q8 *out);
-/* What the second of two blocks holds of both, in place of a scale. */
-void reference_eighths(const pl_q8 *pair, int16_t *out);
+/* sum_x8 of the second of two blocks. */
+void reference_sum_x8(const pl_q8 *pair, int16_t *out);
 
-/* Gathers the second blocks of m's tokens in groups of `group` -> what m->seconds needs, to be freed by guarded_free. */
-uint8_t *gather_seconds(const pl_matmul *m, int group);
+/* Gathers the residual blocks of m's tokens in groups of `group` -> what m->residual_blocks needs, to be freed by guarded_free. */
+uint8_t *gather_residuals(const pl_matmul *m, int group);
 
 void check_matmul(void);
 void check_kv(void);

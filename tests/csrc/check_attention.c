@@ -1,5 +1,5 @@
 /* attention, attention_merge, attention_finish against a softmax in double precision over the stored keys and values;
- * and a row's bits must not depend on the rows beside it, nor on how a range of tiles is walked. */
+ * and a row's bits must not depend on the rows beside it, nor on how a range of tiles is cut. */
 #include "check.h"
 #include "kv_reference.h"
 

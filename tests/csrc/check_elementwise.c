@@ -56,64 +56,68 @@ static int dominated(const float *x)
         most = fmax(most, fabs((double)x[i]));
         energy += (double)x[i] * (double)x[i];
     }
-    double share = most * most / energy; /* squares of floats this large or small are no floats */
+    double share = most * most / energy; /* squares of floats this large or small are not floats */
     if (!(most < 1e17 && most > 1e-16 && fabs(share - (double)PL_Q8_DOMINANT) > 1e-5))
         return -1;
     return share > (double)PL_Q8_DOMINANT;
 }
 
-/* One block: codes to the nearest step of its chunk's scale, behind its second block if it has one. -> the scale that its
+/* One block: codes to the nearest step of its chunk's scale, after its residual block if it has one. -> the scale that its
  * values ask of the chunk. */
-static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int rest)
+static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int residual_offset)
 {
     double left[32], slack[32], d = (double)scale * (double)pl_q8_factor[got->step];
     int expected = dominated(x);
-    if (got->step >= PL_Q8_STEPS || (got->rest && got->rest != rest))
-        fail(tier, "step %d, rest %d; second blocks are %d further on", got->step, got->rest, rest);
-    if (expected >= 0 && (got->rest != 0) != expected)
-        fail(tier, "rest %d, but a value that dominates: %d", got->rest, expected);
+    if (got->step >= PL_Q8_STEPS || (got->residual_offset && got->residual_offset != residual_offset))
+        fail(tier, "step %d, residual offset %d; residual blocks are %d further on", got->step, got->residual_offset,
+             residual_offset);
+    if (expected >= 0 && (got->residual_offset != 0) != expected)
+        fail(tier, "residual offset %d, but a value that dominates: %d", got->residual_offset, expected);
     for (int i = 0; i < 32; i++)
         left[i] = x[i], slack[i] = 0;
-    if (got->rest) {
-        const pl_q8 *second = got + got->rest;
-        double large = (double)second->scale;
-        check_sums(tier, second, 1.0f);
+    if (got->residual_offset) {
+        const pl_q8 *residual = got + got->residual_offset;
+        double large = (double)residual->scale;
+        check_sums(tier, residual, 1.0f);
         for (int i = 0; i < 32; i++) {
-            left[i] -= second->q[i] * large;
+            left[i] -= residual->q[i] * large;
             slack[i] = fabs((double)x[i]) * 0x1p-22;
             if (!(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
-                fail(tier, "second block, element %d: %.9g of %.9g is left", i, left[i], (double)x[i]);
+                fail(tier, "residual block, element %d: %.9g of %.9g is left", i, left[i], (double)x[i]);
         }
-        if (second->step)
-            fail(tier, "second block: step %d", second->step);
-    } else if (!is_poison(got + rest, sizeof *got))
-        fail(tier, "wrote a second block that it does not name");
+        if (residual->step)
+            fail(tier, "residual block: step %d", residual->step);
+    } else if (!is_poison(got + residual_offset, sizeof *got))
+        fail(tier, "wrote a residual block that it does not name");
     check_sums(tier, got, pl_q8_factor[got->step]);
     for (int i = 0; i < 32; i++)
         if (!(fabs(left[i] - got->q[i] * d) <= 0.5001 * d + slack[i]) && d > 0x1p-120)
             fail(tier, "element %d: %.9g as %d times %.9g", i, left[i], got->q[i], d);
     double most = most_of(left);
-    if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && most * 1.0001 + slack[0] < 127 * d * (double)pl_q8_factor[1] && !got->rest)
+    if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && most * 1.0001 + slack[0] < 127 * d * (double)pl_q8_factor[1] &&
+        !got->residual_offset)
         fail(tier, "step %d, but %.9g is the largest of scale %.9g", got->step, most, (double)scale);
     return most / 127;
 }
 
-static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_q8 *got, int rest)
+static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_q8 *got, int residual_offset)
 {
     double asked = 0;
     for (int b = 0; b < n; b++) {
-        int16_t eighths[2];
-        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, got->scale, rest));
-        if (got[b].seconds != got->seconds || (got->seconds >> b & 1) != (got[b].rest != 0) || got->seconds >> n)
-            fail(tier, "block %d: rest %d, but second blocks %x of the chunk's %x", b, got[b].rest, got[b].seconds, got->seconds);
+        int16_t sum_x8[2];
+        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, got->scale, residual_offset));
+        if (got[b].residual_mask != got->residual_mask || (got->residual_mask >> b & 1) != (got[b].residual_offset != 0) ||
+            got->residual_mask >> n)
+            fail(tier, "block %d: residual offset %d, but residual blocks %x of the chunk's %x", b, got[b].residual_offset,
+                 got[b].residual_mask, got->residual_mask);
         if (b % 2 == 0)
             continue;
-        reference_eighths(got + b - 1, eighths);
-        if (memcmp(got[b].eighths, eighths, sizeof eighths))
-            fail(tier, "block %d: eighths %d %d, not %d %d", b, got[b].eighths[0], got[b].eighths[1], eighths[0], eighths[1]);
+        reference_sum_x8(got + b - 1, sum_x8);
+        if (memcmp(got[b].sum_x8, sum_x8, sizeof sum_x8))
+            fail(tier, "block %d: sum_x8 %d %d, not %d %d", b, got[b].sum_x8[0], got[b].sum_x8[1], sum_x8[0], sum_x8[1]);
     }
-    double rounding = 0; /* of what second blocks leave */
-    for (int i = 0; got->seconds && i < 32 * n; i++)
+    double rounding = 0; /* of what residual blocks leave */
+    for (int i = 0; got->residual_mask && i < 32 * n; i++)
         rounding = fmax(rounding, fabs((double)x[i]) * 0x1p-22 / 127);
     if (!(fabs((double)got->scale - asked) <= asked * 1e-4 + rounding) && asked > 0x1p-125)
         fail(tier, "scale %.9g, the largest value asks for %.9g", (double)got->scale, asked);
@@ -126,11 +130,12 @@ static void check_quantize(int mode, int n_blocks, int gap)
     for (int i = 0; i < 32 * n_blocks; i++)
         x[i] = quantize_input(mode, i % 32) * (mode == Q_HUGE ? 1.0f : exp2f((float)(i / 32 % 5 - 4)));
     for (int k = 0; k < n_tiers; k++) {
-        int rest = n_blocks + gap;
-        pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + rest), 4 * (size_t)random_below(4));
-        tiers[k]->quantize(x, n_blocks, rest, out);
+        int residual_offset = n_blocks + gap;
+        pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + residual_offset), 4 * (size_t)random_below(4));
+        tiers[k]->quantize(x, n_blocks, residual_offset, out);
         for (int b = 0; b < n_blocks; b += PL_CHUNK_BLOCKS)
-            check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK_BLOCKS ? n_blocks - b : PL_CHUNK_BLOCKS, out + b, rest);
+            check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK_BLOCKS ? n_blocks - b : PL_CHUNK_BLOCKS, out + b,
+                        residual_offset);
         if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
             fail(tiers[k], "wrote between the blocks");
         guarded_free(tiers[k], out);

@@ -13,7 +13,7 @@ typedef struct {
     input_mode inputs;
     residual_mode residual;
     int n_panels, padded, out_stride, x_stride; /* floats */
-    int q8_stride;                              /* blocks of a token, second ones included */
+    int q8_stride;                              /* blocks of a token, residual ones included */
     uint8_t *file;                              /* (rows, cols) */
     uint8_t *panels;
     float *x; /* (n_tokens, x_stride) */
@@ -42,7 +42,7 @@ static float most_of(const float *x, int n)
     return most;
 }
 
-/* A row's blocks; some of them, at random, have a second one of other numbers: the product counts both. */
+/* A row's blocks; some of them, at random, have a residual block of other numbers: the product counts both. */
 static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
 {
     int n = c->cols / 32, every = random_below(3) ? 7 : 1 + random_below(2);
@@ -58,17 +58,17 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
             step--;
         reference_q8(x, scale, step, out + b);
         if (b % 2)
-            reference_eighths(out + b - 1, out[b].eighths);
+            reference_sum_x8(out + b - 1, out[b].sum_x8);
         if (random_below(every) == 0) {
-            float rest[32];
+            float left[32];
             for (int i = 0; i < 32; i++)
-                rest[i] = x[i] * (random_below(4) ? random_float() : 0.0f);
-            pl_q8 *second = out + n + b;
-            reference_q8(rest, scale, 0, second);
-            second->scale *= random_float() * 3;
-            out[b].rest = (uint16_t)n;
+                left[i] = x[i] * (random_below(4) ? random_float() : 0.0f);
+            pl_q8 *residual = out + n + b;
+            reference_q8(left, scale, 0, residual);
+            residual->scale *= random_float() * 3;
+            out[b].residual_offset = (uint16_t)n;
             for (int first = b / PL_CHUNK_BLOCKS * PL_CHUNK_BLOCKS, i = first; i <= b; i++)
-                out[i].seconds |= (uint8_t)(1 << (b - first));
+                out[i].residual_mask |= (uint8_t)(1 << (b - first));
         }
     }
 }
@@ -119,14 +119,14 @@ static void expect_quantized(const matmul_case *c, int row, int token, double *s
         const pl_q8 *a = &c->q8[token * c->q8_stride + b], *chunk = a - b % PL_CHUNK_BLOCKS;
         int sub = b % (info->block_elements / 32);
         pl_decode32(c->type, block + b / (info->block_elements / 32) * info->block_bytes, sub, q, scale, min);
-        for (int i = 0; i < (a->rest ? 4 : 2); i++) { /* both halves of the block, then of its second one */
-            const pl_q8 *x = i < 2 ? a : a + a->rest, *odd = x + !(b % 2);
+        for (int i = 0; i < (a->residual_offset ? 4 : 2); i++) { /* both halves of the block, then of its residual block */
+            const pl_q8 *x = i < 2 ? a : a + a->residual_offset, *odd = x + !(b % 2);
             int h = i % 2, whole = i < 2 && (c->type == PL_TYPE_Q4_K || c->type == PL_TYPE_Q5_K);
             int32_t dot = 0;
             for (int j = 16 * h; j < 16 * h + 16; j++)
                 dot += q[j] * x->q[j];
             double d = (double)(i < 2 ? chunk : x)->scale, factor = (double)pl_q8_factor[x->step];
-            double ones = whole ? (h ? 0 : odd->eighths[b % 2] / 8.0) : factor * x->sum[h];
+            double ones = whole ? (h ? 0 : odd->sum_x8[b % 2] / 8.0) : factor * x->sum[h];
             double product = (double)scale[h] * d * factor * dot, offset = (double)min[h] * d * ones;
             *sum += product - offset;
             *size += fabs(product) + fabs(offset);
@@ -176,16 +176,16 @@ static void make_expected(matmul_case *c)
 
 /* ---- running a tier ---- */
 
-/* Second blocks are gathered in groups as the executor has them, or, for few tokens, in the larger ones. */
+/* Residual blocks are gathered in groups as the executor has them, or, for small batches, in the larger ones. */
 static void multiply(const pl_kernels *tier, pl_matmul *m)
 {
     if (m->q8 && m->token1 - m->token0 > 1) {
-        m->group = random_below(4) ? pl_second_group(m->token1 - m->token0) : PL_GROUP;
-        m->seconds = gather_seconds(m, m->group);
+        m->residual_group = random_below(4) ? pl_residual_group(m->token1 - m->token0) : PL_RESIDUAL_GROUP;
+        m->residual_blocks = gather_residuals(m, m->residual_group);
     }
     tier->matmul(m);
-    if (m->seconds)
-        guarded_free(tier, m->seconds);
+    if (m->residual_blocks)
+        guarded_free(tier, m->residual_blocks);
 }
 
 static void run(const matmul_case *c, const pl_kernels *tier, float *out, int panel0, int panel1, int token0, int token1)
@@ -209,7 +209,7 @@ static float *new_out(const matmul_case *c)
     size_t bytes = sizeof(float) * (size_t)(c->n_tokens * c->out_stride);
     float *out = guarded(bytes, 4 * (size_t)random_below(16));
     if (c->residual == RESIDUAL_IN_OUT)
-        for (int t = 0; t < c->n_tokens; t++) /* the columns behind the panels stay poisoned */
+        for (int t = 0; t < c->n_tokens; t++) /* the columns after the panels stay poisoned */
             memcpy(out + t * c->out_stride, c->residuals + t * c->out_stride, sizeof(float) * (size_t)c->padded);
     return out;
 }
@@ -231,7 +231,7 @@ static void check_values(const matmul_case *c, const pl_kernels *tier, const flo
         }
 }
 
-/* The two results must be the same bits in all rows of the panels; what lies behind them must still be poison. */
+/* The two results must be the same bits in all rows of the panels; what lies after them must still be poison. */
 static void check_same(const matmul_case *c, const pl_kernels *tier, const float *a, const float *b, const char *what)
 {
     for (int t = 0; t < c->n_tokens; t++) {
@@ -244,7 +244,7 @@ static void check_same(const matmul_case *c, const pl_kernels *tier, const float
             return;
         }
         if (!is_poison(q + c->padded, sizeof(float) * (size_t)(c->out_stride - c->padded))) {
-            fail(tier, "%s: wrote behind the panels of token %d", what, t);
+            fail(tier, "%s: wrote past the panels of token %d", what, t);
             return;
         }
     }

@@ -1,4 +1,4 @@
-/* The codebook types' quantizers: every tier must write the bytes that the scalar one writes, and nothing behind them;
+/* The codebook types' quantizers: every tier must write the bytes that the scalar one writes, and nothing after them;
  * what is written decodes to finite numbers. */
 #include "check.h"
 #include "weights.h"
