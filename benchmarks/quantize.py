@@ -27,8 +27,8 @@ from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize.blocks import can_quantize, needs_importance, quantize
 from pyllamacpu.quantize.costs import cost_weights
+from pyllamacpu.weights.blocks import can_quantize, needs_importance, quantize
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -23,8 +23,8 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.text import Tokenizer
+from pyllamacpu.weights.blocks import quantize
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"

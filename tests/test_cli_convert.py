@@ -81,7 +81,8 @@ def test_sizes_as_text() -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
+from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.sources import plan_conversion
 plan = plan_conversion(Path(sys.argv[1]), ConvertOptions(outfile=sys.argv[2], outtype=sys.argv[3]))
 plan.run()
 status = Path("/proc/self/status").read_text()

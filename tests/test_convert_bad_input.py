@@ -15,14 +15,15 @@ from checkpoint_build import bf16_bits, write_index, write_safetensors
 from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_checkpoint
 
 from pyllamacpu import Llama
-from pyllamacpu.convert import stream
-from pyllamacpu.convert.output import SplitLimits, target_path
-from pyllamacpu.convert.plan import Conversion, ConvertOptions, plan_conversion
-from pyllamacpu.convert.tensor import from_array
+from pyllamacpu.convert.conversion import Conversion, ConvertOptions
+from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.convert.types import tensor_types
 from pyllamacpu.errors import CheckpointError, OptionError, PyllamacpuError
 from pyllamacpu.gguf import GGUFFile
 from pyllamacpu.quantize.file_types import parse_file_type
+from pyllamacpu.weights import stream
+from pyllamacpu.weights.lazy_tensor import from_array
+from pyllamacpu.weights.output import SplitLimits, target_path
 
 GQA = BY_NAME["gqa"]
 

@@ -14,13 +14,14 @@ from convert_models import BY_NAME, DIM, FFN, HEADS, VOCAB, Arrays, weights, wri
 from test_convert_models import convert, expected, logits, worst_gap
 from torch_build import write_torch
 
-from pyllamacpu.convert.fields import Fields
-from pyllamacpu.convert.params import read_params
-from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
-from pyllamacpu.convert.tensor import decode
+from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.models.fields import Fields
+from pyllamacpu.convert.models.meta_params import read_params
+from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf import GGUFFile
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.weights.lazy_tensor import decode
 
 META_NAMES = {
     "model.embed_tokens": "tok_embeddings",

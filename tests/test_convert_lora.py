@@ -14,7 +14,8 @@ from test_convert_layouts import values
 from test_convert_models import convert
 from torch_build import write_torch
 
-from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
+from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf import GGUFFile
 

@@ -14,7 +14,7 @@ MIB = 1 << 20
 READ = """
 import sys
 from pyllamacpu.convert.checkpoint import open_checkpoint
-from pyllamacpu.convert.combine import take_rows, transpose
+from pyllamacpu.weights.lazy_ops import take_rows, transpose
 checkpoint = open_checkpoint(sys.argv[1])
 n_bytes = 0
 for name, tensor in checkpoint.tensors.items():

@@ -11,7 +11,8 @@ from conftest import FIXTURES
 from convert_models import BY_NAME, MODELS, ROWS, Model, token_ids, weights, write_checkpoint
 
 from pyllamacpu import Llama
-from pyllamacpu.convert.plan import ConvertOptions, plan_conversion
+from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.gguf import GGUFFile
 
 LIMITS = {"f32": 2e-4, "f16": 2e-3}  # largest difference, in units of the logits' standard deviation
@@ -62,13 +63,13 @@ def test_the_fixtures_tell_wrong_conversions_from_right_ones() -> None:
 
 def test_a_window_that_is_left_out_changes_the_logits(tmp_path: Path) -> None:
     path = convert(write_checkpoint(tmp_path / "window", BY_NAME["window"]), "f32")
-    from pyllamacpu.convert.edits import Edits
+    from pyllamacpu.convert.metadata_edits import MetadataEdits
 
     plan = plan_conversion(
         path,
         ConvertOptions(
             outfile=str(tmp_path / "wide.gguf"),
-            edits=Edits(removed=frozenset(["llama.attention.sliding_window"])),
+            metadata_edits=MetadataEdits(removed=frozenset(["llama.attention.sliding_window"])),
         ),
     )
     plan.run()

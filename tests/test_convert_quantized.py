@@ -14,10 +14,10 @@ from checkpoint_build import bf16_bits, write_safetensors
 from conftest import FIXTURES
 from quantized_build import packed
 
-from pyllamacpu.convert import held
 from pyllamacpu.convert.checkpoint import Checkpoint, open_checkpoint
-from pyllamacpu.convert.safetensors import read_safetensors
+from pyllamacpu.convert.formats.safetensors import read_safetensors
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights import tensor_cache
 
 HERE = FIXTURES / "checkpoints"
 CASES = sorted(path.parent.name for path in HERE.glob("*/expected.json"))
@@ -89,7 +89,7 @@ def test_missing_and_misshapen_parts(case: str, tmp_path: Path) -> None:
         write_safetensors(path, arrays | {name: longer}, kinds)
         with pytest.raises(CheckpointError):
             read_all(open_checkpoint(tmp_path))
-    held.release_all()
+    tensor_cache.release_all()
 
 
 @pytest.mark.parametrize("method", ["hqq", "quanto", "aqlm", "torchao", "mxfp4", "eetq", "auto-round", ""])

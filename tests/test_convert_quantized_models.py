@@ -13,7 +13,7 @@ from quantized_build import METHODS
 from test_convert_models import convert, expected, logits
 from torch_build import write_torch
 
-from pyllamacpu.convert.safetensors import read_safetensors
+from pyllamacpu.convert.formats.safetensors import read_safetensors
 from pyllamacpu.gguf import GGUFFile
 
 

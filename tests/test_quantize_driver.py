@@ -16,12 +16,12 @@ from pyllamacpu.errors import GGUFError, ModelError
 from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.quantize import driver
-from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry, read_imatrix
 from pyllamacpu.quantize.plan import Settings, make_plan
 from pyllamacpu.quantize.recipes import TypeOptions
+from pyllamacpu.weights.blocks import quantize
 
 T = TensorType
 EXPERTS = "blk.0.ffn_up_exps.weight"

@@ -24,7 +24,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.native import ffi, isa_names, isa_selected, lib
-from pyllamacpu.quantize.blocks import needs_importance, quantize
+from pyllamacpu.weights.blocks import needs_importance, quantize
 
 T = TensorType
 PEER = json.loads((Path(__file__).parent / "fixtures" / "quantize_iq.json").read_text())

@@ -23,7 +23,6 @@ from pyllamacpu.evaluate import divergence_from, record
 from pyllamacpu.gguf import GGUFFile, TensorType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.quantize import driver, target
-from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.quantize.calibrate import draw, sampled_windows, text_windows
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.quantize.imatrix import read_imatrix
@@ -44,6 +43,7 @@ from pyllamacpu.quantize.target import (
     runnable,
     some_windows,
 )
+from pyllamacpu.weights.blocks import quantize
 
 T = TensorType
 COPY = Settings(parse_file_type("COPY"))

@@ -14,8 +14,8 @@ import click
 from pyllamacpu.store.progress import notify
 
 if TYPE_CHECKING:
-    from pyllamacpu.convert.output import OnProgress
-    from pyllamacpu.convert.plan import Conversion, ConvertOptions
+    from pyllamacpu.convert.conversion import Conversion, ConvertOptions
+    from pyllamacpu.weights.output import OnProgress
 
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
@@ -73,7 +73,7 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
       pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
       pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
     """
-    from pyllamacpu.convert.plan import plan_conversion
+    from pyllamacpu.convert.sources import plan_conversion
 
     conversion = plan_conversion(source, _options(**given))
     for note in conversion.notes:
@@ -95,9 +95,9 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
 
 
 def _options(**given: Any) -> ConvertOptions:
-    from pyllamacpu.convert.edits import Edits, parse_edit
-    from pyllamacpu.convert.output import SplitLimits, parse_size
-    from pyllamacpu.convert.plan import ConvertOptions
+    from pyllamacpu.convert.conversion import ConvertOptions
+    from pyllamacpu.convert.metadata_edits import MetadataEdits, parse_metadata
+    from pyllamacpu.weights.output import SplitLimits, parse_size
 
     size = given["split_max_size"]
     return ConvertOptions(
@@ -105,7 +105,9 @@ def _options(**given: Any) -> ConvertOptions:
         outtype=given["outtype"],
         vocab_only=given["vocab_only"],
         name=given["model_name"],
-        edits=Edits(tuple(map(parse_edit, given["metadata"])), frozenset(given["remove_metadata"])),
+        metadata_edits=MetadataEdits(
+            tuple(map(parse_metadata, given["metadata"])), frozenset(given["remove_metadata"])
+        ),
         limits=SplitLimits(given["split_max_tensors"] or 0, parse_size(size) if size else 0),
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),

@@ -47,7 +47,7 @@ def run_target(
     file: GGUFFile, out: Path, settings: Settings, target: Target, given: dict[str, Any], threads: int | None
 ) -> None:
     """Measures, chooses, writes, measures again, and says what came of it."""
-    from pyllamacpu.cli.quantize import write_plan
+    from pyllamacpu.cli.quantize_output import write_plan
     from pyllamacpu.quantize.report import Report
     from pyllamacpu.quantize.target import (
         budget,

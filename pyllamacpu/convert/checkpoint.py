@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pyllamacpu.convert import held
-from pyllamacpu.convert.files import close_files
-from pyllamacpu.convert.meta import is_meta, is_meta_file, read_meta
-from pyllamacpu.convert.quantization import undo_quantization
-from pyllamacpu.convert.safetensors import read_safetensors
-from pyllamacpu.convert.shards import ReadFile, check_numbered, read_indexed, read_json, read_together
-from pyllamacpu.convert.tensor import LazyTensor
-from pyllamacpu.convert.torch_file import read_torch
+from pyllamacpu.convert.formats.data_file import close_files
+from pyllamacpu.convert.formats.json_file import read_json
+from pyllamacpu.convert.formats.meta import is_meta, is_meta_file, read_meta
+from pyllamacpu.convert.formats.safetensors import read_safetensors
+from pyllamacpu.convert.formats.shards import ReadFile, check_numbered, read_indexed, read_together
+from pyllamacpu.convert.formats.torch_file import read_torch
+from pyllamacpu.convert.quantized.methods import undo_quantization
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights import tensor_cache
+from pyllamacpu.weights.lazy_tensor import LazyTensor
 
 Kind = Literal["safetensors", "torch", "meta"]
 
@@ -44,7 +45,7 @@ class Checkpoint:
 
     def close(self) -> None:
         """Gives memory and handles back; tensors can still be read."""
-        held.release_all()
+        tensor_cache.release_all()
         close_files(self.files)
 
 

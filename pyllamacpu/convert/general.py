@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.convert.fields import Key
+from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
 
 _SIZE = re.compile(r"(?:\d+x)?\d+(?:[._]\d+)?[KMBTkmbt]")
@@ -94,15 +94,15 @@ def general_keys(
     computed_size: str,
     name: str | None = None,
     kind: str = "model",
-) -> list[Key]:
+) -> list[KeyValue]:
     """general.* but for the architecture and the file type. `name`: what the user calls it."""
     card = read_card(folder / "README.md")
     stated = str(config.get("_name_or_path") or "")
     own = parse_name(folder.resolve().name)
     hub = parse_name(stated) if stated.count("/") == 1 and not stated.startswith((".", "/")) else own
-    found = [Key("general.type", kind), *_sampling(generation)]
+    found = [KeyValue("general.type", kind), *_sampling(generation)]
     found.append(
-        Key("general.name", name or _text(card.get("model_name")) or hub.name or own.name or "model")
+        KeyValue("general.name", name or _text(card.get("model_name")) or hub.name or own.name or "model")
     )
     for key, value in (
         ("version", hub.version),
@@ -115,39 +115,39 @@ def general_keys(
         ("license.link", _text(card.get("license_link"))),
     ):
         if value:
-            found.append(Key(f"general.{key}", value))
+            found.append(KeyValue(f"general.{key}", value))
     found += _origins("base_model", _list(card.get("base_model")))
     found += _origins("dataset", _list(card.get("datasets")))
     tags = list(dict.fromkeys(_list(card.get("tags")) + _list(card.get("pipeline_tag"))))
     for key, values in (("tags", tags), ("languages", _list(card.get("language")))):
         if values:
-            found.append(Key(f"general.{key}", values, ValueType.STRING))
+            found.append(KeyValue(f"general.{key}", values, ValueType.STRING))
     return found
 
 
-def _sampling(generation: Mapping[str, Any]) -> list[Key]:
+def _sampling(generation: Mapping[str, Any]) -> list[KeyValue]:
     found = []
     for theirs, (ours, kind) in _SAMPLING.items():
         value = generation.get(theirs)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found.append(Key(f"general.sampling.{ours}", value, kind))
+            found.append(KeyValue(f"general.sampling.{ours}", value, kind))
     return found
 
 
-def _origins(kind: str, names: list[str]) -> list[Key]:
+def _origins(kind: str, names: list[str]) -> list[KeyValue]:
     """What the model was made from: a count, and name, organization and address of each."""
     if not names:
         return []
-    found = [Key(f"general.{kind}.count", len(names), ValueType.UINT32)]
+    found = [KeyValue(f"general.{kind}.count", len(names), ValueType.UINT32)]
     for i, text in enumerate(names):
         path = text.removeprefix(_HUB).removeprefix("datasets/")
         parts = parse_name(path)
-        found.append(Key(f"general.{kind}.{i}.name", parts.name))
+        found.append(KeyValue(f"general.{kind}.{i}.name", parts.name))
         if parts.version and kind == "base_model":
-            found.append(Key(f"general.{kind}.{i}.version", parts.version))
+            found.append(KeyValue(f"general.{kind}.{i}.version", parts.version))
         if parts.organization:
-            found.append(Key(f"general.{kind}.{i}.organization", parts.organization))
-            found.append(Key(f"general.{kind}.{i}.repo_url", f"{_HUB}{path}"))
+            found.append(KeyValue(f"general.{kind}.{i}.organization", parts.organization))
+            found.append(KeyValue(f"general.{kind}.{i}.repo_url", f"{_HUB}{path}"))
     return found
 
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.convert.fields import Key
-from pyllamacpu.convert.held import Held
-from pyllamacpu.convert.stream import Item
-from pyllamacpu.convert.tensor import LazyTensor
+from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
 from pyllamacpu.convert.types import fallbacks
 from pyllamacpu.errors import GGUFError, OptionError
+from pyllamacpu.gguf.keys import KeyValue, metadata_keys
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize.blocks import can_quantize, needs_importance
 from pyllamacpu.quantize.file_types import FILE_TYPES, FileType, parse_file_type
 from pyllamacpu.quantize.recipes import (
     Choice,
@@ -31,9 +27,10 @@ from pyllamacpu.quantize.recipes import (
     file_order,
     needs_imatrix,
 )
-
-if TYPE_CHECKING:
-    from pyllamacpu.convert.plan import Conversion, ConvertOptions
+from pyllamacpu.weights.blocks import can_quantize, needs_importance
+from pyllamacpu.weights.lazy_tensor import LazyTensor
+from pyllamacpu.weights.stream import Item
+from pyllamacpu.weights.tensor_cache import CachedTensor
 
 _FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 _DROPPED = ("split.no", "split.count", "split.tensors.count")
@@ -44,42 +41,27 @@ def plan_gguf(source: Path, options: ConvertOptions) -> Conversion:
     that loses nothing more (f32, f16, bf16): everything else is `quantize`'s to decide. Raises GGUFError,
     OptionError.
     """
-    from pyllamacpu.convert.plan import conclude
-
     if options.ignored_config or options.base:
         raise OptionError("--ignore-config and --base have no meaning for a GGUF file")
     file = GGUFFile.open(source)  # stays open as long as its tensors are wanted
-    keys = [key for key in metadata_keys(file) if key.name not in _DROPPED]
+    keys = [key for key in metadata_keys(file.metadata) if key.name not in _DROPPED]
     if options.name:
         keys = [key for key in keys if key.name != "general.name"]
-        keys.append(Key("general.name", options.name))
+        keys.append(KeyValue("general.name", options.name))
     if options.vocab_only:
         dropped = ("general.file_type", "general.quantization_version")
         kept = [key for key in keys if key.name not in dropped]
-        return conclude(source, file.paths, options, "vocab", kept, [], ())
+        return build_conversion(source, file.paths, options, "vocab", kept, [], ())
     file_type = _file_type(options.outtype)
     chosen = _choose(file, file_type)
     _check(file, chosen, file_type)
     items = [Item(name, lazy_tensor(file, info), chosen[name].kind) for name, info in file.tensors.items()]
     if not file_type.copies:
-        keys = _set(keys, Key("general.file_type", file_type.number, ValueType.UINT32))
-        keys = _set(keys, Key("general.quantization_version", 2, ValueType.UINT32))
+        keys = _set(keys, KeyValue("general.file_type", file_type.number, ValueType.UINT32))
+        keys = _set(keys, KeyValue("general.quantization_version", 2, ValueType.UINT32))
     notes = fallbacks(chosen, {name: info.shape[-1:] for name, info in file.tensors.items()})
     name = file_type.name if not file_type.copies else _known_type(file)
-    return conclude(source, file.paths, options, name, keys, items, tuple(notes))
-
-
-def metadata_keys(file: GGUFFile) -> Iterator[Key]:
-    """All metadata with its types."""
-    metadata = file.metadata
-    for name in metadata:
-        kind = metadata.value_type(name)
-        if kind == ValueType.STRING:
-            yield Key(name, metadata.raw(name))
-        elif kind == ValueType.ARRAY:
-            yield Key(name, metadata[name], metadata.element_type(name))
-        else:
-            yield Key(name, metadata[name], kind)
+    return build_conversion(source, file.paths, options, name, keys, items, tuple(notes))
 
 
 def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
@@ -97,7 +79,9 @@ def lazy_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
 
     source = f"{file.paths[min(info.part, len(file.paths) - 1)]}: {info.name}"
     whole = LazyTensor((info.n_bytes,), "U8", source, lambda start, stop: file.data(info.name)[start:stop])
-    swapped = Held(whole) if file.byteorder == "big" else None  # such data comes as a copy of the whole
+    swapped = (
+        CachedTensor(whole) if file.byteorder == "big" else None
+    )  # such data comes as a copy of the whole
 
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
         wanted = slice(start * row_bytes, stop * row_bytes)
@@ -153,7 +137,7 @@ def _check(file: GGUFFile, chosen: dict[str, Choice], file_type: FileType) -> No
             )
 
 
-def _set(keys: list[Key], changed: Key) -> list[Key]:
+def _set(keys: list[KeyValue], changed: KeyValue) -> list[KeyValue]:
     found = [changed if key.name == changed.name else key for key in keys]
     return found if any(key.name == changed.name for key in keys) else [*found, changed]
 

@@ -13,24 +13,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyllamacpu.convert.checkpoint import open_checkpoint
-from pyllamacpu.convert.combine import take_rows, transpose
-from pyllamacpu.convert.config import read_config
-from pyllamacpu.convert.fields import Fields, Key, words
+from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
+from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
-from pyllamacpu.convert.names import Slot, pair_order, plain_name, slots
-from pyllamacpu.convert.shape import ModelShape
-from pyllamacpu.convert.stream import Item
-from pyllamacpu.convert.tensor import LazyTensor
-from pyllamacpu.convert.vocabulary import read_json
+from pyllamacpu.convert.models.config import read_config
+from pyllamacpu.convert.models.fields import Fields, words
+from pyllamacpu.convert.models.names import Slot, pair_order, plain_name, slots
+from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.errors import CheckpointError, OptionError
+from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
-
-if TYPE_CHECKING:
-    from pyllamacpu.convert.plan import Conversion, ConvertOptions
+from pyllamacpu.weights.lazy_ops import take_rows, transpose
+from pyllamacpu.weights.lazy_tensor import LazyTensor
+from pyllamacpu.weights.stream import Item
 
 _CONFIG = "adapter_config.json"
 _NAME = re.compile(
@@ -63,11 +62,9 @@ def is_adapter(source: Path) -> bool:
 
 def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
     """The plan of an adapter. Raises CheckpointError, OptionError."""
-    from pyllamacpu.convert.plan import conclude
-
     if options.vocab_only:
         raise OptionError(f"{source}: a LoRA adapter has no vocabulary")
-    stated = read_json(source / _CONFIG)
+    stated = read_optional_json(source / _CONFIG)
     config = Fields(source / _CONFIG, {k: v for k, v in stated.items() if k not in options.ignored_config})
     _check_config(config)
     base, base_config = _base(source, config, options)
@@ -77,15 +74,15 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
     kind = _kind(options.outtype, checkpoint.tensors)
     items = _items(source, shape, pairs, kind)
     keys = [
-        Key("general.architecture", shape.arch),
+        KeyValue("general.architecture", shape.arch),
         *general_keys(source, {}, {}, "", options.name, kind="adapter"),
-        Key("adapter.type", "lora"),
-        Key("adapter.lora.alpha", _alpha(config, pairs), ValueType.FLOAT32),
+        KeyValue("adapter.type", "lora"),
+        KeyValue("adapter.lora.alpha", _alpha(config, pairs), ValueType.FLOAT32),
         *_invocation(config),
-        Key("general.file_type", _NUMBERS[kind], ValueType.UINT32),
-        Key("general.quantization_version", 2, ValueType.UINT32),
+        KeyValue("general.file_type", _NUMBERS[kind], ValueType.UINT32),
+        KeyValue("general.quantization_version", 2, ValueType.UINT32),
     ]
-    return conclude(source, checkpoint.files, options, kind.name, keys, items, ())
+    return build_conversion(source, checkpoint.files, options, kind.name, keys, items, ())
 
 
 def _check_config(config: Fields) -> None:
@@ -111,9 +108,9 @@ def _alpha(config: Fields, pairs: Mapping[str, _Pair]) -> float:
     return alpha * math.sqrt(ranks.pop())
 
 
-def _invocation(config: Fields) -> list[Key]:
+def _invocation(config: Fields) -> list[KeyValue]:
     tokens = config.get("alora_invocation_tokens")
-    return [Key("adapter.alora.invocation_tokens", tokens, ValueType.UINT32)] if tokens else []
+    return [KeyValue("adapter.alora.invocation_tokens", tokens, ValueType.UINT32)] if tokens else []
 
 
 def _base(source: Path, config: Fields, options: ConvertOptions) -> tuple[Path, dict[str, Any]]:
@@ -122,14 +119,14 @@ def _base(source: Path, config: Fields, options: ConvertOptions) -> tuple[Path, 
     folders = [options.base] if options.base else [source, *([Path(named), source / named] if named else [])]
     for folder in folders:
         path = folder if folder.is_file() else folder / "config.json"
-        values = read_json(path)
+        values = read_optional_json(path)
         if values:
             return path, values
     if options.base:
         raise CheckpointError(options.base, "has no config.json")
     cached = None if not named or options.base else _cached(named)
     if cached:
-        return cached, read_json(cached)
+        return cached, read_optional_json(cached)
     raise CheckpointError(
         source,
         f"the config of its base model {named or '(not named)'} is not here; give its folder with --base",

@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pyllamacpu.convert.tensor import LazyTensor
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.quantize.blocks import can_quantize, needs_importance
 from pyllamacpu.quantize.file_types import FILE_TYPES, FileType, parse_file_type
 from pyllamacpu.quantize.recipes import (
     Choice,
@@ -21,6 +19,8 @@ from pyllamacpu.quantize.recipes import (
     needs_imatrix,
     quantizable,
 )
+from pyllamacpu.weights.blocks import can_quantize, needs_importance
+from pyllamacpu.weights.lazy_tensor import LazyTensor
 
 
 def file_type_of(text: str, tensors: Iterable[LazyTensor]) -> FileType:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
+from pyllamacpu.gguf.keys import metadata_keys
 from pyllamacpu.gguf.metadata import Metadata
 from pyllamacpu.gguf.strings import StringArray
 from pyllamacpu.gguf.types import TensorType
@@ -111,16 +112,9 @@ class GGUFWriter:
     def copy_metadata(self, metadata: Metadata, skip: Iterable[str] = ()) -> None:
         """Adds all of another file's metadata with its types, but for `skip`, split.* and what is there."""
         dropped = {*skip, *self._values, "general.alignment"}
-        for key in metadata:
-            if key in dropped or key.startswith("split."):
-                continue
-            kind = metadata.value_type(key)
-            if kind == ValueType.STRING:
-                self.add(key, metadata.raw(key))
-            elif kind == ValueType.ARRAY:
-                self.add(key, metadata[key], metadata.element_type(key))
-            else:
-                self.add(key, metadata[key], kind)
+        for key in metadata_keys(metadata):
+            if key.name not in dropped and not key.name.startswith("split."):
+                self.add(*key)
 
     def add_tensor(self, name: str, shape: Sequence[int], kind: TensorType) -> None:
         """Declares a tensor; `shape` in numpy's order (rows, columns)."""

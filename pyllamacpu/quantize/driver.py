@@ -24,8 +24,8 @@ from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.native import cpus_usable
-from pyllamacpu.quantize.blocks import quantize
 from pyllamacpu.quantize.plan import Plan, Step, check_importance
+from pyllamacpu.weights.blocks import quantize
 
 SLAB = 1 << 20  # elements that a thread takes at once: 4 MB as float32
 _HEADER = 64 << 20  # bytes: more than any vocabulary takes, for asking whether the disk has room

@@ -21,7 +21,6 @@ from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize.blocks import can_quantize, needs_importance
 from pyllamacpu.quantize.file_types import FileType, guessed_number
 from pyllamacpu.quantize.imatrix import Imatrix
 from pyllamacpu.quantize.recipes import (
@@ -36,6 +35,7 @@ from pyllamacpu.quantize.recipes import (
     needs_imatrix,
     role_of,
 )
+from pyllamacpu.weights.blocks import can_quantize, needs_importance
 
 FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
 _QUANTIZATION_VERSION = 2

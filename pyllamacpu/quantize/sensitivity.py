@@ -26,8 +26,8 @@ from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.weight_override import Blocks
 from pyllamacpu.native import cpus_usable
 from pyllamacpu.quantize.allocate import Candidate
-from pyllamacpu.quantize.blocks import can_quantize, needs_importance, quantize
 from pyllamacpu.quantize.recipes import Role, layer_of, role_of
+from pyllamacpu.weights.blocks import can_quantize, needs_importance, quantize
 
 T = TensorType
 Floats = npt.NDArray[np.float32]

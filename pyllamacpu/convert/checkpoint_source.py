@@ -1,0 +1,136 @@
+"""The conversion of a whole model, from a checkpoint of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.convert.checkpoint import Checkpoint, open_checkpoint
+from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
+from pyllamacpu.convert.formats.json_file import read_optional_json
+from pyllamacpu.convert.general import general_keys, size_label
+from pyllamacpu.convert.models.config import read_config
+from pyllamacpu.convert.models.names import Mapped, map_tensors
+from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
+from pyllamacpu.convert.types import file_type_of, tensor_types
+from pyllamacpu.errors import CheckpointError
+from pyllamacpu.gguf.keys import KeyValue
+from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.quantize.file_types import FileType
+from pyllamacpu.weights.stream import Item
+
+QUANTIZATION_VERSION = 2
+
+
+def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
+    if options.vocab_only and source.is_dir() and read_optional_json(source / "config.json"):
+        return _plan_vocabulary(source, options)
+    checkpoint = open_checkpoint(source)
+    shape = _shape(checkpoint, options)
+    mapped = map_tensors(checkpoint.path, shape, checkpoint.tensors)
+    shape = mapped.shape
+    vocabulary = _vocabulary(checkpoint.folder, checkpoint.config, shape, options)
+    if not shape.vocab_size:
+        raise CheckpointError(checkpoint.path, "neither config nor tensors tell the size of the vocabulary")
+    file_type = file_type_of(options.outtype, checkpoint.tensors.values())
+    general = _general(checkpoint.folder, checkpoint.config, options, _size(mapped))
+    return _with_types(
+        source,
+        checkpoint.files,
+        options,
+        file_type,
+        mapped,
+        _metadata(shape, general, vocabulary, file_type.number),
+        (*_said(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes),
+    )
+
+
+def _said(checkpoint: Checkpoint) -> list[str]:
+    method = checkpoint.quantization
+    return [f"the weights are quantized ({method}); their plain values are converted"] if method else []
+
+
+def _shape(checkpoint: Checkpoint, options: ConvertOptions) -> ModelShape:
+    layout = "meta" if checkpoint.kind == "meta" else "hf"
+    name = "params.json" if layout == "meta" else "config.json"
+    if not checkpoint.config:
+        raise CheckpointError(checkpoint.folder, f"has no {name}, which says what model it is")
+    return read_config(checkpoint.folder / name, checkpoint.config, layout, options.ignored_config)
+
+
+def _vocabulary(
+    folder: Path, config: Mapping[str, Any], shape: ModelShape, options: ConvertOptions
+) -> Vocabulary:
+    inner = config.get("text_config")
+    merged = {**inner, **config} if isinstance(inner, dict) else config
+    return read_vocabulary(
+        folder,
+        merged,
+        shape.vocab_size,
+        meta=shape.layout == "meta",
+        drop_extra=options.drop_extra_tokens,
+        pre=options.metadata_edits.text("tokenizer.ggml.pre"),
+    )
+
+
+def _plan_vocabulary(source: Path, options: ConvertOptions) -> Conversion:
+    """Only the tokenizer and the config; weights need not be there."""
+    config = read_optional_json(source / "config.json")
+    shape = read_config(source / "config.json", config, "hf", options.ignored_config)
+    vocabulary = _vocabulary(source, config, shape, options)
+    if not vocabulary.n_tokens:
+        raise CheckpointError(source, "has no tokenizer files")
+    general = _general(source, config, options, "")
+    keys = [
+        KeyValue("general.architecture", shape.arch),
+        *general,
+        *shape.keys(shape.vocab_size or vocabulary.n_tokens),
+    ]
+    return build_conversion(
+        source, (), options, "vocab", keys + vocabulary.keys, [], (*shape.notes, *vocabulary.notes)
+    )
+
+
+def _general(folder: Path, config: Mapping[str, Any], options: ConvertOptions, size: str) -> list[KeyValue]:
+    return general_keys(
+        folder, config, read_optional_json(folder / "generation_config.json"), size, options.name
+    )
+
+
+def _size(mapped: Mapped) -> str:
+    total = sum(prod(tensor.shape) for tensor in mapped.tensors.values())
+    experts = sum(prod(t.shape) for name, t in mapped.tensors.items() if "_exps." in name)
+    return size_label(total, mapped.shape.n_experts, experts)
+
+
+def _metadata(
+    shape: ModelShape, general: list[KeyValue], vocabulary: Vocabulary, number: int
+) -> list[KeyValue]:
+    return [
+        KeyValue("general.architecture", shape.arch),
+        *general,
+        *shape.keys(shape.vocab_size),
+        KeyValue("general.file_type", number, ValueType.UINT32),
+        KeyValue("general.quantization_version", QUANTIZATION_VERSION, ValueType.UINT32),
+        *vocabulary.keys,
+    ]
+
+
+def _with_types(
+    source: Path,
+    files: tuple[Path, ...],
+    options: ConvertOptions,
+    file_type: FileType,
+    mapped: Mapped,
+    keys: list[KeyValue],
+    notes: tuple[str, ...],
+) -> Conversion:
+    """The plan of a model's tensors, once their types are chosen."""
+    kinds, said = tensor_types(mapped.tensors, file_type, {key.name: key.value for key in keys})
+    items = [Item(name, tensor, kinds[name]) for name, tensor in mapped.tensors.items()]
+    if options.vocab_only:
+        return build_conversion(source, files, options, "vocab", keys, [], notes)
+    return build_conversion(source, files, options, file_type.name, keys, items, (*notes, *said))

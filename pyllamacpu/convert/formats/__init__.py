@@ -1,0 +1,1 @@
+"""File formats of checkpoints: read by offset, nothing in them trusted."""

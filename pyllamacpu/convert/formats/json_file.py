@@ -1,0 +1,38 @@
+"""The small JSON files of a checkpoint: configs and indexes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.errors import CheckpointError
+
+MAX_BYTES = 1 << 28
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises CheckpointError when it is missing, too large, damaged or holds
+    anything else.
+    """
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_BYTES:
+            raise CheckpointError(path, f"has {n_bytes >> 20} MB, too many for a config file")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "no such file") from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            path, f"is not sound JSON: {error or 'nested too deep'}; download it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(path, "is not a JSON object; download it again")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The same; empty when there is no file."""
+    return read_json(path) if path.is_file() else {}

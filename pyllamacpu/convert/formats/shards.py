@@ -1,0 +1,100 @@
+"""Checkpoints in several files: the index that says which tensor is where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pyllamacpu.convert.formats.json_file import read_json
+from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.lazy_tensor import LazyTensor
+
+ReadFile = Callable[[Path], dict[str, LazyTensor]]
+
+_NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})", re.DOTALL)
+
+
+def read_indexed(index: Path, read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """All tensors of a sharded checkpoint, by its `*.index.json`, and the files that hold them.
+
+    Tensors that the index forgot are taken too. Raises CheckpointError when a file is missing (it names the
+    tensors that are lost with it), when a tensor is not where the index says, and when two files hold one.
+    """
+    by_file = _weight_map(index)
+    missing = {name: names for name, names in by_file.items() if not (index.parent / name).is_file()}
+    if missing:
+        raise CheckpointError(index, _missing_text(missing, len(by_file)))
+    tensors: dict[str, LazyTensor] = {}
+    files = []
+    for file_name, expected in by_file.items():
+        path = index.parent / file_name
+        found = read(path)
+        lost = sorted(set(expected) - found.keys())
+        if lost:
+            raise CheckpointError(path, f"has no {_some(lost)}, which {index.name} places there")
+        _merge(tensors, path, found)
+        files.append(path)
+    return tensors, files
+
+
+def read_together(paths: list[Path], read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+    """All tensors of several files without an index. Raises CheckpointError for one that occurs twice."""
+    tensors: dict[str, LazyTensor] = {}
+    for path in paths:
+        _merge(tensors, path, read(path))
+    return tensors, paths
+
+
+def check_numbered(folder: Path, paths: list[Path]) -> None:
+    """Raises CheckpointError when files named like model-00001-of-00003 are not all there, or are of two
+    checkpoints.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for path in paths:
+        if match := _NUMBERED.fullmatch(path.stem):
+            found.setdefault((match["stem"], match["count"]), set()).add(int(match["number"]))
+    if len(found) > 1:
+        raise CheckpointError(folder, f"holds parts of {len(found)} checkpoints; name one's index.json")
+    for (stem, count), numbers in found.items():
+        missing = sorted(set(range(1, int(count) + 1)) - numbers)
+        if missing:
+            names = [f"{stem}-{number:0{len(count)}}-of-{count}{paths[0].suffix}" for number in missing[:5]]
+            raise CheckpointError(folder, f"{len(missing)} of {int(count)} files missing: {_some(names)}")
+
+
+def _merge(tensors: dict[str, LazyTensor], path: Path, found: dict[str, LazyTensor]) -> None:
+    for name, tensor in found.items():
+        if name in tensors:
+            raise CheckpointError(path, f"tensor {name!r} is also at {tensors[name].source}")
+        tensors[name] = tensor
+
+
+def _weight_map(index: Path) -> dict[str, list[str]]:
+    """The names of the tensors in each file, files in order of their names."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise CheckpointError(index, "has no weight_map")
+    by_file: dict[str, list[str]] = {}
+    for name, file_name in weight_map.items():
+        if (
+            not isinstance(file_name, str)
+            or Path(file_name).name != file_name
+            or file_name in ("", ".", "..")
+        ):
+            raise CheckpointError(index, f"places {name!r} in {file_name!r}, which is no file beside it")
+        by_file.setdefault(file_name, []).append(name)
+    return dict(sorted(by_file.items()))
+
+
+def _missing_text(missing: dict[str, list[str]], n_files: int) -> str:
+    names = [name for group in missing.values() for name in group]
+    return (
+        f"{len(missing)} of its {n_files} files missing: {_some(list(missing))}; "
+        f"without them {len(names)} tensors are lost: {_some(names)}"
+    )
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

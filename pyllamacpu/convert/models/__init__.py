@@ -1,0 +1,1 @@
+"""The models that can be converted: what their configs and the names of their tensors mean."""

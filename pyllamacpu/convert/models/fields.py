@@ -1,0 +1,91 @@
+"""The fields of a config file, read with their types checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.errors import CheckpointError
+
+_NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
+
+
+@dataclass(frozen=True)
+class Fields:
+    """An object of a JSON file; `prefix` is put before names in messages. null counts as absent."""
+
+    path: Path
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def error(self, key: str, value: object, rule: str) -> CheckpointError:
+        return CheckpointError(self.path, f"{self.prefix}{key} is {short(value)}: {rule}")
+
+    def whole(self, key: str, default: int | None = None, low: int = 0) -> int:
+        """A whole number from `low` on; without a `default` it must be there."""
+        value = self.get(key, default)
+        if value is None:
+            raise CheckpointError(self.path, f"{self.prefix}{key} is missing")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 32:
+            raise self.error(key, value, f"must be a whole number from {low} on")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if value is None:
+            raise CheckpointError(self.path, f"{self.prefix}{key} is missing")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.error(key, value, "must be a number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, (bool, int)):
+            raise self.error(key, value, "must be true or false")
+        return bool(value)
+
+    def only(self, known: Iterable[str], allowed: Iterable[str] = ()) -> None:
+        """Raises CheckpointError that names the keys that could change the result and are not understood.
+
+        Keys that are off (null, false, empty) change nothing; names with a leading underscore are a library's
+        own.
+        """
+        fine = {*known, *allowed}
+        unknown = [
+            f"{self.prefix}{key} = {short(value)}"
+            for key, value in self.values.items()
+            if key not in fine
+            and not key.startswith("_")
+            and not any(value is x or (value == x and type(value) is type(x)) for x in _NOTHING)
+        ]
+        if unknown:
+            raise CheckpointError(
+                self.path,
+                f"has keys that are not understood and could change the result: {', '.join(unknown)}; if "
+                f"they "
+                "change nothing, say so with --ignore-config KEY",
+            )
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a long list of names, easier to read than one of literals."""
+    return frozenset(text.split())
+
+
+def short(value: object) -> str:
+    """A value as JSON for a message, cut to 60 characters."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,255 @@
+"""From a checkpoint's tensors to those of a GGUF file: names, the order of q and k rows, experts.
+
+Every tensor of the result is known from the config; what the checkpoint has beyond them is an error unless it
+is known to be of no use. GGUF names: docs/gguf.md of the ggml project and what llama.cpp's loader asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.lazy_ops import slice_axis, stack, take_rows, transpose
+from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
+
+_PREFIXES = ("model.", "language_model.", "text_model.")
+_USELESS = re.compile(
+    r"(.*\.)?(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|rope\.freqs|[kvq]_scale|kv_scale|input_scale)"
+)
+_VISION = re.compile(
+    r"(vision_model|multi_modal_projector|vision_tower|vision_embeddings|vision_projection)\..*"
+)
+_EXPERTS = "feed_forward.experts"
+
+_HF_ATTENTION = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+}
+_HF_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_HF_MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
+_META_ATTENTION = {
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+}
+_META_NORMS = {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
+_META_MLP = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
+_META_EXPERTS = {"w1": "moe_w_in_eD_F", "w3": "moe_w_swiglu_eD_F", "w2": "moe_w_out_eF_D"}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of the result: its name and shape, the checkpoint's name for it (without its prefixes), and
+    the number of heads whose rows change their order, 0 where they do not.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    heads: int = 0
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """The tensors of the result in the order of the file, and what must be said about those left out."""
+
+    tensors: dict[str, LazyTensor]
+    shape: ModelShape
+    notes: tuple[str, ...]
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the prefixes of the classes around the model."""
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def pair_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
+    """Row numbers that turn Hugging Face's q or k, where rope turns i and i + head_dim / 2, into GGUF's,
+    where it turns neighbours.
+    """
+    half = n_rows // n_heads // 2
+    return np.arange(n_rows, dtype=np.int64).reshape(n_heads, 2, half).swapaxes(1, 2).reshape(-1)
+
+
+def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> Mapped:
+    """All tensors of the result. Raises CheckpointError that names what is missing, misshapen or not
+    understood.
+    """
+    found = _plain_tensors(path, tensors)
+    shape = complete(path, shape, found)
+    result: dict[str, LazyTensor] = {}
+    taken: set[str] = set()
+    divisors = shape.rope.divisors(shape.head_dim)
+    if divisors is not None:
+        result["rope_freqs.weight"] = from_array(divisors, f"{path}: rope scaling")
+    for slot in slots(shape):
+        if _EXPERTS in slot.source:
+            tensor = _experts(path, found, slot, taken)
+        elif slot.source.endswith("_DE"):
+            tensor = transpose(_take(path, found, slot.source, slot.shape[::-1]))
+            taken.add(slot.source)
+        else:
+            tensor = _take(path, found, slot.source, slot.shape)
+            taken.add(slot.source)
+        result[slot.name] = take_rows(tensor, pair_order(slot.shape[0], slot.heads)) if slot.heads else tensor
+    return Mapped(result, shape, _check_rest(path, shape, set(found) - taken))
+
+
+def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> ModelShape:
+    """The shape with the sizes that only the tensors tell: rows of the embedding, and Meta's ffn size."""
+    embedding = "tok_embeddings.weight" if shape.layout == "meta" else "embed_tokens.weight"
+    output = "output.weight" if shape.layout == "meta" else "lm_head.weight"
+    if shape.layout == "meta" and output not in tensors:
+        shape = replace(shape, tied=True)
+    if not shape.vocab_size and embedding in tensors:
+        shape = replace(shape, vocab_size=tensors[embedding].n_rows)
+    if shape.moe_step and not shape.expert_ffn_dim:
+        experts = _found(path, tensors, f"layers.{shape.moe_step - 1}.{_EXPERTS}.{_META_EXPERTS['w1']}")
+        shape = replace(shape, expert_ffn_dim=experts.shape[-1])
+    if not shape.ffn_dim:
+        dense = next((i for i in range(shape.n_layers) if not shape.has_experts(i)), None)
+        name = f"layers.{dense}.feed_forward.w1.weight"
+        rows = 2 * shape.expert_ffn_dim if dense is None else _found(path, tensors, name).n_rows
+        shape = replace(shape, ffn_dim=rows)
+    return shape
+
+
+def _found(path: Path, tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
+    if name not in tensors:
+        raise CheckpointError(path, f"the tensor {name} is missing; the checkpoint is incomplete")
+    return tensors[name]
+
+
+def slots(shape: ModelShape) -> list[Slot]:
+    """What the file holds, in its order."""
+    meta = shape.layout == "meta"
+    table = (shape.vocab_size, shape.dim)
+    found = [Slot("token_embd.weight", "tok_embeddings.weight" if meta else "embed_tokens.weight", table)]
+    for layer in range(shape.n_layers):
+        found += _layer(shape, layer)
+    found.append(Slot("output_norm.weight", "norm.weight", (shape.dim,)))
+    if not shape.tied:
+        found.append(Slot("output.weight", "output.weight" if meta else "lm_head.weight", table))
+    return found
+
+
+def _layer(shape: ModelShape, layer: int) -> list[Slot]:
+    meta = shape.layout == "meta"
+    norms = _META_NORMS if meta else _HF_NORMS
+    source, name = f"layers.{layer}.", f"blk.{layer}."
+    found = [
+        Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (shape.dim,))
+        for theirs, ours in norms.items()
+    ]
+    rows = {"attn_q": shape.n_heads, "attn_k": shape.kv_heads, "attn_v": shape.kv_heads}
+    permuted = shape.layout == "hf" and shape.arch == "llama"
+    for theirs, ours in (_META_ATTENTION if meta else _HF_ATTENTION).items():
+        n_rows = rows[ours] * shape.head_dim if ours in rows else shape.dim
+        n_cols = shape.dim if ours in rows else shape.n_heads * shape.head_dim
+        heads = rows[ours] if permuted and ours in ("attn_q", "attn_k") else 0
+        found.append(Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (n_rows, n_cols), heads))
+        if shape.attention_bias:
+            found.append(Slot(f"{name}{ours}.bias", f"{source}{theirs}.bias", (n_rows,), heads))
+    return found + _feed_forward(shape, layer)
+
+
+def _feed_forward(shape: ModelShape, layer: int) -> list[Slot]:
+    source, name = f"layers.{layer}.", f"blk.{layer}."
+    meta = shape.layout == "meta"
+    names = _META_MLP if meta else _HF_MLP
+    if not shape.has_experts(layer):
+        inside = "feed_forward." if meta or shape.arch == "llama4" else "mlp."
+        return _mlp(f"{source}{inside}", name, names, shape.dim, shape.ffn_dim, bias=shape.mlp_bias)
+    n, ffn = shape.n_experts, shape.expert_ffn_dim
+    theirs = f"{source}feed_forward.router{'_DE' if meta else '.weight'}"
+    router = Slot(f"{name}ffn_gate_inp.weight", theirs, (n, shape.dim))
+    experts = _mlp(f"{source}{_EXPERTS}.", name, names, shape.dim, ffn, "_exps")
+    shared = _mlp(f"{source}feed_forward.shared_expert.", name, names, shape.dim, ffn, "_shexp")
+    return [router, *(replace(slot, shape=(n, *slot.shape)) for slot in experts), *shared]
+
+
+def _mlp(
+    source: str, name: str, names: Mapping[str, str], dim: int, ffn: int, suffix: str = "", bias: bool = False
+) -> list[Slot]:
+    found = []
+    for theirs, ours in names.items():
+        size = (dim, ffn) if ours == "ffn_down" else (ffn, dim)
+        found.append(Slot(f"{name}{ours}{suffix}.weight", f"{source}{theirs}.weight", size))
+        if bias:
+            found.append(Slot(f"{name}{ours}{suffix}.bias", f"{source}{theirs}.bias", size[:1]))
+    return found
+
+
+def _plain_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    found: dict[str, LazyTensor] = {}
+    for name, tensor in tensors.items():
+        plain = plain_name(name)
+        if plain in found:
+            raise CheckpointError(path, f"two tensors are called {plain}, one of them {name}")
+        found[plain] = tensor
+    return found
+
+
+def _take(path: Path, found: Mapping[str, LazyTensor], name: str, shape: tuple[int, ...]) -> LazyTensor:
+    tensor = found.get(name)
+    if tensor is None:
+        raise CheckpointError(path, f"the tensor {name} is missing; the checkpoint is incomplete")
+    if tensor.shape != shape:
+        raise CheckpointError(
+            path, f"the tensor {name} has shape {tensor.shape}, the config says {shape}; one of them is wrong"
+        )
+    if not tensor.is_float:
+        raise CheckpointError(
+            path, f"the tensor {name} holds {tensor.dtype}: its quantization is not understood"
+        )
+    return tensor
+
+
+def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set[str]) -> LazyTensor:
+    """(n_experts, out, in) from stacked experts (n_experts, in, out), or from single ones (out, in).
+
+    Hugging Face's stacks hold gate and up side by side, Meta's one each.
+    """
+    n, n_out, n_in = slot.shape
+    prefix, part = slot.source.removesuffix(".weight").rsplit(".", 1)
+    joined = f"{prefix}.gate_up_proj" if part in ("gate_proj", "up_proj") else f"{prefix}.{part}"
+    joined = f"{prefix}.{_META_EXPERTS[part]}" if part in _META_EXPERTS else joined
+    if joined in found or part in _META_EXPERTS:
+        both = part in ("gate_proj", "up_proj")
+        tensor = _take(path, found, joined, (n, n_in, 2 * n_out if both else n_out))
+        taken.add(joined)
+        if both:
+            start = n_out if part == "up_proj" else 0
+            tensor = slice_axis(tensor, 2, start, start + n_out)
+        return transpose(tensor, (0, 2, 1))
+    single = [f"{prefix}.{i}.{part}.weight" for i in range(n)]
+    taken.update(single)
+    return stack([_take(path, found, name, (n_out, n_in)) for name in single])
+
+
+def _check_rest(path: Path, shape: ModelShape, rest: Iterable[str]) -> tuple[str, ...]:
+    """What to say about tensors that have no place. Raises CheckpointError where they could matter."""
+    vision: list[str] = []
+    unknown: list[str] = []
+    for name in sorted(rest):
+        if _USELESS.fullmatch(name) or (shape.tied and name == "lm_head.weight"):
+            continue
+        (vision if shape.arch == "llama4" and _VISION.fullmatch(name) else unknown).append(name)
+    if unknown:
+        shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
+        raise CheckpointError(path, f"has tensors that are not understood: {shown}")
+    if vision:
+        return (f"{len(vision)} tensors of the vision tower are left out: the result reads text only",)
+    return ()

@@ -1,0 +1,92 @@
+"""What a checkpoint's config says about the model, and how a GGUF file says it.
+
+Keys and their types are those that llama.cpp's loader reads (docs/gguf.md of the ggml project); `config.py`
+reads config.json and params.json into this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pyllamacpu.convert.models.rope import Rope
+from pyllamacpu.gguf.keys import KeyValue
+from pyllamacpu.gguf.values import ValueType
+
+Layout = Literal["hf", "meta"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes in elements, contexts in tokens. `layout` tells how tensors are named and q/k rows ordered.
+
+    `vocab_size` 0: unknown, the embedding's rows tell it. `sliding_window` 0: none. `moe_step` n: every n-th
+    layer has experts, 0: none. `chunked`: Llama 4's pattern of chunked layers with rope and full ones
+    without.
+    """
+
+    arch: Literal["llama", "llama4"]
+    layout: Layout
+    n_layers: int
+    dim: int
+    n_heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab_size: int
+    n_ctx: int
+    norm_eps: float
+    rope: Rope
+    explicit_head_dim: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False
+    sliding_window: int = 0
+    n_experts: int = 0
+    n_experts_used: int = 0
+    expert_ffn_dim: int = 0
+    moe_step: int = 0
+    chunked: bool = False
+    has_output: bool = True
+    notes: tuple[str, ...] = ()
+
+    def has_experts(self, layer: int) -> bool:
+        return self.moe_step > 0 and (layer + 1) % self.moe_step == 0
+
+    def keys(self, vocab_size: int) -> list[KeyValue]:
+        """The architecture's own metadata; `vocab_size` is the number of rows of the embedding."""
+        whole, real = ValueType.UINT32, ValueType.FLOAT32
+        found = [
+            KeyValue("block_count", self.n_layers, whole),
+            KeyValue("context_length", self.n_ctx, whole),
+            KeyValue("embedding_length", self.dim, whole),
+            KeyValue("feed_forward_length", self.ffn_dim, whole),
+            KeyValue("attention.head_count", self.n_heads, whole),
+            KeyValue("attention.head_count_kv", self.kv_heads, whole),
+            *self.rope.keys(),
+            KeyValue("rope.freq_base", self.rope.theta, real),
+            KeyValue("attention.layer_norm_rms_epsilon", self.norm_eps, real),
+        ]
+        if self.explicit_head_dim or self.head_dim * self.n_heads != self.dim:
+            found.append(KeyValue("attention.key_length", self.head_dim, whole))
+            found.append(KeyValue("attention.value_length", self.head_dim, whole))
+        if self.sliding_window:
+            found.append(KeyValue("attention.sliding_window", self.sliding_window, whole))
+        found.append(KeyValue("vocab_size", vocab_size, whole))
+        found.append(KeyValue("rope.dimension_count", self.head_dim, whole))
+        if self.arch == "llama4":
+            found += self._llama4_keys()
+        return [KeyValue(f"{self.arch}.{name}", value, kind) for name, value, kind in found]
+
+    def _llama4_keys(self) -> list[KeyValue]:
+        whole = ValueType.UINT32
+        found = [
+            KeyValue("interleave_moe_layer_step", self.moe_step, whole),
+            KeyValue("expert_feed_forward_length", self.expert_ffn_dim, whole),
+        ]
+        if self.moe_step:
+            found.append(KeyValue("expert_count", self.n_experts, whole))
+            found.append(KeyValue("expert_used_count", self.n_experts_used, whole))
+        if not self.chunked:
+            found.append(KeyValue("attention.sliding_window", 0, whole))
+        return found

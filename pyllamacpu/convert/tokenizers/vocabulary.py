@@ -1,0 +1,91 @@
+"""The tokenizer of a checkpoint, from whatever files it has, as tokenizer.* metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.convert.formats.json_file import read_optional_json
+from pyllamacpu.convert.tokenizers.sentencepiece_file import read_sentencepiece
+from pyllamacpu.convert.tokenizers.special_tokens import added_from_files, chat_templates, special_keys
+from pyllamacpu.convert.tokenizers.tiktoken_file import is_tiktoken, read_tiktoken
+from pyllamacpu.convert.tokenizers.token_table import TokenTable
+from pyllamacpu.convert.tokenizers.tokenizer_json import added_tokens, read_tokenizer_json
+from pyllamacpu.gguf.keys import KeyValue
+
+_UNREAD = ("tekken.json", "vocab.json", "tokenizer.model.v3", "spiece.model")  # kinds that are not read
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Metadata of the tokenizer, how many tokens it has (0: none), and what must be said about it."""
+
+    keys: list[KeyValue]
+    n_tokens: int
+    notes: tuple[str, ...]
+
+
+def read_vocabulary(
+    folder: Path,
+    model_config: Mapping[str, Any],
+    n_rows: int,
+    *,
+    meta: bool = False,
+    drop_extra: bool = False,
+    pre: str | None = None,
+) -> Vocabulary:
+    """The tokenizer of the checkpoint in `folder`, made to fit an embedding of `n_rows` rows (0: not known).
+
+    `meta`: Meta's layout, where the file may also lie one folder above. `drop_extra`: added tokens beyond the
+    rows are left out instead of refused. `pre`: the pre-tokenizer's name, when it is known. Raises
+    CheckpointError for files that are damaged or do not fit.
+    """
+    table = _read_table(folder, model_config, n_rows, meta, pre)
+    if table is None:
+        unread = [name for name in _UNREAD if (folder / name).is_file()]
+        said = (
+            f"of the tokenizer there is only {', '.join(unread)}"
+            if unread
+            else "there are no tokenizer files"
+        )
+        note = f"{said}: the result serves token ids only"
+        return Vocabulary([KeyValue("tokenizer.ggml.model", "no_vocab")], 0, (note,))
+    tokenizer_config = read_optional_json(folder / "tokenizer_config.json")
+    tokenizer_json = read_optional_json(folder / "tokenizer.json")
+    added = {
+        token.id: token
+        for token in added_from_files(read_optional_json(folder / "added_tokens.json"), tokenizer_config)
+    }
+    added |= {token.id: token for token in added_tokens(tokenizer_json)}
+    rows = n_rows or max([len(table), *(token + 1 for token in added)])
+    if len(table) <= rows:
+        table.add(added.values(), rows, drop_extra)
+    table.pad_to(rows)
+    keys = table.keys()
+    keys += special_keys(
+        table,
+        tokenizer_config,
+        read_optional_json(folder / "special_tokens_map.json"),
+        model_config,
+        read_optional_json(folder / "generation_config.json"),
+    )
+    keys += chat_templates(folder, tokenizer_config, read_optional_json(folder / "chat_template.json"))
+    return Vocabulary(keys, len(table), tuple(table.notes))
+
+
+def _read_table(
+    folder: Path, config: Mapping[str, Any], n_rows: int, meta: bool, pre: str | None
+) -> TokenTable | None:
+    path = folder / "tokenizer.model"
+    if meta and not path.is_file():
+        path = folder.absolute().parent / "tokenizer.model"
+    if path.is_file():
+        if not is_tiktoken(path):
+            return read_sentencepiece(path)
+        if not (folder / "tokenizer.json").is_file():
+            newer = bool(config.get("use_scaled_rope") or config.get("rope_scaling"))
+            return read_tiktoken(path, n_rows, newer)
+    path = folder / "tokenizer.json"
+    return read_tokenizer_json(path, read_optional_json(path), pre) if path.is_file() else None

@@ -1,0 +1,1 @@
+"""Tensors on their way between files: lazy sources, encoding in slabs, whole outputs."""

@@ -1,0 +1,71 @@
+"""Whole tensors kept in memory for a while, within one budget for the process."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from pyllamacpu.weights.lazy_tensor import Array, LazyTensor
+
+BUDGET = 128 << 20  # bytes, of all but the largest one
+
+
+class CachedTensor:
+    """The stored elements of a tensor, read at the first use and dropped when others need the room."""
+
+    def __init__(self, tensor: LazyTensor) -> None:
+        self.tensor = tensor
+        self.lock = threading.Lock()
+
+    def array(self, last: bool = False) -> Array:
+        """The elements, with the tensor's shape. `last` says that they will hardly be asked for again."""
+        array = _recall(self)
+        if array is None:
+            with self.lock:  # several threads wait for one reader
+                array = _recall(self)
+                if array is None:
+                    _make_room(self.tensor.n_bytes)
+                    array = self.tensor.raw()
+                    if not last:
+                        _keep(self, array)
+        elif last:
+            _drop(self)
+        return array
+
+
+_kept: OrderedDict[CachedTensor, Array] = OrderedDict()  # least recently used first
+_lock = threading.Lock()
+
+
+def _recall(tensor: CachedTensor) -> Array | None:
+    with _lock:
+        array = _kept.get(tensor)
+        if array is not None:
+            _kept.move_to_end(tensor)
+        return array
+
+
+def _make_room(n_bytes: int) -> None:
+    """Drops the least recently used until `n_bytes` more fit the budget: what one layer needs (a large
+    tensor and its small companions) stays together.
+    """
+    with _lock:
+        sizes = [array.nbytes for array in _kept.values()] + [n_bytes]
+        while _kept and sum(sizes) - max(sizes) > BUDGET:
+            sizes.remove(_kept.popitem(last=False)[1].nbytes)
+
+
+def _keep(tensor: CachedTensor, array: Array) -> None:
+    with _lock:
+        _kept[tensor] = array
+
+
+def _drop(tensor: CachedTensor) -> None:
+    with _lock:
+        _kept.pop(tensor, None)
+
+
+def release_all() -> None:
+    """Drops every cached tensor."""
+    with _lock:
+        _kept.clear()

@@ -1,0 +1,440 @@
+"""Tokenizers in all the files they come in: the converted one gives the ids of the library that made the
+file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import tiktoken
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from pyllamacpu.convert.tokenizers.tokenizer_json import pre_tokenizer_name
+from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
+from pyllamacpu.errors import CheckpointError
+from pyllamacpu.text.pretokenize import GPT4O, LLAMA3, QWEN2, TEKKEN
+from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.vocab import TokenType
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and then the dog sleeps again; 12345 times.",
+    "Hello hello world! It's the third of the three things that they'd think of there.",
+    "def hello(world):\n    return world + 1234\n\n\tprint('the end')\n",
+    "Ünïcödé, 日本語 and emoji 🦙🦙 — the rest is the rest.",
+] * 4
+TEXTS = [
+    *CORPUS[:4],
+    "",
+    " ",
+    "   leading and  double   spaces ",
+    "the",
+    "They'RE 3333 33 3.14 the\r\n\r\nend\n",
+    "tabs\tand\u00a0more\u3000ж",
+    "🦙",
+    "\x00\x7f",
+]
+
+
+def metadata(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {key.name: key.value for key in vocabulary.keys}
+
+
+def converted(folder: Path, n_rows: int = 0, **more: Any) -> tuple[Tokenizer, dict[str, Any], Vocabulary]:
+    vocabulary = read_vocabulary(folder, more.pop("config", {}), n_rows, **more)
+    found = metadata(vocabulary)
+    tokenizer = Tokenizer.from_metadata(found)
+    assert tokenizer is not None
+    assert not tokenizer.warnings
+    return tokenizer, found, vocabulary
+
+
+def write(folder: Path, name: str, value: Any) -> None:
+    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+# Byte-level BPE
+
+
+def split(pattern: str) -> Any:
+    whole = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([whole, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def digits() -> Any:
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+
+
+KINDS = {
+    "llama-bpe": (lambda: split(LLAMA3), True),
+    "dbrx": (lambda: split(LLAMA3), False),
+    "llama4": (lambda: split(GPT4O), False),
+    "qwen2": (lambda: split(QWEN2), False),
+    "tekken": (lambda: split(TEKKEN), True),
+    "gpt-2": (lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), False),
+    "smollm": (digits, False),
+}
+
+
+def byte_level(pre: str, bos: bool = True, n_vocab: int = 420) -> LibraryTokenizer:
+    made, whole_words = KINDS[pre]
+    tokenizer = LibraryTokenizer(models.BPE(ignore_merges=whole_words))
+    tokenizer.pre_tokenizer = made()
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=n_vocab, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|eot_id|>", "<|eom_id|>"])
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    if bos:
+        first = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=first
+        )
+    return tokenizer
+
+
+@pytest.mark.parametrize("pre", KINDS)
+def test_byte_level(tmp_path: Path, pre: str) -> None:
+    library = byte_level(pre)
+    library.save(str(tmp_path / "tokenizer.json"))
+    n = library.get_vocab_size()
+    tokenizer, found, vocabulary = converted(tmp_path, n + 3)
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.pre"]) == ("gpt2", pre)
+    for text in TEXTS:
+        assert tokenizer.encode(text) == library.encode(text).ids, text
+    marked = "<|begin|>the <tool>end<|eot_id|>"
+    assert (
+        tokenizer.encode(marked, parse_special=True) == library.encode(marked, add_special_tokens=False).ids
+    )
+    types = found["tokenizer.ggml.token_type"]
+    assert types[library.token_to_id("<|begin|>")] == TokenType.CONTROL
+    assert types[library.token_to_id("<tool>")] == TokenType.USER_DEFINED
+    assert types[n:] == [TokenType.UNUSED] * 3
+    assert found["tokenizer.ggml.tokens"][n:] == [f"[PAD{i}]" for i in range(n, n + 3)]
+    assert any("3 rows" in note for note in vocabulary.notes)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_both_spellings_of_merges(tmp_path: Path, paired: bool) -> None:
+    library = byte_level("smollm", bos=False)
+    values = json.loads(library.to_str())
+    pairs = [item.split(" ") if isinstance(item, str) else item for item in values["model"]["merges"]]
+    values["model"]["merges"] = pairs if paired else [" ".join(pair) for pair in pairs]
+    write(tmp_path, "tokenizer.json", values)
+    tokenizer, found, _ = converted(tmp_path)
+    assert found["tokenizer.ggml.add_bos_token"] is False
+    for text in TEXTS:
+        assert tokenizer.encode(text) == library.encode(text).ids
+
+
+def test_pre_tokenizers_without_a_name_are_refused(tmp_path: Path) -> None:
+    values = json.loads(byte_level("llama-bpe").to_str())
+    values["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{L}+|."
+    write(tmp_path, "tokenizer.json", values)
+    with pytest.raises(CheckpointError, match=r"tokenizer.ggml.pre=str:NAME"):
+        read_vocabulary(tmp_path, {}, 0)
+    assert metadata(read_vocabulary(tmp_path, {}, 0, pre="llama-bpe"))["tokenizer.ggml.pre"] == "llama-bpe"
+    values["pre_tokenizer"] = {"type": "UnicodeScripts"}
+    with pytest.raises(CheckpointError, match="UnicodeScripts"):
+        pre_tokenizer_name(tmp_path, values)
+
+
+# SentencePiece
+
+
+@pytest.fixture(scope="module")
+def sp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sp")
+    (folder / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "m"), model_type="bpe", vocab_size=480,
+        byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.98,
+        user_defined_symbols=["<sep>"],
+    )  # fmt: skip
+    return folder / "m.model"
+
+
+@pytest.fixture
+def sp_folder(tmp_path: Path, sp_model: Path) -> Path:
+    (tmp_path / "tokenizer.model").write_bytes(sp_model.read_bytes())
+    return tmp_path
+
+
+def test_sentencepiece(sp_folder: Path) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_file=str(sp_folder / "tokenizer.model"))
+    tokenizer, found, vocabulary = converted(sp_folder, 480)
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert not vocabulary.notes
+    assert [found[f"tokenizer.ggml.{role}_token_id"] for role in ("unknown", "bos", "eos")] == [0, 1, 2]
+    for text in TEXTS:
+        if text:
+            assert tokenizer.encode(text, add_special=False) == library.encode(text), text
+    assert found["tokenizer.ggml.tokens"] == [library.id_to_piece(i) for i in range(480)]
+    scores = found["tokenizer.ggml.scores"]
+    assert all(scores[i] == pytest.approx(library.get_score(i)) for i in range(480))
+    assert found["tokenizer.ggml.token_type"][3:5] == [TokenType.USER_DEFINED, TokenType.BYTE]
+
+
+def test_added_tokens_of_sentencepiece(sp_folder: Path) -> None:
+    write(sp_folder, "added_tokens.json", {"<extra>": 480, "▁<PRE>": 481, "<|im_end|>": 482})
+    decoder = {"483": {"content": "<pad>", "special": True}, "1": {"content": "<s>", "special": True}}
+    write(
+        sp_folder,
+        "tokenizer_config.json",
+        {
+            "added_tokens_decoder": decoder,
+            "pad_token": {"content": "<pad>", "lstrip": False},
+            "eos_token": "<|im_end|>",
+            "add_bos_token": False,
+            "add_eos_token": True,
+            "add_prefix_space": False,
+        },
+    )
+    tokenizer, found, _ = converted(sp_folder, 486)
+    assert found["tokenizer.ggml.tokens"][480:] == [
+        "<extra>",
+        " <PRE>",
+        "<|im_end|>",
+        "<pad>",
+        "[PAD484]",
+        "[PAD485]",
+    ]
+    kinds = [TokenType.USER_DEFINED] * 2 + [TokenType.CONTROL] * 2 + [TokenType.UNUSED] * 2
+    assert found["tokenizer.ggml.token_type"][480:] == kinds
+    assert found["tokenizer.ggml.padding_token_id"] == 483
+    assert found["tokenizer.ggml.eos_token_id"] == 482
+    flags = [
+        found[f"tokenizer.ggml.{name}"] for name in ("add_bos_token", "add_eos_token", "add_space_prefix")
+    ]
+    assert flags == [False, True, False]
+    assert tokenizer.encode("the<extra>the").count(480) == 1
+
+
+def test_code_llama_fills_in(sp_model: Path, tmp_path: Path) -> None:
+    pieces = ["▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>"]
+    library = json.loads(_fallback_json(sp_model))
+    for i, piece in enumerate(pieces):
+        library["added_tokens"].append({"id": 480 + i, "content": piece, "special": True})
+    write(tmp_path, "tokenizer.json", library)
+    tokenizer, found, _ = converted(tmp_path, 484)
+    ids = [found[f"tokenizer.ggml.{role}_token_id"] for role in ("prefix", "suffix", "middle", "eot")]
+    assert ids == [480, 481, 482, 483]
+    assert [tokenizer.fim[role] for role in ("pre", "suf", "mid")] == [480, 481, 482]
+
+
+def test_tokens_that_do_not_fit(sp_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"480 tokens.*only 479 rows"):
+        read_vocabulary(sp_folder, {}, 479)
+    write(sp_folder, "added_tokens.json", {"<pad>": 480})
+    with pytest.raises(CheckpointError, match=r"'<pad>' 480.*--drop-extra-tokens"):
+        read_vocabulary(sp_folder, {}, 480)
+    vocabulary = read_vocabulary(sp_folder, {}, 480, drop_extra=True)
+    assert vocabulary.n_tokens == 480
+    assert any("<pad>" in note for note in vocabulary.notes)
+
+
+def test_other_sentencepiece_models_and_damage_are_refused(tmp_path: Path, sp_model: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=70,
+        minloglevel=2,
+    )
+    with pytest.raises(CheckpointError, match="Unigram"):
+        read_vocabulary(tmp_path, {}, 0)
+    data = sp_model.read_bytes()
+    for size in (1, 10, 1000, len(data) - 1):
+        (tmp_path / "tokenizer.model").write_bytes(data[:size])
+        with pytest.raises(CheckpointError):
+            read_vocabulary(tmp_path, {}, 480)
+
+
+# BPE with byte fallback in a tokenizer.json
+
+
+def _fallback_json(sp_model: Path) -> str:
+    """What transformers makes of a SentencePiece model: every split of a piece into two is a merge."""
+    library = sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
+    pieces = [library.id_to_piece(i) for i in range(library.vocab_size())]
+    scores = {piece: library.get_score(i) for i, piece in enumerate(pieces) if not library.is_byte(i)}
+    merges = []
+    for piece in sorted(scores, key=lambda p: -scores[p]):
+        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        merges += [(a, b) for a, b in cuts if a in scores and b in scores]
+    model = models.BPE(
+        {piece: i for i, piece in enumerate(pieces)},
+        merges,
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    tokenizer = LibraryTokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens(["<sep>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return str(tokenizer.to_str())
+
+
+def test_byte_fallback(tmp_path: Path, sp_model: Path) -> None:
+    text = _fallback_json(sp_model)
+    write(tmp_path, "tokenizer.json", text)
+    library = LibraryTokenizer.from_str(text)
+    tokenizer, found, vocabulary = converted(tmp_path)
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert not vocabulary.notes
+    for sample in TEXTS:
+        if sample:
+            assert tokenizer.encode(sample) == library.encode(sample).ids, sample
+
+
+def test_incomplete_merges_are_told_of(tmp_path: Path, sp_model: Path) -> None:
+    values = json.loads(_fallback_json(sp_model))
+    values["model"]["merges"] = values["model"]["merges"][::2]
+    write(tmp_path, "tokenizer.json", values)
+    assert any("merges" in note for note in read_vocabulary(tmp_path, {}, 0).notes)
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+def test_other_models_are_refused(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, "tokenizer.json", {"model": {"type": kind, "vocab": {"a": 0}}})
+    with pytest.raises(CheckpointError, match=kind):
+        read_vocabulary(tmp_path, {}, 0)
+
+
+# tiktoken
+
+
+def _ranks() -> dict[bytes, int]:
+    """Tokens in the order in which a byte-pair training would make them."""
+    ranks = {bytes([i]): i for i in range(256)}
+    words = [b"th", b"the", b" the", b"he", b"ll", b"hell", b" h", b"in", b"ing", b"er", b"33", b"333", b"  "]
+    for word in words:
+        ranks.setdefault(word, len(ranks))
+    return ranks
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_tiktoken(tmp_path: Path, newer: bool) -> None:
+    ranks = _ranks()
+    lines = [b"%s %d" % (base64.b64encode(token), rank) for token, rank in ranks.items()]
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines) + b"\n")
+    config = {"use_scaled_rope": True} if newer else {}
+    tokenizer, found, _ = converted(tmp_path, len(ranks) + 256, config=config, meta=True)
+    library = tiktoken.Encoding("x", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    assert found["tokenizer.ggml.pre"] == "llama-bpe"
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special=False) == library.encode(text), text
+    base = len(ranks)
+    names = found["tokenizer.ggml.tokens"]
+    assert (names[base], names[base + 9], names[base + 255]) == (
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        f"<|reserved_special_token_{247 if newer else 250}|>",
+    )
+    assert ("<|eom_id|>" in names, "<|python_tag|>" in names) == (newer, newer)
+    assert tokenizer.encode("")[:1] == [base]
+    assert tokenizer.bos == base
+    assert {base + 1, base + 9} <= tokenizer.eog
+
+
+def test_a_tokenizer_above_metas_folder(tmp_path: Path, sp_model: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sp_model.read_bytes())
+    (tmp_path / "7B").mkdir()
+    assert read_vocabulary(tmp_path / "7B", {}, 480, meta=True).n_tokens == 480
+    assert read_vocabulary(tmp_path / "7B", {}, 480).n_tokens == 0
+
+
+def test_damaged_tiktoken(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_text("AA== 0\nAQ== 2\n")
+    with pytest.raises(CheckpointError, match="ranks"):
+        read_vocabulary(tmp_path, {}, 0)
+    (tmp_path / "tokenizer.model").write_text("AA== 0\n!! 1\n")
+    with pytest.raises(CheckpointError, match="line 2"):
+        read_vocabulary(tmp_path, {}, 0)
+
+
+# What the files beside it say
+
+
+def test_ends_of_answers(tmp_path: Path) -> None:
+    library = byte_level("llama-bpe")
+    library.save(str(tmp_path / "tokenizer.json"))
+    ids = {
+        name: library.token_to_id(name)
+        for name in ("<|begin|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<tool>")
+    }
+    write(tmp_path, "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|eot_id|>"})
+    ends = [ids["<|end|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
+    write(tmp_path, "generation_config.json", {"eos_token_id": ends, "pad_token_id": ids["<tool>"]})
+    tokenizer, found, _ = converted(tmp_path)
+    assert found["tokenizer.ggml.eos_token_id"] == ids["<|eot_id|>"]
+    assert found["tokenizer.ggml.eom_token_id"] == ids["<|eom_id|>"]
+    assert found["tokenizer.ggml.padding_token_id"] == ids["<tool>"]
+    assert set(ends) <= tokenizer.eog
+    write(tmp_path, "generation_config.json", {"eos_token_id": [ids["<tool>"], 5, 6, 7]})
+    tokenizer, found, vocabulary = converted(tmp_path)
+    assert {ids["<tool>"], 5} <= tokenizer.eog
+    assert sum("ends answers" in note for note in vocabulary.notes) == 2
+
+
+def test_ids_of_the_config_count_last(tmp_path: Path) -> None:
+    byte_level("llama-bpe", bos=False).save(str(tmp_path / "tokenizer.json"))
+    _, found, _ = converted(
+        tmp_path, config={"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": 10**9}
+    )
+    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (7, 8)
+    assert "tokenizer.ggml.padding_token_id" not in found
+    write(tmp_path, "special_tokens_map.json", {"bos_token": {"content": "<|begin|>"}})
+    _, found, _ = converted(tmp_path, config={"bos_token_id": 7})
+    assert found["tokenizer.ggml.tokens"][found["tokenizer.ggml.bos_token_id"]] == "<|begin|>"
+
+
+def test_chat_templates(tmp_path: Path) -> None:
+    byte_level("gpt-2").save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, "tokenizer_config.json", {"chat_template": "one"})
+    _, found, _ = converted(tmp_path)
+    assert found["tokenizer.chat_template"] == "one"
+    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    write(tmp_path, "tokenizer_config.json", {"chat_template": named})
+    _, found, _ = converted(tmp_path)
+    assert (found["tokenizer.chat_template"], found["tokenizer.chat_template.tool_use"]) == ("one", "two")
+    assert found["tokenizer.chat_templates"] == ["tool_use"]
+    write(tmp_path, "chat_template.jinja", "of the file")
+    (tmp_path / "additional_chat_templates").mkdir()
+    write(tmp_path / "additional_chat_templates", "rag.jinja", "three")
+    _, found, _ = converted(tmp_path)
+    assert found["tokenizer.chat_template"] == "of the file"
+    assert found["tokenizer.chat_template.rag"] == "three"
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "chat_template.jinja").unlink()
+    write(tmp_path, "chat_template.json", {"chat_template": "json"})
+    _, found, _ = converted(tmp_path)
+    assert found["tokenizer.chat_template"] == "json"
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    vocabulary = read_vocabulary(tmp_path, {}, 100)
+    assert metadata(vocabulary) == {"tokenizer.ggml.model": "no_vocab"}
+    assert "token ids" in vocabulary.notes[0]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "\xff", '{"model": 3}', '{"model": {"vocab": {"a": "b"}}}'])
+def test_damaged_json(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        read_vocabulary(tmp_path, {}, 0)
