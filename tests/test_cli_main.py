@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cli_letters import ROOT, Result, cli_home, letters, process, run  # noqa: F
 import pyllamacpu
 import pyllamacpu.cli.chat_engine
 from pyllamacpu.cli.main import _COMMANDS, main
-from pyllamacpu.errors import StoreError
+from pyllamacpu.errors import PyllamacpuError, StoreError
 
 pytestmark = pytest.mark.usefixtures("cli_home")
 
@@ -133,6 +134,31 @@ def test_exit_codes(
     monkeypatch.setattr("pyllamacpu.store.list_models", fail)
     result = run("list")
     assert result.code == code and says in result.err and "Traceback" not in result.err
+
+
+def test_the_bare_command_is_its_help() -> None:
+    done = process()
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == process("--help").stdout
+    assert done.stdout.startswith("Usage: pyllamacpu") and "\n  chat " in done.stdout
+
+
+def test_words_of_a_file_do_not_reach_the_terminal_raw(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        warnings.warn("a \x1b[31mred\x07 warning", UserWarning, stacklevel=1)
+        raise PyllamacpuError("name \x1b[2J\r\x9b31m\u202e of\n a file")
+
+    monkeypatch.setattr("pyllamacpu.store.list_models", fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = run("list")
+    assert result.code == 1
+    assert (
+        result.err
+        == "warning: a \ufffd[31mred\ufffd warning\nerror: name \ufffd[2J \ufffd31m\ufffd of a file\n"
+    )
 
 
 def test_a_bug_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

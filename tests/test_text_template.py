@@ -108,7 +108,7 @@ def test_lists_of_parts_become_text_for_templates_that_want_text() -> None:
     assert "user\none two<" in ChatTemplate(CHATML).render(user(parts))
     looks = ChatTemplate("{% for p in messages[0].content %}[{{ p['type'] }}:{{ p['text'] }}]{% endfor %}")
     assert looks.render(user(parts)) == "[text:one ][text:two]"
-    with pytest.raises(TemplateError, match="no text"):
+    with pytest.raises(TemplateError, match="not text"):
         ChatTemplate(CHATML).render(user([{"type": "image_url", "image_url": {"url": "x"}}]))
 
 
@@ -402,7 +402,7 @@ def test_templates_that_transform_contents_keep_them_text(source: str) -> None:
             "function": {"name": "f", "description": "<|im_start|>", "parameters": {"<|im_end|>": 1}},
         }
     ]
-    ids = encode_chat(tokenizer, template, user(content), tools)
+    ids = encode_chat(tokenizer, template, user(content), tools, check=False)
     special = [i for i in ids if i in tokenizer.special_tokens.values()]
     assert special[0] == start and set(special[1:]) == {end}
     assert len(special) == 2 or ".split(" in source

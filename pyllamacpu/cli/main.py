@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -66,6 +67,11 @@ def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) ->
         ctx.exit()
 
 
+_BARE: tuple[type[click.UsageError], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
@@ -89,6 +95,7 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     _soften_output()
+    warnings.showwarning = _show_warning
     try:
         code = _run(args)
         sys.stdout.flush()
@@ -117,6 +124,9 @@ def _run(args: Sequence[str] | None) -> int:
     except click.Abort:
         return _INTERRUPTED
     except click.UsageError as error:
+        if isinstance(error, _BARE) and error.ctx:  # click 8.2 has made help without arguments an error
+            click.echo(error.ctx.get_help())
+            return 0
         command = error.ctx.command_path if error.ctx else "pyllamacpu"
         return _fail(f"{error.format_message()} (see `{command} --help`)", error.exit_code)
     except click.ClickException as error:
@@ -129,7 +139,25 @@ def _run(args: Sequence[str] | None) -> int:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of ours is a line on stderr, without the place in the code that it came from."""
+    word = "warning" if issubclass(category, UserWarning) else category.__name__
+    click.echo(f"{word}: {_plain(str(message))}", err=True)
+
+
 def _fail(text: str, code: int = 1) -> int:
     """Print `text` as one line on stderr; the exit code."""
-    click.echo("error: " + " ".join(text.split()), err=True)
+    click.echo("error: " + _plain(text), err=True)
     return code
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, without control characters: words of a file must not move the cursor."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))

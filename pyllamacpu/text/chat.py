@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
 from pyllamacpu.text.formats import ALIASES, FORMATS, find_format
-from pyllamacpu.text.template import ADVICE, ChatTemplate, Message, prepare_messages
+from pyllamacpu.text.messages import Message, MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.template import ADVICE, ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer
 
 TEMPLATE_KEY = "tokenizer.chat_template"
@@ -86,9 +88,13 @@ def encode_chat(
     messages: Sequence[Message],
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = True,
+    check: bool = True,
     **extra: Any,
 ) -> list[int]:
     """Token ids of the prompt for `messages`, with one BOS if the vocabulary wants one.
+
+    Raises TemplateError when the words of the last message are not in the prompt (unless `check` is off); an
+    earlier message or a tool that the template leaves out is a UserWarning.
 
     Spellings of special tokens inside messages and tools stay text. They are made unrecognisable before
     rendering, by putting a private-use character for their first one, and restored afterwards in the text
@@ -96,16 +102,19 @@ def encode_chat(
     """
     masks = _Masks(tokenizer, template, messages, tools, extra)
     special = frozenset(masks.spellings)
+    formed = MessageForms(messages, template.abilities).chosen
 
     def render(open_spellings: frozenset[str]) -> str:
         hidden = special - open_spellings
-        shown = [masks.hide(message, hidden) for message in prepare_messages(messages, template.takes_parts)]
+        shown = [masks.hide(message, hidden) for message in formed]
         hidden_tools = masks.hide(list(tools), hidden) if tools else None
-        return template.render(shown, hidden_tools, add_generation_prompt, **masks.hide(extra, hidden))
+        return template.render_forms(shown, hidden_tools, add_generation_prompt, **masks.hide(extra, hidden))
 
     text = render(frozenset())
     if masks.used:
         text = _reconcile(text, render, masks)
+    if check:
+        _check_prompt(masks.restore(text), template, messages, tools, masks.used)
     pieces = masks.split(text)
     ids: list[int] = []
     for piece in pieces:
@@ -116,6 +125,30 @@ def encode_chat(
     if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
         ids.insert(0, tokenizer.bos)
     return ids
+
+
+def _check_prompt(
+    prompt: str,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    tools: Sequence[Any] | None,
+    special: Iterable[str],
+) -> None:
+    """Whether the words of all messages and the names of all tools reached the prompt."""
+    missing = missing_messages(prompt, messages, special)
+    if missing and missing[-1] == len(messages) - 1:
+        role = messages[-1].get("role")
+        lost = f"all or some of the last message (of the role {role!r})"
+        raise TemplateError(f"{template.name} leaves out {lost}; {ADVICE}")
+    for i in missing:
+        role = messages[i].get("role")
+        _warn(f"{template.name} leaves out all or some of message {i} (of the role {role!r})")
+    if tools and (names := missing_tools(prompt, tools)):
+        _warn(f"{template.name} does not show the model these tools: {', '.join(names[:5])}")
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
 def _reconcile(text: str, render: Any, masks: _Masks) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
-
-import jinja2
+from typing import Any, Protocol
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.sandbox import LimitError, TemplateEnvironment, limited
+from pyllamacpu.text.known_templates import is_known
+from pyllamacpu.text.messages import Abilities, Message, MessageForms
+from pyllamacpu.text.render import CompiledTemplate, RenderError
 
-Message = Mapping[str, Any]
 ADVICE = "choose another format with --chat-template NAME (Python: chat_format=NAME)"
+
+
+class Renderer(Protocol):
+    """A compiled template: in this process, or in a child process."""
+
+    def render(self, values: Mapping[str, Any]) -> str: ...
 
 
 class ChatTemplate:
@@ -24,8 +26,8 @@ class ChatTemplate:
 
     `name` says where it comes from, `stop_tokens` and `stop_strings` what ends a turn beyond the vocabulary's
     own end tokens, `warning` is a sentence to show when the template was guessed. `tool_source` is used
-    instead of `source` when tools are given. Raises TemplateError, with the line, when the template does not
-    compile.
+    instead of `source` when tools are given. A template that is not a known one runs in a child process with
+    limits. Raises TemplateError, with the line, when the template does not compile.
     """
 
     def __init__(
@@ -58,105 +60,66 @@ class ChatTemplate:
     ) -> str:
         """The prompt as text, special tokens spelled out. `extra` are further variables for the template.
 
-        Raises TemplateError when the template refuses the messages (with its own words), fails or runs too
-        long.
+        Each message is given in the form that the template reads (see `messages.MessageForms`). Raises
+        TemplateError when the template refuses the messages (with its own words), fails or runs too long.
         """
+        forms = MessageForms(messages, self.abilities)
+        return self.render_forms(forms.chosen, tools, add_generation_prompt, **extra)
+
+    def render_forms(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **extra: Any,
+    ) -> str:
+        """As `render`, with messages that have their form already."""
+        try:
+            return self._render(messages, tools, add_generation_prompt, **extra)
+        except RenderError as error:
+            raise self._error(error) from error
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **extra: Any,
+    ) -> str:
         template = self._tool_template if tools and self._tool_template else self._template
         values = {
             **self._variables,
             "documents": None,
             **extra,
-            "messages": prepare_messages(messages, self.takes_parts),
+            "messages": deepcopy([dict(message) for message in messages]),
             "tools": deepcopy(list(tools)) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
-        try:
-            with limited():
-                return template.render(values)
-        except TemplateError:
-            raise
-        except LimitError as error:
-            raise TemplateError(f"{self.name} was stopped: {error}; {ADVICE}") from error
-        except RecursionError as error:
-            raise TemplateError(f"{self.name} was stopped: it calls itself without end; {ADVICE}") from error
-        except Exception as error:  # a template is foreign code: it can raise anything
-            where = _line_of(error)
-            raise TemplateError(f"{self.name} fails{where}: {_words(error)}; {ADVICE}") from error
+        return template.render(values)
 
     @cached_property
-    def takes_parts(self) -> bool:
-        """Whether the template reads contents that are lists of parts (`{"type": "text", "text": …}`)."""
-        source = self.source + (self.tool_source or "")
-        return any(f in source for f in ("'type'", '"type"', ".type", "['text']", '["text"]', ".text"))
+    def abilities(self) -> Abilities:
+        """What this template can read, found out by rendering probes."""
+        return Abilities(self._render)
 
-    def _compile(self, source: str) -> jinja2.Template:
-        environment = TemplateEnvironment()
-        environment.globals["raise_exception"] = self._refuse
-        environment.globals["strftime_now"] = _strftime_now
+    def _compile(self, source: str) -> Renderer:
         try:
-            return environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(
-                f"{self.name} is broken in line {error.lineno}: {error.message}; {ADVICE}"
-            ) from error
-        except Exception as error:
-            raise TemplateError(f"{self.name} does not compile: {_words(error)}; {ADVICE}") from error
+            if is_known(source):
+                return CompiledTemplate(source)
+            from pyllamacpu.text.render_process import RemoteTemplate  # starts a process: only for strangers
 
-    def _refuse(self, message: object) -> NoReturn:
-        raise TemplateError(f"{self.name} refuses these messages: {message}")
+            return RemoteTemplate(source)
+        except RenderError as error:
+            raise self._error(error) from error
 
-
-def prepare_messages(messages: Iterable[Message], takes_parts: bool = True) -> list[dict[str, Any]]:
-    """Copies of the messages in the shape that templates expect.
-
-    Arguments of tool calls that came as JSON text (OpenAI's way) become objects, and contents given as a list
-    of text parts become one text unless the template reads parts itself. Raises TemplateError for messages
-    that are not mappings.
-    """
-    prepared = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise TemplateError(f"message {i} is not a mapping with a role and a content: {message!r}")
-        copy = deepcopy(dict(message))
-        content = copy.get("content")
-        if isinstance(content, list) and not takes_parts:
-            copy["content"] = "".join(_part_text(part, i) for part in content)
-        for call in copy.get("tool_calls") or ():
-            function = call.get("function", call) if isinstance(call, dict) else None
-            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-                function["arguments"] = _parsed(function["arguments"])
-        prepared.append(copy)
-    return prepared
-
-
-def _part_text(part: Any, index: int) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise TemplateError(
-        f"message {index} holds a part that is no text, and this chat template takes text only"
-    )
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-def _line_of(error: Exception) -> str:
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"
-    ]
-    return f" in line {lines[-1]}" if lines else ""
-
-
-def _words(error: Exception) -> str:
-    return str(error).split("\n")[0] or type(error).__name__
+    def _error(self, error: RenderError) -> TemplateError:
+        where = f" in line {error.line}" if error.line else ""
+        if error.kind == "refused":
+            return TemplateError(f"{self.name} refuses these messages: {error.words}")
+        said = {
+            "syntax": f"is broken{where}",
+            "compile": "does not compile",
+            "stopped": "was stopped",
+            "failed": f"fails{where}",
+        }[error.kind]
+        return TemplateError(f"{self.name} {said}: {error.words}; {ADVICE}")

@@ -1,0 +1,252 @@
+"""Messages in the form that a chat template reads, and whether all of them reached the prompt.
+
+Templates differ in what they take: contents as text or as a list of parts, arguments of tool calls as text
+or as objects, the role `developer` or only `system`. What a template can do is found out by rendering a
+probe, never guessed from its source; and every prompt is checked for the messages' words.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.render import RenderError
+
+Message = Mapping[str, Any]
+Render = Callable[[Sequence[Message]], str]
+
+_WORD = "prbqzvx"  # what a probe looks for in the prompt
+_ARGUMENTS = {"prbkey": _WORD}
+_ARGUMENTS_TEXT = json.dumps(_ARGUMENTS)
+_PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was printed instead of read
+_PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
+_TOOL_ROLES = ("tool", "ipython", "function")
+_QUESTION = {"role": "user", "content": "x"}
+
+
+def _with_call(arguments: Any, **more: Any) -> dict[str, Any]:
+    call = {"id": "prb123456", "type": "function", "function": {"name": "prbfn", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call], **more}
+
+
+class Abilities:
+    """What one template reads; each question is asked once. `render` raises RenderError."""
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+        self._answers: dict[tuple[str, ...], bool] = {}
+        self._hostile = False  # a probe had to be stopped: no more of them
+
+    def reads_text(self, role: str) -> bool:
+        """Whether a content given as text reaches the prompt."""
+        return self._once(("text", role), lambda: _WORD in self._render(_conversation(role, _WORD)))
+
+    def reads_parts(self, role: str) -> bool:
+        """Whether a content given as a list of parts is read, not printed."""
+
+        def ask() -> bool:
+            text = self._render(_conversation(role, [{"type": "text", "text": _WORD}]))
+            return _WORD in text and not _PRINTED_PART.search(text)
+
+        return self._once(("parts", role), ask)
+
+    def reads_argument_text(self) -> bool:
+        """Whether arguments of a tool call given as JSON text come out as that text."""
+        return self._once(("arguments", "text"), lambda: _ARGUMENTS_TEXT in self._call(_ARGUMENTS_TEXT))
+
+    def reads_argument_objects(self) -> bool:
+        """Whether arguments given as an object are read, and not as Python prints them."""
+
+        def ask() -> bool:
+            text = self._call(dict(_ARGUMENTS))
+            return _WORD in text and not _PRINTED_ARGUMENTS.search(text)
+
+        return self._once(("arguments", "objects"), ask)
+
+    def allows_no_content(self, role: str) -> bool:
+        """Whether a message of this role may lack its content."""
+
+        def ask() -> bool:
+            if role == "assistant":
+                answer = {"role": "tool", "content": "x", "tool_call_id": "prb123456", "name": "prbfn"}
+                conversation = [_QUESTION, _with_call(dict(_ARGUMENTS)), answer]
+            else:
+                conversation = _conversation(role, None)
+                for message in conversation:
+                    if message.get("content", "") is None:
+                        message.pop("content")
+            return "None" not in self._render(conversation)
+
+        return self._once(("absent", role), ask)
+
+    def _call(self, arguments: Any) -> str:
+        for more in ({}, {"content": ""}):  # a few templates want a content beside a call
+            try:
+                return self._render([_QUESTION, _with_call(arguments, **more)])
+            except RenderError:
+                continue
+        return ""
+
+    def _once(self, key: tuple[str, ...], ask: Callable[[], bool]) -> bool:
+        if key not in self._answers:
+            try:
+                self._answers[key] = not self._hostile and ask()
+            except RenderError as error:
+                self._answers[key] = False
+                self._hostile = error.kind == "stopped"
+        return self._answers[key]
+
+
+def _conversation(role: str, content: Any) -> list[dict[str, Any]]:
+    """A short conversation that templates accept, with one message of `role`."""
+    message = {"role": role, "content": content}
+    if role == "user":
+        return [message]
+    if role == "assistant":
+        return [dict(_QUESTION), message, dict(_QUESTION)]
+    if role in _TOOL_ROLES:
+        answer = {**message, "tool_call_id": "prb123456", "name": "prbfn"}
+        return [dict(_QUESTION), _with_call(dict(_ARGUMENTS), content=""), answer]
+    return [message, dict(_QUESTION)]
+
+
+class MessageForms:
+    """Copies of `messages` in the form that a template reads: `chosen`.
+
+    What the caller gave stays where the template can take it. Fields that are null or empty are left out.
+    Raises TemplateError for messages that are not mappings with a role, and for parts that a template for
+    text cannot take.
+    """
+
+    def __init__(self, messages: Iterable[Message], abilities: Abilities) -> None:
+        self._abilities = abilities
+        self.chosen = [self._formed(message, i) for i, message in enumerate(messages)]
+
+    def _formed(self, message: Any, index: int) -> dict[str, Any]:
+        if not isinstance(message, Mapping) or "role" not in message:
+            raise TemplateError(
+                f"message {index} is not a mapping with a role and a content: {message!r:.200}"
+            )
+        copy = {key: value for key, value in deepcopy(dict(message)).items() if not _empty(key, value)}
+        copy["role"] = role = self._role(copy["role"])
+        if copy.get("content") is None:
+            copy.pop("content", None)
+            if "content" in message and not self._abilities.allows_no_content(role):
+                copy["content"] = ""
+        else:
+            copy["content"] = self._content(role, copy["content"], index)
+        for call in copy.get("tool_calls") or ():
+            function = call.get("function", call) if isinstance(call, dict) else None
+            if isinstance(function, dict) and "arguments" in function:
+                function["arguments"] = self._arguments(function["arguments"])
+        return copy
+
+    def _role(self, role: Any) -> Any:
+        """`developer` is `system` where the template knows only that."""
+        if role == "developer" and not (self._can_read("developer") or not self._can_read("system")):
+            return "system"
+        return role
+
+    def _can_read(self, role: str) -> bool:
+        return self._abilities.reads_text(role) or self._abilities.reads_parts(role)
+
+    def _content(self, role: str, content: Any, index: int) -> Any:
+        if isinstance(content, str):
+            if content and not self._abilities.reads_text(role) and self._abilities.reads_parts(role):
+                return [{"type": "text", "text": content}]
+            return content
+        if not isinstance(content, list):
+            return content
+        if self._abilities.reads_parts(role):
+            return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+        return "".join(_part_text(part, index) for part in content)
+
+    def _arguments(self, arguments: Any) -> Any:
+        if isinstance(arguments, str):
+            return arguments if self._abilities.reads_argument_text() else _parsed(arguments)
+        can = self._abilities
+        if isinstance(arguments, Mapping) and not can.reads_argument_objects() and can.reads_argument_text():
+            return json.dumps(arguments, ensure_ascii=False)
+        return arguments
+
+
+def _empty(key: str, value: Any) -> bool:
+    if key in ("role", "content"):
+        return False
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def _part_text(part: Any, index: int) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise TemplateError(
+        f"message {index} holds a part that is not text, and this chat template takes text only"
+    )
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+# ---- whether everything arrived ----
+
+
+def missing_messages(prompt: str, messages: Sequence[Message], special: Iterable[str] = ()) -> list[int]:
+    """Which of `messages` have words that are not in `prompt`. `special`: what a template may consume."""
+    squeezed = _squeezed(prompt) + "\n" + _squeezed(html.unescape(prompt))
+    cut = "|".join(map(re.escape, sorted(filter(None, special), key=len, reverse=True)))
+    pattern = re.compile(cut) if cut else None
+    return [
+        i
+        for i, message in enumerate(messages)
+        if not all(_arrived(text, squeezed, pattern) for text in _texts(message))
+    ]
+
+
+def _texts(message: Message) -> list[str]:
+    """What a message says: its text, and the names of the functions that it calls."""
+    content = message.get("content")
+    texts = [content] if isinstance(content, str) else []
+    if isinstance(content, list):
+        texts = [part if isinstance(part, str) else part.get("text", "") for part in content if part]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, Mapping) else {}
+        texts.append(str(function.get("name", "")) if isinstance(function, Mapping) else "")
+    return [text for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _arrived(text: str, squeezed: str, special: re.Pattern[str] | None) -> bool:
+    forms = [text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
+    if "</think>" in text:
+        forms.append(text.rpartition("</think>")[2])
+    if any(_squeezed(form) in squeezed for form in forms):
+        return True
+    pieces = special.split(text) if special is not None else [text]
+    return len(pieces) > 1 and all(_squeezed(piece) in squeezed for piece in pieces)
+
+
+def _squeezed(text: str) -> str:
+    """Without regard to white space and case."""
+    return re.sub(r"\s+", "", text).lower()
+
+
+def missing_tools(prompt: str, tools: Sequence[Any]) -> list[str]:
+    """Names of tools that the prompt does not mention."""
+    names = []
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if isinstance(name, str) and name and name not in prompt:
+            names.append(name)
+    return names

@@ -1,0 +1,204 @@
+"""Messages in the form that a template reads, and the check that all of them arrive."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from typing import Any
+
+import pytest
+from test_text_template import CHATML, chat_tokenizer, user
+
+from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.chat import encode_chat
+from pyllamacpu.text.messages import MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.template import ChatTemplate
+
+PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+PARTS_ONLY = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for p in m['content'] %}"
+    "{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+)
+BOTH = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endif %}\n{% endfor %}"
+)
+USER_PARTS = (  # the system message is text, the user's is parts: as a vision model's template may have it
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}{% else %}"
+    "{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endif %}{% endfor %}"
+)
+CALLS = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+OBJECTS = CALLS + "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+JOINED = CALLS + "{{ '(' + c.function.arguments + ')' }}{% endfor %}{% endfor %}"
+ITEMS = (
+    CALLS
+    + "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }};{% endfor %}{% endfor %}{% endfor %}"
+)
+PLAIN_CALLS = CALLS + "{{ c.function.arguments }}{% endfor %}{% endfor %}"
+
+
+def parts(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def call(arguments: Any, **more: Any) -> list[dict[str, Any]]:
+    calls = [{"id": "1", "type": "function", "function": {"name": "look", "arguments": arguments}}]
+    return [*user("x"), {"role": "assistant", "tool_calls": calls, **more}]
+
+
+@pytest.mark.parametrize("source", [PLAIN, PARTS_ONLY, BOTH, USER_PARTS])
+@pytest.mark.parametrize("content", ["Hello there", parts("Hello ", "there"), ["Hello ", "there"]])
+def test_text_and_parts_reach_every_template(source: str, content: Any) -> None:
+    messages = [{"role": "system", "content": "Be kind."}, *user(content)]
+    text = ChatTemplate(source).render(messages)
+    assert "Be kind." in text and "Hello there" in text
+    assert "type" not in text and "[" not in text
+
+
+def test_a_tool_call_in_the_template_does_not_make_it_read_parts() -> None:
+    """The word 'type' stands in it, but contents are printed."""
+    source = PLAIN + "{% for c in tools or [] %}{{ c['type'] }}{{ c['text'] }}{% endfor %}"
+    assert ChatTemplate(source).render(user(parts("Hello"))) == "<user>Hello\n"
+
+
+def test_images_stay_for_templates_that_read_parts_and_are_refused_by_others() -> None:
+    content = [{"type": "image"}, *parts("what is it")]
+    assert "what is it" in ChatTemplate(PARTS_ONLY).render(user(content))
+    with pytest.raises(TemplateError, match="not text"):
+        ChatTemplate(PLAIN).render(user(content))
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "shown"),
+    [
+        (OBJECTS, {"a": 1}, 'look{"a": 1}'),
+        (OBJECTS, '{"a": 1}', 'look{"a": 1}'),
+        (JOINED, '{"a":1}', 'look({"a":1})'),
+        (JOINED, {"a": 1}, 'look({"a": 1})'),
+        (ITEMS, {"a": 1}, "looka=1;"),
+        (ITEMS, '{"a": 1}', "looka=1;"),
+        (PLAIN_CALLS, '{"a":1}', 'look{"a":1}'),
+        (PLAIN_CALLS, {"a": "é"}, 'look{"a": "é"}'),
+    ],
+)
+def test_arguments_have_the_form_that_the_template_takes(source: str, given: Any, shown: str) -> None:
+    assert ChatTemplate(source).render(call(given)) == "x" + shown
+
+
+@pytest.mark.parametrize("empty", [None, [], {}, ""])
+@pytest.mark.parametrize("field", ["tool_calls", "name", "function_call", "reasoning_content", "refusal"])
+def test_empty_fields_are_as_if_absent(empty: Any, field: str) -> None:
+    source = "{% for m in messages %}{{ m.content }}{% if '" + field + "' in m %}!{% endif %}{% endfor %}"
+    messages = [*user("x"), {"role": "assistant", "content": "y", field: empty}]
+    assert ChatTemplate(source).render(messages) == "xy"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ m.content }}",
+        "{{ m['content'] + '' }}",
+        "{% if m.content is not none %}{{ m.content }}{% endif %}",
+    ],
+)
+def test_a_content_of_null_is_as_if_absent(content: str) -> None:
+    source = "{% for m in messages %}<{{ m.role }}>" + content + "{% endfor %}"
+    messages = [*user("x"), *call({"a": 1}, content=None)[1:], {"role": "tool", "content": None}]
+    assert ChatTemplate(source).render(messages) == "<user>x<assistant><tool>"
+
+
+def test_developer_is_system_where_only_that_is_known() -> None:
+    known = "{% if m.role in ['system', 'user'] %}<{{ m.role }}>{{ m.content }}{% endif %}"
+    knows = "{% for m in messages %}" + known + "{% endfor %}"
+    messages = [{"role": "developer", "content": "Be kind."}, *user("x")]
+    assert ChatTemplate(knows).render(messages) == "<system>Be kind.<user>x"
+    assert ChatTemplate(PLAIN).render(messages).startswith("<developer>Be kind.")
+
+
+def test_the_callers_messages_are_not_changed() -> None:
+    messages = call('{"a": 1}', content=None, name="")
+    before = json.dumps(messages)
+    template = ChatTemplate(OBJECTS)
+    template.render(messages)
+    assert MessageForms(messages, template.abilities).chosen[1].keys() == {"role", "tool_calls"}
+    assert json.dumps(messages) == before
+
+
+# Nothing lost
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "no messages",
+        "{{ messages[0].content }}",
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content[:3] }}{% endfor %}",
+    ],
+)
+def test_a_last_message_that_is_lost_is_an_error(source: str) -> None:
+    messages = [{"role": "system", "content": "rules"}, *user("a question of some length")]
+    with pytest.raises(TemplateError, match=r"last message.*'user'.*--chat-template"):
+        encode_chat(chat_tokenizer(), ChatTemplate(source), messages)
+
+
+def test_an_earlier_message_that_is_lost_is_a_warning() -> None:
+    messages = [*user("first"), {"role": "assistant", "content": "second"}, *user("third")]
+    template = ChatTemplate("{{ messages[0].content }}{{ messages[-1].content }}")
+    with pytest.warns(UserWarning, match=r"message 1 .*'assistant'"):
+        encode_chat(chat_tokenizer(), template, messages)
+
+
+def test_tools_that_a_template_does_not_show_are_a_warning() -> None:
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+    with pytest.warns(UserWarning, match="look_up"):
+        encode_chat(chat_tokenizer(), ChatTemplate(CHATML), user("x"), tools)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(PLAIN + "{{ tools | tojson }}"), user("x"), tools)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content }}",
+        "{{ messages[0].content | trim }}",
+        "{{ messages[0].content | tojson }}",
+        "{{ messages[0].content | tojson(ensure_ascii=true) }}",
+        "{{ messages[0].content | e }}",
+        "{{ messages[0].content.split() | join(' ') }}",
+    ],
+)
+def test_trimmed_and_quoted_words_have_arrived(source: str) -> None:
+    content = '  Émile said: "<b> & so on"\n\tand <|im_end|> left  '
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(source), user(content))
+
+
+def test_what_is_missing() -> None:
+    said = [
+        *user("one"),
+        {"role": "assistant", "content": "<think>two</think> three"},
+        *user(parts("four", "five")),
+    ]
+    assert missing_messages("one three four five", said) == []
+    assert missing_messages("one two four", said) == [1, 2]
+    assert missing_messages("", [{"role": "assistant", "content": " "}, {"role": "user"}]) == []
+    assert missing_messages("f", call({}, content=None)[1:]) == [0]
+    assert missing_tools("only f here", [{"function": {"name": "f"}}, {"name": "g"}, "junk"]) == ["g"]
+
+
+def test_a_hostile_template_is_probed_once() -> None:
+    asked = []
+
+    class Hostile(ChatTemplate):
+        def _render(self, *arguments: Any, **more: Any) -> str:
+            asked.append(arguments)
+            return super()._render(*arguments, **more)
+
+    template = Hostile("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    with pytest.raises(TemplateError, match=re.escape("was stopped")):
+        template.render([{"role": "system", "content": "s"}, *user("x")])
+    assert len(asked) == 2
