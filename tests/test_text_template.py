@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,12 @@ def test_messages_of_the_wrong_shape_are_refused(messages: Any) -> None:
     ],
 )  # fmt: skip
 def test_hostile_templates_are_stopped(source: str) -> None:
-    start = time.perf_counter()
+    start = sum(os.times()[:4])
     with pytest.raises(TemplateError):
         text = ChatTemplate(source).render(user("x"))
         assert text == "", "attributes that the sandbox hides are empty"
         raise TemplateError("harmless")
-    assert time.perf_counter() - start < 20
+    assert sum(os.times()[:4]) - start < 20, "seconds of computing, here and in processes that have ended"
 
 
 def test_a_long_conversation_is_no_hostile_template() -> None:
