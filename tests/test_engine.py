@@ -176,6 +176,72 @@ def test_an_engine_may_be_dropped_in_a_cycle_while_threads_are_late() -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
 
 
+def test_closing_frees_the_weights_at_once(starter_model: Path) -> None:
+    """Without the garbage collector: nothing that holds weights is part of a cycle."""
+    code = f"""
+        import gc, os, sys
+        from pyllamacpu.engine.engine import Engine
+        gc.disable()
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        def run(close):
+            engine = Engine.open({str(starter_model)!r}, n_ctx=64)
+            engine.eval(engine.sequence(), [1, 2, 3])
+            loaded = resident()
+            if close:
+                engine.close()
+                return engine, loaded, resident()
+            del engine
+            return None, loaded, resident()
+        before = resident()
+        for close in (True, False, True, False):
+            kept, loaded, after = run(close)
+            print(loaded - before, after - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, timeout=120
+    )
+    weights = starter_model.stat().st_size
+    for line in done.stdout.splitlines():
+        loaded, after = map(int, line.split())
+        assert loaded > 0.9 * weights and after < 0.2 * weights, done.stdout
+
+
+def test_only_a_fitting_buffer_is_written_to(engine: Engine) -> None:
+    width = engine.logits_buffer(1).shape[1]
+    assert width > engine.n_vocab or width % 16 == 0
+    good, frozen = engine.logits_buffer(3), engine.logits_buffer(2)
+    frozen.flags.writeable = False
+    wrong = {
+        "unpadded": np.empty((4, engine.n_vocab - 1), np.float32),
+        "doubles": np.empty((4, width), np.float64),
+        "strided": engine.logits_buffer(8)[::2],
+        "columns": np.empty((width, 4), np.float32).T,
+        "flat": engine.logits_buffer(4).reshape(-1),
+        "frozen": frozen,
+        "unaligned": engine.logits_buffer(4).reshape(-1)[1 : 1 + 2 * width].reshape(2, width),
+        "short": engine.logits_buffer(1),
+        "bytes": bytearray(4 * 4 * width),
+    }
+    sequences = [engine.sequence(), engine.sequence()]
+    expected = engine.step([Entry(s, [1, 2]) for s in sequences])
+    for name, buffer in wrong.items():
+        with pytest.raises(OptionError, match="buffer"):
+            engine.step([Entry(s, [3]) for s in sequences], buffer)  # type: ignore[arg-type]
+        assert [len(s) for s in sequences] == [2, 2], name
+    for sequence in sequences:
+        sequence.truncate(0)
+    found = engine.step([Entry(s, [1, 2]) for s in sequences], good)
+    assert np.shares_memory(found, good) and np.array_equal(found, expected)
+
+
+def test_logits_belong_to_the_caller(engine: Engine) -> None:
+    first = engine.eval(engine.sequence(), [1, 2])
+    kept = first.copy()
+    engine.eval(engine.sequence(), [3, 4])
+    assert np.array_equal(first, kept)
+
+
 def test_wrong_calls(engine: Engine) -> None:
     sequence = engine.sequence()
     with pytest.raises(TokenizerError, match="token id -1 is outside"):

@@ -19,8 +19,8 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerEr
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.recorder import CompiledPlan, InputSquares, Recorder
 from pyllamacpu.model.config import ModelConfig
-from pyllamacpu.model.llama import Llama
-from pyllamacpu.model.weight_override import Blocks, substituted
+from pyllamacpu.model.registry import Model, load
+from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer, raise_kept
 
 Wanted = Literal["last", "all", "none"]
@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]
 
 DEFAULT_BATCH = 512  # tokens of a step at most
 LANES = 16
+ALIGNMENT = 64  # bytes, of rows that C writes
 
 
 @dataclass
@@ -82,12 +83,11 @@ class Engine:
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
-        self.model = Llama.load(file, self.config, self._pool, on_load)
+        self.model = load(file, self.config, self._pool, on_load)
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
-        self.n_vocab = self.model.output.rows
+        self.n_vocab = self.model.weights.matrix("output.weight").rows
         self._stride = -(-self.n_vocab // LANES) * LANES
         self.plan, self._plan = self._planned(self.model, input_squares)
-        self._last = np.zeros((1, self._stride), np.float32)
         self._lock = threading.RLock()
         self._closed = False
 
@@ -103,11 +103,7 @@ class Engine:
     @property
     def weight_bytes(self) -> int:
         """Bytes of packed weights."""
-        model = self.model
-        matrices = [
-            part.weight for layer in model.layers for part in vars(layer).values() if hasattr(part, "weight")
-        ]
-        return sum(matrix.n_bytes for matrix in {id(m): m for m in [*matrices, model.output]}.values())
+        return self.model.weights.n_bytes
 
     @property
     def scratch_bytes(self) -> int:
@@ -127,15 +123,14 @@ class Engine:
     ) -> Floats:
         """Appends `tokens` to `sequence`, `n_batch` at a time.
 
-        Returns logits (1, n_vocab) of the last token, valid until the next call, or a new (n_tokens,
-        n_vocab), or (0, n_vocab). `on_progress(done, total)` follows each step. Raises ContextError,
-        TokenizerError, OptionError; after a KeyboardInterrupt the sequence ends before the step that was
-        interrupted.
+        Returns new logits: (1, n_vocab) of the last token, (n_tokens, n_vocab) or (0, n_vocab).
+        `on_progress(done, total)` follows each step. Raises ContextError, TokenizerError, OptionError; after
+        a KeyboardInterrupt the sequence ends before the step that was interrupted.
         """
         total = len(tokens)
         if total == 0:
             raise OptionError("there are no tokens to evaluate")
-        result = np.empty((total, self._stride), np.float32) if logits == "all" else self._last
+        result = self.logits_buffer({"last": 1, "all": total, "none": 0}[logits])
         for start in range(0, total, self.n_batch):
             chunk = tokens[start : start + self.n_batch]
             final = start + len(chunk) == total
@@ -145,7 +140,7 @@ class Engine:
                 self._run([Entry(sequence, chunk, "last" if final and logits == "last" else "none")], result)
             if on_progress:
                 on_progress(start + len(chunk), total)
-        return result[: 0 if logits == "none" else None, : self.n_vocab]
+        return result[:, : self.n_vocab]
 
     @property
     def pool(self) -> Any:
@@ -154,25 +149,24 @@ class Engine:
 
     def logits_buffer(self, n_rows: int) -> Floats:
         """Room for `n_rows` rows of logits, for `step` to fill again and again."""
-        return np.empty((n_rows, self._stride), np.float32)
+        return aligned_rows(n_rows, self._stride)
 
     def step(self, entries: Seq[Entry], buffer: Floats | None = None) -> Floats:
         """One step over many sequences (each at most once). Returns (n_outputs, n_vocab) in the entries'
-        order: new, or the first rows of `buffer`, which must have room for them.
+        order: new, or the first rows of `buffer` (from `logits_buffer`), which must have room for them.
         """
         n_outputs = sum(
             {"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries
         )
-        result = (self.logits_buffer(n_outputs) if buffer is None else buffer)[:n_outputs]
-        if len(result) < n_outputs:
-            raise OptionError(f"{n_outputs} rows of logits do not fit in a buffer of {len(result)}")
+        result = self.logits_buffer(n_outputs) if buffer is None else buffer[:n_outputs]
+        check_rows(result, n_outputs, self._stride)
         self._run(entries, result)
         return result[:, : self.n_vocab]
 
     def hidden(self, tokens: Seq[int]) -> Floats:
         """States after the final norm for a fresh sequence: (n_tokens, dim)."""
         width = -(-self.dim // 32) * 32
-        result = np.empty((len(tokens), width), np.float32)
+        result = aligned_rows(len(tokens), width)
         sequence = self.sequence()
         try:
             for start in range(0, len(tokens), self.n_batch):
@@ -207,7 +201,7 @@ class Engine:
         """
         with self._lock:
             kept = self.model, self.plan, self._plan
-            model = substituted(self.model, blocks, self._pool)
+            model = replace(self.model, weights=override_weights(self.model.weights, blocks, self._pool))
             self.model, (self.plan, self._plan) = model, self._planned(model)
         try:
             yield
@@ -226,7 +220,7 @@ class Engine:
                 del self.model
                 self.file.close()
 
-    def _planned(self, model: Llama, input_squares: InputSquares | None = None) -> tuple[CompiledPlan, Any]:
+    def _planned(self, model: Model, input_squares: InputSquares | None = None) -> tuple[CompiledPlan, Any]:
         """The plan of a model with this one's config, and its native form."""
         recorder = Recorder(self.config)
         model.record(recorder)
@@ -293,6 +287,28 @@ class _Batch:
             self.native.hidden = ffi.cast("float *", hidden.ctypes.data)
 
 
+def aligned_rows(n_rows: int, width: int) -> Floats:
+    """(n_rows, width) float32 whose first element is 64-byte aligned, as the C side asks of outputs."""
+    room = np.empty(n_rows * width + ALIGNMENT // 4, np.float32)
+    skip = -room.ctypes.data % ALIGNMENT // 4
+    return room[skip : skip + n_rows * width].reshape(n_rows, width)
+
+
+def check_rows(rows: Floats, n_rows: int, width: int) -> None:
+    """Raises OptionError unless C may write `n_rows` rows of `width` floats to `rows`."""
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.ndim != 2:
+        raise OptionError("a buffer for outputs must be a float32 array of two dimensions")
+    if len(rows) < n_rows:
+        raise OptionError(f"{n_rows} rows of outputs do not fit in a buffer of {len(rows)}")
+    fits = rows.shape[1] == width and rows.flags.c_contiguous and rows.flags.writeable
+    if not fits or rows.ctypes.data % ALIGNMENT:
+        raise OptionError(
+            f"a buffer for outputs must be writable, contiguous and {ALIGNMENT}-byte aligned, with rows of "
+            f"{width} floats; this one has shape {rows.shape} and strides {rows.strides}: make it with "
+            "logits_buffer"
+        )
+
+
 def check_ids(tokens: Seq[int], n_vocab: int) -> npt.NDArray[np.int64]:
     """The ids as an array; TokenizerError for one outside the vocabulary."""
     ids = np.asarray(tokens, dtype=np.int64)
@@ -336,7 +352,7 @@ def scratch_bytes(
     its architecture cannot be run.
     """
     recorder = Recorder(config)
-    Llama.load(file, config, None).record(recorder)
+    load(file, config, None).record(recorder)
     plan, cache = recorder.compile(), PageCache(config, type_k, type_v)
     threads, tokens = n_threads or cpus_usable(), min(n_batch, n_ctx)
     return int(lib.pl_plan_measure(cache.handle, *plan.arguments(), tokens, n_ctx, threads))

@@ -11,7 +11,8 @@ call notes an op over symbolic tensors; `Recorder.compile` then
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ QUANTIZING = (lib.PL_OP_RMS_NORM, lib.PL_OP_SILU_MUL)  # ops that can leave an 8
 class Tensor:
     """(n_tokens, width) float32, or (n_outputs, width) once rows were selected."""
 
-    recorder: Recorder
+    recorder: weakref.ref[Recorder]  # a cycle would keep the weights alive until the garbage collector runs
     width: int
     outputs: bool
 
     def __add__(self, other: Tensor) -> Tensor:
-        return self.recorder.add(self, other)
+        recorder = self.recorder()
+        assert recorder is not None
+        return recorder.add(self, other)
 
 
 @dataclass(eq=False)
@@ -51,6 +54,17 @@ class Op:
     outputs: bool = False
     q8: Tensor | None = None  # the tensor whose 8-bit copy this op makes (or, a product, reads)
     sums: npt.NDArray[np.float64] | None = None  # (width,) where squares are added up
+
+    def copy(self) -> Op:
+        """One that passes may change."""
+        return replace(
+            self,
+            dst=list(self.dst),
+            src=list(self.src),
+            fields=dict(self.fields),
+            matrices=list(self.matrices),
+            vectors=list(self.vectors),
+        )
 
 
 class Recorder:
@@ -138,13 +152,13 @@ class Recorder:
         **parts: Any,
     ) -> Tensor:
         rows = src[0].outputs if outputs is None else outputs
-        result = Tensor(self, width, rows or selected)
+        result = Tensor(weakref.ref(self), width, rows or selected)
         self.ops.append(Op(kind, [result], list(src), outputs=rows, **parts))
         return result
 
     def compile(self, sums: InputSquares | None = None) -> CompiledPlan:
         """The plan. With `sums`, it also adds up the squares of every product's input in them."""
-        ops = _gated(_grouped(_with_residuals(self.ops)))
+        ops = _gated(_grouped(_with_residuals([op.copy() for op in self.ops])))
         if sums is not None:
             ops = _with_squares(ops, sums)
         return CompiledPlan(_with_buffers(_with_q8(ops)))

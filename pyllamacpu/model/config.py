@@ -16,8 +16,8 @@ import numpy as np
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
+from pyllamacpu.model.registry import KNOWN
 
-ARCHITECTURES = ("llama", "llama4")
 KV_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0)
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
@@ -188,8 +188,8 @@ class _Keys:
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in ARCHITECTURES:
-            known = " and ".join(ARCHITECTURES)
+        if not isinstance(arch, str) or arch not in KNOWN:
+            known = " and ".join(KNOWN)
             raise ModelError(
                 f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"
             )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,41 +11,28 @@ import numpy.typing as npt
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
-from pyllamacpu.model.weights import Matrix, Table
+from pyllamacpu.model.weights import Matrix, Table, Vector, Weights
 from pyllamacpu.native import ffi, lib, pointer
 
 Blocks = tuple[TensorType, npt.NDArray[np.uint8]]
-Model = TypeVar("Model")
 
 
-def substituted(model: Model, blocks: Mapping[str, Blocks], pool: Any) -> Model:
-    """The same weights, but for those named in `blocks`: a type, and (rows, row bytes) or flat bytes of it.
+def override_weights(weights: Weights, blocks: Mapping[str, Blocks], pool: Any) -> Weights:
+    """The same weights, but for those named in `blocks` by their tensor's name in the file: a type, and
+    (rows, row bytes) or flat bytes of it.
 
-    What is not replaced is shared with `model`. Raises ModelError when a name is no matrix of the model, or
-    the bytes are not as many as it takes.
+    What is not replaced is shared with `weights`. Raises ModelError when a name is not a matrix of the model,
+    or the bytes are not as many as it takes.
     """
-    left = set(blocks)
-    found = _walk(model, blocks, pool, left)
-    if left:
+    found = dict(weights)
+    replaced = set()
+    for name, weight in weights.items():
+        if weight.name in blocks and not isinstance(weight, Vector):
+            found[name] = _replaced(weight, *blocks[weight.name], pool)
+            replaced.add(weight.name)
+    if left := set(blocks) - replaced:
         raise ModelError(f"the model has no matrix {min(left)!r} to replace")
-    return found
-
-
-def _walk(part: Any, blocks: Mapping[str, Blocks], pool: Any, left: set[str]) -> Any:
-    if isinstance(part, (Matrix, Table)):
-        if part.name not in blocks:
-            return part
-        left.discard(part.name)
-        return _replaced(part, *blocks[part.name], pool)
-    if isinstance(part, tuple):
-        walked = tuple(_walk(item, blocks, pool, left) for item in part)
-        return walked if any(a is not b for a, b in zip(walked, part, strict=True)) else part
-    if not is_dataclass(part):
-        return part
-    old = {field.name: getattr(part, field.name) for field in fields(part)}
-    new = {name: _walk(value, blocks, pool, left) for name, value in old.items()}
-    changed = {name: value for name, value in new.items() if value is not old[name]}
-    return replace(part, **changed) if changed and not isinstance(part, type) else part
+    return Weights(found)
 
 
 def _replaced(part: Matrix | Table, kind: TensorType, data: npt.NDArray[np.uint8], pool: Any) -> Any:

@@ -1,10 +1,14 @@
-"""Tensors of a GGUF file as the kernels read them: packed matrices, padded vectors, tables of rows."""
+"""Tensors of a GGUF file as the kernels read them: packed matrices, padded vectors, tables of rows.
+
+An architecture enumerates its tensors as `TensorSpec`s, once: loading, counting, replacing and showing all go
+by that list.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +42,7 @@ class Matrix:
 
     @property
     def n_bytes(self) -> int:
-        return int(lib.pl_matrix_bytes(self.handle))
+        return int(lib.pl_matrix_bytes(self.handle)) if self.handle else 0  # only described
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +67,108 @@ class Table:
     data: npt.NDArray[np.uint8]
 
 
+Weight: TypeAlias = Matrix | Vector | Table
+W = TypeVar("W", Matrix, Vector, Table)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of an architecture: its name in the model, how it is read, and its shape.
+
+    matrix: (rows, cols), packed. vector: (size,). table: (rows, cols), looked up row by row. unused: older
+    files have it, and it says nothing new.
+    """
+
+    name: str
+    kind: Literal["matrix", "vector", "table", "unused"]
+    shape: tuple[int, ...] = ()
+    optional: bool = False
+    tensor: str = ""  # the file's name for it, where that is another one (tied weights)
+
+
+class Weights(Mapping[str, Weight]):
+    """The tensors of a model by their names."""
+
+    def __init__(self, tensors: Mapping[str, Weight], prefix: str = "") -> None:
+        self._tensors = tensors
+        self._prefix = prefix
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._tensors[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        n = len(self._prefix)
+        return (name[n:] for name in self._tensors if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def under(self, prefix: str) -> Weights:
+        """Those whose names begin with `prefix`, by what follows."""
+        return Weights(self._tensors, self._prefix + prefix)
+
+    def matrix(self, name: str) -> Matrix:
+        return self._typed(name, Matrix)
+
+    def vector(self, name: str) -> Vector:
+        return self._typed(name, Vector)
+
+    def table(self, name: str) -> Table:
+        return self._typed(name, Table)
+
+    def optional_vector(self, name: str) -> Vector | None:
+        return self.vector(name) if name in self else None
+
+    def linear(self, name: str) -> tuple[Matrix, Vector | None]:
+        """The matrix `name`.weight, and the vector `name`.bias if there is one."""
+        return self.matrix(f"{name}.weight"), self.optional_vector(f"{name}.bias")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of packed matrices; the rest stays in the file, or is small."""
+        matrices = {id(w): w.n_bytes for w in self.values() if isinstance(w, Matrix)}
+        return sum(matrices.values())
+
+    def _typed(self, name: str, kind: type[W]) -> W:
+        weight = self[name]
+        if not isinstance(weight, kind):
+            raise TypeError(f"{self._prefix}{name} is a {type(weight).__name__}, not a {kind.__name__}")
+        return weight
+
+
 def padded_vector(name: str, values: npt.NDArray[np.float32]) -> Vector:
     padded = np.zeros(-(-values.size // LANES) * LANES, np.float32)
     padded[: values.size] = values
     return Vector(name, values.size, padded)
 
 
-class WeightLoader:
-    """Takes tensors out of `file` one by one, checking their shapes; `finish` says if some were left over.
+def load_weights(
+    file: GGUFFile,
+    specs: Iterable[TensorSpec],
+    pool: Any,
+    on_bytes: Callable[[int, int], None] | None = None,
+) -> Weights:
+    """The tensors of `specs`, in their order. Every tensor of the file must have a spec: one that is not
+    understood could change the result.
 
-    Without a `pool` weights are only described, from the config and in the file's types: enough to measure.
-    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, or one of
-    a type that cannot be run is a ModelError that names file and tensor.
+    Without a `pool` weights are only described, in the file's types: enough to measure a plan.
+    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, one left
+    over, or one of a type that cannot be run is a ModelError that names file and tensor.
     """
+    loader = _WeightLoader(file, pool, on_bytes)
+    found: dict[str, Weight] = {}
+    for spec in specs:
+        name = spec.tensor or spec.name
+        if spec.kind == "unused":
+            loader.taken.add(name)
+        elif not spec.optional or name in file.tensors:
+            found[spec.name] = loader.load(spec.kind, name, spec.shape)
+    loader.finish()
+    return Weights(found)
+
+
+class _WeightLoader:
+    """Takes tensors out of `file` one by one, checking their shapes."""
 
     def __init__(self, file: GGUFFile, pool: Any, on_bytes: Callable[[int, int], None] | None = None) -> None:
         self.file = file
@@ -93,8 +186,10 @@ class WeightLoader:
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
 
-    def has(self, name: str) -> bool:
-        return name in self.file.tensors
+    def load(self, kind: str, name: str, shape: tuple[int, ...]) -> Weight:
+        if kind == "vector":
+            return self.vector(name, *shape)
+        return self.matrix(name, *shape) if kind == "matrix" else self.table(name, *shape)
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         if self.pool is None:
@@ -117,12 +212,9 @@ class WeightLoader:
             name, rows, cols, info.type, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
         )
 
-    def optional_vector(self, name: str, size: int) -> Vector | None:
-        return self.vector(name, size) if self.has(name) else None
-
     def vector(self, name: str, size: int) -> Vector:
         if self.pool is None:
-            return Vector(name, size, np.zeros(0, np.float32))
+            return padded_vector(name, np.ones(size, np.float32))
         info = self._info(name, (size,))
         return padded_vector(name, dequantize(self.file.data(name), info.type, (size,)))
 
@@ -133,7 +225,6 @@ class WeightLoader:
         return Table(name, rows, cols, info.type, self.file.data(name))
 
     def finish(self) -> None:
-        """Every tensor must have had a use: one that is not understood could change the result."""
         unused = sorted(set(self.file.tensors) - self.taken)
         if unused and self.pool is not None:
             shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
@@ -143,7 +234,7 @@ class WeightLoader:
             )
 
     def _type(self, name: str) -> TensorType:
-        return self.file.tensors[name].type if self.has(name) else TensorType.F32
+        return self.file.tensors[name].type if name in self.file.tensors else TensorType.F32
 
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)

@@ -44,7 +44,7 @@ class Collector:
         """`options` are the engine's. Raises what opening a model raises."""
         self._sums: InputSquares = {}
         self.engine = Engine.open(path, input_squares=self._sums, **options)
-        output = self.engine.model.output.name
+        output = self.engine.model.weights["output.weight"].name
         self.names = [name for name in self._sums if process_output or name != output]
         self.n_tokens = 0
         self.n_windows = 0

@@ -1,0 +1,83 @@
+"""Architectures: which module describes which kind of model, and a model as the engine holds it.
+
+An architecture is a module of `pyllamacpu.model` and one line of `MODULES`. The module defines
+
+    unsupported(config) -> str                      why this config cannot be run, or ""
+    kv_spaces(config) -> tuple of KVSpace           what its layers keep of the tokens read
+    tensors(config, found) -> iterator of TensorSpec   all its tensors
+    record(plan, config, weights)                   its layers, as ops of a plan
+
+It is imported when a model of its kind is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from pyllamacpu.errors import ModelError
+
+if TYPE_CHECKING:
+    from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
+    from pyllamacpu.graph.recorder import Recorder
+    from pyllamacpu.model.config import ModelConfig
+    from pyllamacpu.model.kv_space import KVSpace
+    from pyllamacpu.model.weights import TensorSpec, Weights
+
+MODULES = {"llama": "pyllamacpu.model.llama"}
+"""By the name in general.architecture."""
+
+KNOWN = (*MODULES, "llama4")
+"""Those whose config can be read; not all can be run."""
+
+
+class Architecture(Protocol):
+    def unsupported(self, config: ModelConfig) -> str: ...
+    def kv_spaces(self, config: ModelConfig) -> tuple[KVSpace, ...]: ...
+    def tensors(self, config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]: ...
+    def record(self, plan: Recorder, config: ModelConfig, weights: Weights) -> None: ...
+
+
+def architecture(config: ModelConfig, where: object) -> Architecture:
+    """The module of a model of this config. Raises ModelError, which names the file `where`, if the model
+    cannot be run.
+    """
+    if config.arch not in MODULES:
+        raise ModelError(f"{where}: {config.arch} models cannot be run yet; {', '.join(MODULES)} models can")
+    found = cast(Architecture, import_module(MODULES[config.arch]))
+    if reason := found.unsupported(config):
+        raise ModelError(f"{where}: {reason}")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An architecture with its config and weights."""
+
+    architecture: Architecture
+    config: ModelConfig
+    weights: Weights
+
+    @property
+    def kv_spaces(self) -> tuple[KVSpace, ...]:
+        return self.architecture.kv_spaces(self.config)
+
+    def record(self, plan: Recorder) -> None:
+        """Notes its layers in `plan`."""
+        self.architecture.record(plan, self.config, self.weights)
+
+
+def load(
+    file: GGUFFile, config: ModelConfig, pool: Any, on_bytes: Callable[[int, int], None] | None = None
+) -> Model:
+    """Reads and packs every tensor of `file`; without a `pool` they are only described (weights.py).
+
+    Raises ModelError for a kind of model that cannot be run, and for tensors that are missing, misshapen,
+    left over or of a type that cannot be run.
+    """
+    from pyllamacpu.model.weights import load_weights
+
+    kind = architecture(config, file.paths[0])
+    return Model(kind, config, load_weights(file, kind.tensors(config, file.tensors), pool, on_bytes))
