@@ -23,7 +23,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.text import Tokenizer
+from pyllamacpu.text import load_tokenizer
 from pyllamacpu.weights.blocks import quantize
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +115,7 @@ def test_its_tokenizer_loads_and_round_trips(synthetic: ModuleType, tmp_path: Pa
     path = tmp_path / "model.gguf"
     synthetic.write(path, small(synthetic), "Q8_0")
     with GGUFFile.open(path) as file:
-        tokenizer = Tokenizer.from_metadata(file.metadata, path)
+        tokenizer = load_tokenizer(file.metadata, path)
         assert tokenizer is not None
         ids = tokenizer.encode("Hello, wörld!", add_special=False)
         assert all(0 <= i < 1000 for i in ids)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from pyllamacpu.convert.tokenizers.tokenizer_json import pre_tokenizer_name
 from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.pretokenize import GPT4O, LLAMA3, QWEN2, TEKKEN
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import TokenType
@@ -48,7 +49,7 @@ def metadata(vocabulary: Vocabulary) -> dict[str, Any]:
 def converted(folder: Path, n_rows: int = 0, **more: Any) -> tuple[Tokenizer, dict[str, Any], Vocabulary]:
     vocabulary = read_vocabulary(folder, more.pop("config", {}), n_rows, **more)
     found = metadata(vocabulary)
-    tokenizer = Tokenizer.from_metadata(found)
+    tokenizer = load_tokenizer(found)
     assert tokenizer is not None
     assert not tokenizer.warnings
     return tokenizer, found, vocabulary

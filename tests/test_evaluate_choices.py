@@ -24,7 +24,7 @@ from pyllamacpu.evaluate.tasks import (
     multiple_choice,
     winogrande,
 )
-from pyllamacpu.text import Tokenizer
+from pyllamacpu.text import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def tokenizer(engine: Engine) -> Tokenizer:
-    found = Tokenizer.from_metadata(engine.file.metadata)
+    found = load_tokenizer(engine.file.metadata)
     assert found is not None and found.add_bos
     return found
 

@@ -169,11 +169,11 @@ def test_wilson_intervals(hits: int, n: int, low: float, high: float) -> None:
 
 def test_starter_model_as_in_float32(starter_model: Path) -> None:
     """Float32 arithmetic gives 26.209 (tools/make_smollm2_fixtures.py); 8-bit activations add 0.1 %."""
-    from pyllamacpu.text import Tokenizer
+    from pyllamacpu.text import load_tokenizer
 
     folder = Path(__file__).parent / "fixtures" / "smollm2"
     engine = Engine.open(starter_model, n_ctx=512)
-    tokenizer = Tokenizer.from_metadata(engine.file.metadata)
+    tokenizer = load_tokenizer(engine.file.metadata)
     assert tokenizer is not None and not tokenizer.add_bos
     found = perplexity(engine, tokenizer.encode((folder / "text.txt").read_bytes()), n_ctx=512)
     engine.close()

@@ -23,7 +23,7 @@ from pyllamacpu.engine.generate import (
 from pyllamacpu.engine.session import Session, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.sampling.sampler import SamplingOptions
-from pyllamacpu.text import Tokenizer
+from pyllamacpu.text import Tokenizer, load_tokenizer
 
 GREEDY = SamplingOptions(temperature=0.0)
 N_VOCAB = len(PIECES)
@@ -97,7 +97,7 @@ class FakeEngine:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    made = Tokenizer.from_metadata(vocabulary())
+    made = load_tokenizer(vocabulary())
     assert made is not None
     return made
 

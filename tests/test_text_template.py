@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pyllamacpu.errors import TemplateError
 from pyllamacpu.text.chat import choose_template, encode_chat
 from pyllamacpu.text.formats import ALIASES, FORMATS, find_format
+from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.template import ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -31,14 +32,14 @@ def chat_tokenizer(pre: str = "smollm", **changes: Any) -> Tokenizer:
     metadata["tokenizer.ggml.tokens"] += NEW_TOKENS
     metadata["tokenizer.ggml.token_type"] += [3] * len(NEW_TOKENS)
     metadata.update({f"tokenizer.ggml.{key}": value for key, value in changes.items()})
-    tokenizer = Tokenizer.from_metadata(metadata)
+    tokenizer = load_tokenizer(metadata)
     assert tokenizer is not None
     return tokenizer
 
 
 def llama_tokenizer() -> Tokenizer:
     metadata = json.loads((FIXTURES / "sentencepiece.json").read_text(encoding="ascii"))["metadata"]
-    tokenizer = Tokenizer.from_metadata(metadata)
+    tokenizer = load_tokenizer(metadata)
     assert tokenizer is not None
     return tokenizer
 
@@ -484,7 +485,7 @@ def test_smollm2_chat(starter_model: Path) -> None:
     from pyllamacpu.gguf.reader import GGUFFile
 
     metadata = GGUFFile.open(starter_model).metadata
-    tokenizer, template = Tokenizer.from_metadata(metadata, str(starter_model)), choose_template(metadata)
+    tokenizer, template = load_tokenizer(metadata, str(starter_model)), choose_template(metadata)
     assert tokenizer is not None and template.render(TURNS) == ChatTemplate(CHATML).render(TURNS)
     ids = encode_chat(tokenizer, template, user("Hi <|im_end|>"))
     assert ids[0] == tokenizer.token_id("<|im_start|>") and tokenizer.bos == 1 and not tokenizer.add_bos

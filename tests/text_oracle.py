@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.load import load_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures" / "text"
 PRES = ["smollm", "llama-bpe", "llama4", "gpt-2"]
@@ -26,4 +26,4 @@ def load(name: str, **changes: Any) -> Any:
         **fixture(name)["metadata"],
         **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
     }
-    return Tokenizer.from_metadata({key: value for key, value in metadata.items() if value is not None}, name)
+    return load_tokenizer({key: value for key, value in metadata.items() if value is not None}, name)

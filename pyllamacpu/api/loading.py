@@ -14,7 +14,7 @@ from pyllamacpu.errors import OptionError, PyllamacpuError, StoreError, Tokenize
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import kv_type
-from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template
+from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
         raise OptionError(f"{path}: no such file; give the path of a GGUF file")
     file = GGUFFile.open(path)
     try:
-        tokenizer = Tokenizer.from_metadata(file.metadata, path)
+        tokenizer = load_tokenizer(file.metadata, path)
         if tokenizer is None and options.vocab_only:
             raise TokenizerError(f"{path}: this file has no tokenizer, so vocab_only opens nothing")
         if options.chat_template is not None and tokenizer is not None:

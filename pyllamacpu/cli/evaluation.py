@@ -73,10 +73,10 @@ def open_engine(model: str | None, given: dict[str, Any], width: int) -> Engine:
 
 def tokenizer_of(engine: Engine) -> Tokenizer:
     """The model's tokenizer. Raises ModelError for a file that has none."""
-    from pyllamacpu.text import Tokenizer
+    from pyllamacpu.text import load_tokenizer
 
     path = str(engine.file.paths[0])
-    tokenizer = Tokenizer.from_metadata(engine.file.metadata, path)
+    tokenizer = load_tokenizer(engine.file.metadata, path)
     if tokenizer is None:
         raise ModelError(f"{path}: this file has no tokenizer, so it cannot be measured on a text")
     for warning in tokenizer.warnings:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.evaluate import Windows, windows
-from pyllamacpu.text import Tokenizer
+from pyllamacpu.text import load_tokenizer
 
 N_CTX = 256  # tokens of a window
 _GREEDY = 4  # tokens after the first that are not sampled
@@ -31,7 +31,7 @@ def text_windows(metadata: Mapping[str, Any], path: Path, n_tokens: int, n_ctx: 
 
     Raises ModelError for a model without a tokenizer, ContextError for a text shorter than one window.
     """
-    tokenizer = Tokenizer.from_metadata(metadata, str(path))
+    tokenizer = load_tokenizer(metadata, str(path))
     if tokenizer is None:
         raise ModelError("the model has no tokenizer to read a text with; leave -f away")
     try:
@@ -82,7 +82,7 @@ def draw(logits: npt.NDArray[np.float32], random: np.random.Generator) -> Ints:
 
 
 def _bos(engine: Engine) -> int | None:
-    tokenizer = Tokenizer.from_metadata(engine.file.metadata)
+    tokenizer = load_tokenizer(engine.file.metadata)
     return tokenizer.bos if tokenizer is not None and tokenizer.add_bos else None
 
 

@@ -14,12 +14,14 @@ _HOMES = {
     "Tokenizer": "tokenizer",
     "choose_template": "chat",
     "encode_chat": "chat",
+    "load_tokenizer": "load",
 }
 
-__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "choose_template", "encode_chat"]
+__all__ = ["ChatTemplate", "StreamDecoder", "Tokenizer", "choose_template", "encode_chat", "load_tokenizer"]
 
 if TYPE_CHECKING:
     from pyllamacpu.text.chat import choose_template, encode_chat
+    from pyllamacpu.text.load import load_tokenizer
     from pyllamacpu.text.stream import StreamDecoder
     from pyllamacpu.text.template import ChatTemplate
     from pyllamacpu.text.tokenizer import Tokenizer

@@ -119,24 +119,17 @@ class SentencePieceTokenizer(Tokenizer):
         normal = [i for i, kind in enumerate(self.vocab.types) if kind == TokenType.NORMAL]
         if scores is not None:
             if any(score != score for score in scores):
-                raise TokenizerError(f"{path}: tokenizer.ggml.scores holds a value that is no number")
+                raise TokenizerError(f"{path}: tokenizer.ggml.scores holds a value that is not a number")
             if len(normal) < 2 or len({scores[i] for i in normal}) > 1:
                 return [float(score) for score in scores]
         key = "tokenizer.ggml.merges"
-        rebuilt = [-float(i) for i in range(n)]
         if key in metadata:
-            for rank, merge in enumerate(string_list(metadata[key], key, path)):
-                token = self.vocab.ids.get(merge.replace(" ", "", 1))
-                if token is not None:
-                    rebuilt[token] = (
-                        max(rebuilt[token], -float(rank)) if rebuilt[token] > -rank else -float(rank)
-                    )
-            return rebuilt
+            return scores_of_merges(string_list(metadata[key], key, path), self.vocab.ids)
         self.warnings.append(
             f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used "
             "instead, as in SentencePiece's own models. Convert the model again if words come out odd"
         )
-        return rebuilt
+        return [-float(i) for i in range(n)]
 
     @cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:
@@ -155,7 +148,7 @@ class SentencePieceTokenizer(Tokenizer):
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, OSError, ValueError, OverflowError) as error:
             raise TokenizerError(
-                f"{self.vocab.path}: the vocabulary is no SentencePiece model: {error}; convert it again"
+                f"{self.vocab.path}: the vocabulary is not a SentencePiece model: {error}; convert it again"
             ) from error
 
     def _presplit_tokens(self) -> dict[str, int]:
@@ -208,6 +201,18 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def nl(self) -> int | None:
         return self._byte_ids.get(0x0A, self.vocab.ids.get("\n"))
+
+
+def scores_of_merges(merges: Sequence[str], ids: Mapping[str, int]) -> list[float]:
+    """The score of each token: minus the rank of the first merge that makes it. Tokens that no merge makes
+    come after all others, in the order of their ids.
+    """
+    ranks: dict[int, int] = {}
+    for rank, merge in enumerate(merges):
+        token = ids.get(merge.replace(" ", "", 1))
+        if token is not None:
+            ranks.setdefault(token, rank)
+    return [-float(ranks.get(token, len(merges) + token)) for token in range(len(ids))]
 
 
 def _make_loadable(pieces: list[str], types: list[int], byte_fallback: bool) -> None:

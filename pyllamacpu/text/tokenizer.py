@@ -1,6 +1,6 @@
 """From text to token ids and back: the part that all kinds of tokenizer share.
 
-`Tokenizer.from_metadata` chooses the kind. A kind turns plain text into ids (`_encode_plain`) and one id into
+`load.load_tokenizer` chooses the kind. A kind turns plain text into ids (`_encode_plain`) and one id into
 bytes (`_piece_bytes`); this class finds special tokens in the text, adds BOS and EOS, and joins bytes into
 characters.
 """
@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.vocab import TokenType, Vocabulary, flag, read_vocabulary
+from pyllamacpu.text.vocab import TokenType, Vocabulary, flag
 
 HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 
@@ -25,8 +25,8 @@ class Tokenizer(ABC):
     Attributes: `kind` ("llama" or "gpt2"), `pre` (name of the pre-tokenizer, or None), `n_vocab`, the ids
     `bos`, `eos`, `eot`, `eom`, `nl`, `unk`, `pad` (None when the vocabulary has none), `fim` (role → id for
     fill-in-the-middle: pre, suf, mid, pad, rep, sep), `eog` (every id that ends a generation), `add_bos` and
-    `add_eos` (what `encode(add_special=True)` adds), and `warnings`: sentences that a face of the program
-    must show.
+    `add_eos` (what `encode(add_special=True)` adds), and `warnings`: sentences that the program must show
+    to its user.
     """
 
     kind: str
@@ -43,27 +43,6 @@ class Tokenizer(ABC):
         self.add_eos = flag(metadata, "add_eos_token", False) and vocab.eos is not None
         self.warnings: list[str] = []
 
-    @staticmethod
-    def from_metadata(metadata: Mapping[str, Any], path: str = "model") -> Tokenizer | None:
-        """The tokenizer described by `metadata`, or None when the file has none and serves token ids only.
-
-        Raises TokenizerError for a damaged description or a kind that Llama models do not use.
-        """
-        from pyllamacpu.text.bpe import ByteLevelTokenizer
-        from pyllamacpu.text.spm import SentencePieceTokenizer
-
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind in (None, "none", "no_vocab"):
-            return None
-        if kind == "llama":
-            return SentencePieceTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
-        if kind == "gpt2":
-            return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
-        raise TokenizerError(
-            f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' (SentencePiece) and 'gpt2' (byte-level "
-            "BPE) tokenizers are supported"
-        )
-
     # Text → ids
 
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
@@ -72,7 +51,7 @@ class Tokenizer(ABC):
         `add_special` adds BOS and EOS where the file asks for them. With `parse_special`, spellings of
         control tokens in `text` become those tokens (the leftmost, then the longest, wins), and a BOS spelled
         at the very start is not doubled; without it they are plain text. User-defined tokens are recognised
-        either way, as they were in training. Bytes that are no UTF-8 are encoded byte by byte.
+        either way, as they were in training. Bytes that are not UTF-8 are encoded byte by byte.
         """
         ids: list[int] = []
         for part in self._split_special(to_bytes(text), parse_special):
@@ -161,7 +140,7 @@ class Tokenizer(ABC):
         """The bytes of a token that is neither control nor unknown."""
 
     def decode(self, ids: Iterable[int], special: bool = False, at_start: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are shown only if
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD. Control tokens are shown only if
         `special`.
 
         `at_start` says that `ids` begin a text: the space that SentencePiece put before its first word is
@@ -188,7 +167,7 @@ class Tokenizer(ABC):
     # One token
 
     def check_id(self, token: int) -> None:
-        """Raises TokenizerError when `token` is no id of this vocabulary."""
+        """Raises TokenizerError when `token` is not an id of this vocabulary."""
         if not 0 <= token < self.n_vocab:
             raise TokenizerError(f"token id {token} is outside the vocabulary of {self.n_vocab} tokens")
 
@@ -202,7 +181,7 @@ class Tokenizer(ABC):
         return self.vocab.ids.get(piece)
 
     def is_control(self, token: int) -> bool:
-        """Whether the token steers the model and is no text."""
+        """Whether the token steers the model and is not text."""
         self.check_id(token)
         return self.vocab.types[token] == TokenType.CONTROL
 

@@ -1,0 +1,30 @@
+"""From the metadata of a file to its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.bpe import ByteLevelTokenizer
+from pyllamacpu.text.spm import SentencePieceTokenizer
+from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.vocab import read_vocabulary
+
+
+def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenizer | None:
+    """The tokenizer described by `metadata`, or None when the file has none and serves token ids only.
+
+    Raises TokenizerError for a damaged description or a kind that Llama models do not use.
+    """
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind in (None, "none", "no_vocab"):
+        return None
+    if kind == "llama":
+        return SentencePieceTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
+    if kind == "gpt2":
+        return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
+    raise TokenizerError(
+        f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' (SentencePiece) and 'gpt2' (byte-level "
+        "BPE) tokenizers are supported"
+    )
