@@ -17,9 +17,7 @@ from tiny_llama import greedy, llm, nothing_was_warned_of, path, text_of  # noqa
 from tiny_model import BOS, EOS
 
 from pyllamacpu import Llama
-from pyllamacpu.api.loading import download
 from pyllamacpu.errors import PyllamacpuError, StoreError
-from pyllamacpu.store.hub import HubRef
 
 # Threads, interrupts, calls inside calls
 
@@ -150,7 +148,6 @@ def hub(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     files = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "big/m-F16-00001-of-00002.gguf", "config.json"]
     fake = FakeHub(tmp_path, [*files, "big/m-F16-00002-of-00002.gguf"], path)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda *args, **kwargs: fake)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fake.hf_hub_download)
     return fake
 
 
@@ -161,21 +158,8 @@ def test_from_pretrained_by_pattern(hub: FakeHub) -> None:
     assert hub.fetched == [("user/repo", "m-Q8_0.gguf"), ("user/repo", "config.json")]
 
 
-def test_all_parts_of_a_split_model_are_downloaded(hub: FakeHub) -> None:
-    assert download("user/repo", "big/*F16*.gguf").endswith("00001-of-00002.gguf")
-    assert [name for _, name in hub.fetched] == [f"big/m-F16-0000{i}-of-00002.gguf" for i in (1, 2)]
-
-
-def test_an_exact_name_is_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[HubRef] = []
-    monkeypatch.setattr("pyllamacpu.store.hub.fetch", lambda ref: asked.append(ref) or Path("found.gguf"))
-    assert download("user/repo", "m.gguf") == "found.gguf"
-    assert download("user/repo", None) == "found.gguf"
-    assert [(ref.repo, ref.filename) for ref in asked] == [("user/repo", "m.gguf"), ("user/repo", None)]
-
-
 def test_network_errors_are_typed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(repo_id: str) -> list[str]:
+    def fail(repo_id: str, **_: Any) -> list[str]:
         raise ConnectionError("no route\nand more")
 
     monkeypatch.setattr(hub, "list_repo_files", fail)

@@ -7,12 +7,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from store_build import cache_file
 
-from pyllamacpu.errors import StoreError
-from pyllamacpu.store.hub import HubRef, parse_hub_ref
+from pyllamacpu.errors import OptionError, StoreError
+from pyllamacpu.store.hub import HubRef, download, parse_hub_ref
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import part_names
 from pyllamacpu.store.resolve import list_models, resolve_model
@@ -161,6 +162,49 @@ def test_hub_errors_are_one_line(server: type[FakeHub], status: int, name: str, 
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_download_by_patterns(server: type[FakeHub], tmp_path: Path) -> None:
+    """Each pattern means one model, with all its parts; the path is that of the first."""
+    server.files = {f"big/m-F16-0000{n}-of-00002.gguf": bytes([n]) for n in (1, 2)} | server.files
+    path = download("user/repo", ["big/*F16*.gguf", "README*"])
+    assert path.is_relative_to(hub_cache_dir()) and path.read_bytes() == b"\1"
+    assert path.with_name("m-F16-00002-of-00002.gguf").read_bytes() == b"\2"
+    assert (path.parents[1] / "README.md").read_bytes() == b"hello"
+    path = download("user/repo", ["x-Q8_0.gguf"], local_dir=tmp_path / "here")
+    assert path == tmp_path / "here" / "x-Q8_0.gguf" and path.read_bytes() == b"eight bits"
+    path = download("user/repo", [None], cache_dir=tmp_path / "cache")
+    assert path.is_relative_to(tmp_path / "cache") and path.read_bytes() == b"four bits"
+
+
+def test_a_name_without_a_pattern_is_taken_from_the_cache(server: type[FakeHub]) -> None:
+    path = cache_file("user/repo", "x-Q8_0.gguf")
+    server.status = 418
+    assert download("user/repo", ["x-Q8_0.gguf"]) == path and server.asked == []
+    assert download("user/repo", [None]) == path, "the hub does not answer: what is there is taken"
+
+
+@pytest.mark.parametrize(
+    "status, repo, patterns, says",
+    [
+        (200, "user/other", ["*.gguf"], "no such repository"),
+        (403, "user/repo", ["*.gguf"], "set HF_TOKEN"),
+        (418, "user/repo", ["*.gguf"], r"user/repo: cannot download \("),
+    ],
+)
+def test_errors_of_a_download_by_pattern(
+    server: type[FakeHub], status: int, repo: str, patterns: list[str | None], says: str
+) -> None:
+    server.status = status
+    with pytest.raises(StoreError, match=says):
+        download(repo, patterns)
+
+
+@pytest.mark.parametrize(("pattern", "says"), [("x-*.gguf", "2 files match"), ("no*", "no file matches")])
+def test_patterns_that_mean_no_file_or_many(server: type[FakeHub], pattern: str, says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        download("user/repo", [pattern])
+    assert not [asked for method, asked, _ in server.asked if "/resolve/" in asked]
+
+
 def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache_file("user/repo", "x-Q8_0.gguf")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -170,7 +214,7 @@ def test_offline_takes_what_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_model("hf.co/user/repo:Q4_K_M")
 
 
-def test_an_unfinished_download_is_no_model() -> None:
+def test_an_unfinished_download_is_not_a_model() -> None:
     base = cache_file("user/repo", "x-Q4_K_M.gguf").parent
     (base / "y-Q8_0.gguf").symlink_to(base / "nowhere")
     assert [model.path.name for model in list_models()] == ["x-Q4_K_M.gguf"]

@@ -14,10 +14,11 @@ from typing import Any
 
 from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import TextLevel
-from pyllamacpu.api.loading import LoadOptions, cache_type, download, open_model, text_metadata
+from pyllamacpu.api.loading import LoadOptions, cache_type, open_model, text_metadata
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import MAX_SEED
+from pyllamacpu.store.hub import download
 
 
 class Llama(TextLevel):
@@ -136,7 +137,8 @@ class Llama(TextLevel):
         """
         if local_dir_use_symlinks != "auto":
             warn_once("symlinks", "local_dir_use_symlinks does nothing: the hub's library no longer links")
-        return cls(download(repo_id, filename, additional_files, local_dir, cache_dir), **kwargs)
+        patterns = [filename, *(additional_files or ())]
+        return cls(str(download(repo_id, patterns, local_dir, cache_dir)), **kwargs)
 
     # The model
 

@@ -1,16 +1,15 @@
-"""Opening a model file for the `Llama` class: engine, tokenizer, chat template; and finding it on the hub."""
+"""Opening a model file for the `Llama` class: engine, tokenizer, chat template."""
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.errors import OptionError, PyllamacpuError, StoreError, TokenizerError
+from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import kv_type
@@ -114,69 +113,3 @@ def _as_text(value: str | bool | int | float) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:f}" if isinstance(value, float) else str(value)
-
-
-# Models on the hub
-
-
-def download(
-    repo_id: str,
-    filename: str | None,
-    additional_files: Sequence[str] | None = None,
-    local_dir: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-) -> str:
-    """The local path of a model on the hub, downloaded unless it is cached.
-
-    `filename` is a name or a glob pattern that must fit one model (all parts of a split one count as one);
-    None takes the repository's best four-bit file. Raises OptionError when no file or several fit, StoreError
-    for the network.
-    """
-    is_pattern = filename is not None and any(mark in filename for mark in "*?[")
-    if not is_pattern and local_dir is None and cache_dir is None and not additional_files:
-        from pyllamacpu.store.hub import HubRef, fetch
-
-        # What is in the cache needs no network.
-        return str(fetch(HubRef(repo_id, filename=filename)))
-    try:
-        return _download_matching(repo_id, [filename, *(additional_files or ())], local_dir, cache_dir)
-    except PyllamacpuError:
-        raise
-    except Exception as error:  # the HTTP library differs between versions, and so do its errors
-        reason = str(error).strip().partition("\n")[0]
-        raise StoreError(f"{repo_id}: cannot download ({type(error).__name__}: {reason:.160})") from error
-
-
-def _download_matching(
-    repo_id: str,
-    patterns: Sequence[str | None],
-    local_dir: str | os.PathLike[str] | None,
-    cache_dir: str | os.PathLike[str] | None,
-) -> str:
-    """Downloads what each of the patterns means; the local path of the first file."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    there = HfApi().list_repo_files(repo_id)
-    chosen = [name for pattern in patterns for name in _matching(there, pattern, repo_id)]
-    folder, cache = _text_path(local_dir), _text_path(cache_dir)
-    paths = [hf_hub_download(repo_id, name, local_dir=folder, cache_dir=cache) for name in chosen]
-    return str(paths[0])
-
-
-def _text_path(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
-def _matching(there: Sequence[str], pattern: str | None, repo_id: str) -> list[str]:
-    """The files that `pattern` means: one file, or all parts of one model, the first part first."""
-    from pyllamacpu.store.quants import choose_file, part_names
-
-    if pattern is None:
-        return part_names(choose_file(there, None, repo_id))
-    found = [name for name in there if fnmatch.fnmatch(name, pattern)]
-    models = {tuple(part_names(name)) if name.lower().endswith(".gguf") else (name,) for name in found}
-    if len(models) != 1:
-        what = "no file matches" if not models else f"{len(models)} files match"
-        listing = ", ".join(sorted(found or there)[:40])
-        raise OptionError(f"{repo_id}: {what} {pattern!r}; choose one of: {listing}")
-    return list(models.pop())

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import GGUFError
 from pyllamacpu.gguf.byteswap import swap_tensor
 from pyllamacpu.gguf.metadata import MAX_ENTRIES, Metadata, read_metadata
-from pyllamacpu.gguf.source import Advice, ByteOrder, Cursor, Source
+from pyllamacpu.gguf.source import ByteOrder, Cursor, Source
 from pyllamacpu.gguf.types import REMOVED_TYPES, TensorType
 from pyllamacpu.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, ValueType
 
@@ -89,24 +89,19 @@ class GGUFFile:
         swapped.flags.writeable = False
         return swapped
 
-    def madvise(self, name: str, advice: Advice = "willneed") -> None:
-        """Tells the system how the tensor's pages will be used; best effort."""
-        info = self._info(name)
-        self._sources[info.part].advise(info.offset, info.n_bytes, advice)
-
     def release(self, name: str, start: int = 0, stop: int | None = None) -> None:
         """Drops the tensor's pages (of its bytes `start` to `stop`) from this process's memory; they can be
         read again.
         """
         info = self._info(name)
         stop = info.n_bytes if stop is None else min(stop, info.n_bytes)
-        self._sources[info.part].advise(info.offset + start, stop - start, "dontneed")
+        self._sources[info.part].release(info.offset + start, stop - start)
 
     def release_all(self) -> None:
         """Drops all pages of all parts from this process's memory."""
         if not self._closed:
             for source in self._sources:
-                source.advise(0, source.size, "dontneed")
+                source.release(0, source.size)
 
     def close(self) -> None:
         if not self._closed:

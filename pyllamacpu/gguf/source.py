@@ -16,7 +16,6 @@ from pyllamacpu.errors import GGUFError
 from pyllamacpu.gguf.values import MAGIC, MAX_NAME
 
 ByteOrder = Literal["little", "big"]
-Advice = Literal["dontneed", "willneed", "sequential", "random", "normal"]
 VERSIONS = (1, 2, 3)
 
 
@@ -55,14 +54,13 @@ class Source:
             raise GGUFError(self.path, "the file has been closed")
         return self._bytes
 
-    def advise(self, start: int, length: int, advice: Advice) -> None:
-        """Tells the system what will be done with these bytes; does nothing where it does not listen."""
-        code = getattr(mmap, f"MADV_{advice.upper()}", None)
-        if code is None or not hasattr(self._map, "madvise") or length <= 0:
+    def release(self, start: int, length: int) -> None:
+        """Drops the pages of these bytes from this process's memory; does nothing where the system cannot."""
+        if not hasattr(mmap, "MADV_DONTNEED") or length <= 0:
             return
         first = start - start % mmap.PAGESIZE
-        with suppress(OSError):  # advice only
-            self._map.madvise(code, first, min(start + length, self.size) - first)
+        with suppress(OSError):  # they stay in memory then
+            self._map.madvise(mmap.MADV_DONTNEED, first, min(start + length, self.size) - first)
 
     def close(self) -> None:
         """Unmaps the file, or leaves that to the last array that still looks at it."""

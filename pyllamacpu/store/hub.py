@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from pyllamacpu.errors import StoreError
+from pyllamacpu.errors import PyllamacpuError, StoreError
 from pyllamacpu.store.paths import hub_cache_dir
-from pyllamacpu.store.quants import choose_file, is_model, part_names
+from pyllamacpu.store.quants import choose_file, is_model, matching_files, part_names
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -103,37 +104,84 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def download(
+    repo: str,
+    patterns: Sequence[str | None],
+    local_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The local path of the first file that `patterns` mean in a repository on the hub; all are downloaded.
+
+    A pattern is a name or a glob that must fit one model (all parts of a split one count as one); None means
+    the repository's best four-bit file. A single name (or None) is looked for in the cache first. Raises
+    OptionError when no file or several fit, StoreError for the network.
+    """
+    one = len(patterns) == 1 and local_dir is None and cache_dir is None
+    if one and not any(mark in (patterns[0] or "") for mark in "*?["):
+        return fetch(HubRef(repo, filename=patterns[0]))
+    api = _connect()
+    with _typed_errors(repo, repo):
+        there = api.list_repo_files(repo, revision=None)
+        names = [name for pattern in patterns for name in matching_files(there, pattern, repo)]
+        folder = None if local_dir is None else Path(local_dir)
+        cache = hub_cache_dir() if cache_dir is None else Path(cache_dir)
+        paths = [api.hf_hub_download(repo, name, local_dir=folder, cache_dir=cache) for name in names]
+    return Path(paths[0])
+
+
 def _download(reference: HubRef) -> Path:
     """Ask the hub for its files, choose, and download every part; without a connection take the cache."""
+    api = _connect()
+    revision, cache = reference.revision, hub_cache_dir()
+    try:
+        with _typed_errors(str(reference), reference.repo):
+            wanted = _wanted_files(api, reference)
+            paths = [
+                api.hf_hub_download(reference.repo, name, revision=revision, cache_dir=cache)
+                for name in wanted
+            ]
+    except _NoConnection:
+        if path := _cached_choice(reference, exact=False):
+            return path
+        raise
+    return Path(paths[0])
+
+
+def _connect() -> HfApi:
+    """The hub's client for the endpoint and token that the environment names; bars only on a terminal."""
     import huggingface_hub
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
+    return huggingface_hub.HfApi(endpoint=endpoint, token=token)
+
+
+class _NoConnection(StoreError):
+    """The hub could not be asked, so what it would have answered is not known."""
+
+
+@contextmanager
+def _typed_errors(name: str, repo: str) -> Iterator[None]:
+    """Makes StoreErrors that begin with `name` of the errors that the hub's client raises in the block."""
     from huggingface_hub import errors
 
-    endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
-    if not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
     try:
-        wanted = _wanted_files(api, reference)
-        paths = [
-            api.hf_hub_download(reference.repo, name, revision=reference.revision, cache_dir=hub_cache_dir())
-            for name in wanted
-        ]
+        yield
+    except PyllamacpuError:
+        raise
     except errors.GatedRepoError as error:
         raise StoreError(
-            f"{reference}: access is restricted; accept the terms at https://huggingface.co/{reference.repo} "
+            f"{name}: access is restricted; accept the terms at https://huggingface.co/{repo} "
             "and set HF_TOKEN to your access token"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise StoreError(f"{reference}: no such repository (or a private one: set HF_TOKEN)") from error
+        raise StoreError(f"{name}: no such repository (or a private one: set HF_TOKEN)") from error
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise StoreError(f"{reference}: no such file or revision in the repository") from error
-    except StoreError:
-        raise
+        raise StoreError(f"{name}: no such file or revision in the repository") from error
     except Exception as error:  # the HTTP library differs between versions, and so do its errors
-        if path := _cached_choice(reference, exact=False):
-            return path
-        raise StoreError(f"{reference}: cannot download ({_first_line(error)}); check the network") from error
-    return Path(paths[0])
+        raise _NoConnection(f"{name}: cannot download ({_first_line(error)}); check the network") from error
 
 
 def _wanted_files(api: HfApi, reference: HubRef) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pyllamacpu.errors import StoreError
+from pyllamacpu.errors import OptionError, StoreError
 
 _FOUR_BITS = ("Q4_K_M", "Q4_K_S", "Q4_K_L", "Q4_K", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_1", "MXFP4")
 _MORE_BITS = ("Q5_K_M", "Q5_K_S", "Q5_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0")
@@ -76,6 +77,21 @@ def choose_file(filenames: Iterable[str], quant: str | None, where: str) -> str:
         there = ", ".join(sorted({quant_of(name) or name for name in models}))
         raise StoreError(f"{where} has no {quant}; it has {there}")
     return fitting[0]
+
+
+def matching_files(there: Sequence[str], pattern: str | None, where: str) -> list[str]:
+    """The files of a repository that a name or glob means: one file, or all parts of one model in
+    order. None means the best four-bit model. Raises OptionError when no file or several fit.
+    """
+    if pattern is None:
+        return part_names(choose_file(there, None, where))
+    found = [name for name in there if fnmatch.fnmatch(name, pattern)]
+    fitting = {tuple(part_names(name)) if name.lower().endswith(".gguf") else (name,) for name in found}
+    if len(fitting) != 1:
+        what = "no file matches" if not fitting else f"{len(fitting)} files match"
+        listing = ", ".join(sorted(found or there)[:40])
+        raise OptionError(f"{where}: {what} {pattern!r}; choose one of: {listing}")
+    return list(fitting.pop())
 
 
 def _fitting(models: Sequence[str], quant: str) -> list[str]:
