@@ -280,7 +280,7 @@ def as_json(cells: Cells, programs: Sequence[Program], job: Job) -> dict[str, An
     }
 
 
-# llama-cpp-python behind llama-bench's options
+# llama-cpp-python with llama-bench's options
 
 
 def serve_binding(arguments: Sequence[str]) -> None:

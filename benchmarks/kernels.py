@@ -47,7 +47,7 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Timing:
-    """One kernel on one thread: bytes and operations per second (0: not told), `ns` of one call."""
+    """One kernel on one thread: bytes and operations per second (0: not known), `ns` of one call."""
 
     tier: str
     kernel: str
@@ -113,7 +113,7 @@ def measure_limits(tier: str, seconds: float) -> TierLimits:
 
 
 def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
-    """The figures that the check program prints behind a tier's name."""
+    """The figures that the check program prints after a tier's name."""
     known, tier = set(tiers), ""
     for line in text.splitlines():
         if line.strip() in known and not line.startswith(" "):

@@ -97,7 +97,7 @@ MIXES: dict[str, tuple[int, TensorType]] = {
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _FLOATS = (T.F32, T.F16, T.BF16)
 _LOW_BITS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
-# What llama-quantize takes where rows are no multiple of 256.
+# What llama-quantize takes where rows are not multiples of 256.
 _NARROW = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0, T.TQ1_0: T.Q4_0, T.TQ2_0: T.Q4_0}
 
 

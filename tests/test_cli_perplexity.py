@@ -117,7 +117,7 @@ def test_tasks(folder: Path, run: Run, tasks: list[str], pattern: str) -> None:
     row = json.loads(run("perplexity", *arguments, "-o", "json").out)
     assert row["n_tasks"] == (5 if "--hellaswag" in tasks else 3) and row["tasks"] == tasks[0][2:]
     assert 0 <= row["accuracy"] <= 1
-    assert ("line 2 is no Winogrande task" in told.err) == ("--winogrande" in tasks)
+    assert ("line 2 is not a Winogrande task" in told.err) == ("--winogrande" in tasks)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def yarn(factor: float, original: int, **more: float) -> dict[str, Any]:
     return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **more}
 
 
-# One shape each; sizes are mixed so that no two odd sizes hide behind each other.
+# One shape each; sizes are mixed so that no two odd sizes are taken for each other.
 FLOAT_SHAPES = (
     Shape("mha", n_heads=3, n_kv=3, ffn=52, tied=False, eps=1e-6, leave_out=("rope.freq_base", "vocab_size")),
     Shape("gqa4", n_heads=8, n_kv=2, head_dim=8, ffn=40, vocab=160, tied=False, eps=0.02),
@@ -101,7 +101,7 @@ WIDE256 = (
 
 
 def of_type(name: str) -> Shape:
-    """All matrices in one type: one layer; two for the 32-wide types, whose rows are no multiple of 256."""
+    """All matrices in one type: one layer; two for the 32-wide types, whose rows are not multiples of 256."""
     if name in WIDE32:
         return Shape(name.lower(), 96, 2, 3, 1, ffn=160, vocab=72, qtype=QType[name], lengths=(1, 33))
     return Shape(name.lower(), 256, 1, 4, 1, ffn=256, vocab=72, qtype=QType[name], lengths=(1, 33))

@@ -3,7 +3,7 @@
     python tools/make_recipe_fixtures.py --bin LLAMA_CPP/build/bin
 
 Runs `llama-quantize --dry-run` on files of the shapes in tests/quantize_shapes.py, with and without an
-importance matrix. Made with llama.cpp of llama-cpp-python 0.3.36. In the fixture: shape, then mix (`+` behind
+importance matrix. Made with llama.cpp of llama-cpp-python 0.3.36. In the fixture: shape, then mix (`+` after
 it: with a matrix, only where that changes something), then kind of tensor.
 """
 

@@ -131,7 +131,7 @@ def check(options: BatchedOptions) -> None:
     if not any(options.n_prompt) and not any(options.n_gen):
         raise OptionError("there is nothing to measure: give -npp or -ntg a number of tokens")
     if 0 in options.n_gen and 0 in options.n_prompt:
-        raise OptionError("-npp 0 with -ntg 0 is no test; give one of them a number of tokens")
+        raise OptionError("-npp 0 with -ntg 0 is not a test; give one of them a number of tokens")
 
 
 def _result(

@@ -66,7 +66,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """As llama-bench calls it: pp512, tg128, pp512+tg128, with the depth behind an @."""
+        """As llama-bench calls it: pp512, tg128, pp512+tg128, with the depth after an @."""
         parts = [f"pp{self.n_prompt}"] if self.n_prompt else []
         parts += [f"tg{self.n_gen}"] if self.n_gen else []
         return "+".join(parts) + (f" @ d{self.n_depth}" if self.n_depth else "")

@@ -27,7 +27,7 @@ class HasRow(Protocol):
 
 
 class Writer(Protocol):
-    """`add` gives the text of one more result, `end` the text behind the last one."""
+    """`add` gives the text of one more result, `end` the text after the last one."""
 
     def add(self, result: Any) -> str: ...
 

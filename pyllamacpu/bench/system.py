@@ -1,6 +1,6 @@
 """What the operating system says about this machine and this process: CPU, cores, caches, limits, memory.
 
-Every function reads below `root`, so that tests can describe other machines. What cannot be told is empty,
+Every function reads below `root`, so that tests can describe other machines. What is not known is empty,
 0 or None.
 Sources: the kernel's documentation of /proc, /sys/devices/system/cpu and /sys/fs/cgroup.
 """
@@ -24,7 +24,7 @@ class Cores:
 
     name: str
     cpus: tuple[int, ...]
-    max_mhz: float = 0.0  # 0: not told
+    max_mhz: float = 0.0  # 0: not known
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _kind_names(n: int) -> list[str]:
 
 
 def _capacity(cpu: int, root: Path) -> int:
-    """A number that is higher for faster kinds of cores. Turbo bins, a few percent apart, are no kind."""
+    """A number that is higher for faster kinds of cores. Turbo bins, a few percent apart, are not kinds."""
     capacity = read(f"{_CPUS}/cpu{cpu}/cpu_capacity", root)
     if capacity.isdecimal():
         return int(capacity)
@@ -128,7 +128,7 @@ def numa_nodes(root: Path = ROOT) -> int:
 
 
 def affinity() -> tuple[int, ...]:
-    """CPUs that this process may run on; () where that cannot be told."""
+    """CPUs that this process may run on; () where that is not known."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
@@ -162,7 +162,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def huge_pages(root: Path = ROOT) -> str:
-    """The mode of transparent huge pages: "always", "madvise" or "never"; "" when not told."""
+    """The mode of transparent huge pages: "always", "madvise" or "never"; "" when not known."""
     text = read("sys/kernel/mm/transparent_hugepage/enabled", root)
     return text.partition("[")[2].partition("]")[0]
 
@@ -196,7 +196,7 @@ def in_container(root: Path = ROOT) -> bool:
 
 
 def virtual(root: Path = ROOT) -> bool:
-    """True on a virtual machine (x86 tells by a CPU flag)."""
+    """True on a virtual machine (x86 has a CPU flag for it)."""
     return "hypervisor" in _cpuinfo(root).get("flags", "").split()
 
 

@@ -49,8 +49,8 @@ _TESTS = options(
     click.option(
         "-m", "--model", "models", multiple=True, metavar="MODEL", help="A model; the starter model if none."
     ),
-    _many("-p", "--n-prompt", default="512", text="Tokens of a prompt; 0 is no such test."),
-    _many("-n", "--n-gen", default="128", text="Tokens to generate; 0 is no such test."),
+    _many("-p", "--n-prompt", default="512", text="Tokens of a prompt; 0 for none."),
+    _many("-n", "--n-gen", default="128", text="Tokens to generate; 0 for none."),
     _many(
         "-pg",
         "n_pg",

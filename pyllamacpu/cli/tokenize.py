@@ -69,7 +69,7 @@ def tokenize(
 
 
 def _line(tokenizer: Tokenizer, token: int) -> str:
-    """One token: its id and its text, or its bytes where they are no whole characters."""
+    """One token: its id and its text, or its bytes where they are not whole characters."""
     piece = tokenizer.token_bytes(token, special=True)
     try:
         return f"{token:6d} -> '{piece.decode('utf-8')}'\n"

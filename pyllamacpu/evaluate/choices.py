@@ -62,7 +62,7 @@ class Choices:
         return share(len(self.answered), sum(len(answered.scores) for answered in self.answered))
 
     def row(self) -> dict[str, Any]:
-        """What is told as JSON; shares from 0 to 1."""
+        """What is reported as JSON; shares from 0 to 1."""
         return {
             "accuracy": self.accuracy.value,
             "accuracy_error": self.accuracy.error,
@@ -173,7 +173,7 @@ def _score(engine: Engine, tasks: Sequence[Task]) -> list[list[Doubles]]:
 
 
 def _continued(task: Task, prefixes: Sequence[_Job], i: int) -> _Job:
-    """Answer `i` behind its prefix; its last token predicts nothing and is not evaluated."""
+    """Answer `i` after its prefix; its last token predicts nothing and is not evaluated."""
     tokens = task.answers[i][_first_scored(task) : -1]
     follow = task.answers[i][_first_scored(task) + 1 :]
     prefix = prefixes[i if len(prefixes) > 1 else 0]

@@ -4,7 +4,7 @@ Both models read the same windows side by side, a few hundred rows of logits at 
 is needed. Where one base is compared with many models, `record` keeps its logits of a small text in memory.
 
 The statistics are llama-perplexity's. It keeps the base model's logits in 16 bits and leaves out what is
-below e^-16; here both are exact, so that divergences of 1e-6 can still be told from none.
+below e^-16; here both are exact, so that divergences of 1e-6 still differ from none.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Divergence:
         return covariance(self.nll, self.nll_base) / errors if errors else math.nan
 
     def row(self) -> dict[str, Any]:
-        """What is told as JSON: nats, and shares from 0 to 1. `…_error` are standard errors."""
+        """What is reported as JSON: nats, and shares from 0 to 1. `…_error` are standard errors."""
         estimates = {
             "ppl": self.ppl,
             "ppl_base": self.ppl_base,

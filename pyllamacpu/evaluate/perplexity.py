@@ -39,7 +39,7 @@ class Perplexity:
         return self.n_tokens / self.seconds if self.seconds else 0.0
 
     def row(self) -> dict[str, Any]:
-        """What is told as JSON. Errors are standard errors; `nll` is in nats."""
+        """What is reported as JSON. Errors are standard errors; `nll` is in nats."""
         return {
             "ppl": self.ppl.value,
             "ppl_error": self.ppl.error,

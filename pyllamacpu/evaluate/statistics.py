@@ -10,7 +10,7 @@ import numpy as np
 from pyllamacpu.evaluate.rows import Doubles
 
 Z_95 = 1.959963984540054  # of the normal distribution: 95 % lie within
-FEW = 10  # values from which no error is told
+MIN_VALUES = 10  # below, an error means nothing
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def mean(values: Doubles) -> Estimate:
     if n == 0:
         return Estimate(math.nan, 0.0)
     value = float(values.mean())
-    return Estimate(value, math.sqrt(float(values.var()) / (n - 1)) if n > FEW else 0.0)
+    return Estimate(value, math.sqrt(float(values.var()) / (n - 1)) if n > MIN_VALUES else 0.0)
 
 
 def share(hits: int, n: int) -> Estimate:
@@ -54,7 +54,7 @@ def share(hits: int, n: int) -> Estimate:
 def covariance(a: Doubles, b: Doubles) -> float:
     """Covariance of the means of `a` and `b`, values side by side."""
     n = a.size
-    return float(np.mean(a * b) - a.mean() * b.mean()) / (n - 1) if n >= FEW else 0.0
+    return float(np.mean(a * b) - a.mean() * b.mean()) / (n - 1) if n >= MIN_VALUES else 0.0
 
 
 def error_of_difference(a: float, b: float, cov: float) -> float:

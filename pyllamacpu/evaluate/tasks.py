@@ -54,7 +54,7 @@ def hellaswag(content: bytes, tokenizer: Tokenizer, n_tasks: int = 0, source: st
     lines = [line.removesuffix(b"\r") for line in content.removesuffix(b"\n").split(b"\n")]
     if not content or len(lines) % HELLASWAG_LINES:
         raise OptionError(
-            f"{source}: HellaSwag tasks have 6 lines each; {len(lines)} lines are no whole tasks"
+            f"{source}: HellaSwag tasks have 6 lines each; {len(lines)} lines are not whole tasks"
         )
     groups = [lines[i : i + HELLASWAG_LINES] for i in range(0, len(lines), HELLASWAG_LINES)]
     return [_hellaswag_task(group, tokenizer, source) for group in _uniformly(groups, n_tasks)]
@@ -129,7 +129,7 @@ def winogrande(
             found.append(fields)
         elif line:
             shown = line.decode(errors="replace")[:60]
-            warnings.append(f"{source}: line {number} is no Winogrande task and is left out: {shown}")
+            warnings.append(f"{source}: line {number} is not a Winogrande task and is left out: {shown}")
     if not found:
         raise OptionError(f"{source}: no line is a task: index,sentence with _,choice 1,choice 2,answer")
     return [_winogrande_task(fields, tokenizer) for fields in _scaled(found, n_tasks)], warnings

@@ -52,7 +52,7 @@ class Windows:
         """What the model reads."""
         if self.bos is None:
             return self.tokens
-        inputs = self.tokens.copy()
+        inputs: Ints = self.tokens.copy()
         inputs[:, 0] = self.bos
         return inputs
 

@@ -15,7 +15,7 @@ from pyllamacpu.gguf.types import TensorType
 
 T = TensorType
 
-# type: ((byte offset in the block, bytes per word, number of words), ...); types not listed hold bytes only
+# tensor type: ((byte offset in the block, bytes per word, number of words), ...); others hold bytes only
 _WORDS: dict[TensorType, tuple[tuple[int, int, int], ...]] = {
     T.F32: ((0, 4, 1),),
     T.F16: ((0, 2, 1),),
@@ -54,7 +54,7 @@ _WORDS: dict[TensorType, tuple[tuple[int, int, int], ...]] = {
 
 def swap_tensor(data: npt.NDArray[np.uint8], kind: TensorType) -> npt.NDArray[np.uint8]:
     """A copy of `data` (flat uint8, whole blocks of `kind`) with the bytes of each word reversed."""
-    swapped = data.copy()
+    swapped: npt.NDArray[np.uint8] = data.copy()
     blocks = swapped.reshape(-1, kind.block_bytes)  # (n_blocks, block_bytes)
     source = data.reshape(-1, kind.block_bytes)
     for offset, width, count in _WORDS.get(kind, ()):

@@ -40,7 +40,7 @@ class Entry:
 class Metadata(Mapping[str, Any]):
     """The keys of a file and their values, decoded on first access.
 
-    Numbers come as int, float or bool; strings as str (bytes that are no UTF-8 are replaced, `raw(key)` has
+    Numbers come as int, float or bool; strings as str (bytes that are not UTF-8 are replaced, `raw(key)` has
     them); arrays of numbers as read-only numpy arrays in native byte order; arrays of strings as
     `StringArray`; arrays of arrays as tuples of those.
     """
@@ -92,7 +92,7 @@ class Metadata(Mapping[str, Any]):
 
 
 def read_metadata(cursor: Cursor, n_entries: int) -> Metadata:
-    """Reads `n_entries` keys and checks their values, leaving the cursor behind the last one."""
+    """Reads `n_entries` keys and checks their values, leaving the cursor after the last one."""
     smallest = cursor.source.width + 1 + 4 + 1  # a key of one byte, its type, a value of one byte
     if n_entries > min(MAX_ENTRIES, cursor.left // smallest):
         raise cursor.fail(f"{n_entries} metadata keys cannot fit in the file")

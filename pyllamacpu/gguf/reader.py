@@ -168,7 +168,7 @@ def _open_parts(path: str, sources: list[Source]) -> tuple[Metadata, dict[str, T
 
 
 def _part_paths(path: str, n_parts: int) -> list[str]:
-    """The paths of all parts, which must exist, as the name of one tells them."""
+    """The paths of all parts, which must exist, by the name of one of them."""
     found = _PART_NAME.fullmatch(path)
     if found is None or int(found["count"]) != n_parts or not 1 <= int(found["no"]) <= n_parts:
         raise GGUFError(

@@ -53,7 +53,7 @@ def _scan(
 class StringArray(Sequence[str]):
     """`count` strings of a metadata array, as text or as the raw bytes of the file.
 
-    Text is decoded as UTF-8 with `surrogateescape`, so that strings which are no UTF-8 stay distinct and
+    Text is decoded as UTF-8 with `surrogateescape`, so that strings that are not UTF-8 stay distinct and
     `s.encode("utf-8", "surrogateescape")` gives the bytes back. `str_list()` and `bytes_list()` are the
     fast ways to all of them; nothing is cached but the positions.
     """

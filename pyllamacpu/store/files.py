@@ -31,7 +31,7 @@ def sync_directory(folder: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `target` when the block ends, and leaves nothing behind when it fails."""
+    """A binary file that becomes `target` when the block ends; nothing of it stays when the block fails."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as out:
@@ -77,7 +77,7 @@ def _at_least(done: int, size: int) -> str:
 def exclusive(lock_file: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold `lock_file` locked against other processes; `on_wait` is called once if another one holds it.
 
-    A file system without locks is no obstacle: files are still replaced atomically, only done twice.
+    On a file system without locks files are still replaced atomically, only done twice.
     """
     lock_file.parent.mkdir(parents=True, exist_ok=True)
     with open(lock_file, "ab") as handle:

@@ -150,7 +150,7 @@ def _download(reference: HubRef) -> Path:
 def _connect() -> HfApi:
     """The hub's client for the endpoint and token that the environment names; bars only on a terminal."""
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined,unused-ignore]
 
     if not sys.stderr.isatty():
         disable_progress_bars()

