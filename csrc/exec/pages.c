@@ -21,6 +21,7 @@ struct pl_slab {
 };
 
 static_assert(PL_PAGE_POSITIONS == PL_TILE, "a page is one attention tile of every head");
+static_assert(PL_MAX_HEAD_DIM == PL_HEAD_DIM_LIMIT, "what callers may ask for is what kernels have room for");
 
 static int kv_type_known(int type)
 {

@@ -16,7 +16,6 @@
 #define PL_ARM 0
 #endif
 
-#include "api.h"
 #include "types/blocks.h"
 #include "types/codebook.h"
 #include "kernels/kernels.h"
