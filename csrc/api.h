@@ -190,73 +190,140 @@ int64_t pl_cache_page_bytes(const pl_cache *cache);
 uintptr_t pl_page_new(pl_cache *cache);
 void pl_page_free(pl_cache *cache, uintptr_t page);
 
-/* ---- The plan (plan.c) ---- */
+/* ---- The plan: ops over numbered buffers (exec/) ---- */
 
-#define PL_OP_EMBED 0       /* dst = table[tokens] */
-#define PL_OP_ROPE_TABLE 1  /* dst = cosines and sines of position * vector[0], times floats[0] */
-#define PL_OP_RMS_NORM 2    /* dst (and q8) = rms_norm(src[0]) * vector[0]; floats[0] = eps */
-#define PL_OP_QUANTIZE 3    /* q8 = src[0] in 8-bit blocks */
-#define PL_OP_MATMUL 4      /* dst[i] = matrix[i] x (q8, or src[0]) + vector[i] (i = 0: + src[1]), for each i with a matrix */
-#define PL_OP_ROPE_STORE 5  /* rotates src[0] (q) and src[1] (k) in place by src[3]; k and src[2] (v) go to the cache */
-#define PL_OP_ATTENTION 6   /* dst = softmax(floats[0] * q k^T) v, q = src[0] */
-#define PL_OP_SILU_MUL 7    /* dst (and q8) = silu(src[0]) * src[1] */
-#define PL_OP_ADD 8         /* dst = src[0] + src[1] */
-#define PL_OP_SELECT 9      /* dst = the rows of src[0] that the batch wants outputs of */
-#define PL_OP_SQUARES 10    /* sums[c] += src[0][c]^2 for each token in turn */
-#define PL_OP_GATHER 11     /* gathers the residual blocks in q8, for products of several tokens */
-#define PL_OP_COUNT 12
+typedef struct {
+    const float *values; /* (n,), padded with zeros to a multiple of 16; n 0: none */
+    int64_t n;
+} pl_vector;
 
-#define PL_NONE -1
-#define PL_LOGITS -2 /* as dst: the batch's logits; the op is skipped when the batch has none */
+typedef struct {
+    const uint8_t *data; /* (rows, row_bytes) of a tensor type, as in the file */
+    int64_t rows, row_bytes;
+    int32_t type;
+} pl_table;
+
+typedef struct {
+    const pl_matrix *const *items; /* (n,) */
+    int64_t n;
+} pl_matrices;
+
+/* Types of an op's fields (exec/ops.def says what they mean). */
+#define PL_FIELD_INT 0       /* int32_t */
+#define PL_FIELD_FLOAT 1     /* float */
+#define PL_FIELD_MATRIX 2    /* const pl_matrix * */
+#define PL_FIELD_MATRICES 3  /* pl_matrices */
+#define PL_FIELD_VECTOR 4    /* pl_vector */
+#define PL_FIELD_TABLE 5     /* pl_table */
+#define PL_FIELD_SUMS 6      /* double * */
+#define PL_FIELD_IN 7        /* int32_t, the number of a buffer, from here on */
+#define PL_FIELD_OUT 8
+#define PL_FIELD_INOUT 9
+#define PL_FIELD_RESULT 10
+#define PL_FIELD_ROWS 11
+#define PL_FIELD_Q8_IN 12
+#define PL_FIELD_Q8_OUT 13
+#define PL_FIELD_Q8_INOUT 14
+#define PL_FIELD_INTS_IN 15
+#define PL_FIELD_INTS_OUT 16
+#define PL_FIELD_INTS 17
+
+#define PL_NONE -1   /* an optional field without a buffer */
+#define PL_LOGITS -2 /* as a RESULT: the batch's logits; the op is skipped when the batch has no room for them */
 #define PL_HIDDEN -3 /* likewise */
 
-/* One op over numbered buffers of float32 rows, (n_tokens, width), or (n_outputs, width) when `outputs` is set. */
+/* Which rows of the batch an op works on. */
+#define PL_ROWS_TOKENS 0
+#define PL_ROWS_OUTPUTS 1
+#define PL_ROWS_LOGITS 2 /* the first n_logits outputs */
+#define PL_ROWS_ANY 3    /* (in ops.def) any of them */
+
+/* An op is a record of pl_op_bytes bytes: this head, then its fields. */
 typedef struct {
-    int32_t kind;
-    int32_t outputs;
-    int32_t dst[3], src[4];
-    int32_t q8; /* number of the 8-bit buffer, or PL_NONE */
-    int32_t layer;
-    int32_t n_heads, kv_heads, head_dim, v_dim;
-    int32_t rope_dim, rope_neox; /* rotated dims; pairs: adjacent (0) or halves (1) */
-    int32_t window;              /* keys a query sees, itself included; 0: all */
-    int32_t gated;               /* MATMUL of two like matrices: dst[0] = silu(the first result) * the second */
-    int32_t table_type;
-    float floats[2];
-    const pl_matrix *matrix[3];
-    const float *vector[3]; /* padded to 16 floats */
-    const uint8_t *table;   /* rows of `table_row_bytes`, as in the file */
-    int64_t table_row_bytes, table_rows;
-    double *sums;  /* (width): PL_OP_SQUARES adds to them, in every run */
-    int64_t width; /* columns of src[0] that count */
-} pl_op;
+    int32_t kind;  /* the row of ops.def */
+    int32_t rows;  /* PL_ROWS_TOKENS … PL_ROWS_LOGITS */
+    int32_t times; /* of those, for each row of the batch (experts: as many as a token has) */
+} pl_op_head;
+
+typedef struct {
+    const char *name;
+    int32_t type, n, optional; /* PL_FIELD_…; elements, each of the type; whether it may be left out */
+    int64_t offset;            /* bytes from the op's beginning */
+} pl_op_field;
+
+typedef struct pl_op pl_op;
+int64_t pl_op_bytes(void);
+/* Of the kinds 0, 1, …: the name (NULL past the last), the rows it takes (PL_ROWS_…), and its n fields. */
+const char *pl_op_name(int kind);
+int pl_op_rows_allowed(int kind);
+const pl_op_field *pl_op_fields(int kind, int *n);
+
+/* Buffers have a row for each token of the batch, `times` over: of float32, of 8-bit blocks, or of int32. */
+#define PL_BUFFER_FLOATS 0
+#define PL_BUFFER_Q8 1 /* width: a multiple of 32 */
+#define PL_BUFFER_INTS 2
+typedef struct {
+    int32_t kind, width, times; /* PL_BUFFER_…; elements of a row */
+} pl_buffer;
+
+/* Why a plan cannot be made: `op` is the number of the op that is wrong, or -1. */
+typedef struct {
+    int32_t op;
+    char message[200];
+} pl_plan_error;
 
 typedef struct pl_plan pl_plan;
-/* widths: of the float32 buffers; q8_widths: of the 8-bit buffers (multiples of 32). Copies the ops; the matrices,
- * vectors and tables must outlive the plan. NULL: out of memory or an op that does not fit. */
-pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
-                     const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx);
+/* spaces: (n_spaces) caches, the shapes of the KV spaces' pages; n_spaces may be 0. Copies the ops; the matrices, vectors,
+ * tables and sums must outlive the plan. NULL, with the reason in `error`: an op that does not fit, or out of memory. */
+pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops,
+                     const pl_buffer *buffers, int n_buffers, int max_tokens, int n_ctx, pl_plan_error *error);
 void pl_plan_free(pl_plan *plan);
-/* Bytes of all buffers and scratch; pl_plan_measure tells them without making the plan (its ops need no weights). */
+/* Bytes of all buffers and scratch; pl_plan_measure tells them without making the plan (its ops need no weights), or PL_EINVAL
+ * with the reason in `error`. */
 int64_t pl_plan_bytes(const pl_plan *plan);
-int64_t pl_plan_measure(const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
-                        const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx, int n_threads);
+int64_t pl_plan_measure(const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops, const pl_buffer *buffers,
+                        int n_buffers, int max_tokens, int n_ctx, int n_threads, pl_plan_error *error);
+/* Floats from one row of the batch's outputs to the next, a multiple of 16; 0: the plan has none of them. */
+int64_t pl_plan_logits_stride(const pl_plan *plan);
+int64_t pl_plan_hidden_stride(const pl_plan *plan);
 
-/* Tokens of one sequence must stand together, at consecutive positions. */
+/* Tokens of one sequence stand together, at consecutive positions below n_ctx; each of the n_sequences has some.
+ * Wherever an array is needed, it must not be NULL. */
 typedef struct {
-    int32_t n_tokens, n_outputs, n_sequences;
-    const int32_t *tokens, *positions, *sequences; /* (n_tokens,) */
-    const int32_t *outputs;                        /* (n_outputs,) token rows in rising order */
-    const uintptr_t *const *pages;                 /* per sequence: its pages by position / PL_PAGE_POSITIONS */
-    float *logits; /* (n_outputs, vocabulary padded to 16), 64-byte aligned rows; or NULL */
-    float *hidden; /* (n_outputs, dim padded to 32) or NULL */
+    int32_t n_tokens, n_outputs, n_logits, n_sequences, n_embeddings;
+    const int32_t *tokens;    /* (n_tokens,) ids; -1 - i: row i of `embeddings` stands in its place */
+    const int32_t *positions; /* (n_tokens,) */
+    const int32_t *sequences; /* (n_tokens,) */
+    const int32_t *outputs;   /* (n_outputs,) rows of tokens; logits are wanted of the first n_logits of them */
+    const float *embeddings;  /* (n_embeddings, embedding_stride) */
+    int64_t embedding_stride; /* floats, at least the model's dim */
+    const uintptr_t *const *const *pages; /* pages[space][sequence][position / PL_PAGE_POSITIONS] */
+    const int32_t *const *lengths; /* lengths[space][sequence]: keys for attention that is not causal; lengths, or that of a
+                                    * space, may be NULL: as many as the sequence has positions, with those of this batch */
+    float *logits; /* (n_logits, logits_stride of the plan), 64-byte aligned; or NULL */
+    float *hidden; /* (n_outputs, hidden_stride of the plan), 64-byte aligned; or NULL */
 } pl_batch;
 
 /* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms
- * apart; when it returns non-zero the run ends with PL_EINTERRUPTED. */
+ * apart; when it returns non-zero the run ends with PL_EINTERRUPTED. PL_EINVAL: the batch does not fit the plan, or an op was
+ * given a row that is not there (its results are worth nothing). */
 int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));
 /* From now on adds up the seconds spent in each op (n_ops) of later runs into `seconds`; NULL ends it. */
 void pl_plan_profile(pl_plan *plan, double *seconds);
+
+/* A step to count: n_sequences sequences of `depth` tokens get n_tokens more each. */
+typedef struct {
+    int32_t n_sequences, n_tokens, depth, n_outputs, n_logits;
+} pl_workload;
+
+/* read: bytes from memory that no cache can save (weights, keys and values, table rows). int8, fp32: operations, a
+ * multiplication and its addition being two; a division or exponential counts as one. */
+typedef struct {
+    double read, int8, fp32;
+} pl_cost;
+
+/* What op number `op` costs at least. */
+int pl_plan_cost(const pl_plan *plan, int op, const pl_workload *work, pl_cost *cost);
 
 /* ---- Distributions (divergence.c) ---- */
 

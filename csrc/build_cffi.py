@@ -43,7 +43,7 @@ ffi.set_source(
     include_dirs=[str(HERE)],
     depends=[
         os.path.relpath(p, HERE.parent)
-        for p in [*HERE.glob("*.h"), *HERE.glob("*/*.h"), *HERE.glob("*/*.inc")]
+        for p in [*HERE.glob("*.h"), *HERE.glob("*/*.h"), *HERE.glob("*/*.inc"), *HERE.glob("*/*.def")]
     ],
     extra_compile_args=compile_args(),
     libraries=[] if sys.platform == "win32" else ["m", "pthread"],

@@ -1,152 +1,36 @@
-/* Attention of a batch: which thread attends which queries to which pages.
+/* Attention of a batch over the pages of a KV space: which thread attends which queries to which pages.
  *
  * Keys are cut into splits of PL_SPLIT positions. A query's softmax is computed per split and the splits are merged in
  * order, always. For a prompt one item does so split after split for a group of queries; for a single token over a long
  * context the splits are items of their own, and whichever finishes last merges. Both give the same bits. */
-#include "types/blocks.h"
-#include "platform/os.h"
+#include "exec/attention.h"
 #include "exec/plan.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define ROWS_WANTED 64 /* query rows of an item: enough to share the pages read, few enough for the L2 cache */
-#define PARTS 1024     /* partial states kept at most, beyond what one token over the whole context needs */
-
+/* What the items of one op share. */
 typedef struct {
-    float **total, **part;
-    const float **q;
-    int32_t *pos, *lo;
-    float *tiles;
-} item_scratch;
-
-static int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
-
-/* A key tile, a value tile and the scales of a value tile, as float32. */
-static int64_t tiles_floats(const pl_cache *c)
-{
-    int64_t k_dim = (c->k.head_dim + 31) / 32 * 32, v_dim = (c->v.head_dim + 31) / 32 * 32;
-    return (k_dim + v_dim) * PL_TILE + v_dim;
-}
-
-static int heads_per_kv(const pl_op *ops, int n_ops, const pl_cache *c)
-{
-    int most = 1;
-    for (int i = 0; i < n_ops; i++)
-        if (ops[i].kind == PL_OP_ATTENTION && ops[i].n_heads / c->kv_heads > most)
-            most = ops[i].n_heads / c->kv_heads;
-    return most;
-}
-
-int64_t pl_attention_measure(pl_attention_work *w, const pl_cache *c, const pl_op *ops, int n_ops, int n_ctx, int n_threads)
-{
-    int heads = heads_per_kv(ops, n_ops, c), tokens = ROWS_WANTED / heads > 1 ? ROWS_WANTED / heads : 1;
-    w->heads_per_kv = heads;
-    w->tokens_max = tokens;
-    w->rows_max = tokens * heads;
-    w->state_floats = PL_STATE_HEAD + (c->v.head_dim + 31) / 32 * 32;
-    w->part_capacity = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * heads + PARTS;
-    int64_t tile_floats = tiles_floats(c);
-    int64_t q_floats = (int64_t)w->rows_max * ((c->k.head_dim + 15) / 16 * 16);
-    w->scratch_bytes = align64(tile_floats * 4) + align64(2 * w->rows_max * w->state_floats * 4) + align64(q_floats * 4) +
-                       align64(w->rows_max * (int64_t)(3 * sizeof(void *) + 2 * sizeof(int32_t)));
-    return w->part_capacity * w->state_floats * 4 + w->scratch_bytes * n_threads;
-}
-
-int pl_attention_init(pl_plan *plan)
-{
-    pl_attention_work *w = &plan->attention;
-    w->groups = calloc((size_t)plan->max_tokens, sizeof *w->groups);
-    w->pending = calloc((size_t)plan->max_tokens * (size_t)plan->cache->kv_heads, sizeof *w->pending);
-    w->parts = pl_alloc((size_t)(w->part_capacity * w->state_floats * 4), 0);
-    w->scratch = pl_alloc((size_t)(w->scratch_bytes * pl_pool_threads(plan->pool)), 0);
-    return w->groups && w->pending && w->parts && w->scratch ? PL_OK : PL_ENOMEM;
-}
-
-void pl_attention_free(pl_plan *plan)
-{
-    pl_attention_work *w = &plan->attention;
-    free(w->groups);
-    free((void *)w->pending);
-    pl_release(w->parts, (size_t)(w->part_capacity * w->state_floats * 4));
-    pl_release(w->scratch, (size_t)(w->scratch_bytes * pl_pool_threads(plan->pool)));
-}
-
-void pl_attention_prepare(pl_plan *plan)
-{
-    pl_attention_work *w = &plan->attention;
-    const pl_batch *b = &plan->batch;
-    int kv_heads = plan->cache->kv_heads;
-    int64_t parts = 0;
-    w->n_groups = 0;
-    w->n_items = 0;
-    w->apart = 0;
-    for (int t = 0; t < b->n_tokens;) {
-        int end = t + 1;
-        while (end < b->n_tokens && end - t < w->tokens_max && b->sequences[end] == b->sequences[t])
-            end++;
-        int n_splits = b->positions[t] / PL_SPLIT + 1;
-        int64_t states = (int64_t)n_splits * w->heads_per_kv * kv_heads;
-        if (end - t > 1 || parts + states > w->part_capacity)
-            n_splits = 1;
-        w->groups[w->n_groups++] = (pl_group){b->sequences[t], t, end - t, n_splits, w->n_items, parts};
-        w->n_items += (int64_t)n_splits * kv_heads;
-        if (n_splits > 1) {
-            parts += states;
-            w->apart = 1;
-        }
-        t = end;
-    }
-    w->apart |= w->n_groups <= PL_SHARED;
-    for (int i = 0; i < w->n_groups * kv_heads; i++)
-        atomic_store_explicit(&w->pending[i], w->groups[i / kv_heads].n_splits, memory_order_relaxed);
-}
-
-static item_scratch scratch_of(pl_plan *plan, int thread)
-{
-    pl_attention_work *w = &plan->attention;
-    uint8_t *p = w->scratch + thread * w->scratch_bytes;
-    item_scratch s;
-    s.tiles = (float *)(void *)p;
-    p += align64(tiles_floats(plan->cache) * 4);
-    float *states = (float *)(void *)p;
-    p += align64(2 * w->rows_max * w->state_floats * 4);
-    float *q = (float *)(void *)p;
-    int64_t q_stride = (plan->cache->k.head_dim + 15) / 16 * 16;
-    p += align64(w->rows_max * q_stride * 4);
-    s.total = (float **)(void *)p;
-    s.part = s.total + w->rows_max;
-    s.q = (const float **)(void *)(s.part + w->rows_max);
-    s.pos = (int32_t *)(void *)(s.q + w->rows_max);
-    s.lo = s.pos + w->rows_max;
-    for (int r = 0; r < w->rows_max; r++) {
-        s.total[r] = states + 2 * r * w->state_floats;
-        s.part[r] = s.total[r] + w->state_floats;
-        s.q[r] = q + r * q_stride;
-    }
-    return s;
-}
-
-static void state_clear(const pl_plan *plan, float *state)
-{
-    memset(state, 0, sizeof(float) * (size_t)plan->attention.state_floats);
-    state[0] = -INFINITY;
-}
+    pl_plan *plan;
+    const pl_op_attention *op;
+    const pl_cache *space;
+    pl_attention_schedule *schedule;
+    int per_kv; /* query heads of a KV head */
+} attention_job;
 
 /* One split of every row: softmax states of keys [split * PL_SPLIT, …) into states[row]. */
-static void attend_split(pl_plan *plan, const pl_op *op, const pl_group *g, int head, int64_t split, int rows,
-                         const item_scratch *s, float *const *states)
+static void attend_split(const attention_job *job, const pl_group *g, int head, int64_t split, int rows, const pl_item_scratch *s,
+                         float *const *states)
 {
-    int64_t offset = pl_cache_offset(plan->cache, op->layer, head), begin = split * PL_SPLIT;
+    int64_t offset = pl_cache_offset(job->space, job->op->layer, head), begin = split * PL_SPLIT;
     int64_t last = s->pos[rows - 1] + 1, end = begin + PL_SPLIT < last ? begin + PL_SPLIT : last, first = s->lo[0] / PL_TILE * PL_TILE;
     for (int r = 0; r < rows; r++)
-        state_clear(plan, states[r]);
-    plan->kernels->attention(&(pl_attention){
-        .k = &plan->cache->k,
-        .v = &plan->cache->v,
-        .pages = (uint8_t *const *)(const void *)plan->batch.pages[g->sequence],
+        pl_state_clear(states[r], s->state_floats);
+    job->plan->kernels->attention(&(pl_attention){
+        .k = &job->space->k,
+        .v = &job->space->v,
+        .pages = (uint8_t *const *)(const void *)job->plan->batch.pages[job->op->space][g->sequence],
         .k_offset = offset,
-        .v_offset = offset + plan->cache->k.bytes,
+        .v_offset = offset + job->space->k.bytes,
         .key0 = begin > first ? begin : first,
         .key1 = end,
         .n_rows = rows,
@@ -158,75 +42,89 @@ static void attend_split(pl_plan *plan, const pl_op *op, const pl_group *g, int 
     });
 }
 
-/* Copies the group's queries of one KV head, times the softmax scale and log2 e; returns how many rows. */
-static int load_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head, item_scratch *s)
+/* The first key that a token at `position` sees. */
+static int32_t first_key(const pl_op_attention *op, int32_t position)
 {
-    int per_kv = op->n_heads / op->kv_heads, rows = 0;
-    float scale = (float)((double)op->floats[0] * 1.4426950408889634);
+    int32_t lo = op->window > 0 && position >= op->window ? position - op->window + 1 : 0;
+    int32_t begin = op->chunk > 0 ? position - position % op->chunk : 0;
+    return begin > lo ? begin : lo;
+}
+
+/* Copies the group's queries of one KV head, times the softmax scale and log2 e; returns how many rows. */
+static int load_rows(const attention_job *job, const pl_group *g, int head, pl_item_scratch *s)
+{
+    const pl_batch *b = &job->plan->batch;
+    const int head_dim = job->space->k.head_dim;
+    int rows = 0;
+    float scale = (float)((double)job->op->scale * 1.4426950408889634);
     for (int t = g->token0; t < g->token0 + g->n_tokens; t++)
-        for (int i = 0; i < per_kv; i++, rows++) {
-            const float *q = plan->buffers[op->src[0]] + t * plan->strides[op->src[0]] + (head * per_kv + i) * op->head_dim;
+        for (int i = 0; i < job->per_kv; i++, rows++) {
+            const float *q = pl_row(job->plan, job->op->q, t) + (head * job->per_kv + i) * head_dim;
             float *scaled = (float *)(uintptr_t)s->q[rows];
-            for (int d = 0; d < op->head_dim; d++)
+            for (int d = 0; d < head_dim; d++)
                 scaled[d] = q[d] * scale;
-            s->pos[rows] = plan->batch.positions[t];
-            s->lo[rows] = op->window > 0 && s->pos[rows] >= op->window ? s->pos[rows] - op->window + 1 : 0;
+            s->pos[rows] = g->keys < 0 ? b->positions[t] : (int32_t)g->keys - 1;
+            s->lo[rows] = g->keys < 0 ? first_key(job->op, b->positions[t]) : 0;
         }
     return rows;
 }
 
-static void merge(pl_plan *plan, float *total, const float *part)
+static void merge(const attention_job *job, float *total, const float *part, const pl_item_scratch *s)
 {
-    plan->kernels->attention_merge(total, part, (int)plan->attention.state_floats - PL_STATE_HEAD);
+    job->plan->kernels->attention_merge(total, part, (int)s->state_floats - PL_STATE_HEAD);
 }
 
-static void write_rows(pl_plan *plan, const pl_op *op, const pl_group *g, int head, int rows, float *const *total)
+static void write_rows(const attention_job *job, const pl_group *g, int head, int rows, const pl_item_scratch *s)
 {
-    int per_kv = op->n_heads / op->kv_heads;
+    const int v_dim = job->space->v.head_dim;
     for (int r = 0; r < rows; r++) {
-        float *out = plan->buffers[op->dst[0]] + (g->token0 + r / per_kv) * plan->strides[op->dst[0]];
-        plan->kernels->attention_finish(total[r], op->v_dim, out + (head * per_kv + r % per_kv) * op->v_dim);
+        float *out = pl_row(job->plan, job->op->out, g->token0 + r / job->per_kv) + (head * job->per_kv + r % job->per_kv) * v_dim;
+        if (s->pos[r] < 0) /* no keys: nothing was attended to */
+            memset(out, 0, sizeof(float) * (size_t)v_dim);
+        else
+            job->plan->kernels->attention_finish(s->total[r], v_dim, out);
     }
 }
 
 /* Every split of the group's rows, in order, by this thread. */
-static void attend_whole(pl_plan *plan, const pl_op *op, const pl_group *g, int head, item_scratch *s)
+static void attend_whole(const attention_job *job, const pl_group *g, int head, pl_item_scratch *s)
 {
-    int rows = load_rows(plan, op, g, head, s);
+    int rows = load_rows(job, g, head, s);
     for (int r = 0; r < rows; r++)
-        state_clear(plan, s->total[r]);
+        pl_state_clear(s->total[r], s->state_floats);
     for (int64_t split = s->lo[0] / PL_SPLIT; split <= s->pos[rows - 1] / PL_SPLIT; split++) {
-        attend_split(plan, op, g, head, split, rows, s, s->part);
+        attend_split(job, g, head, split, rows, s, s->part);
         for (int r = 0; r < rows; r++)
-            merge(plan, s->total[r], s->part[r]);
+            merge(job, s->total[r], s->part[r], s);
     }
-    write_rows(plan, op, g, head, rows, s->total);
+    write_rows(job, g, head, rows, s);
 }
 
 /* One split of one token; the last one to finish merges all of them in order. */
-static void attend_part(pl_plan *plan, const pl_op *op, const pl_group *g, int head, int split, item_scratch *s)
+static void attend_part(const attention_job *job, const pl_group *g, int head, int split, pl_item_scratch *s)
 {
-    pl_attention_work *w = &plan->attention;
-    int rows = load_rows(plan, op, g, head, s);
+    const pl_attention_work *w = &job->plan->attention;
+    int rows = load_rows(job, g, head, s);
     float *parts = w->parts + (g->part0 + (int64_t)head * g->n_splits * rows) * w->state_floats;
     for (int r = 0; r < rows; r++)
         s->part[r] = parts + ((int64_t)split * rows + r) * w->state_floats;
-    attend_split(plan, op, g, head, split, rows, s, s->part);
-    _Atomic int32_t *pending = &w->pending[(g - w->groups) * plan->cache->kv_heads + head];
+    attend_split(job, g, head, split, rows, s, s->part);
+    _Atomic int32_t *pending = &job->schedule->pending[(g - job->schedule->groups) * job->space->kv_heads + head];
     if (atomic_fetch_sub_explicit(pending, 1, memory_order_acq_rel) != 1)
         return;
     atomic_store_explicit(pending, g->n_splits, memory_order_relaxed); /* for the next layer */
     for (int r = 0; r < rows; r++) {
-        state_clear(plan, s->total[r]);
+        pl_state_clear(s->total[r], s->state_floats);
         for (int i = 0; i < g->n_splits; i++)
-            merge(plan, s->total[r], parts + ((int64_t)i * rows + r) * w->state_floats);
+            merge(job, s->total[r], parts + ((int64_t)i * rows + r) * w->state_floats, s);
     }
-    write_rows(plan, op, g, head, rows, s->total);
+    write_rows(job, g, head, rows, s);
 }
 
 /* What an item is. In a prompt all groups of a head, or those of a thread's section, come before the next head:
  * its pages are read again and again, and one head's may stay in the cache where all heads' do not. */
-static const pl_group *group_of(const pl_attention_work *w, int64_t item, const pl_share *share, int kv_heads, int *head, int *split)
+static const pl_group *group_of(const pl_attention_schedule *w, int64_t item, const pl_share *share, int kv_heads, int *head,
+                                int *split)
 {
     int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
     if (!w->apart) {
@@ -248,19 +146,40 @@ static const pl_group *group_of(const pl_attention_work *w, int64_t item, const 
     return g;
 }
 
-int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_attention(pl_plan *plan, const pl_op *op, pl_share *share)
 {
-    pl_attention_work *w = &plan->attention;
-    int64_t item, end, n_items = w->n_items;
-    while (pl_share_take(share, n_items, w->apart ? 1 : op->kv_heads, 1, &item, &end)) {
+    const pl_op_attention *f = &op->attention;
+    attention_job job = {plan, f, plan->spaces[f->space], pl_schedule_of(&plan->attention, f->space, f->causal), 0};
+    const int kv_heads = job.space->kv_heads;
+    int64_t item, end, n_items = job.schedule->n_items;
+    job.per_kv = f->n_heads / kv_heads;
+    while (pl_share_take(share, n_items, job.schedule->apart ? 1 : kv_heads, 1, &item, &end)) {
         int head, split;
-        const pl_group *g = group_of(w, item, share, op->kv_heads, &head, &split);
-        item_scratch s = scratch_of(plan, share->thread);
+        const pl_group *g = group_of(job.schedule, item, share, kv_heads, &head, &split);
+        pl_item_scratch s = pl_item_scratch_at(pl_scratch(plan, share->thread), pl_schedule_shape(job.schedule, job.space));
         if (g->n_splits > 1)
-            attend_part(plan, op, g, head, split, &s);
+            attend_part(&job, g, head, split, &s);
         else
-            attend_whole(plan, op, g, head, &s);
+            attend_whole(&job, g, head, &s);
         pl_share_done(share, 1);
     }
     return n_items;
+}
+
+const char *check_attention(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_attention *f = &op->attention;
+    if (f->space < 0 || f->space >= plan->n_spaces)
+        return "there is no such KV space";
+    const pl_cache *c = plan->spaces[f->space];
+    if (f->layer < 0 || f->layer >= c->n_layers)
+        return "the KV space has no such layer";
+    if (f->n_heads < 1 || f->n_heads % c->kv_heads || f->n_heads > PL_MAX_HEADS)
+        return "n_heads is not a multiple of the space's heads";
+    if (f->window < 0 || f->chunk < 0 || (!f->causal && (f->window || f->chunk)))
+        return "a window or chunk is for causal attention, and not negative";
+    if (plan->buffers[f->q].width != (int64_t)f->n_heads * c->k.head_dim ||
+        plan->buffers[f->out].width != (int64_t)f->n_heads * c->v.head_dim)
+        return "q or out is not as wide as all heads";
+    return f->q == f->out ? "out is q, whose rows are still needed" : NULL;
 }

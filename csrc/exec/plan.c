@@ -1,263 +1,325 @@
-/* The executor: one call runs every op of the plan on all threads.
- *
- * An op is a number of work items that threads take (share.h); the next op starts when all items are done. Nobody
- * waits for a thread that has not taken one: on a machine shared with other programs a thread that the system has put
- * aside costs nothing until it comes back. With a barrier of all threads, decoding beside busy programs fell far below the
- * speed of one thread alone. */
+/* Making a plan: ops checked and copied, buffers placed. */
 #include "exec/plan.h"
+#include "exec/residual_blocks.h"
+#include "platform/os.h"
 #include "types/blocks.h"
 #include "types/matrix.h"
-#include "platform/os.h"
-#include "exec/residual_blocks.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define INTERRUPT_SECONDS 0.05
+#define MAX_WIDTH (1 << 24)
+#define MAX_BUFFERS (1 << 20)
+#define MAX_OPS (1 << 20)
+#define MAX_TOKENS (1 << 16)
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-/* ---- the run ---- */
-
-/* Waits until all items of an op are done -> 0 when the run is over or to be left. (Tried: to ask meanwhile for the first 32 or
- * 128 KB of this thread's part of the next matrix. Decoding one token gained 0 to 1 %.) */
-static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
+static int fail(pl_plan_error *error, int op, const char *message)
 {
-    for (int turn = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; turn++) {
-        if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
-            return 0;
-        pl_wait_turn(turn);
-    }
-    return !atomic_load_explicit(&plan->stop, memory_order_relaxed);
+    error->op = op;
+    snprintf(error->message, sizeof error->message, "%s", message);
+    return 0;
 }
 
-/* Ops are numbered over all runs. */
-static uint64_t turn_of(const pl_plan *plan, uint64_t round) { return round * ((uint64_t)plan->n_ops + 1); }
-
-static void run_thread(void *arg, int thread)
-{
-    pl_plan *plan = arg;
-    uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
-    double checked = thread == 0 ? pl_seconds() : 0, before = checked;
-    for (int i = 0; i < plan->n_ops; i++) {
-        pl_share share = {.done = &plan->done[i], .sections = plan->sections, .turn = turn_of(plan, round) + 1 + (uint64_t)i,
-                          .thread = thread, .threads = pl_pool_threads(plan->pool)};
-        int64_t items = pl_op_run(plan, &plan->ops[i], &share);
-        if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
-            if (plan->interrupt())
-                atomic_store(&plan->stop, 1);
-            checked = pl_seconds();
-        }
-        if (!op_finished(plan, &plan->done[i], items, round))
-            return;
-        if (thread == 0 && plan->profile) {
-            double now = pl_seconds();
-            plan->profile[i] += now - before;
-            before = now;
-        }
-    }
-}
-
-static int batch_ok(const pl_plan *plan, const pl_batch *b)
-{
-    if (b->n_tokens < 1 || b->n_tokens > plan->max_tokens || b->n_outputs < 0 || b->n_outputs > b->n_tokens)
-        return 0;
-    for (int i = 0; i < b->n_outputs; i++)
-        if (b->outputs[i] < 0 || b->outputs[i] >= b->n_tokens)
-            return 0;
-    for (int t = 0; t < b->n_tokens; t++) {
-        if (b->positions[t] < 0 || b->sequences[t] < 0 || b->sequences[t] >= b->n_sequences)
-            return 0;
-        if (t > 0 && b->sequences[t] == b->sequences[t - 1] && b->positions[t] != b->positions[t - 1] + 1)
-            return 0;
-        for (int i = 0; i < plan->n_ops; i++)
-            if (plan->ops[i].kind == PL_OP_EMBED && (b->tokens[t] < 0 || b->tokens[t] >= plan->ops[i].table_rows))
-                return 0;
-    }
-    return 1;
-}
-
-int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
-{
-    if (!batch_ok(plan, batch))
-        return PL_EINVAL;
-    uint64_t round = atomic_load(&plan->round) + 1;
-    for (int i = 0; i < pl_pool_threads(plan->pool); i++) /* before anything changes: late threads are shut out */
-        pl_section_close(&plan->sections[i], turn_of(plan, round));
-    plan->batch = *batch;
-    plan->interrupt = interrupt;
-    atomic_store(&plan->stop, 0);
-    pl_attention_prepare(plan);
-    for (int i = 0; i < plan->n_ops; i++)
-        atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
-    atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
-    pl_pool_lead(plan->pool, &plan->job);
-    if (!atomic_load(&plan->stop))
-        return PL_OK;
-    pl_pool_settle(plan->pool); /* others may be inside an op that this thread left */
-    return PL_EINTERRUPTED;
-}
-
-void pl_plan_profile(pl_plan *plan, double *seconds) { plan->profile = seconds; }
-int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
-
-/* ---- making a plan ---- */
+/* ---- buffers ---- */
 
 /* Rows that begin a multiple of 4 KB apart would crowd into the same cache sets: an odd number of cache lines lies between
- * them (prompts of a 1B model: 2 % faster). */
-static int64_t padded_width(int32_t width) { return round_up(width, 32); }
-static int64_t row_stride(int32_t width) { return padded_width(width) + 16; }
-static int64_t buffer_bytes(int32_t width, int max_tokens) { return round_up(row_stride(width) * max_tokens * 4, 64); }
-/* Room for every block and a residual block, and an odd number of 48-byte blocks, likewise. */
-static int64_t q8_stride(int32_t width) { return width / 32 * 2 + 1; }
-static int64_t q8_bytes(int32_t width, int max_tokens)
+ * them (prompts of a 1B model: 2 % faster). In Q8 there is room for every block and a residual block, and the 48-byte blocks
+ * of a row are an odd number, likewise. */
+static pl_plan_buffer shape_of(const pl_buffer *b)
 {
-    return round_up(q8_stride(width) * max_tokens * (int64_t)sizeof(pl_q8), 64);
+    pl_plan_buffer shape = {.kind = b->kind, .width = b->width, .rows = b->times};
+    shape.padded = b->kind == PL_BUFFER_Q8 ? b->width / 32 : round_up(b->width, 32);
+    shape.stride = b->kind == PL_BUFFER_Q8 ? 2 * shape.padded + 1 : b->kind == PL_BUFFER_FLOATS ? shape.padded + 16 : shape.padded;
+    return shape;
 }
 
-static int64_t residual_bytes(int32_t width, int max_tokens)
+static int64_t data_bytes(const pl_plan_buffer *b, int max_tokens)
 {
-    return (max_tokens + PL_RESIDUAL_GROUP - 1) / PL_RESIDUAL_GROUP * ((width + PL_CHUNK - 1) / PL_CHUNK) * pl_residual_bytes(PL_RESIDUAL_GROUP);
+    int64_t size = b->kind == PL_BUFFER_Q8 ? (int64_t)sizeof(pl_q8) : 4;
+    return round_up(b->stride * b->rows * max_tokens * size, 64);
+}
+
+static int64_t residual_bytes(const pl_plan_buffer *b, int max_tokens)
+{
+    int64_t groups = (b->rows * max_tokens + PL_RESIDUAL_GROUP - 1) / PL_RESIDUAL_GROUP, chunks = (b->width + PL_CHUNK - 1) / PL_CHUNK;
+    return b->kind == PL_BUFFER_Q8 ? groups * chunks * pl_residual_bytes(PL_RESIDUAL_GROUP) : 0;
 }
 static_assert(PL_SMALL_BATCH / PL_RESIDUAL_GROUP_SMALL * (PL_RESIDUAL_GROUP_SMALL + 2) <= PL_RESIDUAL_GROUP,
               "one group's room is enough for a few tokens' groups");
 
-static int64_t arena_size(const int32_t *widths, int n_buffers, const int32_t *q8_widths, int n_q8, int max_tokens)
+static int buffers_ok(const pl_buffer *buffers, int n_buffers, int max_tokens, pl_plan_error *error)
 {
-    int64_t bytes = 0;
-    for (int i = 0; i < n_buffers; i++)
-        bytes += buffer_bytes(widths[i], max_tokens);
-    for (int i = 0; i < n_q8; i++)
-        bytes += q8_bytes(q8_widths[i], max_tokens) + residual_bytes(q8_widths[i], max_tokens);
-    return bytes;
-}
-
-int64_t pl_plan_measure(const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
-                        const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx, int n_threads)
-{
-    pl_attention_work work;
-    return arena_size(widths, n_buffers, q8_widths, n_q8, max_tokens) +
-           pl_attention_measure(&work, cache, ops, n_ops, n_ctx, n_threads);
-}
-
-static int buffer_ok(const pl_plan *plan, int32_t b, int may_be_output)
-{
-    return b == PL_NONE || (b >= 0 && b < plan->n_buffers) || (may_be_output && (b == PL_LOGITS || b == PL_HIDDEN));
-}
-
-static int op_ok(const pl_plan *plan, const pl_op *op)
-{
-    if (op->kind < 0 || op->kind >= PL_OP_COUNT || op->q8 < PL_NONE || op->q8 >= plan->n_q8)
-        return 0;
-    for (int i = 0; i < 3; i++)
-        if (!buffer_ok(plan, op->dst[i], 1))
-            return 0;
-    for (int i = 0; i < 4; i++)
-        if (!buffer_ok(plan, op->src[i], 0))
-            return 0;
-    if (op->gated) {
-        const pl_matrix *gate = op->matrix[0], *up = op->matrix[1];
-        if (op->kind != PL_OP_MATMUL || op->q8 < 0 || op->src[1] >= 0 || op->dst[0] < 0 || (gate == NULL) != (up == NULL) ||
-            (gate && (gate->type != up->type || gate->panels != up->panels || gate->cols != up->cols)))
-            return 0;
+    if (n_buffers < 0 || n_buffers > MAX_BUFFERS || max_tokens < 1 || max_tokens > MAX_TOKENS)
+        return fail(error, -1, "the number of buffers or of tokens is out of range");
+    for (int i = 0; i < n_buffers; i++) {
+        const pl_buffer *b = &buffers[i];
+        if (b->kind < PL_BUFFER_FLOATS || b->kind > PL_BUFFER_INTS || b->width < 1 || b->width > MAX_WIDTH || b->times < 1 ||
+            (int64_t)b->times * max_tokens > 1 << 24)
+            return fail(error, -1, "a buffer has no such kind, width or number of rows");
+        if (b->kind == PL_BUFFER_Q8 && (b->width % 32 || b->width / 32 > UINT16_MAX)) /* pl_q8.residual_offset */
+            return fail(error, -1, "a buffer of 8-bit blocks is not as wide as whole blocks, or too wide");
     }
-    if (op->kind == PL_OP_MATMUL)
-        for (int i = 0; i < 3; i++) {
-            const pl_matrix *m = op->matrix[i];
-            if (!m)
-                continue;
-            if ((op->q8 >= 0) == pl_panel_is_float(m->type) || (op->q8 >= 0 && m->cols != plan->q8_blocks[op->q8] * 32) ||
-                (op->dst[i] >= 0 && plan->widths[op->dst[i]] < m->panels * PL_ROWS))
-                return 0;
-        }
-    if (op->kind == PL_OP_QUANTIZE || op->kind == PL_OP_GATHER)
-        return op->q8 >= 0;
-    if (op->kind == PL_OP_ATTENTION || op->kind == PL_OP_ROPE_STORE)
-        return plan->cache && op->layer >= 0 && op->layer < plan->cache->n_layers && op->kv_heads == plan->cache->kv_heads &&
-               op->n_heads % op->kv_heads == 0 && op->head_dim == plan->cache->k.head_dim && op->v_dim == plan->cache->v.head_dim;
-    if (op->kind == PL_OP_SQUARES)
-        return op->sums && op->src[0] >= 0 && op->width > 0 && op->width <= plan->widths[op->src[0]];
-    if (op->kind == PL_OP_EMBED)
-        return op->table && pl_type_find(op->table_type) != NULL && op->dst[0] >= 0;
     return 1;
 }
 
-/* Places the buffers in one arena. */
-static int make_buffers(pl_plan *plan, const int32_t *widths, const int32_t *q8_widths)
+static int64_t arena_bytes(const pl_buffer *buffers, int n_buffers, int max_tokens)
 {
-    for (int i = 0; i < plan->n_buffers; i++) {
-        plan->widths[i] = padded_width(widths[i]);
-        plan->strides[i] = row_stride(widths[i]);
+    int64_t bytes = 0;
+    for (int i = 0; i < n_buffers; i++) {
+        pl_plan_buffer shape = shape_of(&buffers[i]);
+        bytes += data_bytes(&shape, max_tokens) + residual_bytes(&shape, max_tokens);
     }
-    for (int i = 0; i < plan->n_q8; i++) {
-        plan->q8_blocks[i] = q8_widths[i] / 32;
-        if (plan->q8_blocks[i] > UINT16_MAX) /* pl_q8.residual_offset */
-            return PL_EINVAL;
-        plan->q8_strides[i] = q8_stride(q8_widths[i]);
-    }
-    plan->arena_bytes = arena_size(widths, plan->n_buffers, q8_widths, plan->n_q8, plan->max_tokens);
-    plan->arena = pl_alloc((size_t)plan->arena_bytes, 1);
-    if (!plan->arena)
-        return PL_ENOMEM;
-    uint8_t *at = plan->arena;
-    for (int i = 0; i < plan->n_buffers; at += buffer_bytes(widths[i], plan->max_tokens), i++)
-        plan->buffers[i] = (float *)(void *)at;
-    for (int i = 0; i < plan->n_q8; at += q8_bytes(q8_widths[i], plan->max_tokens), i++)
-        plan->q8[i] = (pl_q8 *)(void *)at;
-    for (int i = 0; i < plan->n_q8; at += residual_bytes(q8_widths[i], plan->max_tokens), i++)
-        plan->residual_blocks[i] = at;
-    return PL_OK;
+    return bytes;
 }
 
-pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *cache, const pl_op *ops, int n_ops, const int32_t *widths, int n_buffers,
-                     const int32_t *q8_widths, int n_q8, int max_tokens, int n_ctx)
+/* Places the buffers in one arena: floats, then the others, then residual blocks. */
+static int place_buffers(pl_plan *plan)
 {
-    pl_plan *plan = calloc(1, sizeof *plan);
-    if (!plan)
-        return NULL;
-    plan->pool = pool;
-    pl_pool_keep(pool);
-    plan->job = (pl_job){run_thread, plan};
-    plan->cache = cache;
-    plan->kernels = pl_kernels_current();
-    plan->n_ops = n_ops;
-    plan->n_buffers = n_buffers;
-    plan->n_q8 = n_q8;
-    plan->max_tokens = max_tokens;
-    plan->ops = calloc((size_t)n_ops, sizeof *ops);
-    plan->matrices = calloc((size_t)n_ops * 3, sizeof *plan->matrices);
-    plan->widths = calloc((size_t)n_buffers + 1, sizeof *plan->widths);
-    plan->strides = calloc((size_t)n_buffers + 1, sizeof *plan->strides);
-    plan->buffers = calloc((size_t)n_buffers + 1, sizeof *plan->buffers);
-    plan->q8 = calloc((size_t)n_q8 + 1, sizeof *plan->q8);
-    plan->residual_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->residual_blocks);
-    plan->q8_blocks = calloc((size_t)n_q8 + 1, sizeof *plan->q8_blocks);
-    plan->q8_strides = calloc((size_t)n_q8 + 1, sizeof *plan->q8_strides);
-    plan->done = pl_alloc(sizeof *plan->done * (size_t)n_ops, 1);
-    plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(pool), 0);
-    if (!plan->ops || !plan->matrices || !plan->widths || !plan->strides || !plan->buffers || !plan->q8 || !plan->residual_blocks ||
-        !plan->q8_blocks || !plan->q8_strides || !plan->done || !plan->sections || !plan->kernels)
-        goto fail;
-    memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
-    for (int i = 0; i < 3 * n_ops; i++)
-        if (ops[i / 3].matrix[i % 3]) {
-            plan->matrices[i] = *ops[i / 3].matrix[i % 3];
-            plan->ops[i / 3].matrix[i % 3] = &plan->matrices[i];
-        }
-    if (make_buffers(plan, widths, q8_widths) != PL_OK)
-        goto fail;
-    for (int i = 0; i < n_ops; i++)
-        if (!op_ok(plan, &ops[i]))
-            goto fail;
-    plan->bytes = plan->arena_bytes;
-    if (cache) {
-        plan->bytes += pl_attention_measure(&plan->attention, cache, ops, n_ops, n_ctx, pl_pool_threads(pool));
-        if (pl_attention_init(plan) != PL_OK)
-            goto fail;
+    plan->arena = pl_alloc((size_t)plan->arena_bytes + 64, 1);
+    if (!plan->arena)
+        return 0;
+    uint8_t *at = plan->arena;
+    for (int kind = PL_BUFFER_FLOATS; kind <= PL_BUFFER_INTS; kind++)
+        for (int i = 0; i < plan->n_buffers; i++)
+            if (plan->buffers[i].kind == kind) {
+                plan->buffers[i].data = at;
+                at += data_bytes(&plan->buffers[i], plan->max_tokens);
+            }
+    for (int i = 0; i < plan->n_buffers; i++) {
+        plan->buffers[i].residual = at;
+        at += residual_bytes(&plan->buffers[i], plan->max_tokens);
     }
-    return plan;
-fail:
+    return 1;
+}
+
+/* ---- ops ---- */
+
+/* Where the logits and hidden states of the batch get their widths, before ops are checked. */
+static void find_outputs(pl_plan *plan, const pl_op *op)
+{
+    const pl_op_matmul *f = &op->matmul;
+    if (op->head.kind == PL_OP_matmul && f->out[0] == PL_LOGITS && f->matrix[0])
+        plan->logits_stride = f->matrix[0]->panels * PL_ROWS;
+    int hidden = op->head.kind == PL_OP_copy && op->copy.out == PL_HIDDEN ? op->copy.x
+                 : op->head.kind == PL_OP_select && op->select.out == PL_HIDDEN ? op->select.x : PL_NONE;
+    if (hidden >= 0 && hidden < plan->n_buffers)
+        plan->hidden_stride = plan->buffers[hidden].padded;
+}
+
+/* What a checked op demands of batches. */
+static void note_demands(pl_plan *plan, const pl_op *op)
+{
+    if (op->head.kind == PL_OP_embed) {
+        plan->n_embeddable = op->embed.table.rows < plan->n_embeddable ? op->embed.table.rows : plan->n_embeddable;
+        int64_t width = plan->buffers[op->embed.out].width;
+        plan->embedding_width = width > plan->embedding_width ? width : plan->embedding_width;
+    }
+    if (op->head.kind == PL_OP_rope_store)
+        plan->uses[op->rope_store.space].stored = 1;
+    if (op->head.kind != PL_OP_attention)
+        return;
+    const pl_op_attention *f = &op->attention;
+    pl_space_use *use = &plan->uses[f->space];
+    if (!f->causal) {
+        use->whole = 1;
+        return;
+    }
+    use->causal = 1;
+    use->all |= f->window == 0 && f->chunk == 0;
+    use->window = f->window > use->window ? f->window : use->window;
+    use->all |= f->chunk > 0 && use->chunk > 0 && f->chunk != use->chunk; /* one may begin before the other */
+    use->chunk = f->window == 0 && f->chunk > 0 ? f->chunk : use->chunk;
+}
+
+/* Of a thread, at least `bytes`. */
+static int64_t scratch_of(const pl_op *ops, int n_ops, const pl_plan_buffer *buffers, int n_buffers, int max_tokens, int64_t bytes)
+{
+    for (int i = 0; i < n_ops; i++) {
+        int64_t own = pl_segment_scratch(&ops[i], buffers, n_buffers);
+        int64_t self = pl_self_attention_scratch(&ops[i], buffers, max_tokens);
+        bytes = own > bytes ? own : bytes;
+        bytes = self > bytes ? self : bytes;
+    }
+    return round_up(bytes, 64);
+}
+
+/* Calls `visit` with every matrix that an op has, of a copy that may be changed. */
+static void each_matrix(pl_op *op, void (*visit)(void *arg, const pl_matrix **matrix), void *arg)
+{
+    int n;
+    const pl_op_field *fields = pl_op_kinds[op->head.kind].fields(&n);
+    for (int i = 0; i < n; i++) {
+        void *at = (char *)op + fields[i].offset;
+        if (fields[i].type == PL_FIELD_MATRIX)
+            for (int j = 0; j < fields[i].n; j++)
+                if (((const pl_matrix **)at)[j])
+                    visit(arg, (const pl_matrix **)at + j);
+        if (fields[i].type == PL_FIELD_MATRICES)
+            for (int64_t j = 0; j < ((pl_matrices *)at)->n; j++)
+                visit(arg, (const pl_matrix **)(uintptr_t)((pl_matrices *)at)->items + j);
+    }
+}
+
+static void count_matrix(void *arg, const pl_matrix **matrix)
+{
+    (void)matrix;
+    ++*(int64_t *)arg;
+}
+
+static void copy_matrix(void *arg, const pl_matrix **matrix)
+{
+    pl_plan *plan = arg;
+    plan->matrices[plan->n_matrices] = **matrix;
+    *matrix = &plan->matrices[plan->n_matrices++];
+}
+
+/* Late threads look at matrices while their owner may free them: the plan has copies. */
+static int copy_matrices(pl_plan *plan)
+{
+    int64_t n = 0, listed = 0;
+    for (int i = 0; i < plan->n_ops; i++)
+        each_matrix(&plan->ops[i], count_matrix, &n);
+    plan->matrices = calloc((size_t)n + 1, sizeof *plan->matrices);
+    plan->matrix_lists = calloc((size_t)n + 1, sizeof *plan->matrix_lists);
+    if (!plan->matrices || !plan->matrix_lists)
+        return 0;
+    for (int i = 0; i < plan->n_ops; i++) {
+        pl_matrices *list = &plan->ops[i].segment_matmul.matrices;
+        if (plan->ops[i].head.kind == PL_OP_segment_matmul) {
+            memcpy(plan->matrix_lists + listed, list->items, sizeof *list->items * (size_t)list->n);
+            list->items = plan->matrix_lists + listed;
+            listed += list->n;
+        }
+        each_matrix(&plan->ops[i], copy_matrix, plan);
+    }
+    return 1;
+}
+
+/* ---- plans ---- */
+
+static int has_weights(const pl_op *op)
+{
+    int n;
+    const pl_op_field *fields = pl_op_kinds[op->head.kind].fields(&n);
+    for (int i = 0; i < n; i++)
+        if (fields[i].type >= PL_FIELD_MATRIX && fields[i].type <= PL_FIELD_SUMS)
+            return 1;
+    return 0;
+}
+
+/* Bytes of what `plan` would take, of which only shapes are given. */
+static int64_t measure(pl_plan *plan, const pl_buffer *buffers, const pl_op *ops, int n_threads, pl_plan_error *error)
+{
+    for (int i = 0; i < plan->n_buffers; i++)
+        plan->buffers[i] = shape_of(&buffers[i]);
+    for (int i = 0; i < plan->n_ops; i++) {
+        error->op = i;
+        if (ops[i].head.kind < 0 || ops[i].head.kind >= PL_OP_COUNT)
+            return fail(error, i, "there is no op of this kind") + PL_EINVAL;
+        find_outputs(plan, &ops[i]);
+        if (!has_weights(&ops[i]) && !pl_op_ok(plan, &ops[i], error))
+            return PL_EINVAL;
+    }
+    int64_t parts = pl_attention_measure(&plan->attention, plan->spaces, plan->n_spaces, ops, plan->n_ops, plan->n_ctx);
+    if (parts < 0)
+        return fail(error, -1, "out of memory") + parts;
+    return arena_bytes(buffers, plan->n_buffers, plan->max_tokens) + parts +
+           scratch_of(ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens, plan->attention.scratch_bytes) * n_threads;
+}
+
+static int sizes_ok(int n_spaces, int n_ops, int n_ctx, pl_plan_error *error)
+{
+    return (n_ops >= 0 && n_ops <= MAX_OPS && n_spaces >= 0 && n_spaces <= MAX_BUFFERS && n_ctx >= 1) ||
+           fail(error, -1, "the number of ops, of spaces or of positions is out of range");
+}
+
+int64_t pl_plan_measure(const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops, const pl_buffer *buffers,
+                        int n_buffers, int max_tokens, int n_ctx, int n_threads, pl_plan_error *error)
+{
+    if (!sizes_ok(n_spaces, n_ops, n_ctx, error) || !buffers_ok(buffers, n_buffers, max_tokens, error))
+        return PL_EINVAL;
+    pl_plan plan = {.spaces = spaces, .n_spaces = n_spaces, .n_buffers = n_buffers, .n_ops = n_ops, .max_tokens = max_tokens,
+                    .n_ctx = n_ctx, .buffers = calloc((size_t)n_buffers + 1, sizeof *plan.buffers)};
+    int64_t bytes = plan.buffers ? measure(&plan, buffers, ops, n_threads, error) : fail(error, -1, "out of memory") + PL_ENOMEM;
+    free(plan.buffers);
+    pl_attention_free(&plan.attention);
+    return bytes;
+}
+
+static int allocate(pl_plan *plan)
+{
+    plan->ops = calloc((size_t)plan->n_ops + 1, sizeof *plan->ops);
+    plan->buffers = calloc((size_t)plan->n_buffers + 1, sizeof *plan->buffers);
+    plan->spaces = plan->space_copies = calloc((size_t)plan->n_spaces + 1, sizeof *plan->spaces);
+    plan->uses = calloc((size_t)plan->n_spaces + 1, sizeof *plan->uses);
+    plan->seen = calloc((size_t)plan->max_tokens, sizeof *plan->seen);
+    plan->done = pl_alloc(sizeof *plan->done * ((size_t)plan->n_ops + 1), 1);
+    plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool), 0);
+    return plan->ops && plan->buffers && plan->spaces && plan->uses && plan->seen && plan->done && plan->sections;
+}
+
+static int ops_ok(pl_plan *plan, pl_plan_error *error)
+{
+    for (int i = 0; i < plan->n_ops; i++)
+        find_outputs(plan, &plan->ops[i]);
+    for (int i = 0; i < plan->n_ops; i++) {
+        error->op = i;
+        if (!pl_op_ok(plan, &plan->ops[i], error))
+            return 0;
+        note_demands(plan, &plan->ops[i]);
+    }
+    return 1;
+}
+
+/* Everything that the plan needs besides its ops. */
+static int make_room(pl_plan *plan, const pl_buffer *buffers)
+{
+    int threads = pl_pool_threads(plan->pool);
+    int64_t parts = pl_attention_measure(&plan->attention, plan->spaces, plan->n_spaces, plan->ops, plan->n_ops, plan->n_ctx);
+    if (parts < 0 || pl_attention_init(plan) != PL_OK)
+        return 0;
+    plan->arena_bytes = arena_bytes(buffers, plan->n_buffers, plan->max_tokens);
+    plan->scratch_bytes = scratch_of(plan->ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens,
+                                     plan->attention.scratch_bytes);
+    plan->scratch = pl_alloc((size_t)(plan->scratch_bytes * threads) + 64, 0);
+    plan->bytes = plan->arena_bytes + parts + plan->scratch_bytes * threads;
+    return plan->scratch && place_buffers(plan) && copy_matrices(plan);
+}
+
+static pl_plan *free_with(pl_plan *plan, pl_plan_error *error, const char *message)
+{
+    if (message)
+        fail(error, -1, message);
     pl_plan_free(plan);
     return NULL;
+}
+
+pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops,
+                     const pl_buffer *buffers, int n_buffers, int max_tokens, int n_ctx, pl_plan_error *error)
+{
+    if (!sizes_ok(n_spaces, n_ops, n_ctx, error) || !buffers_ok(buffers, n_buffers, max_tokens, error))
+        return NULL;
+    pl_plan *plan = calloc(1, sizeof *plan);
+    if (!plan)
+        return free_with(NULL, error, "out of memory");
+    *plan = (pl_plan){.pool = pool, .kernels = pl_kernels_current(), .n_spaces = n_spaces, .n_buffers = n_buffers, .n_ops = n_ops,
+                      .max_tokens = max_tokens, .n_ctx = n_ctx, .n_embeddable = INT32_MAX, .job = {pl_plan_run_thread, plan}};
+    pl_pool_keep(pool);
+    if (!allocate(plan))
+        return free_with(plan, error, "out of memory");
+    if (n_ops > 0)
+        memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
+    if (n_spaces > 0)
+        memcpy(plan->space_copies, spaces, sizeof *spaces * (size_t)n_spaces);
+    for (int i = 0; i < n_buffers; i++)
+        plan->buffers[i] = shape_of(&buffers[i]);
+    if (!ops_ok(plan, error))
+        return free_with(plan, error, NULL);
+    if (!make_room(plan, buffers))
+        return free_with(plan, error, "out of memory");
+    return plan;
 }
 
 void pl_plan_free(pl_plan *plan)
@@ -265,20 +327,22 @@ void pl_plan_free(pl_plan *plan)
     if (!plan)
         return;
     pl_pool_settle(plan->pool);
-    if (plan->cache)
-        pl_attention_free(plan);
-    pl_release(plan->arena, (size_t)plan->arena_bytes);
-    pl_release(plan->done, sizeof *plan->done * (size_t)plan->n_ops);
+    pl_attention_free(&plan->attention);
+    pl_release(plan->arena, (size_t)plan->arena_bytes + 64);
+    pl_release(plan->scratch, (size_t)(plan->scratch_bytes * pl_pool_threads(plan->pool)) + 64);
+    pl_release(plan->done, sizeof *plan->done * ((size_t)plan->n_ops + 1));
     pl_release(plan->sections, sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
     free(plan->matrices);
+    free(plan->matrix_lists);
     free(plan->ops);
-    free(plan->widths);
-    free(plan->strides);
     free(plan->buffers);
-    free(plan->q8);
-    free(plan->residual_blocks);
-    free(plan->q8_blocks);
-    free(plan->q8_strides);
+    free(plan->space_copies);
+    free(plan->uses);
+    free(plan->seen);
     free(plan);
 }
+
+int64_t pl_plan_bytes(const pl_plan *plan) { return plan->bytes; }
+int64_t pl_plan_logits_stride(const pl_plan *plan) { return plan->logits_stride; }
+int64_t pl_plan_hidden_stride(const pl_plan *plan) { return plan->hidden_stride; }

@@ -1,75 +1,103 @@
-/* What a run of the plan works on: shared by plan.c (the executor) and plan_attention.c (attention over pages). */
+/* A plan that is made, and the run that is under way. */
 #ifndef PL_PLAN_H
 #define PL_PLAN_H
 #include "api.h"
+#include "exec/attention.h"
+#include "exec/op.h"
 #include "exec/pages.h"
 #include "kernels/kernels.h"
 #include "platform/work_queue.h"
 
-/* Neighbouring tokens of one sequence whose queries are attended together. */
+/* A buffer of the plan: (max_tokens * times) rows. */
 typedef struct {
-    int sequence, token0, n_tokens;
-    int n_splits;      /* > 1: the keys of this (single) token are cut into fixed splits that run side by side */
-    int64_t item0;     /* its first work item: item0 + head * n_splits + split */
-    int64_t part0;     /* its first partial state */
-} pl_group;
+    int kind;
+    int64_t width;  /* elements of a row */
+    int64_t padded; /* floats and ints of a row, with the padding that kernels may touch; blocks of a row of Q8 */
+    int64_t stride; /* from one row to the next: floats, ints or blocks, with room for residual ones */
+    int64_t rows;   /* for each token */
+    union {
+        float *floats;
+        int32_t *ints;
+        pl_q8 *q8;
+        uint8_t *data;
+    };
+    uint8_t *residual; /* of Q8: its residual blocks, gathered (residual_blocks.h) */
+} pl_plan_buffer;
 
+/* What ops do with a KV space: which pages a batch must have. */
 typedef struct {
-    pl_group *groups; /* (max_tokens) */
-    int n_groups;
-    int64_t n_items;
-    int apart; /* items of a group are for any thread: there are few groups, or some have splits */
-    int heads_per_kv, tokens_max, rows_max; /* of an item at most: heads * tokens = query rows */
-    int64_t state_floats;     /* of one row */
-    float *parts;             /* (part_capacity, state_floats): partial states of split items */
-    int64_t part_capacity;
-    _Atomic int32_t *pending; /* per (group, head): splits still running */
-    uint8_t *scratch;         /* per thread */
-    int64_t scratch_bytes;    /* of one thread */
-} pl_attention_work;
+    int stored, causal, whole; /* written; read up to each token; all its keys are read */
+    int all, window, chunk;    /* causal ops read from the beginning; or at most so far back; or from a multiple of it on */
+} pl_space_use;
 
 struct pl_plan {
     pl_pool *pool;
-    const pl_cache *cache;
     const pl_kernels *kernels;
+    const pl_cache *const *spaces, **space_copies;
+    pl_plan_buffer *buffers;
     pl_op *ops;
-    struct pl_matrix *matrices; /* (n_ops, 3): copies of what the ops point to, for late threads to look at */
-    int n_ops, n_buffers, n_q8, max_tokens;
-    int64_t *widths, *strides; /* of each buffer: floats of a row, and from one row to the next */
-    float **buffers;
-    pl_q8 **q8;
-    uint8_t **residual_blocks; /* of each of them, gathered (residual_blocks.h) */
-    int64_t *q8_blocks, *q8_strides; /* blocks of a row; blocks from one row to the next, with room for residual blocks */
-    uint8_t *arena;
-    int64_t arena_bytes, bytes;
-    pl_items_done *done;    /* one per op */
-    pl_section *sections; /* one per thread */
+    struct pl_matrix *matrices;          /* copies of what the ops point to, for late threads to look at */
+    const struct pl_matrix **matrix_lists; /* of the ops that have as many as there are */
+    int n_spaces, n_buffers, n_ops, max_tokens, n_ctx;
+    int64_t n_matrices, logits_stride, hidden_stride;
+    int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
+    pl_space_use *uses;                    /* of each space */
+    uint64_t *seen, n_checked;             /* (max_tokens): the last batch that had the sequence */
+    uint8_t *arena, *scratch; /* buffers; what ops need for each thread */
+    int64_t arena_bytes, scratch_bytes, bytes;
     pl_attention_work attention;
-    /* of the run under way; a thread that is late by a run may read these, but gets no work from the sections */
+    pl_items_done *done;  /* one per op */
+    pl_section *sections; /* one per thread */
+    /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;
     _Atomic uint64_t round;
     pl_job job;
     int (*interrupt)(void);
-    _Atomic int stop;
+    _Atomic int stop, failed;
     double *profile;
 };
 
 static inline int64_t pl_op_rows(const pl_plan *plan, const pl_op *op)
 {
-    return op->outputs ? plan->batch.n_outputs : plan->batch.n_tokens;
+    int rows = op->head.rows;
+    int64_t n = rows == PL_ROWS_TOKENS ? plan->batch.n_tokens : rows == PL_ROWS_OUTPUTS ? plan->batch.n_outputs : plan->batch.n_logits;
+    return n * op->head.times;
 }
 
-/* plan_ops.c: what a thread does for an op -> the op's number of work items */
-int64_t pl_op_run(pl_plan *plan, const pl_op *op, pl_share *share);
-/* plan_attention.c
- * Fills in the sizes -> bytes of partial states and scratch. */
-int64_t pl_attention_measure(pl_attention_work *work, const pl_cache *cache, const pl_op *ops, int n_ops, int n_ctx, int n_threads);
-int pl_attention_init(pl_plan *plan);
-void pl_attention_free(pl_plan *plan);
-void pl_attention_prepare(pl_plan *plan); /* cuts the batch into groups */
-/* -> its number of work items, as every op has it */
-int64_t pl_attention_run(pl_plan *plan, const pl_op *op, pl_share *share);
-/* plan_squares.c */
-int64_t pl_squares_run(pl_plan *plan, const pl_op *op, pl_share *share);
+static inline float *pl_row(const pl_plan *plan, int buffer, int64_t i)
+{
+    return plan->buffers[buffer].floats + i * plan->buffers[buffer].stride;
+}
+
+static inline int32_t *pl_int_row(const pl_plan *plan, int buffer, int64_t i)
+{
+    return plan->buffers[buffer].ints + i * plan->buffers[buffer].stride;
+}
+
+/* The rows of a RESULT, which may be the batch's own arrays; NULL when the batch does not want them. */
+static inline float *pl_result_rows(const pl_plan *plan, int buffer, int64_t *stride)
+{
+    *stride = buffer == PL_LOGITS ? plan->logits_stride : buffer == PL_HIDDEN ? plan->hidden_stride : plan->buffers[buffer].stride;
+    return buffer == PL_LOGITS ? plan->batch.logits : buffer == PL_HIDDEN ? plan->batch.hidden : plan->buffers[buffer].floats;
+}
+
+/* Blocks [block0, block1) of row i of a Q8 buffer, from the row's floats x. */
+static inline void pl_quantize_blocks(const pl_plan *plan, int q8, const float *x, int64_t block0, int64_t block1, int64_t i)
+{
+    const pl_plan_buffer *b = &plan->buffers[q8];
+    plan->kernels->quantize(x + 32 * block0, block1 - block0, (int32_t)b->padded, b->q8 + i * b->stride + block0);
+}
+
+/* This thread's part of the scratch. */
+static inline uint8_t *pl_scratch(const pl_plan *plan, int thread) { return plan->scratch + thread * plan->scratch_bytes; }
+
+/* run.c: what each thread of the pool does in a run */
+void pl_plan_run_thread(void *plan, int thread);
+/* Bytes of a thread's scratch that an op needs, if it is of the kind that does. */
+int64_t pl_segment_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers);
+int64_t pl_self_attention_scratch(const pl_op *op, const pl_plan_buffer *buffers, int max_tokens);
+
+#define PL_TAKE(n, unit, grain) pl_share_take(share, n, unit, grain, &begin, &end)
+#define PL_DONE() pl_share_done(share, end - begin)
 
 #endif

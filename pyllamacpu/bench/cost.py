@@ -7,20 +7,9 @@ from dataclasses import dataclass
 
 from pyllamacpu.bench.machine import Limits
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.pages import PAGE
-from pyllamacpu.graph.recorder import Op, Tensor
-from pyllamacpu.native import lib
+from pyllamacpu.graph.native_plan import Workload
 
 RESOURCES = ("read", "int8", "fp32")
-
-# Float operations per element of ops that are no products; a division or exponential counts as one.
-_PER_ELEMENT = {
-    lib.PL_OP_RMS_NORM: 4,
-    lib.PL_OP_QUANTIZE: 4,
-    lib.PL_OP_ROPE_STORE: 3,
-    lib.PL_OP_SILU_MUL: 5,
-    lib.PL_OP_ADD: 1,
-}
 
 
 @dataclass(frozen=True)
@@ -73,9 +62,10 @@ def steps_of(n_prompt: int, n_gen: int, depth: int, n_batch: int) -> Iterator[tu
 
 def costs(engine: Engine, step: Step) -> dict[str, Cost]:
     """By the name of the op, as `Engine.profile` names them."""
+    work = Workload(step.sequences, step.n_tokens, step.depth, step.n_outputs, step.n_outputs)
     found: dict[str, Cost] = {}
-    for name, op in zip(engine.plan.names, engine.plan.keep, strict=True):
-        found[name] = found.get(name, Cost()) + _op_cost(engine, op, step)
+    for i, name in enumerate(engine.plan.names):
+        found[name] = found.get(name, Cost()) + Cost(*engine.op_cost(i, work))
     return found
 
 
@@ -89,34 +79,3 @@ def test_cost(engine: Engine, n_prompt: int, n_gen: int, depth: int) -> Cost:
         (total(engine, step) * times for step, times in steps_of(n_prompt, n_gen, depth, engine.n_batch)),
         Cost(),
     )
-
-
-def _op_cost(engine: Engine, op: Op, step: Step) -> Cost:
-    rows = step.n_outputs if op.outputs else step.n_tokens * step.sequences
-    if rows == 0 or lib.PL_HIDDEN in [dst for dst in op.dst if isinstance(dst, int)]:
-        return Cost()
-    if op.kind == lib.PL_OP_ATTENTION:
-        return _attention(engine, op, step)
-    if op.table is not None:
-        return Cost(read=rows * op.table.type.row_bytes(op.table.cols))
-    cost = Cost()
-    for matrix in op.matrices:
-        ops = 2.0 * matrix.rows * matrix.cols * rows
-        cost += Cost(matrix.n_bytes, ops, 0.0) if matrix.quantized else Cost(matrix.n_bytes, 0.0, ops)
-    if not op.matrices:
-        width = sum(t.width for t in op.src[:2] if isinstance(t, Tensor)) if op.kind != lib.PL_OP_ADD else 0
-        width = width or max((t.width for t in op.src if isinstance(t, Tensor)), default=0)
-        cost += Cost(fp32=float(_PER_ELEMENT.get(op.kind, 0) * width * rows))
-    return cost
-
-
-def _attention(engine: Engine, op: Op, step: Step) -> Cost:
-    window = op.fields.get("window") or 1 << 62
-    seen = (
-        sum(min(step.depth + i + 1, window) for i in range(step.n_tokens)) * step.sequences
-    )  # (query, key) pairs
-    keys = min(step.depth, window) + step.n_tokens
-    bytes_per_key = engine.cache.page_bytes / PAGE / engine.config.n_layers
-    fields = op.fields
-    per_pair = 2.0 * fields["n_heads"] * (fields["head_dim"] + fields["v_dim"])
-    return Cost(read=keys * bytes_per_key * step.sequences, fp32=seen * per_pair)

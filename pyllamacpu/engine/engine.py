@@ -9,36 +9,54 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pyllamacpu.engine.batch import (
+    Batch,
+    Entry,
+    Floats,
+    Wanted,
+    aligned_rows,
+    check_ids,
+    check_rows,
+    n_wanted,
+)
 from pyllamacpu.engine.pages import PAGE, PageCache, Sequence
-from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.graph.recorder import CompiledPlan, InputSquares, Recorder
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
+from pyllamacpu.graph.passes import InputSquares
+from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.registry import Model, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
-from pyllamacpu.native import check, cpus_usable, ffi, lib, pointer, raise_kept
+from pyllamacpu.native import cpus_usable, ffi, lib, pointer
 
-Wanted = Literal["last", "all", "none"]
-Floats = npt.NDArray[np.float32]
+__all__ = [
+    "DEFAULT_BATCH",
+    "Engine",
+    "Entry",
+    "Outputs",
+    "Wanted",
+    "check_ids",
+    "scratch_bytes",
+    "total_memory",
+]
+
 Progress = Callable[[int, int], None]
 
 DEFAULT_BATCH = 512  # tokens of a step at most
-LANES = 16
-ALIGNMENT = 64  # bytes, of rows that C writes
 
 
-@dataclass
-class Entry:
-    """The part of a batch that belongs to one sequence: its next tokens, and which of them want logits."""
+@dataclass(frozen=True)
+class Outputs:
+    """Of a step, in the entries' order. logits: (n, n_vocab); hidden: (n, dim) after the final norm."""
 
-    sequence: Sequence
-    tokens: Seq[int]
-    logits: Wanted = "last"
+    logits: Floats
+    hidden: Floats
 
 
 class Engine:
@@ -85,9 +103,9 @@ class Engine:
         )
         self.model = load(file, self.config, self._pool, on_load)
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
-        self.n_vocab = self.model.weights.matrix("output.weight").rows
-        self._stride = -(-self.n_vocab // LANES) * LANES
-        self.plan, self._plan = self._planned(self.model, input_squares)
+        self.plan, self._native = self._planned(self.model, input_squares)
+        output = self.plan.logits_matrix
+        self.n_vocab = 0 if output is None else output.rows
         self._lock = threading.RLock()
         self._closed = False
 
@@ -108,7 +126,7 @@ class Engine:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of buffers that do not depend on the context in use."""
-        return int(lib.pl_plan_bytes(self._plan))
+        return self._native.n_bytes
 
     def sequence(self) -> Sequence:
         return Sequence(self.cache)
@@ -149,45 +167,57 @@ class Engine:
 
     def logits_buffer(self, n_rows: int) -> Floats:
         """Room for `n_rows` rows of logits, for `step` to fill again and again."""
-        return aligned_rows(n_rows, self._stride)
+        return aligned_rows(n_rows, self._native.logits_stride)
 
-    def step(self, entries: Seq[Entry], buffer: Floats | None = None) -> Floats:
-        """One step over many sequences (each at most once). Returns (n_outputs, n_vocab) in the entries'
-        order: new, or the first rows of `buffer` (from `logits_buffer`), which must have room for them.
+    def step(self, entries: Seq[Entry], buffer: Floats | None = None, *, poll_signals: bool = True) -> Floats:
+        """The logits of `outputs`."""
+        return self.outputs(entries, buffer, poll_signals=poll_signals).logits
+
+    def outputs(
+        self, entries: Seq[Entry], buffer: Floats | None = None, *, poll_signals: bool = True
+    ) -> Outputs:
+        """One step over many sequences, each at most once.
+
+        Logits are new, or the first rows of `buffer` (from `logits_buffer`), which must have room for them.
+        Rows that want only their hidden state cost no product with the output matrix. Without `poll_signals`
+        a step never asks for the interpreter's lock, as a thread that is not the main one has no use for it;
+        Ctrl-C then ends a step only at its end. Raises ContextError, TokenizerError, OptionError.
         """
-        n_outputs = sum(
-            {"last": min(1, len(e.tokens)), "all": len(e.tokens), "none": 0}[e.logits] for e in entries
-        )
-        result = self.logits_buffer(n_outputs) if buffer is None else buffer[:n_outputs]
-        check_rows(result, n_outputs, self._stride)
-        self._run(entries, result)
-        return result[:, : self.n_vocab]
+        counts = [len(entry.tokens) for entry in entries]
+        n_logits = sum(n_wanted(entry.logits, n) for entry, n in zip(entries, counts, strict=True))
+        stride = self._native.logits_stride
+        logits = self.logits_buffer(n_logits) if buffer is None else check_rows(buffer, n_logits, stride)
+        hidden = self._run(entries, logits, poll_signals)
+        return Outputs(logits[:, : self.n_vocab], hidden)
 
     def hidden(self, tokens: Seq[int]) -> Floats:
         """States after the final norm for a fresh sequence: (n_tokens, dim)."""
-        width = -(-self.dim // 32) * 32
-        result = aligned_rows(len(tokens), width)
+        parts = []
         sequence = self.sequence()
         try:
             for start in range(0, len(tokens), self.n_batch):
-                chunk = tokens[start : start + self.n_batch]
-                self._run([Entry(sequence, chunk, "all")], None, result[start : start + len(chunk)])
+                entry = Entry(sequence, tokens[start : start + self.n_batch], "none", "all")
+                parts.append(self.outputs([entry]).hidden)
         finally:
             sequence.close()
-        return result[:, : self.dim]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
     def read(self, entries: Seq[Entry]) -> None:
         """A step that computes all rows that `entries` ask for, but no logits: for `input_squares`."""
         self._run(entries, None)
 
+    def op_cost(self, op: int, work: Workload) -> tuple[float, float, float]:
+        """Bytes read, int8 and float operations of op number `op` in a step, at least."""
+        return self._native.cost(op, work)
+
     def profile(self, run: Callable[[], object]) -> dict[str, float]:
         """Seconds spent in each kind of op while `run()` steps this engine."""
         seconds = np.zeros(len(self.plan), np.float64)
-        lib.pl_plan_profile(self._plan, ffi.cast("double *", seconds.ctypes.data))
+        self._native.profile(seconds)
         try:
             run()
         finally:
-            lib.pl_plan_profile(self._plan, ffi.NULL)
+            self._native.profile(None)
         result: dict[str, float] = {}
         for name, spent in zip(self.plan.names, seconds.tolist(), strict=True):
             result[name] = result.get(name, 0.0) + spent
@@ -200,122 +230,52 @@ class Engine:
         Raises ModelError when there is no such matrix, or the bytes do not fit it.
         """
         with self._lock:
-            kept = self.model, self.plan, self._plan
+            kept = self.model, self.plan, self._native
             model = replace(self.model, weights=override_weights(self.model.weights, blocks, self._pool))
-            self.model, (self.plan, self._plan) = model, self._planned(model)
+            self.model, (self.plan, self._native) = model, self._planned(model)
         try:
             yield
         finally:
             with self._lock:
-                self.model, self.plan, self._plan = kept
+                self.model, self.plan, self._native = kept
 
     def close(self) -> None:
         """Frees weights, threads and the file; sequences become useless."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                ffi.release(self._plan)
+                self._native.release()
                 ffi.release(self._pool)
-                self.plan.keep.clear()
+                self.plan.release()
                 del self.model
                 self.file.close()
 
-    def _planned(self, model: Model, input_squares: InputSquares | None = None) -> tuple[CompiledPlan, Any]:
+    def _planned(self, model: Model, sums: InputSquares | None = None) -> tuple[CompiledPlan, NativePlan]:
         """The plan of a model with this one's config, and its native form."""
-        recorder = Recorder(self.config)
+        recorder = Recorder(model.kv_spaces)
         model.record(recorder)
-        plan = recorder.compile(input_squares)
-        return plan, _native_plan(plan, self._pool, self.cache, self.n_batch, self.n_ctx)
+        plan = recorder.compile(sums)
+        return plan, NativePlan(plan, self._pool, [self.cache.handle], self.n_batch, self.n_ctx)
 
-    def _run(self, entries: Seq[Entry], logits: Floats | None, hidden: Floats | None = None) -> None:
+    def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
+        """Fills `logits`; returns the hidden states that are wanted."""
         with self._lock:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
-                batch = _Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
-                batch.point(logits, hidden)
-                code = lib.pl_plan_run(self._plan, batch.native, lib.pl_poll_signals)
-                if code == lib.PL_EINTERRUPTED:
-                    raise_kept()
-                check(code, "a step of the model")
+                batch = Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
+                n_hidden = len(batch.outputs) if batch.hidden_rows else 0
+                hidden = aligned_rows(n_hidden, self._native.hidden_stride)
+                batch.point(logits, hidden if n_hidden else None)
+                self._native.run(batch.native, poll_signals)
             except BaseException:
                 for entry in entries:
                     entry.sequence.trim()
                 raise
             for entry in entries:
                 entry.sequence.tokens.extend(entry.tokens)
-
-
-class _Batch:
-    """The C form of a batch, and the arrays that it points to."""
-
-    def __init__(self, entries: Seq[Entry], n_vocab: int, n_batch: int, n_ctx: int) -> None:
-        counts = [len(entry.tokens) for entry in entries]
-        n_tokens = sum(counts)
-        if not 0 < n_tokens <= n_batch:
-            raise OptionError(f"a step takes 1 to {n_batch} tokens, not {n_tokens}")
-        if len({id(entry.sequence) for entry in entries}) < len(entries) or min(counts) == 0:
-            raise OptionError("each sequence stands in a batch once, with at least one token")
-        self.tokens = np.empty((4, n_tokens), np.int32)  # tokens, positions, sequences, outputs
-        self.n_outputs = at = 0
-        for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
-            start = len(entry.sequence)
-            if start + count > n_ctx:
-                raise ContextError(f"the context is full: {start} + {count} tokens are more than {n_ctx}")
-            self.tokens[0, at : at + count] = check_ids(entry.tokens, n_vocab)
-            self.tokens[1, at : at + count] = range(start, start + count)
-            self.tokens[2, at : at + count] = i
-            wanted = {"last": 1, "all": count, "none": 0}[entry.logits]
-            self.tokens[3, self.n_outputs : self.n_outputs + wanted] = range(at + count - wanted, at + count)
-            self.n_outputs += wanted
-            at += count
-        self.tables = ffi.new(
-            "uintptr_t *[]", [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
-        )
-        self.native = ffi.new("pl_batch *")
-        self.native.n_tokens, self.native.n_outputs = n_tokens, self.n_outputs
-        self.native.n_sequences = len(entries)
-        rows = [ffi.cast("const int32_t *", row.ctypes.data) for row in self.tokens]
-        self.native.tokens, self.native.positions, self.native.sequences, self.native.outputs = rows
-        self.native.pages = ffi.cast("const uintptr_t *const *", self.tables)
-
-    def point(self, logits: Floats | None, hidden: Floats | None) -> None:
-        """Where outputs go."""
-        if logits is not None and self.n_outputs:
-            self.native.logits = ffi.cast("float *", logits.ctypes.data)
-        if hidden is not None:
-            self.native.hidden = ffi.cast("float *", hidden.ctypes.data)
-
-
-def aligned_rows(n_rows: int, width: int) -> Floats:
-    """(n_rows, width) float32 whose first element is 64-byte aligned, as the C side asks of outputs."""
-    room = np.empty(n_rows * width + ALIGNMENT // 4, np.float32)
-    skip = -room.ctypes.data % ALIGNMENT // 4
-    return room[skip : skip + n_rows * width].reshape(n_rows, width)
-
-
-def check_rows(rows: Floats, n_rows: int, width: int) -> None:
-    """Raises OptionError unless C may write `n_rows` rows of `width` floats to `rows`."""
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32 or rows.ndim != 2:
-        raise OptionError("a buffer for outputs must be a float32 array of two dimensions")
-    if len(rows) < n_rows:
-        raise OptionError(f"{n_rows} rows of outputs do not fit in a buffer of {len(rows)}")
-    fits = rows.shape[1] == width and rows.flags.c_contiguous and rows.flags.writeable
-    if not fits or rows.ctypes.data % ALIGNMENT:
-        raise OptionError(
-            f"a buffer for outputs must be writable, contiguous and {ALIGNMENT}-byte aligned, with rows of "
-            f"{width} floats; this one has shape {rows.shape} and strides {rows.strides}: make it with "
-            "logits_buffer"
-        )
-
-
-def check_ids(tokens: Seq[int], n_vocab: int) -> npt.NDArray[np.int64]:
-    """The ids as an array; TokenizerError for one outside the vocabulary."""
-    ids = np.asarray(tokens, dtype=np.int64)
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= n_vocab):
-        bad = int(ids[(ids < 0) | (ids >= n_vocab)][0])
-        raise TokenizerError(f"token id {bad} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
-    return ids
+        found = hidden[batch.hidden_rows] if batch.hidden_rows != list(range(n_hidden)) else hidden
+        return found[:, : self.dim]
 
 
 def check_memory(n_ctx: int, page_bytes: int) -> None:
@@ -351,11 +311,12 @@ def scratch_bytes(
     """Bytes of an engine's buffers beside weights and KV pages, without loading it. Raises ModelError when
     its architecture cannot be run.
     """
-    recorder = Recorder(config)
-    load(file, config, None).record(recorder)
-    plan, cache = recorder.compile(), PageCache(config, type_k, type_v)
-    threads, tokens = n_threads or cpus_usable(), min(n_batch, n_ctx)
-    return int(lib.pl_plan_measure(cache.handle, *plan.arguments(), tokens, n_ctx, threads))
+    model = load(file, config, None)
+    recorder = Recorder(model.kv_spaces)
+    model.record(recorder)
+    spaces = [PageCache(config, type_k, type_v).handle]
+    tokens = min(n_batch, n_ctx)
+    return measured_bytes(recorder.compile(), spaces, tokens, n_ctx, n_threads or cpus_usable())
 
 
 def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
@@ -377,8 +338,3 @@ def _overridden(config: ModelConfig, base: float | None, scale: float | None) ->
             config, rope_scaling=replace(config.rope_scaling, kind=kind, factor=1.0 / float(scale))
         )
     return config
-
-
-def _native_plan(plan: CompiledPlan, pool: Any, cache: PageCache, n_batch: int, n_ctx: int) -> Any:
-    handle = lib.pl_plan_new(pool, cache.handle, *plan.arguments(), n_batch, n_ctx)
-    return ffi.gc(pointer(handle, "the plan"), lib.pl_plan_free)

@@ -1,412 +1,185 @@
 """Recording a model's layers as the flat list of ops that C executes.
 
 Model code calls a `Recorder` as if it computed: `x = x + plan.linear(plan.rms_norm(x, w, eps), matrix)`. Each
-call notes an op over symbolic tensors; `Recorder.compile` then
-  1. folds an addition into the product that made one of its sides (a residual),
-  2. gathers neighbouring products of one input (q, k, v; gate, up) into one op: one barrier instead of three,
-  3. folds silu(gate) * up into the op that makes both, where their matrices are of one type,
-  4. adds the 8-bit copies that quantized matrices read, made by the op that makes the input where it can,
-  5. gives tensors numbered buffers, reused as soon as their last reader has run.
+call notes an op over symbolic tensors; `Recorder.compile` runs the passes (passes.py) and gives the C form
+(compiled.py). An op of csrc/exec/ops.def needs no method here: `plan.op("gelu", x=x, tanh=1)` records it; the
+methods are those with something to add.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pyllamacpu.errors import NativeError
-from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.op_kinds import KINDS
+from pyllamacpu.graph.ops import Op, Tensor
+from pyllamacpu.graph.passes import InputSquares, optimized
+from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.weights import Matrix, Table, Vector
-from pyllamacpu.native import ffi, lib
-
-Q8_BLOCK = 32
-GROUP = 3  # products in one op
-QUANTIZING = (lib.PL_OP_RMS_NORM, lib.PL_OP_SILU_MUL)  # ops that can leave an 8-bit copy of their result
-
-
-@dataclass(eq=False)
-class Tensor:
-    """(n_tokens, width) float32, or (n_outputs, width) once rows were selected."""
-
-    recorder: weakref.ref[Recorder]  # a cycle would keep the weights alive until the garbage collector runs
-    width: int
-    outputs: bool
-
-    def __add__(self, other: Tensor) -> Tensor:
-        recorder = self.recorder()
-        assert recorder is not None
-        return recorder.add(self, other)
-
-
-@dataclass(eq=False)
-class Op:
-    kind: int
-    dst: list[Tensor | int]  # PL_LOGITS, PL_HIDDEN stand for the batch's own arrays
-    src: list[Tensor | None]
-    fields: dict[str, Any] = field(default_factory=dict)
-    matrices: list[Matrix] = field(default_factory=list)
-    vectors: list[Vector | None] = field(default_factory=list)
-    table: Table | None = None
-    outputs: bool = False
-    q8: Tensor | None = None  # the tensor whose 8-bit copy this op makes (or, a product, reads)
-    sums: npt.NDArray[np.float64] | None = None  # (width,) where squares are added up
-
-    def copy(self) -> Op:
-        """One that passes may change."""
-        return replace(
-            self,
-            dst=list(self.dst),
-            src=list(self.src),
-            fields=dict(self.fields),
-            matrices=list(self.matrices),
-            vectors=list(self.vectors),
-        )
+from pyllamacpu.native import lib
 
 
 class Recorder:
-    """Notes the ops of one model. `config` gives the heads' shape."""
+    """Notes the ops of one model, which keeps keys and values in `spaces`."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, spaces: Sequence[KVSpace] = ()) -> None:
+        self.spaces = tuple(spaces)
         self.ops: list[Op] = []
+
+    # ---- any op ----
+
+    def op(
+        self, name: str, *, width: int = 0, times: int = 0, rows: int | None = None, **values: Any
+    ) -> Tensor:
+        """Notes an op with these fields, and returns its `out`, which is made here if it is not given.
+
+        Rows, times and width of the output are those of the first tensor among `values`, unless given.
+        Raises NativeError for an op or a field that does not exist.
+        """
+        kind = KINDS.get(name)
+        wrong = [field for field in values if kind is None or kind.field(field) is None]
+        if kind is None or wrong:
+            raise NativeError(f"there is no op {name} with the fields {', '.join(wrong) or 'given'}")
+        first = next((v for v in values.values() if isinstance(v, Tensor)), None)
+        if rows is None:
+            rows = first.rows if first is not None else lib.PL_ROWS_TOKENS
+        times = times or (first.times if first is not None else 1)
+        out = values.get("out")
+        if out is None:
+            out = Tensor(weakref.ref(self), width or (first.width if first is not None else 0), rows, times)
+            if kind.field("out") is not None:
+                values["out"] = out
+        self.ops.append(Op(kind, rows, values, times))
+        return out[0] if isinstance(out, list) else out
+
+    def ints(self, width: int, like: Tensor, times: int = 0) -> Tensor:
+        """A buffer of int32 with the rows of `like`, for an op to fill."""
+        return Tensor(like.recorder, width, like.rows, times or like.times, lib.PL_BUFFER_INTS)
+
+    # ---- rows of the batch ----
 
     def embed(self, table: Table) -> Tensor:
         """The tokens' rows of `table`."""
-        return self._op(lib.PL_OP_EMBED, [], table.cols, outputs=False, table=table)
+        return self.op("embed", table=table, width=table.cols)
 
     def rope_table(self, frequencies: Vector, magnitude: float) -> Tensor:
         """Cosines and sines of each position times `frequencies` (rope_dim / 2,), times `magnitude`."""
-        fields = {"rope_dim": 2 * frequencies.size, "floats": [magnitude, 0.0]}
-        return self._op(
-            lib.PL_OP_ROPE_TABLE,
-            [],
-            2 * frequencies.size,
-            outputs=False,
-            fields=fields,
-            vectors=[frequencies],
-        )
-
-    def rms_norm(self, x: Tensor, weight: Vector, eps: float) -> Tensor:
-        fields = {"floats": [eps, 0.0], "head_dim": weight.size}
-        return self._op(lib.PL_OP_RMS_NORM, [x], x.width, fields=fields, vectors=[weight])
-
-    def linear(self, x: Tensor, matrix: Matrix, bias: Vector | None = None) -> Tensor:
-        """x (…, cols) times `matrix` (rows, cols) transposed, plus `bias`: (…, rows)."""
-        return self._op(lib.PL_OP_MATMUL, [x], matrix.rows, matrices=[matrix], vectors=[bias])
-
-    def rope_store(
-        self, q: Tensor, k: Tensor, v: Tensor, rope: Tensor, *, layer: int, neox: bool = False
-    ) -> Tensor:
-        """Rotates q and k; keeps k and v in the cache. Returns q, rotated in place."""
-        fields = self._heads(layer) | {"rope_dim": rope.width, "rope_neox": int(neox)}
-        self.ops.append(Op(lib.PL_OP_ROPE_STORE, [q], [q, k, v, rope], fields))
-        return q
-
-    def attention(self, q: Tensor, *, layer: int, scale: float, window: int = 0) -> Tensor:
-        """softmax(scale * q k^T) v over the positions up to each token's own, `window` of them at most (0:
-        all).
-        """
-        fields = self._heads(layer) | {"floats": [scale, 0.0], "window": window}
-        width = self.config.layer_heads(layer) * self.config.value_dim
-        return self._op(lib.PL_OP_ATTENTION, [q], width, fields=fields)
-
-    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        return self._op(lib.PL_OP_SILU_MUL, [gate, up], gate.width)
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return self._op(lib.PL_OP_ADD, [a, b], a.width)
+        return self.op("rope_table", frequencies=frequencies, magnitude=magnitude, width=2 * frequencies.size)
 
     def select(self, x: Tensor) -> Tensor:
         """The rows that the batch wants outputs of."""
-        return self._op(lib.PL_OP_SELECT, [x], x.width, selected=True)
+        return self.op("select", x=x, rows=lib.PL_ROWS_OUTPUTS)
 
     def output_hidden(self, x: Tensor) -> None:
-        self.ops.append(Op(lib.PL_OP_SELECT, [lib.PL_HIDDEN], [x], outputs=x.outputs))
+        """x are the hidden states of the batch's outputs."""
+        name = "select" if x.rows == lib.PL_ROWS_TOKENS else "copy"
+        self.op(name, x=x, out=lib.PL_HIDDEN, rows=lib.PL_ROWS_OUTPUTS)
 
     def output_logits(self, x: Tensor, matrix: Matrix) -> None:
-        op = Op(lib.PL_OP_MATMUL, [lib.PL_LOGITS], [x], outputs=x.outputs)
-        op.matrices, op.vectors = [matrix], [None]
-        self.ops.append(op)
+        """x times `matrix` transposed are the batch's logits."""
+        if x.rows == lib.PL_ROWS_TOKENS:
+            x = self.select(x)
+        self.op("matmul", x=x, matrix=[matrix], bias=[None], out=[lib.PL_LOGITS], rows=lib.PL_ROWS_LOGITS)
 
-    def _heads(self, layer: int) -> dict[str, Any]:
-        c = self.config
-        return {
-            "layer": layer,
-            "n_heads": c.layer_heads(layer),
-            "kv_heads": c.layer_kv_heads(layer),
-            "head_dim": c.head_dim,
-            "v_dim": c.value_dim,
-        }
+    # ---- elements ----
 
-    def _op(
-        self,
-        kind: int,
-        src: list[Tensor],
-        width: int,
-        outputs: bool | None = None,
-        selected: bool = False,
-        **parts: Any,
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.op("add", a=a, b=b)
+
+    def rms_norm(self, x: Tensor, weight: Vector, eps: float) -> Tensor:
+        return self.op("rms_norm", x=x, weight=weight, eps=eps)
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.op("silu_mul", gate=gate, up=up)
+
+    # ---- products ----
+
+    def linear(self, x: Tensor, matrix: Matrix, bias: Vector | None = None) -> Tensor:
+        """x (…, cols) times `matrix` (rows, cols) transposed, plus `bias`: (…, rows)."""
+        out = Tensor(x.recorder, matrix.rows, x.rows, x.times)
+        return self.op("matmul", x=x, matrix=[matrix], bias=[bias], out=[out])
+
+    def segments(self, ids: Tensor, n_segments: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of ids (…, k), which say to which segments (experts, adapters) a row goes: order, place and ends,
+        as csrc/exec/ops_segments.c has them.
+        """
+        k = ids.width
+        order, place = self.ints(1, ids, ids.times * k), self.ints(k, ids)
+        ends = self.ints(n_segments, ids)
+        self.op("segment_rows", ids=ids, k=k, n_segments=n_segments, order=order, place=place, ends=ends)
+        return order, place, ends
+
+    def gather_rows(self, x: Tensor, order: Tensor, k: int, factors: Tensor | None = None) -> Tensor:
+        """Row order[j] // k of x for each j, times factors[order[j] // k][order[j] % k]."""
+        return self.op("gather_rows", x=x, order=order, k=k, factors=factors, times=order.times)
+
+    def segment_linear(self, x: Tensor, ends: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+        """Each segment's rows of x times its matrix, transposed; the matrices are of one shape and type."""
+        return self.op("segment_matmul", x=x, ends=ends, matrices=list(matrices), width=matrices[0].rows)
+
+    def scatter_rows(
+        self, x: Tensor, place: Tensor, factors: Tensor | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        rows = src[0].outputs if outputs is None else outputs
-        result = Tensor(weakref.ref(self), width, rows or selected)
-        self.ops.append(Op(kind, [result], list(src), outputs=rows, **parts))
-        return result
+        """(residual +) the sum of x[place[:, s]], times factors[:, s], in the order of s."""
+        return self.op(
+            "scatter_rows",
+            x=x,
+            place=place,
+            factors=factors,
+            residual=residual,
+            k=place.width,
+            times=place.times,
+        )
+
+    # ---- attention ----
+
+    def rope_store(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rope: Tensor | None,
+        space: KVSpace,
+        *,
+        layer: int,
+        neox: bool = False,
+    ) -> Tensor:
+        """Rotates q and k; keeps k and v in `layer` of the space. Returns q, rotated in place."""
+        fields = {"space": self.spaces.index(space), "layer": layer, "n_heads": q.width // space.k_dim}
+        self.op("rope_store", q=q, k=k, v=v, rope=rope, neox=int(neox), **fields)
+        return q
+
+    def attention(
+        self,
+        q: Tensor,
+        space: KVSpace,
+        *,
+        layer: int,
+        scale: float,
+        window: int = 0,
+        chunk: int = 0,
+        causal: bool = True,
+    ) -> Tensor:
+        """softmax(scale * q k^T) v over the keys of the space.
+
+        causal: those up to each token's own position, `window` of them at most, or from a multiple of `chunk`
+        on (0: all). Otherwise all that the sequence has in the space.
+        """
+        n_heads = q.width // space.k_dim
+        fields = {
+            "space": self.spaces.index(space),
+            "layer": layer,
+            "n_heads": n_heads,
+            "causal": int(causal),
+        }
+        width = n_heads * space.v_dim
+        return self.op("attention", q=q, window=window, chunk=chunk, scale=scale, width=width, **fields)
+
+    # ---- the plan ----
 
     def compile(self, sums: InputSquares | None = None) -> CompiledPlan:
         """The plan. With `sums`, it also adds up the squares of every product's input in them."""
-        ops = _gated(_grouped(_with_residuals([op.copy() for op in self.ops])))
-        if sums is not None:
-            ops = _with_squares(ops, sums)
-        return CompiledPlan(_with_buffers(_with_q8(ops)))
-
-
-# ---- the five passes ----
-
-
-def _readers(ops: list[Op], tensor: Tensor) -> list[Op]:
-    return [op for op in ops if any(t is tensor for t in op.src)]
-
-
-def _maker(ops: list[Op], tensor: Tensor) -> Op:
-    return next(op for op in ops if any(t is tensor for t in op.dst))
-
-
-def _with_residuals(ops: list[Op]) -> list[Op]:
-    """x + linear(h): the product starts from x, and the addition is gone."""
-    counts: dict[int, int] = {}
-    for op in ops:
-        for tensor in op.src:
-            counts[id(tensor)] = counts.get(id(tensor), 0) + 1
-    result: list[Op] = []
-    for op in ops:
-        last = result[-1] if result else None
-        if op.kind == lib.PL_OP_ADD and last and last.kind == lib.PL_OP_MATMUL and len(last.src) == 1:
-            made = last.dst[0]
-            others = [t for t in op.src if t is not made]
-            if len(others) == 1 and counts.get(id(made)) == 1:
-                last.src = [last.src[0], others[0]]
-                last.dst = list(op.dst)
-                continue
-        result.append(op)
-    return result
-
-
-def _grouped(ops: list[Op]) -> list[Op]:
-    result: list[Op] = []
-    for op in ops:
-        last = result[-1] if result else None
-        if (
-            op.kind == lib.PL_OP_MATMUL
-            and last is not None
-            and last.kind == lib.PL_OP_MATMUL
-            and len(op.src) == len(last.src) == 1
-            and op.src[0] is last.src[0]
-            and len(last.matrices) < GROUP
-            and op.matrices[0].quantized == last.matrices[0].quantized
-            and not any(isinstance(d, int) for d in (*op.dst, *last.dst))
-        ):
-            last.dst += op.dst
-            last.matrices += op.matrices
-            last.vectors += op.vectors
-        else:
-            result.append(op)
-    return result
-
-
-def _gated(ops: list[Op]) -> list[Op]:
-    """silu(gate) * up, right behind the product that makes both: their rows never go to memory."""
-    result: list[Op] = []
-    for op in ops:
-        last = result[-1] if result else None
-        if (
-            op.kind == lib.PL_OP_SILU_MUL
-            and last is not None
-            and last.kind == lib.PL_OP_MATMUL
-            and len(last.matrices) == len(last.dst) == 2
-            and all(made is read for made, read in zip(last.dst, op.src, strict=True))
-            and all(len(_readers(ops, t)) == 1 for t in op.src if t is not None)
-            and last.matrices[0].quantized
-            and last.matrices[0].type == last.matrices[1].type
-        ):
-            last.dst = list(op.dst)
-            last.fields["gated"] = 1
-        else:
-            result.append(op)
-    return result
-
-
-InputSquares = dict[str, npt.NDArray[np.float64]]
-"""By a weight's name, of each column of its input: the squares added up over all tokens. (cols,)"""
-
-
-def _with_squares(ops: list[Op], sums: InputSquares) -> list[Op]:
-    """Before the first product that reads a tensor, its squares are added up; all products share the
-    sums.
-    """
-    result: list[Op] = []
-    of_tensor: dict[int, npt.NDArray[np.float64]] = {}
-    for op in ops:
-        x = op.src[0] if op.kind == lib.PL_OP_MATMUL else None
-        if x is not None:
-            if id(x) not in of_tensor:
-                of_tensor[id(x)] = np.zeros(x.width, np.float64)
-                result.append(
-                    Op(
-                        lib.PL_OP_SQUARES,
-                        [],
-                        [x],
-                        {"width": x.width},
-                        outputs=x.outputs,
-                        sums=of_tensor[id(x)],
-                    )
-                )
-            sums.update({matrix.name: of_tensor[id(x)] for matrix in op.matrices})
-        result.append(op)
-    return result
-
-
-def _with_q8(ops: list[Op]) -> list[Op]:
-    result: list[Op] = []
-    for op in ops:
-        if op.kind == lib.PL_OP_MATMUL and op.matrices[0].quantized:
-            x = op.src[0]
-            assert x is not None
-            if x.width % Q8_BLOCK:
-                raise NativeError(
-                    f"{op.matrices[0].name}: quantized rows of {x.width} are no multiple of {Q8_BLOCK}"
-                )
-            op.q8 = x
-            maker = _maker(ops, x)
-            if maker.kind in QUANTIZING:
-                maker.q8 = x
-            elif not any(o.kind == lib.PL_OP_QUANTIZE and o.q8 is x for o in result):
-                result.append(Op(lib.PL_OP_QUANTIZE, [], [x], outputs=x.outputs, q8=x))
-            if not any(o.kind == lib.PL_OP_GATHER and o.q8 is x for o in result):
-                result.append(Op(lib.PL_OP_GATHER, [], [], outputs=x.outputs, q8=x))
-        result.append(op)
-    return result
-
-
-@dataclass(frozen=True)
-class Buffers:
-    ops: list[Op]
-    widths: list[int]
-    q8_widths: list[int]
-    number: dict[int, int]  # id(tensor) -> buffer
-    q8_number: dict[int, int]
-
-
-def _with_buffers(ops: list[Op]) -> Buffers:
-    """Numbers for tensors; a number is free again after the last op that uses its tensor."""
-    last: dict[tuple[str, int], int] = {}
-    for i, op in enumerate(ops):
-        for tensor in (*op.src, *op.dst):
-            if isinstance(tensor, Tensor):
-                last["f", id(tensor)] = i
-        if op.q8 is not None:
-            last["q", id(op.q8)] = i
-    numbers: dict[str, dict[int, int]] = {"f": {}, "q": {}}
-    widths: dict[str, list[int]] = {"f": [], "q": []}
-    free: dict[str, list[int]] = {"f": [], "q": []}
-
-    def give(kind: str, tensor: Tensor, width: int) -> None:
-        if id(tensor) in numbers[kind]:
-            return
-        for number in free[kind]:
-            if widths[kind][number] == width:
-                free[kind].remove(number)
-                break
-        else:
-            number = len(widths[kind])
-            widths[kind].append(width)
-        numbers[kind][id(tensor)] = number
-
-    for i, op in enumerate(ops):
-        for made in op.dst:
-            if isinstance(made, Tensor):
-                give("f", made, made.width)
-        if op.q8 is not None:
-            give("q", op.q8, op.q8.width)
-        ending = [key for key, at in last.items() if at == i]
-        for kind, key in ending:
-            free[kind].append(numbers[kind][key])
-            del last[kind, key]
-    return Buffers(ops, widths["f"], widths["q"], numbers["f"], numbers["q"])
-
-
-class CompiledPlan:
-    """The C form of a plan: an array of pl_op, the widths of its buffers, and references to all that it
-    points to.
-    """
-
-    def __init__(self, buffers: Buffers) -> None:
-        self.names = [_op_name(op) for op in buffers.ops]
-        self.widths = buffers.widths
-        self.q8_widths = buffers.q8_widths
-        self.ops = ffi.new("pl_op[]", len(buffers.ops))
-        self.keep = buffers.ops  # matrices, vectors and tables must outlive the C plan
-        self._arrays = ffi.new("int32_t[]", self.widths), ffi.new("int32_t[]", self.q8_widths or [0])
-        for target, op in zip(self.ops, buffers.ops, strict=True):
-            _fill(target, op, buffers)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """ops, n_ops, widths, n_buffers, q8_widths, n_q8: as pl_plan_new and pl_plan_measure take them."""
-        widths, q8_widths = self._arrays
-        return self.ops, len(self), widths, len(self.widths), q8_widths, len(self.q8_widths)
-
-
-def _fill(target: Any, op: Op, buffers: Buffers) -> None:
-    target.kind = op.kind
-    target.outputs = int(op.outputs)
-    for i in range(3):
-        made = op.dst[i] if i < len(op.dst) else lib.PL_NONE
-        target.dst[i] = buffers.number[id(made)] if isinstance(made, Tensor) else made
-    for i in range(4):
-        read = op.src[i] if i < len(op.src) else None
-        target.src[i] = lib.PL_NONE if read is None else buffers.number[id(read)]
-    target.q8 = lib.PL_NONE if op.q8 is None else buffers.q8_number[id(op.q8)]
-    for name, value in op.fields.items():
-        setattr(target, name, value)
-    for i, matrix in enumerate(op.matrices):
-        target.matrix[i] = matrix.handle
-    for i, vector in enumerate(op.vectors):
-        if vector is not None:
-            target.vector[i] = ffi.cast("const float *", vector.values.ctypes.data)
-    if op.sums is not None:
-        target.sums = ffi.cast("double *", op.sums.ctypes.data)
-    if op.table is not None:
-        target.table = ffi.cast("const uint8_t *", op.table.data.ctypes.data)
-        target.table_type = int(op.table.type)
-        target.table_rows = op.table.rows
-        target.table_row_bytes = op.table.type.row_bytes(op.table.cols)
-
-
-_NAMES = {
-    lib.PL_OP_EMBED: "embed",
-    lib.PL_OP_ROPE_TABLE: "rope_table",
-    lib.PL_OP_RMS_NORM: "rms_norm",
-    lib.PL_OP_QUANTIZE: "quantize",
-    lib.PL_OP_MATMUL: "matmul",
-    lib.PL_OP_ROPE_STORE: "rope_store",
-    lib.PL_OP_ATTENTION: "attention",
-    lib.PL_OP_SILU_MUL: "silu_mul",
-    lib.PL_OP_ADD: "add",
-    lib.PL_OP_SELECT: "select",
-    lib.PL_OP_SQUARES: "squares",
-    lib.PL_OP_GATHER: "gather",
-}
-
-
-def _op_name(op: Op) -> str:
-    """What a profile calls it: the kind, and for products the tensors without their layer."""
-    if not op.matrices:
-        return _NAMES[op.kind]
-    short = [m.name.removesuffix(".weight").split(".")[-1] for m in op.matrices]
-    return f"matmul {'+'.join(short)}"
+        return CompiledPlan(optimized([op.copy() for op in self.ops], sums))

@@ -70,6 +70,7 @@ def _layer(c: ModelConfig, i: int) -> Iterator[TensorSpec]:
 
 def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
     c = config
+    (space,) = kv_spaces(c)
     divisors = weights.optional_vector("rope_freqs.weight")
     frequencies = inverse_frequencies(c, None if divisors is None else divisors.values[: divisors.size])
     x = plan.embed(weights.table("token_embd.weight"))
@@ -78,8 +79,8 @@ def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
         w = weights.under(f"blk.{i}.")
         h = plan.rms_norm(x, w.vector("attn_norm.weight"), c.norm_eps)
         q, k, v = (plan.linear(h, *w.linear(name)) for name in ("attn_q", "attn_k", "attn_v"))
-        q = plan.rope_store(q, k, v, rope, layer=i)
-        a = plan.attention(q, layer=i, scale=c.score_scale, window=c.sliding_window)
+        q = plan.rope_store(q, k, v, rope, space, layer=i)
+        a = plan.attention(q, space, layer=i, scale=c.score_scale, window=c.sliding_window)
         if i == c.n_layers - 1:  # from here on only the rows that are asked for
             a, x = plan.select(a), plan.select(x)
         x = x + plan.linear(a, *w.linear("attn_output"))

@@ -1,8 +1,8 @@
 """Collecting an importance matrix: the squares of every weight's input, added up while a text is read.
 
 The windows are those of perplexity, and every token of them counts, as in llama-imatrix. The engine adds up
-in float64 and in the order of the tokens (csrc/plan_squares.c), so neither threads nor the length of the text
-change or blur the sums.
+in float64 and in the order of the tokens (csrc/exec/ops_matmul.c), so neither threads nor the length of the
+text change or blur the sums.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.evaluate.rows import Doubles, Floats, log_probabilities, log_sums
 from pyllamacpu.evaluate.statistics import Estimate, mean
 from pyllamacpu.evaluate.windows import Steps, Windows, check_context
-from pyllamacpu.graph.recorder import InputSquares
+from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry
 
 OnWindow = Callable[[int, int, float | None], None]
@@ -44,8 +44,9 @@ class Collector:
         """`options` are the engine's. Raises what opening a model raises."""
         self._sums: InputSquares = {}
         self.engine = Engine.open(path, input_squares=self._sums, **options)
-        output = self.engine.model.weights["output.weight"].name
-        self.names = [name for name in self._sums if process_output or name != output]
+        output = self.engine.plan.logits_matrix
+        skipped = None if process_output or output is None else output.name
+        self.names = [name for name in self._sums if name != skipped]
         self.n_tokens = 0
         self.n_windows = 0
 

@@ -1,0 +1,49 @@
+/* Keys and values on their way to the pages. */
+#include "exec/plan.h"
+
+const char *check_rope_store(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_rope_store *f = &op->rope_store;
+    const pl_plan_buffer *b = plan->buffers;
+    if (f->space < 0 || f->space >= plan->n_spaces)
+        return "there is no such KV space";
+    const pl_cache *c = plan->spaces[f->space];
+    if (f->layer < 0 || f->layer >= c->n_layers)
+        return "the KV space has no such layer";
+    if (f->n_heads < 1 || f->n_heads > PL_MAX_HEADS || b[f->q].width != (int64_t)f->n_heads * c->k.head_dim)
+        return "q is not as wide as its heads";
+    if (b[f->k].width != (int64_t)c->kv_heads * c->k.head_dim || b[f->v].width != (int64_t)c->kv_heads * c->v.head_dim)
+        return "k or v is not as wide as the space's heads";
+    if (f->q == f->k || f->rope == f->q || f->rope == f->k)
+        return "q, k and rope are not different buffers";
+    return f->rope == PL_NONE || (b[f->rope].width <= c->k.head_dim && b[f->rope].width % 2 == 0) ? NULL : "rope is wider than a head, or odd";
+}
+
+int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_rope_store *f = &op->rope_store;
+    const pl_batch *b = &plan->batch;
+    const pl_cache *c = plan->spaces[f->space];
+    const int k_dim = c->k.head_dim, rope_dim = f->rope >= 0 ? (int)plan->buffers[f->rope].width : 0;
+    int64_t begin, end, heads = f->n_heads + c->kv_heads, n = b->n_tokens * heads;
+    /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
+    while (PL_TAKE(n, pl_unit(b->n_tokens, heads), b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
+        for (int64_t item = begin; item < end; item++) {
+            int64_t t = item / heads, h = item % heads;
+            const float *table = rope_dim ? pl_row(plan, f->rope, t) : NULL;
+            float *x = h < f->n_heads ? pl_row(plan, f->q, t) + h * k_dim : pl_row(plan, f->k, t) + (h - f->n_heads) * k_dim;
+            if (table)
+                plan->kernels->rope(x, table, 1, k_dim, rope_dim, f->neox);
+            h -= f->n_heads;
+            if (h < 0)
+                continue;
+            int32_t position = b->positions[t];
+            uint8_t *page = (uint8_t *)b->pages[f->space][b->sequences[t]][position / PL_TILE];
+            uint8_t *tile = page + pl_cache_offset(c, f->layer, (int)h);
+            plan->kernels->store_k(&c->k, tile, position % PL_TILE, x);
+            plan->kernels->store_v(&c->v, tile + c->k.bytes, position % PL_TILE, pl_row(plan, f->v, t) + h * c->v.head_dim);
+        }
+        PL_DONE();
+    }
+    return n;
+}

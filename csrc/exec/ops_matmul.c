@@ -1,0 +1,187 @@
+/* Products of the rows of the batch with weight matrices. */
+#include "exec/plan.h"
+#include "exec/residual_blocks.h"
+#include "types/matrix.h"
+#include "types/panel.h"
+
+/* Why a matrix cannot be multiplied with rows of x or q8 (or PL_NONE) into `out`. */
+static const char *check_product(const pl_plan *plan, const pl_matrix *m, int x, int q8, int out)
+{
+    if ((q8 >= 0) == (pl_panel_is_float(m->type) != 0))
+        return q8 >= 0 ? "a float matrix does not read 8-bit blocks" : "a quantized matrix needs 8-bit blocks";
+    if (m->cols != plan->buffers[q8 >= 0 ? q8 : x].width)
+        return "a matrix has other columns than its input";
+    if (out == PL_LOGITS)
+        return m->panels * PL_ROWS == plan->logits_stride ? NULL : "the logits have another size";
+    if (out < 0)
+        return "a product does not go to the hidden states";
+    return m->panels * PL_ROWS <= plan->buffers[out].padded ? NULL : "out is not wide enough for the matrix's rows";
+}
+
+static const char *check_gated(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_matmul *f = &op->matmul;
+    const pl_matrix *gate = f->matrix[0], *up = f->matrix[1];
+    if (f->q8 < 0 || f->residual >= 0 || f->out[0] < 0 || f->out[1] != PL_NONE || f->out[2] != PL_NONE || f->matrix[2])
+        return "a gated product has two quantized matrices, one output, and no residual";
+    if (!gate || !up || gate->type != up->type || gate->panels != up->panels || gate->rows != up->rows || gate->cols != up->cols)
+        return "the matrices of a gated product are not alike";
+    if ((f->bias[0].n && f->bias[0].n != gate->rows) || (f->bias[1].n && f->bias[1].n != up->rows))
+        return "a bias is not as long as its matrix's rows";
+    return check_product(plan, gate, f->x, f->q8, f->out[0]);
+}
+
+const char *check_matmul(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_matmul *f = &op->matmul;
+    if (f->gated)
+        return check_gated(plan, op);
+    if (!f->matrix[0])
+        return "there is no matrix";
+    for (int i = 0; i < 3; i++) {
+        const pl_matrix *m = f->matrix[i];
+        if ((m != NULL) != (f->out[i] != PL_NONE))
+            return "a matrix without an output, or an output without a matrix";
+        if (!m)
+            continue;
+        const char *reason = check_product(plan, m, f->x, f->q8, f->out[i]);
+        if (reason)
+            return reason;
+        if (f->bias[i].n && f->bias[i].n != m->rows)
+            return "a bias is not as long as its matrix's rows";
+        if (f->q8 < 0 && f->out[i] == f->x)
+            return "out is x, whose rows are still needed";
+        if (i > 0 && (f->out[i] == PL_LOGITS || f->out[i] == f->residual))
+            return "only the first output may be the logits, or the residual";
+    }
+    if (f->residual >= 0 && (f->out[0] < 0 || plan->buffers[f->residual].stride != plan->buffers[f->out[0]].stride))
+        return "the residual is not as wide as out";
+    return NULL;
+}
+
+/* Work items: units of panels, matrix after matrix, times blocks of tokens. */
+typedef struct {
+    int64_t unit, first[4]; /* panels of an item; the first item of each matrix */
+    int64_t n, at_once, token_blocks;
+    int group; /* rows whose residual blocks lie together */
+} matmul_items;
+
+static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
+{
+    const pl_op_matmul *f = &op->matmul;
+    matmul_items w = {.n = pl_op_rows(plan, op)};
+    w.unit = w.n == 1 ? 4 : f->gated ? 1 : 2;
+    for (int i = 0; i < 3; i++)
+        w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
+    /* More tokens share the decoding of a panel; fewer leave every thread several items. (Tried: to take 0.5 or 2 MB of panels
+     * through all blocks of tokens of a section before the next ones. No gain: reading weights is not what prompts wait for.) */
+    w.at_once = w.first[3] * w.n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
+    w.token_blocks = (w.n + w.at_once - 1) / w.at_once;
+    w.group = pl_residual_group(w.n);
+    return w;
+}
+
+/* Panels [panel0, panel1) of matrix i with the tokens of a block. */
+static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int i, int64_t panel0, int64_t panel1, int64_t block)
+{
+    const pl_op_matmul *f = &op->matmul;
+    const pl_matrix *m = f->matrix[i];
+    const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL, *x = &plan->buffers[f->x];
+    int64_t stride, token0 = block * w->at_once;
+    float *out = pl_result_rows(plan, f->out[i], &stride);
+    plan->kernels->matmul(&(pl_matmul){
+        .type = m->type,
+        .panels = m->data,
+        .cols = m->cols,
+        .panel0 = panel0,
+        .panel1 = panel1 < m->panels ? panel1 : m->panels,
+        .q8 = q8 ? q8->q8 : NULL,
+        .q8_stride = q8 ? q8->stride : 0,
+        .residual_blocks = q8 && w->n > 1 ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, token0 / w->group, 0) : NULL,
+        .residual_group = w->group,
+        .x = q8 ? NULL : x->floats,
+        .x_stride = q8 ? 0 : x->stride,
+        .token0 = token0,
+        .token1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n,
+        .up = f->gated ? f->matrix[1]->data : NULL,
+        .bias = f->bias[i].n ? f->bias[i].values : NULL,
+        .up_bias = f->gated && f->bias[1].n ? f->bias[1].values : NULL,
+        .residual = i == 0 && f->residual >= 0 ? plan->buffers[f->residual].floats : NULL,
+        .out = out,
+        .out_stride = stride,
+    });
+}
+
+int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const matmul_items w = items_of(plan, op, share->threads);
+    int64_t begin, end, stride;
+    if (w.n == 0 || !pl_result_rows(plan, op->matmul.out[0], &stride))
+        return 0;
+    while (PL_TAKE(w.first[3] * w.token_blocks, 1, w.n <= PL_SMALL_BATCH ? PL_QUARTER : 1)) {
+        for (int64_t at = begin; at < end;) {
+            int64_t item = at % w.first[3];
+            int i = item < w.first[1] ? 0 : item < w.first[2] ? 1 : 2;
+            int64_t last = w.token_blocks > 1 ? item + 1 : (end < w.first[i + 1] ? end : w.first[i + 1]);
+            multiply(plan, op, &w, i, (item - w.first[i]) * w.unit, (last - w.first[i]) * w.unit, at / w.first[3]);
+            at = w.token_blocks > 1 ? at + 1 : last;
+        }
+        PL_DONE();
+    }
+    return w.first[3] * w.token_blocks;
+}
+
+const char *check_gather_residual(const pl_plan *plan, const pl_op *op)
+{
+    (void)plan;
+    (void)op;
+    return NULL;
+}
+
+/* A single row's residual blocks are read where they are. */
+int64_t run_gather_residual(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_plan_buffer *q8 = &plan->buffers[op->gather_residual.q8];
+    const int64_t n = pl_op_rows(plan, op), blocks = q8->padded, stride = q8->stride;
+    const int64_t chunks = (blocks + PL_CHUNK_BLOCKS - 1) / PL_CHUNK_BLOCKS;
+    const int group = pl_residual_group(n);
+    int64_t begin, end, items = n > 1 ? (n + group - 1) / group * chunks : 0;
+    while (PL_TAKE(items, 1, 1)) {
+        int64_t token = begin / chunks * group, block = begin % chunks * PL_CHUNK_BLOCKS;
+        pl_residual_gather(q8->q8 + token * stride + block, stride,
+                           (int)(blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS),
+                           (int)(n - token < group ? n - token : group),
+                           pl_residual_at(q8->residual, group, blocks, begin / chunks, begin % chunks));
+        PL_DONE();
+    }
+    return items;
+}
+
+/* ---- squares of the columns of a product's input: what an importance matrix is made of ---- */
+
+#define COLUMNS 64 /* of one work item: whole cache lines of every row */
+
+const char *check_squares(const pl_plan *plan, const pl_op *op)
+{
+    (void)plan;
+    (void)op;
+    return NULL;
+}
+
+/* Rows are added in their order, whichever thread has the columns: the sums do not depend on the number of threads. */
+int64_t run_squares(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_squares *f = &op->squares;
+    const pl_plan_buffer *b = &plan->buffers[f->x];
+    int64_t n = pl_op_rows(plan, op), pieces = n ? (b->width + COLUMNS - 1) / COLUMNS : 0, begin, end;
+    while (PL_TAKE(pieces, 1, 1)) {
+        int64_t column = begin * COLUMNS, width = b->width - column < COLUMNS ? b->width - column : COLUMNS;
+        const float *x = b->floats + column;
+        double *sums = f->sums + column;
+        for (int64_t i = 0; i < n; i++, x += b->stride)
+            for (int64_t c = 0; c < width; c++)
+                sums[c] += (double)x[c] * (double)x[c];
+        PL_DONE();
+    }
+    return pieces;
+}

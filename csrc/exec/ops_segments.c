@@ -1,0 +1,270 @@
+/* Rows in another order, and products of each run of them with a matrix of its own: experts, adapters.
+ *
+ * top_k says which k segments (experts) each row goes to; segment_rows sorts the (row, slot) pairs by segment:
+ *     order[j] = row * k + slot of the j-th pair, place[row][slot] = j, ends[s] = the pairs of segments 0 … s.
+ * gather_rows copies rows into that order, segment_matmul multiplies each segment's with its matrix, and scatter_rows adds a
+ * row's k results up again, in the order of its slots: so a row's bits do not depend on the other rows. Pairs whose id is not
+ * that of a segment come last in the order, belong to none, and have the place -1: nothing is added for them.
+ *
+ * Where rows are is known only when the plan runs. What is read from an int buffer is checked there: a row that does not exist
+ * ends the run with an error (pl_plan_run), since a plan that computes it is wrong. */
+#include "exec/plan.h"
+#include "exec/residual_blocks.h"
+#include "types/matrix.h"
+#include "types/panel.h"
+#include <string.h>
+
+static int row_ok(pl_plan *plan, int64_t row, int64_t n_rows)
+{
+    if (row >= 0 && row < n_rows)
+        return 1;
+    atomic_store(&plan->failed, 1);
+    return 0;
+}
+
+/* ---- top_k ---- */
+
+const char *check_top_k(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_top_k *f = &op->top_k;
+    if (f->k < 1 || f->k > plan->buffers[f->x].width)
+        return "k is not between 1 and the width of x";
+    return plan->buffers[f->ids].width == f->k && plan->buffers[f->values].width == f->k && f->values != f->x
+               ? NULL : "ids and values are not k wide, or values is x";
+}
+
+/* Equal values: the lower place first. NaN counts as less than everything. */
+static void top_k_of(const float *x, int n, int k, int32_t *ids, float *values)
+{
+    for (int slot = 0; slot < k; slot++) {
+        int best = -1;
+        for (int i = 0; i < n; i++) {
+            int taken = 0;
+            for (int j = 0; j < slot; j++)
+                taken |= ids[j] == i;
+            if (!taken && (best < 0 || x[i] > x[best] || (x[best] != x[best] && x[i] == x[i])))
+                best = i;
+        }
+        ids[slot] = best;
+        values[slot] = x[best];
+    }
+}
+
+int64_t run_top_k(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_top_k *f = &op->top_k;
+    int64_t n = pl_op_rows(plan, op), begin, end;
+    while (PL_TAKE(n, 1, 1)) {
+        top_k_of(pl_row(plan, f->x, begin), (int)plan->buffers[f->x].width, f->k, pl_int_row(plan, f->ids, begin),
+                 pl_row(plan, f->values, begin));
+        PL_DONE();
+    }
+    return n;
+}
+
+/* ---- segment_rows: one item, a counting sort ---- */
+
+const char *check_segment_rows(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_segment_rows *f = &op->segment_rows;
+    const pl_plan_buffer *b = plan->buffers;
+    if (f->k < 1 || f->n_segments < 1 || b[f->ids].width != f->k || b[f->place].width != f->k || b[f->ends].width != f->n_segments)
+        return "ids and place are not k wide, or ends is not as wide as the segments";
+    if (b[f->place].rows < op->head.times || b[f->order].rows < (int64_t)op->head.times * f->k || b[f->order].width != 1)
+        return "order has not a row for each pair, or place not one for each row";
+    if (f->order == f->ids || f->order == f->place || f->order == f->ends || f->ids == f->place || f->ids == f->ends || f->place == f->ends)
+        return "ids, order, place and ends are not different buffers";
+    return NULL;
+}
+
+int64_t run_segment_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_segment_rows *f = &op->segment_rows;
+    int64_t n = pl_op_rows(plan, op), begin, end;
+    while (PL_TAKE(1, 1, 1)) {
+        int32_t *ends = pl_int_row(plan, f->ends, 0), at = 0;
+        for (int s = 0; s < f->n_segments; s++)
+            ends[s] = 0;
+        for (int64_t i = 0; i < n; i++)
+            for (int slot = 0; slot < f->k; slot++) {
+                int32_t id = pl_int_row(plan, f->ids, i)[slot];
+                if (id >= 0 && id < f->n_segments)
+                    ends[id]++;
+            }
+        for (int s = 0; s < f->n_segments; s++) { /* for now: where the segment begins */
+            int32_t count = ends[s];
+            ends[s] = at;
+            at += count;
+        }
+        for (int64_t i = 0; i < n; i++)
+            for (int slot = 0; slot < f->k; slot++) {
+                int32_t id = pl_int_row(plan, f->ids, i)[slot], in_segment = id >= 0 && id < f->n_segments;
+                int32_t j = in_segment ? ends[id]++ : at++;
+                pl_int_row(plan, f->order, j)[0] = (int32_t)(i * f->k + slot);
+                pl_int_row(plan, f->place, i)[slot] = in_segment ? j : -1;
+            }
+        PL_DONE();
+    }
+    return 1;
+}
+
+/* ---- gather_rows, scatter_rows ---- */
+
+const char *check_gather_rows(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_gather_rows *f = &op->gather_rows;
+    if (f->k < 1 || plan->buffers[f->x].width != plan->buffers[f->out].width || f->x == f->out)
+        return "x and out have different widths, or are the same, or k is not positive";
+    return f->factors == PL_NONE || (plan->buffers[f->factors].width == f->k && f->factors != f->out) ? NULL : "factors are not k wide";
+}
+
+int64_t run_gather_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_gather_rows *f = &op->gather_rows;
+    const pl_plan_buffer *x = &plan->buffers[f->x];
+    int64_t n = pl_op_rows(plan, op), begin, end, rows = x->rows * plan->max_tokens;
+    if (f->factors >= 0 && plan->buffers[f->factors].rows * plan->max_tokens < rows)
+        rows = plan->buffers[f->factors].rows * plan->max_tokens;
+    while (PL_TAKE(n, 1, 1)) {
+        int64_t pair = pl_int_row(plan, f->order, begin)[0];
+        float *out = pl_row(plan, f->out, begin);
+        if (pair >= 0 && row_ok(plan, pair / f->k, rows)) {
+            const float *from = pl_row(plan, f->x, pair / f->k);
+            const float factor = f->factors >= 0 ? pl_row(plan, f->factors, pair / f->k)[pair % f->k] : 1.0f;
+            for (int64_t c = 0; c < x->padded; c++)
+                out[c] = f->factors >= 0 ? from[c] * factor : from[c];
+        } else {
+            row_ok(plan, -1, rows);
+        }
+        PL_DONE();
+    }
+    return n;
+}
+
+const char *check_scatter_rows(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_scatter_rows *f = &op->scatter_rows;
+    const pl_plan_buffer *b = plan->buffers;
+    if (f->k < 1 || b[f->x].width != b[f->out].width || f->x == f->out || b[f->place].width < f->k)
+        return "x and out have different widths, or are the same, or place is not k wide";
+    if (f->residual >= 0 && b[f->residual].width != b[f->out].width)
+        return "the residual is not as wide as out";
+    return f->factors == PL_NONE || (b[f->factors].width >= f->k && f->factors != f->out) ? NULL : "factors are not k wide";
+}
+
+int64_t run_scatter_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_scatter_rows *f = &op->scatter_rows;
+    const pl_plan_buffer *x = &plan->buffers[f->x];
+    int64_t n = pl_op_rows(plan, op), begin, end;
+    while (PL_TAKE(n, 1, 1)) {
+        float *out = pl_row(plan, f->out, begin);
+        if (f->residual < 0)
+            memset(out, 0, sizeof(float) * (size_t)x->padded);
+        else if (f->residual != f->out)
+            memcpy(out, pl_row(plan, f->residual, begin), sizeof(float) * (size_t)x->padded);
+        for (int slot = 0; slot < f->k; slot++) {
+            int64_t j = pl_int_row(plan, f->place, begin)[slot];
+            if (j == -1)
+                continue;
+            const float factor = f->factors >= 0 ? pl_row(plan, f->factors, begin)[slot] : 1.0f;
+            const float *from = row_ok(plan, j, x->rows * plan->max_tokens) ? pl_row(plan, f->x, j) : out;
+            for (int64_t c = 0; c < x->padded; c++)
+                out[c] += from[c] * factor;
+        }
+        PL_DONE();
+    }
+    return n;
+}
+
+/* ---- segment_matmul: an item is a run of panels of one matrix, with all rows of its segment ---- */
+
+#define MATRIX_ITEMS 32 /* of a matrix, at most */
+
+const char *check_segment_matmul(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_segment_matmul *f = &op->segment_matmul;
+    const pl_matrix *first = f->matrices.items[0];
+    if (plan->buffers[f->ends].width != f->matrices.n)
+        return "ends is not as wide as there are matrices";
+    for (int64_t i = 0; i < f->matrices.n; i++) {
+        const pl_matrix *m = f->matrices.items[i];
+        if (m->type != first->type || m->rows != first->rows || m->cols != first->cols)
+            return "the matrices are not alike";
+    }
+    if ((f->q8 >= 0) == (pl_panel_is_float(first->type) != 0))
+        return f->q8 >= 0 ? "a float matrix does not read 8-bit blocks" : "a quantized matrix needs 8-bit blocks";
+    if (first->cols != plan->buffers[f->q8 >= 0 ? f->q8 : f->x].width)
+        return "the matrices have other columns than their input";
+    if (f->q8 < 0 && f->out == f->x)
+        return "out is x, whose rows are still needed";
+    return first->panels * PL_ROWS <= plan->buffers[f->out].padded ? NULL : "out is not wide enough for the matrices' rows";
+}
+
+static int64_t chunks_of(int64_t cols) { return (cols + PL_CHUNK - 1) / PL_CHUNK; }
+
+int64_t pl_segment_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers)
+{
+    if (op->head.kind != PL_OP_segment_matmul || op->segment_matmul.q8 < 0 || op->segment_matmul.q8 >= n_buffers)
+        return 0;
+    return chunks_of(buffers[op->segment_matmul.q8].width) * pl_residual_bytes(PL_RESIDUAL_GROUP);
+}
+
+/* Rows' residual blocks, gathered in this thread's scratch; NULL for a single row, where they are read in place. */
+static uint8_t *gathered(const pl_plan *plan, const pl_plan_buffer *q8, int64_t row, int n, int group, int thread)
+{
+    uint8_t *room = pl_scratch(plan, thread);
+    for (int64_t token = 0; token < n && n > 1; token += group)
+        for (int64_t chunk = 0; chunk < chunks_of(q8->width); chunk++) {
+            int64_t block = chunk * PL_CHUNK_BLOCKS;
+            pl_residual_gather(q8->q8 + (row + token) * q8->stride + block, q8->stride,
+                               (int)(q8->padded - block < PL_CHUNK_BLOCKS ? q8->padded - block : PL_CHUNK_BLOCKS),
+                               (int)(n - token < group ? n - token : group),
+                               pl_residual_at(room, group, q8->padded, token / group, chunk));
+        }
+    return n > 1 ? room : NULL;
+}
+
+/* Panels [panel0, panel1) of m with `n` rows from `row`. */
+static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t panel0, int64_t panel1, int64_t row, int n, int thread)
+{
+    const pl_op_segment_matmul *f = &op->segment_matmul;
+    const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL;
+    const int group = pl_residual_group(n);
+    plan->kernels->matmul(&(pl_matmul){
+        .type = m->type,
+        .panels = m->data,
+        .cols = m->cols,
+        .panel0 = panel0,
+        .panel1 = panel1 < m->panels ? panel1 : m->panels,
+        .q8 = q8 ? q8->q8 + row * q8->stride : NULL,
+        .q8_stride = q8 ? q8->stride : 0,
+        .residual_blocks = q8 ? gathered(plan, q8, row, n, group, thread) : NULL,
+        .residual_group = group,
+        .x = q8 ? NULL : pl_row(plan, f->x, row),
+        .x_stride = q8 ? 0 : plan->buffers[f->x].stride,
+        .token0 = 0,
+        .token1 = n,
+        .out = pl_row(plan, f->out, row),
+        .out_stride = plan->buffers[f->out].stride,
+    });
+}
+
+int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_op_segment_matmul *f = &op->segment_matmul;
+    const int64_t panels = f->matrices.items[0]->panels, unit = panels > 2 * MATRIX_ITEMS ? (panels + MATRIX_ITEMS - 1) / MATRIX_ITEMS : 2;
+    const int64_t items = (panels + unit - 1) / unit, rows = pl_op_rows(plan, op);
+    int64_t begin, end;
+    while (PL_TAKE(f->matrices.n * items, 1, 1)) {
+        int64_t s = begin / items, panel0 = begin % items * unit;
+        const int32_t *ends = pl_int_row(plan, f->ends, 0);
+        int64_t row = s > 0 ? ends[s - 1] : 0, last = ends[s];
+        if (row != last && row_ok(plan, row, rows) && row_ok(plan, last - 1, rows))
+            for (; row < last; row += PL_RESIDUAL_GROUP)
+                multiply(plan, op, f->matrices.items[s], panel0, panel0 + unit, row,
+                         (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), share->thread);
+        PL_DONE();
+    }
+    return f->matrices.n * items;
+}

@@ -1,0 +1,150 @@
+"""Random damage to the records of plans: every one is refused with a reason, or runs without harm.
+
+`python tests/fuzz_plans.py ITERATIONS SEED` prints how many were refused and how many ran.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from plan_harness import BatchArrays, Pages, compiled, matrix, pool, vector
+
+from pyllamacpu.engine.batch import aligned_rows
+from pyllamacpu.errors import NativeError
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.native_plan import NativePlan
+from pyllamacpu.graph.op_kinds import KINDS
+from pyllamacpu.graph.ops import Tensor
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.native import ffi, lib
+
+SPACES = (KVSpace("a", 2, 2, 8, 12), KVSpace("b", 1, 1, 16, 16))
+WIDTHS = (32, 16, 24)
+DIM = sum(WIDTHS)
+POINTERS = {
+    lib.PL_FIELD_MATRIX,
+    lib.PL_FIELD_MATRICES,
+    lib.PL_FIELD_VECTOR,
+    lib.PL_FIELD_TABLE,
+    lib.PL_FIELD_SUMS,
+}
+NUMBERS = (-(2**31), -3, -2, -1, 0, 1, 2, 3, 7, 8, 16, 31, 32, 64, 1000, 2**24, 2**31 - 1)
+
+
+def weights(rows: int, cols: int, kind: TensorType = TensorType.F32) -> Any:
+    values = np.random.default_rng(rows * cols).standard_normal((rows, cols)).astype(np.float32)
+    return matrix(values, kind)
+
+
+def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A plan in which each op stands at least once."""
+    a, b = SPACES
+    rope = plan.rope_table(vector(np.ones(4)), 1.0)
+    q = plan.rope_store(q, k, v, rope, a, layer=1)
+    x = plan.linear(plan.attention(q, a, layer=1, scale=0.3, window=20), weights(32, 48))
+    x = plan.op("self_attention", q=x, k=k, v=k, n_heads=4, kv_heads=2, scale=0.2, width=32)
+    y = plan.rope_store(plan.op("scale", x=x, factor=2.0), k, plan.op("copy", x=k), None, b, layer=0)
+    x = plan.add(x, plan.attention(y, b, layer=0, scale=0.3, causal=False))
+    x = plan.rms_norm(x, vector(np.ones(32)), 1e-5)
+    gate, up = (plan.linear(x, weights(64, 32, TensorType.Q8_0)) for _ in range(2))
+    h = plan.silu_mul(plan.silu_mul(gate, up), plan.linear(x, weights(64, 32)))  # in a product, and apart
+    h = plan.linear(h, weights(32, 64, TensorType.Q4_0))
+    h = plan.op("layer_norm", x=h, weight=vector(np.ones(32)), bias=vector(np.ones(32)), eps=1e-5)
+    h = plan.op("l2_norm", x=plan.op("gelu", x=h, tanh=1), size=8, mean=1, eps=1e-5)
+    h = plan.op("scale_by_position", x=h, span=4.0, slope=0.1)
+    ids, factors = plan.ints(2, h), Tensor(h.recorder, 2)
+    plan.op("top_k", x=h, k=2, ids=ids, values=factors)
+    order, place, ends = plan.segments(ids, 3)
+    y = plan.gather_rows(h, order, 2, factors)
+    y = plan.segment_linear(y, ends, [weights(32, 32, TensorType.Q8_0)] * 3)
+    plan.op("squares", x=h, sums=np.zeros(32))
+    h = plan.select(plan.scatter_rows(y, place, factors, h))
+    plan.output_logits(h, weights(48, 32))
+    return h
+
+
+def batch_for(pages: list[Pages], native: NativePlan, rng: random.Random) -> tuple[BatchArrays, Any]:
+    n = rng.choice((1, 3, 16))
+    split = rng.randrange(1, n + 1)
+    sequences = [0] * split + [1] * (n - split)
+    start = rng.choice((0, 33))
+    positions = [start + i for i in range(split)] + list(range(n - split))
+    made = BatchArrays(n, positions, sequences, [n - 1, 0][: min(2, n)])
+    made.embed(np.random.default_rng(n).standard_normal((n, DIM)).astype(np.float32))
+    made.pages(pages, {})
+    made.native.n_logits = rng.choice((0, 1))
+    outputs = aligned_rows(4, max(16, native.logits_stride)), aligned_rows(4, max(16, native.hidden_stride))
+    made.native.logits, made.native.hidden = (ffi.cast("float *", rows.ctypes.data) for rows in outputs)
+    return made, outputs
+
+
+def damage(plan: CompiledPlan, shapes: Any, rng: random.Random) -> None:
+    """Changes numbers of an op or of a buffer; pointers only to NULL or to fewer elements."""
+    if rng.random() < 0.15:
+        shape = shapes[rng.randrange(len(plan.buffers.shapes))]
+        name = rng.choice(("kind", "width", "times"))
+        setattr(shape, name, rng.choice((*NUMBERS, getattr(shape, name) + rng.choice((-1, 1, 32)))) % 2**31)
+        return
+    i = rng.randrange(len(plan))
+    record = ffi.from_buffer(plan.record(i))
+    head = ffi.cast("pl_op_head *", record)
+    if rng.random() < 0.1:
+        setattr(head, rng.choice(("rows", "times")), rng.choice(NUMBERS))
+        return
+    field = rng.choice(plan.ops[i].kind.fields)
+    at, j = record + field.offset, rng.randrange(field.n)
+    if field.type == lib.PL_FIELD_MATRIX:
+        ffi.cast("void **", at)[j] = ffi.NULL
+    elif field.type in (lib.PL_FIELD_VECTOR, lib.PL_FIELD_MATRICES):
+        sized = ffi.cast("pl_vector *" if field.type == lib.PL_FIELD_VECTOR else "pl_matrices *", at)[j]
+        sized.n = rng.choice((0, 1, -1, max(0, sized.n - 1)))
+    elif field.type == lib.PL_FIELD_TABLE:
+        ffi.cast("pl_table *", at).type = rng.choice((0, 1, 2, 77, -1))
+    elif field.type == lib.PL_FIELD_SUMS:
+        ffi.cast("void **", at)[0] = ffi.NULL
+    elif field.type == lib.PL_FIELD_FLOAT:
+        ffi.cast("float *", at)[j] = rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf"), 0.5))
+    else:
+        low = -4 if field.type >= lib.PL_FIELD_IN else None
+        some = rng.randrange(-4, len(plan.buffers.shapes) + 2) if low is not None else rng.choice(NUMBERS)
+        ffi.cast("int32_t *", at)[j] = some
+
+
+def fuzz(iterations: int, seed: int) -> str:
+    """ "refused run": how many plans were, of `iterations`."""
+    rng = random.Random(seed)
+    plan = compiled(everything, WIDTHS, SPACES)
+    missing = {*KINDS} - {op.name for op in plan.ops}
+    assert not missing, missing
+    threads, pages = pool(2), [Pages(space) for space in SPACES]
+    records = bytes(ffi.buffer(plan.arguments()[0], len(plan) * lib.pl_op_bytes()))
+    shapes = plan.arguments()[2]
+    refused = ran = 0
+    for _ in range(iterations):
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            damage(plan, shapes, rng)
+        try:
+            native = NativePlan(plan, threads, [p.handle for p in pages], 16, 64)
+        except NativeError as error:
+            refused += 1
+            assert str(error).startswith(("op ", "the plan")), error
+        else:
+            ran += 1
+            made, outputs = batch_for(pages, native, rng)
+            with suppress(NativeError):  # rows that are not there, or pages
+                native.run(made.native)
+            assert len(outputs) == 2
+        ffi.buffer(plan.arguments()[0], len(records))[:] = records
+        for i, shape in enumerate(plan.buffers.shapes):
+            shapes[i].kind, shapes[i].width, shapes[i].times = shape
+    return f"{refused} {ran}"
+
+
+if __name__ == "__main__":
+    print(fuzz(int(sys.argv[1]), int(sys.argv[2])))

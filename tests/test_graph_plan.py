@@ -1,0 +1,272 @@
+"""Plans: what is refused and why, batches that do not fit, the text of a plan, and its costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plan_harness import BatchArrays, Plan, compiled, matrix, pool, vector
+
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.errors import NativeError
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
+from pyllamacpu.graph.op_kinds import KINDS
+from pyllamacpu.graph.ops import Op, Tensor
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.native import ffi, lib
+
+LOGITS = Path(__file__).parent / "fixtures" / "logits"
+SPACE = KVSpace("causal", 2, 2, 8, 8)
+
+
+def native(plan: CompiledPlan, spaces: list[Any] | None = None) -> NativePlan:
+    return NativePlan(plan, pool(1), spaces or [], 16, 64)
+
+
+def with_ops(change: Callable[[list[Op]], None]) -> CompiledPlan:
+    """x -> rms_norm -> product -> hidden, changed."""
+
+    def record(plan: Recorder, x: Tensor) -> Tensor:
+        return plan.linear(plan.rms_norm(x, vector(np.ones(32, np.float32)), 1e-5), matrix(np.eye(32, 32)))
+
+    ops = compiled(record, [32]).ops
+    change(ops)
+    return CompiledPlan(ops)
+
+
+def values(i: int, **changes: Any) -> Callable[[list[Op]], None]:
+    return lambda ops: ops[i].values.update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (values(1, weight=vector(np.ones(31, np.float32))), r"op 1 \(rms_norm\): the weight is not as wide"),
+        (values(1, eps=float("nan")), r"op 1 \(rms_norm\): eps: not a finite number"),
+        (values(1, eps=-1.0), r"op 1 \(rms_norm\): eps is negative"),
+        (values(1, x=99), r"op 1 \(rms_norm\): x: there is no buffer 99"),
+        (values(1, out=lib.PL_HIDDEN), r"op 2 \(matmul m\) reads what no op before it has written"),
+        (values(2, matrix=[None], bias=[None]), r"op 2 \(matmul.*\): there is no matrix"),
+        (values(2, matrix=[matrix(np.eye(32, 33))]), r"op 2 .*: a matrix has other columns than its input"),
+        (values(2, matrix=[matrix(np.eye(64, 32))]), r"op 2 .*: out is not wide enough"),
+        (values(2, matrix=[matrix(np.eye(32), TensorType.Q8_0)]), r"op 2 .*: a quantized matrix needs 8-bit"),
+        (values(2, gated=1), r"op 2 .*: a gated product has two quantized matrices"),
+        (values(2, bias=[vector(np.ones(16, np.float32))]), r"op 2 .*: a bias is not as long"),
+        (values(3, out=lib.PL_LOGITS), r"op 3 .*: out: the batch's logits have rows of logits"),
+        (lambda ops: setattr(ops[1], "times", 2), r"op 1 .*: .* has 1 rows for each token, not 2"),
+        (lambda ops: setattr(ops[3], "rows", 7), r"op 3 \(select\): the op does not work on these rows"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_op_and_the_reason(change: Callable[[list[Op]], None], says: str) -> None:
+    with pytest.raises(NativeError, match=says):
+        native(with_ops(change))
+
+
+def test_spaces_and_layers_must_exist() -> None:
+    def record(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plan.attention(plan.rope_store(q, k, v, None, SPACE, layer=0), SPACE, layer=0, scale=1.0)
+
+    plan = compiled(record, [32, 16, 16], [SPACE])
+    handle = ffi.gc(lib.pl_cache_new(2, 2, 8, 8, 0, 0), lib.pl_cache_free)
+    native(plan, [handle])
+    with pytest.raises(NativeError, match=r"rope_store\): there is no such KV space"):
+        native(plan)
+    with pytest.raises(NativeError, match="there is no such KV space"):
+        measured_bytes(plan, [], 16, 64, 1)
+    for fields, says in (
+        ({"layer": 2}, "no such layer"),
+        ({"n_heads": 3}, "not a multiple"),
+        ({"window": -1}, "window"),
+        ({"causal": 0, "chunk": 8}, "causal"),
+    ):
+        ops = [op.copy() for op in plan.ops]
+        next(op for op in ops if op.name == "attention").values.update(fields)
+        with pytest.raises(NativeError, match=says):
+            native(CompiledPlan(ops), [handle])
+
+
+def test_an_op_that_does_not_exist() -> None:
+    recorder = Recorder()
+    with pytest.raises(NativeError, match="no op sigmoid"):
+        recorder.op("sigmoid", x=None)
+    with pytest.raises(NativeError, match="no op add with the fields c"):
+        recorder.op("add", a=None, c=None)
+
+
+def test_every_op_of_c_is_described() -> None:
+    assert {"embed", "matmul", "attention", "segment_matmul"} <= set(KINDS)
+    for kind in KINDS.values():
+        offsets = [field.offset for field in kind.fields]
+        assert offsets == sorted(offsets) and offsets[0] >= 12 and kind.fields
+        assert max(offsets) < lib.pl_op_bytes()
+    assert [kind.name for kind in KINDS.values() if kind.may_quantize] == [
+        "rms_norm", "layer_norm", "silu_mul", "gelu",
+    ]  # fmt: skip
+
+
+def test_a_recorder_compiles_again_and_the_same() -> None:
+    engine = Engine.open(LOGITS / "mixed_q4_k_m.gguf", n_ctx=64)
+    recorder = Recorder(engine.model.kv_spaces)
+    engine.model.record(recorder)
+    n = len(recorder.ops)
+    first, second = recorder.compile(), recorder.compile({})
+    third = recorder.compile()
+    assert len(recorder.ops) == n and str(first) == str(third) == str(engine.plan)
+    assert len(second) > len(first)
+    assert [bytes(first.record(i)) for i in range(len(first))] == [
+        bytes(third.record(i)) for i in range(len(third))
+    ]
+    engine.close()
+
+
+def test_the_text_of_a_plan() -> None:
+    engine = Engine.open(LOGITS / "mixed_q4_k_m.gguf", n_ctx=64)
+    lines = str(engine.plan).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("embed " in line and "token_embd.weight" in line for line in lines)
+    assert any("attention" in line and "layer 0" in line for line in lines)
+    assert any("→ logits" in line for line in lines)
+    assert sum(line[0].isdigit() for line in lines) == len(engine.plan)
+    engine.close()
+
+
+def test_costs_of_ops() -> None:
+    plan = Plan(lambda p, x: p.linear(p.op("gelu", x=x, tanh=1), matrix(np.eye(48, 32))), [32])
+    names = plan.compiled.names
+    cost = [plan.native.cost(i, Workload(2, 3, 10, 2, 2)) for i in range(len(names))]
+    assert cost[names.index("embed")] == (6 * 32 * 4, 0, 0)
+    assert cost[names.index("gelu")] == (0, 0, 6 * 32 * 8)
+    assert cost[names.index("matmul m")] == (48 * 32 * 4, 0, 2 * 48 * 32 * 6)
+    with pytest.raises(NativeError):
+        plan.native.cost(len(names), Workload(1, 1, 0, 1, 1))
+
+
+# Batches
+
+
+def attending() -> Plan:
+    def record(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return plan.attention(plan.rope_store(q, k, v, None, SPACE, layer=0), SPACE, layer=0, scale=1.0)
+
+    return Plan(record, [32, 16, 16], spaces=[SPACE], max_tokens=16, n_ctx=100)
+
+
+def batch(plan: Plan, **given: Any) -> BatchArrays:
+    """Of 5 tokens of 2 sequences."""
+    usual = {"positions": [40, 41, 42, 0, 1], "sequences": [0, 0, 0, 1, 1], "outputs": [0, 4]}
+    made = BatchArrays(5, **(usual | given))
+    made.embed(np.zeros((5, 64), np.float32))
+    made.pages(plan.pages, {})
+    return made
+
+
+def spoilt(name: str, value: Any) -> Callable[[BatchArrays], None]:
+    return lambda made: setattr(made.native, name, value)
+
+
+def put(name: str, i: int, value: int) -> Callable[[BatchArrays], None]:
+    return lambda made: getattr(made, name).__setitem__(i, value)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoilt("n_tokens", 0), spoilt("n_tokens", 17), spoilt("n_outputs", -1), spoilt("n_outputs", 6),
+        spoilt("n_logits", 3), spoilt("n_logits", -1), spoilt("n_sequences", 1), spoilt("n_sequences", 3),
+        spoilt("tokens", ffi.NULL), spoilt("positions", ffi.NULL), spoilt("sequences", ffi.NULL),
+        spoilt("outputs", ffi.NULL), spoilt("pages", ffi.NULL), spoilt("embeddings", ffi.NULL),
+        spoilt("embedding_stride", 63), spoilt("n_embeddings", 4),
+        put("tokens", 0, -6), put("tokens", 0, 1), put("tokens", 0, -(2**31)),
+        put("positions", 1, 40), put("positions", 2, 44), put("positions", 0, -1), put("positions", 4, 100),
+        put("sequences", 1, 1), put("sequences", 4, 2), put("sequences", 0, -1),
+        put("outputs", 1, 5), put("outputs", 0, -1),
+    ],
+)  # fmt: skip
+def test_a_batch_that_does_not_fit_is_refused(spoil: Callable[[BatchArrays], None]) -> None:
+    plan = attending()
+    made = batch(plan)
+    plan.native.run(made.native)
+    spoil(made)
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.native.run(made.native)
+
+
+def test_tokens_of_a_sequence_must_stand_together() -> None:
+    plan = attending()
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.native.run(batch(plan, positions=[0, 1, 0, 2, 3], sequences=[0, 0, 1, 0, 0]).native)
+
+
+def test_pages_that_are_read_must_be_there() -> None:
+    plan = attending()
+    made = batch(plan)
+    table = plan.pages[0].tables[0]
+    for page in (0, 1):
+        kept, table[page] = table[page], 0
+        with pytest.raises(NativeError, match="invalid argument"):
+            plan.native.run(made.native)
+        table[page] = kept
+    made.tables[0][1] = ffi.NULL
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.native.run(made.native)
+
+
+def test_outputs_must_be_aligned() -> None:
+    plan = attending()
+    made = batch(plan)
+    room = np.zeros(200, np.float32)
+    aligned = room.ctypes.data + -room.ctypes.data % 64
+    made.native.hidden = ffi.cast("float *", aligned)
+    plan.native.run(made.native)
+    made.native.hidden = ffi.cast("float *", aligned + 4)
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.native.run(made.native)
+
+
+def test_a_chunked_space_may_give_up_earlier_pages() -> None:
+    def record(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q = plan.rope_store(q, k, v, None, SPACE, layer=0)
+        return plan.attention(q, SPACE, layer=0, scale=1.0, chunk=64)
+
+    plan = Plan(record, [32, 16, 16], spaces=[SPACE])
+    x = np.random.default_rng(0).standard_normal((101, 64)).astype(np.float32)
+    parts = x[:, :32], x[:, 32:48], x[:, 48:]
+    whole = plan.run(*parts)
+    plan.pages[0].tables[0][:2] = 0  # positions 0 to 63
+    plan.pages[0].table = lambda sequence, n: ffi.cast(  # type: ignore[method-assign]
+        "uintptr_t *", plan.pages[0].tables[0].ctypes.data
+    )
+    last = plan.run(*(part[100:] for part in parts), positions=[100])
+    assert np.array_equal(last, whole[100:])
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.run(*(part[63:64] for part in parts), positions=[63])
+
+
+# Hostile plans
+
+
+FUZZ = """
+import random, sys
+sys.path[:0] = [{tests!r}]
+import fuzz_plans
+print(fuzz_plans.fuzz(int(sys.argv[1]), int(sys.argv[2])))
+"""
+
+
+def test_mutated_plans_are_refused_or_run() -> None:
+    """In a process of its own: a wild read or write would end it."""
+    code = FUZZ.format(tests=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code, "3000", "1"], capture_output=True, text=True, check=False, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    refused, run = map(int, done.stdout.split())
+    assert refused > 500 and run > 100
