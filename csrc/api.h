@@ -163,15 +163,16 @@ void pl_pool_free(pl_pool *pool);
 /* ---- Weights (matrix.c) ---- */
 
 typedef struct pl_matrix pl_matrix;
-typedef struct pl_store pl_store;
+typedef struct pl_weight_arena pl_weight_arena;
 /* Room for a model's weights on huge pages; memory is taken when it is filled. NULL: out of memory. */
-pl_store *pl_store_new(int64_t bytes);
-void pl_store_free(pl_store *store);
+pl_weight_arena *pl_weight_arena_new(int64_t bytes);
+void pl_weight_arena_free(pl_weight_arena *arena);
 /* Packs a (rows, cols) matrix of `type` into panels with all threads of the pool. src is not needed afterwards; with
- * `drop` it is a file mapping whose pages leave memory as they are packed. The panels lie in `store`, which lives on with
+ * `drop` it is a file mapping whose pages leave memory as they are packed. The panels lie in `arena`, which lives on with
  * them, or, if it is NULL or full, on their own.
  * NULL: out of memory, an unknown type, or cols no multiple of the type's block. */
-pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *src, int drop, int64_t rows, int64_t cols);
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows,
+                         int64_t cols);
 void pl_matrix_free(pl_matrix *matrix);
 int64_t pl_matrix_bytes(const pl_matrix *matrix);
 

@@ -225,7 +225,7 @@ LOOK_UP_TWICE(512, 1024)
 LOOK_UP_TWICE(1024, 2048)
 
 /* Lane r, 16 bits each: the entries of numbers 0 and 2 in a, of 1 and 3 in b. */
-PL_INLINE two_registers book_entries(const pl_book *book, const int bits, const uint8_t *low, vi high)
+PL_INLINE two_registers book_entries(const pl_codebook *book, const int bits, const uint8_t *low, vi high)
 {
     const __m512i even = _mm512_set1_epi16(255);
     __m512i x = _mm512_loadu_si512(low);
@@ -248,14 +248,14 @@ PL_INLINE __m512i entry_twice(two_registers e, int i, int shift)
     __m512i word = _mm512_broadcast_i32x4(_mm_add_epi8(first, _mm_set1_epi8((char)(i / 2 * 2))));
     return _mm512_srlv_epi16(_mm512_shuffle_epi8(i % 2 ? e.b : e.a, word), _mm512_set1_epi32(shift << 16));
 }
-PL_INLINE __m512i book_levels(const pl_book *book, int bias)
+PL_INLINE __m512i book_levels(const pl_codebook *book, int bias)
 {
     __m128i levels = _mm_xor_si128(_mm_loadu_si128((const __m128i *)book->levels), _mm_set1_epi8((char)bias));
     return _mm512_broadcast_i32x4(levels);
 }
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
-PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
     two_registers e = book_entries(book, bits, low, high);
     __m512i levels = book_levels(book, bias);
@@ -266,7 +266,7 @@ PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const 
         w[2 * i + 1] = _mm512_shuffle_epi8(levels, vi_shr_and(codes, 4, 3));
     }
 }
-PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
     two_registers e = book_entries(book, bits, low, high);
     __m512i levels = book_levels(book, bias);

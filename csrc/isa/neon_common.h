@@ -182,11 +182,11 @@ PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
 
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4). The Arm tiers have no bias. */
-PL_INLINE const uint8_t *book_entry(const pl_book *book, const int bits, int bytes, const uint8_t *low, const uint8_t *high, int i)
+PL_INLINE const uint8_t *book_entry(const pl_codebook *book, const int bits, int bytes, const uint8_t *low, const uint8_t *high, int i)
 {
     return book->values + bytes * (low[i] | (bits > 8 ? high[i] << 8 : 0));
 }
-PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
     uint8_t h[16];
     (void)bias;
@@ -201,7 +201,7 @@ PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const 
         w[2 * i + 1] = vuzp2q_s32(first, last);
     }
 }
-PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
     uint8_t h[16];
     (void)bias;

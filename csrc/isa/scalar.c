@@ -122,17 +122,17 @@ PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
 }
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
-PL_INLINE const uint8_t *book_entry(const pl_book *book, const int bits, const int bytes, const uint8_t *low, vi high, int i)
+PL_INLINE const uint8_t *book_entry(const pl_codebook *book, const int bits, const int bytes, const uint8_t *low, vi high, int i)
 {
     return book->values + bytes * (low[i] | (bits > 8 ? (high >> (8 * i) & 255) << 8 : 0));
 }
-PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
     for (int i = 0; i < 4; i++)
         for (int h = 0; h < 2; h++)
             w[2 * i + h] = vi_load(book_entry(book, bits, 8, low, high, i) + 4 * h) ^ (uint32_t)bias * 0x01010101u;
 }
-PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
     for (int i = 0; i < 4; i++)
         w[i] = vi_load(book_entry(book, bits, 4, low, high, i)) ^ (uint32_t)bias * 0x01010101u;

@@ -218,7 +218,7 @@ PL_INLINE void find_indices(book_indices *found, const int bits, const uint8_t *
     }
 }
 /* The entry (bytes: 4 or 8) of lane r's number i. */
-PL_INLINE uint64_t book_entry(const pl_book *book, const int bits, const int bytes, const book_indices *found, int r, int i)
+PL_INLINE uint64_t book_entry(const pl_codebook *book, const int bits, const int bytes, const book_indices *found, int r, int i)
 {
     uint64_t values = 0;
     size_t index = bits > 8 ? (uint16_t)(found->words[i % 2][r / 2] >> (32 * (r % 2) + 16 * (i / 2))) : found->bytes[4 * r + i];
@@ -233,7 +233,7 @@ PL_INLINE vi with_bias(__m256 w, int bias)
 {
     return bias ? _mm256_xor_si256(_mm256_castps_si256(w), _mm256_set1_epi8((char)bias)) : _mm256_castps_si256(w);
 }
-PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
+PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
     book_indices found;
     find_indices(&found, bits, low, high);
@@ -248,7 +248,7 @@ PL_INLINE void vi_look_up8(const pl_book *book, const int bits, int bias, const 
         w[2 * i + 1] = with_bias(_mm256_shuffle_ps(even, odd, 0xdd), bias);
     }
 }
-PL_INLINE void vi_look_up4(const pl_book *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
+PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
     book_indices found;
     find_indices(&found, bits, low, high);

@@ -32,7 +32,7 @@ static struct codebook {
     uint8_t *bytes;
     uint16_t *codes;
     uint8_t *levels;
-    pl_book forms;
+    pl_codebook forms;
     int ready;
 } books[] = {
     {8, -1, 1, FORMS(iq1_s), 0},    {8, 0, 63, FORMS(iq2_xxs), 0}, {8, 0, 63, FORMS(iq2_xs), 0},
@@ -52,12 +52,12 @@ static struct codebook *book_of(int type) {
     }
 }
 
-const int8_t *pl_codebook(int type) {
+const int8_t *pl_codebook_values(int type) {
     const struct codebook *book = book_of(type);
     return book && book->ready ? book->values : NULL;
 }
 
-const pl_book *pl_book_of(int type) {
+const pl_codebook *pl_codebook_of(int type) {
     const struct codebook *book = book_of(type);
     return book && book->ready ? &book->forms : NULL;
 }
@@ -93,7 +93,7 @@ int pl_set_codebook(int type, const int8_t *values, int n) {
         if (!add_value(book, i, (uint8_t)(book->low < 0 ? 8 * (values[i] + 1) : values[i]), &n_levels)) return PL_EINVAL;
     }
     memcpy(book->values, values, (size_t)n);
-    book->forms = (pl_book){book->bytes, book->codes, book->levels};
+    book->forms = (pl_codebook){book->bytes, book->codes, book->levels};
     pl_iq_take_codebook(type, values, n);
     book->ready = 1;
     return PL_OK;

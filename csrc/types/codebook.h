@@ -12,9 +12,9 @@ typedef struct {
      *   4 values: 4 bits each, 0 and 2 in the low byte, 1 and 3 in the high one */
     const uint16_t *codes;
     const uint8_t *levels; /* (16,) */
-} pl_book;
+} pl_codebook;
 
 /* The codebook of a type, NULL when the type has none or it has not been set. */
-const pl_book *pl_book_of(int type);
+const pl_codebook *pl_codebook_of(int type);
 
 #endif

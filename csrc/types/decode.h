@@ -19,7 +19,7 @@ int pl_decode_iq4_xs(const void *block, int sub, int8_t *q, float *scale, float 
 int pl_decode_mxfp4(const void *block, int sub, int8_t *q, float *scale, float *min);
 
 /* The codebook of an IQ type, entry by entry (8 values each; 4 for IQ3_*), or NULL while it has not been set. */
-const int8_t *pl_codebook(int type);
+const int8_t *pl_codebook_values(int type);
 
 static inline void pl_decode_scales(float *scale, float *min, float low, float high) {
     scale[0] = low;

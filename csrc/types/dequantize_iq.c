@@ -73,7 +73,7 @@ static float half_step_scale(uint16_t d, unsigned s, float unit) {
 
 int pl_decode_iq2_xxs(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq2_xxs *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ2_XXS);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ2_XXS);
     if (!book) return PL_EINVAL;
     const uint8_t *index = b->qs + 8 * sub;
     uint32_t packed = load_u32(index + 4);
@@ -85,7 +85,7 @@ int pl_decode_iq2_xxs(const void *block, int sub, int8_t *q, float *scale, float
 
 int pl_decode_iq2_xs(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq2_xs *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ2_XS);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ2_XS);
     if (!book) return PL_EINVAL;
     for (int j = 0; j < 4; j++) {
         unsigned packed = b->qs[4 * sub + j];
@@ -98,7 +98,7 @@ int pl_decode_iq2_xs(const void *block, int sub, int8_t *q, float *scale, float 
 
 int pl_decode_iq2_s(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq2_s *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ2_S);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ2_S);
     if (!book) return PL_EINVAL;
     for (int j = 0; j < 4; j++) {
         unsigned index = b->qs[4 * sub + j] | (b->qh[sub] >> 2 * j & 3u) << 8;
@@ -111,7 +111,7 @@ int pl_decode_iq2_s(const void *block, int sub, int8_t *q, float *scale, float *
 
 int pl_decode_iq3_xxs(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq3_xxs *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ3_XXS);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ3_XXS);
     if (!book) return PL_EINVAL;
     const uint8_t *index = b->qs + 8 * sub;
     uint32_t packed = load_u32(b->scales + 4 * sub);
@@ -126,7 +126,7 @@ int pl_decode_iq3_xxs(const void *block, int sub, int8_t *q, float *scale, float
 
 int pl_decode_iq3_s(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq3_s *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ3_S);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ3_S);
     if (!book) return PL_EINVAL;
     for (int k = 0; k < 8; k++) {
         unsigned index = b->qs[8 * sub + k] | (b->qh[sub] >> k & 1u) << 8;
@@ -148,7 +148,7 @@ static float eighths_scale(uint16_t d, unsigned s) { return pl_f16_to_f32(d) * (
 
 int pl_decode_iq1_s(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq1_s *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ1_S);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ1_S);
     if (!book) return PL_EINVAL;
     unsigned high = b->qh[sub];
     for (int j = 0; j < 4; j++) {
@@ -162,7 +162,7 @@ int pl_decode_iq1_s(const void *block, int sub, int8_t *q, float *scale, float *
 
 int pl_decode_iq1_m(const void *block, int sub, int8_t *q, float *scale, float *min) {
     const pl_block_iq1_m *b = block;
-    const int8_t *book = pl_codebook(PL_TYPE_IQ1_M);
+    const int8_t *book = pl_codebook_values(PL_TYPE_IQ1_M);
     if (!book) return PL_EINVAL;
     for (int j = 0; j < 4; j++) {
         unsigned high = b->qh[2 * sub + j / 2] >> 4 * (j % 2) & 15u;

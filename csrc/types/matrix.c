@@ -33,45 +33,46 @@ static void pack(void *arg, int thread)
     }
 }
 
-pl_store *pl_store_new(int64_t bytes)
+pl_weight_arena *pl_weight_arena_new(int64_t bytes)
 {
-    pl_store *store = bytes > 0 ? calloc(1, sizeof *store) : NULL;
-    if (!store)
+    pl_weight_arena *arena = bytes > 0 ? calloc(1, sizeof *arena) : NULL;
+    if (!arena)
         return NULL;
-    atomic_store(&store->owners, 1);
-    store->bytes = bytes;
-    store->data = pl_alloc((size_t)bytes, 0);
-    if (!store->data) {
-        free(store);
+    atomic_store(&arena->owners, 1);
+    arena->bytes = bytes;
+    arena->data = pl_alloc((size_t)bytes, 0);
+    if (!arena->data) {
+        free(arena);
         return NULL;
     }
-    return store;
+    return arena;
 }
 
-void pl_store_free(pl_store *store)
+void pl_weight_arena_free(pl_weight_arena *arena)
 {
-    if (!store || atomic_fetch_sub(&store->owners, 1) != 1)
+    if (!arena || atomic_fetch_sub(&arena->owners, 1) != 1)
         return;
-    pl_release(store->data, (size_t)store->bytes);
-    free(store);
+    pl_release(arena->data, (size_t)arena->bytes);
+    free(arena);
 }
 
-/* Room for the matrix's panels, in the store if there is some left. */
-static int place(pl_matrix *m, pl_store *store)
+/* Room for the matrix's panels, in the arena if there is some left. */
+static int place(pl_matrix *m, pl_weight_arena *arena)
 {
     int64_t bytes = (pl_matrix_bytes(m) + 63) / 64 * 64;
-    if (store && store->used + bytes <= store->bytes) {
-        m->store = store;
-        m->data = store->data + store->used;
-        store->used += bytes;
-        atomic_fetch_add(&store->owners, 1);
+    if (arena && arena->used + bytes <= arena->bytes) {
+        m->arena = arena;
+        m->data = arena->data + arena->used;
+        arena->used += bytes;
+        atomic_fetch_add(&arena->owners, 1);
     } else {
         m->data = pl_alloc((size_t)bytes, 0);
     }
     return m->data != NULL;
 }
 
-pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *src, int drop, int64_t rows, int64_t cols)
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows,
+                         int64_t cols)
 {
     const pl_type_info *info = pl_type_find(type);
     int64_t k = pl_panel_block_k(type);
@@ -82,7 +83,7 @@ pl_matrix *pl_matrix_new(pl_pool *pool, pl_store *store, int type, const void *s
         return NULL;
     *m = (pl_matrix){.type = type, .rows = rows, .cols = cols, .panels = (rows + PL_ROWS - 1) / PL_ROWS};
     m->panel_bytes = cols / k * pl_panel_block_bytes(type);
-    if (!place(m, store)) {
+    if (!place(m, arena)) {
         free(m);
         return NULL;
     }
@@ -97,8 +98,8 @@ void pl_matrix_free(pl_matrix *m)
 {
     if (!m)
         return;
-    if (m->store)
-        pl_store_free(m->store);
+    if (m->arena)
+        pl_weight_arena_free(m->arena);
     else
         pl_release(m->data, (size_t)((pl_matrix_bytes(m) + 63) / 64 * 64));
     free(m);

@@ -6,7 +6,7 @@
 
 /* One mapping for all the weights of a model, on huge pages: small matrices would otherwise lie on 4 KB pages, where the
  * hardware's prefetching stops at each page's end. Counted: it goes with its last matrix. */
-struct pl_store {
+struct pl_weight_arena {
     _Atomic int owners;
     uint8_t *data;
     int64_t bytes, used;
@@ -17,7 +17,7 @@ struct pl_matrix {
     int64_t rows, cols, panels; /* panels of 16 rows, the last one filled up with zeros */
     int64_t panel_bytes;
     uint8_t *data; /* (panels, panel_bytes) */
-    struct pl_store *store; /* where data lies; NULL: an allocation of its own */
+    struct pl_weight_arena *arena; /* where data lies; NULL: an allocation of its own */
 };
 
 #endif

@@ -4,11 +4,11 @@
 #include <stddef.h>
 
 static float iq2_xxs[8 * 256], iq2_xs[8 * 512], iq3_xxs[4 * 256], iq3_s[4 * 512];
-static const pl_iq_book books[] = {{iq2_xxs, 256}, {iq2_xs, 512}, {iq3_xxs, 256}, {iq3_s, 512}};
+static const pl_iq_codebook books[] = {{iq2_xxs, 256}, {iq2_xs, 512}, {iq3_xxs, 256}, {iq3_s, 512}};
 static pl_iq_halves iq2_s, iq1;
 static int iq2_s_usable, iq1_usable;
 
-const pl_iq_book *pl_iq_book_of(int type)
+const pl_iq_codebook *pl_iq_codebook_of(int type)
 {
     switch (type) {
     case PL_TYPE_IQ2_XXS: return &books[0];

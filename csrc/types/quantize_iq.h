@@ -12,7 +12,7 @@
 typedef struct {
     const float *values;
     int n; /* entries, a multiple of 16 */
-} pl_iq_book;
+} pl_iq_codebook;
 
 /* A codebook of eight coordinates with three levels, searched by halves of four coordinates. The pattern of a half is a
  * number of four base-3 digits (which level), its first coordinate lowest. */
@@ -24,7 +24,7 @@ typedef struct {
 } pl_iq_halves;
 
 /* The types searched entry by entry: IQ2_XXS, IQ2_XS, IQ3_XXS, IQ3_S; NULL for others. */
-const pl_iq_book *pl_iq_book_of(int type);
+const pl_iq_codebook *pl_iq_codebook_of(int type);
 /* IQ2_S, IQ1_S and IQ1_M; NULL for others, and when the codebook has more than three levels. */
 const pl_iq_halves *pl_iq_halves_of(int type);
 

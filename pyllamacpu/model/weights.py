@@ -177,11 +177,11 @@ class _WeightLoader:
         self.total = sum(info.n_bytes for info in file.tensors.values())
         self.done = 0
         self.taken: set[str] = set()
-        self._store = (
-            ffi.NULL
-        )  # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
+        self._arena = ffi.NULL
         if pool is not None:
-            self._store = ffi.gc(lib.pl_store_new(self.total * 11 // 10 + (4 << 20)), lib.pl_store_free)
+            # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
+            n_bytes = self.total * 11 // 10 + (4 << 20)
+            self._arena = ffi.gc(lib.pl_weight_arena_new(n_bytes), lib.pl_weight_arena_free)
 
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
@@ -198,7 +198,7 @@ class _WeightLoader:
         data = self.file.data(name)
         mapped = self.file.byteorder == "little"  # otherwise the data is a copy in our byte order
         handle = lib.pl_matrix_new(
-            self.pool, self._store, int(info.type), ffi.from_buffer(data), mapped, rows, cols
+            self.pool, self._arena, int(info.type), ffi.from_buffer(data), mapped, rows, cols
         )
         try:
             pointer(handle, f"loading {name} ({info.n_bytes / 1e6:.1f} MB)")
