@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,35 @@ CHECK_SOURCES = (
 
 @pytest.fixture(scope="module")
 def check_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The check program of tests/csrc, built with the machine's C compiler."""
+    """The check program of tests/csrc, built with the machine's C compiler: once for all workers."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if sys.platform == "win32" or not compiler or not (ROOT / "tests" / "csrc").is_dir():
         pytest.skip("needs a source tree and a C compiler")
-    program = tmp_path_factory.mktemp("check") / "check"
+    import fcntl  # here: Windows has none
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "check_program"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "check").exists():
+            build_check_program(compiler.split(), folder)
+    return folder / "check"
+
+
+def build_check_program(compiler: list[str], folder: Path) -> None:
+    """Compiled file by file, as many at once as there are CPUs; a compiler cache can know each of them."""
     flags = [f"-I{ROOT / 'csrc'}", "-std=c11", "-O1", "-ffp-contract=off", "-fno-math-errno"]
-    sources = [str(path) for path in CHECK_SOURCES]
-    built = run([*compiler.split(), *flags, *sources, "-o", str(program), "-lm"], 240)
-    assert built.returncode == 0, built.stderr
-    return program
+    objects = [folder / f"{i}.o" for i in range(len(CHECK_SOURCES))]
+
+    def compile_one(source: Path, target: Path) -> None:
+        done = run([*compiler, *flags, "-c", str(source), "-o", str(target)], 240)
+        assert done.returncode == 0, done.stderr
+
+    with ThreadPoolExecutor(native.cpus_usable()) as pool:
+        list(pool.map(compile_one, CHECK_SOURCES, objects))
+    done = run([*compiler, *map(str, objects), "-o", str(folder / "check"), "-lm"], 240)
+    assert done.returncode == 0, done.stderr
 
 
 def run(
