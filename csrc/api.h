@@ -25,9 +25,10 @@ int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start,
 int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets,
                              const uint64_t *lengths, uint8_t separator, uint8_t *out, uint64_t out_size);
 
-/* ---- Tensor types (dequantize.c) ---- */
+/* ---- Tensor types (types.c, dequantize.c, codebook.c) ---- */
 
-/* Types are numbered as in GGUF (blocks.h). Each returns PL_EINVAL (the name: NULL) for a type that we do not decode. */
+/* Types are numbered as in GGUF (types.def). Each returns PL_EINVAL (the name: NULL) for a type that we do not
+ * compute with. */
 const char *pl_type_name(int type);
 int pl_type_block_elements(int type);
 int pl_type_block_bytes(int type);

@@ -1,6 +1,6 @@
 #ifndef PL_BLOCKS_H
 #define PL_BLOCKS_H
-/* Tensor types of GGUF: their numbers, the exact layout of their blocks, and the small floats inside them.
+/* Tensor types of GGUF: the exact layout of their blocks, and the small floats inside them.
  *
  * Layouts are little-endian, as in the file; every struct has alignment 1, so a block may lie at any address.
  * Number formats: IEEE 754 binary16, bfloat16, and OCP Microscaling E8M0 (a bare power of two). */
@@ -8,49 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
-enum pl_type {
-    PL_TYPE_F32 = 0,
-    PL_TYPE_F16 = 1,
-    PL_TYPE_Q4_0 = 2,
-    PL_TYPE_Q4_1 = 3,
-    PL_TYPE_Q5_0 = 6,
-    PL_TYPE_Q5_1 = 7,
-    PL_TYPE_Q8_0 = 8,
-    PL_TYPE_Q2_K = 10,
-    PL_TYPE_Q3_K = 11,
-    PL_TYPE_Q4_K = 12,
-    PL_TYPE_Q5_K = 13,
-    PL_TYPE_Q6_K = 14,
-    PL_TYPE_IQ2_XXS = 16,
-    PL_TYPE_IQ2_XS = 17,
-    PL_TYPE_IQ3_XXS = 18,
-    PL_TYPE_IQ1_S = 19,
-    PL_TYPE_IQ4_NL = 20,
-    PL_TYPE_IQ3_S = 21,
-    PL_TYPE_IQ2_S = 22,
-    PL_TYPE_IQ4_XS = 23,
-    PL_TYPE_IQ1_M = 29,
-    PL_TYPE_BF16 = 30,
-    PL_TYPE_TQ1_0 = 34,
-    PL_TYPE_TQ2_0 = 35,
-    PL_TYPE_MXFP4 = 39,
-    PL_TYPE_COUNT = 40 /* one more than the highest number that we decode */
-};
+#include "types/types.h"
 
 #define PL_QK 32    /* elements of a small block, and of a sub-block of the others */
 #define PL_QK_K 256 /* elements of a super-block: 8 sub-blocks of 32 */
-
-/* What is fixed for a type. `group`: elements that share a scale, as pl_decode32 reports it (16 or 32; 0: no scale). */
-typedef struct {
-    const char *name;       /* as GGUF tools write it: "Q4_K" */
-    int16_t block_elements; /* 1, 32 or 256 */
-    int16_t block_bytes;
-    uint8_t group;
-    uint8_t has_min;
-} pl_type_info;
-
-/* The entry of a type that we decode, NULL for any other number. */
-const pl_type_info *pl_type_find(int type);
 
 /* ---- blocks of 32 ---- d, m: binary16; qs: byte l holds elements l (low nibble) and l + 16 (high nibble). */
 
@@ -200,28 +161,9 @@ typedef struct { /* per 32: d * (scale - 32) * table[q] */
 
 #pragma pack(pop)
 
-static_assert(sizeof(pl_block_q4_0) == 18, "Q4_0");
-static_assert(sizeof(pl_block_q4_1) == 20, "Q4_1");
-static_assert(sizeof(pl_block_q5_0) == 22, "Q5_0");
-static_assert(sizeof(pl_block_q5_1) == 24, "Q5_1");
-static_assert(sizeof(pl_block_q8_0) == 34, "Q8_0");
-static_assert(sizeof(pl_block_iq4_nl) == 18, "IQ4_NL");
-static_assert(sizeof(pl_block_mxfp4) == 17, "MXFP4");
-static_assert(sizeof(pl_block_q2_k) == 84, "Q2_K");
-static_assert(sizeof(pl_block_q3_k) == 110, "Q3_K");
-static_assert(sizeof(pl_block_q4_k) == 144, "Q4_K");
-static_assert(sizeof(pl_block_q5_k) == 176, "Q5_K");
-static_assert(sizeof(pl_block_q6_k) == 210, "Q6_K");
-static_assert(sizeof(pl_block_tq1_0) == 54, "TQ1_0");
-static_assert(sizeof(pl_block_tq2_0) == 66, "TQ2_0");
-static_assert(sizeof(pl_block_iq2_xxs) == 66, "IQ2_XXS");
-static_assert(sizeof(pl_block_iq2_xs) == 74, "IQ2_XS");
-static_assert(sizeof(pl_block_iq2_s) == 82, "IQ2_S");
-static_assert(sizeof(pl_block_iq3_xxs) == 98, "IQ3_XXS");
-static_assert(sizeof(pl_block_iq3_s) == 110, "IQ3_S");
-static_assert(sizeof(pl_block_iq1_s) == 50, "IQ1_S");
-static_assert(sizeof(pl_block_iq1_m) == 56, "IQ1_M");
-static_assert(sizeof(pl_block_iq4_xs) == 136, "IQ4_XS");
+#define PL_QUANTIZED_TYPE(NAME, name, number, elements, bytes, ...) \
+    static_assert(sizeof(pl_block_##name) == (bytes), "the layout of " #NAME);
+#include "types/types.def"
 
 /* ---- small floats ---- exact for every bit pattern; NaN keeps its payload */
 

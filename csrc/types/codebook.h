@@ -3,6 +3,26 @@
 /* The codebooks in the forms that the kernels look up. An entry is 8 values (IQ1_*, IQ2_*) or 4 (IQ3_*). */
 #include <stdint.h>
 
+#include "types/types.h"
+
+/* The rows of types.def; types may share one. */
+enum pl_codebook_index {
+    PL_CODEBOOK_NONE = -1,
+#define PL_CODEBOOK(NAME, ...) PL_CODEBOOK_##NAME,
+#include "types/types.def"
+    PL_CODEBOOK_COUNT
+};
+
+static inline int pl_codebook_index(int type)
+{
+    switch (type) {
+#define PL_QUANTIZED_TYPE(NAME, name, number, elements, bytes, group, min, panel, codebook, ...) \
+    case number: return PL_CODEBOOK_##codebook;
+#include "types/types.def"
+    default: return PL_CODEBOOK_NONE;
+    }
+}
+
 typedef struct {
     /* The values as bytes, entry by entry: for tiers that load an entry by its address. Those of IQ1 are 8 * (v + 1),
      * which leaves room for the shift of 1/8 below. */
@@ -16,5 +36,8 @@ typedef struct {
 
 /* The codebook of a type, NULL when the type has none or it has not been set. */
 const pl_codebook *pl_codebook_of(int type);
+
+/* Its values as they were given, entry by entry. NULL likewise. */
+const int8_t *pl_codebook_values(int type);
 
 #endif

@@ -3,7 +3,7 @@
  * A PANEL is 16 rows of a weight matrix, interleaved so that one vector register holds the same 4 consecutive k of
  * many rows: byte (r * 4 + j) of a 64-byte group is row r, k + j. A dot-product instruction (vpdpbusd, sdot) then adds
  * 4 k of every row at once and no horizontal sum is ever needed. The same 64 bytes are one AVX-512 register, two AVX2
- * or four NEON registers, so one layout serves every tier and packing is plain C (pack.c).
+ * or four NEON registers, so one layout serves every tier and packing is plain C.
  *
  * A panel is a run of panel blocks along k (32 or 256 k each); the matrix is its panels one after the other. Inside a
  * block, 32 k form a sub-block of 8 groups g (k = 4 g + j):
@@ -13,7 +13,7 @@
  *   8-bit codes:  512 bytes, group after group
  * Scales come first in the block, 16 of a kind side by side, one per row. 6-bit scales of the K types are stored as
  * bytes (+2.8 % for Q4_K), and IQ1_M's of 3 bits as nibbles (+3.6 %); everything else keeps the file's size.
- * The panels of the codebook types (IQ1_S … IQ3_S) and of TQ1_0 are described in pack_codebook.c.
+ * The panels of the codebook types (IQ1_S … IQ3_S) and of TQ1_0 are described in codebook_types.c and ternary_types.c.
  */
 #ifndef PL_PANEL_H
 #define PL_PANEL_H

@@ -10,13 +10,8 @@
 
 int pl_quantize_known(int type)
 {
-    switch (type) {
-    case PL_TYPE_IQ1_S:
-    case PL_TYPE_IQ1_M:
-    case PL_TYPE_IQ2_XXS:
-    case PL_TYPE_IQ2_XS: return 2;
-    default: return pl_type_find(type) ? 1 : PL_EINVAL;
-    }
+    const pl_type_info *info = pl_type_find(type);
+    return info ? 1 + info->needs_importance : PL_EINVAL;
 }
 
 static int all_finite(const float *x, int64_t n)
@@ -30,31 +25,22 @@ static int all_finite(const float *x, int64_t n)
     return !bad;
 }
 
-static int check_importance(int type, const float *importance, int64_t n)
+static int check_importance(const pl_type_info *info, const float *importance, int64_t n)
 {
     if (!importance)
-        return pl_quantize_known(type) == 2 ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
+        return info->needs_importance ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
     int bad = !all_finite(importance, n);
     for (int64_t i = 0; i < n; i++)
         bad |= importance[i] < 0.0f;
     return bad ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
 }
 
-/* The searches by halves need a codebook of few levels; decoding takes any. */
-static int codebook_usable(int type)
-{
-    int by_halves = type == PL_TYPE_IQ2_S || type == PL_TYPE_IQ1_S || type == PL_TYPE_IQ1_M;
-    return !pl_codebook_missing(type) && (!by_halves || pl_iq_halves_of(type));
-}
-
 int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst)
 {
     const pl_type_info *info = pl_type_find(type);
-    if (pl_quantize_known(type) < 0 || n_rows < 0 || n_cols < 0 || n_cols % info->block_elements)
+    if (!info || n_rows < 0 || n_cols < 0 || n_cols % info->block_elements || !pl_iq_searchable(type))
         return PL_EINVAL;
-    if (!codebook_usable(type))
-        return PL_EINVAL;
-    int rc = check_importance(type, importance, n_cols);
+    int rc = check_importance(info, importance, n_cols);
     if (rc)
         return rc;
     if (n_cols == 0)

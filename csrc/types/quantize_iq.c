@@ -1,32 +1,44 @@
 /* Codebooks laid out for the search of quantize_iq*.inc. */
 #include "types/quantize_iq.h"
-#include "types/blocks.h"
+#include "types/codebook.h"
 #include <stddef.h>
 
-static float iq2_xxs[8 * 256], iq2_xs[8 * 512], iq3_xxs[4 * 256], iq3_s[4 * 512];
-static const pl_iq_codebook books[] = {{iq2_xxs, 256}, {iq2_xs, 512}, {iq3_xxs, 256}, {iq3_s, 512}};
-static pl_iq_halves iq2_s, iq1;
-static int iq2_s_usable, iq1_usable;
+/* Of each codebook what its search needs: the values of its entries by lanes, or its halves. */
+#define STORAGE_ENTRIES(name, entries, dims) static float name##_lanes[(entries) * (dims)];
+#define STORAGE_HALVES(name, entries, dims) static pl_iq_halves name##_halves;
+#define PL_CODEBOOK(NAME, name, entries, dims, low, high, search) STORAGE_##search(name, entries, dims)
+#include "types/types.def"
+
+#define ENTRIES(name, entries) .lanes = name##_lanes, .list = {name##_lanes, entries}
+#define HALVES(name, entries) .halves = &name##_halves
+static struct {
+    int dims, low;
+    float *lanes; /* or NULL: searched by halves */
+    pl_iq_codebook list;
+    pl_iq_halves *halves; /* or NULL: entry by entry */
+    int usable;
+} searches[PL_CODEBOOK_COUNT] = {
+#define PL_CODEBOOK(NAME, name, entries, dims_, low_, high, search) \
+    [PL_CODEBOOK_##NAME] = {.dims = dims_, .low = low_, search(name, entries)},
+#include "types/types.def"
+};
 
 const pl_iq_codebook *pl_iq_codebook_of(int type)
 {
-    switch (type) {
-    case PL_TYPE_IQ2_XXS: return &books[0];
-    case PL_TYPE_IQ2_XS: return &books[1];
-    case PL_TYPE_IQ3_XXS: return &books[2];
-    case PL_TYPE_IQ3_S: return &books[3];
-    default: return NULL;
-    }
+    int index = pl_codebook_index(type);
+    return index != PL_CODEBOOK_NONE && searches[index].lanes && searches[index].usable ? &searches[index].list : NULL;
 }
 
 const pl_iq_halves *pl_iq_halves_of(int type)
 {
-    switch (type) {
-    case PL_TYPE_IQ2_S: return iq2_s_usable ? &iq2_s : NULL;
-    case PL_TYPE_IQ1_S:
-    case PL_TYPE_IQ1_M: return iq1_usable ? &iq1 : NULL;
-    default: return NULL;
-    }
+    int index = pl_codebook_index(type);
+    return index != PL_CODEBOOK_NONE && searches[index].usable ? searches[index].halves : NULL;
+}
+
+int pl_iq_searchable(int type)
+{
+    int index = pl_codebook_index(type);
+    return index == PL_CODEBOOK_NONE || searches[index].usable;
 }
 
 /* (entries, dims) -> (dims, entries) */
@@ -92,14 +104,15 @@ static int fill_halves(const int8_t *values, int n, float unit, float shift, pl_
 
 void pl_iq_take_codebook(int type, const int8_t *values, int n)
 {
-    switch (type) {
-    case PL_TYPE_IQ2_XXS: transpose(values, n, 8, iq2_xxs); break;
-    case PL_TYPE_IQ2_XS: transpose(values, n, 8, iq2_xs); break;
-    case PL_TYPE_IQ3_XXS: transpose(values, n, 4, iq3_xxs); break;
-    case PL_TYPE_IQ3_S: transpose(values, n, 4, iq3_s); break;
-    case PL_TYPE_IQ2_S: iq2_s_usable = fill_halves(values, n, 1.0f, 0.0f, &iq2_s); break;
-    case PL_TYPE_IQ1_S:
-    case PL_TYPE_IQ1_M: iq1_usable = fill_halves(values, n, 8.0f, 1.0f, &iq1); break;
-    default: break;
+    int index = pl_codebook_index(type);
+    if (index == PL_CODEBOOK_NONE)
+        return;
+    if (searches[index].lanes) {
+        transpose(values, n, searches[index].dims, searches[index].lanes);
+        searches[index].usable = 1;
+    } else { /* of IQ1, whose values can be negative, eighths that leave room for its shift */
+        int eighths = searches[index].low < 0;
+        searches[index].usable =
+            fill_halves(values, n, eighths ? 8.0f : 1.0f, eighths ? 1.0f : 0.0f, searches[index].halves);
     }
 }

@@ -28,6 +28,10 @@ const pl_iq_codebook *pl_iq_codebook_of(int type);
 /* IQ2_S, IQ1_S and IQ1_M; NULL for others, and when the codebook has more than three levels. */
 const pl_iq_halves *pl_iq_halves_of(int type);
 
+/* 1 when the quantizer of `type` has what it searches: its codebook has been set, and is one that the search can take. Such a
+ * codebook may still be decoded. 1 for a type without a codebook. */
+int pl_iq_searchable(int type);
+
 /* values: (n) entry by entry, 8 (IQ3: 4) each, as codebook.c has checked them. */
 void pl_iq_take_codebook(int type, const int8_t *values, int n);
 

@@ -29,27 +29,31 @@ static const half_fields halves[] = {
     {PL_TYPE_IQ4_XS, 0, -1},
 };
 
+static const int all_types[] = {
+#define PL_FLOAT_TYPE(NAME, ...) PL_TYPE_##NAME,
+#define PL_QUANTIZED_TYPE(NAME, ...) PL_TYPE_##NAME,
+#include "types/types.def"
+};
+
 int weight_type(int k)
 {
-    for (int type = 0; type < PL_TYPE_COUNT; type++)
-        if (pl_type_find(type) && pl_panel_block_k(type) > 0 && k-- == 0)
-            return type;
-    return -1;
+    return k < COUNT(all_types) ? all_types[k] : -1;
 }
 
 void set_random_codebooks(void)
 {
-    for (int type = 0; type < PL_TYPE_COUNT; type++) {
+    for (int i = 0; i < COUNT(all_types); i++) {
+        int type = all_types[i];
         int n = pl_codebook_missing(type), one = type == PL_TYPE_IQ1_S || type == PL_TYPE_IQ1_M;
         if (n <= 0)
             continue;
         int8_t *values = malloc((size_t)n);
         int three = type == PL_TYPE_IQ3_XXS || type == PL_TYPE_IQ3_S;
         int8_t levels[16]; /* as many different values as a codebook may have */
-        for (int i = 0; i < 16; i++)
-            levels[i] = (int8_t)(one ? i % 3 - 1 : random_below(64));
-        for (int i = 0; i < n; i++)
-            values[i] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
+        for (int j = 0; j < 16; j++)
+            levels[j] = (int8_t)(one ? i % 3 - 1 : random_below(64));
+        for (int j = 0; j < n; j++)
+            values[j] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
         int8_t first = values[0];
         values[0] = one ? 2 : 64; /* no codebook has that, and kernels have no room for it */
         if (pl_set_codebook(type, values, n) != PL_EINVAL)

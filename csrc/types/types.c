@@ -1,0 +1,100 @@
+/* The table of tensor types. */
+#include "types/types.h"
+#include "api.h"
+#include "types/blocks.h"
+#include "types/type_functions.h"
+
+/* ---- float types ---- */
+
+static void float_from_f32(const uint8_t *src, float *dst, int64_t n) { memcpy(dst, src, (size_t)n * sizeof(float)); }
+
+static void float_from_f16(const uint8_t *src, float *dst, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, src + 2 * i, sizeof bits);
+        dst[i] = pl_f16_to_f32(bits);
+    }
+}
+
+static void float_from_bf16(const uint8_t *src, float *dst, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, src + 2 * i, sizeof bits);
+        dst[i] = pl_bf16_to_f32(bits);
+    }
+}
+
+/* Panels of floats are [k][16]. */
+#define PL_FLOAT_TYPE(NAME, name, number, bits) \
+    static void pack_##name(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *panel) \
+    { \
+        for (int64_t k = 0; k < cols; k++) \
+            for (int r = 0; r < n_rows; r++) \
+                memcpy(panel + (k * PL_ROWS + r) * (int64_t)sizeof(bits), src + r * row_bytes + k * (int64_t)sizeof(bits), sizeof(bits)); \
+    }
+#include "types/types.def"
+
+/* ---- the table ---- */
+
+#define WRITER_LANES(name) pl_write_##name
+#define WRITER_OWN(name) NULL
+
+static const pl_type_info types[] = {
+#define PL_FLOAT_TYPE(NAME, lower, number, bits) \
+    [number] = {.name = #NAME, \
+                .block_elements = 1, \
+                .block_bytes = sizeof(bits), \
+                .panel_bytes = sizeof(bits) * PL_ROWS, \
+                .is_float = 1, \
+                .to_float = float_from_##lower, \
+                .pack = pack_##lower},
+#define PL_QUANTIZED_TYPE(NAME, lower, number, elements, bytes, scale_group, min, panel, codebook, importance, writer) \
+    [number] = {.name = #NAME, \
+                .block_elements = elements, \
+                .block_bytes = bytes, \
+                .panel_bytes = PL_PANEL_BYTES_##NAME, \
+                .group = scale_group, \
+                .has_min = min, \
+                .needs_importance = importance, \
+                .decode = pl_decode_##lower, \
+                .pack = pl_pack_##lower, \
+                .write = WRITER_##writer(lower)},
+#include "types/types.def"
+};
+
+const pl_type_info *pl_type_find(int type)
+{
+    return type >= 0 && type < (int)(sizeof types / sizeof types[0]) && types[type].name ? &types[type] : NULL;
+}
+
+const char *pl_type_name(int type)
+{
+    const pl_type_info *info = pl_type_find(type);
+    return info ? info->name : NULL;
+}
+
+int pl_type_block_elements(int type)
+{
+    const pl_type_info *info = pl_type_find(type);
+    return info ? info->block_elements : PL_EINVAL;
+}
+
+int pl_type_block_bytes(int type)
+{
+    const pl_type_info *info = pl_type_find(type);
+    return info ? info->block_bytes : PL_EINVAL;
+}
+
+int pl_type_group(int type)
+{
+    const pl_type_info *info = pl_type_find(type);
+    return info ? info->group : PL_EINVAL;
+}
+
+int pl_type_has_min(int type)
+{
+    const pl_type_info *info = pl_type_find(type);
+    return info ? info->has_min : PL_EINVAL;
+}
