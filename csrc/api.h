@@ -182,6 +182,10 @@ int64_t pl_matrix_bytes(const pl_matrix *matrix);
 #define PL_PAGE_POSITIONS 32
 #define PL_MAX_HEAD_DIM 1024
 
+/* Bytes that a key or a value of `head_dim` elements takes in the cache; PL_EINVAL: not a type that a cache can have
+ * (exec/kv_types.def). */
+int64_t pl_kv_row_bytes(int type, int head_dim);
+
 typedef struct pl_cache pl_cache;
 /* The shape of a page: PL_PAGE_POSITIONS positions of all layers. type_k, type_v: F32, F16, BF16, Q8_0, Q4_0. */
 pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v);

@@ -1,19 +1,48 @@
 /* Sizes of KV tiles (layout: kernels.h, kernels/kv.inc). */
-#include "types/blocks.h"
+#include "api.h"
 #include "kernels/kernels.h"
+#include "types/types.h"
+
+typedef struct {
+    int type, bits, scaled;
+} kv_type;
+
+static const kv_type kv_types[] = {
+#define PL_KV_TYPE(NAME, name, bits, scaled) {PL_TYPE_##NAME, bits, scaled},
+#include "exec/kv_types.def"
+};
+
+static const kv_type *find(int type)
+{
+    for (size_t i = 0; i < sizeof kv_types / sizeof kv_types[0]; i++)
+        if (kv_types[i].type == type)
+            return &kv_types[i];
+    return NULL;
+}
+
+/* Elements that a head takes in a tile. */
+static int64_t padded(const kv_type *kind, int head_dim)
+{
+    int64_t unit = kind->scaled ? 32 : 16;
+    return (head_dim + unit - 1) / unit * unit;
+}
+
+int64_t pl_kv_row_bytes(int type, int head_dim)
+{
+    const kv_type *kind = find(type);
+    if (!kind || head_dim < 1)
+        return PL_EINVAL;
+    int64_t n = padded(kind, head_dim);
+    return n * kind->bits / 8 + (kind->scaled ? n / 32 * 2 : 0);
+}
 
 void pl_kv_tile_init(pl_kv_tile *tile, int type, int head_dim)
 {
-    int64_t dim32 = (head_dim + 31) / 32 * 32, dim16 = (head_dim + 15) / 16 * 16;
+    const kv_type *kind = find(type);
     *tile = (pl_kv_tile){.type = type, .head_dim = head_dim};
-    switch (type) {
-    case PL_TYPE_F32: tile->bytes = dim16 * PL_TILE * 4; break;
-    case PL_TYPE_F16:
-    case PL_TYPE_BF16: tile->bytes = dim16 * PL_TILE * 2; break;
-    case PL_TYPE_Q8_0: tile->scales = dim32 * PL_TILE; break;
-    case PL_TYPE_Q4_0: tile->scales = dim32 * PL_TILE / 2; break;
-    }
-    if (tile->scales)
-        tile->bytes = tile->scales + dim32 / 32 * PL_TILE * 2;
-    tile->bytes = (tile->bytes + 63) / 64 * 64;
+    if (!kind)
+        return;
+    if (kind->scaled)
+        tile->scales = padded(kind, head_dim) * kind->bits / 8 * PL_TILE;
+    tile->bytes = (pl_kv_row_bytes(type, head_dim) * PL_TILE + 63) / 64 * 64;
 }

@@ -6,7 +6,7 @@
  * plan_attention.c has them, a prompt at a depth of 6144 went from 309 to 399 Gflop/s on two threads.) */
 #include "exec/pages.h"
 #include "api.h"
-#include "types/blocks.h"
+#include <assert.h>
 #include "platform/os.h"
 #include <stdlib.h>
 #include <string.h>
@@ -23,15 +23,10 @@ struct pl_slab {
 static_assert(PL_PAGE_POSITIONS == PL_TILE, "a page is one attention tile of every head");
 static_assert(PL_MAX_HEAD_DIM == PL_HEAD_DIM_LIMIT, "what callers may ask for is what kernels have room for");
 
-static int kv_type_known(int type)
-{
-    return type == PL_TYPE_F32 || type == PL_TYPE_F16 || type == PL_TYPE_BF16 || type == PL_TYPE_Q8_0 || type == PL_TYPE_Q4_0;
-}
-
 pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v)
 {
     if (n_layers < 1 || kv_heads < 1 || k_dim < 2 || k_dim % 2 || k_dim > PL_MAX_HEAD_DIM || v_dim < 1 || v_dim > PL_MAX_HEAD_DIM ||
-        !kv_type_known(type_k) || !kv_type_known(type_v))
+        pl_kv_row_bytes(type_k, k_dim) < 0 || pl_kv_row_bytes(type_v, v_dim) < 0)
         return NULL;
     pl_cache *c = malloc(sizeof *c);
     if (!c)

@@ -38,10 +38,10 @@ typedef struct {
  * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
  * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims after the codes. */
 typedef struct {
-    int type;         /* PL_TYPE_F32, F16, BF16, Q8_0, Q4_0 */
+    int type;         /* one of exec/kv_types.def */
     int head_dim;
     int64_t bytes;    /* of one head's tile, 64-byte aligned */
-    int64_t scales;   /* offset of the scales (quantized kinds) */
+    int64_t scales;   /* offset of the scales (quantized kinds), else 0 */
 } pl_kv_tile;
 
 /* Attention of `n_rows` query rows that share one KV head, over keys [first tile, last tile] of one sequence.

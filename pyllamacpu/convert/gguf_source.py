@@ -32,7 +32,6 @@ from pyllamacpu.weights.lazy_tensor import LazyTensor
 from pyllamacpu.weights.stream import Item
 from pyllamacpu.weights.tensor_cache import CachedTensor
 
-_FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 _DROPPED = ("split.no", "split.count", "split.tensors.count")
 
 
@@ -120,7 +119,7 @@ def _check(file: GGUFFile, chosen: dict[str, Choice], file_type: FileType) -> No
         kind = chosen[name].kind
         if kind == info.type:
             continue
-        if info.type not in _FLOATS and kind not in _FLOATS:
+        if not info.type.is_float and not kind.is_float:
             raise GGUFError(
                 file.paths[0],
                 f"{name} is {info.type.name} already, and quantizing it again to {kind.name} costs "

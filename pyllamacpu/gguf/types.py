@@ -13,59 +13,77 @@ from pyllamacpu.errors import OptionError
 class TensorType(IntEnum):
     """A tensor's storage format; the value is the number that a GGUF file carries.
 
-    A row is cut into blocks of `block_size` elements that take `block_bytes` bytes each.
+    A row is cut into blocks of `block_size` elements that take `block_bytes` bytes each. `words`: what of a
+    block is a number of several bytes, as (byte offset, bytes per word, number of words); the rest is bytes.
     """
 
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q8_1 = 9
-    Q2_K = 10
-    Q3_K = 11
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    Q8_K = 15
-    IQ2_XXS = 16
-    IQ2_XS = 17
-    IQ3_XXS = 18
-    IQ1_S = 19
-    IQ4_NL = 20
-    IQ3_S = 21
-    IQ2_S = 22
-    IQ4_XS = 23
-    I8 = 24
-    I16 = 25
-    I32 = 26
-    I64 = 27
-    F64 = 28
-    IQ1_M = 29
-    BF16 = 30
-    TQ1_0 = 34
-    TQ2_0 = 35
-    MXFP4 = 39
-    NVFP4 = 40
-    Q1_0 = 41
-    Q2_0 = 42
+    block_size: int
+    block_bytes: int
+    words: tuple[tuple[int, int, int], ...]
 
-    @property
-    def block_size(self) -> int:
-        """Elements per block."""
-        return _LAYOUT[self][0]
+    # The defaults are for type checkers, which take TensorType(12), a look-up, for a call of this.
+    def __new__(
+        cls,
+        number: int,
+        block_size: int = 1,
+        block_bytes: int = 1,
+        words: tuple[tuple[int, int, int], ...] = (),
+    ) -> TensorType:
+        kind = int.__new__(cls, number)
+        kind._value_ = number
+        kind.block_size, kind.block_bytes, kind.words = block_size, block_bytes, words
+        return kind
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes per block."""
-        return _LAYOUT[self][1]
+    # number, elements of a block, its bytes, its words
+    F32 = 0, 1, 4, ((0, 4, 1),)
+    F16 = 1, 1, 2, ((0, 2, 1),)
+    Q4_0 = 2, 32, 18, ((0, 2, 1),)
+    Q4_1 = 3, 32, 20, ((0, 2, 2),)
+    Q5_0 = 6, 32, 22, ((0, 2, 1), (2, 4, 1))
+    Q5_1 = 7, 32, 24, ((0, 2, 2), (4, 4, 1))
+    Q8_0 = 8, 32, 34, ((0, 2, 1),)
+    Q8_1 = 9, 32, 36, ((0, 2, 2),)
+    Q2_K = 10, 256, 84, ((80, 2, 2),)
+    Q3_K = 11, 256, 110, ((108, 2, 1),)
+    Q4_K = 12, 256, 144, ((0, 2, 2),)
+    Q5_K = 13, 256, 176, ((0, 2, 2),)
+    Q6_K = 14, 256, 210, ((208, 2, 1),)
+    Q8_K = 15, 256, 292, ((0, 4, 1), (260, 2, 16))
+    IQ2_XXS = 16, 256, 66, ((0, 2, 1), (2, 4, 16))
+    IQ2_XS = 17, 256, 74, ((0, 2, 1), (2, 2, 32))
+    IQ3_XXS = 18, 256, 98, ((0, 2, 1), (66, 4, 8))
+    IQ1_S = 19, 256, 50, ((0, 2, 1), (34, 2, 8))
+    IQ4_NL = 20, 32, 18, ((0, 2, 1),)
+    IQ3_S = 21, 256, 110, ((0, 2, 1),)
+    IQ2_S = 22, 256, 82, ((0, 2, 1),)
+    IQ4_XS = 23, 256, 136, ((0, 2, 2),)
+    I8 = 24, 1, 1
+    I16 = 25, 1, 2, ((0, 2, 1),)
+    I32 = 26, 1, 4, ((0, 4, 1),)
+    I64 = 27, 1, 8, ((0, 8, 1),)
+    F64 = 28, 1, 8, ((0, 8, 1),)
+    IQ1_M = 29, 256, 56, ((48, 2, 4),)
+    BF16 = 30, 1, 2, ((0, 2, 1),)
+    TQ1_0 = 34, 256, 54, ((52, 2, 1),)
+    TQ2_0 = 35, 256, 66, ((64, 2, 1),)
+    MXFP4 = 39, 32, 17
+    NVFP4 = 40, 64, 36
+    Q1_0 = 41, 128, 18, ((0, 2, 1),)
+    Q2_0 = 42, 64, 18, ((0, 2, 1),)
 
     @property
     def runnable(self) -> bool:
         """True when the kernels can compute with this type as a weight; others are listed only."""
-        return self not in _NOT_RUNNABLE
+        from pyllamacpu.native import lib  # here: files are read, written and listed without the extension
+
+        return int(lib.pl_type_block_bytes(self)) > 0
+
+    @property
+    def is_float(self) -> bool:
+        """True for F32, F16 and BF16, which the kernels compute with as they are, in float32."""
+        from pyllamacpu.native import lib
+
+        return int(lib.pl_type_group(self)) == 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -82,49 +100,6 @@ class TensorType(IntEnum):
             )
         return n_blocks * self.block_bytes
 
-
-# type: (elements per block, bytes per block)
-_LAYOUT: dict[TensorType, tuple[int, int]] = {
-    TensorType.F32: (1, 4),
-    TensorType.F16: (1, 2),
-    TensorType.BF16: (1, 2),
-    TensorType.F64: (1, 8),
-    TensorType.I8: (1, 1),
-    TensorType.I16: (1, 2),
-    TensorType.I32: (1, 4),
-    TensorType.I64: (1, 8),
-    TensorType.Q4_0: (32, 18),
-    TensorType.Q4_1: (32, 20),
-    TensorType.Q5_0: (32, 22),
-    TensorType.Q5_1: (32, 24),
-    TensorType.Q8_0: (32, 34),
-    TensorType.Q8_1: (32, 36),
-    TensorType.Q2_K: (256, 84),
-    TensorType.Q3_K: (256, 110),
-    TensorType.Q4_K: (256, 144),
-    TensorType.Q5_K: (256, 176),
-    TensorType.Q6_K: (256, 210),
-    TensorType.Q8_K: (256, 292),
-    TensorType.IQ1_S: (256, 50),
-    TensorType.IQ1_M: (256, 56),
-    TensorType.IQ2_XXS: (256, 66),
-    TensorType.IQ2_XS: (256, 74),
-    TensorType.IQ2_S: (256, 82),
-    TensorType.IQ3_XXS: (256, 98),
-    TensorType.IQ3_S: (256, 110),
-    TensorType.IQ4_NL: (32, 18),
-    TensorType.IQ4_XS: (256, 136),
-    TensorType.TQ1_0: (256, 54),
-    TensorType.TQ2_0: (256, 66),
-    TensorType.MXFP4: (32, 17),
-    TensorType.NVFP4: (64, 36),
-    TensorType.Q1_0: (128, 18),
-    TensorType.Q2_0: (64, 18),
-}
-
-_NOT_RUNNABLE = frozenset(
-    TensorType[name] for name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K", "NVFP4", "Q1_0", "Q2_0")
-)
 
 # Numbers that old files carry and the format has since dropped.
 REMOVED_TYPES: dict[int, str] = {

@@ -17,8 +17,7 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.registry import KNOWN
-
-KV_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16, TensorType.Q8_0, TensorType.Q4_0)
+from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
 PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or one for each
@@ -122,10 +121,11 @@ class ModelConfig:
     def kv_bytes_per_token(self, type_k: str | TensorType = "f16", type_v: str | TensorType = "f16") -> int:
         """Bytes of keys and values that one token keeps in all layers.
 
-        Types: f32, f16, bf16, q8_0, q4_0; heads are padded to a multiple of 16, or of 32 for the last two.
+        Types: those of `kv_types`; heads are padded to a multiple of 16, or of 32 for the quantized ones.
         """
-        per_head = _padded_row(kv_type(type_k), self.head_dim) + _padded_row(kv_type(type_v), self.value_dim)
-        return per_head * sum(self.layer_kv_heads(layer) for layer in range(self.n_layers))
+        per_head = lib.pl_kv_row_bytes(kv_type(type_k), self.head_dim)
+        per_head += lib.pl_kv_row_bytes(kv_type(type_v), self.value_dim)
+        return int(per_head) * sum(self.layer_kv_heads(layer) for layer in range(self.n_layers))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelConfig:
@@ -170,11 +170,18 @@ class ModelConfig:
         )
 
 
+def kv_types() -> list[TensorType]:
+    """The types that keys and values can have in the cache, most bits first."""
+    found = [kind for kind in TensorType if lib.pl_kv_row_bytes(kind, 1) > 0]
+    return sorted(found, key=lambda kind: -kind.bits_per_weight)
+
+
 def kv_type(name: str | TensorType) -> TensorType:
-    """A type for keys or values in the cache. Raises OptionError for any but f32, f16, bf16, q8_0, q4_0."""
+    """A type for keys or values in the cache. Raises OptionError for any but those of `kv_types`."""
     kind = name if isinstance(name, TensorType) else parse_type(name)
-    if kind not in KV_TYPES:
-        raise OptionError(f"the KV cache cannot be {kind.name.lower()}; use f32, f16, bf16, q8_0 or q4_0")
+    if lib.pl_kv_row_bytes(kind, 1) < 0:
+        known = ", ".join(kind.name.lower() for kind in kv_types())
+        raise OptionError(f"the KV cache cannot be {kind.name.lower()}; use one of {known}")
     return kind
 
 
@@ -260,11 +267,6 @@ def _short(value: object) -> str:
 
 def _at(value: PerLayer, layer: int) -> int:
     return value[layer] if isinstance(value, tuple) else value
-
-
-def _padded_row(kind: TensorType, n_elements: int) -> int:
-    unit = max(kind.block_size, 16)
-    return kind.row_bytes(-(-n_elements // unit) * unit)
 
 
 def _check_heads(keys: _Keys, heads: PerLayer, kv_heads: PerLayer, n_layers: int) -> None:

@@ -20,7 +20,6 @@ from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.native import ffi, lib, pointer
 
-FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
 LANES = 16  # vectors and rows are padded to a multiple of this
 
 
@@ -38,7 +37,7 @@ class Matrix:
 
     @property
     def quantized(self) -> bool:
-        return self.type not in FLOAT_TYPES
+        return not self.type.is_float
 
     @property
     def n_bytes(self) -> int:

@@ -2,7 +2,10 @@
 #include "check.h"
 #include "kv_reference.h"
 
-const int kv_types[5] = {PL_TYPE_F32, PL_TYPE_F16, PL_TYPE_BF16, PL_TYPE_Q8_0, PL_TYPE_Q4_0};
+const int kv_types[] = {
+#define PL_KV_TYPE(NAME, ...) PL_TYPE_##NAME,
+#include "exec/kv_types.def"
+};
 
 static int is_quantized(int type) { return type == PL_TYPE_Q8_0 || type == PL_TYPE_Q4_0; }
 

@@ -3,7 +3,12 @@
 #define CHECK_KV_REFERENCE_H
 #include "kernels/kernels.h"
 
-extern const int kv_types[5];
+enum {
+#define PL_KV_TYPE(NAME, ...) KV_INDEX_##NAME,
+#include "exec/kv_types.def"
+    N_KV_TYPES
+};
+extern const int kv_types[N_KV_TYPES];
 
 /* Width of a value row, or rows of a key tile: head_dim padded to 16 (float kinds) or 32 (quantized kinds). */
 int kv_width(const pl_kv_tile *tile);
