@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,3 +132,45 @@ def test_which_need_importance(kind: TensorType) -> None:
         x, out = matrix("normal"), np.zeros(12 * kind.row_bytes(512), np.uint8)
         rc = lib.pl_quantize(kind, ffi.from_buffer("float[]", x), 12, 512, ffi.NULL, ffi.from_buffer(out))
         assert rc == lib.PL_QUANTIZE_EIMPORTANCE
+
+
+# In a process of its own: codebooks are set once. Values that the format's own tables do not have.
+STRANGE_CODEBOOKS = """
+import sys
+import numpy as np
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.native import ffi, lib
+
+kind, fill = TensorType[sys.argv[1]], sys.argv[2]
+n = lib.pl_codebook_missing(kind)
+low, high = (-1, 1) if kind.name.startswith("IQ1") else (0, 63)
+rng = np.random.default_rng(5)
+values = {
+    "lowest": np.full(n, low),
+    "highest": np.full(n, high),
+    "two": rng.choice([low, high], n),
+    "four": rng.choice(np.linspace(low, high, 4).astype(int), n),
+}[fill].astype(np.int8)
+x = rng.standard_normal((3, 512)).astype(np.float32)
+importance = np.ones(512, np.float32)
+out = np.zeros((3, kind.row_bytes(512)), np.uint8)
+back = np.zeros((3, 512), np.float32)
+pointers = ffi.from_buffer("float[]", x), 3, 512, ffi.from_buffer("float[]", importance)
+assert lib.pl_quantize(kind, *pointers, ffi.from_buffer(out)) == lib.PL_EINVAL, "without a codebook"
+assert lib.pl_set_codebook(kind, ffi.from_buffer("int8_t[]", values), n) == 0
+assert lib.pl_codebook_missing(kind) == 0
+rc = lib.pl_quantize(kind, *pointers, ffi.from_buffer(out))
+assert lib.pl_dequantize(kind, ffi.from_buffer(out), ffi.from_buffer("float[]", back), 3 * 512) == 0
+assert np.isfinite(back).all()
+print("refused" if rc == lib.PL_EINVAL else "written" if rc == 0 else rc)
+"""
+
+
+@pytest.mark.parametrize("fill", ["lowest", "highest", "two", "four"])
+@every_kind
+def test_any_codebook_that_can_be_set_is_searched_or_refused(kind: TensorType, fill: str) -> None:
+    command = [sys.executable, "-c", STRANGE_CODEBOOKS, kind.name, fill]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    # IQ2_S is searched by halves, which have three levels; IQ1 has no more of them
+    wanted = "refused" if kind is T.IQ2_S and fill == "four" else "written"
+    assert (done.returncode, done.stdout.strip()) == (0, wanted), done.stderr

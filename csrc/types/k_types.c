@@ -51,29 +51,26 @@ int pl_decode_q3_k(const void *block, int sub, int8_t *q, float *scale, float *m
 
 /* Scale and minimum of sub-block `sub` of Q4_K and Q5_K, 6 bits each: whole in bytes 0–7 for the first four, and for
  * the others nibbles in bytes 8–11 with the top two bits of bytes 0–7. */
-static void k_scale_min(const uint8_t *s, int sub, int *scale, int *min)
+static void k_scale_min(const uint8_t *s, int sub, uint8_t *scale, uint8_t *min)
 {
     if (sub < 4) {
         *scale = s[sub] & 63;
         *min = s[sub + 4] & 63;
     } else {
-        *scale = (s[sub + 4] & 15) | (s[sub - 4] >> 6) << 4;
-        *min = s[sub + 4] >> 4 | (s[sub] >> 6) << 4;
+        *scale = (uint8_t)((s[sub + 4] & 15) | (s[sub - 4] >> 6) << 4);
+        *min = (uint8_t)(s[sub + 4] >> 4 | (s[sub] >> 6) << 4);
     }
 }
 
 /* The same of row r into a panel block of Q4_K or Q5_K: bytes, the minima of two sub-blocks side by side. */
 static void put_scale_min(const uint8_t *scales, int sub, int r, uint8_t *dst)
 {
-    int scale, min;
-    k_scale_min(scales, sub, &scale, &min);
-    dst[64 + 16 * sub + r] = (uint8_t)scale;
-    dst[192 + 32 * (sub / 2) + 2 * r + sub % 2] = (uint8_t)min;
+    k_scale_min(scales, sub, dst + 64 + 16 * sub + r, dst + 192 + 32 * (sub / 2) + 2 * r + sub % 2);
 }
 
 static void k_scales(uint16_t d, uint16_t dmin, const uint8_t *scales, int sub, float *scale, float *min)
 {
-    int sc, m;
+    uint8_t sc, m;
     k_scale_min(scales, sub, &sc, &m);
     scale[0] = scale[1] = pl_f16_to_f32(d) * (float)sc;
     min[0] = min[1] = pl_f16_to_f32(dmin) * (float)m;
