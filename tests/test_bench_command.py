@@ -1,4 +1,7 @@
-"""`pyllamacpu bench`: its formats, files, options and errors."""
+"""`pyllamacpu bench`: its formats, files, options and errors.
+
+Covers cli/bench.py, bench/formats.py, bench/result.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

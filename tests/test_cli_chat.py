@@ -1,4 +1,7 @@
-"""`chat`, with and without a terminal, with a model of letters."""
+"""`chat`, with and without a terminal, with a model of letters.
+
+Covers cli/chat.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

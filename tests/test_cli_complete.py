@@ -1,4 +1,7 @@
-"""`complete`, `tokenize`, `list` and `pull`, with a model of letters."""
+"""`complete`, `tokenize`, `list` and `pull`, with a model of letters.
+
+Covers cli/complete.py, cli/pull.py, cli/tokenize.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

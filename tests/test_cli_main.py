@@ -1,4 +1,7 @@
-"""The command line as a whole: help, usage, errors and exit codes."""
+"""The command line as a whole: help, usage, errors and exit codes.
+
+Covers __main__.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

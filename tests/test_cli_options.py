@@ -1,4 +1,7 @@
-"""The options that commands share, in llama-cli's spelling."""
+"""The options that commands share, in llama-cli's spelling.
+
+Covers cli/options.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

@@ -1,4 +1,7 @@
-"""The commands perplexity and imatrix: options, what they print, and their files."""
+"""The commands perplexity and imatrix: options, what they print, and their files.
+
+Covers cli/perplexity.py, cli/imatrix.py, cli/evaluation.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

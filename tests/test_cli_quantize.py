@@ -1,4 +1,7 @@
-"""`pyllamacpu quantize`, against files that llama-quantize wrote (tools/make_quantize_fixtures.py)."""
+"""`pyllamacpu quantize`, against files that llama-quantize wrote (tools/make_quantize_fixtures.py).
+
+Covers cli/quantize.py, cli/quantize_output.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

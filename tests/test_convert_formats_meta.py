@@ -1,4 +1,7 @@
-"""Meta's checkpoints: parts of all ranks merged, whatever their number; none missing unnoticed."""
+"""Meta's checkpoints: parts of all ranks merged, whatever their number; none missing unnoticed.
+
+Covers convert/formats/meta.py.
+"""
 
 from __future__ import annotations
 

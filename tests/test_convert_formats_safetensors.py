@@ -1,4 +1,7 @@
-"""safetensors files: what is read, and that nothing damaged is."""
+"""safetensors files: what is read, and that nothing damaged is.
+
+Covers convert/formats/json_file.py, convert/formats/shards.py.
+"""
 
 from __future__ import annotations
 

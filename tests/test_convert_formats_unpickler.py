@@ -1,4 +1,7 @@
-"""Hostile pickles: nothing of them runs, and each ends in a clear error."""
+"""Hostile pickles: nothing of them runs, and each ends in a clear error.
+
+Covers convert/formats/torch_pickle.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""GGUF files as the source: types, metadata, splitting, merging, the vocabulary alone."""
+"""GGUF files as the source: types, metadata, splitting, merging, the vocabulary alone.
+
+Covers convert/gguf_source.py.
+"""
 
 from __future__ import annotations
 

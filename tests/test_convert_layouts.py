@@ -1,4 +1,7 @@
-"""Layouts other than plain Hugging Face: Meta's parts, sharded and torch files, Llama 4's experts."""
+"""Layouts other than plain Hugging Face: Meta's parts, sharded and torch files, Llama 4's experts.
+
+Covers convert/models/llama4.py.
+"""
 
 from __future__ import annotations
 

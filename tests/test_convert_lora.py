@@ -1,4 +1,7 @@
-"""PEFT adapters: names, the order of rows, and that base plus adapter is what merging gives."""
+"""PEFT adapters: names, the order of rows, and that base plus adapter is what merging gives.
+
+Covers convert/lora.py.
+"""
 
 from __future__ import annotations
 

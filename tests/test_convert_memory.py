@@ -1,4 +1,7 @@
-"""Memory while a checkpoint is read does not grow with the checkpoint: children with little of it."""
+"""Memory while a checkpoint is read does not grow with the checkpoint: children with little of it.
+
+Covers weights/stream.py.
+"""
 
 from __future__ import annotations
 

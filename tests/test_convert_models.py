@@ -1,4 +1,7 @@
-"""Converted models of every kind give transformers' logits (tools/make_convert_fixtures.py)."""
+"""Converted models of every kind give transformers' logits (tools/make_convert_fixtures.py).
+
+Covers convert/checkpoint_source.py, convert/models/names.py, convert/models/rope.py.
+"""
 
 from __future__ import annotations
 

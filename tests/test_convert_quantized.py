@@ -1,4 +1,9 @@
-"""Quantized checkpoints become the plain weights that their own libraries compute, bit for bit."""
+"""Quantized checkpoints become the plain weights that their own libraries compute, bit for bit.
+
+Covers convert/quantized/awq.py, convert/quantized/bitsandbytes.py, convert/quantized/compressed_tensors.py,
+convert/quantized/gptq.py, convert/quantized/methods.py, convert/quantized/packing.py,
+convert/quantized/scaled.py.
+"""
 
 from __future__ import annotations
 

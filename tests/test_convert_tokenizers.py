@@ -1,5 +1,8 @@
 """Tokenizers in all the files they come in: the converted one gives the ids of the library that made the
 file.
+
+Covers convert/tokenizers/sentencepiece_file.py, convert/tokenizers/special_tokens.py,
+convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the system says, on made-up machines; the doctor's report, advice and command."""
+"""What the system says, on made-up machines; the doctor's report, advice and command.
+
+Covers cli/doctor.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

@@ -1,4 +1,7 @@
-"""Perplexity: the windows, what is scored, and the numbers, against a model in numpy."""
+"""Perplexity: the windows, what is scored, and the numbers, against a model in numpy.
+
+Covers evaluate/perplexity.py.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""GGUF files as they are read: every version and byte order, metadata, tensors, split files.
+
+Covers gguf/metadata.py, gguf/source.py.
+"""
+
 import os
 import struct
 from pathlib import Path
@@ -41,34 +46,6 @@ def test_every_version_and_byte_order(tmp_path: Path, version: int, big: bool) -
         np.testing.assert_array_equal(blocks[:, :2].copy().view("<f2")[:, 0], [0.5, 1.5])
         np.testing.assert_array_equal(blocks[:, 2:], np.tile(np.arange(32), (2, 1)))
         np.testing.assert_array_equal(file.data("c").view("<f2"), np.arange(5))
-
-
-def test_strings_as_text_bytes_and_items(tmp_path: Path) -> None:
-    with GGUFFile.open(saved(tmp_path / "m.gguf", small_file())) as file:
-        tokens = file.metadata["tokenizer.ggml.tokens"]
-        assert (
-            len(tokens) == 5
-            and tokens[3] == "€"
-            and tokens[-5] == "<s>"
-            and tokens[1:3] == ["", "\udcff\udcfe"]
-        )
-        assert tokens.bytes(2) == b"\xff\xfe" and tokens[2].encode("utf-8", "surrogateescape") == b"\xff\xfe"
-        assert list(tokens) == tokens.str_list() == [tokens[i] for i in range(5)]
-        assert tokens == ["<s>", "", "\udcff\udcfe", "€", "a\nb\x00"] and tokens != ["<s>"]
-        for i in (5, -6):
-            with pytest.raises(IndexError):
-                tokens[i]
-
-
-def test_strings_that_use_every_separator(tmp_path: Path) -> None:
-    texts = [bytes([c]) for c in range(256)] + [b"", b"\xe2\x82", b"\xac"]
-    build = Build()
-    build.add_strings("s", texts)
-    build.add_strings("none", [])
-    with GGUFFile.open(saved(tmp_path / "m.gguf", build)) as file:
-        assert file.metadata["s"].bytes_list() == texts
-        assert file.metadata["s"].str_list() == [t.decode("utf-8", "surrogateescape") for t in texts]
-        assert file.metadata["none"].bytes_list() == [] and list(file.metadata["none"]) == []
 
 
 def test_types_and_raw_bytes_of_values(tmp_path: Path) -> None:

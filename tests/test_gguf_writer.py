@@ -1,3 +1,8 @@
+"""GGUF files as they are written, read back by this reader and by the `gguf` package.
+
+Covers gguf/keys.py.
+"""
+
 from pathlib import Path
 
 import gguf

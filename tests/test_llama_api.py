@@ -1,4 +1,7 @@
-"""The `Llama` class: opening models, token ids, the kept sequence and its state."""
+"""The `Llama` class: opening models, token ids, the kept sequence and its state.
+
+Covers api/llama.py, api/loading.py, api/state.py, api/tokens.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

@@ -2,6 +2,8 @@
 
 The fixtures (GGUF files, expected logits, and the versions of what made them) come from
 tools/make_logits_fixtures.py. Differences are in units of the standard deviation of the expected logits.
+
+Covers model/rope.py, model/kv_space.py, graph/recorder.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Quantizing to a size: texts to measure on, substituted weights, predictions, and the command."""
+"""Quantizing to a size: texts to measure on, substituted weights, predictions, and the command.
+
+Covers cli/quantize_target.py, quantize/costs.py, quantize/report.py, model/weight_override.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 

@@ -1,4 +1,7 @@
-"""The sampling chain against slow, plain numpy: each step's candidates and probabilities, and the draws."""
+"""The sampling chain against slow, plain numpy: each step's candidates and probabilities, and the draws.
+
+Covers sampling/dry.py.
+"""
 
 from __future__ import annotations
 

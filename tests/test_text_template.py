@@ -1,4 +1,7 @@
-"""Chat templates: the same text as transformers, limits for hostile ones, and chats as token ids."""
+"""Chat templates: the same text as transformers, limits for hostile ones, and chats as token ids.
+
+Covers text/sandbox.py.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""The house itself: imports go one way, files and functions are short, every module has a test that names it.
+
+A test module names a module of the package by importing it, or in its docstring, by its path below
+`pyllamacpu/` ("Covers cli/pull.py, cli/list.py.").
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pyllamacpu"
+
+# Each package imports from those before it only. A new one finds its place here.
+ORDER = (
+    "_native", "errors", "units", "files", "progress", "native", "gguf", "store", "text", "sampling", "model",
+    "weights", "graph", "engine", "evaluate", "quantize", "convert", "bench", "api", "server", "cli",
+    "__main__",
+)  # fmt: skip
+MAX_FILE = 500  # lines
+MAX_FUNCTION = 60  # lines
+# Signatures of llama-cpp-python's, whose parameters are documented one by one.
+LONG_FUNCTIONS = {
+    ("api/llama.py", "__init__"),
+    ("api/completions.py", "create_completion"),
+    ("api/completions.py", "create_chat_completion"),
+}
+
+
+def module_name(path: Path) -> str:
+    """`pyllamacpu.text.bpe` for text/bpe.py; a package for its __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(nodes: Iterable[ast.AST], typing: bool) -> Iterator[str]:
+    """The modules that code imports, also inside functions; those for type checkers only with `typing`."""
+    for node in nodes:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not typing:
+            yield from imports(node.orelse, typing)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "pyllamacpu." * node.level + (node.module or "")  # only native.py has a relative one
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else module for name in names)
+        yield from imports(ast.iter_child_nodes(node), typing)
+
+
+def imports_of(path: Path, typing: bool = True) -> set[str]:
+    return {name for name in imports([tree_of(path)], typing) if name.split(".")[0] == "pyllamacpu"}
+
+
+def find_circle(edges: Mapping[str, Iterable[str]]) -> list[str]:
+    """Names that lead back to the first of them, or none."""
+    done: set[str] = set()
+
+    def visit(name: str, trail: list[str]) -> list[str]:
+        if name in trail:
+            return [*trail[trail.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(edges.get(name, ())):
+            if circle := visit(other, [*trail, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(edges) if (circle := visit(name, []))), [])
+
+
+def test_no_circle_of_imports() -> None:
+    """Between files, also inside functions. (A package's __init__ may import its modules, not they it.)"""
+    edges = {name: imports_of(path, typing=False) - {name} for name, path in MODULES.items()}
+    del edges["pyllamacpu"]  # the front door: `__version__` and the `Llama` class, made when first asked for
+    assert find_circle(edges) == []
+
+
+def test_circles_are_found() -> None:
+    assert find_circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]
+    assert find_circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+    code = (
+        "def f():\n    from pyllamacpu.text import bpe\nif TYPE_CHECKING:\n    import pyllamacpu.cli.main\n"
+    )
+    tree = ast.parse(code)
+    assert set(imports([tree], typing=False)) == {"pyllamacpu.text.bpe"}
+    assert set(imports([tree], typing=True)) == {"pyllamacpu.text.bpe", "pyllamacpu.cli.main"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_one_way(name: str) -> None:
+    """Along ORDER; what a file imports for its type hints only may lie anywhere."""
+    parts = name.split(".")
+    if len(parts) == 1:
+        return  # the front door
+    assert parts[1] in ORDER, f"{parts[1]} has no place in ORDER"
+    place = ORDER.index(parts[1])
+    others = {other for other in imports_of(MODULES[name], typing=False) if other != "pyllamacpu"}
+    upward = {other for other in others if ORDER.index(other.split(".")[1]) > place}
+    assert not upward
+
+
+def test_only_one_module_imports_the_extension() -> None:
+    found = {name for name, path in MODULES.items() if "pyllamacpu._native" in imports_of(path)}
+    assert found == {"pyllamacpu.native"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_and_functions_are_short(name: str) -> None:
+    path = MODULES[name]
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE
+    functions = [
+        node for node in ast.walk(tree_of(path)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    long = {node.name for node in functions if (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION}
+    relative = path.relative_to(PACKAGE).as_posix()
+    assert long == {function for file, function in LONG_FUNCTIONS if file == relative}
+
+
+@cache
+def named_by_tests() -> frozenset[str]:
+    """The modules that test modules import, and paths that their docstrings have."""
+    names: set[str] = set()
+    for path in TESTS:
+        names |= imports_of(path)
+        names.update(re.findall(r"[\w/]+\.py\b", ast.get_docstring(tree_of(path)) or ""))
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name != "__init__.py"])
+def test_every_module_is_named_by_a_test_module(name: str) -> None:
+    relative = MODULES[name].relative_to(PACKAGE).as_posix()
+    assert {name, relative} & named_by_tests(), (
+        f"no tests/test_*.py imports {name}; write one, or say in the docstring of the one that runs it: "
+        f"Covers {relative}."
+    )
+
+
+def test_docstrings_of_tests_name_modules_that_exist() -> None:
+    """ "Covers x.py" goes stale when x.py moves."""
+    there = {path.relative_to(PACKAGE).as_posix() for path in MODULES.values()}
+    for path in TESTS:
+        text = ast.get_docstring(tree_of(path)) or ""
+        covered = re.findall(r"Covers ([^.]*\.py(?:[^.]*\.py)*)\.", text)
+        named = {file for found in covered for file in re.findall(r"[\w/]+\.py\b", found)}
+        assert named <= there, f"{path.name} names {sorted(named - there)}"
