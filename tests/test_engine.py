@@ -1,4 +1,7 @@
-"""The engine's promises: one call per step, memory as stated, idle when idle, interruptible; its errors."""
+"""The engine's promises: one call per step, memory as stated, idle when idle, interruptible; its errors.
+
+Covers engine/batch.py.
+"""
 
 from __future__ import annotations
 

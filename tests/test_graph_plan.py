@@ -1,4 +1,7 @@
-"""Plans: what is refused and why, batches that do not fit, the text of a plan, and its costs."""
+"""Plans: what is refused and why, batches that do not fit, the text of a plan, and its costs.
+
+Covers graph/passes.py.
+"""
 
 from __future__ import annotations
 
