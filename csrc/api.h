@@ -279,8 +279,8 @@ typedef struct {
 } pl_plan_error;
 
 typedef struct pl_plan pl_plan;
-/* spaces: (n_spaces) caches, the shapes of the KV spaces' pages; n_spaces may be 0. Copies the ops; the matrices, vectors,
- * tables and sums must outlive the plan. NULL, with the reason in `error`: an op that does not fit, or out of memory. */
+/* spaces: (n_spaces) caches, the shapes of the KV spaces' pages; n_spaces may be 0. Copies ops and shapes; the weights and
+ * sums that ops point to must outlive the plan. NULL, with the reason in `error`: an op that does not fit, or out of memory. */
 pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops,
                      const pl_buffer *buffers, int n_buffers, int max_tokens, int n_ctx, pl_plan_error *error);
 void pl_plan_free(pl_plan *plan);

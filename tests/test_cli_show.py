@@ -111,3 +111,16 @@ def test_errors(model: Path, tmp_path: Path) -> None:
 def test_help_shows_examples() -> None:
     output = CliRunner().invoke(show, ["--help"]).output
     assert "Examples:\n    pyllamacpu show model.gguf\n" in output
+
+
+def test_the_plan_of_a_step() -> None:
+    """Op by op, fitted to 80 columns; weights are not loaded for it."""
+    lines = run("--plan", Path(__file__).parent / "fixtures" / "logits" / "mixed_q4_k_m.gguf").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split()[1:3] == ["embed", "tokens"] for line in lines)
+    assert any("gated 1" in line for line in lines) and any("→ logits" in line for line in lines)
+
+
+def test_no_plan_of_what_cannot_be_run(tmp_path: Path) -> None:
+    path = written(tmp_path / "l4.gguf", "llama4")
+    assert "llama4 models cannot be run yet" in fails(ModelError, path, "--plan")

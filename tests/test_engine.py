@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerEr
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.dequantize import dequantize
 
 LOGITS = Path(__file__).parent / "fixtures" / "logits"
 QUANTIZED = sorted(p for p in LOGITS.glob("*.gguf") if p.stem.startswith(("q", "iq", "tq", "mx")))
@@ -313,3 +315,80 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         Engine.open(rewritten(source, tmp_path / "b.gguf", add="blk.0.strange"))
     with pytest.raises(ModelError, match=r"has shape .* as its config says"):
         Engine.open(rewritten(source, tmp_path / "c.gguf", feed_forward_length=np.uint32(7)))
+
+
+# What a step gives
+
+
+def test_hidden_states_are_outputs_like_logits(engine: Engine) -> None:
+    """Any mix, in the entries' order, with the bits that each has alone."""
+    texts = ([1, 2, 3, 4], [9], [5, 6, 7], [8, 8])
+    every = [engine.outputs([Entry(engine.sequence(), tokens, "all", "all")]) for tokens in texts]
+    mixed = engine.outputs(
+        [
+            Entry(engine.sequence(), texts[0], "last", "all"),
+            Entry(engine.sequence(), texts[1], "none", "last"),
+            Entry(engine.sequence(), texts[2], "all", "none"),
+            Entry(engine.sequence(), texts[3], "all", "last"),
+        ]
+    )
+    logits = [every[0].logits[-1:], every[2].logits, every[3].logits]
+    hidden = [every[0].hidden, every[1].hidden[-1:], every[3].hidden[-1:]]
+    assert np.array_equal(mixed.logits, np.concatenate(logits))
+    assert np.array_equal(mixed.hidden, np.concatenate(hidden))
+    assert mixed.hidden.shape == (6, engine.dim)
+    assert np.array_equal(engine.hidden(texts[0]), every[0].hidden)
+    nothing = engine.outputs([Entry(engine.sequence(), [1, 2], "none")])
+    assert len(nothing.logits) == len(nothing.hidden) == 0
+
+
+def test_rows_without_logits_cost_no_product_with_the_output(starter_model: Path) -> None:
+    engine = Engine.open(starter_model, n_ctx=256)
+    name = engine.plan.names[-1]
+
+    def seconds(logits: Any, hidden: Any) -> float:
+        entry = Entry(engine.sequence(), [3] * 200, logits, hidden)
+        return engine.profile(lambda: engine.outputs([entry]))[name]
+
+    assert seconds("none", "all") < 0.1 * seconds("all", "none")
+    engine.close()
+
+
+def test_a_step_may_run_without_asking_for_signals(engine: Engine) -> None:
+    """On a thread of its own, beside others: the same bits, and no call back into Python."""
+    expected = engine.step([Entry(engine.sequence(), [1, 2, 3])])
+    found: list[object] = []
+
+    def work() -> None:
+        found.append(engine.step([Entry(engine.sequence(), [1, 2, 3])], poll_signals=False))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert np.array_equal(found[0], expected)  # type: ignore[arg-type]
+
+
+def test_embeddings_stand_in_the_place_of_tokens(engine: Engine) -> None:
+    """Rows of the embedding table, given as embeddings, are the tokens themselves."""
+    info = engine.file.tensors["token_embd.weight"]
+    table = dequantize(engine.file.data("token_embd.weight"), info.type, info.shape)
+    expected = engine.step(
+        [Entry(engine.sequence(), [5, 9, 2, 7], "all"), Entry(engine.sequence(), [4, 4], "all")]
+    )
+    found = engine.step(
+        [
+            Entry(engine.sequence(), [5, -1, -2, 7], "all", embeddings=table[[9, 2]]),
+            Entry(engine.sequence(), [-1, 4], "all", embeddings=table[[4]]),
+        ]
+    )
+    assert np.array_equal(found, expected)
+    sequence = engine.sequence()
+    for tokens, embeddings, says in (
+        ([1, -2], table[[3]], "stands for none of 1 embeddings"),
+        ([-1], table[3], r"arrays of \(n, dim\)"),
+        ([-1], table[[3]][:, :7], "dim being 48"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            engine.step([Entry(sequence, tokens, embeddings=embeddings)])
+    with pytest.raises(TokenizerError, match="token id -1"):
+        engine.step([Entry(sequence, [-1])])

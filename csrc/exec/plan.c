@@ -252,12 +252,13 @@ static int allocate(pl_plan *plan)
 {
     plan->ops = calloc((size_t)plan->n_ops + 1, sizeof *plan->ops);
     plan->buffers = calloc((size_t)plan->n_buffers + 1, sizeof *plan->buffers);
-    plan->spaces = plan->space_copies = calloc((size_t)plan->n_spaces + 1, sizeof *plan->spaces);
+    plan->spaces = plan->space_list = calloc((size_t)plan->n_spaces + 1, sizeof *plan->space_list);
+    plan->space_copies = calloc((size_t)plan->n_spaces + 1, sizeof *plan->space_copies);
     plan->uses = calloc((size_t)plan->n_spaces + 1, sizeof *plan->uses);
     plan->seen = calloc((size_t)plan->max_tokens, sizeof *plan->seen);
     plan->done = pl_alloc(sizeof *plan->done * ((size_t)plan->n_ops + 1), 1);
     plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool), 0);
-    return plan->ops && plan->buffers && plan->spaces && plan->uses && plan->seen && plan->done && plan->sections;
+    return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done && plan->sections;
 }
 
 static int ops_ok(pl_plan *plan, pl_plan_error *error)
@@ -311,8 +312,10 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces,
         return free_with(plan, error, "out of memory");
     if (n_ops > 0)
         memcpy(plan->ops, ops, sizeof *ops * (size_t)n_ops);
-    if (n_spaces > 0)
-        memcpy(plan->space_copies, spaces, sizeof *spaces * (size_t)n_spaces);
+    for (int i = 0; i < n_spaces; i++) {
+        plan->space_copies[i] = *spaces[i];
+        plan->space_list[i] = &plan->space_copies[i];
+    }
     for (int i = 0; i < n_buffers; i++)
         plan->buffers[i] = shape_of(&buffers[i]);
     if (!ops_ok(plan, error))
@@ -337,6 +340,7 @@ void pl_plan_free(pl_plan *plan)
     free(plan->matrix_lists);
     free(plan->ops);
     free(plan->buffers);
+    free(plan->space_list);
     free(plan->space_copies);
     free(plan->uses);
     free(plan->seen);

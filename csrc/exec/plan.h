@@ -33,7 +33,9 @@ typedef struct {
 struct pl_plan {
     pl_pool *pool;
     const pl_kernels *kernels;
-    const pl_cache *const *spaces, **space_copies;
+    const pl_cache *const *spaces; /* shapes of pages: of copies, since late threads look at them too */
+    const pl_cache **space_list;
+    struct pl_cache *space_copies;
     pl_plan_buffer *buffers;
     pl_op *ops;
     struct pl_matrix *matrices;          /* copies of what the ops point to, for late threads to look at */

@@ -22,6 +22,7 @@ EPILOG = """\b
 Examples:
   pyllamacpu show model.gguf
   pyllamacpu show model.gguf --memory --type-k q8_0 --type-v q8_0
+  pyllamacpu show model.gguf --plan
   pyllamacpu show model.gguf --template
   pyllamacpu show model.gguf --json | jq .types
 """
@@ -32,6 +33,7 @@ Examples:
 @click.option("--metadata", "sections", flag_value="metadata", help="Only the metadata.")
 @click.option("--tensors", "sections", flag_value="tensors", help="Only the tensors.")
 @click.option("--memory", "sections", flag_value="memory", help="Only the memory needed per context length.")
+@click.option("--plan", "sections", flag_value="plan", help="Only the ops that a step runs, one by one.")
 @click.option("--template", "sections", flag_value="template", help="Only the chat template, as it is.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 @click.option("--full", is_flag=True, help="Long arrays and strings in full.")
@@ -56,6 +58,8 @@ def show(
     with GGUFFile.open(resolve_model(model)) as file:
         if sections == "template":
             click.echo(_template(file))
+        elif sections == "plan":
+            click.echo(_plan(file))
         elif as_json:
             click.echo(json.dumps(_everything(file, full, type_k, type_v), indent=2))
         else:
@@ -67,6 +71,14 @@ def _template(file: GGUFFile) -> str:
     if not isinstance(template, str):
         raise ModelError(f"{file.paths[0]} has no chat template; `chat` takes one by name (--chat-template)")
     return template
+
+
+def _plan(file: GGUFFile) -> str:
+    from pyllamacpu.engine.engine import described_plan
+    from pyllamacpu.model.config import ModelConfig
+
+    text = str(described_plan(file, ModelConfig.from_metadata(file.metadata, file.tensors)))
+    return "\n".join(map(_printable, text.splitlines()))
 
 
 def _facts(file: GGUFFile) -> dict[str, Any]:

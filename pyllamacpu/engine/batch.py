@@ -46,7 +46,7 @@ class Batch:
     `hidden_rows`: where the rows of hidden states are among the outputs, in the entries' order.
     """
 
-    def __init__(self, entries: Seq[Entry], n_vocab: int, n_batch: int, n_ctx: int) -> None:
+    def __init__(self, entries: Seq[Entry], n_vocab: int, dim: int, n_batch: int, n_ctx: int) -> None:
         counts = [len(entry.tokens) for entry in entries]
         n_tokens = sum(counts)
         if not 0 < n_tokens <= n_batch:
@@ -54,7 +54,7 @@ class Batch:
         if len({id(entry.sequence) for entry in entries}) < len(entries) or min(counts) == 0:
             raise OptionError("each sequence stands in a batch once, with at least one token")
         self.tokens = np.empty((3, n_tokens), np.int32)  # tokens, positions, sequences
-        self.embeddings = _embeddings(entries)
+        self.embeddings = _embeddings(entries, dim)
         at, first = 0, 0
         for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
             start = len(entry.sequence)
@@ -95,13 +95,13 @@ def _floats(values: Floats) -> Any:
     return ffi.cast("float *", values.ctypes.data)
 
 
-def _embeddings(entries: Seq[Entry]) -> Floats | None:
+def _embeddings(entries: Seq[Entry], dim: int) -> Floats | None:
     """Those of all entries, one after another."""
     parts = [entry.embeddings for entry in entries if entry.embeddings is not None]
     if not parts:
         return None
-    if any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
-        raise OptionError("embeddings must be arrays of (n, dim), of one dim")
+    if any(part.ndim != 2 or part.shape[1] != dim for part in parts):
+        raise OptionError(f"embeddings must be arrays of (n, dim), dim being {dim}")
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
 
 

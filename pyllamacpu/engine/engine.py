@@ -252,9 +252,7 @@ class Engine:
 
     def _planned(self, model: Model, sums: InputSquares | None = None) -> tuple[CompiledPlan, NativePlan]:
         """The plan of a model with this one's config, and its native form."""
-        recorder = Recorder(model.kv_spaces)
-        model.record(recorder)
-        plan = recorder.compile(sums)
+        plan = _recorded(model, sums)
         return plan, NativePlan(plan, self._pool, [self.cache.handle], self.n_batch, self.n_ctx)
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
@@ -263,7 +261,7 @@ class Engine:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
-                batch = Batch(entries, self.n_vocab, self.n_batch, self.n_ctx)
+                batch = Batch(entries, self.n_vocab, self.dim, self.n_batch, self.n_ctx)
                 n_hidden = len(batch.outputs) if batch.hidden_rows else 0
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride)
                 batch.point(logits, hidden if n_hidden else None)
@@ -311,12 +309,21 @@ def scratch_bytes(
     """Bytes of an engine's buffers beside weights and KV pages, without loading it. Raises ModelError when
     its architecture cannot be run.
     """
-    model = load(file, config, None)
+    plan, spaces = described_plan(file, config), [PageCache(config, type_k, type_v).handle]
+    return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or cpus_usable())
+
+
+def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:
+    """The plan of a file whose weights are not loaded: to be measured or shown. Raises ModelError when its
+    architecture cannot be run.
+    """
+    return _recorded(load(file, config, None))
+
+
+def _recorded(model: Model, sums: InputSquares | None = None) -> CompiledPlan:
     recorder = Recorder(model.kv_spaces)
     model.record(recorder)
-    spaces = [PageCache(config, type_k, type_v).handle]
-    tokens = min(n_batch, n_ctx)
-    return measured_bytes(recorder.compile(), spaces, tokens, n_ctx, n_threads or cpus_usable())
+    return recorder.compile(sums)
 
 
 def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
