@@ -2,7 +2,7 @@
  * checkasm: hostile shapes, poisoned outputs, random data from a printed seed.
  *
  *     check [--quick] [--seed N] [--tier NAME] [--bench]
- *           [--only matmul|kv|attention|elementwise|quantize|quantize_iq]
+ *           [--only matmul|kv|attention|elementwise|distribution|quantize|quantize_iq|probe]
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -203,7 +203,7 @@ int main(int argc, char **argv)
     } parts[] = {
         {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
         {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize_weights},
-        {"quantize_iq", check_quantize_iq}};
+        {"quantize_iq", check_quantize_iq}, {"probe", check_probe}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

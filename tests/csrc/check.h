@@ -53,6 +53,7 @@ void check_kv(void);
 void check_attention(void);
 void check_elementwise(void);
 void check_distribution(void);
+void check_probe(void);
 void check_quantize_weights(void);
 void check_quantize_iq(void);
 void bench(const pl_kernels *tier);
