@@ -73,8 +73,7 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
     w.unit = w.n == 1 ? 4 : f->gated ? 1 : 2;
     for (int i = 0; i < 3; i++)
         w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
-    /* More tokens share the decoding of a panel; fewer leave every thread several items. (Tried: to take 0.5 or 2 MB of panels
-     * through all blocks of tokens of a section before the next ones. No gain: reading weights is not what prompts wait for.) */
+    /* More tokens share the decoding of a panel; fewer leave every thread several items. */
     w.at_once = w.first[3] * w.n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
     w.token_blocks = (w.n + w.at_once - 1) / w.at_once;
     w.group = pl_residual_group(w.n);

@@ -25,7 +25,7 @@ static int fail(pl_plan_error *error, int op, const char *message)
 /* ---- buffers ---- */
 
 /* Rows that begin a multiple of 4 KB apart would crowd into the same cache sets: an odd number of cache lines lies between
- * them (prompts of a 1B model: 2 % faster). In Q8 there is room for every block and a residual block, and the 48-byte blocks
+ * them. In Q8 there is room for every block and a residual block, and the 48-byte blocks
  * of a row are an odd number, likewise. */
 static pl_plan_buffer shape_of(const pl_buffer *b)
 {

@@ -1,8 +1,5 @@
 /* The residual blocks of activations (pl_q8), gathered for products of several tokens: those of a chunk of 256 k and a group of
- * neighbouring tokens lie side by side, block by block of the chunk, so that a tile takes several of them at once. Measured on
- * AVX-512 with 256 tokens and 8 % of them (the inputs of a 1B model's ffn_down), Q4_K, Gop/s of a thread: none 800,
- * gathered 690; token by token 625, and the same when each product gathers them itself (noting them takes 8 %, reading them
- * where they lie 7). */
+ * neighbouring tokens lie side by side, block by block of the chunk, so that a tile takes several of them at once. */
 #ifndef PL_RESIDUAL_BLOCKS_H
 #define PL_RESIDUAL_BLOCKS_H
 #include "kernels/kernels.h"

@@ -108,8 +108,7 @@ static int pages_ok(const pl_plan *plan, const pl_batch *b)
 
 /* ---- the run ---- */
 
-/* Waits until all items of an op are done -> 0 when the run is over or to be left. (Tried: to ask meanwhile for the first 32 or
- * 128 KB of this thread's part of the next matrix. Decoding one token gained 0 to 1 %.) */
+/* Waits until all items of an op are done -> 0 when the run is over or to be left. */
 static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
 {
     for (int turn = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; turn++) {

@@ -12,7 +12,7 @@
  *   1-bit codes:   64 bytes, bit i of the little-endian 64-bit word g is the bit of group g
  *   8-bit codes:  512 bytes, group after group
  * Scales come first in the block, 16 of a kind side by side, one per row. 6-bit scales of the K types are stored as
- * bytes (+2.8 % for Q4_K), and IQ1_M's of 3 bits as nibbles (+3.6 %); everything else keeps the file's size.
+ * bytes, and IQ1_M's of 3 bits as nibbles; everything else keeps the file's size.
  * The panels of the codebook types (IQ1_S … IQ3_S) and of TQ1_0 are described in codebook_types.c and ternary_types.c.
  */
 #ifndef PL_PANEL_H
@@ -27,7 +27,7 @@
 /* 32 activations as int8. The scales of the (up to 8) blocks of a chunk of 256 are one number, the chunk's, times a factor
  * out of a short list: tiles of weights hold their scales times each factor, so that a product of many tokens spends one
  * multiply-add on a block, and multiplies by the chunk's scale at its end. A scale of its own for each block costs a
- * multiplication more, 15 % of a prompt's time; the list costs nothing that can be measured (see below).
+ * multiplication more in the inner loop; the list costs nothing that can be measured.
  * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a
  * residual block beside it for the large values, and takes what that has rounded away. It counts as the sum of both. Products of
  * several tokens read residual blocks side by side (residual_blocks.h). */
@@ -47,14 +47,8 @@ typedef struct {
 #define PL_Q8_STEPS 8
 extern const float pl_q8_factor[PL_Q8_STEPS];
 
-/* A block gets a residual block when max^2 > this times the sum of squares. Measured on SmolLM2 Q4_1 with one avx512 thread
- * (and a scale for each block):
- *   threshold                                        never   0.84   0.70   0.50  always
- *   error of the logits, % of their spread            2.95   1.81   1.45   1.06    0.04
- *   perplexity over float32, % (test_smollm2's)       0.42   0.24   0.10   0.10    0.00
- *   prompt of 512, tokens/s                           2077   1964   1837   1640     912
- *   decoding, tokens/s                                 435    433    434    431     381
- * Steps of factors at 0.70: 1 (one scale for 256) 2.46 %, 4 of 2^-1 1.79 %, 8 of 2^-0.5 1.58 %, 16 of 2^-0.25 1.39 %. */
+/* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a tenth of a
+ * prompt's time (kernels/README.md has the table of thresholds). */
 #define PL_Q8_DOMINANT 0.70f
 
 /* Bytes of a 16-row panel block of `type`, and the k that it spans; 0 when the type has no panel form. */
