@@ -13,6 +13,21 @@ from pyllamacpu.text.bpe import BYTE_LETTERS, to_letters
 from pyllamacpu.text.merges import Merges
 
 ALPHABET = ["a", "b", "c"]
+LETTER_IDS = {"a": 30, "b": 10, "c": 20}
+
+
+def ids_of(listed: list[str], rng: random.Random | None = None) -> dict[str, int]:
+    """Ids of the letters and of what the merges make, in any order, some without one."""
+    made = list(dict.fromkeys(merge.replace(" ", "") for merge in listed))
+    numbers = list(range(40, 40 + 2 * len(made), 2))
+    if rng is not None:
+        rng.shuffle(numbers)
+        numbers = numbers[: rng.randint(0, len(numbers))] if rng.random() < 0.2 else numbers
+    return {**dict(zip(made, numbers, strict=False)), **LETTER_IDS}
+
+
+def expected_ids(pieces: list[str], ids: dict[str, int]) -> list[int]:
+    return [ids[part] for piece in pieces for part in ([piece] if piece in ids else piece)]
 
 
 def reference(merges: list[str], word: str) -> list[str]:
@@ -49,12 +64,14 @@ def test_both_mergers_equal_the_reference_on_random_lists() -> None:
     merged = 0
     for _ in range(1500):
         listed = random_merges(rng)
-        merges = Merges(listed, ALPHABET)
+        ids = ids_of(listed, rng)
+        merges = Merges(listed, ALPHABET, ids)
         for _ in range(40):
             word = "".join(rng.choices(ALPHABET, k=rng.randint(1, 12)))
-            expected = reference([merge for merge in listed if merge.count(" ") == 1], word)
-            assert merges.merge_by_list(word) == expected, (listed, word)
-            assert merges.merge_by_library(word) == expected, (listed, word)
+            pieces = reference([merge for merge in listed if merge.count(" ") == 1], word)
+            expected = expected_ids(pieces, ids)
+            assert merges.merge_by_list(word) == expected, (listed, ids, word)
+            assert merges.merge_by_library(word) == expected, (listed, ids, word)
             merged += len(expected) < len(word)
     assert merged > 30_000
 
@@ -62,7 +79,9 @@ def test_both_mergers_equal_the_reference_on_random_lists() -> None:
 @pytest.mark.parametrize("pre", PRES)
 def test_both_mergers_agree_on_trained_vocabularies(pre: str) -> None:
     """Random bytes, and the hostile texts in one piece: words that no pre-tokenizer would give."""
-    merges = Merges(fixture(f"bpe-{pre}.json")["metadata"]["tokenizer.ggml.merges"], BYTE_LETTERS)
+    metadata = fixture(f"bpe-{pre}.json")["metadata"]
+    ids = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = Merges(metadata["tokenizer.ggml.merges"], BYTE_LETTERS, ids)
     rng = random.Random(7)
     words = [to_letters(text.encode()) for text in HOSTILE]
     words += [to_letters(rng.randbytes(rng.randint(1, 60))) for _ in range(200)]
@@ -70,22 +89,28 @@ def test_both_mergers_agree_on_trained_vocabularies(pre: str) -> None:
         assert merges.merge_by_library(word) == merges.merge_by_list(word), word
 
 
-def test_the_library_takes_over_after_as_many_letters_as_merges() -> None:
-    merges = Merges(["a b", "b c", "ab c"], ALPHABET)
-    assert merges.merge("abc") == ["abc"] and "_bpe" not in merges.__dict__
-    assert merges.merge("a") == ["a"] and "_bpe" in merges.__dict__
-    assert merges.merge("cabc") == ["c", "abc"]
+def test_the_library_takes_over_where_it_pays() -> None:
+    listed = ["a b", "b c", "ab c", "a a", "b b", "c c", "c a", "b a"]
+    ids = ids_of(listed)
+    merges = Merges(listed, ALPHABET, ids)
+    assert merges.merge("abc") == [ids["abc"]] and "_bpe" not in merges.__dict__
+    assert merges.merge("ba") == [ids["ba"]] and "_bpe" in merges.__dict__, "8 merges, 5 letters"
+    assert merges.merge("cabc") == [ids["ca"], ids["bc"]]
 
 
 def test_merges_of_letters_that_are_not_text_are_left_out() -> None:
     """A lone surrogate is what an invalid byte in the file becomes; the library could not take it."""
-    merges = Merges(["\udcff a", "a b"], ALPHABET)
-    assert merges.merge_by_library("ab") == merges.merge_by_list("ab") == ["ab"]
+    listed = ["\udcff a", "a b"]
+    ids = ids_of(listed)
+    merges = Merges(listed, ALPHABET, ids)
+    assert merges.merge_by_library("ab") == merges.merge_by_list("ab") == [ids["ab"]]
 
 
 def test_a_long_run_is_not_quadratic() -> None:
-    merges = Merges(["a a", "aa aa", "aaaa aaaa"], ALPHABET)
+    listed = ["a a", "aa aa", "aaaa aaaa"]
+    ids = ids_of(listed)
+    merges = Merges(listed, ALPHABET, ids)
     for merge in (merges.merge_by_list, merges.merge_by_library):
         start = time.process_time()
-        assert merge("a" * 100_000) == ["a" * 8] * 12_500
+        assert merge("a" * 100_000) == [ids["a" * 8]] * 12_500
         assert time.process_time() - start < 10

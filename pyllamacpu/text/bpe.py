@@ -69,7 +69,7 @@ class ByteLevelTokenizer(Tokenizer):
         key = "tokenizer.ggml.merges"
         if key not in metadata:
             raise TokenizerError(f"{vocab.path}: {key} is missing; convert the model again")
-        self._merges = Merges(string_list(metadata[key], key, vocab.path), BYTE_LETTERS)
+        self._merge_list = string_list(metadata[key], key, vocab.path)
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
@@ -94,11 +94,11 @@ class ByteLevelTokenizer(Tokenizer):
         if not self._missing.isdisjoint(word):
             word = bytes(byte for byte in word if byte not in self._missing)
             letters = to_letters(word)
-        found: list[int] = []
-        for piece in self._merges.merge(letters):
-            token = self._text_ids.get(piece)
-            found.extend([token] if token is not None else [self._text_ids[letter] for letter in piece])
-        return found
+        return self._merges.merge(letters)
+
+    @cached_property
+    def _merges(self) -> Merges:
+        return Merges(self._merge_list, BYTE_LETTERS, self._text_ids)
 
     @cached_property
     def _missing(self) -> frozenset[int]:
