@@ -55,7 +55,7 @@ def _keep(kind: Any, error: BaseException, trace: Any) -> None:
     _kept.error = error
 
 
-@ffi.def_extern(error=1, onerror=_keep)
+@ffi.def_extern(error=1, onerror=_keep)  # type: ignore[untyped-decorator]
 def pl_poll_signals() -> int:
     """Lets Python's signal handlers run inside a long C call: entering Python code is enough for that.
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("-st", "--single-turn", is_flag=True, help="Answer the prompt and end.")
 @sampling_options
 @click.pass_context
-def chat(context: click.Context, **parameters: Any) -> None:
+def chat(context: click.Context, /, **parameters: Any) -> None:
     """Talk to a model.
 
     On a terminal this is a conversation; /help lists its commands. Without a terminal it reads all of

@@ -213,13 +213,15 @@ class _Keys:
         """A whole number from `low` to `high`."""
         value = self.get(key)
         if value is None:
-            return self._default(key, default)
+            fallback: int = self._default(key, default)
+            return fallback
         return self._in_range(key, value, low, high)
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
         value = self.get(key)
         if value is None:
-            return self._default(key, default)
+            fallback: float = self._default(key, default)
+            return fallback
         if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
         return float(value)
@@ -228,7 +230,8 @@ class _Keys:
         """One number from 1 on for all layers, or an array of `n_layers`; equal ones become one."""
         value = self.get(key)
         if value is None:
-            return self._default(key, default)
+            fallback: PerLayer = self._default(key, default)
+            return fallback
         if not isinstance(value, (np.ndarray, list, tuple)):
             return self._in_range(key, value, 1, _MAX_DIM)
         if len(value) < n_layers:

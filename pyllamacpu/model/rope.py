@@ -35,11 +35,12 @@ def _scaled(frequencies: npt.NDArray[np.float32], config: ModelConfig) -> npt.ND
     scaling = config.rope_scaling
     if scaling.kind == "none":
         return frequencies
-    stretched = (frequencies / np.float32(scaling.factor)).astype(np.float32)
+    stretched: npt.NDArray[np.float32] = (frequencies / np.float32(scaling.factor)).astype(np.float32)
     if scaling.kind == "linear":
         return stretched
     keep = _yarn_ramp(config.rope_dim, config.rope_theta, scaling) * np.float32(scaling.ext_factor)
-    return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
+    mixed: npt.NDArray[np.float32] = (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
+    return mixed
 
 
 def _yarn_ramp(dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.float32]:
@@ -53,4 +54,5 @@ def _yarn_ramp(dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.f
     low = max(math.floor(pair_of(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_of(scaling.beta_slow)), dim - 1)
     ramp = (np.arange(dim // 2, dtype=np.float32) - low) / max(high - low, 0.001)
-    return (1 - np.clip(ramp, 0, 1)).astype(np.float32)
+    keep: npt.NDArray[np.float32] = (1 - np.clip(ramp, 0, 1)).astype(np.float32)
+    return keep
