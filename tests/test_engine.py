@@ -5,6 +5,7 @@ Covers engine/batch.py.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -263,7 +264,7 @@ def test_wrong_calls(engine: Engine) -> None:
         engine.eval(sequence, [1] * 1025)
     assert len(sequence) == 1024 - 1024 % 64
     with pytest.raises(OptionError, match="damaged"):
-        sequence.load(b"PLKV1\0\0\0" + b"\0" * 100)
+        sequence.load(io.BytesIO(b"PLKV1\0\0\0" + b"\0" * 100))
     engine.close()
     with pytest.raises(OptionError, match="closed"):
         engine.eval(sequence, [1])

@@ -1,98 +1,30 @@
-"""Sessions, the token loop and text events, on an engine whose logits are a function of the whole history."""
+"""Sessions and the events of an answer, on an engine whose logits are a function of the whole history."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_model import BOS, EOS, PIECES, byte, vocabulary
+from fake_engine import N_VOCAB, FakeEngine
+from tiny_model import BOS, EOS, byte, vocabulary
 
+from pyllamacpu.engine.driver import Driver
 from pyllamacpu.engine.generate import (
     GenerationStats,
     Request,
     StepSampler,
     TextEvent,
-    TokenLoop,
-    generate_text,
-    make_sampler,
     token_limit,
 )
-from pyllamacpu.engine.session import Session, check_tokens, common_prefix
+from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.engine.session import Session
+from pyllamacpu.engine.token_ids import check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.sampling.sampler import SamplingOptions
 from pyllamacpu.text import Tokenizer, load_tokenizer
 
 GREEDY = SamplingOptions(temperature=0.0)
-N_VOCAB = len(PIECES)
-
-
-class FakeSequence:
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.closed = False
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def truncate(self, n: int) -> None:
-        del self.tokens[n:]
-
-    def fork(self) -> FakeSequence:
-        other = FakeSequence()
-        other.tokens = list(self.tokens)
-        return other
-
-    def close(self) -> None:
-        self.closed = True
-
-    def save(self) -> bytes:
-        return bytes(np.array(self.tokens, np.int32))
-
-    def load(self, data: bytes) -> None:
-        self.tokens = np.frombuffer(data, np.int32).tolist()
-
-
-class FakeEngine:
-    """Wants the tokens of `script` one after the other behind any prompt, and counts what it evaluates."""
-
-    n_vocab = N_VOCAB
-
-    def __init__(self, script: Sequence[int] = (), n_prompt: int = 0, n_ctx: int = 64) -> None:
-        self.n_ctx = n_ctx
-        self.script, self.n_prompt = list(script), n_prompt
-        self.evaluated: list[list[int]] = []
-        self.interrupt_at: int | None = None
-        self._row = np.zeros((1, N_VOCAB), np.float32)
-
-    def sequence(self) -> FakeSequence:
-        return FakeSequence()
-
-    def row(self, history: Sequence[int]) -> np.ndarray:
-        row = np.random.default_rng([len(history), *history]).normal(size=N_VOCAB).astype(np.float32)
-        if self.script:
-            step = len(history) - self.n_prompt
-            row[self.script[step] if 0 <= step < len(self.script) else EOS] += 20
-        return row
-
-    def eval(
-        self, sequence: FakeSequence, tokens: list[int], *, logits: str = "last", on_progress: Any = None
-    ) -> np.ndarray:
-        self.evaluated.append(list(tokens))
-        rows = []
-        for done, token in enumerate(tokens, 1):
-            if self.interrupt_at == len(sequence):
-                raise KeyboardInterrupt
-            sequence.tokens.append(token)
-            rows.append(self.row(sequence.tokens))
-            if on_progress:
-                on_progress(done, len(tokens))
-        if logits == "all":
-            return np.stack(rows)
-        self._row[0] = rows[-1]  # one array for all calls, as the engine has
-        return self._row
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +35,17 @@ def tokenizer() -> Tokenizer:
 
 
 def run(engine: FakeEngine, tokenizer: Tokenizer | None, request: Request) -> list[TextEvent]:
-    session = Session(engine)
-    sampler = make_sampler(request.sampling, session, tokenizer, request.processors)
-    return list(generate_text(session, tokenizer, request, sampler, threading.RLock()))
+    """All events of a request that has the engine for itself."""
+    return events_of(Scheduler(engine, tokenizer), request)
 
 
-def greedy_events(session: Session, tokenizer: Tokenizer, lock: Any = None) -> Iterator[TextEvent]:
-    sampler = make_sampler(GREEDY, session, tokenizer)
-    return generate_text(session, tokenizer, Request([BOS], GREEDY), sampler, lock or threading.RLock())
+def events_of(scheduler: Scheduler, request: Request) -> list[TextEvent]:
+    stream, events = Driver(scheduler).submit(request), []
+    while not events or events[-1].finish_reason is None:
+        event = stream.next().text
+        if event is not None:
+            events.append(event)
+    return events
 
 
 def text_of(events: list[TextEvent]) -> str:
@@ -128,84 +63,66 @@ def bytes_script(text: bytes) -> list[int]:
 # Session
 
 
-def test_a_session_reads_only_what_is_new() -> None:
-    engine = FakeEngine()
-    session = Session(engine)
-    assert session.read([7, 8, 9]) == 0
-    assert session.read([7, 8, 10, 11]) == 2
-    assert engine.evaluated == [[7, 8, 9], [10, 11]]
-    assert np.array_equal(session.last, engine.row([7, 8, 10, 11]))
-
-
-def test_the_same_prompt_again_needs_no_work_and_a_prefix_one_token() -> None:
-    engine = FakeEngine()
-    session = Session(engine)
-    session.read([7, 8, 9])
-    assert session.read([7, 8, 9]) == 3
-    assert session.read([7, 8]) == 1
-    assert engine.evaluated == [[7, 8, 9], [8]]
-    assert np.array_equal(session.last, engine.row([7, 8]))
-
-
 def test_logits_are_the_sessions_own_and_not_the_engines_array() -> None:
     engine = FakeEngine()
     one, two = Session(engine), Session(engine)
-    one.read([7])
-    two.read([8])
+    one.append([7])
+    two.append([8])
     assert np.array_equal(one.last, engine.row([7]))
 
 
 def test_keeping_all_logits() -> None:
     engine = FakeEngine(n_ctx=8)
     session = Session(engine, keep_all=True)
-    session.read([7, 8, 9])
-    session.read([7, 8, 3, 4])
+    session.append([7, 8, 9])
+    session.truncate(2)
+    session.append([3, 4])
     assert session.scores is not None
     assert session.scores.shape == (8, N_VOCAB)
     for i in range(4):
         assert np.array_equal(session.scores[i], engine.row([7, 8, 3, 4][: i + 1]))
     session.truncate(2)
+    assert session.n_scored == 2
     assert np.array_equal(session.last, engine.row([7, 8]))
     fork = session.fork()
     fork.append([5])
     assert fork.scores is not None
     assert np.array_equal(fork.scores[1], session.scores[1])
-    assert len(session) == 2
+    assert (len(session), session.n_scored, fork.n_scored) == (2, 2, 3)
 
 
 @pytest.mark.parametrize("keep_all", [False, True])
-def test_an_interrupted_prompt_leaves_a_usable_session(keep_all: bool) -> None:
+def test_an_interrupt_leaves_a_usable_session(keep_all: bool) -> None:
     engine = FakeEngine()
     session = Session(engine, keep_all=keep_all)
-    session.read([7, 8])
+    session.append([7, 8])
     engine.interrupt_at = 4
     with pytest.raises(KeyboardInterrupt):
-        session.read([7, 8, 1, 2, 3, 4])
+        session.append([1, 2, 3, 4])
     assert session.last is None
     engine.interrupt_at = None
-    session.read([7, 8, 1, 2, 3, 4])
+    session.append([1, 2, 3, 4][len(session) - 2 :])
     assert np.array_equal(session.last, engine.row([7, 8, 1, 2, 3, 4]))
     if session.scores is not None:
         assert np.array_equal(session.scores[3], engine.row([7, 8, 1, 2]))
 
 
-def test_too_many_tokens_and_none_at_all() -> None:
+def test_too_many_tokens_for_a_session() -> None:
     session = Session(FakeEngine(n_ctx=4))
+    session.append([3] * 3)
     with pytest.raises(ContextError, match="5 tokens do not fit in the context of 4"):
-        session.read([3] * 5)
-    session.read([3] * 3)
-    with pytest.raises(ContextError):
         session.append([3, 3])
     assert len(session) == 3
-    with pytest.raises(OptionError, match="empty"):
-        session.read([])
 
 
 def test_a_damaged_state_is_refused() -> None:
     session = Session(FakeEngine())
-    session.read([7, 8])
+    session.append([7, 8])
+    data = session.save()
     with pytest.raises(ModelError):
-        Session(FakeEngine()).load(session.sequence.save(), [7, 9], None, None)
+        Session(FakeEngine()).load(data, [7, 9], None, None)
+    with pytest.raises(OptionError, match="longer"):
+        Session(FakeEngine()).load(data + b"x", [7, 8], None, None)
 
 
 @pytest.mark.parametrize(
@@ -282,16 +199,15 @@ def test_the_context_limits_the_answer(tokenizer: Tokenizer) -> None:
 
 
 def test_prompt_progress_counts_the_whole_prompt(tokenizer: Tokenizer) -> None:
-    engine = FakeEngine()
-    session = Session(engine)
-    session.read([BOS, 9])
-    seen: list[tuple[int, int]] = []
-    request = Request([BOS, 9, 8, 7], GREEDY, max_tokens=0, on_prompt=lambda *at: seen.append(at))
-    sampler = make_sampler(GREEDY, session, tokenizer)
-    (last,) = generate_text(session, tokenizer, request, sampler, threading.RLock())
-    assert seen == [(3, 4), (4, 4)]
-    assert last.stats is not None
-    assert last.stats.n_cached == 2
+    scheduler = Scheduler(FakeEngine(n_ctx=128, n_batch=32), tokenizer)
+    events_of(scheduler, Request([BOS, *[9] * 39], GREEDY, max_tokens=0))
+    stream = Driver(scheduler).submit(Request([BOS, *[9] * 99], GREEDY, max_tokens=0, progress=True))
+    seen = []
+    while (event := stream.next()).text is None:
+        seen.append(event.progress)
+    assert seen == [(64, 100), (96, 100), (100, 100)]
+    assert event.text.stats is not None
+    assert event.text.stats.n_cached == 40
 
 
 def test_logprobs_are_those_of_the_unprocessed_logits(tokenizer: Tokenizer) -> None:
@@ -345,34 +261,25 @@ def test_without_a_tokenizer_there_are_tokens_and_no_text() -> None:
         run(engine, None, Request([BOS], GREEDY, stop=("a",)))
 
 
-def test_an_interrupt_passes_through_and_the_session_goes_on(tokenizer: Tokenizer) -> None:
+def test_an_interrupt_passes_through_and_the_request_can_go_on(tokenizer: Tokenizer) -> None:
     engine = FakeEngine(bytes_script(b"abcdef"), n_prompt=1)
-    session = Session(engine)
+    stream = Driver(Scheduler(engine, tokenizer)).submit(Request([BOS], GREEDY))
     engine.interrupt_at = 3
-    events = greedy_events(session, tokenizer)
+    texts = []
     with pytest.raises(KeyboardInterrupt):
-        list(events)
+        while True:
+            texts.append(stream.next().text)
     engine.interrupt_at = None
-    again = greedy_events(session, tokenizer)
-    assert text_of(list(again)) == "abcdef"
-
-
-def test_a_lock_is_free_while_events_are_looked_at(tokenizer: Tokenizer) -> None:
-    lock = threading.Lock()
-    session = Session(FakeEngine(bytes_script(b"abc"), n_prompt=1))
-    for _ in greedy_events(session, tokenizer, lock):
-        assert lock.acquire(blocking=False)
-        lock.release()
+    while texts[-1].finish_reason is None:
+        texts.append(stream.next().text)
+    assert text_of(texts) == "abcdef"
 
 
 # Loops and steps
 
 
 def sampled(seed: int, n: int) -> list[int]:
-    session = Session(FakeEngine())
-    session.read([BOS])
-    loop = TokenLoop(session, make_sampler(SamplingOptions(seed=seed), session, None))
-    return [token for _ in range(n) if (token := loop.next()) is not None]
+    return tokens_of(run(FakeEngine(), None, Request([BOS], SamplingOptions(seed=seed), max_tokens=n)))
 
 
 def test_a_seed_gives_the_same_tokens() -> None:
@@ -382,18 +289,24 @@ def test_a_seed_gives_the_same_tokens() -> None:
 
 def test_pushed_tokens_are_evaluated_before_the_next_is_sampled() -> None:
     engine = FakeEngine()
-    session = Session(engine)
-    session.read([BOS])
-    loop = TokenLoop(session, make_sampler(GREEDY, session, None))
-    first = loop.next()
-    loop.push([9, 8])
-    loop.next()
+    stream = Driver(Scheduler(engine, None)).submit(Request([BOS], GREEDY, endless=True), ahead=0)
+    first = stream.next().text.tokens[0]
+    stream.handle.push([9, 8])
+    stream.next()
     assert engine.evaluated[1:] == [[first, 9, 8]]
+
+
+def test_an_endless_request_ends_with_the_context(tokenizer: Tokenizer) -> None:
+    engine = FakeEngine([EOS] * 20, n_prompt=1, n_ctx=8)
+    stream = Driver(Scheduler(engine, tokenizer)).submit(Request([BOS], GREEDY, endless=True), ahead=0)
+    assert [stream.next().text.tokens for _ in range(8)] == [(EOS,)] * 8
+    with pytest.raises(ContextError):
+        stream.next()
 
 
 def test_the_step_sampler_goes_on_with_its_random_numbers_and_its_history() -> None:
     session = Session(FakeEngine())
-    session.read([BOS, 9])
+    session.append([BOS, 9])
     options = SamplingOptions(seed=11, temperature=5.0, top_k=0, min_p=0.0, top_p=1.0)
     steps = StepSampler()
     drawn = [steps.sample(session, session.last, options, None) for _ in range(12)]
@@ -409,7 +322,7 @@ def test_the_step_samplers_penalties_follow_a_session_that_was_cut() -> None:
     session = Session(FakeEngine())
     options = SamplingOptions(temperature=0.0, repeat_penalty=1e6, repeat_last_n=64)
     steps = StepSampler()
-    session.read([BOS, 9])
+    session.append([BOS, 9])
     best = int(np.argmax(session.last))
     row = session.last
     assert steps.sample(session, row, options, None) == best
@@ -428,8 +341,20 @@ def test_rates_of_nothing_are_zero() -> None:
 
 def test_events_come_one_by_one(tokenizer: Tokenizer) -> None:
     engine = FakeEngine(bytes_script(b"abc"), n_prompt=1)
-    session = Session(engine)
-    events: Iterator[TextEvent] = greedy_events(session, tokenizer)
+    stream = Driver(Scheduler(engine, tokenizer)).submit(Request([BOS], GREEDY))
     assert engine.evaluated == []
-    assert next(events).text == "a"
+    assert stream.next().text.text == "a"
     assert len(engine.evaluated) == 1
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_criteria_see_arrays_of_their_own(n: int) -> None:
+    seen: list[np.ndarray] = []
+
+    def look(ids: np.ndarray, scores: np.ndarray) -> bool:
+        seen.append(ids)
+        return False
+
+    engine = FakeEngine(n_ctx=512)
+    tokens = tokens_of(run(engine, None, Request([BOS], GREEDY, max_tokens=n, criteria=(look,))))
+    assert [ids.tolist() for ids in seen] == [[BOS, *tokens[:i]] for i in range(n)]

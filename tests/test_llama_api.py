@@ -402,14 +402,47 @@ def test_stopping_criteria_and_processors_of_generate(llm: Llama) -> None:
     assert got[0] == int(np.argsort(-llm.logits([BOS, 9])[-1])[1])
 
 
-def test_the_prefix_is_reused_and_changes_nothing(llm: Llama) -> None:
+def test_the_prefix_is_reused_and_changes_nothing(llm: Llama, path: Path) -> None:
     long = [BOS, *range(6, 60)]
+    other = [*long[:40], 9, 9]
     first = list(llm.stream(long, SamplingOptions(temperature=0.0), 6))
-    again = list(llm.stream([*long[:40], 9, 9], SamplingOptions(temperature=0.0), 6))
-    llm.reset()
-    fresh = list(llm.stream([*long[:40], 9, 9], SamplingOptions(temperature=0.0), 6))
+    again = list(llm.stream(other, SamplingOptions(temperature=0.0), 6))
+    with Llama(str(path), n_ctx=128, kv_type="f32") as unused:
+        fresh = list(unused.stream(other, SamplingOptions(temperature=0.0), 6))
     assert (first[-1].stats.n_cached, again[-1].stats.n_cached, fresh[-1].stats.n_cached) == (0, 40, 0)
     assert [e.tokens for e in again] == [e.tokens for e in fresh]
+
+
+def test_what_was_evaluated_by_hand_is_reused_too(llm: Llama) -> None:
+    llm.eval([BOS, *range(6, 60)])
+    state = llm.save_state()
+    answer = list(llm.stream([BOS, *range(6, 60), 9], SamplingOptions(temperature=0.0), 2))
+    assert answer[-1].stats.n_cached == 55
+    llm._driver.prefixes.clear()
+    llm.reset()
+    llm.load_state(state)
+    again = list(llm.stream([BOS, *range(6, 60), 9], SamplingOptions(temperature=0.0), 2))
+    assert again[-1].stats.n_cached == 55
+    assert [e.tokens for e in again] == [e.tokens for e in answer]
+
+
+def test_prompts_in_alternation_are_read_once(llm: Llama) -> None:
+    prompts = [[BOS, *range(start, start + 90)] for start in (6, 7)]
+    greedy = SamplingOptions(temperature=0.0)
+    first = [[e.tokens for e in llm.stream(prompt, greedy, 5)] for prompt in prompts]
+    before = llm._driver.n_evaluated
+    again = [[e.tokens for e in llm.stream(prompt, greedy, 5)] for prompt in prompts]
+    assert again == first
+    assert llm._driver.n_evaluated - before == 2 * 5  # the last token of the prompt, and 4 of the answer
+
+
+def test_logits_all_keeps_the_rows_of_a_reused_prefix(path: Path) -> None:
+    with Llama(str(path), n_ctx=64, logits_all=True, kv_type="f32") as llm:
+        greedy = SamplingOptions(temperature=0.0)
+        list(llm.stream([BOS, *range(6, 40)], greedy, 4))
+        events = list(llm.stream([BOS, *range(6, 30), 9], greedy, 4))
+        assert events[-1].stats.n_cached == 25
+        assert np.array_equal(llm.scores[: llm.n_tokens], llm.logits(llm.input_ids[: llm.n_tokens]))
 
 
 # State

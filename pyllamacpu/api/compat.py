@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.session import check_tokens
+from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text.tokenizer import Tokenizer
 

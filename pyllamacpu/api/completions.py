@@ -1,4 +1,4 @@
-"""The half of the `Llama` class that knows text: tokenization, completions, chats and embeddings."""
+"""What the `Llama` class does with text: tokenization, completions, chats and embeddings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from pyllamacpu.api.prompts import (
     warn_retired,
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
-from pyllamacpu.api.tokens import TokenLevel
+from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
     GenerationStats,
+    HiddenRequest,
     LogitsProcessor,
     Request,
     SamplingOptions,
@@ -29,7 +30,7 @@ from pyllamacpu.engine.generate import (
     token_limit,
 )
 from pyllamacpu.engine.pooling import pool
-from pyllamacpu.engine.session import check_length, check_tokens
+from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.sampler import TokenLogprobs, top_logprobs
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
@@ -37,7 +38,7 @@ from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
 Answer = Response | Iterator[Response]
 
 
-class TextLevel(TokenLevel):
+class Completions(Tokens):
     """Text in, text out, in the shapes of the OpenAI API."""
 
     model_path: str
@@ -96,12 +97,14 @@ class TextLevel(TokenLevel):
         logprobs: int | None = None,
         stopping_criteria: Sequence[Callable[..., bool]] = (),
         end_tokens: Iterable[int] = (),
+        ahead: int | None = STREAMED_AHEAD,
     ) -> Iterator[TextEvent]:
         """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
         statistics.
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
-        holds. The arguments are checked at once, the work begins with the first event.
+        holds. `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
+        any number. The arguments are checked at once, the work begins with the first event.
         """
         request = Request(
             prompt=check_tokens(prompt_tokens, self.engine.n_vocab),
@@ -111,16 +114,15 @@ class TextLevel(TokenLevel):
             logprobs=logprobs,
             processors=tuple(logits_processors),
             criteria=tuple(stopping_criteria),
-            on_prompt=on_prompt,
             end_tokens=frozenset(end_tokens),
         )
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")
         token_limit(len(request.prompt), max_tokens, self.engine.n_ctx)
         TextDecoder(self.tokenizer, request.stop)
-        return self._told(self._events(request))
+        return self._log_timings(self._events(request, on_prompt, ahead))
 
-    def _told(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
+    def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
         """The events, with the timings on stderr at the end if the model is verbose."""
         for event in events:
             if self.verbose and event.stats is not None:
@@ -196,6 +198,7 @@ class TextLevel(TokenLevel):
             logits_processors=as_tuple(logits_processor),
             logprobs=logprobs,
             stopping_criteria=as_tuple(stopping_criteria),
+            ahead=STREAMED_AHEAD if stream else None,
         )
         return self._answer(plan, events, stream, responses.whole_completion, responses.completion_chunks)
 
@@ -263,6 +266,7 @@ class TextLevel(TokenLevel):
             logits_processors=as_tuple(logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
+            ahead=STREAMED_AHEAD if stream else None,
         )
         writer = None if n_top is None else LogprobWriter(tokenizer, 0)
         plan = Plan(Heading(model or self.model_path), len(ids), logprobs=writer)
@@ -276,11 +280,8 @@ class TextLevel(TokenLevel):
         whole: Callable[[Plan, Iterator[TextEvent]], Response],
         chunks: Callable[[Plan, Iterator[TextEvent]], Iterator[Response]],
     ) -> Answer:
-        """The answer at once, while other calls wait; or its chunks, between which others may run."""
-        if stream:
-            return chunks(plan, events)
-        with self._turn:
-            return whole(plan, events)
+        """The whole answer, or its chunks as they come."""
+        return chunks(plan, events) if stream else whole(plan, events)
 
     def _completion_prompt(self, prompt: str | Sequence[int], suffix: str | None) -> tuple[list[int], str]:
         """(token ids, text to append to the answer)."""
@@ -335,10 +336,18 @@ class TextLevel(TokenLevel):
                 ids = ids[: self.n_ctx()]
             check_length(len(ids), self.n_ctx())
             n_tokens += len(ids)
-            with self._turn:
-                vectors.append(pool(self.engine.hidden(ids), self.pooling, normalize))
+            vectors.append(pool(self._hidden(ids), self.pooling, normalize))
         result = vectors[0] if isinstance(input, str) else vectors
         return (result, n_tokens) if return_count else result
+
+    def _hidden(self, ids: Sequence[int]) -> Any:
+        """States (n_tokens, dim) after the final norm."""
+        assert self.engine is not None
+        stream = self._driver.submit(HiddenRequest(ids))
+        try:
+            return stream.next().hidden
+        finally:
+            stream.close()
 
     def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Response:
         """Embeddings in the OpenAI API's shape."""

@@ -1,7 +1,6 @@
 """The `Llama` class: the Python API, with the names and answers of llama-cpp-python's.
 
-This module opens models and tells facts about them; text is in `text_level`, token ids and the kept sequence
-in `token_level`.
+This module opens models and tells facts about them; text is in `completions`, token ids are in `tokens`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pyllamacpu.api.compat import check_foreign_options, warn_once
-from pyllamacpu.api.completions import TextLevel
+from pyllamacpu.api.completions import Completions
 from pyllamacpu.api.loading import LoadOptions, cache_type, open_model, text_metadata
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.errors import OptionError
@@ -21,15 +20,15 @@ from pyllamacpu.sampling.options import MAX_SEED
 from pyllamacpu.store.hub import download
 
 
-class Llama(TextLevel):
+class Llama(Completions):
     """A model of the Llama family, loaded from a GGUF file.
 
         with Llama("model.gguf", n_ctx=4096) as llm:
             print(llm("The capital of France is", max_tokens=8)["choices"][0]["text"])
 
-    Calls from several threads queue. The tokens of the last call are kept with their cache, and a prompt that
-    begins with them is read from there. Ctrl-C leaves any call as KeyboardInterrupt, and the object stays
-    usable.
+    Calls from several threads run side by side, each with the result that it has alone. Keys and values of
+    earlier calls are kept, and a prompt that begins with the tokens of one is read from there. Ctrl-C leaves
+    any call as KeyboardInterrupt, and the object stays usable.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Llama(TextLevel):
         kv_type: str | int | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
+        kv_bytes: int | None = None,
         spm_infill: bool = False,
         verbose: bool = False,
         **kwargs: Any,
@@ -78,6 +78,8 @@ class Llama(TextLevel):
             kv_type: type of keys and values in the cache: f32, f16 (default), bf16, q8_0, q4_0, or a ggml
                 number.
             type_k, type_v: the same for keys and for values alone.
+            kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
+                or a quarter of the memory if that is less, but at least one context.
             spm_infill: put the suffix first when filling in the middle.
             verbose: write timings to stderr.
             kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`.
@@ -111,7 +113,13 @@ class Llama(TextLevel):
         self._types = (options.type_k, options.type_v)
         parts = open_model(self.model_path, options)
         try:
-            super().__init__(parts, logits_all=logits_all, seed=seed, last_n_tokens_size=last_n_tokens_size)
+            super().__init__(
+                parts,
+                logits_all=logits_all,
+                seed=seed,
+                last_n_tokens_size=last_n_tokens_size,
+                kv_bytes=kv_bytes,
+            )
         except BaseException:
             parts.close()
             raise
@@ -189,7 +197,7 @@ class Llama(TextLevel):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_turn"):  # not when the constructor failed
+        if hasattr(self, "_busy"):  # not when the constructor failed
             with contextlib.suppress(Exception):
                 self.close()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.api.compat import warn_once
-from pyllamacpu.engine.session import check_tokens
+from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate, Tokenizer
 

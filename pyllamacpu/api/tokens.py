@@ -1,12 +1,12 @@
-"""The half of the `Llama` class that knows token ids only: evaluate, sample, generate, logits, state."""
+"""What the `Llama` class does with token ids: evaluate, sample, generate, logits, state."""
 
 from __future__ import annotations
 
 import random
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,24 +17,23 @@ from pyllamacpu.api.loading import LoadedModel
 from pyllamacpu.api.prompts import refuse_grammar, warn_retired
 from pyllamacpu.api.sampling_arguments import sampling_options
 from pyllamacpu.api.state import LlamaState
-from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.generate import (
-    LogitsProcessor,
-    Request,
-    StepSampler,
-    TextEvent,
-    TokenLoop,
-    generate_text,
-    make_sampler,
-)
-from pyllamacpu.engine.session import Logits, Session, check_length, check_tokens
+from pyllamacpu.engine.driver import Driver, Stream
+from pyllamacpu.engine.engine import Engine, total_memory
+from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
+from pyllamacpu.engine.pages import PAGE
+from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.engine.session import Logits, Session
+from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
 
+STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over
+_CONTEXTS = 8  # sequences as long as the context whose keys and values are kept, if memory allows
 
-class Turn:
-    """The lock that calls queue on; entering it when the model has been closed raises ModelError."""
+
+class Busy:
+    """Guards the session; entering it when the model has been closed raises ModelError."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -42,40 +41,59 @@ class Turn:
 
     def __enter__(self) -> None:
         self.lock.acquire()
-        if self.closed:
+        try:
+            self.check()
+        except BaseException:
             self.lock.release()
-            raise ModelError("this Llama has been closed; open the model again")
+            raise
+
+    def check(self) -> None:
+        if self.closed:
+            raise closed_error()
 
     def __exit__(self, *_: object) -> None:
         self.lock.release()
 
 
-class TokenLevel:
-    """One kept sequence over an engine, with the calls that move it. All calls queue on one lock.
+def closed_error() -> ModelError:
+    return ModelError("this Llama has been closed; open the model again")
 
-    A generator holds the lock only while it computes. While one is suspended, other calls get a fork of the
-    kept sequence, which becomes the kept one; the generator goes on with its own.
+
+class Tokens:
+    """The calls of the `Llama` class that work on token ids.
+
+    Whatever generates is a request to the scheduler, so that calls of several threads, and streams that are
+    suspended, run side by side. The session is the sequence of the newest call, for looking at and for going
+    on by hand (`eval`, `sample`, `save_state`); one that a request works on is forked before it is changed.
     """
 
-    def __init__(self, parts: LoadedModel, *, logits_all: bool, seed: int, last_n_tokens_size: int) -> None:
+    def __init__(
+        self,
+        parts: LoadedModel,
+        *,
+        logits_all: bool,
+        seed: int,
+        last_n_tokens_size: int,
+        kv_bytes: int | None = None,
+    ) -> None:
         self._parts = parts
         self._logits_all = logits_all
         self.last_n_tokens_size = last_n_tokens_size
-        self._turn = Turn()
-        self._lent = False  # a suspended generator works on the kept session
-        self._kept: Session | None = None
+        self._busy = Busy()
+        self._stream: Stream | None = None  # the request that works on the session, or did
         self._step_sampler = StepSampler()
         self.set_seed(seed)
         if parts.engine is not None:
-            self._kept = _new_session(parts.engine, logits_all)
+            parts.engine.cache.limit_bytes = kv_bytes or default_kv_bytes(parts.engine)
+            self._driver = Driver(Scheduler(parts.engine, parts.tokenizer))
+            self._own_session = _new_session(parts.engine, logits_all)
 
-    # The kept sequence
+    # The session
 
     @property
     def engine(self) -> Engine:
         """The engine. Raises ModelError after close() and for vocab_only."""
-        if self._turn.closed:
-            raise ModelError("this Llama has been closed; open the model again")
+        self._busy.check()
         if self._parts.engine is None:
             raise ModelError("this Llama was opened with vocab_only=True and has no weights; open it without")
         return self._parts.engine
@@ -108,32 +126,35 @@ class TokenLevel:
 
     @property
     def _session(self) -> Session:
-        """The kept session, for looking at."""
+        """The session, for looking at."""
         assert self.engine is not None
-        assert self._kept is not None
-        return self._kept
+        return self._own_session
 
-    def _own(self) -> Session:
-        """The kept session, for changing: a fork of it while a suspended generator works on it."""
-        session = self._session
-        if self._lent:
-            self._kept, self._lent = session.fork(), False
-        return self._session
+    def _changing(self) -> Session:
+        """The session, for changing: a fork of it while a request works on it."""
+        session, stream = self._session, self._stream
+        if stream is not None and not stream.handle.is_finished:
+            with self._driver.paused():
+                self._own_session = session.fork()
+                stream.handle.forget_session()
+        self._stream = None
+        return self._own_session
 
-    @contextmanager
-    def _borrowed(self) -> Iterator[Session]:
-        """The kept session for as long as a generator lives."""
-        with self._turn:
-            session = self._own()
-            self._lent = True
-        try:
-            yield session
-        finally:
-            with self._turn.lock:
-                if session is self._kept:
-                    self._lent = False
-                elif not self._turn.closed:
-                    session.close()
+    def _submit(self, request: Request, ahead: int | None) -> Stream:
+        """Hands a request to the scheduler. Its sequence becomes the session."""
+        with self._busy:
+            old = self._session
+            if self._stream is None:  # moved by hand: the scheduler has not seen its pages
+                self._driver.prefixes.insert(old.sequence)
+            session = _new_session(self.engine, self._logits_all)
+            session.inherit_scores(old, common_prefix(list(old.tokens), list(request.prompt)))
+            stream = self._driver.submit(replace(request, session=session), ahead)
+            if self._stream is not None and not self._stream.handle.is_finished:
+                self._stream.handle.forget_session()
+            else:
+                old.close()
+            self._own_session, self._stream = session, stream
+        return stream
 
     @property
     def n_tokens(self) -> int:
@@ -142,10 +163,10 @@ class TokenLevel:
 
     @n_tokens.setter
     def n_tokens(self, n: int) -> None:
-        with self._turn:
+        with self._busy:
             if not 0 <= n <= self.n_tokens:
                 raise OptionError(f"n_tokens can only be set to 0 to {self.n_tokens}, not {n}")
-            self._own().truncate(n)
+            self._changing().truncate(n)
 
     @property
     def input_ids(self) -> npt.NDArray[np.intc]:
@@ -192,24 +213,24 @@ class TokenLevel:
 
     def reset(self) -> None:
         """Forgets all tokens."""
-        with self._turn:
-            self._own().truncate(0)
+        with self._busy:
+            self._changing().truncate(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluates token ids behind those evaluated before.
 
         Raises TokenizerError for ids outside the vocabulary, ContextError when they do not fit.
         """
-        with self._turn:
-            session = self._own()
+        with self._busy:
+            session = self._changing()
             session.append(check_tokens(tokens, session.n_vocab))
 
     def logits(self, tokens: Sequence[int]) -> Logits:
         """Logits (n_tokens, n_vocab) float32 behind each of `tokens` as a sequence of its own.
 
-        The kept sequence stays as it is. Raises OptionError for no tokens, TokenizerError, ContextError.
+        The session stays as it is. Raises OptionError for no tokens, TokenizerError, ContextError.
         """
-        with self._turn:
+        with self._busy:
             ids = check_tokens(tokens, self.engine.n_vocab)
             if not ids:
                 raise OptionError("logits() needs at least one token")
@@ -249,7 +270,7 @@ class TokenLevel:
         refuse_grammar(grammar)
         warn_retired(tfs_z, penalize_nl)
         options = self._options("sample", locals(), sampling, seed=self._seed)
-        with self._turn:
+        with self._busy:
             session = self._session
             row = session.last if idx is None or idx == len(session) - 1 else self._row(session, idx)
             if row is None:
@@ -297,39 +318,45 @@ class TokenLevel:
         warn_retired(tfs_z, penalize_nl)
         options = self._options("generate", locals(), sampling, seed=self._seed)
         ids = check_tokens(tokens, self.engine.n_vocab)
-        return self._generate(ids, reset, options, as_tuple(logits_processor), as_tuple(stopping_criteria))
+        request = Request(
+            ids,
+            options,
+            processors=as_tuple(logits_processor),
+            criteria=as_tuple(stopping_criteria),
+            endless=True,
+        )
+        return self._generate(request, reset)
 
-    def _generate(
-        self,
-        tokens: list[int],
-        reset: bool,
-        options: SamplingOptions,
-        processors: tuple[LogitsProcessor, ...],
-        criteria: tuple[Any, ...],
-    ) -> Generator[int, Sequence[int] | None, None]:
-        with self._borrowed() as session:
-            with self._turn:
-                if reset:
-                    session.read(tokens)
-                else:
-                    session.append(tokens)
-                loop = TokenLoop(
-                    session, make_sampler(options, session, self.tokenizer, processors), criteria
-                )
-            while True:
-                with self._turn:
-                    token = loop.next()
-                if token is None:
-                    return
-                more = yield token
+    def _generate(self, request: Request, reset: bool) -> Generator[int, Sequence[int] | None, None]:
+        with self._busy:
+            if not reset:
+                request = replace(request, prompt=[*self._session.tokens, *request.prompt])
+            stream = self._submit(request, ahead=0)
+        try:
+            while (event := stream.next().text) is not None and event.finish_reason is None:
+                more = yield event.tokens[0]
                 if more is not None:
-                    loop.push(check_tokens(more, session.n_vocab))
+                    with self._driver.paused():
+                        stream.handle.push(check_tokens(more, self.engine.n_vocab))
+        finally:
+            stream.close()
 
-    def _events(self, request: Request) -> Iterator[TextEvent]:
-        """The text events of a generation on the kept sequence."""
-        with self._borrowed() as session:
-            sampler = make_sampler(request.sampling, session, self.tokenizer, request.processors)
-            yield from generate_text(session, self.tokenizer, request, sampler, self._turn)
+    def _events(
+        self, request: Request, on_prompt: Callable[[int, int], None] | None, ahead: int | None
+    ) -> Iterator[TextEvent]:
+        """The text events of a request."""
+        stream = self._submit(replace(request, progress=on_prompt is not None), ahead)
+        try:
+            while True:
+                event = stream.next()
+                if event.progress is not None and on_prompt is not None:
+                    on_prompt(*event.progress)
+                if event.text is not None:
+                    yield event.text
+                if event.is_last:
+                    return
+        finally:
+            stream.close()
 
     # Seeds and options
 
@@ -352,13 +379,13 @@ class TokenLevel:
     # State
 
     def save_state(self) -> LlamaState:
-        """The kept sequence with its cache, its logits and the random numbers, as a picklable value."""
-        with self._turn:
+        """The session with its cache, its logits and the random numbers, as a picklable value."""
+        with self._busy:
             session = self._session
             return LlamaState(
                 model=self._fingerprint(),
                 tokens=tuple(session.tokens),
-                llama_state=session.sequence.save(),
+                llama_state=session.save(),
                 last=session.last,
                 scores=None if session.scores is None else session.scores[: len(session)].copy(),
                 seed=self._seed,
@@ -368,12 +395,12 @@ class TokenLevel:
 
     def load_state(self, state: LlamaState) -> None:
         """Goes on where `save_state` was called. Raises ModelError for another model or cache type."""
-        with self._turn:
+        with self._busy:
             if state.model != self._fingerprint():
                 raise ModelError(
                     f"the state is of another model or cache type: {state.model}, here {self._fingerprint()}"
                 )
-            session = self._own()
+            session = self._changing()
             check_length(state.n_tokens, session.n_ctx)
             session.load(state.llama_state, state.tokens, state.last, state.scores)
             self._seed = state.seed
@@ -386,12 +413,21 @@ class TokenLevel:
 
     def close(self) -> None:
         """Frees the model. Calling it again does nothing."""
-        with self._turn.lock:
-            if not self._turn.closed:
-                self._turn.closed = True
-                if self._kept is not None:
-                    self._kept.close()
+        with self._busy.lock:
+            if not self._busy.closed:
+                self._busy.closed = True
+                if self._parts.engine is not None:
+                    self._driver.close(closed_error())
+                    self._own_session.close()
                 self._parts.close()
+
+
+def default_kv_bytes(engine: Engine) -> int:
+    """What the keys and values of running and earlier calls may take: a few whole contexts, of a quarter of
+    the memory at most, but one in any case.
+    """
+    one = (-(-engine.n_ctx // PAGE) + 2) * engine.cache.page_bytes  # and a page that is copied when shared
+    return max(one, min(_CONTEXTS * one, total_memory() // 4))
 
 
 def _new_session(engine: Any, keep_all: bool) -> Session:

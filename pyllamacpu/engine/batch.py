@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.pages import Sequence
-from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.engine.token_ids import check_tokens
+from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.native import ffi
 
 Wanted = Literal["last", "all", "none"]
@@ -74,9 +75,9 @@ class Batch:
         if self.embeddings is not None:
             self.native.embeddings = _floats(self.embeddings)
             self.native.n_embeddings, self.native.embedding_stride = self.embeddings.shape
-        self._tables = [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
-        self._space = ffi.new("uintptr_t *[]", self._tables)
-        self._pages = ffi.new("uintptr_t **[]", [self._space])
+        tables = [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
+        self._spaces = [ffi.new("uintptr_t *[]", space) for space in zip(*tables, strict=True)]
+        self._pages = ffi.new("uintptr_t **[]", self._spaces)
         self.native.pages = ffi.cast("const uintptr_t *const *const *", self._pages)
 
     def point(self, logits: Floats | None, hidden: Floats | None) -> None:
@@ -105,14 +106,14 @@ def _embeddings(entries: Seq[Entry], dim: int) -> Floats | None:
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
 
 
-def _token_rows(entry: Entry, n_vocab: int, first: int) -> npt.NDArray[np.int64]:
+def _token_rows(entry: Entry, n_vocab: int, first: int) -> Seq[int] | npt.NDArray[np.int64]:
     """The entry's ids; those of embeddings count from the batch's first one."""
     if entry.embeddings is None:
-        return check_ids(entry.tokens, n_vocab)
+        return check_tokens(entry.tokens, n_vocab)
     ids = np.asarray(entry.tokens, dtype=np.int64)
     if int((-ids).max()) > len(entry.embeddings):
         raise OptionError(f"token {int(ids.min())} stands for none of {len(entry.embeddings)} embeddings")
-    check_ids(ids[ids >= 0], n_vocab)
+    check_tokens(ids[ids >= 0], n_vocab)
     return np.where(ids < 0, ids - first, ids)
 
 
@@ -155,12 +156,3 @@ def check_rows(rows: Floats, n_rows: int, width: int) -> Floats:
             "logits_buffer"
         )
     return rows[:n_rows]
-
-
-def check_ids(tokens: Any, n_vocab: int) -> npt.NDArray[np.int64]:
-    """The ids as an array; TokenizerError for one outside the vocabulary."""
-    ids = np.asarray(tokens, dtype=np.int64)
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= n_vocab):
-        bad = int(ids[(ids < 0) | (ids >= n_vocab)][0])
-        raise TokenizerError(f"token id {bad} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
-    return ids

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,10 @@ from pyllamacpu.engine.batch import (
     Floats,
     Wanted,
     aligned_rows,
-    check_ids,
     check_rows,
     n_wanted,
 )
-from pyllamacpu.engine.pages import PAGE, PageCache, Sequence
+from pyllamacpu.engine.pages import PAGE, KVCache, Sequence
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
@@ -31,7 +30,7 @@ from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.config import ModelConfig
-from pyllamacpu.model.registry import Model, load
+from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import cpus_usable, ffi, lib, pointer
 
@@ -41,7 +40,6 @@ __all__ = [
     "Entry",
     "Outputs",
     "Wanted",
-    "check_ids",
     "scratch_bytes",
     "total_memory",
 ]
@@ -96,7 +94,8 @@ class Engine:
             or self.config.head_dim > lib.PL_MAX_HEAD_DIM
         ):
             raise ModelError(f"{file.paths[0]}: heads of {self.config.head_dim} cannot be run")
-        self.cache = PageCache(self.config, type_k, type_v)
+        spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
+        self.cache = KVCache(spaces, type_k, type_v)
         check_memory(self.n_ctx, self.cache.page_bytes)
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
@@ -164,6 +163,10 @@ class Engine:
     def pool(self) -> Any:
         """The C thread pool, for other work between steps."""
         return self._pool
+
+    def exclusive(self) -> AbstractContextManager[object]:
+        """For `with`: no step runs meanwhile, so that the thread pool may be used for other work."""
+        return self._lock
 
     def logits_buffer(self, n_rows: int) -> Floats:
         """Room for `n_rows` rows of logits, for `step` to fill again and again."""
@@ -253,7 +256,7 @@ class Engine:
     def _planned(self, model: Model, sums: InputSquares | None = None) -> tuple[CompiledPlan, NativePlan]:
         """The plan of a model with this one's config, and its native form."""
         plan = _recorded(model, sums)
-        return plan, NativePlan(plan, self._pool, [self.cache.handle], self.n_batch, self.n_ctx)
+        return plan, NativePlan(plan, self._pool, self.cache.handles, self.n_batch, self.n_ctx)
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
         """Fills `logits`; returns the hidden states that are wanted."""
@@ -309,7 +312,8 @@ def scratch_bytes(
     """Bytes of an engine's buffers beside weights and KV pages, without loading it. Raises ModelError when
     its architecture cannot be run.
     """
-    plan, spaces = described_plan(file, config), [PageCache(config, type_k, type_v).handle]
+    plan = described_plan(file, config)
+    spaces = KVCache(architecture(config, file.paths[0]).kv_spaces(config), type_k, type_v).handles
     return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or cpus_usable())
 
 

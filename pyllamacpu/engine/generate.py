@@ -1,23 +1,20 @@
-"""From a prompt to a stream of text: read the prompt, then sample, evaluate, decode and look for stop
-strings.
+"""What is asked of a model, and the state of an answer: logits in, tokens and text events out.
 
-The lock given to these functions is held for one step at a time, never while a caller looks at what was
-yielded; each generation works on a session of its own, so that others may run between two steps.
+Nothing here computes logits: the scheduler does, for many answers at a time.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.session import Logits, Progress, Session
-from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.engine.session import Logits, Session
+from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.errors import ContextError, TokenizerError
 from pyllamacpu.sampling.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
 from pyllamacpu.sampling.stop import StopMatcher
 from pyllamacpu.text.stream import StreamDecoder
@@ -26,7 +23,6 @@ from pyllamacpu.text.tokenizer import Tokenizer
 TokenIds = npt.NDArray[np.intc]
 StoppingCriterion = Callable[[TokenIds, Logits], bool]
 FinishReason = Literal["stop", "length"]
-Lock = AbstractContextManager[object]
 
 
 @dataclass(frozen=True)
@@ -82,19 +78,29 @@ class Request:
     logprobs: int | None = None
     processors: tuple[LogitsProcessor, ...] = ()
     criteria: tuple[StoppingCriterion, ...] = ()
-    on_prompt: Progress | None = None
     end_tokens: frozenset[int] = frozenset()  # that end the answer, beside the vocabulary's own
+    endless: bool = False  # tokens without text or end, until the context is full: then a ContextError
+    progress: bool = False  # events tell how much of the prompt is read
+    session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
+
+
+@dataclass(frozen=True)
+class HiddenRequest:
+    """Asks for the states (n_tokens, dim) of a text after the final norm."""
+
+    prompt: Sequence[int]
 
 
 def make_sampler(
     options: SamplingOptions,
-    session: Session,
+    n_vocab: int,
+    n_ctx: int,
     tokenizer: Tokenizer | None,
     processors: Sequence[LogitsProcessor] = (),
 ) -> Sampler:
-    """A sampler for this session's vocabulary and context."""
+    """A sampler for a model's vocabulary and context."""
     if tokenizer is None:
-        return Sampler(options, session.n_vocab, n_ctx=session.n_ctx, processors=processors)
+        return Sampler(options, n_vocab, n_ctx=n_ctx, processors=processors)
 
     def token_bytes(token: int) -> bytes:
         return tokenizer.token_bytes(token) if token < tokenizer.n_vocab else b""
@@ -102,53 +108,7 @@ def make_sampler(
     def tokenize(text: bytes) -> list[int]:
         return tokenizer.encode(text, add_special=False)
 
-    return Sampler(
-        options, session.n_vocab, token_bytes, tokenize, n_ctx=session.n_ctx, processors=processors
-    )
-
-
-class TokenLoop:
-    """Samples token after token behind what the session has read.
-
-    `history` is all of it, prompt and answer. A sampled token is evaluated when the next one is asked for, so
-    the last one costs nothing.
-    """
-
-    def __init__(
-        self, session: Session, sampler: Sampler, criteria: Sequence[StoppingCriterion] = ()
-    ) -> None:
-        self.session = session
-        self.sampler = sampler
-        self.history = list(session.tokens)
-        self._criteria = tuple(criteria)
-        self._pending: list[int] = []
-        sampler.accept_prompt(self.history)
-
-    def next(self) -> int | None:
-        """The next token, or None when a stopping criterion holds. Raises ContextError when the context is
-        full.
-        """
-        if self._pending:
-            self.session.append(self._pending)
-            self._pending.clear()
-        logits = self.session.last
-        if logits is None:
-            raise OptionError("there are no logits to sample from: evaluate at least one token first")
-        if self._criteria and self._should_stop(logits):
-            return None
-        token = self.sampler.sample(logits)
-        self.push([token])
-        return token
-
-    def _should_stop(self, logits: Logits) -> bool:
-        ids = np.array(self.history, np.intc)
-        return any(criterion(ids, logits) for criterion in self._criteria)
-
-    def push(self, tokens: Sequence[int]) -> None:
-        """Puts `tokens` behind the history, to be evaluated before the next one is sampled."""
-        self.sampler.accept_prompt(tokens)
-        self._pending.extend(tokens)
-        self.history.extend(tokens)
+    return Sampler(options, n_vocab, token_bytes, tokenize, n_ctx=n_ctx, processors=processors)
 
 
 class StepSampler:
@@ -188,7 +148,7 @@ class StepSampler:
     ) -> Sampler:
         if self._sampler is None or self._key != (options, processors):
             self._key = (options, processors)
-            self._sampler = make_sampler(options, session, tokenizer, processors)
+            self._sampler = make_sampler(options, session.n_vocab, session.n_ctx, tokenizer, processors)
             self._accepted = []
         return self._sampler
 
@@ -262,43 +222,96 @@ def token_limit(n_prompt: int, max_tokens: int | None, n_ctx: int) -> int:
     return room if max_tokens is None else min(max_tokens, room)
 
 
-def generate_text(
-    session: Session, tokenizer: Tokenizer | None, request: Request, sampler: Sampler, lock: Lock
-) -> Iterator[TextEvent]:
-    """Text events for `request`; the session must be nobody else's until the iterator ends.
+class _History:
+    """Token ids that grow at the end, as a list and as the array that criteria are given."""
 
-    Raises OptionError for an empty prompt and ContextError for one that leaves no room for an answer.
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+        self._array = np.empty(0, np.intc)
+        self._n = 0  # of the array that are filled
+
+    def array(self) -> TokenIds:
+        n = len(self.tokens)
+        if n > len(self._array):
+            grown = np.empty(max(2 * n, 256), np.intc)
+            grown[: self._n] = self._array[: self._n]
+            self._array = grown
+        self._array[self._n : n] = self.tokens[self._n :]
+        self._n = n
+        return self._array[:n].copy()
+
+
+class Generation:
+    """The state of one answer. `history` is what it stands on: the prompt, and the tokens chosen so far.
+
+    For the logits behind the history: `must_end` first, then `sampler` chooses a token, then `take`. When
+    `reason` is set, `last_event` is all that is left.
+
+    Raises ContextError for a prompt that leaves no room for an answer, OptionError and TokenizerError for a
+    request that cannot be served.
     """
-    limit = token_limit(len(request.prompt), request.max_tokens, session.n_ctx)
-    decoder = TextDecoder(tokenizer, request.stop)
-    started = time.perf_counter()
-    with lock:
-        n_cached = session.read(request.prompt, request.on_prompt)
-        loop = TokenLoop(session, sampler, request.criteria)
-    read = time.perf_counter()
-    ends = request.end_tokens if tokenizer is None else request.end_tokens | tokenizer.eog
-    pending = _Pending()
-    n_generated, text = 0, ""
-    reason: FinishReason = "length"
-    while n_generated < limit:
-        with lock:
-            token = loop.next()
-        if token is None or token in ends:
-            reason = "stop"
-            break
-        n_generated += 1
-        pending.tokens.append(token)
-        if request.logprobs is not None and session.last is not None:
-            pending.logprobs.append(top_logprobs(session.last, token, request.logprobs))
-        text = decoder.push(token)
-        if decoder.stopped:
-            reason = "stop"
-            break
-        if text or tokenizer is None:
-            yield pending.take(text)
-            text = ""
-    stats = GenerationStats(
-        len(request.prompt), n_cached, n_generated, read - started, time.perf_counter() - read
-    )
-    last = pending.take(text + decoder.finish())
-    yield TextEvent(last.text, last.tokens, last.logprobs, reason, stats)
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, n_vocab: int, n_ctx: int) -> None:
+        if request.endless:
+            check_length(len(request.prompt), n_ctx)
+        self._limit = None if request.endless else token_limit(len(request.prompt), request.max_tokens, n_ctx)
+        self._request = request
+        self._has_text = tokenizer is not None and not request.endless
+        self._decoder = TextDecoder(None if request.endless else tokenizer, request.stop)
+        self._ends = request.end_tokens
+        if tokenizer is not None and not request.endless:
+            self._ends |= tokenizer.eog
+        self._history = _History(request.prompt)
+        self._pending = _Pending()
+        self._text = ""  # for the last event
+        self.sampler = make_sampler(request.sampling, n_vocab, n_ctx, tokenizer, request.processors)
+        self.sampler.accept_prompt(request.prompt)
+        self.n_generated = 0
+        self.reason: FinishReason | None = None
+
+    @property
+    def history(self) -> list[int]:
+        return self._history.tokens
+
+    @property
+    def n_left(self) -> int | None:
+        """Tokens that may still come; None: as many as the context holds."""
+        return None if self._limit is None else self._limit - self.n_generated
+
+    def must_end(self, logits: Logits) -> bool:
+        """Whether the answer ends here, before another token: the limit is reached or a criterion holds."""
+        if self._limit is not None and self.n_generated >= self._limit:
+            self.reason = "length"
+        elif self._request.criteria:
+            ids = self._history.array()
+            if any(criterion(ids, logits) for criterion in self._request.criteria):
+                self.reason = "stop"
+        return self.reason is not None
+
+    def take(self, token: int, logits: Logits) -> TextEvent | None:
+        """The next token was chosen from `logits` (n_vocab,): the event that it completes."""
+        if token in self._ends:
+            self.reason = "stop"
+            return None
+        self.n_generated += 1
+        self._pending.tokens.append(token)
+        if self._request.logprobs is not None:
+            self._pending.logprobs.append(top_logprobs(logits, token, self._request.logprobs))
+        text = self._decoder.push(token)
+        if self._decoder.stopped:
+            self.reason, self._text = "stop", text
+            return None
+        self.push([token])
+        if self.n_generated == self._limit:
+            self.reason = "length"
+        return self._pending.take(text) if text or not self._has_text else None
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Puts `tokens` behind the history."""
+        self.sampler.accept_prompt(tokens)
+        self.history.extend(tokens)
+
+    def last_event(self, stats: GenerationStats) -> TextEvent:
+        """The end: the text that was held back, the reason and what it cost."""
+        last = self._pending.take(self._text + self._decoder.finish())
+        return TextEvent(last.text, last.tokens, last.logprobs, self.reason, stats)

@@ -1,85 +1,181 @@
-"""The paged KV cache: pages of 32 positions, shared by reference count, and the sequences made of them."""
+"""The paged KV cache: pages of 32 positions, shared by reference count, and the sequences made of them.
+
+A model keeps keys and values in one or several KV spaces (`model.kv_space`). A page belongs to one space; a
+sequence has one page table per space.
+"""
 
 from __future__ import annotations
 
 import struct
 import threading
-from typing import Any
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from pyllamacpu.errors import ContextError, OptionError
-from pyllamacpu.model.config import ModelConfig, kv_type
+from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.model.config import kv_type
+from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.native import ffi, lib, pointer
 
 PAGE = lib.PL_PAGE_POSITIONS
 STATE_MAGIC = b"PLKV1\0\0\0"
-_STATE = struct.Struct("<8sQQ")  # magic, page bytes, tokens
+_STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
+_DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
+
+PageSet = tuple[int, ...]
+"""The addresses of a sequence's pages for the same 32 positions, one per space; 0 where a space has none."""
 
 
-class PageCache:
-    """Allocates pages for one model shape. Pages are counted: a page is freed when its last sequence lets go
-    of it.
+class KVCache:
+    """Allocates the pages of one model's spaces. Pages are counted: a page is freed when its last user lets
+    go of it.
+
+    With `limit_bytes`, `on_full(n_bytes)` is asked to let go of pages before one more would exceed it, and
+    when memory is exhausted; it returns whether it let go of any. `lock` guards the counts, and whatever
+    `on_full` works on.
     """
 
-    def __init__(self, config: ModelConfig, type_k: str, type_v: str) -> None:
+    def __init__(
+        self, spaces: Seq[KVSpace], type_k: str, type_v: str, limit_bytes: int | None = None
+    ) -> None:
+        self.spaces = tuple(spaces)
         self.type_k, self.type_v = kv_type(type_k), kv_type(type_v)
-        handle = lib.pl_cache_new(
-            config.n_layers,
-            config.layer_kv_heads(0),
-            config.head_dim,
-            config.value_dim,
-            int(self.type_k),
-            int(self.type_v),
-        )
-        what = f"a KV cache for heads of {config.head_dim} and {config.value_dim}"
-        self.handle = ffi.gc(pointer(handle, what), lib.pl_cache_free)
-        self.page_bytes = int(lib.pl_cache_page_bytes(self.handle))
-        self._counts: dict[int, int] = {}
+        self.limit_bytes = limit_bytes
+        self.on_full: Callable[[int], bool] | None = None
         # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.handles = tuple(self._native(space) for space in self.spaces)
+        self.space_page_bytes = tuple(int(lib.pl_cache_page_bytes(handle)) for handle in self.handles)
+        self._counts: tuple[dict[int, int], ...] = tuple({} for _ in self.spaces)
+        # Those that keep tokens; what an image space keeps is not laid out by position.
+        self.token_spaces = tuple(i for i, space in enumerate(self.spaces) if space.kind != "image")
+
+    def _native(self, space: KVSpace) -> Any:
+        if space.kind == "chunked" and (space.chunk < PAGE or space.chunk % PAGE):
+            raise ModelError(f"attention chunks of {space.chunk} tokens are not multiples of {PAGE}")
+        handle = lib.pl_cache_new(
+            space.n_layers, space.kv_heads, space.k_dim, space.v_dim, int(self.type_k), int(self.type_v)
+        )
+        what = f"a KV cache for heads of {space.k_dim} and {space.v_dim}"
+        return ffi.gc(pointer(handle, what), lib.pl_cache_free)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of keys and values of 32 tokens, in all spaces that keep tokens."""
+        return sum(self.space_page_bytes[space] for space in self.token_spaces)
 
     @property
     def pages_in_use(self) -> int:
-        return len(self._counts)
+        return sum(map(len, self._counts))
 
-    def new_page(self) -> int:
-        """The address of a zeroed page. Raises ContextError when memory is exhausted."""
-        with self._lock:
-            page = int(lib.pl_page_new(self.handle))
-            if page:
-                self._counts[page] = 1
-        if page == 0:
-            raise ContextError(
-                f"out of memory for the KV cache after {self.pages_in_use} pages of {self.page_bytes} "
-                "bytes; use a smaller "
-                "context or a smaller cache type (q8_0)"
-            )
+    @property
+    def bytes_in_use(self) -> int:
+        return sum(len(c) * n for c, n in zip(self._counts, self.space_page_bytes, strict=True))
+
+    def new_page(self, space: int = 0) -> int:
+        """The address of a zeroed page. Raises ContextError when the limit or memory is exhausted."""
+        n_bytes = self.space_page_bytes[space]
+        with self.lock:
+            while not self._fits(n_bytes):
+                if not self._evict(n_bytes):
+                    raise self._full(f"the limit of {self.limit_bytes} bytes for the KV cache is reached")
+            while not (page := int(lib.pl_page_new(self.handles[space]))):
+                if not self._evict(n_bytes):
+                    raise self._full("out of memory for the KV cache")
+            self._counts[space][page] = 1
         return page
 
-    def share(self, page: int) -> int:
-        with self._lock:
-            self._counts[page] += 1
+    def _fits(self, n_bytes: int) -> bool:
+        return self.limit_bytes is None or self.bytes_in_use + n_bytes <= self.limit_bytes
+
+    def _evict(self, n_bytes: int) -> bool:
+        return self.on_full is not None and self.on_full(n_bytes)
+
+    def _full(self, what: str) -> ContextError:
+        return ContextError(
+            f"{what} ({self.pages_in_use} pages, {self.bytes_in_use / 1e6:.1f} MB, are in use); use a "
+            "smaller context, fewer sequences at a time, a smaller cache type (q8_0), or allow more bytes"
+        )
+
+    def share(self, page: int, space: int = 0) -> int:
+        with self.lock:
+            self._counts[space][page] += 1
         return page
 
-    def release(self, page: int) -> None:
-        with self._lock:
-            self._counts[page] -= 1
-            if self._counts[page] == 0:
-                del self._counts[page]
-                lib.pl_page_free(self.handle, page)
+    def release(self, page: int, space: int = 0) -> None:
+        counts = self._counts[space]
+        with self.lock:
+            counts[page] -= 1
+            if counts[page] == 0:
+                del counts[page]
+                lib.pl_page_free(self.handles[space], page)
 
-    def is_shared(self, page: int) -> bool:
-        return self._counts[page] > 1
+    def is_shared(self, page: int, space: int = 0) -> bool:
+        return self._counts[space][page] > 1
 
-    def copy(self, page: int) -> int:
-        new = self.new_page()
-        ffi.memmove(ffi.cast("void *", new), ffi.cast("void *", page), self.page_bytes)
+    def copy(self, page: int, space: int = 0) -> int:
+        self.share(page, space)  # `on_full` must not let go of it
+        try:
+            new = self.new_page(space)
+        finally:
+            self.release(page, space)
+        ffi.memmove(ffi.cast("void *", new), ffi.cast("void *", page), self.space_page_bytes[space])
         return new
 
-    def bytes_of(self, page: int) -> Any:
+    def bytes_of(self, page: int, space: int = 0) -> Any:
         """The page's memory as a writable buffer."""
-        return ffi.buffer(ffi.cast("char *", page), self.page_bytes)
+        return ffi.buffer(ffi.cast("char *", page), self.space_page_bytes[space])
+
+
+class _PageTable:
+    """The pages of one sequence in one space, and their addresses as the array that C reads."""
+
+    __slots__ = ("_array", "cache", "pages", "space")
+
+    def __init__(self, cache: KVCache, space: int) -> None:
+        self.cache, self.space = cache, space
+        self.pages: list[int] = []  # 0: a page of a past chunk that was let go
+        self._array = ffi.new("uintptr_t[]", 16)
+
+    @property
+    def pointer(self) -> Any:
+        """`uintptr_t *`, good until a page is added."""
+        return self._array
+
+    def push(self, page: int) -> None:
+        if len(self.pages) == len(self._array):
+            old, self._array = self._array, ffi.new("uintptr_t[]", 2 * len(self._array))
+            ffi.memmove(self._array, old, ffi.sizeof(old))
+        self._array[len(self.pages)] = page
+        self.pages.append(page)
+
+    def pop(self) -> None:
+        if page := self.pages.pop():
+            self.cache.release(page, self.space)
+
+    def prepare(self, start: int, end: int) -> None:
+        """Makes positions `start` to `end` writable: a page of their own, where it was shared, and new
+        ones.
+        """
+        first, pages = start // PAGE, self.pages
+        if first < len(pages) and self.cache.is_shared(pages[first], self.space):
+            own = self.cache.copy(pages[first], self.space)
+            self._replace(first, own)
+        while len(pages) * PAGE < end:
+            self.push(self.cache.new_page(self.space))
+
+    def drop(self, end: int) -> None:
+        """Lets go of the first pages, those of the positions before `end`."""
+        for i in range(end // PAGE):
+            if self.pages[i]:
+                self._replace(i, 0)
+
+    def _replace(self, i: int, page: int) -> None:
+        old, self.pages[i] = self.pages[i], page
+        self._array[i] = page
+        self.cache.release(old, self.space)
 
 
 class Sequence:
@@ -88,84 +184,167 @@ class Sequence:
     Made by `Engine.sequence`; freed by `close`, or when it is garbage.
     """
 
-    def __init__(self, cache: PageCache) -> None:
+    def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self.tokens: list[int] = []
-        self._pages: list[int] = []
-        self._table = np.zeros(16, np.uintp)  # the pages' addresses for C
+        self._tables = [_PageTable(cache, space) for space in cache.token_spaces]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_tables"):
+            self.close()
 
     def close(self) -> None:
-        self.truncate(0)
+        del self.tokens[:]
+        self.trim()
+
+    @property
+    def n_pages(self) -> int:
+        """Pages that hold tokens, or are prepared for them, in each space."""
+        return len(self._tables[0].pages) if self._tables else 0
 
     def truncate(self, n: int) -> None:
-        """Keeps the first `n` tokens (all of them when there are fewer)."""
-        if n < 0:
+        """Keeps the first `n` tokens (all of them when there are fewer).
+
+        Raises OptionError when keys that the next token reads were let go: see `reusable`.
+        """
+        if n < 0 or (n < len(self.tokens) and self.reusable(n) < n):
             raise OptionError(f"a sequence cannot be cut to {n} tokens")
         del self.tokens[n:]
-        kept = -(-len(self.tokens) // PAGE)
-        while len(self._pages) > kept:
-            self.cache.release(self._pages.pop())
+        self.trim()
+
+    def reusable(self, n: int) -> int:
+        """The most tokens, at most `n`, that this sequence can be cut to and continued from: of a chunk whose
+        pages were let go nothing can be continued.
+        """
+        n = min(n, len(self.tokens))
+        cut = -1
+        while cut != n:  # until all spaces agree
+            cut = n
+            for table in self._tables:
+                chunk = self.cache.spaces[table.space].chunk
+                if chunk and n % chunk and not table.pages[n // chunk * chunk // PAGE]:
+                    n = n // chunk * chunk
+        return n
 
     def fork(self) -> Sequence:
         """A sequence with the same tokens. Pages are shared until one of the two writes to them."""
         other = Sequence(self.cache)
         other.tokens = list(self.tokens)
-        for page in self._pages:
-            other._push(self.cache.share(page))
+        n = -(-len(self.tokens) // PAGE)
+        for mine, theirs in zip(self._tables, other._tables, strict=True):
+            for page in mine.pages[:n]:
+                theirs.push(page and self.cache.share(page, mine.space))
         return other
 
-    def prepare(self, n: int) -> Any:
-        """Makes room for `n` more tokens; returns the page table, `uintptr_t *`, good until the next call."""
-        end = len(self.tokens) + n
-        first = len(self.tokens) // PAGE
-        if first < len(self._pages) and self.cache.is_shared(self._pages[first]):
-            page = self.cache.copy(self._pages[first])
-            self.cache.release(self._pages[first])
-            self._pages[first] = page
-            self._table[first] = page
-        while len(self._pages) * PAGE < end:
-            self._push(self.cache.new_page())
-        return ffi.cast("uintptr_t *", self._table.ctypes.data)
+    def prepare(self, n: int) -> list[Any]:
+        """Makes room for `n` more tokens; returns the page table of each space, `uintptr_t *`, good until
+        the next call. Raises ContextError when the cache is full; `trim` then gives back what was prepared.
+        """
+        start = len(self.tokens)
+        for table in self._tables:
+            table.prepare(start, start + n)
+        return [table.pointer for table in self._tables]
 
     def trim(self) -> None:
         """Gives back the room that was prepared and not used."""
-        self.truncate(len(self.tokens))
+        kept = -(-len(self.tokens) // PAGE)
+        for table in self._tables:
+            while len(table.pages) > kept:
+                table.pop()
 
-    def save(self) -> bytes:
-        """Tokens, keys and values as bytes, for `load` into a sequence of an engine with the same model and
-        cache types.
+    def drop_past_chunks(self) -> None:
+        """Lets chunked spaces forget the chunks that are over: the next token does not read them."""
+        for table in self._tables:
+            if chunk := self.cache.spaces[table.space].chunk:
+                table.drop(len(self.tokens) // chunk * chunk)
+
+    # For the prefix cache
+
+    def page_set(self, i: int) -> PageSet:
+        """The pages of the positions from 32 * i on."""
+        return tuple(table.pages[i] for table in self._tables)
+
+    def extend_shared(self, tokens: Seq[int], pages: PageSet) -> None:
+        """Puts 32 tokens behind full pages, with pages of another sequence, shared."""
+        for table, page in zip(self._tables, pages, strict=True):
+            table.push(page and self.cache.share(page, table.space))
+        self.tokens.extend(tokens)
+
+    def extend_copied(self, tokens: Seq[int], pages: PageSet) -> None:
+        """Puts up to 32 tokens behind full pages, with copies of pages that begin with them."""
+        for table, page in zip(self._tables, pages, strict=True):
+            table.push(page and self.cache.copy(page, table.space))
+        self.tokens.extend(tokens)
+
+    # Saved states
+
+    def saved(self) -> Iterator[Any]:
+        """Tokens, keys and values, for `load` into a sequence of an engine with the same model and cache
+        types, as buffers that are good until the next one is asked for.
         """
-        parts = [_STATE.pack(STATE_MAGIC, self.cache.page_bytes, len(self.tokens))]
-        parts.append(np.asarray(self.tokens, np.int32).tobytes())
-        parts += [bytes(self.cache.bytes_of(page)) for page in self._pages]
-        return b"".join(parts)
+        yield _STATE.pack(STATE_MAGIC, self.cache.page_bytes, len(self.tokens))
+        yield np.asarray(self.tokens, np.int32).tobytes()
+        n = -(-len(self.tokens) // PAGE)
+        for table in self._tables:
+            pages = [page for page in table.pages[:n] if page]
+            if self.cache.spaces[table.space].chunk:
+                yield _DROPPED.pack(n - len(pages))
+            yield from (self.cache.bytes_of(page, table.space) for page in pages)
 
-    def load(self, data: bytes) -> None:
-        """Becomes the saved sequence. Raises OptionError when the state is damaged or of another model."""
-        if len(data) < _STATE.size:
-            raise OptionError("the saved state is truncated")
-        magic, page_bytes, n_tokens = _STATE.unpack_from(data)
-        n_pages = -(-n_tokens // PAGE)
-        expected = _STATE.size + 4 * n_tokens + n_pages * page_bytes
-        if magic != STATE_MAGIC or page_bytes != self.cache.page_bytes or len(data) != expected:
+    def save(self, out: BinaryIO) -> None:
+        """Writes `saved` to a file, page by page."""
+        for part in self.saved():
+            out.write(part)
+
+    def load(self, source: BinaryIO) -> None:
+        """Becomes the sequence that `save` wrote, read page by page.
+
+        Raises OptionError when the state is damaged or of another model, ContextError when it does not fit.
+        """
+        magic, page_bytes, n_tokens = _STATE.unpack(_exactly(source, _STATE.size))
+        if magic != STATE_MAGIC or page_bytes != self.cache.page_bytes or n_tokens >= 1 << 31:
             raise OptionError("the saved state is damaged, or of another model or KV cache type")
-        self.truncate(0)
-        self.prepare(n_tokens)
-        at = _STATE.size
-        self.tokens = np.frombuffer(data, np.int32, n_tokens, at).tolist()
-        at += 4 * n_tokens
-        for page in self._pages:
-            self.cache.bytes_of(page)[:] = data[at : at + page_bytes]
-            at += page_bytes
+        self.close()
+        try:
+            tokens: list[int] = []
+            while len(tokens) < n_tokens:  # by parts: the count is not to be trusted with memory
+                part = _exactly(source, 4 * min(n_tokens - len(tokens), 1 << 16))
+                tokens += np.frombuffer(part, np.int32).tolist()
+            for table in self._tables:
+                self._load_pages(source, table, -(-n_tokens // PAGE))
+        except BaseException:
+            self.trim()
+            raise
+        self.tokens = tokens
 
-    def _push(self, page: int) -> None:
-        if len(self._pages) == len(self._table):
-            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
-        self._table[len(self._pages)] = page
-        self._pages.append(page)
+    def _load_pages(self, source: BinaryIO, table: _PageTable, n: int) -> None:
+        dropped = 0
+        if chunk := self.cache.spaces[table.space].chunk:
+            (dropped,) = _DROPPED.unpack(_exactly(source, _DROPPED.size))
+            if dropped % (chunk // PAGE) or dropped > n:
+                raise OptionError("the saved state is damaged: it lacks a part of a chunk")
+        for i in range(n):
+            table.push(0 if i < dropped else self.cache.new_page(table.space))
+            if i >= dropped:
+                _fill(source, self.cache.bytes_of(table.pages[i], table.space))
+
+
+def _exactly(source: BinaryIO, n: int) -> bytes:
+    data = source.read(n)
+    if len(data) != n:
+        raise OptionError("the saved state is damaged: it is truncated")
+    return data
+
+
+def _fill(source: BinaryIO, buffer: Any) -> None:
+    """Fills a page from a file."""
+    view, at = memoryview(buffer), 0
+    while at < len(view):
+        part = source.read(min(len(view) - at, 1 << 20))
+        if not part:
+            raise OptionError("the saved state is damaged: it is truncated")
+        view[at : at + len(part)] = part
+        at += len(part)

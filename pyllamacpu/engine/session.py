@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+import io
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.engine.pages import Sequence as KVSequence
+from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.errors import ModelError, OptionError
 
 Logits = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
-
-
-class KVSequence(Protocol):
-    """The part of an engine's sequence that a session uses."""
-
-    @property
-    def tokens(self) -> Sequence[int]: ...
-    def __len__(self) -> int: ...
-    def truncate(self, n: int) -> None: ...
-    def fork(self) -> KVSequence: ...
-    def close(self) -> None: ...
-    def save(self) -> bytes: ...
-    def load(self, data: bytes) -> None: ...
 
 
 class LogitsEngine(Protocol):
@@ -37,7 +26,7 @@ class LogitsEngine(Protocol):
     def n_ctx(self) -> int: ...
     @property
     def n_vocab(self) -> int: ...
-    def sequence(self) -> Any: ...
+    def sequence(self) -> KVSequence: ...
     def eval(
         self, sequence: Any, tokens: Any, *, logits: Any, on_progress: Progress | None = None
     ) -> Logits: ...
@@ -47,9 +36,8 @@ class Session:
     """A sequence of an engine, the logits (n_vocab,) that follow its last token, and optionally all of its
     logits.
 
-    `last` is None while nothing has been evaluated since the sequence was cut or loaded: the next `read`
-    evaluates at least one token again. With `keep_all`, `scores` (n_ctx, n_vocab) holds the logits that
-    follow each token.
+    `last` is None while nothing has been evaluated since the sequence was cut or loaded. With `keep_all`,
+    `scores` (n_ctx, n_vocab) holds the logits that follow each token, `n_scored` of them from the start.
     """
 
     def __init__(
@@ -61,6 +49,7 @@ class Session:
         self.n_vocab: int = engine.n_vocab
         self.last: Logits | None = None
         self.scores: Logits | None = np.zeros((self.n_ctx, self.n_vocab), np.float32) if keep_all else None
+        self.n_scored = 0
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -70,30 +59,13 @@ class Session:
     def __len__(self) -> int:
         return len(self.sequence)
 
-    def read(self, tokens: Sequence[int], on_progress: Progress | None = None) -> int:
-        """Makes this sequence exactly `tokens` and `last` their logits; returns how many were reused.
-
-        The longest common prefix is kept. `on_progress(done, total)` counts the whole of `tokens`.
-        Raises ContextError when they are more than the context, OptionError when there are none.
-        """
-        if not tokens:
-            raise OptionError("the prompt is empty: give at least one token")
-        check_length(len(tokens), self.n_ctx)
-        shared = common_prefix(self.tokens, tokens)
-        if shared == len(tokens) == len(self) and self.last is not None:
-            return shared
-        kept = min(shared, len(tokens) - 1)
-        self.truncate(kept)
-        self.append(tokens[kept:], on_progress)
-        return kept
-
     def append(self, tokens: Sequence[int], on_progress: Progress | None = None) -> None:
         """Evaluates `tokens` behind the sequence. Raises ContextError when they do not fit."""
         if not tokens:
             return
         start = len(self)
         check_length(start + len(tokens), self.n_ctx)
-        progress = None if on_progress is None else shifted(on_progress, start)
+        progress = None if on_progress is None else _shifted(on_progress, start)
         self.last = None
         mode = "last" if self.scores is None else "all"
         try:
@@ -102,31 +74,52 @@ class Session:
             if self.scores is not None:  # chunks that were done have no rows in `scores`
                 self.sequence.truncate(start)
             raise
+        self.follow(start, logits)
+
+    def follow(self, start: int, logits: Logits) -> None:
+        """Keeps the logits (n, n_vocab) that follow the tokens from `start` on, or the last (1, n_vocab)."""
         if self.scores is not None:
-            self.scores[start : start + len(tokens)] = logits
+            self.scores[start : start + len(logits)] = logits
+            self.n_scored = start + len(logits)
         # A copy: the engine's own array belongs to whichever sequence is evaluated next.
         self.last = np.array(logits[-1], np.float32)
+
+    def inherit_scores(self, other: Session, n: int) -> None:
+        """Takes over the logits that follow the first `n` tokens, which are the other's too."""
+        if self.scores is not None and other.scores is not None:
+            self.n_scored = min(n, other.n_scored)
+            self.scores[: self.n_scored] = other.scores[: self.n_scored]
 
     def truncate(self, n: int) -> None:
         """Forgets all tokens from position `n` on."""
         if n < len(self):
             self.sequence.truncate(n)
+            self.n_scored = min(self.n_scored, n)
             self.last = None if self.scores is None or n == 0 else self.scores[n - 1].copy()
 
     def fork(self) -> Session:
         """An independent session with the same tokens; the cache pages are shared."""
         other = Session(self.engine, self.sequence.fork(), keep_all=self.scores is not None)
         other.last = self.last
-        if self.scores is not None and other.scores is not None:
-            other.scores[: len(self)] = self.scores[: len(self)]
+        other.inherit_scores(self, len(self))
         return other
 
+    def save(self) -> bytes:
+        """Tokens, keys and values as bytes."""
+        out = io.BytesIO()
+        self.sequence.save(out)
+        return out.getvalue()
+
     def load(self, data: bytes, tokens: Sequence[int], last: Logits | None, scores: Logits | None) -> None:
-        """Becomes what `sequence.save()` wrote, with its logits. The rows in `scores` are needed only with
+        """Becomes what `save` returned, with its logits. The rows in `scores` are needed only with
         keep_all.
         """
-        self.last = None
-        self.sequence.load(data)
+        self.last, self.n_scored = None, 0
+        source = io.BytesIO(data)
+        self.sequence.load(source)
+        if source.read(1):
+            self.sequence.truncate(0)
+            raise OptionError("the saved state is damaged: it is longer than it says")
         if list(self.tokens) != list(tokens):
             self.sequence.truncate(0)
             raise ModelError("the saved state is damaged: its cache holds other tokens than it says")
@@ -135,39 +128,13 @@ class Session:
                 self.sequence.truncate(0)
                 return
             self.scores[: len(tokens)] = scores
+            self.n_scored = len(tokens)
         self.last = None if last is None else last.copy()
 
     def close(self) -> None:
         self.sequence.close()
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens `a` and `b` have in common from the start."""
-    n = min(len(a), len(b))
-    if list(a[:n]) == list(b[:n]):
-        return n
-    return next(i for i in range(n) if a[i] != b[i])
-
-
-def shifted(on_progress: Progress, start: int) -> Progress:
+def _shifted(on_progress: Progress, start: int) -> Progress:
     """Progress of a whole prompt, of which the first `start` tokens need no work."""
     return lambda done, total: on_progress(start + done, start + total)
-
-
-def check_length(n_tokens: int, n_ctx: int) -> None:
-    if n_tokens > n_ctx:
-        raise ContextError(
-            f"{n_tokens} tokens do not fit in the context of {n_ctx}: shorten the prompt or raise n_ctx (-c)"
-        )
-
-
-def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
-    """`tokens` as ints, each inside the vocabulary. Raises TokenizerError for any that is not."""
-    try:
-        ids = [operator.index(token) for token in tokens]
-    except TypeError:
-        raise TokenizerError("token ids must be whole numbers") from None
-    if ids and not (min(ids) >= 0 and max(ids) < n_vocab):
-        wrong = next(token for token in ids if not 0 <= token < n_vocab)
-        raise TokenizerError(f"token id {wrong} is outside the vocabulary of {n_vocab} tokens")
-    return ids

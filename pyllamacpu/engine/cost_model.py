@@ -1,0 +1,116 @@
+"""What a step costs on this machine, learned from the steps that were measured.
+
+    seconds = a + b * prompt tokens + c * decoded tokens + d * (sum of the tokens' positions)
+
+The last term is attention, which reads all keys before a token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.pages import PAGE
+
+_WINDOW = 64  # measured steps of each kind that count
+_REFIT_AFTER = 16  # measured steps
+_ROUNDS = 4  # of weighing down outliers
+_OUTLIER = 0.3  # relative error from which a step counts less
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """The work of a step. `positions`: the sum of the positions of all its tokens."""
+
+    prompt: int = 0
+    decoding: int = 0
+    positions: int = 0
+
+
+class CostModel:
+    """Fitted by least squares of relative errors, with outliers (a machine that was busy) weighed down and no
+    coefficient below 0.
+    """
+
+    def __init__(self) -> None:
+        # Apart, so that long answers do not push out what was learned from prompts.
+        self._with_prompt: deque[tuple[StepSize, float]] = deque(maxlen=_WINDOW)
+        self._decoding: deque[tuple[StepSize, float]] = deque(maxlen=_WINDOW)
+        self._coefficients: Floats | None = None
+        self._unseen = 0
+
+    def observe(self, size: StepSize, seconds: float) -> None:
+        """A step of this size took this long."""
+        if seconds > 0:
+            (self._with_prompt if size.prompt else self._decoding).append((size, seconds))
+            self._unseen += 1
+
+    def seconds(self, size: StepSize) -> float:
+        """The time that a step is expected to take; 0 before any was measured."""
+        return float(_row(size) @ self._fitted())
+
+    def prompt_budget(self, target: float, decoding: StepSize, depth: int) -> int:
+        """Prompt tokens, read from position `depth` on, that a step can take beside `decoding` and last at
+        most `target` seconds: whole pages, one at the least.
+        """
+        _, b, _, d = self._fitted()
+        left = target - self.seconds(decoding)
+        per_token = b + d * depth
+        tokens = left / per_token if per_token > 0 else 0.0
+        return max(PAGE, int(min(tokens, self._known(target))) // PAGE * PAGE)
+
+    def _known(self, target: float) -> float:
+        """More prompt tokens than this the newest measurement does not speak for: a step with k times as many
+        takes at most k times as long.
+        """
+        if not self._with_prompt:
+            return 0.0
+        size, seconds = self._with_prompt[-1]
+        return size.prompt * max(1.0, target / seconds)
+
+    def _fitted(self) -> Floats:
+        n = len(self._with_prompt) + len(self._decoding)
+        if n and (self._coefficients is None or self._unseen >= min(_REFIT_AFTER, 1 + n // 4)):
+            steps = list(chain(self._with_prompt, self._decoding))
+            rows = np.array([_row(size) for size, _ in steps])
+            self._coefficients = fit(rows, np.array([seconds for _, seconds in steps]))
+            self._unseen = 0
+        return np.zeros(4) if self._coefficients is None else self._coefficients
+
+
+def _row(size: StepSize) -> Floats:
+    return np.array([1.0, size.prompt, size.decoding, size.positions])
+
+
+def fit(rows: Floats, seconds: Floats) -> Floats:
+    """Coefficients, none below 0, of `rows` (n, k) for the measured `seconds` (n,)."""
+    scale = rows.max(axis=0)
+    used = scale > 0
+    result = np.zeros(rows.shape[1])
+    relative = rows[:, used] / scale[used] / seconds[:, None]  # the right-hand side is 1 everywhere
+    weights = np.ones(len(rows))
+    for _ in range(_ROUNDS):
+        found = _not_negative(relative * weights[:, None], weights)
+        errors = np.abs(relative @ found - 1)
+        weights = np.minimum(1, _OUTLIER / np.maximum(errors, 1e-9))
+    result[used] = found / scale[used]
+    return result
+
+
+def _not_negative(rows: Floats, target: Floats) -> Floats:
+    """Least squares; a column that would count negatively is left out."""
+    result = np.zeros(rows.shape[1])
+    kept = np.arange(rows.shape[1])
+    while kept.size:
+        found = np.linalg.lstsq(rows[:, kept], target, rcond=1e-6)[0]
+        if (found >= 0).all():
+            result[kept] = found
+            break
+        kept = np.delete(kept, int(found.argmin()))
+    return result

@@ -1,0 +1,176 @@
+"""Several threads over one scheduler: whoever waits for its own request steps for all.
+
+No thread of its own is needed: of the threads that wait, one leads the steps, and Ctrl-C reaches it, or one
+that waits, as anywhere else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pyllamacpu.engine.generate import HiddenRequest, Request
+from pyllamacpu.engine.handle import Event, Handle
+from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.scheduler import Scheduler
+
+
+class Stream:
+    """The events of one request, for one thread to wait for. `ahead`: how many may lie unread before the
+    request is passed over; None: any number, 0: it only goes on while somebody waits.
+    """
+
+    def __init__(self, driver: Driver, handle: Handle, ahead: int | None) -> None:
+        self.handle = handle
+        self._driver = driver
+        self._ahead = ahead
+        self._events: deque[Event] = deque()
+        self._changed = threading.Condition(driver._lock)
+        self._waiting = False
+        self._pause()
+
+    def _pause(self) -> None:
+        enough = self._ahead is not None and len(self._events) >= self._ahead
+        self.handle.paused = enough and not self._waiting
+
+    def next(self) -> Event:
+        """The next event; raises the error that ended the request."""
+        event = self._driver._wait(self)
+        if event.error is not None:
+            raise event.error
+        return event
+
+    def close(self) -> None:
+        """Ends the request, if it is not over."""
+        self._driver._forget(self)
+
+
+class Driver:
+    """Steps a scheduler for the threads that wait on its requests."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._lock = threading.Lock()
+        self._streams: dict[Handle, Stream] = {}
+        self._leader: int | None = None  # the thread that steps, or keeps others from stepping
+        self._idle = threading.Condition(self._lock)
+        self._undelivered: deque[Event] = deque()
+        self._closed: Exception | None = None
+
+    def submit(self, request: Request | HiddenRequest, ahead: int | None = None) -> Stream:
+        """Takes on a request: see `Scheduler.submit`."""
+        if self._is_leader():  # a processor or criterion calls the model that is calling it
+            return Driver(self._scheduler.nested()).submit(request, ahead)
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            stream = Stream(self, self._scheduler.submit(request), ahead)
+            self._streams[stream.handle] = stream
+        return stream
+
+    def _is_leader(self) -> bool:
+        return self._leader == threading.get_ident()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No other thread steps meanwhile."""
+        if self._is_leader():
+            yield
+            return
+        with self._lock:
+            while self._leader is not None:
+                self._idle.wait()
+            self._leader = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._resign()
+                self._call_leader()
+
+    @property
+    def prefixes(self) -> PrefixCache:
+        """The pages of earlier requests; for any thread."""
+        return self._scheduler.prefixes
+
+    @property
+    def n_evaluated(self) -> int:
+        """Tokens that were evaluated so far."""
+        return self._scheduler.n_evaluated
+
+    def close(self, error: Exception) -> None:
+        """Ends all requests; whoever waits, or comes later, gets `error`."""
+        with self.paused():
+            self._closed = error
+            self._scheduler.close()
+            with self._lock:
+                for stream in self._streams.values():
+                    stream._changed.notify()
+                self._streams.clear()
+
+    def _wait(self, stream: Stream) -> Event:
+        with self._lock:
+            stream._waiting = True
+            try:
+                stream._pause()
+                while not stream._events:
+                    if stream.handle not in self._streams:
+                        raise self._closed or RuntimeError("the request is over")
+                    if self._leader is None:
+                        self._lead()
+                    else:
+                        stream._changed.wait()
+                event = stream._events.popleft()
+                if event.is_last:
+                    self._streams.pop(stream.handle, None)
+                return event
+            finally:
+                stream._waiting = False
+                stream._pause()
+                self._call_leader()
+
+    def _lead(self) -> None:
+        """One step, with the lock released meanwhile."""
+        self._leader = threading.get_ident()
+        try:
+            self._lock.release()
+            try:
+                self._undelivered.extend(self._scheduler.step())
+            finally:
+                self._lock.acquire()
+            self._deliver()
+        finally:
+            self._resign()
+
+    def _resign(self) -> None:
+        self._leader = None
+        self._scheduler.settle()
+        self._idle.notify()
+
+    def _deliver(self) -> None:
+        while self._undelivered:
+            event = self._undelivered[0]
+            stream = self._streams.get(event.handle)
+            if stream is not None and (not stream._events or stream._events[-1] is not event):
+                stream._events.append(event)
+                stream._pause()
+                stream._changed.notify()
+            self._undelivered.popleft()
+
+    def _call_leader(self) -> None:
+        """Wakes a thread that waits with nobody to step for it."""
+        if self._leader is None:
+            for stream in self._streams.values():
+                if stream._waiting and not stream._events:
+                    stream._changed.notify()
+                    return
+
+    def _forget(self, stream: Stream) -> None:
+        with self._lock:
+            if self._streams.pop(stream.handle, None) is not None:
+                self._scheduler.cancel(stream.handle)
+                stream._changed.notify()
+                if self._leader is None:
+                    self._scheduler.settle()

@@ -1,0 +1,101 @@
+"""A request on its way through the scheduler, and what happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.batch import Entry, Wanted
+from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextEvent
+from pyllamacpu.engine.pages import Sequence as KVSequence
+
+RESERVED = 256  # tokens of an answer that must fit before its request is admitted
+
+Floats = npt.NDArray[np.float32]
+State = Literal["waiting", "reading", "decoding", "finished"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a request: one of a piece of text, progress (prompt tokens read, all of them), hidden
+    states (n_tokens, dim), or an error.
+    """
+
+    handle: Handle
+    text: TextEvent | None = None
+    progress: tuple[int, int] | None = None
+    hidden: Floats | None = None
+    error: Exception | None = None
+
+    @property
+    def is_last(self) -> bool:
+        ended = self.text is not None and self.text.finish_reason is not None
+        return ended or self.hidden is not None or self.error is not None
+
+
+class Handle:
+    """A request on its way. While `paused` it is passed over: its reader is slow."""
+
+    def __init__(self, request: Request | HiddenRequest, number: int, generation: Generation | None) -> None:
+        self.request = request
+        self.number = number  # in the order of their coming
+        self.state: State = "waiting"
+        self.paused = False
+        self.cancelled = False
+        self.n_cached = 0  # prompt tokens that were found in the prefix cache
+        self._generation = generation
+        self._session = request.session if isinstance(request, Request) else None
+        self._sequence: Any = None if self._session is None else self._session.sequence
+        self._states: list[Floats] = []  # hidden states, of the tokens that were evaluated
+        self._passed_over = 0  # steps since it got a chunk of its prompt
+        self._row: int | None = None  # of the scheduler's logits: a token is to be chosen from it
+        self._admitted_at = self._read_at = 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state == "finished"
+
+    @property
+    def history(self) -> Sequence[int]:
+        """The tokens that are evaluated, or are to be."""
+        return self.request.prompt if self._generation is None else self._generation.history
+
+    @property
+    def sequence(self) -> KVSequence:
+        sequence: KVSequence = self._sequence
+        return sequence
+
+    @property
+    def unread(self) -> int:
+        """Tokens that are to be evaluated before the next one can be chosen."""
+        return len(self.history) - len(self.sequence)
+
+    @property
+    def n_tokens_most(self) -> int:
+        """Tokens that are certain to come to stand in the cache, as far as admission counts them."""
+        left = 0 if self._generation is None else self._generation.n_left
+        return len(self.history) + (RESERVED if left is None else min(left, RESERVED))
+
+    def entry(self, n: int) -> Entry:
+        """The next `n` tokens, and what is wanted of them."""
+        start, session = len(self.sequence), self._session
+        tokens = self.history[start : start + n]
+        if self._generation is None:
+            return Entry(self.sequence, tokens, "none", "all")
+        wanted: Wanted = "last" if n == self.unread else "none"
+        if session is not None and session.scores is not None:
+            wanted = "all"
+        return Entry(self.sequence, tokens, wanted)
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Puts `tokens` behind the history. Only while no step is running."""
+        assert self._generation is not None
+        self._generation.push(tokens)
+
+    def forget_session(self) -> None:
+        """Nobody wants the session that the request was given any more."""
+        self._session = None

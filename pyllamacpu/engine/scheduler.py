@@ -1,0 +1,416 @@
+"""The one way to generate: requests come in, steps mix them, events go out.
+
+A step evaluates one token of each answer that is being written and chunks of the prompts that are being
+read, in one call of the engine. Because a token's logits do not depend on the batch, each request gets the
+tokens that it would get alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pyllamacpu.engine.batch import Entry, n_wanted
+from pyllamacpu.engine.chunks import Unread, share_budget
+from pyllamacpu.engine.cost_model import CostModel, StepSize
+from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
+from pyllamacpu.engine.handle import Event, Floats, Handle
+from pyllamacpu.engine.pages import PAGE, KVCache
+from pyllamacpu.engine.pages import Sequence as KVSequence
+from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.token_ids import check_length, check_tokens
+from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.text.tokenizer import Tokenizer
+
+ITL_TARGET = 0.1  # seconds between two tokens of an answer, while prompts are read beside it
+
+
+class StepEngine(Protocol):
+    """The part of an engine that a scheduler uses."""
+
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_batch(self) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def cache(self) -> KVCache: ...
+    @property
+    def pool(self) -> Any: ...
+    def sequence(self) -> KVSequence: ...
+    def outputs(self, entries: Sequence[Entry], buffer: Any) -> Any: ...
+    def logits_buffer(self, n_rows: int) -> Any: ...
+    def exclusive(self) -> Any: ...
+
+
+class Scheduler:
+    """Steps the requests of one engine. `submit` and `cancel` may be called by any thread, `step` by one at a
+    time.
+    """
+
+    def __init__(
+        self,
+        engine: StepEngine,
+        tokenizer: Tokenizer | None,
+        itl_target: float = ITL_TARGET,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """itl_target: seconds that a step may take while an answer is being written. prefixes: another
+        scheduler's of the same engine, to share them.
+        """
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.itl_target = itl_target
+        self.prefixes = PrefixCache(engine.cache) if prefixes is None else prefixes
+        self.costs = CostModel()
+        self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
+        self._n_submitted = 0
+        self._arrived: deque[Handle] = deque()
+        self._waiting: list[Handle] = []
+        self._running: list[Handle] = []
+        self._events: list[Event] = []
+        self._chosen: deque[tuple[Handle, int | Exception]] = deque()  # tokens that are yet to be taken
+        self._logits = engine.logits_buffer(1)
+
+    def submit(self, request: Request | HiddenRequest) -> Handle:
+        """Takes on a request; its events come from later steps.
+
+        Raises TokenizerError, OptionError, ContextError when it cannot be served.
+        """
+        prompt = check_tokens(request.prompt, self.engine.n_vocab)
+        if not prompt:
+            raise OptionError("the prompt is empty: give at least one token")
+        generation = None
+        if isinstance(request, Request):
+            generation = Generation(request, self.tokenizer, self.engine.n_vocab, self.engine.n_ctx)
+        else:
+            check_length(len(prompt), self.engine.n_ctx)
+        self._n_submitted += 1
+        handle = Handle(request, self._n_submitted, generation)
+        self._arrived.append(handle)
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """Ends a request before the next step. There is no event for it."""
+        handle.cancelled = True
+
+    def nested(self) -> Scheduler:
+        """A scheduler for requests that are made in the middle of a step of this one."""
+        return Scheduler(self.engine, self.tokenizer, self.itl_target, self.prefixes)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._arrived or self._events) or any(not h.paused for h in self._unfinished())
+
+    def _unfinished(self) -> list[Handle]:
+        return [*self._waiting, *self._running]
+
+    def step(self) -> list[Event]:
+        """Goes one step on with all requests; what happened. Nothing is lost when it is interrupted."""
+        self.settle()
+        if unsampled := [h for h in self._running if h._row is not None]:
+            self._sample(unsampled)  # an interrupt came in the middle of the last step
+        else:
+            self._admit()
+            if work := self._plan():
+                self._evaluate(work)
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        """Ends all requests without events, and lets go of all pages."""
+        for handle in [*self._arrived, *self._unfinished()]:
+            handle.cancelled = True
+        self.settle()
+        self.prefixes.clear()
+
+    def settle(self) -> None:
+        """Carries out what was submitted and cancelled since the last step, as each step does first."""
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
+        if any(h.cancelled for h in self._running) or any(h.cancelled for h in self._waiting):
+            for handle in [h for h in self._unfinished() if h.cancelled]:
+                self._leave(handle)
+
+    # Ending
+
+    def _leave(self, handle: Handle, keep_pages: bool = True) -> None:
+        """Takes a request out. Its pages stay in the prefix cache, and with whoever gave it a session."""
+        if keep_pages and handle._generation is not None and handle._sequence is not None:
+            self.prefixes.insert(handle._sequence)
+        if handle._session is None and handle._sequence is not None:
+            handle._sequence.close()
+        handle.state, handle._row = "finished", None
+        self._running = [h for h in self._running if h is not handle]
+        self._waiting = [h for h in self._waiting if h is not handle]
+
+    def _fail(self, handle: Handle, error: Exception) -> None:
+        self._leave(handle, keep_pages=False)
+        self._events.append(Event(handle, error=error))
+
+    def _finish(self, handle: Handle) -> None:
+        generation, now = handle._generation, time.perf_counter()
+        assert generation is not None
+        stats = GenerationStats(
+            len(handle.request.prompt),
+            handle.n_cached,
+            generation.n_generated,
+            handle._read_at - handle._admitted_at,
+            now - handle._read_at,
+        )
+        self._leave(handle)
+        self._events.append(Event(handle, text=generation.last_event(stats)))
+
+    # Admission
+
+    def _admit(self) -> None:
+        """Lets requests run in the order of their coming, as long as their pages fit."""
+        while handle := next((h for h in self._waiting if not h.paused), None):
+            if self._running and not self._fits(handle):
+                if any(not h.paused for h in self._running):
+                    return
+                self._preempt(self._youngest())  # all that run wait for their readers
+                continue
+            self._waiting.remove(handle)
+            self._begin(handle)
+
+    def _fits(self, handle: Handle) -> bool:
+        """Whether its prompt and the beginning of its answer fit beside what the others may come to need."""
+        cache = self.engine.cache
+        if len(self._running) >= self.engine.n_batch:
+            return False
+        if cache.limit_bytes is None:
+            return True
+        promised = sum(max(0, _pages(h.n_tokens_most) - h.sequence.n_pages) for h in self._running)
+        needed = _pages(handle.n_tokens_most) + promised
+        free = (cache.limit_bytes - cache.bytes_in_use) // cache.page_bytes
+        if needed <= free:
+            return True
+        there = self.prefixes.evictable_bytes() // cache.page_bytes + self.prefixes.n_in_use(handle.history)
+        return needed <= free + there
+
+    def _begin(self, handle: Handle) -> None:
+        if handle._sequence is None:
+            handle._sequence = self.engine.sequence()
+        handle._admitted_at = handle._admitted_at or time.perf_counter()
+        handle.state = "reading"
+        self._running.append(handle)
+        if handle._generation is not None:
+            n = self.prefixes.extend(handle.sequence, handle.history[: self._most_reused(handle)])
+            handle.n_cached = handle.n_cached or min(n, len(handle.request.prompt))
+
+    def _most_reused(self, handle: Handle) -> int:
+        """Tokens that need not be evaluated if they are found; the last one's logits are needed."""
+        session = handle._session
+        n = len(handle.history) - 1
+        return n if session is None or session.scores is None else min(n, session.n_scored)
+
+    def _youngest(self) -> Handle:
+        return max(self._running, key=lambda h: h.number)
+
+    def _preempt(self, handle: Handle) -> None:
+        """Sends a running request back to wait. It goes on later where it was: its pages are left in the
+        prefix cache, and what is gone by then is evaluated again.
+        """
+        if handle._generation is not None:
+            self.prefixes.insert(handle.sequence)
+        handle.sequence.truncate(0)
+        handle._states.clear()
+        handle.state = "waiting"
+        self._running.remove(handle)
+        self._waiting.append(handle)
+        self._waiting.sort(key=lambda h: h.number)
+
+    def _reserve(self, handle: Handle, n: int) -> bool:
+        """Makes room for `n` more tokens, at the expense of the youngest request if there is no other way;
+        False when it cannot run in this step.
+        """
+        while handle in self._running:
+            try:
+                handle.sequence.prepare(n)
+                return True
+            except ContextError as error:
+                handle.sequence.trim()
+                if len(self._running) == 1:
+                    self._fail(handle, error)
+                else:
+                    self._preempt(self._youngest())
+        return False
+
+    # A step
+
+    def _plan(self) -> list[tuple[Handle, int]]:
+        """Who gets how many tokens."""
+        for handle in list(self._running):
+            if handle.unread == 0:  # its logits were lost to an interrupt
+                handle.sequence.truncate(len(handle.sequence) - 1)
+            try:
+                check_length(len(handle.history), self.engine.n_ctx)
+            except ContextError as error:
+                if not handle.paused:
+                    self._fail(handle, error)
+        ready = [h for h in self._running if not h.paused]
+        decoding = [h for h in ready if h.state == "decoding" and h.unread == 1]
+        reading = [h for h in ready if h.state == "reading" or h.unread > 1]
+        work = [(h, 1) for h in self._rotated(decoding) if self._reserve(h, 1)]
+        work = [(h, n) for h, n in work if h in self._running]
+        return work + self._plan_prompts([h for h in reading if h in self._running], work)
+
+    def _rotated(self, decoding: list[Handle]) -> list[Handle]:
+        """As many as a step holds, each in its turn."""
+        n, most = len(decoding), self.engine.n_batch
+        if n <= most:
+            return decoding
+        first = self.n_steps * most % n
+        return [*decoding[first:], *decoding[:first]][:most]
+
+    def _plan_prompts(
+        self, reading: list[Handle], decoding: list[tuple[Handle, int]]
+    ) -> list[tuple[Handle, int]]:
+        budget = self.engine.n_batch - len(decoding)
+        if not reading or budget <= 0:
+            return []
+        if decoding:
+            size = StepSize(0, len(decoding), sum(len(h.sequence) for h, _ in decoding))
+            depth = max(len(h.sequence) for h in reading)
+            budget = min(budget, self.costs.prompt_budget(self.itl_target, size, depth))
+        prompts = [Unread(len(h.sequence), h.unread, h._passed_over) for h in reading]
+        work = []
+        for handle, n in zip(reading, share_budget(prompts, budget), strict=True):
+            handle._passed_over = 0 if n else handle._passed_over + 1
+            if n and handle in self._running and self._reserve(handle, n):
+                work.append((handle, n))
+        return [(h, n) for h, n in work if h in self._running]
+
+    def _evaluate(self, work: list[tuple[Handle, int]]) -> None:
+        """Runs the step, then goes on with those whose logits it brought."""
+        entries = [handle.entry(n) for handle, n in work]
+        rows = [n_wanted(entry.logits, len(entry.tokens)) for entry in entries]
+        if len(self._logits) < sum(rows):
+            self._logits = self.engine.logits_buffer(sum(rows))
+        size = _size(work)
+        started = time.perf_counter()
+        try:
+            hidden = self.engine.outputs(entries, self._logits).hidden
+        except Exception as error:
+            self._evaluate_apart(work, error)
+            return
+        self.costs.observe(size, time.perf_counter() - started)
+        self.n_steps += 1
+        self.n_evaluated += sum(n for _, n in work)
+        at = states = 0
+        for (handle, n), n_rows in zip(work, rows, strict=True):
+            at += n_rows
+            if handle._generation is not None:
+                self._advance(handle, at - 1 if n_rows else None, n_rows)
+            else:
+                states += n
+                self._take_hidden(handle, hidden[states - n : states])
+        self._sample([h for h, _ in work if h._row is not None])
+
+    def _evaluate_apart(self, work: list[tuple[Handle, int]], error: Exception) -> None:
+        """A step failed: whoever fails alone too is out."""
+        if len(work) == 1:
+            self._fail(work[0][0], error)
+            return
+        for handle, n in work:
+            self._evaluate([(handle, n)])
+
+    def _take_hidden(self, handle: Handle, states: Floats) -> None:
+        handle._states.append(states)
+        if handle.unread == 0:
+            self._leave(handle)
+            self._events.append(Event(handle, hidden=np.concatenate(handle._states)))
+
+    def _advance(self, handle: Handle, row: int | None, n_rows: int) -> None:
+        """Tokens of a request were evaluated; the last of its `n_rows` rows of logits is `row`."""
+        session, request = handle._session, handle.request
+        assert isinstance(request, Request)
+        if row is not None and session is not None:
+            logits = self._logits[row + 1 - n_rows : row + 1, : self.engine.n_vocab]
+            session.follow(len(handle.sequence) - n_rows, logits)
+        if handle.state == "reading":
+            if request.progress:
+                read = min(len(handle.sequence), len(request.prompt))
+                self._events.append(Event(handle, progress=(read, len(request.prompt))))
+            if handle.unread == 0:
+                handle.state = "decoding"
+                handle._read_at = handle._read_at or time.perf_counter()
+                self.prefixes.insert(handle.sequence)  # for others with the same beginning
+        if handle.unread == 0:
+            handle._row = row
+
+    def _sample(self, handles: list[Handle]) -> None:
+        """Chooses the next token of each from its row of logits."""
+        self._take_chosen()
+        rest: list[Handle] = []
+        for handle in handles:
+            generation = _generation(handle)
+            try:
+                ended = handle._row is not None and generation.must_end(self._row_of(handle))
+            except Exception as error:  # a criterion's own
+                self._fail(handle, error)
+                continue
+            if ended:
+                self._finish(handle)
+            elif handle._row is not None:
+                rest.append(handle)
+        rows = [h._row for h in rest if h._row is not None]
+        samplers = [_generation(h).sampler for h in rest]
+        with self.engine.exclusive():
+            tokens = sample_rows(self.engine.pool, samplers, self._logits, rows)
+        self._chosen.extend(zip(rest, tokens, strict=True))
+        self._take_chosen()
+
+    def _take_chosen(self) -> None:
+        while self._chosen:
+            handle, token = self._chosen[0]
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                event = _generation(handle).take(token, self._row_of(handle))
+            except Exception as error:
+                self._fail(handle, error)
+            else:
+                handle._row = None
+                if event is not None:
+                    self._events.append(Event(handle, text=event))
+                if _generation(handle).reason is not None:
+                    self._finish(handle)
+            self._chosen.popleft()
+
+    def _row_of(self, handle: Handle) -> Floats:
+        row: Floats = self._logits[handle._row, : self.engine.n_vocab]
+        return row
+
+
+def sample_rows(pool: Any, samplers: Any, logits: Any, rows: Any) -> list[int | Exception]:
+    found: list[int | Exception] = []
+    for sampler, row in zip(samplers, rows, strict=True):
+        try:
+            found.append(sampler.sample(logits[row, : sampler.n_vocab]))
+        except Exception as error:
+            found.append(error)
+    return found
+
+
+def _generation(handle: Handle) -> Generation:
+    assert handle._generation is not None
+    return handle._generation
+
+
+def _pages(n_tokens: int) -> int:
+    return -(-n_tokens // PAGE)
+
+
+def _size(work: list[tuple[Handle, int]]) -> StepSize:
+    """Of a step, before it is run."""
+    decoding = sum(n == 1 for _, n in work)
+    positions = sum(n * len(h.sequence) for h, n in work)
+    return StepSize(sum(n for _, n in work) - decoding, decoding, positions)

@@ -1,0 +1,36 @@
+"""Checks of token ids, and what they have in common."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+
+from pyllamacpu.errors import ContextError, TokenizerError
+
+
+def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
+    """`tokens` as ints, each inside the vocabulary. Raises TokenizerError for any that is not."""
+    try:
+        ids = list(map(operator.index, tokens))
+    except TypeError:
+        raise TokenizerError("token ids must be whole numbers") from None
+    if ids and not (min(ids) >= 0 and max(ids) < n_vocab):
+        wrong = next(token for token in ids if not 0 <= token < n_vocab)
+        raise TokenizerError(f"token id {wrong} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
+    return ids
+
+
+def check_length(n_tokens: int, n_ctx: int) -> None:
+    """Raises ContextError when `n_tokens` do not fit in the context."""
+    if n_tokens > n_ctx:
+        raise ContextError(
+            f"{n_tokens} tokens do not fit in the context of {n_ctx}: shorten the prompt or raise n_ctx (-c)"
+        )
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens `a` and `b` have in common from the start."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
