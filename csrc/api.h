@@ -301,6 +301,7 @@ typedef struct {
     const int32_t *positions; /* (n_tokens,) */
     const int32_t *sequences; /* (n_tokens,) */
     const int32_t *outputs;   /* (n_outputs,) rows of tokens; logits are wanted of the first n_logits of them */
+    const int32_t *adapters;  /* (n_sequences,) of each sequence, or -1; NULL: none has one */
     const float *embeddings;  /* (n_embeddings, embedding_stride) */
     int64_t embedding_stride; /* floats, at least the model's dim */
     const uintptr_t *const *const *pages; /* pages[space][sequence][position / PL_PAGE_POSITIONS] */

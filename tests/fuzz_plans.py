@@ -64,7 +64,13 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     y = plan.gather_rows(h, order, 2, factors)
     y = plan.segment_linear(y, ends, [weights(32, 32, TensorType.Q8_0)] * 3)
     plan.op("squares", x=h, sums=np.zeros(32))
-    h = plan.select(plan.scatter_rows(y, place, factors, h))
+    h = plan.scatter_rows(y, place, factors, h)
+    ids = plan.ints(1, h)
+    plan.op("adapter_ids", ids=ids)
+    order, place, ends = plan.segments(ids, 1)
+    y = plan.segment_linear(plan.gather_rows(h, order, 1), ends, [weights(32, 32)])
+    h = plan.op("sigmoid", x=plan.scatter_rows(y, place, residual=h))
+    h = plan.select(h)
     plan.output_logits(h, weights(48, 32))
     return h
 

@@ -98,8 +98,8 @@ def test_spaces_and_layers_must_exist() -> None:
 
 def test_an_op_that_does_not_exist() -> None:
     recorder = Recorder()
-    with pytest.raises(NativeError, match="no op sigmoid"):
-        recorder.op("sigmoid", x=None)
+    with pytest.raises(NativeError, match="no op square_root"):
+        recorder.op("square_root", x=None)
     with pytest.raises(NativeError, match="no op add with the fields c"):
         recorder.op("add", a=None, c=None)
 

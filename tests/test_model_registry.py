@@ -8,11 +8,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyllamacpu
+from pyllamacpu.engine.engine import Engine, scratch_bytes
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.registry import MODULES, architecture, load
 from pyllamacpu.model.weights import Matrix, Vector
@@ -73,3 +77,77 @@ def test_only_the_registry_imports_an_architecture(room: str) -> None:
             names = {node.module} if isinstance(node, ast.ImportFrom) else set()
             names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
             assert not names & modules, path
+
+
+# A new architecture: its module, and its line in the registry
+
+DIM, HEADS, FFN, VOCAB, LAYERS = 32, 4, 80, 50, 2
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(3)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCAB, DIM)}
+    for i in range(LAYERS):
+        for norm in ("attn_norm", "ffn_norm"):
+            shapes[f"blk.{i}.{norm}.weight"] = shapes[f"blk.{i}.{norm}.bias"] = (DIM,)
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes[f"blk.{i}.{name}.weight"] = (DIM, DIM)
+        shapes[f"blk.{i}.ffn_up.weight"], shapes[f"blk.{i}.ffn_down.weight"] = (FFN, DIM), (DIM, FFN)
+    return {name: rng.standard_normal(shape).astype(np.float32) / 4 for name, shape in shapes.items()}
+
+
+def written(path: Path) -> Path:
+    with GGUFWriter(path, "tiny") as writer:
+        for key, value in {
+            "block_count": LAYERS, "embedding_length": DIM, "feed_forward_length": FFN, "context_length": 256,
+            "attention.head_count": HEADS, "vocab_size": VOCAB,
+        }.items():  # fmt: skip
+            writer.add(f"tiny.{key}", value)
+        writer.add("tiny.attention.layer_norm_rms_epsilon", 1e-5)
+        for name, values in arrays().items():
+            writer.add_array(name, values)
+    return path
+
+
+def in_numpy(tokens: list[int], chunk: int) -> np.ndarray:
+    """Logits of each token."""
+    w = {name: values.astype(np.float64) for name, values in arrays().items()}
+
+    def normed(x: np.ndarray, name: str) -> np.ndarray:
+        scaled = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + np.float32(1e-5))
+        return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x, at = w["token_embd.weight"][tokens], np.arange(len(tokens))
+    seen = (at <= at[:, None]) & (at // chunk == at[:, None] // chunk)
+    for i in range(LAYERS):
+        h = normed(x, f"blk.{i}.attn_norm")
+        q, k, v = (
+            (h @ w[f"blk.{i}.attn_{p}.weight"].T).reshape(-1, HEADS, DIM // HEADS).swapaxes(0, 1)
+            for p in "qkv"
+        )
+        scores = np.where(seen, q @ k.swapaxes(1, 2) / np.sqrt(DIM // HEADS), -np.inf)
+        p = np.exp(scores - scores.max(2, keepdims=True))
+        a = (p / p.sum(2, keepdims=True) @ v).swapaxes(0, 1).reshape(-1, DIM)
+        x = x + a @ w[f"blk.{i}.attn_output.weight"].T
+        h = normed(x, f"blk.{i}.ffn_norm") @ w[f"blk.{i}.ffn_up.weight"].T
+        h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        x = x + h @ w[f"blk.{i}.ffn_down.weight"].T
+    return x @ w["token_embd.weight"].T
+
+
+def test_a_new_architecture_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded, counted, run, replaced and shown, by what its module says."""
+    monkeypatch.setitem(MODULES, "tiny", "tiny_architecture")
+    path, tokens = written(tmp_path / "tiny.gguf"), [7, 1, 49, 3, 3, 20] * 15
+    engine = Engine.open(path, n_ctx=128, n_batch=37, type_k="f32", type_v="f32")
+    found = engine.eval(engine.sequence(), tokens, logits="all")
+    np.testing.assert_allclose(found, in_numpy(tokens, 32), rtol=1e-3, atol=1e-4)
+    assert "layer_norm" in engine.plan.names and "chunk 32" in str(engine.plan)
+    assert engine.weight_bytes >= sum(a.nbytes for name, a in arrays().items() if "norm" not in name)
+    up = arrays()["blk.1.ffn_up.weight"]
+    with engine.replaced({"blk.1.ffn_up.weight": (TensorType.F32, (2 * up).view(np.uint8).reshape(-1))}):
+        assert not np.array_equal(engine.eval(engine.sequence(), tokens, logits="all"), found)
+    assert np.array_equal(engine.eval(engine.sequence(), tokens, logits="all"), found)
+    stated = scratch_bytes(engine.file, engine.config, 128, n_batch=37, type_k="f32", type_v="f32")
+    assert stated == engine.scratch_bytes
+    engine.close()

@@ -175,6 +175,20 @@ int64_t run_gelu(pl_plan *plan, const pl_op *op, pl_share *share)
     return run_pieces(plan, op, share, op->gelu.out, op->gelu.q8, gelu);
 }
 
+static void sigmoid(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *y)
+{
+    const float *x = pl_row(plan, op->sigmoid.x, i);
+    for (int64_t c = c0; c < c1; c++)
+        y[c] = (float)(1.0 / (1.0 + exp(-(double)x[c])));
+}
+
+const char *check_sigmoid(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->sigmoid.x, op->sigmoid.out, PL_NONE); }
+
+int64_t run_sigmoid(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    return run_pieces(plan, op, share, op->sigmoid.out, PL_NONE, sigmoid);
+}
+
 int64_t run_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
 {
     const pl_op_quantize *f = &op->quantize;

@@ -62,6 +62,25 @@ int64_t run_top_k(pl_plan *plan, const pl_op *op, pl_share *share)
     return n;
 }
 
+/* ---- adapter_ids ---- */
+
+const char *check_adapter_ids(const pl_plan *plan, const pl_op *op)
+{
+    return plan->buffers[op->adapter_ids.ids].width == 1 ? NULL : "ids are not 1 wide";
+}
+
+int64_t run_adapter_ids(pl_plan *plan, const pl_op *op, pl_share *share)
+{
+    const pl_batch *b = &plan->batch;
+    int64_t n = b->n_tokens, begin, end;
+    while (PL_TAKE(n, 1, 32)) {
+        for (int64_t t = begin; t < end; t++)
+            pl_int_row(plan, op->adapter_ids.ids, t)[0] = b->adapters ? b->adapters[b->sequences[t]] : -1;
+        PL_DONE();
+    }
+    return n;
+}
+
 /* ---- segment_rows: one item, a counting sort ---- */
 
 const char *check_segment_rows(const pl_plan *plan, const pl_op *op)

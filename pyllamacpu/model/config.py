@@ -16,7 +16,7 @@ import numpy as np
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
-from pyllamacpu.model.registry import KNOWN
+from pyllamacpu.model.registry import known as known_architectures
 from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
@@ -195,8 +195,8 @@ class _Keys:
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
-        if not isinstance(arch, str) or arch not in KNOWN:
-            known = " and ".join(KNOWN)
+        if not isinstance(arch, str) or arch not in known_architectures():
+            known = " and ".join(known_architectures())
             raise ModelError(
                 f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"
             )

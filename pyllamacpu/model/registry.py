@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 MODULES = {"llama": "pyllamacpu.model.llama"}
 """By the name in general.architecture."""
 
-KNOWN = (*MODULES, "llama4")
-"""Those whose config can be read; not all can be run."""
+CONFIG_ONLY = ("llama4",)
+"""Those whose config can be read, and that cannot be run yet."""
+
+
+def known() -> tuple[str, ...]:
+    """All architectures whose config can be read."""
+    return (*MODULES, *CONFIG_ONLY)
 
 
 class Architecture(Protocol):
