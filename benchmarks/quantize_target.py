@@ -24,7 +24,7 @@ from pyllamacpu.quantize.calibrate import sampled_windows, text_windows
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.quantize.imatrix import Imatrix
-from pyllamacpu.quantize.plan import Plan, Settings, make_plan
+from pyllamacpu.quantize.plan import QuantizePlan, Settings, make_plan
 from pyllamacpu.quantize.target import (
     check,
     choose,
@@ -56,7 +56,7 @@ def quiet(text: str, done: int, total: int) -> None:
         print(f"{text} ({total}) …", flush=True)
 
 
-def divergence(plan: Plan, folder: Path, base: Recorded) -> str:
+def divergence(plan: QuantizePlan, folder: Path, base: Recorded) -> str:
     out = folder / "quantized.gguf"
     for _ in run(plan, out):
         pass

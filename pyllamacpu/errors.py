@@ -25,8 +25,20 @@ class GGUFError(PyllamacpuError):
 
 
 class CheckpointError(PyllamacpuError):
-    """A checkpoint (safetensors, torch, Meta, quantized) that is damaged, incomplete or of an unknown kind.
-    `path` is the file or folder, `reason` what is wrong with it.
+    """A checkpoint (safetensors, torch, Meta, quantized) that is damaged, incomplete or of an unknown kind,
+    or weights of any source that are no numbers. `path` is the file or folder, `reason` what is wrong
+    with it.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class OutputError(PyllamacpuError):
+    """A file that cannot be written, or must not be: an input, a folder, a disk without room. `path` is the
+    file, `reason` why.
     """
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.quantize.recipes import Tensor, file_order
+from pyllamacpu.quantize.recipes import SourceTensor, file_order
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shape:
         values |= self.keys
         return {"general.architecture": self.arch} | {f"{self.arch}.{key}": values[key] for key in values}
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> list[SourceTensor]:
         """In the order of the file that llama-quantize writes."""
         shapes: dict[str, tuple[int, ...]] = {
             "token_embd.weight": (64, self.dim),
@@ -57,7 +57,7 @@ class Shape:
             shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in self._layer().items()}
         floats = {name: len(shape) == 1 or "gate_inp" in name for name, shape in shapes.items()}
         return [
-            Tensor(name, shapes[name], TensorType.F32 if floats[name] else TensorType.F16)
+            SourceTensor(name, shapes[name], TensorType.F32 if floats[name] else TensorType.F16)
             for name in file_order(shapes)
         ]
 

@@ -12,7 +12,6 @@ from checkpoint_build import bf16_bits, write_safetensors
 from click.testing import CliRunner, Result
 from convert_models import BY_NAME, weights, write_checkpoint
 
-from pyllamacpu.cli.convert import human_bytes
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.gguf import GGUFFile
@@ -69,12 +68,6 @@ def test_options(source: Path, tmp_path: Path) -> None:
 def test_help_shows_examples() -> None:
     result = run("--help")
     assert "pyllamacpu convert Llama-3.2-1B-Instruct --outtype q4_k_m" in result.stdout
-
-
-def test_sizes_as_text() -> None:
-    assert [human_bytes(n) for n in (12, 1234, 5.6e6, 7.89e9, 1e12)] == [
-        *("12 B", "1.23 KB", "5.60 MB", "7.89 GB", "1.00 TB")
-    ]
 
 
 # VmHWM, because a child's ru_maxrss begins with what its parent had when it was forked.

@@ -146,9 +146,9 @@ def test_wrong_usage(args: list[str], says: str, folder: Path, run: Run) -> None
     ("args", "says"),
     [
         (["none.gguf", "Q8_0"], "none.gguf: cannot be opened"),
-        (["model.gguf", "model.gguf", "Q8_0"], "is the input too"),
-        (["model.gguf", "link.gguf", "Q8_0"], "is the input too"),
-        (["--keep-split", "parts-00002-of-00003.gguf", "parts.gguf", "Q8_0"], "is the input too"),
+        (["model.gguf", "model.gguf", "Q8_0"], "is an input too"),
+        (["model.gguf", "link.gguf", "Q8_0"], "is an input too"),
+        (["--keep-split", "parts-00002-of-00003.gguf", "parts.gguf", "Q8_0"], "is an input too"),
         (["model.gguf", "nowhere/out.gguf", "Q8_0"], "nowhere/out.gguf: cannot be written"),
         (["--prune-layers", "4", "model.gguf", "Q8_0"], "layers 0 to 3"),
         (["--prune-layers", "0,1,2,3", "model.gguf", "Q8_0"], "one must stay"),
@@ -172,7 +172,7 @@ def test_weights_that_are_no_numbers(folder: Path, run: Run) -> None:
     for kind in ("Q8_0", "COPY"):
         result = run("quantize", "bad.gguf", "out.gguf", kind)
         assert result.code == 1 and result.err.count("error:") == 1
-        assert "tensor 'blk.2.ffn_down.weight', row 7, column 3 is inf" in result.err
+        assert "blk.2.ffn_down.weight: row 7, column 3 holds inf" in result.err
         assert not [path for path in folder.iterdir() if "out" in path.name]
 
 

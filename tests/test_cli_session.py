@@ -255,7 +255,7 @@ def test_save_and_load_of_impossible_files(tmp_path: Path) -> None:
     for line, says in (
         (f"/load {tmp_path}/none", "cannot read"),
         (f"/load {tmp_path}/binary", "no saved conversation"),
-        (f"/save {tmp_path}/no/such/folder/f", "cannot write"),
+        (f"/save {tmp_path}/no/such/folder/f", "cannot be written"),
         ("/save", "needs a file"),
         ("/load", "needs a file"),
     ):

@@ -60,7 +60,7 @@ def test_everything_on_plain_lines(model: Path) -> None:
     assert "token31" not in joined
     assert "token_embd.weight F32 32 × 64 8192" in joined and "blk.0.x Q8_0 32 × 64 2176" in joined
     assert "parameters 4096" in joined and "bits per weight 20.25" in joined
-    assert "F32 1 2048 8.0 KiB" in joined and "Q8_0 1 2048 2.1 KiB" in joined
+    assert "F32 1 2048 8 KiB" in joined and "Q8_0 1 2048 2.125 KiB" in joined
     assert "\x1b" not in joined and "evil\\x1b[31m\\nname" in joined
     assert all(line == line.rstrip() for line in lines)
 

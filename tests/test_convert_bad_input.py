@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_chec
 from pyllamacpu import Llama
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
+from pyllamacpu.convert.target_path import target_path
 from pyllamacpu.convert.types import tensor_types
 from pyllamacpu.errors import CheckpointError, OptionError, PyllamacpuError
 from pyllamacpu.gguf import GGUFFile
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.weights import stream
 from pyllamacpu.weights.lazy_tensor import from_array
-from pyllamacpu.weights.output import SplitLimits, target_path
 
 GQA = BY_NAME["gqa"]
 
@@ -93,7 +92,7 @@ def test_a_key_can_be_said_to_change_nothing(source: Path) -> None:
     change_config(source, my_note="hello", off=None, empty={}, no=False)
     with pytest.raises(CheckpointError, match="--ignore-config KEY"):
         plan(source)
-    assert plan(source, ignored_config=frozenset(["my_note"])).items
+    assert plan(source, ignored_config=frozenset(["my_note"])).output.tensors
 
 
 @pytest.mark.parametrize(
@@ -115,18 +114,6 @@ def test_tensors(source: Path, change: Callable[[Arrays], object], says: str) ->
         plan(source)
 
 
-@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0", "q4_0"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers(source: Path, outtype: str, value: float) -> None:
-    def spoil(tensors: Arrays) -> None:
-        tensors["model.layers.1.mlp.down_proj.weight"][37, 5] = value
-
-    change_tensors(source, spoil)
-    with pytest.raises(CheckpointError, match=r"down_proj.*row 37 holds"):
-        plan(source, outtype).run()
-    assert nothing_was_written(source.parent)
-
-
 @pytest.mark.parametrize(
     ("kind", "outtype"), [("BF16", "bf16"), ("F16", "f16"), ("BF16", "f16"), ("BF16", "q8_0")]
 )
@@ -141,20 +128,9 @@ def test_16_bit_weights_that_are_no_numbers(
             tensors[name] = array.astype(np.float16).view(np.uint16) if kind == "F16" else bf16_bits(array)
 
     change_tensors(source, spoil, kind)
-    with pytest.raises(CheckpointError, match=r"lm_head.*row 123 holds inf"):
+    with pytest.raises(CheckpointError, match=r"lm_head.*row 123, column 63 holds inf"):
         plan(source, outtype).run()
     assert nothing_was_written(source.parent)
-
-
-def test_weights_beyond_f16(source: Path) -> None:
-    def enlarge(tensors: Arrays) -> None:
-        tensors["model.layers.0.self_attn.v_proj.weight"][3, 4] = -70000.0
-
-    change_tensors(source, enlarge)
-    with pytest.raises(CheckpointError, match=r"v_proj.*row 3 holds -70000.*--outtype bf16"):
-        plan(source, "f16").run()
-    assert nothing_was_written(source.parent)
-    plan(source, "bf16").run()
 
 
 def test_a_missing_shard(source: Path) -> None:
@@ -164,43 +140,6 @@ def test_a_missing_shard(source: Path) -> None:
     write_index(source / "model.safetensors.index.json", names)
     with pytest.raises(CheckpointError, match="model-00002-of-00002"):
         plan(source)
-
-
-def test_a_full_disk_is_found_out_before(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OptionError, match=r"are needed, the disk has 0\.00 GB"):
-        plan(source).run()
-    assert nothing_was_written(source.parent)
-
-
-def test_interruption_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "SLAB", 640)
-    conversion = plan(source, limits=SplitLimits(max_tensors=3))
-
-    def interrupt(name: str, done: int, total: int) -> None:
-        if 2 * done > total:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        conversion.run(interrupt)
-    assert nothing_was_written(source.parent)
-    conversion.run()
-    with GGUFFile.open(conversion.paths[0]) as file:
-        assert len(file.tensors) == len(conversion.items)
-
-
-def test_slabs_make_no_difference(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plan(source, "q8_0")
-    whole.run(lambda name, done, total: None)
-    before = whole.paths[0].read_bytes()
-    monkeypatch.setattr(stream, "SLAB", 200)
-    done: list[int] = []
-    plan(source, "q8_0", threads=3).run(lambda name, at, total: done.append(at))
-    assert whole.paths[0].read_bytes() == before
-    assert done == sorted(done)
-    assert done[-1] == whole.n_bytes
-    assert len(done) > 3 * len(whole.items)
 
 
 def test_types_that_need_importance_are_refused(source: Path) -> None:
@@ -217,7 +156,7 @@ def test_types_fall_back_and_say_so(source: Path) -> None:
     conversion = plan(source, "q4_k_m")
     assert any("cannot be Q4_K" in note for note in conversion.notes)
     conversion.run()
-    with GGUFFile.open(conversion.paths[0]) as file:
+    with GGUFFile.open(conversion.output.paths[0]) as file:
         assert file.metadata["general.file_type"] == 15
         assert "F32" in {info.type.name for info in file.tensors.values()}
 
@@ -226,7 +165,7 @@ def test_no_tokenizer_serves_ids(source: Path) -> None:
     conversion = plan(source)
     assert any("token ids" in note for note in conversion.notes)
     conversion.run()
-    with Llama(str(conversion.paths[0]), verbose=False) as llm:
+    with Llama(str(conversion.output.paths[0]), verbose=False) as llm:
         assert len(list(zip(range(3), llm.generate([1, 2, 3]), strict=False))) == 3
         with pytest.raises(PyllamacpuError):
             llm("text")
@@ -267,9 +206,9 @@ def test_a_vocabulary_needs_no_weights(source: Path) -> None:
     (source / "tokenizer.model").write_bytes(ranks)
     conversion = plan(source, vocab_only=True)
     conversion.run()
-    with Llama(str(conversion.paths[0]), vocab_only=True) as llm:
+    with Llama(str(conversion.output.paths[0]), vocab_only=True) as llm:
         assert llm.tokenize(b"abc", add_bos=False) == [97, 98, 99]
-    with GGUFFile.open(conversion.paths[0]) as file:
+    with GGUFFile.open(conversion.output.paths[0]) as file:
         assert not file.tensors
         assert file.metadata["llama.block_count"] == 2
     (source / "tokenizer.model").unlink()

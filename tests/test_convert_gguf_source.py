@@ -18,12 +18,13 @@ from pyllamacpu import Llama
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.metadata_edits import MetadataEdits, parse_metadata
 from pyllamacpu.convert.sources import plan_conversion
-from pyllamacpu.errors import CheckpointError, GGUFError, OptionError
+from pyllamacpu.errors import GGUFError, OptionError, OutputError
 from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType, ValueType
 from pyllamacpu.quantize.driver import run as run_quantize
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.quantize.plan import Settings, make_plan
-from pyllamacpu.weights.output import SplitLimits, parse_size
+from pyllamacpu.units import parse_bytes
+from pyllamacpu.weights.output import SplitLimits
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def model(tmp_path: Path) -> Path:
 def run(source: Path, target: Path, **options: object) -> list[Path]:
     plan = plan_conversion(source, ConvertOptions(outfile=str(target), **options))  # type: ignore[arg-type]
     plan.run()
-    return plan.paths
+    return plan.output.paths
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -123,7 +124,7 @@ def test_split_and_merge(model: Path, tmp_path: Path) -> None:
 
 
 def test_split_by_size(model: Path, tmp_path: Path) -> None:
-    limit = parse_size("30K")
+    limit = parse_bytes("30K")
     parts = run(model, tmp_path / "part.gguf", limits=SplitLimits(max_bytes=limit))
     for path in parts:
         with GGUFFile.open(path) as file:
@@ -131,7 +132,7 @@ def test_split_by_size(model: Path, tmp_path: Path) -> None:
         assert sum(own) <= limit or len(own) == 1
     assert contents(parts[0]) == contents(model)
     with pytest.raises(OptionError, match="500M"):
-        parse_size("many")
+        parse_bytes("many")
 
 
 def test_vocabulary_alone(model: Path, tmp_path: Path) -> None:
@@ -191,10 +192,10 @@ def test_removing_what_is_not_there(model: Path, tmp_path: Path) -> None:
 
 def test_the_source_is_never_written_to(model: Path, tmp_path: Path) -> None:
     before = model.read_bytes()
-    with pytest.raises(CheckpointError, match="is the source"):
+    with pytest.raises(OutputError, match="is an input too"):
         run(model, model, outtype="f16")
     parts = run(model, tmp_path / "part.gguf", limits=SplitLimits(max_tensors=12))
-    with pytest.raises(CheckpointError, match="is the source"):
+    with pytest.raises(OutputError, match="is an input too"):
         run(parts[0], tmp_path / "part.gguf", limits=SplitLimits(max_tensors=12))
     assert model.read_bytes() == before
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf_build import small_file
 
-from pyllamacpu.errors import GGUFError
+from pyllamacpu.errors import GGUFError, OutputError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
@@ -134,7 +134,7 @@ def test_nothing_is_left_after_an_error(tmp_path: Path) -> None:
         writer.add_tensor("t", (4,), TensorType.F32)
         writer.write("t", bytes(8))
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
-    with pytest.raises(GGUFError, match="cannot be written"), GGUFWriter(tmp_path / "no" / "m.gguf"):
+    with pytest.raises(OutputError, match="cannot be written"), GGUFWriter(tmp_path / "no" / "m.gguf"):
         pass
 
 

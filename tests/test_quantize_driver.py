@@ -1,26 +1,22 @@
-"""The streaming driver: every row in its place, little memory, nothing left behind."""
+"""Quantizing a file: every row in its place, with its importance; test_weights_output.py has the rest."""
 
 from __future__ import annotations
 
-import shutil
-import threading
-from collections import namedtuple
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from quantize_model import arrays, values, write_matrix, write_model
 
-from pyllamacpu.errors import GGUFError, ModelError
-from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType
+from pyllamacpu.errors import CheckpointError, GGUFError, ModelError
+from pyllamacpu.gguf import GGUFFile, TensorType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize import driver
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry, read_imatrix
 from pyllamacpu.quantize.plan import Settings, make_plan
 from pyllamacpu.quantize.recipes import TypeOptions
+from pyllamacpu.weights import stream
 from pyllamacpu.weights.blocks import quantize
 
 T = TensorType
@@ -47,7 +43,7 @@ def test_slabs_and_threads_change_nothing(
     source, experts = with_experts(tmp_path / "in.gguf")
     importance = np.abs(values((5, 96), 5)) * 9 + 0.5
     matrix = Imatrix({EXPERTS: ImatrixEntry(importance, np.ones(5, np.int64))}, ("t",), 1, 8)
-    monkeypatch.setattr(driver, "SLAB", slab)
+    monkeypatch.setattr(stream, "SLAB", slab)
     quantized(source, tmp_path / "out.gguf", threads=threads, imatrix=matrix)
     with GGUFFile.open(tmp_path / "out.gguf") as file:
         expected = [quantize(experts[i], T.Q8_0, importance[i]) for i in range(5)]
@@ -63,7 +59,7 @@ def test_each_expert_has_its_own_importance(tmp_path: Path, monkeypatch: pytest.
         seen.append((len(rows), b"" if importance is None else importance.tobytes()))
         return quantize(rows, kind, None, threads)
 
-    monkeypatch.setattr(driver, "quantize", noting)
+    monkeypatch.setattr(stream, "quantize", noting)
     source, _ = with_experts(tmp_path / "in.gguf")
     importance = np.abs(values((5, 96), 5)) + 0.5
     matrix = Imatrix({EXPERTS: ImatrixEntry(importance, np.ones(5, np.int64))}, ("t",), 1, 8)
@@ -93,78 +89,17 @@ def test_all_float_sources_and_quantized_ones(tmp_path: Path) -> None:
             np.testing.assert_array_equal(out.data("output_norm.weight"), source.data("output_norm.weight"))
 
 
-def test_progress_adds_up_and_comes_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "SLAB", 64)
-    source = write_model(tmp_path / "in.gguf")
-    events = quantized(source, tmp_path / "out.gguf")
-    with GGUFFile.open(source) as file:
-        assert events[-1].done == sum(info.n_bytes for info in file.tensors.values())
-        assert [event.step.name for event in events if event.ended] == list(dict.fromkeys(
-            event.step.name for event in events
-        ))  # fmt: skip
-        assert sum(event.ended for event in events) == len(file.tensors)
-    assert all(a.done < b.done for a, b in pairwise(events))
-
-
-def test_closing_early_leaves_nothing(tmp_path: Path) -> None:
-    source = write_model(tmp_path / "in.gguf")
-    threads = threading.active_count()
-    with GGUFFile.open(source) as file:
-        steps = run(make_plan(file, Settings(parse_file_type("Q8_0"))), tmp_path / "out.gguf", 2)
-        next(steps)
-        assert len([*tmp_path.iterdir()]) == 2
-        steps.close()
-        assert [*tmp_path.iterdir()] == [source]
-    assert threading.active_count() == threads
-
-
-def test_an_output_that_was_there_stays_until_the_end(tmp_path: Path) -> None:
-    tensors = arrays()
-    tensors["output.weight"][3, 1] = np.nan
-    source, out = write_model(tmp_path / "in.gguf", tensors), tmp_path / "out.gguf"
-    out.write_bytes(b"old")
-    with pytest.raises(ModelError, match=r"'output\.weight', row 3, column 1 is nan"):
-        quantized(source, out)
-    assert out.read_bytes() == b"old" and len([*tmp_path.iterdir()]) == 2
-
-
 def test_rows_of_a_bad_weight_are_counted_from_the_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "SLAB", 96 * 10)
+    monkeypatch.setattr(stream, "SLAB", 96 * 10)
     source, experts = with_experts(tmp_path / "in.gguf")
     tensors = {**arrays(layers=1), EXPERTS: experts}
     tensors[EXPERTS][3, 20, 5] = -np.inf
     write_model(source, tensors, llama__block_count=1, llama__expert_count=5)
     for kind in ("Q8_0", "COPY"):
-        with pytest.raises(ModelError, match=f"row {3 * 33 + 20}, column 5 is -inf"):
+        with pytest.raises(CheckpointError, match=f"row {3 * 33 + 20}, column 5 holds -inf"):
             quantized(source, tmp_path / "out.gguf", kind)
-
-
-def test_a_full_disk_is_seen_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    source = write_model(tmp_path / "in.gguf")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
-    with pytest.raises(GGUFError, match=r"needs .* GB, the disk has 0\.00 GB left"):
-        quantized(source, tmp_path / "out.gguf")
-    assert [*tmp_path.iterdir()] == [source]
-
-
-def test_parts_that_cannot_all_be_finished_are_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = write_model(tmp_path / "in.gguf", n_parts=3)
-    before, close = {*tmp_path.iterdir()}, GGUFWriter.close
-
-    def failing(writer: GGUFWriter) -> None:
-        if "00002" in writer.path.name:
-            raise GGUFError(writer.path, "cannot be written: No space left")
-        close(writer)
-
-    monkeypatch.setattr(GGUFWriter, "close", failing)
-    with pytest.raises(GGUFError, match="No space"):
-        quantized(source, tmp_path / "out.gguf", keep_split=True)
-    assert {*tmp_path.iterdir()} == before
 
 
 def test_whole_numbers_are_copied(tmp_path: Path) -> None:
@@ -184,7 +119,7 @@ def test_pruning_moves_layers_up_with_their_importance(tmp_path: Path) -> None:
     settings = Settings(parse_file_type("Q8_0"), imatrix=matrix, prune=frozenset({0, 2}))
     with GGUFFile.open(source) as file:
         plan = make_plan(file, settings)
-        step = next(step for step in plan.steps if step.name == "blk.1.attn_q.weight")
+        step = next(step for step in plan.tensors if step.name == "blk.1.attn_q.weight")
         assert step.source.name == "blk.3.attn_q.weight"
         expected = matrix.importance("blk.3.attn_q.weight")
         np.testing.assert_array_equal(plan.importance(step), expected)
@@ -216,5 +151,5 @@ def test_types_that_are_forced_still_have_to_fit(tmp_path: Path) -> None:
     with GGUFFile.open(write_model(tmp_path / "in.gguf")) as file:
         settings = Settings(parse_file_type("F16"), TypeOptions(output=T.Q6_K))
         plan = make_plan(file, settings)
-    assert {step.name: step.kind for step in plan.steps}["output.weight"] == T.Q8_0
+    assert {step.name: step.kind for step in plan.tensors}["output.weight"] == T.Q8_0
     assert "output.weight: rows of 32 are no multiple of 256" in plan.notes[0]

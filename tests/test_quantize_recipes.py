@@ -14,8 +14,8 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.quantize.file_types import FILE_TYPES, find_file_type, guessed_number, parse_file_type
 from pyllamacpu.quantize.recipes import (
-    ModelFacts,
-    Tensor,
+    ModelTraits,
+    SourceTensor,
     TypeOptions,
     choose_types,
     file_order,
@@ -42,13 +42,13 @@ def options_of(words: list[str]) -> TypeOptions:
 @pytest.mark.parametrize("label", SHAPES)
 def test_types_are_those_of_llama_quantize(label: str) -> None:
     shape = SHAPES[label]
-    facts = ModelFacts.of(shape.metadata())
+    traits = ModelTraits.of(shape.metadata())
     assert EXPECTED[label].keys() >= FILE_TYPES.keys()
     with_matrix = {f"{mix}+" for mix in FILE_TYPES}
     for key in {*EXPECTED[label], *with_matrix}:
         words = key.removesuffix("+").split()
         chosen = choose_types(
-            shape.tensors(), parse_file_type(words[-1]), facts, options_of(words[:-1]), key.endswith("+")
+            shape.tensors(), parse_file_type(words[-1]), traits, options_of(words[:-1]), key.endswith("+")
         )
         expected = EXPECTED[label].get(key) or EXPECTED[label][key.removesuffix("+")]
         found = compressed({name: choice.kind.name.lower() for name, choice in chosen.items()})
@@ -57,8 +57,8 @@ def test_types_are_those_of_llama_quantize(label: str) -> None:
 
 def test_what_does_not_fit_says_so() -> None:
     shape = SHAPES["SmolLM2-135M"]
-    facts = ModelFacts.of(shape.metadata())
-    chosen = choose_types(shape.tensors(), parse_file_type("Q4_K_M"), facts, TypeOptions(), False)
+    traits = ModelTraits.of(shape.metadata())
+    chosen = choose_types(shape.tensors(), parse_file_type("Q4_K_M"), traits, TypeOptions(), False)
     q, down = chosen["blk.9.attn_q.weight"], chosen["blk.9.ffn_down.weight"]
     assert (q.kind, q.wanted, q.fell_back) == (T.Q5_0, T.Q4_K, True)
     assert (down.kind, down.fell_back) == (T.Q4_K, False)
@@ -125,27 +125,27 @@ def test_layers_come_in_the_order_of_their_numbers() -> None:
 
 
 def test_facts_of_a_model() -> None:
-    facts = ModelFacts.of(
+    traits = ModelTraits.of(
         {"general.architecture": "x", "x.block_count": 80, "x.attention.head_count": [64, 8]}
     )
-    assert facts == ModelFacts("x", 80, 64, 64, 0) and not facts.grouped and not facts.is_70b
+    assert traits == ModelTraits("x", 80, 64, 64, 0) and not traits.grouped and not traits.is_70b
     with pytest.raises(ModelError, match="block_count"):
-        ModelFacts.of({"general.architecture": "x"})
+        ModelTraits.of({"general.architecture": "x"})
     with pytest.raises(ModelError, match="whole number"):
-        ModelFacts.of({"general.architecture": "x", "x.block_count": "many"})
+        ModelTraits.of({"general.architecture": "x", "x.block_count": "many"})
 
 
 def test_architectures_with_other_mixes_are_refused() -> None:
-    facts, tensor = ModelFacts("falcon", 4, 4, 1, 0), Tensor("blk.0.attn_q.weight", (2, 256), T.F16)
+    traits, tensor = ModelTraits("falcon", 4, 4, 1, 0), SourceTensor("blk.0.attn_q.weight", (2, 256), T.F16)
     for mix, options in (("Q4_K_M", TypeOptions(pure=True)), ("F16", TypeOptions())):
-        assert choose_types([tensor], parse_file_type(mix), facts, options, False)
+        assert choose_types([tensor], parse_file_type(mix), traits, options, False)
     with pytest.raises(ModelError, match="--pure"):
-        choose_types([tensor], parse_file_type("Q4_K_M"), facts, TypeOptions(), False)
+        choose_types([tensor], parse_file_type("Q4_K_M"), traits, TypeOptions(), False)
 
 
 def test_exact_types_come_first() -> None:
-    facts, tensor = ModelFacts("llama", 4, 4, 1, 0), Tensor("output.weight", (2, 256), T.F16)
+    traits, tensor = ModelTraits("llama", 4, 4, 1, 0), SourceTensor("output.weight", (2, 256), T.F16)
     options = TypeOptions(output=T.Q8_0, exact={"output.weight": T.Q5_K})
     assert (
-        choose_types([tensor], parse_file_type("Q4_K_M"), facts, options, False)[tensor.name].kind == T.Q5_K
+        choose_types([tensor], parse_file_type("Q4_K_M"), traits, options, False)[tensor.name].kind == T.Q5_K
     )

@@ -23,7 +23,7 @@ import pytest
 
 from pyllamacpu.errors import StoreError
 from pyllamacpu.store import hub, starter
-from pyllamacpu.store.files import exclusive, install_stream, whole_file
+from pyllamacpu.store.files import exclusive, install_stream
 from pyllamacpu.store.hub import HubRef
 from pyllamacpu.store.paths import models_dir, store_home
 from pyllamacpu.store.starter import STARTER, Starter, starter_path
@@ -323,20 +323,6 @@ def test_no_space_left(tmp_path: Path, tiny: Starter, monkeypatch: pytest.Monkey
 
 
 # Files
-
-
-def test_whole_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    target = tmp_path / "out" / "x"
-    target.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), whole_file(target) as out:
-        out.write(b"half")
-        raise KeyboardInterrupt
-    assert target.read_bytes() == b"old"
-    with whole_file(target) as out:
-        out.write(b"new")
-    assert target.read_bytes() == b"new"
-    assert [path.name for path in target.parent.iterdir()] == ["x"]
 
 
 def test_install_stream_reports_bytes(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.options import CACHE_TYPES, options
-from pyllamacpu.cli.output import is_terminal
 from pyllamacpu.errors import OptionError
+from pyllamacpu.files import write_whole
+from pyllamacpu.progress import clear_line, count_bar, is_terminal
 
 if TYPE_CHECKING:
     from pyllamacpu.bench.batched import BatchedOptions
@@ -289,28 +290,18 @@ def _write(results: Iterable[HasRow], make: Callable[[str], Writer], given: dict
         for result in results:
             text = out.add(result)
             saved.append(text)
-            _clear_bar()
+            clear_line()
             click.echo(text, nl=False)
             if err:
                 click.echo(err.add(result), nl=False, err=True)
     finally:
         saved.append(out.end())
-        _clear_bar()
+        clear_line()
         click.echo(saved[-1], nl=False)
         if err:
             click.echo(err.end(), nl=False, err=True)
         if given["output_file"] and len(saved) > 1:
-            _save(given["output_file"], "".join(saved))
-
-
-def _save(path: Path, text: str) -> None:
-    """Written beside its target and renamed when whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            write_whole(given["output_file"], "".join(saved))
 
 
 def _set_priority(level: int) -> None:
@@ -332,37 +323,5 @@ def _progress(wanted: bool | None) -> Iterator[Progress | None]:
     elif not terminal:
         yield lambda text, done, total: click.echo(f"{done}/{total} {text}", err=True)
     else:
-        with _bar() as progress:
+        with count_bar() as progress:
             yield progress
-
-
-def _clear_bar() -> None:
-    """Empties the terminal's line, on which a progress bar may stand."""
-    if is_terminal(sys.stderr):
-        sys.stderr.write("\r\x1b[2K")
-        sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Drawn only between runs: a thread that redraws would take time from the kernels.
-    with Bar(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        auto_refresh=False,
-        redirect_stdout=False,  # results go to the real one
-        redirect_stderr=False,
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(text: str, done: int, total: int) -> None:
-            bar.update(task, description=escape(text), completed=done, total=total, refresh=True)
-
-        yield show

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.store.progress import notify
+from pyllamacpu.progress import byte_bar, notify
+from pyllamacpu.units import decimal_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from pyllamacpu.convert.conversion import Conversion, ConvertOptions
-    from pyllamacpu.weights.output import OnProgress
-
-_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
-_LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+    from pyllamacpu.convert.conversion import ConvertOptions
+    from pyllamacpu.weights.output import ModelOutput
 
 
 @click.command(context_settings={"show_default": False})
@@ -79,25 +74,26 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
     for note in conversion.notes:
         notify(f"note: {note}")
     if dry_run:
-        _show(conversion)
+        _show(conversion.output)
         return
     begin = time.monotonic()
-    with _progress(conversion.n_bytes) as on_progress:
-        conversion.run(on_progress)
+    output = conversion.output
+    with byte_bar(output.n_bytes) as show:
+        for progress in conversion.write():
+            show(progress.done, progress.tensor.name)
     seconds = max(time.monotonic() - begin, 1e-3)
-    rate = conversion.n_bytes / seconds
-    for path in conversion.paths:
+    for path in output.paths:
         click.echo(path)
     notify(
-        f"{conversion.file_type}: {len(conversion.items)} tensors, {human_bytes(conversion.n_bytes)} in "
-        f"{seconds:.1f} s ({human_bytes(rate)}/s)"
+        f"{conversion.file_type}: {len(output.tensors)} tensors, {decimal_bytes(output.n_bytes)} in "
+        f"{seconds:.1f} s ({decimal_bytes(output.n_bytes / seconds)}/s)"
     )
 
 
 def _options(**given: Any) -> ConvertOptions:
     from pyllamacpu.convert.conversion import ConvertOptions
     from pyllamacpu.convert.metadata_edits import MetadataEdits, parse_metadata
-    from pyllamacpu.weights.output import SplitLimits, parse_size
+    from pyllamacpu.weights.output import SplitLimits
 
     size = given["split_max_size"]
     return ConvertOptions(
@@ -108,7 +104,7 @@ def _options(**given: Any) -> ConvertOptions:
         metadata_edits=MetadataEdits(
             tuple(map(parse_metadata, given["metadata"])), frozenset(given["remove_metadata"])
         ),
-        limits=SplitLimits(given["split_max_tensors"] or 0, parse_size(size) if size else 0),
+        limits=SplitLimits(given["split_max_tensors"] or 0, parse_bytes(size) if size else 0),
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),
         base=given["base"],
@@ -116,21 +112,21 @@ def _options(**given: Any) -> ConvertOptions:
     )
 
 
-def _show(conversion: Conversion) -> None:
+def _show(output: ModelOutput) -> None:
     """Metadata, tensors with their types and sizes, files."""
-    for key in conversion.keys:
+    for key in output.metadata:
         click.echo(f"{key.name:<42} {_value(key.value)}")
-    for path, items in zip(conversion.paths, conversion.parts, strict=True):
-        size = sum(item.n_bytes for item in items)
-        click.echo(f"\n{path}: {len(items)} tensors, {human_bytes(size)}")
-        for item in items:
-            shape = " x ".join(map(str, item.shape))
-            origin = f"{item.tensor.dtype} -> {item.kind.name}"
-            click.echo(f"  {item.name:<34} {shape:<22} {origin:<18} {human_bytes(item.n_bytes):>10}")
-    if conversion.n_elements:
-        bits = 8 * conversion.n_bytes / conversion.n_elements
+    for path, tensors in zip(output.paths, output.parts, strict=True):
+        size = sum(tensor.n_bytes for tensor in tensors)
+        click.echo(f"\n{path}: {len(tensors)} tensors, {decimal_bytes(size)}")
+        for tensor in tensors:
+            shape = " x ".join(map(str, tensor.shape))
+            origin = f"{tensor.tensor.dtype} -> {tensor.kind.name}"
+            click.echo(f"  {tensor.name:<34} {shape:<22} {origin:<18} {decimal_bytes(tensor.n_bytes):>10}")
+    if output.n_elements:
+        bits = 8 * output.n_bytes / output.n_elements
         click.echo(
-            f"\n{human_bytes(conversion.n_bytes)} in all, {bits:.2f} bits per weight; nothing was written"
+            f"\n{decimal_bytes(output.n_bytes)} in all, {bits:.2f} bits per weight; nothing was written"
         )
 
 
@@ -143,58 +139,3 @@ def _value(value: Any) -> str:
     if hasattr(value, "__len__"):
         return f"{len(value)} values"
     return str(value)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[OnProgress]:
-    """Tensor, bytes, rate and time left: a bar on a terminal, a line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:<30}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda name, done, _: progress.update(task, description=name, completed=done)
-
-
-def _lines() -> OnProgress:
-    begin = last = time.monotonic()
-
-    def say(name: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _LINE_EVERY:
-            return
-        last = now
-        rate = done / (now - begin)
-        left = (total - done) / rate
-        notify(
-            f"{100 * done / total:3.0f} % {name}: {human_bytes(done)} of {human_bytes(total)}, "
-            f"{human_bytes(rate)}/s, {left:.0f} s left"
-        )
-
-    return say
-
-
-def human_bytes(n: float) -> str:
-    """`1.23 GB`, in powers of ten."""
-    for size, unit in _UNITS:
-        if n >= size:
-            return f"{n / size:.2f} {unit}"
-    return f"{n:.0f} B"

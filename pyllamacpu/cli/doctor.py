@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyllamacpu.cli.output import is_terminal
+from pyllamacpu.progress import is_terminal
+from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.bench.doctor import Report
@@ -47,7 +48,7 @@ def _cpu(report: Report) -> Section:
         ("tiers", ", ".join(report.tiers) + (f"; not on this CPU: {', '.join(absent)}" if absent else ""))
     )
     rows.append(("cores", _cores(report)))
-    caches = ", ".join(f"{name} {_size(n)}" for name, n in report.caches.items())
+    caches = ", ".join(f"{name} {binary_bytes(n)}" for name, n in report.caches.items())
     if caches:
         rows.append(("caches", caches))
     if report.governors:
@@ -81,7 +82,7 @@ def _process(report: Report) -> Section:
     if report.cgroup_cpus is not None:
         rows.append(("CPU quota", f"{report.cgroup_cpus:g} CPUs"))
     if report.cgroup_memory is not None:
-        rows.append(("memory limit", _size(report.cgroup_memory)))
+        rows.append(("memory limit", binary_bytes(report.cgroup_memory)))
     if report.container:
         rows.append(("container", "yes"))
     return "This process", rows
@@ -89,10 +90,16 @@ def _process(report: Report) -> Section:
 
 def _memory(report: Report) -> Section:
     memory = report.memory
-    rows = [("memory", f"{_size(memory.total)}, {_size(memory.available)} free")] if memory.total else []
+    rows = (
+        [("memory", f"{binary_bytes(memory.total)}, {binary_bytes(memory.available)} free")]
+        if memory.total
+        else []
+    )
     if memory.total:
         swap = (
-            f"{_size(memory.swap_used)} of {_size(memory.swap_total)} used" if memory.swap_total else "none"
+            f"{binary_bytes(memory.swap_used)} of {binary_bytes(memory.swap_total)} used"
+            if memory.swap_total
+            else "none"
         )
         rows.append(("swap", swap))
     if report.huge_pages:
@@ -118,13 +125,6 @@ def _software(report: Report) -> Section:
         *rows,
         ("model store", report.store + ("" if report.store_writable else " (read-only)")),
     ]
-
-
-def _size(n_bytes: int) -> str:
-    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.4g} {unit}"
-    return f"{n_bytes} B"
 
 
 def _print(sections: list[Section], advice: list[str]) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyllamacpu.cli.options import CACHE_TYPES, model_option, options
-from pyllamacpu.cli.output import is_terminal
 from pyllamacpu.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -20,7 +15,6 @@ if TYPE_CHECKING:
     from pyllamacpu.text import Tokenizer
 
 _positive = click.IntRange(min=1)
-_DRAW_EVERY = 0.2  # seconds between two drawings of the progress line
 
 text_option = click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="The text (- is stdin); tasks for the choices."
@@ -101,37 +95,3 @@ def required(path: Path | None) -> Path:
     if path is None:
         raise OptionError("there is no text: give one with -f FILE")
     return path
-
-
-@contextmanager
-def progress_line() -> Iterator[Callable[[str, int, int], None]]:
-    """A line on stderr with what is given, the share done and the time left; nothing where it is no
-    terminal.
-    """
-    terminal = is_terminal(sys.stderr)
-    start = time.monotonic()
-    drawn = 0.0
-
-    def show(text: str, done: int, total: int) -> None:
-        nonlocal drawn
-        now = time.monotonic()
-        if not terminal or (now - drawn < _DRAW_EVERY and done < total):
-            return
-        drawn = now
-        left = (now - start) / max(done, 1) * (total - done)
-        sys.stderr.write(f"\r\x1b[2K{text}  {done}/{total}, {duration(left)} left")
-        sys.stderr.flush()
-
-    try:
-        yield show
-    finally:
-        if drawn:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

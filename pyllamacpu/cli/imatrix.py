@@ -10,7 +10,6 @@ import click
 from pyllamacpu.cli.evaluation import (
     engine_options,
     model_and_text,
-    progress_line,
     run_options,
     text_tokens,
     tokenizer_of,
@@ -18,6 +17,7 @@ from pyllamacpu.cli.evaluation import (
 )
 from pyllamacpu.cli.options import options, read_bytes
 from pyllamacpu.errors import OptionError
+from pyllamacpu.progress import progress_line
 
 if TYPE_CHECKING:
     from pyllamacpu.evaluate.windows import Windows

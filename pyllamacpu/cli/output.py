@@ -10,15 +10,11 @@ from typing import TextIO
 
 from pyllamacpu.cli.commands import usage_text
 from pyllamacpu.cli.session import Event, Finished, Notice, Text
+from pyllamacpu.progress import StatusLine, is_terminal
 
 _PROGRESS_AFTER = 0.5  # seconds of reading a prompt until that is worth a line
 _CONTROL = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 """Control characters, which must not reach a terminal from a model: they could move its cursor or worse."""
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """True when `stream` is a terminal that understands control codes."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Screen:
@@ -29,11 +25,11 @@ class Screen:
         self.terminal = is_terminal(self.out)
         self.colour = self.terminal and "NO_COLOR" not in os.environ
         self._began = 0.0  # when the prompt began to be read, by time.monotonic
-        self._progress_shown = False
+        self._line = StatusLine(self.out)
 
     def note(self, text: str) -> None:
         """Say something that is not part of an answer."""
-        self._end_progress()
+        self._line.clear()
         if self.terminal:
             print(f"\x1b[2m{text}\x1b[0m" if self.colour else text, file=self.out, flush=True)
         else:
@@ -41,7 +37,7 @@ class Screen:
 
     def error(self, text: str) -> None:
         """Say on one line what went wrong."""
-        self._end_progress()
+        self._line.clear()
         print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
 
     def on_prompt(self, done: int, total: int) -> None:
@@ -52,8 +48,7 @@ class Screen:
         if not self._began or done == 0:
             self._began = self._began or now
         if done < total and now - self._began >= _PROGRESS_AFTER:
-            print(f"\r\x1b[Kreading the prompt: {done} of {total} tokens", end="", file=self.out, flush=True)
-            self._progress_shown = True
+            self._line.show(f"reading the prompt: {done} of {total} tokens")
 
     def answer(self, events: Iterator[Event], stats: bool = True) -> None:
         """Print an answer as it comes. KeyboardInterrupt passes through after the answer has been closed."""
@@ -73,7 +68,7 @@ class Screen:
                     if stats:
                         self.note(usage_text(event.usage))
         except BaseException:
-            self._end_progress()
+            self._line.clear()
             if self.terminal:
                 self._break_line(at_line_start)
             raise
@@ -84,7 +79,7 @@ class Screen:
 
     def text(self, text: str) -> None:
         """Print a piece of an answer."""
-        self._end_progress()
+        self._line.clear()
         self.out.write(text.translate(_CONTROL) if self.terminal else text)
         self.out.flush()
 
@@ -92,8 +87,3 @@ class Screen:
         if not at_line_start:
             self.out.write("\n")
             self.out.flush()
-
-    def _end_progress(self) -> None:
-        if self._progress_shown:
-            print("\r\x1b[K", end="", file=self.out, flush=True)
-            self._progress_shown = False

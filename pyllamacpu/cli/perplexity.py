@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.evaluation import (
-    duration,
     model_and_text,
     open_engine,
-    progress_line,
     required,
     run_options,
     text_tokens,
@@ -22,6 +20,8 @@ from pyllamacpu.cli.evaluation import (
     window_bos,
 )
 from pyllamacpu.cli.options import options, read_bytes
+from pyllamacpu.progress import progress_line
+from pyllamacpu.units import duration
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.engine import Engine

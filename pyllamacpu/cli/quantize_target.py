@@ -10,23 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.evaluation import progress_line
-from pyllamacpu.cli.output import is_terminal
 from pyllamacpu.errors import OptionError
+from pyllamacpu.progress import is_terminal, notify, progress_line
+from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.engine import Engine
     from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.progress import OnCount
     from pyllamacpu.quantize.plan import Settings
     from pyllamacpu.quantize.report import Report
-    from pyllamacpu.quantize.target import Measured, Progress, Target
+    from pyllamacpu.quantize.target import Measured, Target
 
 _TYPES = ("pure", "keep_split", "prune_layers", "dry_run", "leave_output_tensor")
 
 
 def target_of(given: dict[str, Any]) -> Target | None:
     """The size that is asked for; None without one. Raises OptionError for what does not go with it."""
-    from pyllamacpu.quantize.target import Target, parse_size
+    from pyllamacpu.quantize.target import Target
 
     size, bits = given["target_size"], given["target_bpw"]
     if size is None and bits is None:
@@ -40,7 +41,7 @@ def target_of(given: dict[str, Any]) -> Target | None:
     for name in _TYPES:
         if given[name]:
             raise OptionError(f"--{name.replace('_', '-')} does not go with a target: types are chosen")
-    return Target(n_bytes=parse_size(size)) if size is not None else Target(bits=bits)
+    return Target(n_bytes=parse_bytes(size)) if size is not None else Target(bits=bits)
 
 
 def run_target(
@@ -62,8 +63,7 @@ def run_target(
     room = budget(file, target)
     check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())
-    folder = out.absolute().parent
-    with runnable(file, folder) as small:
+    with runnable(file, out) as small:
         engine = open_engine(small)
         try:
             settings, measured, text = _measure(file, engine, settings, 8 * room / elements, given)
@@ -96,14 +96,14 @@ def _measure(
     return settings, measured, text
 
 
-def _stages() -> Progress:
+def _stages() -> OnCount:
     """A line at the beginning of each stage."""
     seen: set[str] = set()
 
     def show(text: str, done: int, total: int) -> None:
         if text not in seen:
             seen.add(text)
-            click.echo(f"{text} …", err=True)
+            notify(f"{text} …")
 
     return show
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, is_command, run_command
-from pyllamacpu.cli.output import Screen, is_terminal
+from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.session import ChatSession
 from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.progress import is_terminal
 from pyllamacpu.store.paths import store_home
 
 if TYPE_CHECKING:

@@ -274,15 +274,11 @@ class ChatSession:
         return len(self.engine.render(self.messages())) if self.turns or self.system else 0
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON, whole or not at all. Raises OptionError."""
-        from pyllamacpu.store.files import whole_file
+        """Write the conversation as JSON, whole or not at all. Raises OutputError."""
+        from pyllamacpu.files import write_whole
 
         content = json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n"
-        try:
-            with whole_file(path) as out:
-                out.write(content.encode("utf-8", "replace"))
-        except OSError as error:
-            raise OptionError(f"cannot write {path}: {error.strerror or error}") from error
+        write_whole(path, content.encode("utf-8", "replace"))
 
     def load(self, path: Path) -> None:
         """Replace the conversation by a saved one; a list of messages as the HTTP API takes it is read too.

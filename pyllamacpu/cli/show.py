@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pyllamacpu.errors import ModelError
+from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile
@@ -201,19 +202,10 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _size(n_bytes: int) -> str:
-    value, unit = float(n_bytes), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{n_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def _print_sections(file: GGUFFile, sections: str | None, full: bool, type_k: str, type_v: str) -> None:
     if sections is None:
         facts = _facts(file)
-        facts |= {key: _size(facts[key]) for key in ("bytes", "tensor_bytes")}
+        facts |= {key: binary_bytes(facts[key]) for key in ("bytes", "tensor_bytes")}
         print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
     if sections in (None, "metadata"):
         values = file.metadata
@@ -232,7 +224,7 @@ def _print_tensors(file: GGUFFile) -> None:
     ]
     print_table("Tensors", ("name", "type", "shape", "bytes"), tensors, right=(3,))
     types = [
-        (row["type"], str(row["tensors"]), str(row["parameters"]), _size(row["bytes"]))
+        (row["type"], str(row["tensors"]), str(row["parameters"]), binary_bytes(row["bytes"]))
         for row in _types(file)
     ]
     print_table("Types", ("type", "tensors", "parameters", "size"), types, right=(1, 2, 3))
@@ -247,7 +239,7 @@ def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None
         click.echo(f"Memory: unknown, {_printable(str(error))}")
         return
     columns = ("weights", "kv", "scratch", "total")
-    rows = [(str(row["context"]), *(_size(row[key]) for key in columns)) for row in memory]
+    rows = [(str(row["context"]), *(binary_bytes(row[key]) for key in columns)) for row in memory]
     head = ("context", "weights", f"KV ({type_k}, {type_v})", "scratch", "total")
     print_table("Memory", head, rows, right=range(5))
 

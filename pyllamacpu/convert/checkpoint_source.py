@@ -18,11 +18,8 @@ from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from pyllamacpu.convert.types import file_type_of, tensor_types
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
-from pyllamacpu.gguf.values import ValueType
-from pyllamacpu.quantize.file_types import FileType
-from pyllamacpu.weights.stream import Item
-
-QUANTIZATION_VERSION = 2
+from pyllamacpu.quantize.file_types import FileType, file_type_keys
+from pyllamacpu.weights.stream import OutputTensor
 
 
 def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
@@ -113,8 +110,7 @@ def _metadata(
         KeyValue("general.architecture", shape.arch),
         *general,
         *shape.keys(shape.vocab_size),
-        KeyValue("general.file_type", number, ValueType.UINT32),
-        KeyValue("general.quantization_version", QUANTIZATION_VERSION, ValueType.UINT32),
+        *file_type_keys(number),
         *vocabulary.keys,
     ]
 
@@ -130,7 +126,7 @@ def _with_types(
 ) -> Conversion:
     """The plan of a model's tensors, once their types are chosen."""
     kinds, said = tensor_types(mapped.tensors, file_type, {key.name: key.value for key in keys})
-    items = [Item(name, tensor, kinds[name]) for name, tensor in mapped.tensors.items()]
+    items = [OutputTensor(name, tensor, kinds[name]) for name, tensor in mapped.tensors.items()]
     if options.vocab_only:
         return build_conversion(source, files, options, "vocab", keys, [], notes)
     return build_conversion(source, files, options, file_type.name, keys, items, (*notes, *said))

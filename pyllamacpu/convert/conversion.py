@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamacpu.convert.metadata_edits import MetadataEdits
+from pyllamacpu.convert.target_path import target_path
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.keys import KeyValue
-from pyllamacpu.weights import tensor_cache
-from pyllamacpu.weights.output import (
-    OnProgress,
-    Output,
-    SplitLimits,
-    check_space,
-    divide,
-    header_bytes,
-    part_paths,
-    refuse_source,
-    target_path,
-)
-from pyllamacpu.weights.stream import Item
-
-QUANTIZATION_VERSION = 2
+from pyllamacpu.weights.output import ModelOutput, Progress, SplitLimits, divide, part_paths
+from pyllamacpu.weights.stream import OutputTensor
 
 
 @dataclass(frozen=True)
@@ -43,59 +32,41 @@ class ConvertOptions:
     threads: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conversion:
-    """A plan. `paths` and `parts` belong together; `keys` is the metadata; `notes` are for the user."""
+    """What will be written; `file_type` names the type of most tensors, `notes` are for the user."""
 
-    source: Path
-    files: tuple[Path, ...]  # of the source
+    output: ModelOutput
     file_type: str
-    keys: list[KeyValue]
-    parts: list[list[Item]]
-    paths: list[Path]
     notes: tuple[str, ...]
     threads: int | None = None
 
-    @property
-    def items(self) -> list[Item]:
-        return [item for part in self.parts for item in part]
-
-    @property
-    def n_bytes(self) -> int:
-        """Of all tensors in the result."""
-        return sum(item.n_bytes for item in self.items)
-
-    @property
-    def n_elements(self) -> int:
-        return sum(item.tensor.n_elements for item in self.items)
-
-    def run(self, on_progress: OnProgress | None = None) -> None:
+    def write(self) -> Iterator[Progress]:
         """Writes the files: all of them whole, or none. Raises PyllamacpuError."""
-        check_space(self.paths[0], self.n_bytes + header_bytes(self.keys, len(self.items)))
-        try:
-            with Output(self.paths, self.keys, self.parts) as output:
-                output.write(on_progress, self.threads)
-        finally:
-            tensor_cache.release_all()
+        return self.output.write(self.threads)
+
+    def run(self) -> None:
+        """The same to the end."""
+        for _ in self.write():
+            pass
 
 
 def build_conversion(
     source: Path,
-    files: tuple[Path, ...],
+    inputs: Sequence[Path],
     options: ConvertOptions,
     type_name: str,
     keys: list[KeyValue],
-    items: list[Item],
+    tensors: list[OutputTensor],
     notes: tuple[str, ...],
 ) -> Conversion:
-    """MetadataEdits applied, tensors divided among files, names given to these."""
+    """Metadata edited, tensors divided among files, names given to these. Raises OptionError, OutputError."""
     keys = options.metadata_edits.apply(keys)
     values = {key.name: key.value for key in keys}
-    name = str(values.get("general.name") or source.stem)
-    path = target_path(options.outfile, name, type_name)
-    parts = divide(items, options.limits)
-    paths = part_paths(path, len(parts))
-    refuse_source(paths, files)
+    path = target_path(options.outfile, str(values.get("general.name") or source.stem), type_name)
+    parts = divide(tensors, options.limits)
     if not any(parts) and not any(name.startswith("tokenizer.") for name in values):
         raise OptionError(f"{source}: there is nothing to write")
-    return Conversion(source, files, type_name, keys, parts, paths, notes, options.threads)
+    output = ModelOutput(part_paths(path, len(parts)), keys, parts, inputs)
+    output.check_paths()
+    return Conversion(output, type_name, notes, options.threads)

@@ -27,9 +27,10 @@ from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.quantize.file_types import file_type_keys
 from pyllamacpu.weights.lazy_ops import take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor
-from pyllamacpu.weights.stream import Item
+from pyllamacpu.weights.stream import OutputTensor
 
 _CONFIG = "adapter_config.json"
 _NAME = re.compile(
@@ -79,8 +80,7 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
         KeyValue("adapter.type", "lora"),
         KeyValue("adapter.lora.alpha", _alpha(config, pairs), ValueType.FLOAT32),
         *_invocation(config),
-        KeyValue("general.file_type", _NUMBERS[kind], ValueType.UINT32),
-        KeyValue("general.quantization_version", 2, ValueType.UINT32),
+        *file_type_keys(_NUMBERS[kind]),
     ]
     return build_conversion(source, checkpoint.files, options, kind.name, keys, items, ())
 
@@ -189,7 +189,9 @@ def _kind(outtype: str, tensors: Mapping[str, LazyTensor]) -> TensorType:
     return _KINDS[text]
 
 
-def _items(source: Path, shape: ModelShape, pairs: Mapping[str, _Pair], kind: TensorType) -> list[Item]:
+def _items(
+    source: Path, shape: ModelShape, pairs: Mapping[str, _Pair], kind: TensorType
+) -> list[OutputTensor]:
     sized = replace(shape, vocab_size=shape.vocab_size or _rows_of_embedding(pairs), tied=False)
     known = {slot.source: slot for slot in slots(sized) if len(slot.shape) == 2}
     items = []
@@ -212,7 +214,9 @@ def _rows_of_embedding(pairs: Mapping[str, _Pair]) -> int:
     return embedding.a.shape[1] if embedding and embedding.a is not None else 1
 
 
-def _item_pair(source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: TensorType) -> list[Item]:
+def _item_pair(
+    source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: TensorType
+) -> list[OutputTensor]:
     """lora_a (rank, in), lora_b (out, rank); of the embedding lora_a (rows, rank), lora_b (dim, rank)."""
     n_out, n_in = slot.shape
     embedding = slot.name == "token_embd.weight"
@@ -231,8 +235,8 @@ def _item_pair(source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: Ten
     if embedding:
         a = transpose(a)
     return [
-        Item(f"{slot.name}.lora_a", a, _fitting(kind, a)),
-        Item(f"{slot.name}.lora_b", b, _fitting(kind, b)),
+        OutputTensor(f"{slot.name}.lora_a", a, _fitting(kind, a)),
+        OutputTensor(f"{slot.name}.lora_b", b, _fitting(kind, b)),
     ]
 
 

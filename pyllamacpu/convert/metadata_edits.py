@@ -10,6 +10,7 @@ from typing import Any
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import SCALAR_DTYPE, SCALAR_FORMAT, ValueType
+from pyllamacpu.weights.output import SPLIT_KEYS
 
 _TYPES: dict[str, ValueType | None] = {
     "str": ValueType.STRING,
@@ -28,7 +29,7 @@ _TYPES: dict[str, ValueType | None] = {
     "f64": ValueType.FLOAT64,
 }
 _ALIASES = {kind.name.lower(): name for name, kind in _TYPES.items() if kind is not None and len(name) < 4}
-_PROTECTED = ("split.no", "split.count", "split.tensors.count", "general.alignment")
+_PROTECTED = (*SPLIT_KEYS, "general.alignment")
 
 
 @dataclass(frozen=True)

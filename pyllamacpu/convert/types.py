@@ -11,8 +11,8 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.quantize.file_types import FILE_TYPES, FileType, parse_file_type
 from pyllamacpu.quantize.recipes import (
     Choice,
-    ModelFacts,
-    Tensor,
+    ModelTraits,
+    SourceTensor,
     TypeOptions,
     choose_types,
     file_order,
@@ -51,9 +51,9 @@ def tensor_types(
     that cannot be written from a checkpoint.
     """
     described = [
-        Tensor(name, tensors[name].shape or (1,), TensorType.F32) for name in file_order(tensors)
+        SourceTensor(name, tensors[name].shape or (1,), TensorType.F32) for name in file_order(tensors)
     ]  # the rules count along the order of llama-quantize
-    chosen = choose_types(described, file_type, ModelFacts.of(metadata), TypeOptions(), has_imatrix=False)
+    chosen = choose_types(described, file_type, ModelTraits.of(metadata), TypeOptions(), has_imatrix=False)
     kinds = {name: choice.kind for name, choice in chosen.items()}
     for name, kind in kinds.items():
         if not quantizable(name, tensors[name].shape):

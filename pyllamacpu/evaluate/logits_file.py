@@ -8,7 +8,6 @@ minimum (float32): ln p = scale * code + minimum, cut off at 16 below the larges
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 import time
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pyllamacpu.evaluate.perplexity import Progress as OnWindow
 from pyllamacpu.evaluate.rows import Doubles, Floats
 from pyllamacpu.evaluate.statistics import mean
 from pyllamacpu.evaluate.windows import Block, Steps, Windows, blocks, windows
+from pyllamacpu.files import PartialFile
 
 MAGIC = b"_logits_"
 DEPTH = 16.0  # nats below the largest logit that are kept apart
@@ -35,26 +35,22 @@ _HEADER = struct.Struct("<8sIii")
 
 
 def save_logits(path: Path, engine: Engine, cut: Windows, on_window: OnWindow | None = None) -> Perplexity:
-    """Writes the model's logits on the windows to `path`, whole or not at all; returns its perplexity."""
+    """Writes the model's logits on the windows to `path`, whole or not at all; returns its perplexity.
+
+    Raises OutputError when the file cannot be written.
+    """
     start = time.perf_counter()
     nll: Doubles = np.empty(cut.targets.shape, np.float64)
     steps = Steps(1, engine.n_batch, Steps.of(cut, engine).scored_places)  # rows in the file's order
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(_HEADER.pack(MAGIC, cut.n_ctx, engine.n_vocab, cut.n_windows))
-            file.write(cut.tokens.astype("<i4").tobytes())
-            for block in blocks(engine, cut, steps):
-                file.write(_packed(block).tobytes())
-                block.of(nll)[:] = block.nll(cut)
-                done = block.window + 1
-                if on_window and block.start + block.n_places == cut.n_scored:
-                    on_window(done, cut.n_windows, float(np.exp(nll[:done].mean())))
-        os.replace(part, path)
-    except OSError as error:
-        raise OptionError(f"{path}: the logits cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with PartialFile(path) as part:
+        part.write(_HEADER.pack(MAGIC, cut.n_ctx, engine.n_vocab, cut.n_windows))
+        part.write(cut.tokens.astype("<i4").tobytes())
+        for block in blocks(engine, cut, steps):
+            part.write(_packed(block).tobytes())
+            block.of(nll)[:] = block.nll(cut)
+            done = block.window + 1
+            if on_window and block.start + block.n_places == cut.n_scored:
+                on_window(done, cut.n_windows, float(np.exp(nll[:done].mean())))
     seconds = time.perf_counter() - start
     return Perplexity(mean(nll), cut.n_ctx, cut.n_windows, cut.tokens.size, nll.size, seconds)
 

@@ -7,21 +7,19 @@ beside its target and gets its name when it is whole.
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
+from pyllamacpu.files import PartialFile
 from pyllamacpu.gguf.keys import metadata_keys
 from pyllamacpu.gguf.metadata import Metadata
 from pyllamacpu.gguf.strings import StringArray
@@ -68,8 +66,8 @@ class GGUFWriter:
             for piece in pieces:
                 writer.write("token_embd.weight", piece)
 
-    Raises GGUFError for anything that could not be read back, for tensors left incomplete, and when the
-    disk is full.
+    Raises GGUFError for anything that could not be read back and for tensors left incomplete, OutputError
+    when the file cannot be written.
     """
 
     def __init__(
@@ -85,8 +83,7 @@ class GGUFWriter:
         self._written: dict[str, int] = {}
         self._data_bytes = 0
         self._data_start = 0
-        self._file: BinaryIO | None = None
-        self._temporary: Path | None = None
+        self._part: PartialFile | None = None
         if arch is not None:
             self.add("general.architecture", arch)
         if alignment != DEFAULT_ALIGNMENT:
@@ -129,7 +126,7 @@ class GGUFWriter:
             )
         n_bytes = prod(shape) // kind.block_size * kind.block_bytes
         self._infos[name] = _Planned(shape, kind, self._data_bytes, n_bytes)
-        self._data_bytes += -(-n_bytes // self.alignment) * self.alignment
+        self._data_bytes += self._padded(n_bytes)
 
     def add_array(self, name: str, array: npt.NDArray[Any], kind: TensorType | None = None) -> None:
         """Declares a tensor and keeps its data until `close`.
@@ -162,9 +159,7 @@ class GGUFWriter:
         """Appends bytes to a declared tensor. After the first call nothing more can be declared."""
         if name not in self._infos:
             raise GGUFError(self.path, f"tensor {name!r} was not declared")
-        if self._file is None:
-            self._begin()
-        assert self._file is not None
+        part = self._begin()
         array = _flat_bytes(data)
         _, _, offset, n_bytes = self._infos[name]
         done = self._written.get(name, 0)
@@ -172,54 +167,40 @@ class GGUFWriter:
             raise GGUFError(
                 self.path, f"tensor {name!r} takes {n_bytes} bytes, {done + array.nbytes} were written"
             )
-        self._guarded(lambda file: (file.seek(self._data_start + offset + done), file.write(array.data)))
+        part.write(array.data, self._data_start + offset + done)
         self._written[name] = done + array.nbytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the whole file, as far as it is declared."""
+        return self._padded(len(self._header())) + self._data_bytes
 
     def close(self) -> None:
         """Writes what is left, checks that all tensors are whole, and gives the file its name."""
-        self.finish()
-        self.publish()
+        publish_all([self])
 
     def finish(self) -> None:
-        """Writes what is left and checks that all tensors are whole; `publish` is all that is missing then.
-
-        For files that belong together and must get their names together.
-        """
-        try:
-            if self._file is None:
-                self._begin()
-            for name, array in self._arrays.items():
-                if name not in self._written:
-                    self.write(name, array)
-            for name, (_, _, _, n_bytes) in self._infos.items():
-                if self._written.get(name, 0) != n_bytes:
-                    raise GGUFError(
-                        self.path, f"tensor {name!r} has {self._written.get(name, 0)} of its {n_bytes} bytes"
-                    )
-            self._guarded(lambda file: file.flush())
-            self._guarded(lambda file: os.fsync(file.fileno()))
-        except BaseException:
-            self.abort()
-            raise
+        """Writes what is left and checks that all tensors are whole; only `publish` is missing then."""
+        part = self._begin()
+        for name, array in self._arrays.items():
+            if name not in self._written:
+                self.write(name, array)
+        for name, (_, _, _, n_bytes) in self._infos.items():
+            if self._written.get(name, 0) != n_bytes:
+                raise GGUFError(
+                    self.path, f"tensor {name!r} has {self._written.get(name, 0)} of its {n_bytes} bytes"
+                )
+        part.finish()
 
     def publish(self) -> None:
         """Gives a finished file its name."""
-        assert self._temporary is not None
-        try:
-            os.replace(self._temporary, self.path)  # still locked: nobody takes it for a leftover
-            self._temporary = None
-            self._close_file()
-        except OSError as error:
-            raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
-        finally:
-            self.abort()
+        assert self._part is not None
+        self._part.publish()
 
     def abort(self) -> None:
         """Removes the unfinished file."""
-        self._close_file()
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
-            self._temporary = None
+        if self._part is not None:
+            self._part.discard()
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -233,23 +214,21 @@ class GGUFWriter:
             self.abort()
 
     def _still_open(self, what: str) -> None:
-        if self._file is not None:
+        if self._part is not None:
             raise GGUFError(self.path, f"{what!r} comes too late: tensor data has been written already")
 
-    def _begin(self) -> None:
-        """Opens the temporary file and writes everything up to the tensors' bytes."""
-        header = self._header()
-        self._data_start = -(-len(header) // self.alignment) * self.alignment
-        _remove_leftovers(self.path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
-        try:
-            self._file = open(self._temporary, "xb")  # noqa: SIM115 (closed by publish or abort)
-            _try_lock(self._file)
-        except OSError as error:
-            self._temporary = None
-            raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
-        size = self._data_start + self._data_bytes  # the last tensor is padded too
-        self._guarded(lambda file: (file.write(header), file.truncate(size)))
+    def _begin(self) -> PartialFile:
+        """The file, opened at the first call with everything up to the tensors' bytes."""
+        if self._part is None:
+            header = self._header()
+            self._data_start = self._padded(len(header))
+            self._part = PartialFile(self.path)
+            self._part.write(header)
+            self._part.resize(self._data_start + self._data_bytes)  # the last tensor is padded too
+        return self._part
+
+    def _padded(self, n_bytes: int) -> int:
+        return -(-n_bytes // self.alignment) * self.alignment
 
     def _header(self) -> bytes:
         parts = [MAGIC, struct.pack("<IQQ", 3, len(self._infos), len(self._values))]
@@ -260,38 +239,19 @@ class GGUFWriter:
             parts += [_pack_string(name.encode()), dims, struct.pack("<IQ", kind, offset)]
         return b"".join(parts)
 
-    def _guarded(self, action: Any) -> None:
-        try:
-            action(self._file)
-        except OSError as error:
-            raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            try:
-                file.close()
-            except OSError as error:
-                raise GGUFError(self.path, f"cannot be written: {error.strerror or error}") from error
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes unfinished files of earlier runs that were killed: those that no process has locked."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
-        with contextlib.suppress(OSError), open(part, "r+b") as file:
-            if _try_lock(file):
-                part.unlink()
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    """Locks an open file; False when another process has it, or when it cannot be known."""
+def publish_all(writers: Sequence[GGUFWriter]) -> None:
+    """Finishes files that belong together, and gives them their names when all are whole; after an error none
+    is there. Raises GGUFError, OutputError.
+    """
     try:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
+        for writer in writers:
+            writer.finish()
+        for writer in writers:
+            writer.publish()
+    finally:
+        for writer in writers:
+            writer.abort()
 
 
 def _flat_bytes(data: Buffer) -> npt.NDArray[np.uint8]:

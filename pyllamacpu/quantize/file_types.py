@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.gguf.values import ValueType
 
 T = TensorType
+FILE_TYPE_KEY, VERSION_KEY = "general.file_type", "general.quantization_version"
 _GUESSED = 1024  # added to a number that the file does not say but its tensors suggest
 
 
@@ -33,6 +36,15 @@ class FileType:
     def copies(self) -> bool:
         """True when tensors keep the types that they have."""
         return self.mix == "COPY"
+
+
+def file_type_keys(number: int) -> list[KeyValue]:
+    """What says that a file's tensors are of file type `number`."""
+    version = 2  # of the block formats
+    return [
+        KeyValue(FILE_TYPE_KEY, number, ValueType.UINT32),
+        KeyValue(VERSION_KEY, version, ValueType.UINT32),
+    ]
 
 
 def _file_types() -> dict[str, FileType]:

@@ -8,7 +8,6 @@ little-endian records that holds means.
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
+from pyllamacpu.files import write_whole
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import MAGIC, ValueType
@@ -94,10 +94,10 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
 def write_imatrix(path: str | os.PathLike[str], imatrix: Imatrix, *, legacy: bool = False) -> None:
     """Writes the file whole or not at all; as GGUF, or with `legacy` as `.dat`.
 
-    `.dat` wants a chunk_size. Raises GGUFError when it cannot be written.
+    `.dat` wants a chunk_size. Raises OutputError when it cannot be written.
     """
     if legacy:
-        _write_whole(Path(path), _pack_legacy(path, imatrix))
+        write_whole(Path(path), _pack_legacy(path, imatrix))
         return
     with GGUFWriter(path) as writer:
         writer.add("general.type", "imatrix")
@@ -196,17 +196,3 @@ def _pack_legacy(path: str | os.PathLike[str], imatrix: Imatrix) -> bytes:
     dataset = imatrix.datasets[-1].encode() if imatrix.datasets else b""
     parts += [struct.pack("<ii", imatrix.chunk_count, len(dataset)), dataset]
     return b"".join(parts)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise GGUFError(path, f"cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -17,17 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError, ModelError, OptionError
+from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.quantize.file_types import FileType, guessed_number
+from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, FileType, file_type_keys, guessed_number
 from pyllamacpu.quantize.imatrix import Imatrix
 from pyllamacpu.quantize.recipes import (
     Choice,
-    ModelFacts,
+    ModelTraits,
     Role,
-    Tensor,
+    SourceTensor,
     TypeOptions,
     choose_types,
     file_order,
@@ -37,20 +38,8 @@ from pyllamacpu.quantize.recipes import (
 )
 from pyllamacpu.weights.blocks import can_quantize, needs_importance
 
-FILE_TYPE, VERSION = "general.file_type", "general.quantization_version"
-_QUANTIZATION_VERSION = 2
 
-
-@dataclass(frozen=True)
-class Override:
-    """One value of the metadata that is set by hand."""
-
-    key: str
-    kind: ValueType
-    value: Any
-
-
-def parse_override(text: str) -> Override:
+def parse_override(text: str) -> KeyValue:
     """`KEY=int:N`, `KEY=float:X`, `KEY=bool:true` or `KEY=str:TEXT`. Whole numbers become uint32."""
     key, equals, typed = text.partition("=")
     word, colon, value = typed.partition(":")
@@ -59,13 +48,13 @@ def parse_override(text: str) -> Override:
     try:
         if key and equals and colon:
             if word == "int" and abs(int(value)) < 1 << 32:
-                return Override(key, ValueType.UINT32, abs(int(value)))
+                return KeyValue(key, abs(int(value)), ValueType.UINT32)
             if word == "float":
-                return Override(key, ValueType.FLOAT32, float(value))
+                return KeyValue(key, float(value), ValueType.FLOAT32)
             if word == "bool" and value in ("true", "false"):
-                return Override(key, ValueType.BOOL, value == "true")
+                return KeyValue(key, value == "true", ValueType.BOOL)
             if word == "str":
-                return Override(key, ValueType.STRING, value)
+                return KeyValue(key, value, ValueType.STRING)
     except ValueError:
         pass
     raise OptionError(f"--override-kv {text!r} is not KEY=TYPE:VALUE with TYPE int, float, bool or str")
@@ -79,14 +68,14 @@ class Settings:
     types: TypeOptions = field(default_factory=TypeOptions)
     imatrix: Imatrix | None = None
     imatrix_name: str = ""
-    overrides: tuple[Override, ...] = ()
+    overrides: tuple[KeyValue, ...] = ()
     prune: frozenset[int] = frozenset()
     allow_requantize: bool = False
     keep_split: bool = False
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedTensor:
     """One tensor: `name` in the output, where it comes from, the type that it gets."""
 
     name: str
@@ -112,7 +101,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """All that will be written. `number` is general.file_type; `n_parts` the files of the output.
 
     `without_importance`: names of tensors whose type is garbage without importance, when there is none: a
@@ -121,8 +110,8 @@ class Plan:
 
     file: GGUFFile
     settings: Settings
-    facts: ModelFacts
-    steps: tuple[Step, ...]
+    traits: ModelTraits
+    tensors: tuple[PlannedTensor, ...]
     number: int
     n_layers: int  # left after pruning
     n_parts: int
@@ -131,15 +120,15 @@ class Plan:
 
     @property
     def source_bytes(self) -> int:
-        return sum(step.source.n_bytes for step in self.steps)
+        return sum(tensor.source.n_bytes for tensor in self.tensors)
 
     @property
     def n_bytes(self) -> int:
-        return sum(step.n_bytes for step in self.steps)
+        return sum(tensor.n_bytes for tensor in self.tensors)
 
     @property
     def n_elements(self) -> int:
-        return sum(step.source.n_elements for step in self.steps)
+        return sum(tensor.source.n_elements for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
@@ -147,67 +136,66 @@ class Plan:
 
     @property
     def n_fallbacks(self) -> int:
-        return sum(step.choice.fell_back for step in self.steps)
+        return sum(tensor.choice.fell_back for tensor in self.tensors)
 
-    def importance(self, step: Step) -> npt.NDArray[np.float32] | None:
+    def importance(self, tensor: PlannedTensor) -> npt.NDArray[np.float32] | None:
         """(matrices, cols) float32 of a tensor, or None. Raises GGUFError for another size."""
-        return _importance(self.settings.imatrix, step.source, self.settings.imatrix_name)
+        return _importance(self.settings.imatrix, tensor.source, self.settings.imatrix_name)
 
-    def added_metadata(self) -> dict[str, Override]:
+    def added_metadata(self) -> dict[str, KeyValue]:
         """The keys that are not the source's, in the order that they are written in, behind all others."""
         found = [
-            Override(VERSION, ValueType.UINT32, _QUANTIZATION_VERSION),
-            Override(FILE_TYPE, ValueType.UINT32, self.number),
+            *reversed(file_type_keys(self.number)),
             *self.settings.overrides,
             *_imatrix_keys(self.settings),
         ]
         if self.settings.prune:
-            found += _pruned_keys(self.file.metadata, self.facts, self.settings.prune, self.n_layers)
-        keys: dict[str, Override] = {}
+            found += _pruned_keys(self.file.metadata, self.traits, self.settings.prune, self.n_layers)
+        keys: dict[str, KeyValue] = {}
         for override in found:
-            keys.pop(override.key, None)
-            keys[override.key] = override
+            keys.pop(override.name, None)
+            keys[override.name] = override
         return keys
 
 
-def make_plan(file: GGUFFile, settings: Settings) -> Plan:
+def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
     """Decides every tensor's type.
 
     Raises OptionError, ModelError or GGUFError for whatever would go wrong later, but for importance that is
     missing altogether, which a dry run may leave for later.
     """
-    facts = ModelFacts.of({**file.metadata, **{item.key: item.value for item in settings.overrides}})
-    names = _renamed(file, facts, settings.prune)
+    traits = ModelTraits.of({**file.metadata, **{item.name: item.value for item in settings.overrides}})
+    names = _renamed(file, traits, settings.prune)
     order = file_order(names)
     if settings.keep_split:
         infos = {new: file.tensors[old] for new, old in names.items()}
         order.sort(key=lambda name: (infos[name].part, infos[name].offset))
-    tensors = [_tensor(new, file.tensors[names[new]]) for new in order]
+    described = [_tensor(new, file.tensors[names[new]]) for new in order]
     chosen = choose_types(
-        tensors, settings.file_type, facts, settings.types, has_imatrix=settings.imatrix is not None
+        described, settings.file_type, traits, settings.types, has_imatrix=settings.imatrix is not None
     )
-    steps = tuple(Step(name, file.tensors[names[name]], chosen[name]) for name in order)
-    _check_types(file, steps, settings)
-    lacking = _without_importance(steps, settings)
-    return Plan(
+    tensors = tuple(PlannedTensor(name, file.tensors[names[name]], chosen[name]) for name in order)
+    _check_types(file, tensors, settings)
+    lacking = _without_importance(tensors, settings)
+    return QuantizePlan(
         file,
         settings,
-        facts,
-        steps,
+        traits,
+        tensors,
         _number(file, settings.file_type),
-        facts.n_layers - len(settings.prune),
+        traits.n_layers - len(settings.prune),
         len(file.paths) if settings.keep_split else 1,
         lacking,
-        _notes(file, steps, settings),
+        _notes(file, tensors, settings),
     )
 
 
-def check_importance(plan: Plan) -> None:
+def check_importance(plan: QuantizePlan) -> None:
     """Raises OptionError when the plan needs importance that there is not."""
     if not plan.without_importance:
         return
     name = plan.without_importance[0]
-    kind = next(step.kind.name for step in plan.steps if step.name == name)
+    kind = next(tensor.kind.name for tensor in plan.tensors if tensor.name == name)
     more = f" and {len(plan.without_importance) - 1} more" if len(plan.without_importance) > 1 else ""
     what = "give --imatrix" if plan.settings.imatrix is None else "the one given has nothing about it"
     raise OptionError(
@@ -215,16 +203,16 @@ def check_importance(plan: Plan) -> None:
     )
 
 
-def _tensor(name: str, info: TensorInfo) -> Tensor:
-    return Tensor(name, info.shape, info.type)
+def _tensor(name: str, info: TensorInfo) -> SourceTensor:
+    return SourceTensor(name, info.shape, info.type)
 
 
-def _renamed(file: GGUFFile, facts: ModelFacts, prune: Collection[int]) -> dict[str, str]:
+def _renamed(file: GGUFFile, traits: ModelTraits, prune: Collection[int]) -> dict[str, str]:
     """New names of the tensors that stay, each with its old name: layers move up where others are gone."""
-    wrong = [layer for layer in prune if not 0 <= layer < facts.n_layers]
-    if wrong or (prune and len(prune) >= facts.n_layers):
+    wrong = [layer for layer in prune if not 0 <= layer < traits.n_layers]
+    if wrong or (prune and len(prune) >= traits.n_layers):
         raise OptionError(
-            f"--prune-layers: the model has layers 0 to {facts.n_layers - 1}, and one must stay"
+            f"--prune-layers: the model has layers 0 to {traits.n_layers - 1}, and one must stay"
         )
     found = {}
     for name in file.tensors:
@@ -235,24 +223,24 @@ def _renamed(file: GGUFFile, facts: ModelFacts, prune: Collection[int]) -> dict[
     return found
 
 
-def _check_types(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> None:
-    for step in steps:
-        if not step.changed:
+def _check_types(file: GGUFFile, tensors: tuple[PlannedTensor, ...], settings: Settings) -> None:
+    for tensor in tensors:
+        if not tensor.changed:
             continue
-        source = step.source.type
-        if not can_quantize(step.kind):
+        source = tensor.source.type
+        if not can_quantize(tensor.kind):
             raise OptionError(
-                f"tensor {step.name!r} cannot be written as {step.kind.name}; choose another type"
+                f"tensor {tensor.name!r} cannot be written as {tensor.kind.name}; choose another type"
             )
         if source.block_size > 1 and not settings.allow_requantize:
             raise OptionError(
-                f"{file.paths[0]}: tensor {step.source.name!r} is {source.name} already; quantize from "
+                f"{file.paths[0]}: tensor {tensor.source.name!r} is {source.name} already; quantize from "
                 "F32, F16 or BF16, or say --allow-requantize, which costs quality"
             )
         try:
             dequantize(np.empty(0, np.uint8), source, (0, source.block_size))
         except ModelError as error:
-            raise ModelError(f"{file.paths[0]}: {step.source.name!r}: {error}") from error
+            raise ModelError(f"{file.paths[0]}: {tensor.source.name!r}: {error}") from error
 
 
 def _importance(imatrix: Imatrix | None, info: TensorInfo, where: str) -> npt.NDArray[np.float32] | None:
@@ -268,28 +256,30 @@ def _importance(imatrix: Imatrix | None, info: TensorInfo, where: str) -> npt.ND
     return found.reshape(n_matrices, cols)
 
 
-def _without_importance(steps: tuple[Step, ...], settings: Settings) -> tuple[str, ...]:
+def _without_importance(tensors: tuple[PlannedTensor, ...], settings: Settings) -> tuple[str, ...]:
     lacking = []
-    for step in steps:
-        wanted = needs_imatrix(step.name, step.kind, settings.file_type) or needs_importance(step.kind)
-        found = _importance(settings.imatrix, step.source, settings.imatrix_name) if step.changed else None
-        if step.changed and wanted and found is None:
-            lacking.append(step.name)
+    for tensor in tensors:
+        wanted = needs_imatrix(tensor.name, tensor.kind, settings.file_type) or needs_importance(tensor.kind)
+        found = (
+            _importance(settings.imatrix, tensor.source, settings.imatrix_name) if tensor.changed else None
+        )
+        if tensor.changed and wanted and found is None:
+            lacking.append(tensor.name)
     return tuple(lacking)
 
 
 def _number(file: GGUFFile, file_type: FileType) -> int:
     if not file_type.copies:
         return file_type.number
-    known = file.metadata.get(FILE_TYPE)
+    known = file.metadata.get(FILE_TYPE_KEY)
     return known if isinstance(known, int) else guessed_number([info.type for info in file.tensors.values()])
 
 
-def _notes(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> tuple[str, ...]:
+def _notes(file: GGUFFile, tensors: tuple[PlannedTensor, ...], settings: Settings) -> tuple[str, ...]:
     notes: Counter[tuple[str, str]] = Counter()  # by kind of tensor, and what happens to it
-    for step in steps:
-        choice, cols = step.choice, step.source.shape[-1]
-        kind = re.sub(r"^blk\.\d+\.", "blk.*.", step.name)
+    for tensor in tensors:
+        choice, cols = tensor.choice, tensor.source.shape[-1]
+        kind = re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)
         if choice.usual is not None:
             notes[kind, f"{choice.wanted.name} as told, instead of {choice.usual.name}"] += 1
         if choice.fell_back:
@@ -305,29 +295,29 @@ def _notes(file: GGUFFile, steps: tuple[Step, ...], settings: Settings) -> tuple
     return tuple(texts)
 
 
-def _imatrix_keys(settings: Settings) -> list[Override]:
+def _imatrix_keys(settings: Settings) -> list[KeyValue]:
     if settings.imatrix is None:
         return []
     matrix, prefix = settings.imatrix, "quantize.imatrix."
-    found = [Override(f"{prefix}file", ValueType.STRING, settings.imatrix_name)]
+    found = [KeyValue(f"{prefix}file", settings.imatrix_name, ValueType.STRING)]
     if matrix.datasets:
-        found.append(Override(f"{prefix}dataset", ValueType.STRING, matrix.datasets[0]))
-    found.append(Override(f"{prefix}entries_count", ValueType.UINT32, len(matrix.entries)))
+        found.append(KeyValue(f"{prefix}dataset", matrix.datasets[0], ValueType.STRING))
+    found.append(KeyValue(f"{prefix}entries_count", len(matrix.entries), ValueType.UINT32))
     if matrix.chunk_count > 0:
-        found.append(Override(f"{prefix}chunks_count", ValueType.UINT32, matrix.chunk_count))
+        found.append(KeyValue(f"{prefix}chunks_count", matrix.chunk_count, ValueType.UINT32))
     return found
 
 
 def _pruned_keys(
-    metadata: Mapping[str, Any], facts: ModelFacts, prune: Collection[int], n_layers: int
-) -> list[Override]:
+    metadata: Mapping[str, Any], traits: ModelTraits, prune: Collection[int], n_layers: int
+) -> list[KeyValue]:
     """The number of layers, and the values that there are one of per layer."""
-    found = [Override(f"{facts.arch}.block_count", ValueType.UINT32, n_layers)]
+    found = [KeyValue(f"{traits.arch}.block_count", n_layers, ValueType.UINT32)]
     for key in metadata:
-        value = metadata[key] if key.startswith(f"{facts.arch}.") else None
-        if isinstance(value, np.ndarray) and len(value) == facts.n_layers:
+        value = metadata[key] if key.startswith(f"{traits.arch}.") else None
+        if isinstance(value, np.ndarray) and len(value) == traits.n_layers:
             kept = [item for layer, item in enumerate(value) if layer not in prune]
-            found.append(Override(key, ValueType.ARRAY, np.array(kept, value.dtype)))
+            found.append(KeyValue(key, np.array(kept, value.dtype)))
     return found
 
 

@@ -125,7 +125,7 @@ def file_order(names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ModelTraits:
     """What the rules ask about a model."""
 
     arch: str
@@ -135,7 +135,7 @@ class ModelFacts:
     n_experts: int
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> ModelFacts:
+    def of(cls, metadata: Mapping[str, Any]) -> ModelTraits:
         """Raises ModelError when the file does not say what model it is."""
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or f"{arch}.block_count" not in metadata:
@@ -172,7 +172,7 @@ def _number(metadata: Mapping[str, Any], key: str, default: int) -> int:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class SourceTensor:
     """A tensor to choose a type for; `shape` ends with the row length."""
 
     name: str
@@ -214,14 +214,18 @@ class Choice:
 
 
 def choose_types(
-    tensors: Sequence[Tensor], file_type: FileType, facts: ModelFacts, options: TypeOptions, has_imatrix: bool
+    tensors: Sequence[SourceTensor],
+    file_type: FileType,
+    traits: ModelTraits,
+    options: TypeOptions,
+    has_imatrix: bool,
 ) -> dict[str, Choice]:
     """A type for each tensor, by name; `tensors` in the order of the file, which the rules count along."""
-    rules = MixRules(file_type, facts, options, has_imatrix, [tensor.name for tensor in tensors])
+    rules = MixRules(file_type, traits, options, has_imatrix, [tensor.name for tensor in tensors])
     return {tensor.name: _choice(tensor, file_type, options, rules) for tensor in tensors}
 
 
-def _choice(tensor: Tensor, file_type: FileType, options: TypeOptions, rules: MixRules) -> Choice:
+def _choice(tensor: SourceTensor, file_type: FileType, options: TypeOptions, rules: MixRules) -> Choice:
     kept = file_type.copies or not quantizable(tensor.name, tensor.shape)
     if kept or (options.leave_output and tensor.name == "output.weight"):
         return Choice(tensor.kind, tensor.kind)
@@ -249,22 +253,22 @@ class MixRules:
     def __init__(
         self,
         file_type: FileType,
-        facts: ModelFacts,
+        traits: ModelTraits,
         options: TypeOptions,
         has_imatrix: bool,
         names: Sequence[str],
     ) -> None:
-        if facts.arch in _OWN_RULES and file_type.base not in FLOATS and not options.pure:
+        if traits.arch in _OWN_RULES and file_type.base not in FLOATS and not options.pure:
             raise ModelError(
-                f"no mixes are known for {facts.arch} models; use --pure for one type throughout"
+                f"no mixes are known for {traits.arch} models; use --pure for one type throughout"
             )
         self.mix, self.base = file_type.mix, file_type.base
-        self.facts, self.options, self.has_imatrix = facts, options, has_imatrix
+        self.traits, self.options, self.has_imatrix = traits, options, has_imatrix
         self.tied = "output.weight" not in names
         self.n_values = sum(role_of(name) in _VALUES for name in names)
         self.seen: Counter[Role] = Counter()  # the matrices of a role that came before
 
-    def type_of(self, tensor: Tensor, role: Role) -> TensorType:
+    def type_of(self, tensor: SourceTensor, role: Role) -> TensorType:
         """The type that the mix gives a tensor, before its row length is looked at."""
         if role == Role.OUTPUT or (self.tied and role == Role.EMBEDDING):
             return self._output(tensor.shape[-1])
@@ -293,12 +297,12 @@ class MixRules:
     def _low(self, role: Role) -> TensorType:
         """The mixes of one and two bits."""
         more = T.IQ3_S if self.mix in ("IQ2_S", "IQ2_M") else T.Q2_K
-        experts = self.facts.n_experts
+        experts = self.traits.n_experts
         if role == Role.V:
-            return T.Q4_K if self.facts.grouped or experts >= 4 else more
+            return T.Q4_K if self.traits.grouped or experts >= 4 else more
         if role == Role.K and experts == 8:
             return T.Q4_K
-        if role == Role.DOWN and self.seen[role] < self.facts.n_layers // 8:
+        if role == Role.DOWN and self.seen[role] < self.traits.n_layers // 8:
             return more
         if role == Role.ATTENTION_OUTPUT:
             return T.Q5_K if experts == 8 else _LOW_OUTPUT_TYPES.get(self.mix, self.base)
@@ -321,16 +325,16 @@ class MixRules:
 
     def _layer(self, role: Role, name: str) -> int:
         """Which layer a feed-forward matrix is in: counted, but for models with experts by its name."""
-        if self.facts.n_experts <= 1:
+        if self.traits.n_experts <= 1:
             return self.seen[role]
         layer = layer_of(name)
-        if not 0 <= layer < self.facts.n_layers:
-            raise ModelError(f"tensor {name!r} is in no layer of 0 to {self.facts.n_layers - 1}")
+        if not 0 <= layer < self.traits.n_layers:
+            raise ModelError(f"tensor {name!r} is in no layer of 0 to {self.traits.n_layers - 1}")
         return layer
 
     def _value(self) -> TensorType:
         kind = self.base
-        if self.facts.grouped and self.mix in _GROUPED_VALUE_TYPES:
+        if self.traits.grouped and self.mix in _GROUPED_VALUE_TYPES:
             kind = _GROUPED_VALUE_TYPES[self.mix]
         elif self.mix == "IQ3_XXS":
             kind = T.IQ3_XXS if self.has_imatrix else T.IQ3_S
@@ -342,22 +346,22 @@ class MixRules:
             kind = T.Q5_K if self.seen[Role.V] < 4 else self.base
         else:
             kind = _VALUE_TYPES.get(self.mix, self.base)
-        if self.facts.is_70b and kind in (T.Q3_K, T.Q4_K):
+        if self.traits.is_70b and kind in (T.Q3_K, T.Q4_K):
             kind = T.Q5_K
-        return T.Q8_0 if self.facts.n_experts == 8 else kind
+        return T.Q8_0 if self.traits.n_experts == 8 else kind
 
     def _query_or_key(self, role: Role) -> TensorType:
-        if role == Role.K and self.facts.n_experts == 8:
+        if role == Role.K and self.traits.n_experts == 8:
             return T.Q8_0
         return {"IQ3_XS": T.IQ3_XXS, "IQ3_XXS": T.IQ2_S}.get(self.mix, self.base)
 
     def _attention_output(self) -> TensorType:
-        if self.facts.n_experts == 8:
+        if self.traits.n_experts == 8:
             return T.Q5_K if self.mix in _EXPERT_OUTPUT_MIXES else self.base
         return _ATTENTION_OUTPUT_TYPES.get(self.mix, self.base)
 
     def _down(self, layer: int) -> TensorType:
-        n = self.facts.n_layers
+        n = self.traits.n_layers
         early, more = layer < n // 8, self._more_bits(layer, n)
         if self.mix == "Q3_K_M":
             return T.Q5_K if layer < n // 16 else T.Q4_K
@@ -366,7 +370,7 @@ class MixRules:
         if self.mix in ("Q4_K_M", "Q5_K_M"):
             return T.Q6_K if more else self.base
         if self.mix == "IQ3_M":
-            return T.Q4_K if early or (self.facts.n_experts == 8 and more) else self.base
+            return T.Q4_K if early or (self.traits.n_experts == 8 and more) else self.base
         if self.mix in ("IQ4_NL", "IQ4_XS"):
             return T.Q5_K if early and not self.has_imatrix else self.base
         if self.mix in ("Q4_0", "Q5_0"):
@@ -376,7 +380,7 @@ class MixRules:
         return {"Q2_K": T.Q3_K, "Q3_K_L": T.Q5_K}.get(self.mix, self.base)
 
     def _gate_or_up(self, layer: int) -> TensorType:
-        between = self.facts.n_layers // 8 <= layer < 7 * self.facts.n_layers // 8
+        between = self.traits.n_layers // 8 <= layer < 7 * self.traits.n_layers // 8
         return T.IQ3_XXS if self.mix == "IQ3_XS" and between else self.base
 
 

@@ -6,10 +6,9 @@ all types (sensitivity.py), the divergence per error of each tensor, and a knaps
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,16 +18,18 @@ import numpy as np
 from pyllamacpu.engine.engine import Engine, total_memory
 from pyllamacpu.errors import OptionError
 from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
+from pyllamacpu.files import kept
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.progress import OnCount
 from pyllamacpu.quantize.allocate import Candidate, allocate
 from pyllamacpu.quantize.calibrate import N_CTX, sampled_windows, text_windows
 from pyllamacpu.quantize.collect import collect
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import FileType, guessed_number, parse_file_type
 from pyllamacpu.quantize.imatrix import Imatrix
-from pyllamacpu.quantize.plan import Plan, Settings, make_plan, with_types
-from pyllamacpu.quantize.recipes import FLOATS, ModelFacts, Role, TypeOptions, fitting, quantizable, role_of
+from pyllamacpu.quantize.plan import QuantizePlan, Settings, make_plan, with_types
+from pyllamacpu.quantize.recipes import FLOATS, ModelTraits, Role, TypeOptions, fitting, quantizable, role_of
 from pyllamacpu.quantize.sensitivity import (
     Errors,
     candidates,
@@ -38,12 +39,6 @@ from pyllamacpu.quantize.sensitivity import (
     measure_errors,
 )
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-_UNITS = {"": 1, "B": 1} | {
-    f"{p}{s}": b**i for i, p in enumerate("KMGT", 1) for s, b in (("B", 1000), ("IB", 1024))
-}
 _N_BATCH = 1024
 _SHARE_OF_MEMORY = 0.75
 _METADATA = 4096  # bytes that the importance matrix's keys may take
@@ -56,16 +51,6 @@ class Target:
 
     n_bytes: int | None = None
     bits: float | None = None
-
-
-def parse_size(text: str) -> int:
-    """Bytes: `4.5GB`, `4300MiB`, `900000000`. Raises OptionError."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", text, re.IGNORECASE)
-    unit = found[2].upper() if found else ""
-    unit = unit + "B" if unit and not unit.endswith("B") else unit
-    if found is None or unit not in _UNITS:
-        raise OptionError(f"{text!r} is no size, such as 4.5GB or 4300MiB")
-    return int(float(found[1]) * _UNITS[unit])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,34 +103,31 @@ def check_room(file: GGUFFile, room: int, types: TypeOptions) -> None:
 
 
 @contextmanager
-def runnable(file: GGUFFile, folder: Path) -> Iterator[GGUFFile]:
+def runnable(file: GGUFFile, out: Path) -> Iterator[GGUFFile]:
     """The model to measure with: itself, or, where it would fill memory, a copy in Q8_0.
 
     Floats are what to measure with: quantized products round activations too, and that noise, which any
-    change of a weight stirs up, hides small divergences. The copy is a temporary file in `folder`.
+    change of a weight stirs up, hides small divergences. The copy is a temporary file beside `out`.
     """
     memory = total_memory()
     if not memory or file.n_bytes < _SHARE_OF_MEMORY * memory:
         with GGUFFile.open(file.paths[0]) as again:
             yield again
         return
-    path = folder / f".{secrets.token_hex(4)}.part"
-    try:
-        plan = make_plan(file, Settings(parse_file_type("Q8_0"), allow_requantize=True))
-        for _ in run(plan, path):
-            pass
-        with GGUFFile.open(path) as small:
-            yield small
-    finally:
-        path.unlink(missing_ok=True)
+    path = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    plan = make_plan(file, Settings(parse_file_type("Q8_0"), allow_requantize=True))
+    for _ in run(plan, path):
+        pass
+    with kept(path), GGUFFile.open(path) as small:
+        yield small
 
 
 def open_engine(file: GGUFFile) -> Engine:
-    """An engine that reads several windows in a step."""
+    """An engine that reads several windows in a tensor."""
     return Engine(file, n_ctx=_N_BATCH, n_batch=_N_BATCH)
 
 
-def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, progress: Progress) -> Windows:
+def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, progress: OnCount) -> Windows:
     """The user's text, or the model's own."""
     if text is not None:
         return text_windows(engine.file.metadata, text, n_tokens, min(N_CTX, engine.config.n_ctx_train))
@@ -156,7 +138,7 @@ def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, pro
     return sampled_windows(engine, n_tokens, N_CTX, seed, on_progress)
 
 
-def gather(small: GGUFFile, cut: Windows, dataset: str, progress: Progress) -> Imatrix:
+def gather(small: GGUFFile, cut: Windows, dataset: str, progress: OnCount) -> Imatrix:
     """The importance matrix of a text, the output's too."""
 
     def on_window(done: int, total: int, _: float | None) -> None:
@@ -182,14 +164,14 @@ def some_windows(cut: Windows, n_tokens: int) -> Windows:
 
 
 def measure(
-    file: GGUFFile, engine: Engine, cut: Windows, settings: Settings, bits: float, progress: Progress
+    file: GGUFFile, engine: Engine, cut: Windows, settings: Settings, bits: float, progress: OnCount
 ) -> Measured:
     """Errors and costs of all tensors of `file`, whose values `engine` runs with."""
     progress("what the model predicts", 0, 1)
     base = record(engine, cut)
     plan = make_plan(file, replace(settings, file_type=parse_file_type("COPY")))
-    infos = [step.source for step in plan.steps if quantizable(step.name, step.source.shape)]
-    importance = {step.source.name: plan.importance(step) for step in plan.steps}
+    infos = [tensor.source for tensor in plan.tensors if quantizable(tensor.name, tensor.source.shape)]
+    importance = {tensor.source.name: plan.importance(tensor) for tensor in plan.tensors}
     errors = []
     for done, info in enumerate(infos):
         progress("errors of all types", done, len(infos))
@@ -197,11 +179,11 @@ def measure(
         errors.append(measure_errors(file, info, importance[info.name], kinds))
     cost: dict[str, float] = {}
     by_name = {item.info.name: item for item in errors}
-    probed = groups(infos, ModelFacts.of(file.metadata).n_layers)
+    probed = groups(infos, ModelTraits.of(file.metadata).n_layers)
     for done, group in enumerate(probed):
         progress("what the model minds", done, len(probed))
         cost |= measure_cost(engine, base, file, [by_name[info.name] for info in group], bits)
-    fixed = sum(step.source.n_bytes for step in plan.steps if step.source.name not in by_name)
+    fixed = sum(tensor.source.n_bytes for tensor in plan.tensors if tensor.source.name not in by_name)
     return Measured(tuple(errors), cost, base, fixed)
 
 
@@ -232,7 +214,7 @@ def choose(measured: Measured, n_bytes: int, types: TypeOptions | None = None) -
     )
 
 
-def chosen_plan(file: GGUFFile, settings: Settings, chosen: Chosen) -> Plan:
+def chosen_plan(file: GGUFFile, settings: Settings, chosen: Chosen) -> QuantizePlan:
     """The plan that writes the chosen types."""
     kinds = {name: candidate.kind for name, candidate in chosen.types.items()}
     most = guessed_number([*kinds.values()]) & ~_MARK

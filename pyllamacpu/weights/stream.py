@@ -1,15 +1,17 @@
-"""Tensors on their way into a file: slabs of rows, read and encoded by all threads, written in order.
+"""Tensors on their way into a file: slabs of rows, read and encoded by all threads, given out in order.
 
-Only a few slabs are in memory at a time, so a checkpoint larger than memory is no different from a small one.
+Only a few slabs are in memory at a time and the source's pages are dropped after them, so a model larger than
+memory is no different from a small one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +20,42 @@ from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import cpus_usable
 from pyllamacpu.weights.blocks import quantize
+from pyllamacpu.weights.finite import stored_finite
 from pyllamacpu.weights.lazy_ops import reshape
 from pyllamacpu.weights.lazy_tensor import LazyTensor
 
-SLAB = 1 << 20  # elements that a thread takes at once: 4 MB as float32
+SLAB = 1 << 20  # elements that a thread takes at once, at most: 4 MB as float32
+_SMALLEST_SLAB = 1 << 18
 BUDGET = 96 << 20  # bytes for all slabs in flight, besides one times the largest tensor
 _COPIES = 16  # bytes per element of a slab while it is worked on: stored, float32, intermediate ones, encoded
 _MAX_F16 = 65504.0
+_OVERFLOWS_F16 = _MAX_F16 + 16  # from here on the nearest 16-bit float is infinite
 
 Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One tensor of the result and where it comes from."""
+@dataclass(frozen=True, eq=False)
+class OutputTensor:
+    """One tensor of the result: its name and type, and where its values come from.
+
+    `dims` is its shape where `tensor` has its rows one below the other. `importance()` gives (matrices, cols)
+    float32: how much an error in each column counts, or None.
+    """
 
     name: str
     tensor: LazyTensor
     kind: TensorType
+    dims: tuple[int, ...] = ()
+    importance: Callable[[], Floats | None] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape or (1,)
+        return self.dims or self.tensor.shape or (1,)
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
@@ -47,56 +63,68 @@ class Item:
         return prod(self.shape[:-1]) * self.kind.row_bytes(self.shape[-1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slab:
-    """Encoded rows of one tensor, in their order."""
+    """Encoded rows of one tensor, in their order. `index` counts tensors from 0; `ended`: the last of one."""
 
-    item: Item
+    tensor: OutputTensor
+    index: int
     data: Bytes
-    ended: bool  # whether these were the last
+    ended: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Job:
-    item: Item
+    """Rows `start` to `stop`, of one matrix where there is importance, (cols,) float32."""
+
+    tensor: OutputTensor
+    index: int
     rows: LazyTensor
     start: int
     stop: int
+    importance: Floats | None
+
+    def encode(self) -> Bytes:
+        return _encode(self)
 
 
-def encode_all(items: Iterable[Item], threads: int | None = None) -> Iterator[Slab]:
+def encode_all(tensors: Iterable[OutputTensor], threads: int | None = None) -> Iterator[Slab]:
     """All slabs of all tensors, in order. Raises CheckpointError for weights that are NaN or infinite, or
-    that the type cannot hold, naming tensor and row.
+    that the type cannot hold, naming tensor, row and column.
     """
-    wanted = list(items)
-    n_threads = _thread_count(wanted, threads or cpus_usable())
-    with ThreadPoolExecutor(n_threads, thread_name_prefix="convert") as pool:
+    wanted = list(tensors)
+    slab = _slab_elements(threads or cpus_usable())
+    n_threads = _thread_count(wanted, slab, threads or cpus_usable())
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="weights") as pool:
         pending: deque[tuple[_Job, Future[Bytes]]] = deque()
         try:
-            for job in _jobs(wanted):
-                pending.append((job, pool.submit(_encode, job)))
-                if len(pending) > n_threads:
-                    yield _done(*pending.popleft())
+            for job in _jobs(wanted, slab):
+                pending.append((job, pool.submit(job.encode)))
+                if len(pending) >= 2 * n_threads:
+                    yield from _done(*pending.popleft())
             while pending:
-                yield _done(*pending.popleft())
+                yield from _done(*pending.popleft())
         finally:
             for _, future in pending:
                 future.cancel()
 
 
-def _done(job: _Job, future: Future[Bytes]) -> Slab:
-    return Slab(job.item, future.result(), job.stop == job.rows.n_rows)
+def _done(job: _Job, future: Future[Bytes]) -> Iterator[Slab]:
+    yield Slab(job.tensor, job.index, future.result(), job.stop == job.rows.n_rows)
+    if job.rows.release is not None:  # once it is used: the data may be the source's own pages
+        job.rows.release(job.start, job.stop)
 
 
-def _thread_count(items: list[Item], wanted: int) -> int:
+def _slab_elements(n_threads: int) -> int:
+    """Smaller slabs where many threads share the budget."""
+    return min(SLAB, max(_SMALLEST_SLAB, BUDGET // (_COPIES * n_threads)))
+
+
+def _thread_count(tensors: list[OutputTensor], slab: int, wanted: int) -> int:
     """Fewer threads where single rows are large (an expert that is transposed is one row)."""
-    largest = max((_stored_bytes(item) for item in items), default=0)
-    slab = max((max(SLAB, prod(_rows(item.tensor).shape[1:])) for item in items), default=1)
+    largest = max((2 * tensor.n_elements for tensor in tensors), default=0)  # bytes, as 16-bit floats
+    slab = max((max(slab, prod(_rows(tensor.tensor).shape[1:])) for tensor in tensors), default=1)
     return max(1, min(wanted, (BUDGET + largest // 2) // (slab * _COPIES)))
-
-
-def _stored_bytes(item: Item) -> int:
-    return item.tensor.n_elements * 2
 
 
 def _rows(tensor: LazyTensor) -> LazyTensor:
@@ -106,73 +134,75 @@ def _rows(tensor: LazyTensor) -> LazyTensor:
     return tensor
 
 
-def _jobs(items: Iterable[Item]) -> Iterator[_Job]:
-    for item in items:
-        rows = _rows(item.tensor)
-        step = max(1, SLAB // max(1, prod(rows.shape[1:])))
-        for start in range(0, rows.n_rows, step):
-            yield _Job(item, rows, start, min(start + step, rows.n_rows))
+def _jobs(tensors: Iterable[OutputTensor], slab: int) -> Iterator[_Job]:
+    for index, tensor in enumerate(tensors):
+        rows = _rows(tensor.tensor)
+        importance = tensor.importance() if tensor.importance else None
+        n_matrices = 1 if importance is None else len(importance)
+        per_matrix = rows.n_rows // n_matrices
+        step = max(1, slab // max(1, prod(rows.shape[1:])))
+        for matrix in range(n_matrices):
+            weights = None if importance is None else importance[matrix]
+            begin, end = matrix * per_matrix, (matrix + 1) * per_matrix
+            for start in range(begin, end, step):
+                yield _Job(tensor, index, rows, start, min(start + step, end), weights)
 
 
 def _encode(job: _Job) -> Bytes:
     """The job's rows in their new type, flat uint8."""
-    item, rows = job.item, job.rows
-    if rows.dtype == item.kind.name and (rows.decode is None or item.kind.block_size > 1):
+    tensor, rows, kind = job.tensor, job.rows, job.tensor.kind
+    if rows.dtype == kind.name:
         stored = rows.raw(job.start, job.stop)
-        _check_stored(job, stored)
-        return np.ascontiguousarray(stored).reshape(-1).view(np.uint8)
+        if not _finite(job, stored):
+            _refuse(job, rows.read(job.start, job.stop))
+        return _flat(stored)
     values = rows.read(job.start, job.stop)
     if values.dtype != np.float32:
         raise CheckpointError(rows.source, f"holds {rows.dtype}, not weights")
-    if not np.isfinite(values.sum(dtype=np.float64)):
-        _refuse(job, values)
-    if item.kind == TensorType.F32:
-        return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    if item.kind == TensorType.F16:
+    if kind == TensorType.F32:
+        if not stored_finite(values, kind):
+            _refuse(job, values)
+        return _flat(values)
+    if kind == TensorType.F16:
         _check_half(job, values)
     try:
-        return quantize(values.reshape(-1, item.shape[-1]), item.kind, threads=1).reshape(-1)
+        return _flat(quantize(values.reshape(-1, tensor.shape[-1]), kind, job.importance, threads=1))
     except ModelError:
         _refuse(job, values)
         raise
 
 
-def _check_stored(job: _Job, stored: npt.NDArray[np.generic]) -> None:
-    """Raises CheckpointError when stored numbers are not finite; their exponent's bits are all ones."""
-    if job.item.kind in (TensorType.BF16, TensorType.F16):
-        limit = 0x7F80 if job.item.kind == TensorType.BF16 else 0x7C00
-        wrong = stored.size and int((stored & np.uint16(0x7FFF)).max()) >= limit
-    elif job.item.kind == TensorType.F32:
-        wrong = not np.isfinite(stored.sum(dtype=np.float64))
-    else:
-        return  # blocks of a file that is copied
-    if wrong:
-        _refuse(job, job.rows.read(job.start, job.stop))
+def _flat(array: npt.NDArray[Any]) -> Bytes:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _check_half(job: _Job, values: npt.NDArray[np.float32]) -> None:
-    if values.size and max(float(values.max()), -float(values.min())) >= _MAX_F16 + 16:
-        row, value = _first(values, np.abs(values) >= _MAX_F16 + 16)
-        raise CheckpointError(
-            job.rows.source,
-            f"row {job.start + row} holds {value:g}, beyond what F16 can hold ({_MAX_F16:g}); convert with "
-            "--outtype bf16 or f32",
-        )
+def _finite(job: _Job, stored: npt.NDArray[Any]) -> bool:
+    """Whether weights that are copied are finite; true for a type that cannot be decoded."""
+    found = stored_finite(stored, job.tensor.kind)
+    if found is not None:
+        return found
+    try:
+        return bool(np.isfinite(job.rows.read(job.start, job.stop)).all())
+    except ModelError:
+        return True
 
 
-def _refuse(job: _Job, values: npt.NDArray[np.float32]) -> None:
+def _check_half(job: _Job, values: Floats) -> None:
+    if values.size and max(float(values.max()), -float(values.min())) >= _OVERFLOWS_F16:
+        too_large = np.isfinite(values) & (np.abs(values) >= _OVERFLOWS_F16)
+        _refuse_where(too_large, job, values, f"F16 ends at {_MAX_F16:g}; choose BF16 or F32")
+
+
+def _refuse(job: _Job, values: Floats) -> None:
     """Raises CheckpointError when a value is not finite."""
-    wrong = ~np.isfinite(values)
-    if wrong.any():
-        row, value = _first(values, wrong)
-        raise CheckpointError(
-            job.rows.source,
-            f"({job.item.name}) row {job.start + row} holds {value}: the weights are damaged; get the "
-            f"file again",
-        )
+    _refuse_where(~np.isfinite(values), job, values, "the weights are damaged; get the file again")
 
 
-def _first(values: npt.NDArray[np.float32], marked: npt.NDArray[np.bool_]) -> tuple[int, float]:
-    """Row and value of the first marked element."""
-    at = np.unravel_index(int(np.argmax(marked)), values.shape)
-    return int(at[0]) if at else 0, float(values[at])
+def _refuse_where(wrong: npt.NDArray[np.bool_], job: _Job, values: Floats, reason: str) -> None:
+    if not wrong.any():
+        return
+    at = np.unravel_index(int(np.argmax(wrong)), values.shape)
+    row, column = (int(at[0]) if len(at) > 1 else 0), int(at[-1])
+    source = job.rows.source
+    where = source if source.endswith(job.tensor.name) else f"{source} ({job.tensor.name})"
+    raise CheckpointError(where, f"row {job.start + row}, column {column} holds {values[at]}: {reason}")

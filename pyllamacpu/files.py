@@ -1,0 +1,235 @@
+"""Files that this package writes: whole or not at all, and never over something that must stay.
+
+A file grows beside its target as `.NAME.xxxxxxxx.part` and replaces it in one step when it is on the disk.
+While its writer lives the file is locked, so that what killed runs left behind can be told from what is being
+written. `check_output` is the one place that says what an output may replace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, BinaryIO, NamedTuple
+
+from pyllamacpu.errors import OutputError
+
+_EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_ATTEMPTS = 16  # at a name of its own for a new file
+
+
+class FileKind(NamedTuple):
+    """What an output is, and how such a file begins."""
+
+    name: str
+    magic: bytes
+
+
+GGUF_FILE = FileKind("a GGUF file", b"GGUF")
+
+
+def check_output(
+    path: Path, inputs: Iterable[Path] = (), kind: FileKind | None = None, force: bool = False
+) -> None:
+    """Raises OutputError for a path that must not be written to.
+
+    Never written over: an input of the same run (also under another name), a folder, a device. With `kind`,
+    only with `force`: a file of another kind, which is hardly meant.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        if not path.absolute().parent.is_dir():
+            raise OutputError(path, "cannot be written: there is no such folder") from None
+        status = None
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
+    if any(_same_file(path, source) for source in inputs):
+        raise OutputError(path, "is an input too, which is never written to; give the output another name")
+    if status is None:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise OutputError(path, f"is {what}; give the output another name")
+    if kind is not None and not force and status.st_size and _begin(path, len(kind.magic)) != kind.magic:
+        raise OutputError(path, f"is there already and is not {kind.name}; give the output another name")
+
+
+def _same_file(path: Path, source: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.samefile(source)
+    return path.resolve() == source.resolve()
+
+
+def _begin(path: Path, n_bytes: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(n_bytes)
+    except OSError:
+        return b""
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Raises OutputError when the disk has no room for `n_bytes` more beside `path`."""
+    try:
+        free = shutil.disk_usage(path.absolute().parent).free
+    except OSError as error:
+        raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
+    if n_bytes > free:
+        raise OutputError(
+            path,
+            f"needs {n_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left; make room, or choose "
+            "another folder or a smaller type",
+        )
+
+
+class PartialFile:
+    """A file that grows beside its target: `write`, `finish`, `publish`; `discard` at any time before.
+
+    A context manager that publishes when its block ends without an error. Raises OutputError when the file
+    cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        check_output(target)
+        remove_leftovers(target.parent, target.name)
+        self._path, self._file = self._create()
+        self._finished = False
+
+    def _create(self) -> tuple[Path, BinaryIO]:
+        for _ in range(_ATTEMPTS):
+            path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.part")
+            with self._reported(), contextlib.suppress(FileExistsError):
+                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, 0o666), "w+b")
+                if _lock(file) is not False and path.exists():
+                    return path, file
+                file.close()  # another process took it for a leftover just now
+        raise OutputError(self.target, "cannot be written: other processes remove its file again and again")
+
+    @property
+    def file(self) -> BinaryIO:
+        """Open for reading and writing, at any place."""
+        return self._file
+
+    def write(self, data: bytes | memoryview, offset: int | None = None) -> None:
+        """Writes at `offset`, or behind what was written last."""
+        with self._reported():
+            if offset is not None:
+                self._file.seek(offset)
+            self._file.write(data)
+
+    def resize(self, n_bytes: int) -> None:
+        with self._reported():
+            self._file.truncate(n_bytes)
+
+    def finish(self) -> None:
+        """Everything is on the disk after this; only the name is missing."""
+        with self._reported():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._finished = True
+
+    def publish(self) -> None:
+        """Replaces the target by this file."""
+        if not self._finished:
+            self.finish()
+        with self._reported():
+            if os.name == "nt":  # open files cannot be renamed there
+                self._file.close()
+            os.replace(self._path, self.target)  # still locked: nobody takes it for a leftover
+            self._file.close()
+        sync_directory(self.target.parent)
+
+    def discard(self) -> None:
+        """Removes the file; without effect once it is published."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)  # while it is locked: it can be nobody else's
+        with contextlib.suppress(OSError):
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.discard()
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(self.target, f"cannot be written: {error.strerror or error}") from error
+
+
+def write_whole(target: Path, data: bytes | str) -> None:
+    """A file of these bytes, or of a text in UTF-8. Raises OutputError when it cannot be written."""
+    with PartialFile(target) as part:
+        part.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def publish_all(parts: Sequence[PartialFile]) -> None:
+    """Publishes files that belong together: every one is on the disk before the first gets its name."""
+    for part in parts:
+        part.finish()
+    for part in parts:
+        part.publish()
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what killed runs left of the target `name`, or of all targets, in `folder`: the files that no
+    process has locked.
+    """
+    pattern = f".{glob.escape(name)}.????????.part" if name is not None else ".*.part"
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            if _lock(file) or os.name == "nt":  # which keeps open files from being removed
+                path.unlink()
+
+
+@contextlib.contextmanager
+def kept(path: Path) -> Iterator[Path]:
+    """Locks a temporary file while the block uses it, and removes it at the end."""
+    try:
+        with open(path, "rb") as file:
+            _lock(file)
+            yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def sync_directory(folder: Path) -> None:
+    """Makes a rename in `folder` durable, where the system can do that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _lock(file: IO[bytes]) -> bool | None:
+    """Locks an open file; False when another process has it, None when this system or disk has no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True

@@ -1,0 +1,48 @@
+"""Bytes in words: how many there are, and how many were asked for."""
+
+from __future__ import annotations
+
+import re
+
+from pyllamacpu.errors import OptionError
+
+_PREFIXES = "KMGT"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """A size of at least one byte: `500M`, `4.5GB` (powers of ten), `4300MiB` (powers of two), or bytes.
+
+    Raises OptionError.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise OptionError(f"{text!r} is not a size, such as 500M, 4.5GB or 4300MiB")
+    power = _PREFIXES.index(found[2].upper()) + 1 if found[2] else 0
+    n_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if power else int(float(found[1]))
+    if n_bytes < 1:
+        raise OptionError(f"{text!r} is not a size: it is less than a byte")
+    return n_bytes
+
+
+def decimal_bytes(n_bytes: float) -> str:
+    """`1.23 GB`, in powers of ten: what files and disks are measured in."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.2f} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def binary_bytes(n_bytes: float) -> str:
+    """`1.25 MiB`, in powers of two: what memory and caches are measured in."""
+    for factor, unit in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if n_bytes >= factor:
+            return f"{n_bytes / factor:.4g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

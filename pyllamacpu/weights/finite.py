@@ -1,0 +1,64 @@
+"""Whether stored weights are all finite, without decoding them where that is not needed.
+
+A block's values are small whole numbers times its scales, so they are finite when these are: of most types,
+one or two 16-bit floats at a fixed place in the block (ggml-common.h has the structures).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.gguf.types import TensorType
+
+T = TensorType
+_HALF_EXPONENT, _BFLOAT_EXPONENT = 0x7C00, 0x7F80  # all ones: infinity or NaN
+
+_SCALES: dict[TensorType, tuple[int, ...]] = {  # bytes from the begin of a block, of its 16-bit floats
+    T.Q4_0: (0,),
+    T.Q4_1: (0, 2),
+    T.Q5_0: (0,),
+    T.Q5_1: (0, 2),
+    T.Q8_0: (0,),
+    T.Q2_K: (80, 82),
+    T.Q3_K: (108,),
+    T.Q4_K: (0, 2),
+    T.Q5_K: (0, 2),
+    T.Q6_K: (208,),
+    T.IQ2_XXS: (0,),
+    T.IQ2_XS: (0,),
+    T.IQ2_S: (0,),
+    T.IQ3_XXS: (0,),
+    T.IQ3_S: (0,),
+    T.IQ1_S: (0,),
+    T.IQ4_NL: (0,),
+    T.IQ4_XS: (0,),
+    T.TQ1_0: (52,),
+    T.TQ2_0: (64,),
+}
+
+
+def stored_finite(stored: npt.NDArray[Any], kind: TensorType) -> bool | None:
+    """Whether elements (uint16 for F16 and BF16) or blocks (uint8) are finite; None: only decoding tells."""
+    if kind in (T.F32, T.F64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = stored.sum(dtype=np.float64)
+        return bool(np.isfinite(total) or np.isfinite(stored).all())
+    if kind in (T.F16, T.BF16):
+        return not _any_exponent(stored, _HALF_EXPONENT if kind == T.F16 else _BFLOAT_EXPONENT)
+    if kind in (T.I8, T.I16, T.I32, T.I64):
+        return True
+    if kind not in _SCALES:
+        return None
+    blocks = stored.reshape(-1, kind.block_bytes)
+    return not any(
+        _any_exponent(np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2"), _HALF_EXPONENT)
+        for at in _SCALES[kind]
+    )
+
+
+def _any_exponent(halves: npt.NDArray[Any], exponent: int) -> bool:
+    """Whether one of these 16-bit floats has this exponent, the highest there is."""
+    return bool(halves.size) and int((halves & np.uint16(0x7FFF)).max()) >= exponent

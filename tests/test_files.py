@@ -1,0 +1,186 @@
+"""Output files: whole or not at all, leftovers of the dead only, and nothing that must stay is replaced."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyllamacpu.errors import OutputError
+from pyllamacpu.files import (
+    GGUF_FILE,
+    PartialFile,
+    check_output,
+    kept,
+    publish_all,
+    remove_leftovers,
+    write_whole,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), PartialFile(target) as part:
+        part.write(b"half")
+        assert len(names(tmp_path)) == 2
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old" and names(tmp_path) == ["x"]
+    with PartialFile(target) as part:
+        part.write(b"new, ")
+        part.write(memoryview(b"and more"))
+        part.write(b"N", 0)
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"New, and more" and names(tmp_path) == ["x"]
+    write_whole(target, "text ü")
+    assert target.read_text("utf-8") == "text ü"
+
+
+def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
+    with PartialFile(tmp_path / "x") as first, PartialFile(tmp_path / "x") as second:
+        first.write(b"first")
+        second.write(b"second")
+        assert len(names(tmp_path)) == 2
+    assert (tmp_path / "x").read_bytes() == b"first"  # whose block ended last
+
+
+def test_names_cannot_be_foreseen(tmp_path: Path) -> None:
+    """So that nobody can put a link there; and one that is there is not followed."""
+    seen = set()
+    for _ in range(8):
+        part = PartialFile(tmp_path / "x")
+        seen |= {*names(tmp_path)}
+        part.discard()
+    assert len(seen) == 8 and not names(tmp_path)
+
+
+def test_a_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / ".x.00000000.part").symlink_to(tmp_path / "other")
+    (tmp_path / ".x.11111111.part").write_bytes(b"")
+    holder = open(tmp_path / ".x.11111111.part", "r+b")  # noqa: SIM115
+    tokens = iter(["00000000", "22222222"])
+    monkeypatch.setattr("pyllamacpu.files.secrets.token_hex", lambda _: next(tokens))
+    monkeypatch.setattr("pyllamacpu.files.remove_leftovers", lambda *_: None)
+    with PartialFile(tmp_path / "x") as part:
+        part.write(b"mine")
+    holder.close()
+    assert (tmp_path / "x").read_bytes() == b"mine" and (tmp_path / "other").read_bytes() == b"other"
+
+
+def test_all_are_finished_before_the_first_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"good")
+    parts = [PartialFile(tmp_path / name) for name in "abc"]
+    fsync, calls = os.fsync, []
+
+    def failing(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr("pyllamacpu.files.os.fsync", failing)
+    with pytest.raises(OutputError, match="c: cannot be written: No space"):
+        publish_all(parts)
+    for part in parts:
+        part.discard()
+    assert names(tmp_path) == ["a", "b", "c"] and (tmp_path / "a").read_bytes() == b"good"
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from pyllamacpu.files import PartialFile
+part = PartialFile(Path(sys.argv[1]))
+part.write(b"half")
+part.finish()
+print("ready", flush=True)
+sys.stdin.read()
+part.publish()
+"""
+
+
+def start_writer(target: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(target)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_leftovers_of_killed_processes_go_and_running_ones_stay(tmp_path: Path) -> None:
+    living, dead = start_writer(tmp_path / "a"), start_writer(tmp_path / "b")
+    dead.kill()
+    dead.communicate()
+    (tmp_path / ".old.123.part").write_bytes(b"of an earlier version")
+    (tmp_path / "user.part").write_bytes(b"not ours")
+    assert len(names(tmp_path)) == 4
+    remove_leftovers(tmp_path, "b")
+    assert len(names(tmp_path)) == 3
+    remove_leftovers(tmp_path)
+    assert len(names(tmp_path)) == 2 and "user.part" in names(tmp_path)
+    with PartialFile(tmp_path / "a") as part:
+        part.write(b"mine")
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    living.communicate("go on")
+    assert living.returncode == 0 and (tmp_path / "a").read_bytes() == b"half"
+    assert names(tmp_path) == ["a", "user.part"]
+
+
+def test_a_temporary_file_is_kept_while_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / ".x.01234567.part"
+    path.write_bytes(b"scratch")
+    with pytest.raises(RuntimeError), kept(path):
+        remove_leftovers(tmp_path)
+        assert path.read_bytes() == b"scratch"
+        raise RuntimeError
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", [None, GGUF_FILE])
+def test_inputs_are_never_written_to(tmp_path: Path, kind: object) -> None:
+    source = tmp_path / "in.gguf"
+    source.write_bytes(b"GGUF")
+    os.link(source, tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(source)
+    for name in ("in.gguf", "hard", "soft"):
+        for force in (False, True):
+            with pytest.raises(OutputError, match="is an input too"):
+                check_output(tmp_path / name, [tmp_path / "another", source], kind, force)  # type: ignore[arg-type]
+    check_output(tmp_path / "new", [source], GGUF_FILE)
+
+
+def test_files_of_another_kind_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    for name, content in (("notes.txt", b"dear diary"), ("model.gguf", b"GGUF...."), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(OutputError, match=r"notes\.txt: is there already and is not a GGUF file"):
+        check_output(tmp_path / "notes.txt", kind=GGUF_FILE)
+    check_output(tmp_path / "notes.txt", kind=GGUF_FILE, force=True)
+    check_output(tmp_path / "notes.txt")
+    check_output(tmp_path / "model.gguf", kind=GGUF_FILE)
+    check_output(tmp_path / "empty", kind=GGUF_FILE)
+
+
+def test_what_is_not_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in (
+        (tmp_path / "folder", "is a folder"),
+        (tmp_path / "pipe", "not a regular file"),
+        (Path(os.devnull), "not a regular file"),
+        (tmp_path / "no" / "x", "no such folder"),
+        (tmp_path / "folder" / ("n" * 300), "cannot be written"),
+    ):
+        with pytest.raises(OutputError, match=says):
+            PartialFile(path)
+    assert names(tmp_path) == ["folder", "pipe"]
