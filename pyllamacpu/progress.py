@@ -92,7 +92,7 @@ def byte_bar(total: int, label: str = "") -> Iterator[OnBytes]:
     if not is_terminal(sys.stderr):
         if label:
             notify(f"{label} ({decimal_bytes(total)}) ...")
-        yield _byte_lines(total)
+        yield _byte_lines(total, label)
         return
     from rich.markup import escape
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -132,7 +132,7 @@ def _bar(*columns: Any, **options: Any) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, **options)
 
 
-def _byte_lines(total: int) -> OnBytes:
+def _byte_lines(total: int, label: str) -> OnBytes:
     begin = last = time.monotonic()
 
     def show(done: int, text: str = "", /) -> None:
@@ -142,9 +142,10 @@ def _byte_lines(total: int) -> OnBytes:
             return
         last = now
         rate = done / (now - begin)
+        what, share = text or label, f"{100 * done / max(total, 1):.0f} %"
         notify(
-            f"{100 * done / max(total, 1):3.0f} % {text + ': ' if text else ''}{decimal_bytes(done)} of "
-            f"{decimal_bytes(total)}, {decimal_bytes(rate)}/s, {duration((total - done) / rate)} left"
+            f"{what}: {decimal_bytes(done)} of {decimal_bytes(total)} ({share}), {decimal_bytes(rate)}/s, "
+            f"{duration(max(0.0, total - done) / rate)} left"
         )
 
     return show

@@ -74,7 +74,7 @@ def test_lines_now_and_then_where_there_is_no_terminal(
     with progress_line() as line:
         line("never seen", 1, 1)
     err = capsys.readouterr().err
-    assert err == "fetching (4.00 KB) ...\n 50 % b: 2.00 KB of 4.00 KB, 400 B/s, 0:05 left\n"
+    assert err == "fetching (4.00 KB) ...\nb: 2.00 KB of 4.00 KB (50 %), 400 B/s, 0:05 left\n"
 
 
 def test_bars_show_what_is_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
