@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, BinaryIO, NamedTuple
 
-from pyllamacpu.errors import OutputError
+from pyllamacpu.errors import CheckpointError, OutputError
 
-_EXCLUSIVE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _ATTEMPTS = 16  # at a name of its own for a new file
 
 
@@ -75,6 +75,28 @@ def _begin(path: Path, n_bytes: int) -> bytes:
         return b""
 
 
+class InputFiles:
+    """Files that a run reads, as they are when it is planned."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = tuple(paths)
+        self._identities = [_identity(path) for path in self.paths]
+
+    def check(self) -> None:
+        """Raises CheckpointError when one is gone, or another than it was: before a result is published."""
+        for path, identity in zip(self.paths, self._identities, strict=True):
+            if _identity(path) != identity:
+                raise CheckpointError(path, "has changed while it was read; start again when it is whole")
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def check_space(path: Path, n_bytes: int) -> None:
     """Raises OutputError when the disk has no room for `n_bytes` more beside `path`."""
     try:
@@ -107,7 +129,7 @@ class PartialFile:
         for _ in range(_ATTEMPTS):
             path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.part")
             with self._reported(), contextlib.suppress(FileExistsError):
-                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, 0o666), "w+b")
+                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, 0o666), "wb")
                 if _lock(file) is not False and path.exists():
                     return path, file
                 file.close()  # another process took it for a leftover just now
@@ -115,11 +137,11 @@ class PartialFile:
 
     @property
     def file(self) -> BinaryIO:
-        """Open for reading and writing, at any place."""
+        """Open for writing, at any place."""
         return self._file
 
     def write(self, data: bytes | memoryview, offset: int | None = None) -> None:
-        """Writes at `offset`, or behind what was written last."""
+        """Writes at `offset`, or after what was written last."""
         with self._reported():
             if offset is not None:
                 self._file.seek(offset)

@@ -138,7 +138,7 @@ def test_tasks(folder: Path, run: Run, tasks: list[str], pattern: str) -> None:
         (["--ppl-stride", "64"], 1, "--ppl-stride 64"),
         (["--multiple-choice"], 1, "multiple-choice tasks"),
         (["--hellaswag"], 1, "6 lines"),
-        (["--kl-divergence", "--kl-divergence-base", "/dev/null"], 1, "no file of logits"),
+        (["--kl-divergence", "--kl-divergence-base", "/dev/null"], 1, "is not a file of logits"),
     ],
 )
 def test_wrong_usage_is_one_line(folder: Path, run: Run, args: list[str], code: int, says: str) -> None:

@@ -69,7 +69,7 @@ def test_dry_run_writes_nothing(folder: Path, run: Run) -> None:
 
 def test_fallbacks_are_said(folder: Path, run: Run) -> None:
     result = run("quantize", "--dry-run", "model.gguf", "Q4_K_M")
-    rows = "rows of 32 are no multiple of 256, which Q4_K takes"
+    rows = "rows of 32 are not a multiple of 256, which Q4_K takes"
     assert f"note: blk.*.attn_q.weight (4 tensors): {rows}; falling back to Q5_0\n" in result.err
     assert "warning: 29 of 39 tensors fell back to another type\n" in result.err
 
@@ -117,10 +117,10 @@ def test_quantized_tensors_are_taken_only_when_told(folder: Path, run: Run) -> N
     [
         ([], "IN.gguf"),
         (["model.gguf"], "TYPE"),
-        (["model.gguf", "Q9_K"], "'Q9_K' is no type, and none follows it"),
+        (["model.gguf", "Q9_K"], "'Q9_K' is not a type, and none follows it"),
         (["model.gguf", "out.gguf", "Q9_K"], "unknown type 'Q9_K'; known types: Q4_0"),
-        (["model.gguf", "Q8_0", "many"], "'many' is no number of threads"),
-        (["model.gguf", "Q8_0", "1", "2"], "'1 2' is no number of threads"),
+        (["model.gguf", "Q8_0", "many"], "'many' is not a number of threads"),
+        (["model.gguf", "Q8_0", "1", "2"], "'1 2' is not a number of threads"),
         (["--tensor-type", "attn", "model.gguf", "Q8_0"], "REGEX=TYPE"),
         (["--tensor-type", "(=q8_0", "model.gguf", "Q8_0"], "no regular expression"),
         (["--tensor-type", "attn=q9", "model.gguf", "Q8_0"], "unknown tensor type 'q9'"),
@@ -153,7 +153,7 @@ def test_wrong_usage(args: list[str], says: str, folder: Path, run: Run) -> None
         (["--prune-layers", "4", "model.gguf", "Q8_0"], "layers 0 to 3"),
         (["--prune-layers", "0,1,2,3", "model.gguf", "Q8_0"], "one must stay"),
         (["matrix.gguf", "Q8_0"], "is it a model?"),
-        (["--imatrix", "model.gguf", "model.gguf", "Q8_0"], "no importance matrix"),
+        (["--imatrix", "model.gguf", "model.gguf", "Q8_0"], "not an importance matrix"),
         (["--tensor-type", "attn=i8", "model.gguf", "Q8_0"], "cannot be written as I8"),
     ],
 )

@@ -210,7 +210,7 @@ def test_damaged_files_of_logits(engines: tuple[Engine, Engine], tmp_path: Path,
     path = tmp_path / "base.bin"
     save_logits(path, engines[0], windows(TOKENS, N_CTX, n_chunks=1))
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(OptionError, match=r"no file of logits|damaged or incomplete"):
+    with pytest.raises(OptionError, match=r"is not a file of logits|damaged or incomplete"):
         LogitsFile.open(path)
     with pytest.raises(OptionError, match="No such file"):
         LogitsFile.open(tmp_path / "none.bin")

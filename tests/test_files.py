@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pyllamacpu.errors import OutputError
+from pyllamacpu.errors import CheckpointError, OutputError
 from pyllamacpu.files import (
     GGUF_FILE,
+    InputFiles,
     PartialFile,
     check_output,
     kept,
@@ -145,6 +146,25 @@ def test_a_temporary_file_is_kept_while_it_is_used(tmp_path: Path) -> None:
         assert path.read_bytes() == b"scratch"
         raise RuntimeError
     assert not path.exists()
+
+
+def test_inputs_that_changed(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_bytes(b"12345678")
+    os.utime(paths[0], ns=(1, 1))
+    for change in (
+        paths[1].unlink,
+        lambda: os.truncate(paths[0], 3),
+        lambda: paths[0].write_bytes(b"87654321"),
+        lambda: os.replace(paths[1], paths[0]),
+    ):
+        paths[1].write_bytes(b"12345678")
+        inputs = InputFiles(paths)
+        inputs.check()
+        change()
+        with pytest.raises(CheckpointError, match="has changed"):
+            inputs.check()
 
 
 @pytest.mark.parametrize("kind", [None, GGUF_FILE])

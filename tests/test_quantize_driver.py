@@ -152,4 +152,4 @@ def test_types_that_are_forced_still_have_to_fit(tmp_path: Path) -> None:
         settings = Settings(parse_file_type("F16"), TypeOptions(output=T.Q6_K))
         plan = make_plan(file, settings)
     assert {step.name: step.kind for step in plan.tensors}["output.weight"] == T.Q8_0
-    assert "output.weight: rows of 32 are no multiple of 256" in plan.notes[0]
+    assert "output.weight: rows of 32 are not a multiple of 256" in plan.notes[0]

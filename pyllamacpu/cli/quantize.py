@@ -160,7 +160,7 @@ def _arguments(words: tuple[str, ...], given: dict[str, Any]) -> tuple[Path, Pat
         out = source.parent / f"ggml-model-{file_type.name}{'' if given['keep_split'] else '.gguf'}"
         rest = rest[1:]
     elif len(rest) < 2:
-        raise click.UsageError(f"{rest[0]!r} is no type, and none follows it")
+        raise click.UsageError(f"{rest[0]!r} is not a type, and none follows it")
     else:
         out = Path(rest[0])
         try:
@@ -189,11 +189,11 @@ def _target_arguments(
 
 
 def _threads(rest: list[str]) -> int | None:
-    """The number behind the type; none, or one below 1, is all cores."""
+    """The number after the type; none, or one below 1, is all cores."""
     if not rest:
         return None
     if len(rest) > 1 or not re.fullmatch(r"-?\d{1,4}", rest[0]):
-        raise click.UsageError(f"{' '.join(rest)!r} is no number of threads")
+        raise click.UsageError(f"{' '.join(rest)!r} is not a number of threads")
     return int(rest[0]) if int(rest[0]) > 0 else None
 
 
@@ -236,7 +236,9 @@ def _named_type(text: str) -> tuple[re.Pattern[str], TensorType]:
     try:
         return re.compile(pattern, re.IGNORECASE), parse_type(kind)
     except re.error as error:
-        raise OptionError(f"--tensor-type {text!r}: {pattern!r} is no regular expression: {error}") from error
+        raise OptionError(
+            f"--tensor-type {text!r}: {pattern!r} is not a regular expression: {error}"
+        ) from error
 
 
 def _layers(text: str | None) -> frozenset[int]:

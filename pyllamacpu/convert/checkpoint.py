@@ -91,7 +91,7 @@ def _open_file(path: Path) -> Checkpoint:
     if path.suffix in _SUFFIXES:
         kind = _SUFFIXES[path.suffix]
         return _finish(path, kind, *read_together([path], _READERS[kind]))
-    raise CheckpointError(path, f"is no checkpoint: its name should end in {', '.join(_SUFFIXES)}")
+    raise CheckpointError(path, f"is not a checkpoint: its name should end in {', '.join(_SUFFIXES)}")
 
 
 def _read_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pyllamacpu.convert.metadata_edits import MetadataEdits
 from pyllamacpu.convert.target_path import target_path
 from pyllamacpu.errors import OptionError
+from pyllamacpu.files import InputFiles
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.weights.output import ModelOutput, Progress, SplitLimits, divide, part_paths
 from pyllamacpu.weights.stream import OutputTensor
@@ -67,6 +68,6 @@ def build_conversion(
     parts = divide(tensors, options.limits)
     if not any(parts) and not any(name.startswith("tokenizer.") for name in values):
         raise OptionError(f"{source}: there is nothing to write")
-    output = ModelOutput(part_paths(path, len(parts)), keys, parts, inputs)
+    output = ModelOutput(part_paths(path, len(parts)), keys, parts, InputFiles(inputs))
     output.check_paths()
     return Conversion(output, type_name, notes, options.threads)

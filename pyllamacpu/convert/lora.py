@@ -241,5 +241,5 @@ def _item_pair(
 
 
 def _fitting(kind: TensorType, tensor: LazyTensor) -> TensorType:
-    """F16 for rows that are no whole blocks."""
+    """F16 for rows that are not whole blocks."""
     return kind if tensor.shape[-1] % kind.block_size == 0 else TensorType.F16

@@ -34,7 +34,7 @@ _PROTECTED = (*SPLIT_KEYS, "general.alignment")
 
 @dataclass(frozen=True)
 class MetadataEdits:
-    """`changed`: keys that are set, in place of those of the same name or behind all others; `removed`:
+    """`changed`: keys that are set, in place of those of the same name or after all others; `removed`:
     names.
     """
 
@@ -80,7 +80,7 @@ def parse_metadata(text: str) -> KeyValue:
         if array:
             items = json.loads(value)
             if not isinstance(items, list):
-                raise ValueError("is no JSON list")
+                raise ValueError("is not a JSON list")
             return KeyValue(name, [_checked(item, kind) for item in items], kind or ValueType.INT32)
         return KeyValue(name, _checked(_scalar(value, kind), kind), kind)
     except (ValueError, OverflowError) as error:
@@ -106,7 +106,7 @@ def _checked(value: Any, kind: ValueType | None) -> Any:
         value = float(value)
     else:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{value!r} is no whole number")
+            raise ValueError(f"{value!r} is not a whole number")
         bits = 64 if kind is None else 8 * SCALAR_DTYPE[kind].itemsize
         unsigned = kind is not None and SCALAR_FORMAT[kind].isupper()
         low, high = (

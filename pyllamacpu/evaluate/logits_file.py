@@ -1,7 +1,7 @@
 """Files of a base model's logits, in llama-perplexity's format: written, and compared with.
 
 The file: "_logits_", n_ctx (uint32), n_vocab and the number of windows (int32), the windows' tokens (int32),
-then for each scored token a row of n_vocab 16-bit codes, of an even number of them, behind a scale and a
+then for each scored token a row of n_vocab 16-bit codes, of an even number of them, after a scale and a
 minimum (float32): ln p = scale * code + minimum, cut off at 16 below the largest.
 """
 
@@ -96,7 +96,7 @@ class LogitsFile:
         except OSError as error:
             raise OptionError(f"{path}: {error.strerror or error}") from error
         if len(header) < _HEADER.size or header[:8] != MAGIC:
-            raise OptionError(f"{path} is no file of logits; write one with --kl-divergence-base")
+            raise OptionError(f"{path} is not a file of logits; write one with --kl-divergence-base")
         _, n_ctx, n_vocab, n = _HEADER.unpack(header)
         scored, width = n_ctx - 1 - n_ctx // 2, 4 + _row_codes(max(n_vocab, 0))
         start = _HEADER.size + 4 * n * n_ctx

@@ -138,7 +138,7 @@ class GGUFWriter:
             kind = _TENSOR_DTYPE.get(array.dtype.newbyteorder("="))
             if kind is None:
                 raise GGUFError(
-                    self.path, f"tensor {name!r}: {array.dtype} is no tensor type; say which one it holds"
+                    self.path, f"tensor {name!r}: {array.dtype} is not a tensor type; say which one it holds"
                 )
         shape = tuple(array.shape)
         if array.dtype == np.uint8 and shape:

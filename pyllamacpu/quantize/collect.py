@@ -54,7 +54,7 @@ class Collector:
         self.engine.close()
 
     def imatrix(self, chunk_size: int, datasets: Sequence[str] = ()) -> Imatrix:
-        """A copy of what has been collected. Raises ModelError for sums that are no numbers."""
+        """A copy of what has been collected. Raises ModelError for sums that are not numbers."""
         entries = {}
         for name in self.names:
             sums = self._sums[name]

@@ -44,7 +44,8 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
 
 def _spread(x: Doubles, kind: TensorType) -> Doubles:
     if kind in _LEGACY:
-        return np.mean(x * x, axis=1, keepdims=True)
+        mean: Doubles = np.mean(x * x, axis=1, keepdims=True)
+        return mean
     factor = 1.0 if kind in (T.Q2_K, T.IQ2_XXS, T.IQ2_XS) else 2.0
     return factor * _mean_square(x, kind.block_size)
 

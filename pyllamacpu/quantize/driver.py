@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from pyllamacpu.files import InputFiles
 from pyllamacpu.gguf.keys import KeyValue, metadata_keys
 from pyllamacpu.quantize.plan import PlannedTensor, QuantizePlan, check_importance
 from pyllamacpu.weights.gguf_tensors import gguf_tensor
@@ -32,7 +33,7 @@ def quantized_output(plan: QuantizePlan, out: Path) -> ModelOutput:
     for tensor in plan.tensors:
         parts[tensor.source.part if split else 0].append(_output_tensor(plan, tensor))
     paths = part_paths(out, plan.n_parts, always_numbered=split)
-    return ModelOutput(paths, _metadata(plan), parts, plan.file.paths)
+    return ModelOutput(paths, _metadata(plan), parts, InputFiles(plan.file.paths))
 
 
 def _output_tensor(plan: QuantizePlan, tensor: PlannedTensor) -> OutputTensor:

@@ -114,7 +114,7 @@ def _read_gguf(path: str | os.PathLike[str]) -> Imatrix:
     with GGUFFile.open(path) as file:
         missing = [key for key in _KEYS if key not in file.metadata]
         if missing:
-            raise GGUFError(path, f"is no importance matrix: {', '.join(missing)} missing")
+            raise GGUFError(path, f"is not an importance matrix: {', '.join(missing)} missing")
         names = [name.removesuffix(_SUMS) for name in file.tensors if name.endswith(_SUMS)]
         lonely = {name.removesuffix(_COUNTS) for name in file.tensors if name.endswith(_COUNTS)} ^ {*names}
         if lonely:
@@ -153,7 +153,7 @@ class _Records:
         if not 0 <= n <= self.left:
             raise GGUFError(
                 self.path,
-                f"is no importance matrix, or damaged: {what} needs {n} bytes at byte {self.pos}, "
+                f"is not an importance matrix, or damaged: {what} needs {n} bytes at byte {self.pos}, "
                 f"{self.left} are left",
             )
         self.pos += n

@@ -143,7 +143,7 @@ class QuantizePlan:
         return _importance(self.settings.imatrix, tensor.source, self.settings.imatrix_name)
 
     def added_metadata(self) -> dict[str, KeyValue]:
-        """The keys that are not the source's, in the order that they are written in, behind all others."""
+        """The keys that are not the source's, in the order that they are written in, after all others."""
         found = [
             *reversed(file_type_keys(self.number)),
             *self.settings.overrides,
@@ -281,9 +281,9 @@ def _notes(file: GGUFFile, tensors: tuple[PlannedTensor, ...], settings: Setting
         choice, cols = tensor.choice, tensor.source.shape[-1]
         kind = re.sub(r"^blk\.\d+\.", "blk.*.", tensor.name)
         if choice.usual is not None:
-            notes[kind, f"{choice.wanted.name} as told, instead of {choice.usual.name}"] += 1
+            notes[kind, f"{choice.wanted.name} as asked, instead of {choice.usual.name}"] += 1
         if choice.fell_back:
-            reason = f"rows of {cols} are no multiple of {choice.wanted.block_size}"
+            reason = f"rows of {cols} are not a multiple of {choice.wanted.block_size}"
             notes[
                 kind, f"{reason}, which {choice.wanted.name} takes; falling back to {choice.kind.name}"
             ] += 1

@@ -39,8 +39,8 @@ def quantize(
     each column counts (mean squares of the activations that meet it). `threads`: all usable CPUs when None;
     the result does not depend on it. Returns (rows, bytes of a row) uint8. Values beyond what `kind` can hold
     become the largest that it holds.
-    Raises OptionError for a type that cannot be written, rows that are no whole blocks, or importance that is
-    missing, of another length or negative; ModelError for NaN or inf in `array`, naming the row.
+    Raises OptionError for a type that cannot be written, rows that are not whole blocks, or importance that
+    is missing, of another length or negative; ModelError for NaN or inf in `array`, naming the row.
     """
     source, weights = _checked(array, kind, importance)
     rows, cols = source.shape
@@ -80,7 +80,7 @@ def _checked(array: Floats, kind: TensorType, importance: Floats | None) -> tupl
         importance = np.ascontiguousarray(importance, np.float32)
         if not (np.isfinite(importance) & (importance >= 0)).all():
             raise OptionError("importance must be finite and at least 0; the importance matrix is damaged")
-    kind.row_bytes(array.shape[1])  # raises when rows are no whole blocks
+    kind.row_bytes(array.shape[1])  # raises when rows are not whole blocks
     ensure_codebook(kind)
     return np.ascontiguousarray(array), importance
 

@@ -283,7 +283,8 @@ def scale_blocks(tensor: LazyTensor, scales: LazyTensor, block: tuple[int, int])
         first = start // height
         grid = scales.read(first, -(-stop // height))
         wide = np.repeat(grid, width, axis=1)[:, : tensor.shape[1]]
-        return _float32(tensor.read(start, stop)) * wide[np.arange(start, stop) // height - first]
+        scaled: Array = _float32(tensor.read(start, stop)) * wide[np.arange(start, stop) // height - first]
+        return scaled
 
     return computed(tensor.shape, tensor.source, rows)
 

@@ -173,7 +173,7 @@ def _byte_values(dtype: str) -> npt.NDArray[np.float32]:
     else:
         values[exponent == 31] = np.nan
         values[[0x7C, 0xFC]] = np.inf, -np.inf
-    table = values.astype(np.float32)
+    table: npt.NDArray[np.float32] = values.astype(np.float32)
     table.flags.writeable = False
     return table
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import check_output, check_space
+from pyllamacpu.files import InputFiles, check_output, check_space
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import DEFAULT_ALIGNMENT, ValueType
 from pyllamacpu.gguf.writer import GGUFWriter, publish_all
@@ -76,14 +76,13 @@ class Progress:
 class ModelOutput:
     """All that will be written: the tensors of each of `paths`, and the metadata of the first.
 
-    `inputs`: files that must stay as they are. `check_inputs` raises when they changed while they were read.
+    `inputs` are never written to, and must stay what they are until all is read.
     """
 
     paths: Sequence[Path]
     metadata: Sequence[KeyValue]
     parts: Sequence[Sequence[OutputTensor]]
-    inputs: Sequence[Path]
-    check_inputs: Callable[[], None] = lambda: None
+    inputs: InputFiles
 
     @property
     def tensors(self) -> list[OutputTensor]:
@@ -101,7 +100,7 @@ class ModelOutput:
     def check_paths(self) -> None:
         """Raises OutputError for a path that cannot or must not be written to."""
         for path in self.paths:
-            check_output(path, self.inputs)
+            check_output(path, self.inputs.paths)
 
     def write(self, threads: int | None = None) -> Iterator[Progress]:
         """Writes the files; they appear when the iterator ends, all of them or, after an error or when it is
@@ -123,7 +122,7 @@ class ModelOutput:
                 by_name[slab.tensor.name].write(slab.tensor.name, slab.data)
                 done += slab.data.nbytes
                 yield Progress(slab.tensor, slab.index, done, total, slab.ended)
-            self.check_inputs()
+            self.inputs.check()
             publish_all(writers)
 
     def _writers(self) -> list[GGUFWriter]:

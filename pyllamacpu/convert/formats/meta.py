@@ -140,7 +140,7 @@ def _along(axis: int) -> Merge:
 
 def _check_matrix(parts: list[LazyTensor], axis: int) -> None:
     if len(parts[0].shape) <= axis:
-        raise CheckpointError(parts[0].source, f"shape {parts[0].shape} is no matrix")
+        raise CheckpointError(parts[0].source, f"shape {parts[0].shape} is not a matrix")
 
 
 def _to_size(axis: int, size: Callable[[_Params], int], what: str) -> Merge:

@@ -82,7 +82,7 @@ def _weight_map(index: Path) -> dict[str, list[str]]:
             or Path(file_name).name != file_name
             or file_name in ("", ".", "..")
         ):
-            raise CheckpointError(index, f"places {name!r} in {file_name!r}, which is no file beside it")
+            raise CheckpointError(index, f"places {name!r} in {file_name!r}, which is not a file beside it")
         by_file.setdefault(file_name, []).append(name)
     return dict(sorted(by_file.items()))
 

@@ -32,7 +32,7 @@ _LOCAL_HEADER = 30  # bytes, before the name and the extra field
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
-    """The tensors of one file by name. Values that are no tensors are left out.
+    """The tensors of one file by name. Values that are not tensors are left out.
 
     Raises CheckpointError for damage, for a pickle that wants anything but tensors (nothing of it is run),
     and for files without tensors.
@@ -147,7 +147,7 @@ def _read_legacy(file: DataFile) -> Any:
     if not _is_legacy(stream, known):
         raise CheckpointError(
             file.path,
-            f"is no torch file: neither a zip archive nor torch's older format{pointer_hint(file)}",
+            f"is not a torch file: neither a zip archive nor torch's older format{pointer_hint(file)}",
         )
     if (version := Unpickler(stream, {}).load()) != LEGACY_VERSION:
         number = version if type(version) is int else "?"

@@ -113,7 +113,7 @@ class TorchGlobals:
     def storage(self, saved_id: Any) -> Storage:
         """The storage of a persistent id ("storage", type, key, location, elements), not yet placed."""
         if type(saved_id) is not tuple or len(saved_id) not in (5, 6) or saved_id[0] != "storage":
-            raise self.fail("a persistent id that is no storage")
+            raise self.fail("a persistent id that is not a storage")
         kind, key, n_elements = saved_id[1], saved_id[2], saved_id[4]
         if type(kind) is not Global or kind.name not in STORAGES or type(key) is not str:
             raise self.fail("a storage without type or key")
@@ -186,7 +186,7 @@ class TorchGlobals:
 
     def _parameter(self, data: Any, _grad: Any, _hooks: Any, _state: Any = None) -> TensorSpec:
         if type(data) is not TensorSpec:
-            raise self.fail("a parameter that is no tensor")
+            raise self.fail("a parameter that is not a tensor")
         return data
 
     def _from_type(self, function: Any, kind: Any, arguments: Any, _state: Any) -> Any:

@@ -86,7 +86,7 @@ _STOP = b"."
 class Unpickler:
     """One pickle of a stream. `persistent` turns a persistent id (a storage, in torch's files) into a value.
 
-    After `load()` the stream stands behind the pickle.
+    After `load()` the stream stands after the pickle.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Unpickler:
 
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise self._stream.fail("a global whose name is no text")
+            raise self._stream.fail("a global whose name is not a text")
         known = self._globals.get((module, name))
         if known is None:
             shown = f"{module}.{name}"[:120]

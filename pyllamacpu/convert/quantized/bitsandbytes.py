@@ -75,7 +75,7 @@ def _eight_bits(tensors: Tensors, name: str, largest: LazyTensor) -> LazyTensor:
         return values
 
     if len(weight.shape) != 2:
-        raise CheckpointError(weight.source, f"shape {weight.shape} is no matrix")
+        raise CheckpointError(weight.source, f"shape {weight.shape} is not a matrix")
     return computed(weight.shape, weight.source, rows)
 
 
@@ -139,7 +139,7 @@ class _Factors:
 def _read_state(tensor: LazyTensor) -> _State:
     kind = tensor.source.rpartition("__")[2]
     if kind not in _TYPES or tensor.dtype != "U8" or tensor.n_elements > _MAX_STATE:
-        raise CheckpointError(tensor.source, f"is no quant_state of {' or '.join(_TYPES)}")
+        raise CheckpointError(tensor.source, f"is not a quant_state of {' or '.join(_TYPES)}")
     try:
         quant_config = json.loads(tensor.raw().tobytes().decode("utf-8"))
         nested = "nested_blocksize" in quant_config
@@ -150,10 +150,10 @@ def _read_state(tensor: LazyTensor) -> _State:
             np.float32(float(quant_config["nested_offset"]) if nested else 0.0),
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(tensor.source, f"is no sound quant_state: {error!r}"[:200]) from error
+        raise CheckpointError(tensor.source, f"is not a sound quant_state: {error!r}"[:200]) from error
 
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 48:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value

@@ -149,7 +149,7 @@ def _codes(words: Array, bits: int, n: int, dense: bool) -> Array:
         return unpack(words, bits, n)
     unsigned = words.view(np.uint32)
     shifts = np.arange(32 // bits, dtype=np.uint32) * np.uint32(bits)
-    values = unsigned[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
+    values: Array = unsigned[:, :, None] >> shifts & np.uint32((1 << bits) - 1)
     return values.astype(np.uint8).reshape(words.shape[0], -1)[:, :n]
 
 
@@ -169,7 +169,8 @@ def _check_zero(zero: LazyTensor | None, scale: LazyTensor, bits: int) -> None:
 def _zeros(zero: LazyTensor, bits: int, n_out: int, dense: bool) -> Array:
     """Zero points as they are stored in the codes, that is plus 2^(bits - 1)."""
     if zero.dtype == "I8":
-        return zero.read().astype(np.int16) + (1 << (bits - 1))
+        codes: Array = zero.read().astype(np.int16) + (1 << (bits - 1))
+        return codes
     return _codes(np.ascontiguousarray(zero.raw().T), bits, n_out, dense).T
 
 

@@ -94,10 +94,10 @@ def check_shape(tensor: LazyTensor, shape: tuple[int, ...], dtypes: tuple[str, .
 
 
 def check_matrix(tensor: LazyTensor, dtypes: tuple[str, ...]) -> None:
-    """Raises CheckpointError when the tensor is no matrix of one of the types."""
+    """Raises CheckpointError when the tensor is not a matrix of one of the types."""
     if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in dtypes:
         raise CheckpointError(
-            tensor.source, f"{tensor.dtype} {tensor.shape} is no matrix of {' or '.join(dtypes)}"
+            tensor.source, f"{tensor.dtype} {tensor.shape} is not a matrix of {' or '.join(dtypes)}"
         )
 
 

@@ -96,7 +96,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise ValueError(f"byte {at} is no field")
+            raise ValueError(f"byte {at} is not a field")
         if size > end - at:
             raise ValueError(f"a field at byte {at} ends beyond the file")
         yield field, data[at : at + size]
@@ -113,4 +113,4 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value & (1 << 64) - 1, at
         shift += 7
         if shift > 63:
-            raise ValueError(f"byte {at} is no number")
+            raise ValueError(f"byte {at} is not a number")

@@ -76,7 +76,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         try:
             ranks[base64.b64decode(parts[0], validate=True)] = int(parts[1])
         except (binascii.Error, IndexError, ValueError):
-            raise CheckpointError(path, f"line {number} is no token and rank; download it again") from None
+            raise CheckpointError(path, f"line {number} is not a token and rank; download it again") from None
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(path, f"the ranks are not 0 to {len(ranks) - 1}; download it again")
     return ranks

@@ -75,7 +75,7 @@ def _merges(path: Path, listed: Any) -> list[tuple[str, str]]:
     for item in listed:
         pair = item.split(" ") if isinstance(item, str) else item
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(x, str) for x in pair):
-            raise CheckpointError(path, f"model.merges holds {item!r}, which is no pair")
+            raise CheckpointError(path, f"model.merges holds {item!r}, which is not a pair")
         pairs.append((pair[0], pair[1]))
     return pairs
 
