@@ -119,12 +119,12 @@ def test_numbered_files_without_index(tmp_path: Path) -> None:
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint|not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint|not a checkpoint"):
         open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no such file"):
         open_checkpoint(tmp_path / "nothing")
     (tmp_path / "x.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="no checkpoint|not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint|not a checkpoint"):
         open_checkpoint(tmp_path / "x.txt")
 
 
