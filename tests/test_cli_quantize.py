@@ -122,7 +122,7 @@ def test_quantized_tensors_are_taken_only_when_told(folder: Path, run: Run) -> N
         (["model.gguf", "Q8_0", "many"], "'many' is not a number of threads"),
         (["model.gguf", "Q8_0", "1", "2"], "'1 2' is not a number of threads"),
         (["--tensor-type", "attn", "model.gguf", "Q8_0"], "REGEX=TYPE"),
-        (["--tensor-type", "(=q8_0", "model.gguf", "Q8_0"], "no regular expression"),
+        (["--tensor-type", "(=q8_0", "model.gguf", "Q8_0"], "is not a regular expression"),
         (["--tensor-type", "attn=q9", "model.gguf", "Q8_0"], "unknown tensor type 'q9'"),
         (["--output-tensor-type", "q9", "model.gguf", "Q8_0"], "unknown tensor type 'q9'"),
         (["--prune-layers", "1,x", "model.gguf", "Q8_0"], "--prune-layers"),
