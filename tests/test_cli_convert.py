@@ -1,4 +1,4 @@
-"""`pyllamacpu convert` as it is typed."""
+"""`pyllamacpu convert` as it is typed. Covers cli/convert.py."""
 
 from __future__ import annotations
 

