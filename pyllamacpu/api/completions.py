@@ -22,9 +22,7 @@ from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
     GenerationStats,
     HiddenRequest,
-    LogitsProcessor,
     Request,
-    SamplingOptions,
     TextDecoder,
     TextEvent,
     token_limit,
@@ -32,7 +30,8 @@ from pyllamacpu.engine.generate import (
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import OptionError, TokenizerError
-from pyllamacpu.sampling.sampler import TokenLogprobs, top_logprobs
+from pyllamacpu.sampling.options import SamplingOptions
+from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
 
 Answer = Response | Iterator[Response]

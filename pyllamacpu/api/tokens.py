@@ -284,7 +284,8 @@ class Tokens:
             raise OptionError(
                 f"idx={idx}: only the last position has logits, unless the model is opened with logits_all"
             )
-        return session.scores[idx]
+        row: Logits = session.scores[idx]
+        return row
 
     def generate(
         self,

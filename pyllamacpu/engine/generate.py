@@ -238,7 +238,8 @@ class _History:
             self._array = grown
         self._array[self._n : n] = self.tokens[self._n :]
         self._n = n
-        return self._array[:n].copy()
+        copy: TokenIds = self._array[:n].copy()
+        return copy
 
 
 class Generation:

@@ -19,7 +19,7 @@ from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.native import ffi, lib, pointer
 
-PAGE = lib.PL_PAGE_POSITIONS
+PAGE: int = lib.PL_PAGE_POSITIONS
 STATE_MAGIC = b"PLKV1\0\0\0"
 _STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
 _DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
