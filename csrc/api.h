@@ -214,6 +214,11 @@ typedef struct {
     int64_t n;
 } pl_matrices;
 
+typedef struct {
+    double *values; /* (n,) */
+    int64_t n;
+} pl_sums;
+
 /* Types of an op's fields (exec/ops.def says what they mean). */
 #define PL_FIELD_INT 0       /* int32_t */
 #define PL_FIELD_FLOAT 1     /* float */
@@ -221,7 +226,7 @@ typedef struct {
 #define PL_FIELD_MATRICES 3  /* pl_matrices */
 #define PL_FIELD_VECTOR 4    /* pl_vector */
 #define PL_FIELD_TABLE 5     /* pl_table */
-#define PL_FIELD_SUMS 6      /* double * */
+#define PL_FIELD_SUMS 6      /* pl_sums */
 #define PL_FIELD_IN 7        /* int32_t, the number of a buffer, from here on */
 #define PL_FIELD_OUT 8
 #define PL_FIELD_INOUT 9

@@ -113,7 +113,7 @@ def damage(plan: CompiledPlan, shapes: Any, rng: random.Random) -> None:
     elif field.type == lib.PL_FIELD_TABLE:
         ffi.cast("pl_table *", at).type = rng.choice((0, 1, 2, 77, -1))
     elif field.type == lib.PL_FIELD_SUMS:
-        ffi.cast("void **", at)[0] = ffi.NULL
+        ffi.cast("pl_sums *", at).n = rng.choice((0, -1, 31))
     elif field.type == lib.PL_FIELD_FLOAT:
         ffi.cast("float *", at)[j] = rng.choice((0.0, -1.0, 1e30, float("nan"), float("inf"), 0.5))
     else:

@@ -96,6 +96,19 @@ def test_spaces_and_layers_must_exist() -> None:
             native(CompiledPlan(ops), [handle])
 
 
+def test_sums_are_as_many_as_columns() -> None:
+    """A sum more or less would be written outside the array."""
+
+    def record(plan: Recorder, x: Tensor, n: int) -> Tensor:
+        plan.op("squares", x=x, sums=np.zeros(n))
+        return plan.op("copy", x=x)
+
+    native(compiled(lambda plan, x: record(plan, x, 32), [32]))
+    for n in (31, 33):
+        with pytest.raises(NativeError, match=r"op 1 \(squares\): there is not a sum for each column"):
+            native(compiled(lambda plan, x, n=n: record(plan, x, n), [32]))  # type: ignore[misc]
+
+
 def test_an_op_that_does_not_exist() -> None:
     recorder = Recorder()
     with pytest.raises(NativeError, match="no op square_root"):

@@ -14,7 +14,7 @@ typedef const pl_matrix *pl_field_MATRIX;
 typedef pl_matrices pl_field_MATRICES;
 typedef pl_vector pl_field_VECTOR;
 typedef pl_table pl_field_TABLE;
-typedef double *pl_field_SUMS;
+typedef pl_sums pl_field_SUMS;
 
 /* pl_op_<name>, with the fields of the row. */
 #define F(type, name) pl_field_##type name;

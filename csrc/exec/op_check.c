@@ -92,7 +92,7 @@ static int field_ok(const pl_plan *plan, const pl_op *op, const pl_op_field *f, 
     case PL_FIELD_MATRICES: return matrices_ok(at, f, error);
     case PL_FIELD_VECTOR: return vector_ok((const pl_vector *)at + i, f, error);
     case PL_FIELD_TABLE: return table_ok(at, f, error);
-    case PL_FIELD_SUMS: return *(double *const *)at ? 1 : fail(error, "%s: missing", f->name);
+    case PL_FIELD_SUMS: return (((const pl_sums *)at)->values && ((const pl_sums *)at)->n > 0) || fail(error, "%s: missing", f->name);
     default: return buffer_ok(plan, op, f, ((const int32_t *)at)[i], error);
     }
 }

@@ -162,9 +162,7 @@ int64_t run_gather_residual(pl_plan *plan, const pl_op *op, pl_share *share)
 
 const char *check_squares(const pl_plan *plan, const pl_op *op)
 {
-    (void)plan;
-    (void)op;
-    return NULL;
+    return op->squares.sums.n == plan->buffers[op->squares.x].width ? NULL : "there is not a sum for each column of x";
 }
 
 /* Rows are added in their order, whichever thread has the columns: the sums do not depend on the number of threads. */
@@ -176,7 +174,7 @@ int64_t run_squares(pl_plan *plan, const pl_op *op, pl_share *share)
     while (PL_TAKE(pieces, 1, 1)) {
         int64_t column = begin * COLUMNS, width = b->width - column < COLUMNS ? b->width - column : COLUMNS;
         const float *x = b->floats + column;
-        double *sums = f->sums + column;
+        double *sums = f->sums.values + column;
         for (int64_t i = 0; i < n; i++, x += b->stride)
             for (int64_t c = 0; c < width; c++)
                 sums[c] += (double)x[c] * (double)x[c];

@@ -153,7 +153,9 @@ def _write_table(plan: CompiledPlan, at: Any, i: int, value: Table | None) -> No
 
 
 def _write_sums(plan: CompiledPlan, at: Any, i: int, value: Any) -> None:
-    ffi.cast("double **", at)[0] = ffi.NULL if value is None else ffi.cast("double *", value.ctypes.data)
+    if value is not None:
+        target = ffi.cast("pl_sums *", at)
+        target.values, target.n = ffi.cast("double *", value.ctypes.data), value.size
 
 
 _WRITERS: dict[int, Callable[[CompiledPlan, Any, int, Any], None]] = {
