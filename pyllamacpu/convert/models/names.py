@@ -80,8 +80,9 @@ def pair_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
     where it turns neighbours.
     """
     half = n_rows // n_heads // 2
-    order: npt.NDArray[np.int64] = np.arange(n_rows, dtype=np.int64)
-    return order.reshape(n_heads, 2, half).swapaxes(1, 2).reshape(-1)
+    rows = np.arange(n_rows, dtype=np.int64).reshape(n_heads, 2, half)
+    order: npt.NDArray[np.int64] = rows.swapaxes(1, 2).reshape(-1)
+    return order
 
 
 def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> Mapped:

@@ -171,7 +171,8 @@ def _zeros(zero: LazyTensor, bits: int, n_out: int, dense: bool) -> Array:
     if zero.dtype == "I8":
         codes: Array = zero.read().astype(np.int16) + (1 << (bits - 1))
         return codes
-    return _codes(np.ascontiguousarray(zero.raw().T), bits, n_out, dense).T
+    packed: Array = _codes(np.ascontiguousarray(zero.raw().T), bits, n_out, dense).T
+    return packed
 
 
 def _order(g_idx: LazyTensor, n_in: int, n_groups: int) -> Array | None:
