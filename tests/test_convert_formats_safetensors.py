@@ -15,9 +15,9 @@ from checkpoint_build import bf16_bits, safetensors_bytes, safetensors_header, w
 from safetensors.numpy import save_file
 
 from pyllamacpu.convert.checkpoint import open_checkpoint
-from pyllamacpu.convert.formats import data_file
 from pyllamacpu.convert.formats.safetensors import read_safetensors
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights import data_file
 
 rng = np.random.default_rng(1)
 SMALL = {

@@ -36,10 +36,10 @@ from torch_build import (
 )
 
 from pyllamacpu.convert.formats import unpickler
-from pyllamacpu.convert.formats.data_file import DataFile
 from pyllamacpu.convert.formats.torch_file import read_torch
 from pyllamacpu.convert.formats.unpickler import Global, PickleStream, Unpickler
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.data_file import DataFile
 
 
 def load(path: Path, content: bytes, known: dict[tuple[str, str], Global] | None = None) -> Any:

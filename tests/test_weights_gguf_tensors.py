@@ -35,23 +35,21 @@ def test_matrices_of_a_stack_are_one_below_the_other(tmp_path: Path, kind: Tenso
     with GGUFFile.open(write(tmp_path / "m.gguf", kind)) as file:
         tensor = gguf_tensor(file, file.tensors[NAME])
         assert (tensor.shape, tensor.dtype) == ((15, 96), kind.name)
-        whole = file.data(NAME)
+        whole = np.array(file.data(NAME))
         numbers = dequantize(whole, kind, (15, 96))
         for start, stop in ((0, 15), (4, 11), (7, 7), (14, 15)):
             raw = tensor.raw(start, stop)
             expected = whole[start * kind.row_bytes(96) : stop * kind.row_bytes(96)]
             assert raw.tobytes() == expected.tobytes() and len(raw) == stop - start
             np.testing.assert_array_equal(tensor.read(start, stop), numbers[start:stop])
-        assert tensor.release is not None
-        tensor.release(0, 15)  # rows that were given back can be read again
-        np.testing.assert_array_equal(tensor.read(), numbers)
+    np.testing.assert_array_equal(tensor.read(), numbers)  # also after the file was closed
 
 
-def test_vectors_are_one_row_and_nothing_is_copied(tmp_path: Path) -> None:
+def test_vectors_are_one_row(tmp_path: Path) -> None:
     with GGUFFile.open(write(tmp_path / "m.gguf", T.F32)) as file:
         norm = gguf_tensor(file, file.tensors["output_norm.weight"])
         assert norm.shape == (1, 32)
-        assert np.shares_memory(norm.raw(), file.data("output_norm.weight"))
+        assert norm.raw().tobytes() == file.data("output_norm.weight").tobytes()
         assert norm.source == f"{tmp_path / 'm.gguf'}: output_norm.weight"
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 from checkpoint_build import write_safetensors
 
-from pyllamacpu.convert.formats.data_file import DataFile
 from pyllamacpu.convert.formats.safetensors import read_safetensors
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights import lazy_ops, tensor_cache
+from pyllamacpu.weights.data_file import DataFile
 from pyllamacpu.weights.lazy_tensor import LazyTensor, decode, from_array
 
 rng = np.random.default_rng(2)

@@ -212,16 +212,18 @@ def test_a_source_that_cannot_be_read(client: Client, source: Path, folder: Path
     assert contents(folder) == before
 
 
-def test_a_checkpoint_that_is_truncated_while_it_is_read(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kept", [0, 4000])
+def test_an_input_that_is_truncated_while_it_is_read(
+    client: Client, source: Path, folder: Path, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also a mapped one: an error, where touching its pages would be a fatal signal."""
     monkeypatch.setattr(stream, "SLAB", 64)
-    client = CLIENTS[0]
-    plan = client.plan(client.write_source(tmp_path, None), folder / "m.gguf", "F16")
+    plan = client.plan(source, folder / "m.gguf", "F16")
     before = earlier_outputs(plan)
     steps = plan.write(2)
     next(steps)
-    os.truncate(plan.inputs.paths[0], 4000)
+    for path in plan.inputs.paths:
+        os.truncate(path, kept)
     with pytest.raises(CheckpointError, match=r"has changed|ends at byte"):
         list(steps)
     assert contents(folder) == before

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pyllamacpu.convert.formats.data_file import close_files
 from pyllamacpu.convert.formats.json_file import read_json
 from pyllamacpu.convert.formats.meta import is_meta, is_meta_file, read_meta
 from pyllamacpu.convert.formats.safetensors import read_safetensors
@@ -17,6 +16,7 @@ from pyllamacpu.convert.formats.torch_file import read_torch
 from pyllamacpu.convert.quantized.methods import undo_quantization
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights import tensor_cache
+from pyllamacpu.weights.data_file import close_files
 from pyllamacpu.weights.lazy_tensor import LazyTensor
 
 Kind = Literal["safetensors", "torch", "meta"]

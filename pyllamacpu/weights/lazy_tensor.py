@@ -54,8 +54,7 @@ class LazyTensor:
     `stored(start, stop)` gives rows start to stop of the stored elements: what `raw()` calls once the bounds
     are checked. `source` names the file and the tensor, for errors. A tensor without dimensions has one row.
     `flat`, if any, is the one-dimensional tensor that this one is a view of. `decode` gives the values of
-    stored elements; by default those of `dtype`. `release(start, stop)` gives back the memory of rows
-    that have been used.
+    stored elements; by default those of `dtype`.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +63,6 @@ class LazyTensor:
     stored: Rows = field(repr=False)
     flat: LazyTensor | None = field(default=None, repr=False)
     decode: Callable[[Array], Array] | None = field(default=None, repr=False)
-    release: Callable[[int, int], None] | None = field(default=None, repr=False)
 
     @property
     def n_rows(self) -> int:

@@ -14,6 +14,7 @@ from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import DEFAULT_ALIGNMENT, ValueType
 from pyllamacpu.gguf.writer import GGUFWriter, publish_all
 from pyllamacpu.weights import tensor_cache
+from pyllamacpu.weights.data_file import close_files
 from pyllamacpu.weights.stream import OutputTensor, encode_all
 
 MAX_PARTS = 65535
@@ -113,6 +114,7 @@ class ModelOutput:
         done, total = 0, self.n_bytes
         with ExitStack() as stack:
             stack.callback(tensor_cache.release_all)
+            stack.callback(close_files, self.inputs.paths)
             writers = self._writers()
             for writer in writers:
                 stack.callback(writer.abort)

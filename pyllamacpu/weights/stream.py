@@ -1,7 +1,6 @@
 """Tensors on their way into a file: slabs of rows, read and encoded by all threads, given out in order.
 
-Only a few slabs are in memory at a time and the source's pages are dropped after them, so a model larger than
-memory is no different from a small one.
+Only a few slabs are in memory at a time, so a model larger than memory is no different from a small one.
 """
 
 from __future__ import annotations
@@ -101,18 +100,16 @@ def encode_all(tensors: Iterable[OutputTensor], threads: int | None = None) -> I
             for job in _jobs(wanted, slab):
                 pending.append((job, pool.submit(job.encode)))
                 if len(pending) >= 2 * n_threads:
-                    yield from _done(*pending.popleft())
+                    yield _done(*pending.popleft())
             while pending:
-                yield from _done(*pending.popleft())
+                yield _done(*pending.popleft())
         finally:
             for _, future in pending:
                 future.cancel()
 
 
-def _done(job: _Job, future: Future[Bytes]) -> Iterator[Slab]:
-    yield Slab(job.tensor, job.index, future.result(), job.stop == job.rows.n_rows)
-    if job.rows.release is not None:  # once it is used: the data may be the source's own pages
-        job.rows.release(job.start, job.stop)
+def _done(job: _Job, future: Future[Bytes]) -> Slab:
+    return Slab(job.tensor, job.index, future.result(), job.stop == job.rows.n_rows)
 
 
 def _slab_elements(n_threads: int) -> int:

@@ -15,8 +15,8 @@ from itertools import pairwise
 from math import prod
 from typing import Any
 
-from pyllamacpu.convert.formats.data_file import DataFile, from_file, pointer_hint
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.data_file import DataFile, from_file, pointer_hint
 from pyllamacpu.weights.lazy_tensor import STORED, LazyTensor
 
 MAX_HEADER = 100_000_000  # bytes, as the format's own reader has it

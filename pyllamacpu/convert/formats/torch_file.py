@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pyllamacpu.convert.formats.data_file import DataFile, from_file, pointer_hint
 from pyllamacpu.convert.formats.torch_pickle import Storage, TensorSpec, TorchGlobals
 from pyllamacpu.convert.formats.unpickler import PickleStream, Unpickler
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.data_file import DataFile, from_file, pointer_hint
 from pyllamacpu.weights.lazy_ops import cached, transpose
 from pyllamacpu.weights.lazy_tensor import STORED, Array, LazyTensor
 

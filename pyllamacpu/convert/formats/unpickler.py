@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyllamacpu.convert.formats.data_file import DataFile
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.weights.data_file import DataFile
 
 MAX_OPCODES = 8_000_000  # a checkpoint takes about 50 per tensor
 MAX_INTEGER = 16  # bytes
