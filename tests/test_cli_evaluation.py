@@ -1,15 +1,14 @@
-"""What `perplexity` and `imatrix` have in common: options, tokens of a text, and the line of progress."""
+"""What `perplexity` and `imatrix` have in common: options, and tokens of a text."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 from text_oracle import load
 
-from pyllamacpu.cli.evaluation import engine_options, progress_line, required, text_tokens, window_bos
+from pyllamacpu.cli.evaluation import engine_options, required, text_tokens, window_bos
 from pyllamacpu.errors import OptionError
 
 GIVEN = {
@@ -52,30 +51,3 @@ def test_a_text_is_required() -> None:
     assert required(Path("x")) == Path("x")
     with pytest.raises(OptionError, match="-f FILE"):
         required(None)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_progress_on_a_terminal_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 130.0, 130.1, 160.0])
-    monkeypatch.setattr("pyllamacpu.cli.evaluation.time.monotonic", lambda: next(clock))
-    monkeypatch.setenv("TERM", "xterm")
-    out = Terminal()
-    monkeypatch.setattr("sys.stderr", out)
-    with progress_line() as show:
-        show("windows", 1, 4)
-        show("windows", 2, 4)  # too soon to be drawn
-        show("windows", 4, 4)
-    drawn = out.getvalue().split("\r\x1b[2K")
-    assert drawn == ["", "windows  1/4, 1:30 left", "windows  4/4, 0:00 left", ""]
-
-
-def test_no_progress_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr("sys.stderr", out)
-    with progress_line() as show:
-        show("windows", 1, 4)
-    assert out.getvalue() == ""
