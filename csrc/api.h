@@ -87,9 +87,11 @@ int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, cons
 #define PL_MAX_STEPS 32
 
 typedef struct pl_sampler pl_sampler;
+typedef struct pl_pool pl_pool;
 
 typedef struct {
-    int32_t n_vocab;
+    int32_t n_vocab;  /* logits of a row */
+    int32_t n_tokens; /* ids that exist, 1 to n_vocab: the logits from there on are padding, which is never looked at */
     int32_t n_steps;
     int32_t steps[PL_MAX_STEPS]; /* PL_STEP_…, in the order they run */
     int32_t top_k;               /* <= 0: off */
@@ -129,19 +131,30 @@ void pl_sampler_free(pl_sampler *s);
 void pl_sampler_reset(pl_sampler *s, uint64_t seed);
 /* -> token id, or an error. logits: (n_vocab,), not changed. Does not accept the token. */
 int pl_sample(pl_sampler *s, const float *logits, int32_t n_vocab);
+/* Samples n_rows rows on the threads of the pool (NULL: on this one). Row i: samplers[i] and logits[i], of as many logits as
+ * that sampler's n_vocab -> tokens[i], what pl_sample would return for it alone: a token or its own error. masks: NULL, or
+ * for each row NULL or the tokens that are allowed, bit id % 32 of word id / 32; the others count as -inf. A sampler that
+ * stands in two rows is refused in the second one (PL_EINVAL). */
+int pl_sample_rows(pl_pool *pool, pl_sampler *const *samplers, const float *const *logits, const uint32_t *const *masks,
+                   int32_t n_rows, int32_t *tokens);
 /* The token ids become history (a prompt's too). */
 int pl_sampler_accept(pl_sampler *s, const int32_t *tokens, int32_t n);
-/* What pl_sample would draw from, best first -> their number. ids, out_logits, probs: (n_vocab,). Changes no state. */
+/* What pl_sample would draw from, best first -> their number. ids, out_logits, probs: (n_tokens,). Changes no state. */
 int pl_sampler_candidates(pl_sampler *s, const float *logits, int32_t n_vocab, int32_t *ids, float *out_logits,
                           float *probs);
 /* The remembered history, oldest first -> tokens written to out (cap,). */
 int pl_sampler_history(const pl_sampler *s, int32_t *out, int32_t cap);
 void pl_sampler_get_state(const pl_sampler *s, pl_sampler_state *out);
 void pl_sampler_set_state(pl_sampler *s, const pl_sampler_state *state);
-/* Log-probabilities of the unprocessed logits: token's own and the n best -> number of best written to ids, logprobs
- * (n,). */
-int pl_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n, int32_t *ids, float *logprobs,
+/* Log-probabilities of unprocessed logits (n_tokens,): token's own and the n best -> number of best written to ids,
+ * logprobs (n,). */
+int pl_top_logprobs(const float *logits, int32_t n_tokens, int32_t token, int32_t n, int32_t *ids, float *logprobs,
                     float *token_logprob);
+/* The same of n_rows rows on the threads of the pool (NULL: on this one): tokens, n, token_logprobs and found (n_rows,); ids
+ * and logprobs (n_rows, stride), stride at least every n. found[i]: what pl_top_logprobs would return for row i alone. */
+int pl_top_logprobs_rows(pl_pool *pool, const float *const *logits, int32_t n_rows, int32_t n_tokens, const int32_t *tokens,
+                         const int32_t *n, int32_t stride, int32_t *ids, float *logprobs, float *token_logprobs,
+                         int32_t *found);
 
 /* ---- CPU and threads (dispatch.c, os_posix.c, threads.c) ---- */
 
@@ -156,7 +169,6 @@ int pl_isa_select(const char *name);
 /* CPUs that this process may use: the affinity mask, within the cgroup's quota. */
 int pl_cpus_usable(void);
 
-typedef struct pl_pool pl_pool;
 /* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. */
 pl_pool *pl_pool_new(int n_threads);
 void pl_pool_free(pl_pool *pool);

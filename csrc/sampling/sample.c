@@ -29,11 +29,11 @@ void pl_sampler_reset(pl_sampler *s, uint64_t seed) {
 }
 
 static bool params_ok(const pl_sampler_params *o) {
-    if (o->n_vocab < 1 || o->n_steps < 0 || o->n_steps > PL_MAX_STEPS) return false;
+    if (o->n_tokens < 1 || o->n_tokens > o->n_vocab || o->n_steps < 0 || o->n_steps > PL_MAX_STEPS) return false;
     if (o->n_bias < 0 || o->n_breakers < 0 || o->penalty_last_n < 0 || o->dry_last_n < 0 || o->min_keep < 0)
         return false;
     for (int32_t i = 0; i < o->n_bias; i++)
-        if (o->bias_ids[i] < 0 || o->bias_ids[i] >= o->n_vocab) return false;
+        if (o->bias_ids[i] < 0 || o->bias_ids[i] >= o->n_tokens) return false;
     return o->mirostat >= 0 && o->mirostat <= 2 && o->adaptive_decay >= 0.0 && o->adaptive_decay < 1.0 &&
            o->repeat_penalty > 0.0;
 }
@@ -54,7 +54,7 @@ pl_sampler *pl_sampler_new(const pl_sampler_params *params, uint64_t seed) {
     pl_sampler *s = calloc(1, sizeof *s);
     if (!s) return NULL;
     s->o = *params;
-    if (pl_candidates_init(&s->c, params->n_vocab) || copy_bias(s) || pl_history_init(s)) {
+    if (pl_candidates_init(&s->c, params->n_tokens) || copy_bias(s) || pl_history_init(s)) {
         pl_sampler_free(s);
         return NULL;
     }
@@ -99,10 +99,10 @@ static int run_mirostat(pl_sampler *s) {
 }
 
 /* Leaves the candidates in c.list, p being their probabilities times the returned *sum. */
-static int run_chain(pl_sampler *s, const float *logits, int32_t n_vocab, double *sum) {
-    if (n_vocab != s->o.n_vocab) return PL_EINVAL;
+static int run_chain(pl_sampler *s, const float *logits, const uint32_t *mask, double *sum) {
     pl_candidates_set(&s->c, logits);
-    int rc = apply_bias(s);
+    int rc = mask ? pl_candidates_mask(&s->c, mask) : PL_OK;
+    if (!rc) rc = apply_bias(s);
     if (!rc && s->o.mirostat) rc = run_mirostat(s);
     for (int32_t i = 0; !rc && !s->o.mirostat && i < s->o.n_steps; i++) rc = pl_step_run(s, s->o.steps[i]);
     if (!rc) rc = pl_keep_all(&s->c);
@@ -126,9 +126,9 @@ static int32_t draw(const pl_list *l, double target) {
     return last; /* the sum in another order was a rounding larger */
 }
 
-int pl_sample(pl_sampler *s, const float *logits, int32_t n_vocab) {
+int pl_sample_masked(pl_sampler *s, const float *logits, const uint32_t *mask) {
     double sum;
-    int rc = run_chain(s, logits, n_vocab, &sum);
+    int rc = run_chain(s, logits, mask, &sum);
     if (rc) return rc;
     const pl_list *l = &s->c.list;
     int32_t at = draw(l, pl_random(s) * sum);
@@ -140,9 +140,13 @@ int pl_sample(pl_sampler *s, const float *logits, int32_t n_vocab) {
     return l->id[at];
 }
 
+int pl_sample(pl_sampler *s, const float *logits, int32_t n_vocab) {
+    return n_vocab == s->o.n_vocab ? pl_sample_masked(s, logits, NULL) : PL_EINVAL;
+}
+
 int pl_sampler_accept(pl_sampler *s, const int32_t *tokens, int32_t n) {
     for (int32_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || tokens[i] >= s->o.n_vocab) return PL_EINVAL;
+        if (tokens[i] < 0 || tokens[i] >= s->o.n_tokens) return PL_EINVAL;
     for (int32_t i = 0; i < n; i++) {
         if (tokens[i] == s->st.pending_token) {
             s->st.ema_sum = s->st.pending_p + s->o.adaptive_decay * s->st.ema_sum;
@@ -157,8 +161,9 @@ int pl_sampler_accept(pl_sampler *s, const int32_t *tokens, int32_t n) {
 int pl_sampler_candidates(pl_sampler *s, const float *logits, int32_t n_vocab, int32_t *ids, float *out_logits,
                           float *probs) {
     double sum;
+    if (n_vocab != s->o.n_vocab) return PL_EINVAL;
     pl_sampler_state before = s->st; /* XTC draws a number */
-    int rc = run_chain(s, logits, n_vocab, &sum);
+    int rc = run_chain(s, logits, NULL, &sum);
     s->st = before;
     if (!rc) rc = pl_sort_list(&s->c);
     if (rc) return rc;

@@ -3,6 +3,7 @@
 #include <stdbool.h>
 
 #include "api.h"
+#include "platform/threads.h"
 
 /* Inside of the sampler: what sample.c, sample_select.c, sample_steps.c and sample_history.c share.
  *
@@ -25,7 +26,7 @@ typedef struct {
 } pl_sort_space;
 
 typedef struct {
-    const float *row; /* (n,) the logits, or `work` once a step has changed them */
+    const float *row; /* (n,) the logits of tokens that exist, or `work` once a step has changed them */
     float *work;      /* (n,) or NULL: our own copy, allocated when first needed */
     float *block_max; /* (n_blocks,) valid while `scanned` */
     float *heap;      /* (n_blocks,) scratch of the threshold search */
@@ -47,16 +48,16 @@ typedef struct {
     int32_t window;           /* tokens that penalties look back on, 0 = off */
     pl_token_count *distinct; /* (window,) tokens inside the window, in no order */
     int32_t n_distinct;
-    int32_t *slot; /* (n_vocab,) index into distinct, -1 = not in the window */
+    int32_t *slot; /* (n_tokens,) index into distinct, -1 = not in the window */
 } pl_history;
 
 typedef struct {
     int32_t window;      /* tokens that DRY looks back on, 0 = off */
     int32_t *tokens, *z; /* (window,) newest first; length of the repeat that ends there */
-    int32_t *repeat;     /* (n_vocab,) longest repeat that this token would extend; 0 outside a call */
+    int32_t *repeat;     /* (n_tokens,) longest repeat that this token would extend; 0 outside a call */
     int32_t *touched;    /* (window,) tokens whose `repeat` is not 0 */
     int32_t n_touched;
-    int32_t *first, *next;  /* (n_vocab,), (n_breakers,): breakers that begin with a token, as linked lists */
+    int32_t *first, *next;  /* (n_tokens,), (n_breakers,): breakers that begin with a token, as linked lists */
     int32_t *tail, *offset; /* flattened tails; (n_breakers + 1,) where each begins */
 } pl_dry;
 
@@ -68,13 +69,21 @@ struct pl_sampler {
     pl_candidates c;
     pl_history history;
     pl_dry dry;
+    bool busy; /* in a row of a running pl_sample_rows */
 };
 
+/* sample.c: pl_sample with a mask, or NULL */
+int pl_sample_masked(pl_sampler *s, const float *logits, const uint32_t *mask);
+
+/* sample_rows.c */
+void pl_run_rows(pl_pool *pool, int32_t n_rows, pl_counter *counter, const pl_job *job);
+
 /* sample_select.c */
-int pl_candidates_init(pl_candidates *c, int32_t n_vocab);
+int pl_candidates_init(pl_candidates *c, int32_t n_tokens);
 void pl_candidates_free(pl_candidates *c);
 void pl_candidates_set(pl_candidates *c, const float *row);
 int pl_make_writable(pl_candidates *c);
+int pl_candidates_mask(pl_candidates *c, const uint32_t *mask);
 int pl_scan(pl_candidates *c);
 int pl_keep_from(pl_candidates *c, double threshold);
 int pl_keep_top(pl_candidates *c, int32_t k);

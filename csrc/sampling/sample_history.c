@@ -27,7 +27,7 @@ static int dry_init_breakers(pl_dry *d, const pl_sampler_params *o) {
     const int32_t *tokens = o->breaker_tokens;
     for (int32_t i = 0; i < o->n_breakers; i++) {
         int32_t head = tokens[0], tail_len = o->breaker_lens[i] - 1;
-        if (head < 0 || head >= o->n_vocab) return PL_EINVAL;
+        if (head < 0 || head >= o->n_tokens) return PL_EINVAL;
         if (tail_len) memcpy(d->tail + d->offset[i], tokens + 1, (size_t)tail_len * sizeof *tokens);
         d->offset[i + 1] = d->offset[i] + tail_len;
         d->next[i] = d->first[head];
@@ -43,8 +43,8 @@ static int dry_init(pl_dry *d, const pl_sampler_params *o) {
     d->tokens = filled((size_t)d->window, 0);
     d->z = filled((size_t)d->window, 0);
     d->touched = filled((size_t)d->window, 0);
-    d->repeat = filled((size_t)o->n_vocab, 0);
-    d->first = filled((size_t)o->n_vocab, -1);
+    d->repeat = filled((size_t)o->n_tokens, 0);
+    d->first = filled((size_t)o->n_tokens, -1);
     if (!d->tokens || !d->z || !d->touched || !d->repeat || !d->first) return PL_ENOMEM;
     return dry_init_breakers(d, o);
 }
@@ -65,7 +65,7 @@ int pl_history_init(pl_sampler *s) {
     if (!h->ring) return PL_ENOMEM;
     if (h->window == 0) return PL_OK;
     h->distinct = malloc((size_t)h->window * sizeof *h->distinct);
-    h->slot = filled((size_t)s->o.n_vocab, -1);
+    h->slot = filled((size_t)s->o.n_tokens, -1);
     return h->distinct && h->slot ? PL_OK : PL_ENOMEM;
 }
 

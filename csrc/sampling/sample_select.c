@@ -11,10 +11,10 @@
 
 enum { EXP_BLOCK = 256, INSERTION_MAX = 96, RADIX = 256 };
 
-int pl_candidates_init(pl_candidates *c, int32_t n_vocab) {
+int pl_candidates_init(pl_candidates *c, int32_t n_tokens) {
     memset(c, 0, sizeof *c);
-    c->n = n_vocab;
-    c->n_blocks = (n_vocab + PL_SAMPLE_BLOCK - 1) / PL_SAMPLE_BLOCK;
+    c->n = n_tokens;
+    c->n_blocks = (n_tokens + PL_SAMPLE_BLOCK - 1) / PL_SAMPLE_BLOCK;
     c->block_max = malloc((size_t)c->n_blocks * sizeof(float));
     c->heap = malloc((size_t)c->n_blocks * sizeof(float));
     return c->block_max && c->heap ? PL_OK : PL_ENOMEM;
@@ -39,14 +39,31 @@ void pl_candidates_set(pl_candidates *c, const float *row) {
     c->list.sorted = false;
 }
 
+static int need_work(pl_candidates *c) {
+    if (!c->work) c->work = malloc((size_t)c->n * sizeof(float));
+    return c->work ? PL_OK : PL_ENOMEM;
+}
+
 /* Before a dense row is changed: from here on `row` is our own copy. */
 int pl_make_writable(pl_candidates *c) {
     c->scanned = false;
     if (c->row == c->work) return PL_OK;
-    if (!c->work) c->work = malloc((size_t)c->n * sizeof(float));
-    if (!c->work) return PL_ENOMEM;
+    if (need_work(c)) return PL_ENOMEM;
     memcpy(c->work, c->row, (size_t)c->n * sizeof(float));
     c->row = c->work;
+    return PL_OK;
+}
+
+/* From here on `row` is our own copy, -inf where the bit of a token (id % 32 of word id / 32) is 0. */
+int pl_candidates_mask(pl_candidates *c, const uint32_t *mask) {
+    if (need_work(c)) return PL_ENOMEM;
+    for (int32_t from = 0; from < c->n; from += 32) {
+        const uint32_t word = mask[from / 32];
+        const int32_t n = c->n - from < 32 ? c->n - from : 32;
+        for (int32_t i = 0; i < n; i++) c->work[from + i] = word >> i & 1 ? c->row[from + i] : -INFINITY;
+    }
+    c->row = c->work;
+    c->scanned = false;
     return PL_OK;
 }
 
@@ -354,25 +371,4 @@ float pl_list_max(const pl_list *l) {
 double pl_list_softmax(pl_list *l) {
     exp_row(l->logit, l->n, pl_list_max(l), l->p);
     return sum_row(l->p, l->n);
-}
-
-int pl_top_logprobs(const float *logits, int32_t n_vocab, int32_t token, int32_t n, int32_t *ids, float *logprobs,
-                    float *token_logprob) {
-    if (n_vocab <= 0 || n < 0 || token < 0 || token >= n_vocab) return PL_EINVAL;
-    pl_candidates c;
-    int rc = pl_candidates_init(&c, n_vocab);
-    pl_candidates_set(&c, logits);
-    if (!rc) rc = pl_scan(&c);
-    if (!rc) {
-        double log_sum = (double)c.max + log(pl_row_exp_sum(logits, n_vocab, c.max));
-        *token_logprob = (float)((double)logits[token] - log_sum);
-        if (n > 0) rc = pl_keep_top(&c, n);
-        for (int32_t i = 0; !rc && i < c.list.n; i++) {
-            ids[i] = c.list.id[i];
-            logprobs[i] = (float)((double)c.list.logit[i] - log_sum);
-        }
-        if (!rc) rc = c.list.n;
-    }
-    pl_candidates_free(&c);
-    return rc;
 }

@@ -243,8 +243,8 @@ static int32_t mirostat_k(const pl_sampler *s, const pl_list *l) {
         denominator += t * t;
     }
     double zipf = numerator / denominator, eps = zipf - 1.0;
-    double k = pow(eps * exp2(s->st.mu) / (1.0 - pow((double)s->o.n_vocab, -eps)), 1.0 / zipf);
-    if (k != k || k >= (double)s->o.n_vocab) return s->o.n_vocab; /* a flat row: no exponent, no cut */
+    double k = pow(eps * exp2(s->st.mu) / (1.0 - pow((double)s->o.n_tokens, -eps)), 1.0 / zipf);
+    if (k != k || k >= (double)s->o.n_tokens) return s->o.n_tokens; /* a flat row: no exponent, no cut */
     return k < 1.0 ? 1 : (int32_t)k;
 }
 

@@ -1,6 +1,6 @@
 """The sampler: chooses the next token from a row of logits, and keeps the state that this needs.
 
-All that touches the whole vocabulary is one C call per token (csrc/sample.c).
+All that touches the whole vocabulary is one C call per token (csrc/sampling/).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "SamplingOptions",
     "TokenLogprobs",
     "samplers_from_letters",
+    "sampling_error",
     "top_logprobs",
 ]
 
@@ -97,16 +98,17 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-def _raise(rc: int, what: str) -> NoReturn:
-    if rc == lib.PL_SAMPLE_ENAN:
-        raise NativeError(f"{what}: a logit is NaN or +inf; the model's output cannot be used")
-    if rc == lib.PL_SAMPLE_EEMPTY:
-        raise NativeError(
-            f"{what}: every token is excluded (all logits are -inf); loosen the bias or the processors"
-        )
-    if rc == lib.PL_ENOMEM:
-        raise NativeError(f"{what}: out of memory")
-    raise NativeError(f"{what}: refused (code {rc})")
+_MESSAGES = {
+    lib.PL_SAMPLE_ENAN: "a logit is NaN or +inf; the model's output cannot be used",
+    lib.PL_SAMPLE_EEMPTY: "every token is excluded (all logits are -inf); loosen the bias, the processors or "
+    "the mask",
+    lib.PL_ENOMEM: "out of memory",
+}
+
+
+def sampling_error(code: int, what: str = "sampling") -> NativeError:
+    """The error that a negative `code` of the sampler's C functions stands for."""
+    return NativeError(f"{what}: {_MESSAGES.get(code, f'refused (code {code})')}")
 
 
 def _row(logits: npt.ArrayLike, n_vocab: int) -> FloatRow:
@@ -117,19 +119,20 @@ def _row(logits: npt.ArrayLike, n_vocab: int) -> FloatRow:
     return row
 
 
-def top_logprobs(logits: npt.ArrayLike, token: int, n: int) -> TokenLogprobs:
+def top_logprobs(logits: npt.ArrayLike, token: int, n: int, n_tokens: int | None = None) -> TokenLogprobs:
     """Log-softmax of unprocessed `logits` (n_vocab,): `token`'s value and the `n` best (equal ones by id).
 
-    -inf logits are never among the best. OptionError for a token outside the vocabulary or n < 0.
+    Only the first `n_tokens` logits count, if given. -inf logits are never among the best. OptionError for a
+    token outside the vocabulary or n < 0.
     """
-    row = np.ascontiguousarray(logits, dtype=np.float32).reshape(-1)
+    row = np.ascontiguousarray(logits, dtype=np.float32).reshape(-1)[:n_tokens]
     if not 0 <= token < row.size or n < 0:
         raise OptionError(f"logprobs: token {token}, n {n}; allowed: token 0 to {row.size - 1}, n >= 0")
     n = min(n, row.size)
     ids, values, own = ffi.new("int32_t[]", max(n, 1)), ffi.new("float[]", max(n, 1)), ffi.new("float *")
     found = lib.pl_top_logprobs(ffi.from_buffer("float[]", row), row.size, token, n, ids, values, own)
     if found < 0:
-        _raise(found, "logprobs")
+        raise sampling_error(found, "logprobs")
     return TokenLogprobs(token, own[0], tuple((ids[i], values[i]) for i in range(found)))
 
 
@@ -145,7 +148,8 @@ def _window(name: str, value: int, n_ctx: int) -> int:
 class Sampler:
     """The chain of one sequence. Not thread-safe: each sequence has its own.
 
-    n_vocab: logits per row. token_bytes: the bytes of every token, a sequence or a function of the id;
+    n_vocab: logits per row; n_tokens: ids that exist, if they are fewer: logits after them are padding, which
+    only processors see. token_bytes: the bytes of every token, a sequence or a function of the id;
     tokenize: bytes to ids, without BOS or special tokens; both only for DRY's sequence breakers. n_ctx: what
     -1 means in a look-back. processors: functions on the logits before the chain. breakers: another
     sampler's, to share them.
@@ -160,11 +164,15 @@ class Sampler:
         n_ctx: int = 0,
         processors: Iterable[LogitsProcessor] | None = None,
         breakers: DryBreakers | None = None,
+        n_tokens: int | None = None,
     ) -> None:
         self.options = options or SamplingOptions()
         if n_vocab < 1:
             raise OptionError(f"n_vocab: {n_vocab}; allowed: at least 1")
         self.n_vocab = n_vocab
+        self.n_tokens = n_vocab if n_tokens is None else n_tokens
+        if not 1 <= self.n_tokens <= n_vocab:
+            raise OptionError(f"n_tokens: {n_tokens}; allowed: 1 to {n_vocab}")
         self.n_ctx = n_ctx
         self.processors = tuple(processors or ())
         self.breakers = breakers or self._find_breakers(token_bytes, tokenize)
@@ -185,7 +193,7 @@ class Sampler:
             raise OptionError(
                 "dry_sequence_breakers: there is no tokenizer to find them with; give none of them"
             )
-        return find_breakers(strings, self.n_vocab, token_bytes, tokenize)
+        return find_breakers(strings, self.n_tokens, token_bytes, tokenize)
 
     def _new_seed(self) -> int:
         given = self.options.seed
@@ -194,7 +202,7 @@ class Sampler:
     def _create(self) -> Any:
         o = self.options
         params = ffi.new("pl_sampler_params *")
-        params.n_vocab, params.n_steps = self.n_vocab, len(o.samplers)
+        params.n_vocab, params.n_tokens, params.n_steps = self.n_vocab, self.n_tokens, len(o.samplers)
         params.steps[0 : len(o.samplers)] = [_STEPS[name] for name in o.samplers]
         for name in _SAME_NAME:
             setattr(params, name, getattr(o, name))
@@ -211,8 +219,8 @@ class Sampler:
     def _give_arrays(self, params: Any) -> list[Any]:
         """Points `params` to the bias and the breakers -> what must live until C has read it."""
         bias = self.options.logit_bias
-        if bias and bias[-1][0] >= self.n_vocab:
-            raise OptionError(f"logit_bias: token {bias[-1][0]}; allowed: 0 to {self.n_vocab - 1}")
+        if bias and bias[-1][0] >= self.n_tokens:
+            raise OptionError(f"logit_bias: token {bias[-1][0]}; allowed: 0 to {self.n_tokens - 1}")
         arrays = [
             ffi.new("int32_t[]", [token for token, _ in bias]),
             ffi.new("float[]", [value for _, value in bias]),
@@ -228,27 +236,26 @@ class Sampler:
 
         Raises NativeError when a logit is NaN or +inf, or when every token is excluded.
         """
-        row = _row(logits, self.n_vocab)
-        if self.processors:
-            row = self._process(row)
+        row = self.processed(logits)
         token = lib.pl_sample(self._state, ffi.from_buffer("float[]", row), self.n_vocab)
         if token < 0:
-            _raise(token, "sampling")
+            raise sampling_error(token)
         return int(token)
 
-    def _process(self, row: FloatRow) -> FloatRow:
-        row = row.copy()
+    def processed(self, logits: npt.ArrayLike) -> FloatRow:
+        """What the processors make of `logits` (n_vocab,): the row that the chain sees."""
+        row = _row(logits, self.n_vocab)
+        if self.processors:
+            row = row.copy()
         for processor in self.processors:
             row = _row(processor(self._ids[: self._n_ids], row), self.n_vocab)
         return row
 
     def candidates(self, logits: npt.ArrayLike) -> Candidates:
         """What `sample` would draw from. Changes no state."""
-        row = _row(logits, self.n_vocab)
-        if self.processors:
-            row = self._process(row)
-        ids = np.empty(self.n_vocab, np.int32)
-        values, probs = np.empty(self.n_vocab, np.float32), np.empty(self.n_vocab, np.float32)
+        row = self.processed(logits)
+        ids = np.empty(self.n_tokens, np.int32)
+        values, probs = np.empty(self.n_tokens, np.float32), np.empty(self.n_tokens, np.float32)
         n = lib.pl_sampler_candidates(
             self._state,
             ffi.from_buffer("float[]", row),
@@ -258,12 +265,12 @@ class Sampler:
             ffi.from_buffer("float[]", probs),
         )
         if n < 0:
-            _raise(n, "sampling")
+            raise sampling_error(n)
         return Candidates(ids[:n].copy(), values[:n].copy(), probs[:n].copy())
 
     def accept(self, token: int) -> None:
         """`token` was appended to the text. OptionError if it is outside the vocabulary."""
-        if not 0 <= token < self.n_vocab:
+        if not 0 <= token < self.n_tokens:
             self._refuse(token)
         lib.pl_sampler_accept(self._state, (token,), 1)
         if self.processors:
@@ -275,15 +282,15 @@ class Sampler:
             wide = np.asarray(tokens, dtype=np.int64)
         except OverflowError:
             self._refuse(max(tokens, key=abs))
-        if wide.size and not 0 <= wide.min() <= wide.max() < self.n_vocab:
-            self._refuse(wide[(wide < 0) | (wide >= self.n_vocab)][0])
+        if wide.size and not 0 <= wide.min() <= wide.max() < self.n_tokens:
+            self._refuse(wide[(wide < 0) | (wide >= self.n_tokens)][0])
         ids = np.ascontiguousarray(wide, dtype=np.int32)
         lib.pl_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), ids.size)
         if self.processors:
             self._remember(ids)
 
     def _refuse(self, token: int) -> NoReturn:
-        raise OptionError(f"token {token} is outside the vocabulary; allowed: 0 to {self.n_vocab - 1}")
+        raise OptionError(f"token {token} is outside the vocabulary; allowed: 0 to {self.n_tokens - 1}")
 
     def _remember(self, ids: npt.NDArray[np.int32]) -> None:
         end = self._n_ids + ids.size
@@ -299,6 +306,11 @@ class Sampler:
         self.seed = self._new_seed()
         lib.pl_sampler_reset(self._state, self.seed)
         self._n_ids = 0
+
+    @property
+    def handle(self) -> Any:
+        """The C sampler, for calls that sample many rows (rows.py)."""
+        return self._state
 
     @property
     def history(self) -> list[int]:
@@ -357,6 +369,7 @@ class Sampler:
             n_ctx=self.n_ctx,
             processors=self.processors,
             breakers=self.breakers or None,
+            n_tokens=self.n_tokens,
         )
         twin.set_state(self.get_state())
         return twin
