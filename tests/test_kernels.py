@@ -73,7 +73,7 @@ def test_every_kernel_of_every_tier_passes_its_checks(check_program: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     ran = next(line for line in done.stdout.splitlines() if line.startswith("tiers:"))
     assert ran.removeprefix("tiers:").split(";")[0].split() == TIERS
-    for part in ("elementwise", "kv", "attention", "matmul"):
+    for part in ("elementwise", "sampling", "kv", "attention", "matmul"):
         assert any(line.startswith(part) and line.endswith(": ok") for line in done.stdout.splitlines()), part
 
 

@@ -159,6 +159,26 @@ def test_default_chain(seed: int) -> None:
     same(logits, ref_temperature(pairs, 0.8))
 
 
+@pytest.mark.parametrize("n", [5, 1000, 20000])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.95, 0.9999])
+@pytest.mark.parametrize("min_p", [1e-6, 0.05, 0.7])
+@pytest.mark.parametrize("min_keep", [0, 9, 400])
+def test_top_p_may_look_at_min_p_candidates_only(n: int, top_p: float, min_p: float, min_keep: int) -> None:
+    """When min-p follows, top-p does not sort what that drops; any step between them prevents it."""
+    options = {"seed": 1, "top_p": top_p, "min_p": min_p, "min_keep": min_keep, "temperature": 1.0}
+    short, long = (
+        Sampler(SamplingOptions(samplers=chain, **options), n)
+        for chain in ("top_p;min_p", "top_p;temperature;min_p")
+    )
+    for seed, scale in enumerate((0.3, 2.0, 6.0)):
+        logits = row(seed, n, scale)
+        one, other = short.candidates(logits), long.candidates(logits)
+        assert np.array_equal(one.ids, other.ids) and np.array_equal(one.probs, other.probs)
+        assert short.sample(logits) == long.sample(logits)
+        if n <= 1000:
+            same(logits, ref_min_p(ref_top_p(pairs_of(logits), top_p, min_keep), min_p, min_keep), short)
+
+
 def test_the_order_is_followed() -> None:
     logits = row(20, 500)
     hot_first = ref_top_p(ref_temperature(pairs_of(logits), 3.0), 0.6)

@@ -43,10 +43,13 @@ def vocabulary(fill_in: bool = True) -> dict[str, Any]:
     return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
 
 
-def write_model(path: Path, *, text: bool = True, seed: int = 0, n_ctx: int = 256, **metadata: Any) -> Path:
+def write_model(
+    path: Path, *, text: bool = True, seed: int = 0, n_ctx: int = 256, padding: int = 0, **metadata: Any
+) -> Path:
     """Writes the model; with `text` it has a tokenizer and a chat template. `metadata` keys use __ for dots.
 
-    A value of None leaves the key out.
+    A value of None leaves the key out. padding: rows of the embedding and the output without a token, which
+    the model prefers to all others.
     """
     keys: dict[str, Any] = {
         "general.name": "tiny",
@@ -66,7 +69,9 @@ def write_model(path: Path, *, text: bool = True, seed: int = 0, n_ctx: int = 25
             if value is not None:
                 writer.add(key, value, ValueType.FLOAT32 if isinstance(value, float) else None)
         for name, array in weights(np.random.default_rng(seed)).items():
-            writer.add_array(name, array)
+            rows = np.resize(array[:1] * 100 * np.float32([[1], [-1]]), (padding, DIM))  # one of two is > 0
+            padded = name in ("token_embd.weight", "output.weight")
+            writer.add_array(name, np.concatenate([array, rows]) if padded else array)
     return path
 
 

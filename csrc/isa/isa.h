@@ -21,6 +21,7 @@
 #include "kernels/kernels.h"
 #include "exec/residual_blocks.h"
 #include "types/quantize_iq.h"
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stddef.h>

@@ -9,6 +9,7 @@
 #define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
 #define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
 #define PL_HEAD_DIM_LIMIT 1024 /* elements of a key or a value of one head; api.h: PL_MAX_HEAD_DIM */
+#define PL_SAMPLE_BLOCK 64 /* logits of a row whose largest is kept */
 #define PL_TOKENS 256 /* tokens of one GEMM work item at most */
 #define PL_SMALL_BATCH 32     /* tokens up to which reading weights counts: threads take long runs of them */
 
@@ -79,6 +80,10 @@ typedef struct pl_kernels {
     int (*row_top)(const float *row, int64_t n, float *top, int32_t *at);
     double (*row_exp_sum)(const float *row, int64_t n, float top);
     double (*row_divergence)(const float *a, const float *b, int64_t n, double log_sum, double shift);
+    /* rows of logits for the sampler (sampling/): the same bits on every tier */
+    int (*block_maxima)(const float *row, int64_t n, float *maxima);
+    double (*softmax_terms)(const float *x, int64_t n, float top, float *p);
+    double (*softmax_sum)(const float *x, int64_t n, float top);
     /* what the tier could reach at best (probe.c) */
     uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
     int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);

@@ -12,7 +12,7 @@ int pl_top_logprobs(const float *logits, int32_t n_tokens, int32_t token, int32_
     pl_candidates_set(&c, logits);
     if (!rc) rc = pl_scan(&c);
     if (!rc) {
-        double log_sum = (double)c.max + log(pl_row_exp_sum(logits, n_tokens, c.max));
+        double log_sum = (double)c.max + log(pl_row_softmax_sum(&c));
         *token_logprob = (float)((double)logits[token] - log_sum);
         if (n > 0) rc = pl_keep_top(&c, n);
         for (int32_t i = 0; !rc && i < c.list.n; i++) {

@@ -104,12 +104,12 @@ static int run_chain(pl_sampler *s, const float *logits, const uint32_t *mask, d
     int rc = mask ? pl_candidates_mask(&s->c, mask) : PL_OK;
     if (!rc) rc = apply_bias(s);
     if (!rc && s->o.mirostat) rc = run_mirostat(s);
-    for (int32_t i = 0; !rc && !s->o.mirostat && i < s->o.n_steps; i++) rc = pl_step_run(s, s->o.steps[i]);
+    for (int32_t i = 0; !rc && !s->o.mirostat && i < s->o.n_steps; i++) rc = pl_step_run(s, i);
     if (!rc) rc = pl_keep_all(&s->c);
     if (rc) return rc;
     if (s->c.list.n == 0) return PL_SAMPLE_EEMPTY;
     if (adaptive(s)) rc = pl_step_adaptive(s);
-    *sum = pl_list_softmax(&s->c.list);
+    *sum = pl_list_softmax(&s->c);
     return rc;
 }
 
@@ -168,7 +168,7 @@ int pl_sampler_candidates(pl_sampler *s, const float *logits, int32_t n_vocab, i
     if (!rc) rc = pl_sort_list(&s->c);
     if (rc) return rc;
     const pl_list *l = &s->c.list;
-    sum = pl_list_softmax(&s->c.list);
+    sum = pl_list_softmax(&s->c);
     for (int32_t i = 0; i < l->n; i++) {
         ids[i] = l->id[i];
         out_logits[i] = l->logit[i];

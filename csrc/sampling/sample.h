@@ -3,14 +3,14 @@
 #include <stdbool.h>
 
 #include "api.h"
+#include "kernels/kernels.h"
 #include "platform/threads.h"
 
 /* Inside of the sampler: what sample.c, sample_select.c, sample_steps.c and sample_history.c share.
  *
  * A row of logits is first DENSE: ids are implicit, -inf means "no candidate". The first step that removes tokens
- * turns it into a LIST of candidates. Everything that must look at the whole vocabulary is in sample_select.c. */
-
-#define PL_SAMPLE_BLOCK 64 /* logits per block whose maximum is kept */
+ * turns it into a LIST of candidates. Everything that must look at the whole vocabulary is in sample_select.c, and in
+ * kernels/sampling.inc. */
 
 typedef struct {
     int32_t *id;  /* (n,) */
@@ -26,6 +26,7 @@ typedef struct {
 } pl_sort_space;
 
 typedef struct {
+    const pl_kernels *kernels;
     const float *row; /* (n,) the logits of tokens that exist, or `work` once a step has changed them */
     float *work;      /* (n,) or NULL: our own copy, allocated when first needed */
     float *block_max; /* (n_blocks,) valid while `scanned` */
@@ -88,16 +89,19 @@ int pl_scan(pl_candidates *c);
 int pl_keep_from(pl_candidates *c, double threshold);
 int pl_keep_top(pl_candidates *c, int32_t k);
 int pl_keep_all(pl_candidates *c);
+double pl_row_softmax_sum(const pl_candidates *c);
+float pl_list_max(pl_candidates *c);
+double pl_list_softmax(pl_candidates *c);
+int pl_grow(void **p, size_t n, size_t size);
+
+/* sample_sort.c */
 int pl_sort_list(pl_candidates *c);
-int pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending);
+void pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending);
 int pl_sort_reserve(pl_sort_space *s, size_t n);
 uint32_t pl_order_key(float x);
-double pl_row_exp_sum(const float *x, int32_t n, float max);
-float pl_list_max(const pl_list *l);
-double pl_list_softmax(pl_list *l);
 
 /* sample_steps.c: each takes the sampler after the chain so far */
-int pl_step_run(pl_sampler *s, int32_t step);
+int pl_step_run(pl_sampler *s, int32_t at);
 int pl_step_temperature(pl_sampler *s, double temperature);
 int pl_step_mirostat1(pl_sampler *s);
 int pl_step_mirostat2(pl_sampler *s);

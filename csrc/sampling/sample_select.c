@@ -1,4 +1,4 @@
-/* The sampler's work on whole rows: finding the best of a vocabulary in one pass, sorting, sums of exponentials.
+/* The sampler's work on whole rows: finding the best of a vocabulary in one pass, and sorting.
  *
  * The k best of 128K logits cost one pass: it keeps the maximum of every block of 64. The k-th largest block maximum
  * is a lower bound of the k-th largest logit, so only blocks that reach it are looked at again. */
@@ -9,10 +9,9 @@
 
 #include "sampling/sample.h"
 
-enum { EXP_BLOCK = 256, INSERTION_MAX = 96, RADIX = 256 };
-
 int pl_candidates_init(pl_candidates *c, int32_t n_tokens) {
     memset(c, 0, sizeof *c);
+    c->kernels = pl_kernels_current();
     c->n = n_tokens;
     c->n_blocks = (n_tokens + PL_SAMPLE_BLOCK - 1) / PL_SAMPLE_BLOCK;
     c->block_max = malloc((size_t)c->n_blocks * sizeof(float));
@@ -67,53 +66,20 @@ int pl_candidates_mask(pl_candidates *c, const uint32_t *mask) {
     return PL_OK;
 }
 
-/* Signed integers in the order of the floats (NaN above +inf or below -inf). Their maxima vectorise, which those of
- * floats do not while NaN is allowed. */
-static inline int32_t signed_key(float x) {
-    int32_t i;
-    memcpy(&i, &x, 4);
-    return i ^ ((i >> 31) & 0x7fffffff);
-}
-
-static inline int32_t is_nan(float x) {
-    int32_t i;
-    memcpy(&i, &x, 4);
-    return (i & 0x7fffffff) > 0x7f800000;
-}
-
-/* The maximum of n logits; *bad becomes nonzero if one is NaN. */
-static inline float block_max(const float *x, int32_t n, int32_t *bad) {
-    int32_t key = INT32_MIN, nan = 0;
-    for (int32_t i = 0; i < n; i++) {
-        int32_t k = signed_key(x[i]);
-        key = k > key ? k : key;
-        nan |= is_nan(x[i]);
-    }
-    *bad |= nan;
-    key ^= (key >> 31) & 0x7fffffff;
-    float max;
-    memcpy(&max, &key, 4);
-    return max;
-}
-
 /* Block maxima and the row's maximum; refuses rows that cannot be sampled. */
 int pl_scan(pl_candidates *c) {
     if (c->scanned) return PL_OK;
-    int32_t bad = 0;
+    if (c->kernels->block_maxima(c->row, c->n, c->block_max) != 0) return PL_SAMPLE_ENAN;
     float max = -INFINITY;
-    for (int32_t b = 0; b < c->n_blocks; b++) {
-        int32_t from = b * PL_SAMPLE_BLOCK, left = c->n - from;
-        float m = left >= PL_SAMPLE_BLOCK ? block_max(c->row + from, PL_SAMPLE_BLOCK, &bad)
-                                          : block_max(c->row + from, left, &bad);
-        c->block_max[b] = m;
-        max = m > max ? m : max;
-    }
-    if (bad || max == INFINITY) return PL_SAMPLE_ENAN;
+    for (int32_t b = 0; b < c->n_blocks; b++) max = c->block_max[b] > max ? c->block_max[b] : max;
     if (max == -INFINITY) return PL_SAMPLE_EEMPTY;
     c->max = max;
     c->scanned = true;
     return PL_OK;
 }
+
+/* The sum of e^(logit - max) of a scanned row. */
+double pl_row_softmax_sum(const pl_candidates *c) { return c->kernels->softmax_sum(c->row, c->n, c->max); }
 
 static void sift_down(float *heap, int32_t n, int32_t i) {
     float v = heap[i];
@@ -141,7 +107,7 @@ static float kth_largest(const float *x, int32_t n, int32_t k, float *heap) {
     return heap[0];
 }
 
-static int grow(void **p, size_t n, size_t size) {
+int pl_grow(void **p, size_t n, size_t size) {
     void *q = realloc(*p, n * size);
     if (!q) return PL_ENOMEM;
     *p = q;
@@ -151,8 +117,8 @@ static int grow(void **p, size_t n, size_t size) {
 static int list_reserve(pl_list *l, int32_t n) {
     if (n <= l->cap) return PL_OK;
     size_t cap = (size_t)n + (size_t)n / 2;
-    if (grow((void **)&l->id, cap, sizeof(int32_t)) || grow((void **)&l->logit, cap, sizeof(float)) ||
-        grow((void **)&l->p, cap, sizeof(float)))
+    if (pl_grow((void **)&l->id, cap, sizeof(int32_t)) || pl_grow((void **)&l->logit, cap, sizeof(float)) ||
+        pl_grow((void **)&l->p, cap, sizeof(float)))
         return PL_ENOMEM;
     l->cap = (int32_t)(cap > INT32_MAX ? INT32_MAX : cap);
     return PL_OK;
@@ -205,11 +171,24 @@ int pl_keep_from(pl_candidates *c, double threshold) {
     return PL_OK;
 }
 
+/* Whether all logits of a row of n, which has no NaN, are above -inf. */
+static bool all_finite(const float *row, int32_t n) {
+    int32_t finite = 1;
+    for (int32_t i = 0; i < n; i++) finite &= row[i] > -INFINITY;
+    return finite;
+}
+
 int pl_keep_all(pl_candidates *c) {
     if (!c->dense) return PL_OK;
+    pl_list *l = &c->list;
     int rc = pl_scan(c);
-    if (!rc) rc = list_reserve(&c->list, c->n + 1);
-    return rc ? rc : dense_keep_from(c, -INFINITY);
+    if (!rc) rc = list_reserve(l, c->n + 1);
+    if (rc || !all_finite(c->row, c->n)) return rc ? rc : dense_keep_from(c, -INFINITY);
+    for (int32_t i = 0; i < c->n; i++) l->id[i] = i;
+    memcpy(l->logit, c->row, (size_t)c->n * sizeof *l->logit);
+    l->n = c->n;
+    l->sorted = c->dense = false;
+    return PL_OK;
 }
 
 /* Drops all but the k >= 1 best and sorts them. */
@@ -231,144 +210,18 @@ int pl_keep_top(pl_candidates *c, int32_t k) {
     return PL_OK;
 }
 
-/* Unsigned integers in the order of the floats, which are not NaN; -0 and +0 become equal. */
-uint32_t pl_order_key(float x) {
-    x += 0.0f;
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u ^ ((u >> 31) ? 0xffffffffu : 0x80000000u);
-}
-
-static float from_order_key(uint32_t u) {
-    u ^= (u >> 31) ? 0x80000000u : 0xffffffffu;
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-int pl_sort_reserve(pl_sort_space *s, size_t n) {
-    if (n <= s->cap) return PL_OK;
-    size_t cap = n + n / 2;
-    if (grow((void **)&s->keys, cap, 8) || grow((void **)&s->other, cap, 8)) return PL_ENOMEM;
-    s->cap = cap;
-    return PL_OK;
-}
-
-static void insertion_sort(uint64_t *keys, size_t n) {
-    for (size_t i = 1; i < n; i++) {
-        uint64_t v = keys[i];
-        size_t j = i;
-        for (; j > 0 && keys[j - 1] > v; j--) keys[j] = keys[j - 1];
-        keys[j] = v;
-    }
-}
-
-/* Sorts s->keys (n,) upwards. low_half_ascending: the low 32 bits already ascend, so a stable sort by the high ones
- * is enough. A digit that all keys share costs no pass. */
-int pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending) {
-    if (n <= INSERTION_MAX) {
-        insertion_sort(s->keys, n);
-        return PL_OK;
-    }
-    for (int shift = low_half_ascending ? 32 : 0; shift < 64; shift += 8) {
-        size_t start[RADIX] = {0};
-        for (size_t i = 0; i < n; i++) start[(s->keys[i] >> shift) & (RADIX - 1)]++;
-        if (start[(s->keys[0] >> shift) & (RADIX - 1)] == n) continue;
-        size_t sum = 0;
-        for (int d = 0; d < RADIX; d++) {
-            size_t count = start[d];
-            start[d] = sum;
-            sum += count;
-        }
-        for (size_t i = 0; i < n; i++) s->other[start[(s->keys[i] >> shift) & (RADIX - 1)]++] = s->keys[i];
-        uint64_t *swap = s->keys;
-        s->keys = s->other;
-        s->other = swap;
-    }
-    return PL_OK;
-}
-
-/* Best first; equal logits by id. */
-int pl_sort_list(pl_candidates *c) {
-    pl_list *l = &c->list;
-    if (l->sorted) return PL_OK;
-    int rc = pl_sort_reserve(&c->sort, (size_t)l->n);
-    if (rc) return rc;
-    bool ascending = true;
-    for (int32_t i = 0; i < l->n; i++) {
-        c->sort.keys[i] = (uint64_t)~pl_order_key(l->logit[i]) << 32 | (uint32_t)l->id[i];
-        ascending &= i == 0 || l->id[i] > l->id[i - 1];
-    }
-    rc = pl_sort_keys(&c->sort, (size_t)l->n, ascending);
-    for (int32_t i = 0; i < l->n; i++) {
-        l->id[i] = (int32_t)(uint32_t)c->sort.keys[i];
-        l->logit[i] = from_order_key(~(uint32_t)(c->sort.keys[i] >> 32));
-    }
-    l->sorted = true;
-    return rc;
-}
-
-/* e^x for x <= 0, at most 2 ulp off, 0 below -87. Ours, so that a seed gives the same tokens with every libm, and in
- * a form that compilers vectorise. Cody-Waite reduction and a minimax polynomial (as in Cephes' expf). */
-static inline float exp_nonpositive(float x) {
-    const float round_magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    float shifted = x * 1.44269504f + round_magic;
-    float k = shifted - round_magic;
-    float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    float poly = 1.9875691500e-4f;
-    poly = poly * r + 1.3981999507e-3f;
-    poly = poly * r + 8.3334519073e-3f;
-    poly = poly * r + 4.1665795894e-2f;
-    poly = poly * r + 1.6666665459e-1f;
-    poly = poly * r + 5.0000001201e-1f;
-    poly = poly * r * r + r + 1.0f;
-    int32_t in_range, bits;
-    memcpy(&in_range, &x, 4);
-    in_range = -((in_range & 0x7fffffff) <= 0x42ae0000); /* |x| <= 87; a mask, since a branch would not vectorise */
-    memcpy(&bits, &shifted, 4);
-    bits = (int32_t)(((uint32_t)bits << 23) + 0x3f800000u);
-    float scale;
-    memcpy(&scale, &bits, 4);
-    float e = poly * scale;
-    memcpy(&bits, &e, 4);
-    bits &= in_range;
-    memcpy(&e, &bits, 4);
-    return e;
-}
-
-static void exp_row(const float *x, int32_t n, float max, float *out) {
-    for (int32_t i = 0; i < n; i++) out[i] = exp_nonpositive(x[i] - max);
-}
-
-static double sum_row(const float *p, int32_t n) {
-    double lane[8] = {0};
-    int32_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++) lane[j] += (double)p[i + j];
-    for (; i < n; i++) lane[i % 8] += (double)p[i];
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
-/* The sum over i of e^(x[i] - max), max being the maximum of x. */
-double pl_row_exp_sum(const float *x, int32_t n, float max) {
-    float p[EXP_BLOCK];
-    double sum = 0;
-    for (int32_t i = 0; i < n; i += EXP_BLOCK) {
-        int32_t m = n - i < EXP_BLOCK ? n - i : EXP_BLOCK;
-        exp_row(x + i, m, max, p);
-        sum += sum_row(p, m);
-    }
-    return sum;
-}
-
-/* The largest logit of a list that is not empty. */
-float pl_list_max(const pl_list *l) {
-    int32_t bad = 0;
-    return l->sorted ? l->logit[0] : block_max(l->logit, l->n, &bad);
+/* The largest logit of a list that is not empty; NaN if one is NaN or +inf. */
+float pl_list_max(pl_candidates *c) {
+    const pl_list *l = &c->list;
+    if (l->sorted) return l->logit[0];
+    if (c->kernels->block_maxima(l->logit, l->n, c->heap) != 0) return NAN;
+    float max = -INFINITY;
+    for (int32_t b = 0; b * PL_SAMPLE_BLOCK < l->n; b++) max = c->heap[b] > max ? c->heap[b] : max;
+    return max;
 }
 
 /* Fills p with e^(logit - max), not normalised, for a list that is not empty -> their sum. */
-double pl_list_softmax(pl_list *l) {
-    exp_row(l->logit, l->n, pl_list_max(l), l->p);
-    return sum_row(l->p, l->n);
+double pl_list_softmax(pl_candidates *c) {
+    pl_list *l = &c->list;
+    return c->kernels->softmax_terms(l->logit, l->n, pl_list_max(c), l->p);
 }

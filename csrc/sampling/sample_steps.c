@@ -7,7 +7,12 @@
 
 #include "sampling/sample.h"
 
-enum { TOP_P_TRY = 256, MIROSTAT_M = 100 };
+enum {
+    TOP_P_TRY = 256,     /* top-p looks at so many candidates first */
+    TOP_P_NATS = 4,      /* then at those so far below the best, and so on */
+    TOP_P_DEEPEST = 16,  /* down to here; then at all */
+    MIROSTAT_M = 100,
+};
 
 static const double LN2 = 0.69314718055994530942;
 static const float COLDEST = 1e-20f;
@@ -41,27 +46,67 @@ static bool cut_at_mass(pl_list *l, double mass, int32_t min_keep) {
     return false;
 }
 
-/* Top-p (nucleus) sampling, https://arxiv.org/abs/1904.09751. On a whole vocabulary the few best usually hold the
- * mass; only when they do not is everything sorted. */
-static int step_top_p(pl_sampler *s) {
+/* Whether the candidates in the list, which are better than all others, hold `mass`: then they are cut there. */
+static int try_cut(pl_candidates *c, double mass, int32_t min_keep, bool *done) {
+    int rc = pl_sort_list(c);
+    if (!rc && c->list.n > 0) {
+        pl_list_softmax(c); /* the row's maximum is the list's, so the scale is that of `mass` */
+        *done = cut_at_mass(&c->list, mass, min_keep);
+    }
+    return rc;
+}
+
+static double min_p_threshold(const pl_sampler *s, float max) { return (double)max + log(s->o.min_p); }
+
+/* Min-p is the next step: what it would drop need not be looked at. If its candidates do not reach the mass, top-p keeps
+ * them all, and all that it keeps besides is dropped next. Many that do reach it are left to the search below. */
+static int try_min_p(pl_sampler *s, double mass, bool *done) {
     pl_candidates *c = &s->c;
-    double top_p = s->o.top_p;
-    if (top_p >= 1.0) return PL_OK;
-    if (c->dense && s->o.min_keep <= TOP_P_TRY && c->n > 4 * TOP_P_TRY) {
-        int rc = pl_scan(c);
-        if (rc) return rc;
-        double sum = pl_row_exp_sum(c->row, c->n, c->max);
-        rc = pl_keep_top(c, TOP_P_TRY);
-        if (rc) return rc;
-        pl_list_softmax(&c->list); /* same maximum, so the same scale as `sum` */
-        if (cut_at_mass(&c->list, top_p * sum, s->o.min_keep)) return PL_OK;
+    int rc = pl_keep_from(c, min_p_threshold(s, c->max));
+    if (rc) return rc;
+    if (c->list.n >= s->o.min_keep && (c->list.n <= TOP_P_TRY || pl_list_softmax(c) < mass)) {
+        rc = try_cut(c, mass, s->o.min_keep, done);
+        *done = true;
+    } else {
         c->dense = true;
     }
-    int rc = pl_keep_all(c);
-    if (!rc) rc = pl_sort_list(c);
+    return rc;
+}
+
+/* The few best usually hold the mass; only when they do not are more of them sorted, and at last all. */
+static int top_p_dense(pl_sampler *s, double mass) {
+    pl_candidates *c = &s->c;
+    bool done = false;
+    int rc = pl_keep_top(c, TOP_P_TRY);
+    if (!rc) rc = try_cut(c, mass, s->o.min_keep, &done);
+    for (int nats = TOP_P_NATS; !rc && !done && nats <= TOP_P_DEEPEST; nats += TOP_P_NATS) {
+        c->dense = true;
+        rc = pl_keep_from(c, (double)c->max - nats);
+        if (!rc && pl_list_softmax(c) >= mass) rc = try_cut(c, mass, s->o.min_keep, &done);
+    }
+    if (rc || done) return rc;
+    c->dense = true;
+    rc = pl_keep_all(c);
+    return rc ? rc : try_cut(c, mass, s->o.min_keep, &done);
+}
+
+/* Top-p (nucleus) sampling, https://arxiv.org/abs/1904.09751. On a whole vocabulary, the mass is a part of the sum in the
+ * order of the row, however many candidates are sorted. */
+static int step_top_p(pl_sampler *s, bool min_p_follows) {
+    pl_candidates *c = &s->c;
+    bool done = false;
+    if (s->o.top_p >= 1.0) return PL_OK;
+    if (c->dense) {
+        int rc = pl_scan(c);
+        if (rc) return rc;
+        double mass = s->o.top_p * pl_row_softmax_sum(c);
+        if (min_p_follows && s->o.min_p > 0.0) rc = try_min_p(s, mass, &done);
+        return rc || done ? rc : top_p_dense(s, mass);
+    }
+    int rc = pl_sort_list(c);
     if (rc || c->list.n == 0) return rc;
-    double sum = pl_list_softmax(&c->list);
-    cut_at_mass(&c->list, top_p * sum, s->o.min_keep);
+    double sum = pl_list_softmax(c);
+    cut_at_mass(&c->list, s->o.top_p * sum, s->o.min_keep);
     return PL_OK;
 }
 
@@ -77,13 +122,13 @@ static int step_min_p(pl_sampler *s) {
     if (s->o.min_p <= 0.0) return PL_OK;
     if (c->dense) {
         int rc = pl_scan(c);
-        if (!rc) rc = pl_keep_from(c, (double)c->max + log(s->o.min_p));
+        if (!rc) rc = pl_keep_from(c, min_p_threshold(s, c->max));
         if (rc || c->list.n >= s->o.min_keep) return rc;
         c->dense = true;
         return pl_keep_top(c, s->o.min_keep);
     }
     pl_list *l = &c->list;
-    double threshold = (double)pl_list_max(l) + log(s->o.min_p);
+    double threshold = min_p_threshold(s, pl_list_max(c));
     if (count_from(l, threshold) >= s->o.min_keep) return pl_keep_from(c, threshold);
     return pl_keep_top(c, s->o.min_keep);
 }
@@ -114,8 +159,9 @@ static int step_top_n_sigma(pl_sampler *s) {
 
 /* -sum p ln p over the list, whose p must be fresh from pl_list_softmax with the given sum; as ln p = logit - max -
  * ln sum, no logarithm per token is needed. */
-static double entropy(const pl_list *l, double sum) {
-    double weighted = 0, max = (double)pl_list_max(l);
+static double entropy(pl_candidates *c, double sum) {
+    const pl_list *l = &c->list;
+    double weighted = 0, max = (double)pl_list_max(c);
     for (int32_t i = 0; i < l->n; i++) weighted += l->p[i] > 0.0f ? (double)l->p[i] * ((double)l->logit[i] - max) : 0.0;
     return log(sum) - weighted / sum;
 }
@@ -139,12 +185,12 @@ static int step_typical(pl_sampler *s) {
     int rc = pl_keep_all(c);
     if (!rc) rc = pl_sort_reserve(&c->sort, (size_t)l->n);
     if (rc || l->n == 0) return rc;
-    double sum = pl_list_softmax(l), log_sum = log(sum), h = entropy(l, sum), max = (double)pl_list_max(l);
+    double sum = pl_list_softmax(c), log_sum = log(sum), h = entropy(c, sum), max = (double)pl_list_max(c);
     for (int32_t i = 0; i < l->n; i++) {
         double surprise = log_sum + max - (double)l->logit[i];
         c->sort.keys[i] = (uint64_t)pl_order_key((float)fabs(surprise - h)) << 32 | (uint32_t)i;
     }
-    rc = pl_sort_keys(&c->sort, (size_t)l->n, true);
+    pl_sort_keys(&c->sort, (size_t)l->n, true);
     int32_t keep = count_to_mass(l, c->sort.keys, s->o.typical_p * sum, s->o.min_keep);
     for (int32_t i = 0; i < l->n; i++) l->p[i] = 0;
     for (int32_t i = 0; i < keep; i++) l->p[(uint32_t)c->sort.keys[i]] = 1;
@@ -155,7 +201,7 @@ static int step_typical(pl_sampler *s) {
         l->logit[n++] = l->logit[i];
     }
     l->n = n;
-    return rc;
+    return PL_OK;
 }
 
 /* Exclude top choices, https://github.com/oobabooga/text-generation-webui/pull/6335: of the tokens that reach the
@@ -169,7 +215,7 @@ static int step_xtc(pl_sampler *s) {
     if (pl_random(s) > s->o.xtc_probability) return PL_OK;
     rc = pl_sort_list(c);
     if (rc) return rc;
-    double least = s->o.xtc_threshold * pl_list_softmax(l);
+    double least = s->o.xtc_threshold * pl_list_softmax(c);
     int32_t above = 0;
     while (above < l->n && (double)l->p[above] >= least) above++;
     int32_t drop = above - 1;
@@ -213,18 +259,20 @@ static int step_temperature(pl_sampler *s) {
     int rc = pl_keep_all(c);
     if (rc || c->list.n <= 1) return rc;
     double low = fmax(0.0, s->o.temperature - range), high = s->o.temperature + range;
-    double h = entropy(&c->list, pl_list_softmax(&c->list)) / log((double)c->list.n);
+    double h = entropy(c, pl_list_softmax(c)) / log((double)c->list.n);
     return pl_step_temperature(s, low + (high - low) * pow(fmin(h, 1.0), s->o.dynatemp_exponent));
 }
 
-int pl_step_run(pl_sampler *s, int32_t step) {
-    switch (step) {
+/* The step at place `at` of the chain. */
+int pl_step_run(pl_sampler *s, int32_t at) {
+    const bool min_p_follows = at + 1 < s->o.n_steps && s->o.steps[at + 1] == PL_STEP_MIN_P;
+    switch (s->o.steps[at]) {
     case PL_STEP_PENALTIES: return pl_apply_penalties(s);
     case PL_STEP_DRY: return pl_apply_dry(s);
     case PL_STEP_TOP_N_SIGMA: return step_top_n_sigma(s);
     case PL_STEP_TOP_K: return s->o.top_k > 0 ? pl_keep_top(&s->c, s->o.top_k) : PL_OK;
     case PL_STEP_TYPICAL_P: return step_typical(s);
-    case PL_STEP_TOP_P: return step_top_p(s);
+    case PL_STEP_TOP_P: return step_top_p(s, min_p_follows);
     case PL_STEP_MIN_P: return step_min_p(s);
     case PL_STEP_XTC: return step_xtc(s);
     case PL_STEP_TEMPERATURE: return step_temperature(s);
@@ -269,7 +317,7 @@ int pl_step_mirostat2(pl_sampler *s) {
     if (!c->dense) return PL_OK;
     int rc = pl_scan(c);
     if (rc) return rc;
-    double log_sum = (double)c->max + log(pl_row_exp_sum(c->row, c->n, c->max));
+    double log_sum = (double)c->max + log(pl_row_softmax_sum(c));
     rc = pl_keep_from(c, log_sum - s->st.mu * LN2);
     if (rc || c->list.n > 0) return rc;
     c->dense = true;
@@ -284,7 +332,7 @@ int pl_step_adaptive(pl_sampler *s) {
     if (s->o.adaptive_target < 0.0) return PL_OK;
     int rc = pl_sort_reserve(&s->c.sort, (size_t)l->n);
     if (rc) return rc;
-    double target = fmin(s->o.adaptive_target, 1.0), sum = pl_list_softmax(l);
+    double target = fmin(s->o.adaptive_target, 1.0), sum = pl_list_softmax(&s->c);
     if (s->st.ema_weight > 0.0) target = 2.0 * target - s->st.ema_sum / s->st.ema_weight;
     target = fmax(0.0, fmin(1.0, target));
     for (int32_t i = 0; i < l->n; i++) {

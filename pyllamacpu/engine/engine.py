@@ -104,7 +104,8 @@ class Engine:
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.plan, self._native = self._planned(self.model, input_squares)
         output = self.plan.logits_matrix
-        self.n_vocab = 0 if output is None else output.rows
+        rows = 0 if output is None else output.rows
+        self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
         self._lock = threading.RLock()
         self._closed = False
 

@@ -108,7 +108,10 @@ def make_sampler(
     def tokenize(text: bytes) -> list[int]:
         return tokenizer.encode(text, add_special=False)
 
-    return Sampler(options, n_vocab, token_bytes, tokenize, n_ctx=n_ctx, processors=processors)
+    n_tokens = min(tokenizer.n_vocab, n_vocab)
+    return Sampler(
+        options, n_vocab, token_bytes, tokenize, n_ctx=n_ctx, processors=processors, n_tokens=n_tokens
+    )
 
 
 class StepSampler:

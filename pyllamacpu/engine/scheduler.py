@@ -24,6 +24,7 @@ from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.sampling.rows import sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
 
 ITL_TARGET = 0.1  # seconds between two tokens of an answer, while prompts are read beside it
@@ -388,16 +389,6 @@ class Scheduler:
     def _row_of(self, handle: Handle) -> Floats:
         row: Floats = self._logits[handle._row, : self.engine.n_vocab]
         return row
-
-
-def sample_rows(pool: Any, samplers: Any, logits: Any, rows: Any) -> list[int | Exception]:
-    found: list[int | Exception] = []
-    for sampler, row in zip(samplers, rows, strict=True):
-        try:
-            found.append(sampler.sample(logits[row, : sampler.n_vocab]))
-        except Exception as error:
-            found.append(error)
-    return found
 
 
 def _generation(handle: Handle) -> Generation:

@@ -103,6 +103,7 @@ class ModelConfig:
     n_experts_used: int = 0
     expert_ffn_dim: PerLayer = 0
     moe_layer_step: int = 0  # llama4: every n-th layer has experts
+    n_tokens: int = 0  # that the file's tokenizer names; 0: it has none. Rows after them are padding
 
     def layer_heads(self, layer: int) -> int:
         return _at(self.n_heads, layer)
@@ -167,6 +168,7 @@ class ModelConfig:
             n_experts_used=n_used,
             expert_ffn_dim=expert_ffn,
             moe_layer_step=keys.whole("interleave_moe_layer_step", 0, _MAX_LAYERS, 0),
+            n_tokens=_named_tokens(metadata),
         )
 
 
@@ -289,13 +291,17 @@ def _default_head_dim(keys: _Keys, dim: int, heads: PerLayer) -> int | None:
     return dim // first or None
 
 
+def _named_tokens(metadata: Mapping[str, Any]) -> int:
+    """The tokenizer's length; 0 without one."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    return 0 if tokens is None or isinstance(tokens, str) else len(tokens)
+
+
 def _vocab_size(keys: _Keys, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
     """The key, else the tokenizer's length, else the embedding's rows, which must be at least as many."""
     embedding = tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None else None
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    counted = len(tokens) if tokens is not None and not isinstance(tokens, str) and len(tokens) else None
-    size = keys.whole("vocab_size", 1, _MAX_CONTEXT, counted or rows)
+    size = keys.whole("vocab_size", 1, _MAX_CONTEXT, _named_tokens(metadata) or rows)
     if rows is not None and size > rows:
         raise keys.error("vocab_size", size, f"token_embd.weight has only {rows} rows")
     return size

@@ -2,7 +2,7 @@
  * checkasm: hostile shapes, poisoned outputs, random data from a printed seed.
  *
  *     check [--quick] [--seed N] [--tier NAME] [--bench]
- *           [--only matmul|kv|attention|elementwise|distribution|quantize|quantize_iq|probe]
+ *           [--only matmul|kv|attention|elementwise|distribution|sampling|quantize|quantize_iq|probe]
  */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
@@ -201,9 +201,15 @@ int main(int argc, char **argv)
         const char *name;
         void (*run)(void);
     } parts[] = {
-        {"elementwise", check_elementwise}, {"distribution", check_distribution}, {"kv", check_kv},
-        {"attention", check_attention},     {"matmul", check_matmul},             {"quantize", check_quantize_weights},
-        {"quantize_iq", check_quantize_iq}, {"probe", check_probe}};
+        {"elementwise", check_elementwise},
+        {"distribution", check_distribution},
+        {"sampling", check_sampling},
+        {"kv", check_kv},
+        {"attention", check_attention},
+        {"matmul", check_matmul},
+        {"quantize", check_quantize_weights},
+        {"quantize_iq", check_quantize_iq},
+        {"probe", check_probe}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

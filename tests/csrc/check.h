@@ -54,6 +54,7 @@ void check_attention(void);
 void check_elementwise(void);
 void check_distribution(void);
 void check_probe(void);
+void check_sampling(void);
 void check_quantize_weights(void);
 void check_quantize_iq(void);
 void bench(const pl_kernels *tier);
