@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,9 +24,12 @@ def maker() -> ModuleType:
 
 
 def test_the_reference_is_up_to_date(maker: ModuleType) -> None:
-    assert maker.is_current(maker.OUT.read_text(encoding="utf-8")), (
-        "run python tools/make_command_reference.py"
-    )
+    """In a process of its own: a command that was called without its group has forgotten the group's -h."""
+    tool = ROOT / "tools" / "make_command_reference.py"
+    command = [sys.executable, str(tool), "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_command_and_option_is_in_it(maker: ModuleType) -> None:
