@@ -156,7 +156,17 @@ int pl_top_logprobs_rows(pl_pool *pool, const float *const *logits, int32_t n_ro
                          const int32_t *n, int32_t stride, int32_t *ids, float *logprobs, float *token_logprobs,
                          int32_t *found);
 
-/* ---- CPU and threads (dispatch.c, os_posix.c, threads.c) ---- */
+/* ---- Mapped files (mapping.c) ---- */
+
+typedef struct pl_mapping pl_mapping;
+/* From now on pages of [start, start + bytes), a mapping of a file, read as zeros when the file has lost them, instead of
+ * ending the process by SIGBUS. pl_mapping_free comes before the mapping ends. NULL: out of memory. */
+pl_mapping *pl_mapping_guard(const void *start, uint64_t bytes);
+void pl_mapping_free(pl_mapping *mapping);
+/* Pages that were found lost so far. */
+int64_t pl_mapping_lost(const pl_mapping *mapping);
+
+/* ---- CPU and threads (dispatch.c, threads.c) ---- */
 
 #define PL_MAX_THREADS 512
 
@@ -166,10 +176,9 @@ int pl_isa_available(int index);
 /* Chooses the tier of that name, or the fastest one for NULL, for the whole process -> its index, PL_EINVAL for an
  * unknown name, PL_EUNSUPPORTED for one that this CPU lacks. */
 int pl_isa_select(const char *name);
-/* CPUs that this process may use: the affinity mask, within the cgroup's quota. */
-int pl_cpus_usable(void);
 
-/* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. */
+/* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. In a forked child,
+ * which has none of the threads, a pool starts its own when it is first used. */
 pl_pool *pl_pool_new(int n_threads);
 void pl_pool_free(pl_pool *pool);
 

@@ -20,7 +20,7 @@ except ImportError as error:  # a source tree that was never built, or a wheel f
         "with `pip install .`"
     ) from error
 
-__all__ = ["check", "cpus_usable", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
+__all__ = ["check", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
 
 ISA_VARIABLE = "PYLLAMACPU_ISA"
 
@@ -80,11 +80,6 @@ def isa_names(available: bool = True) -> list[str]:
             names.append(ffi.string(lib.pl_isa_name(index)).decode())
         index += 1
     return names
-
-
-def cpus_usable() -> int:
-    """CPUs that this process may use: the affinity mask, within the cgroup's quota."""
-    return int(lib.pl_cpus_usable())
 
 
 def _select_isa(name: str | None) -> str:

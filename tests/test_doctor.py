@@ -21,7 +21,8 @@ from cli_letters import ROOT, Result, cli_home, run  # noqa: F401
 from pyllamacpu.bench import system
 from pyllamacpu.bench.doctor import Report, advice, examine
 from pyllamacpu.bench.system import Cores, Memory
-from pyllamacpu.native import cpus_usable, isa_names, isa_selected
+from pyllamacpu.limits import cpus_usable
+from pyllamacpu.native import isa_names, isa_selected
 
 CPU = "sys/devices/system/cpu"
 Run = Callable[..., Result]

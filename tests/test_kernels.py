@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyllamacpu import native
+from pyllamacpu.limits import cpus_usable
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL_TIERS = native.isa_names(available=False)
@@ -50,7 +51,7 @@ def build_check_program(compiler: list[str], folder: Path) -> None:
         done = run([*compiler, *flags, "-c", str(source), "-o", str(target)], 240)
         assert done.returncode == 0, done.stderr
 
-    with ThreadPoolExecutor(native.cpus_usable()) as pool:
+    with ThreadPoolExecutor(cpus_usable()) as pool:
         list(pool.map(compile_one, CHECK_SOURCES, objects))
     done = run([*compiler, *map(str, objects), "-o", str(folder / "check"), "-lm"], 240)
     assert done.returncode == 0, done.stderr

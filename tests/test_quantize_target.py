@@ -208,7 +208,7 @@ def test_a_model_that_fills_memory_is_measured_in_eight_bits(
 ) -> None:
     with runnable(file, tmp_path / "out.gguf") as same:
         assert same.paths == file.paths
-    monkeypatch.setattr(target, "total_memory", lambda: file.n_bytes)
+    monkeypatch.setattr(target, "memory_usable", lambda: file.n_bytes)
     with runnable(file, tmp_path / "out.gguf") as small:
         assert {info.type for info in small.tensors.values()} == {T.Q8_0, T.F32}
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-/* What the items of one op share. */
+/* What the items of one op queue. */
 typedef struct {
     pl_plan *plan;
     const pl_op_attention *op;
@@ -121,17 +121,17 @@ static void attend_part(const attention_job *job, const pl_group *g, int head, i
     write_rows(job, g, head, rows, s);
 }
 
-/* What an item is. In a prompt all groups of a head, or those of a thread's section, come before the next head:
+/* What an item is. In a prompt all groups of a head, or those of a thread's part, come before the next head:
  * its pages are read again and again, and one head's may stay in the cache where all heads' do not. */
-static const pl_group *group_of(const pl_attention_schedule *w, int64_t item, const pl_share *share, int kv_heads, int *head,
+static const pl_group *group_of(const pl_attention_schedule *w, int64_t item, const pl_work_queue *queue, int kv_heads, int *head,
                                 int *split)
 {
     int low = 0, high = w->n_groups - 1; /* the last group whose first item is at or before this one */
     if (!w->apart) {
-        int64_t groups = (share->last - share->first) / kv_heads, at = item - share->first;
+        int64_t groups = (queue->last - queue->first) / kv_heads, at = item - queue->first;
         *head = (int)(at / groups);
         *split = 0;
-        return &w->groups[share->first / kv_heads + at % groups];
+        return &w->groups[queue->first / kv_heads + at % groups];
     }
     while (low < high) {
         int middle = (low + high + 1) / 2;
@@ -146,22 +146,22 @@ static const pl_group *group_of(const pl_attention_schedule *w, int64_t item, co
     return g;
 }
 
-int64_t run_attention(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_attention *f = &op->attention;
     attention_job job = {plan, f, plan->spaces[f->space], pl_schedule_of(&plan->attention, f->space, f->causal), 0};
     const int kv_heads = job.space->kv_heads;
     int64_t item, end, n_items = job.schedule->n_items;
     job.per_kv = f->n_heads / kv_heads;
-    while (pl_share_take(share, n_items, job.schedule->apart ? 1 : kv_heads, 1, &item, &end)) {
+    while (pl_queue_take(queue, n_items, job.schedule->apart ? 1 : kv_heads, 1, &item, &end)) {
         int head, split;
-        const pl_group *g = group_of(job.schedule, item, share, kv_heads, &head, &split);
-        pl_item_scratch s = pl_item_scratch_at(pl_scratch(plan, share->thread), pl_schedule_shape(job.schedule, job.space));
+        const pl_group *g = group_of(job.schedule, item, queue, kv_heads, &head, &split);
+        pl_item_scratch s = pl_item_scratch_at(pl_scratch(plan, queue->thread), pl_schedule_shape(job.schedule, job.space));
         if (g->n_splits > 1)
             attend_part(&job, g, head, split, &s);
         else
             attend_whole(&job, g, head, &s);
-        pl_share_done(share, 1);
+        pl_queue_done(queue, 1);
     }
     return n_items;
 }

@@ -52,7 +52,7 @@ struct pl_op {
  * `plan->batch` points to may be read before an item was taken, since a thread may be late by a whole run. */
 #define OP(name, rows, cost, amount, fields) \
     const char *check_##name(const struct pl_plan *plan, const pl_op *op); \
-    int64_t run_##name(struct pl_plan *plan, const pl_op *op, pl_share *share);
+    int64_t run_##name(struct pl_plan *plan, const pl_op *op, pl_work_queue *queue);
 #include "exec/ops.def"
 #undef OP
 
@@ -63,7 +63,7 @@ typedef struct {
     float amount;
     const pl_op_field *(*fields)(int *n);
     const char *(*check)(const struct pl_plan *, const pl_op *);
-    int64_t (*run)(struct pl_plan *, const pl_op *, pl_share *);
+    int64_t (*run)(struct pl_plan *, const pl_op *, pl_work_queue *);
     void (*cost)(const struct pl_plan *, const pl_op *, const pl_workload *, pl_cost *);
 } pl_op_kind;
 

@@ -18,7 +18,7 @@ static const char *check_like(const pl_plan *plan, int x, int out, int q8)
 
 typedef void norm_row(const pl_plan *plan, const pl_op *op, const float *x, float *out);
 
-static int64_t run_norm(pl_plan *plan, const pl_op *op, pl_share *share, int x, int out, int q8, norm_row *norm)
+static int64_t run_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue, int x, int out, int q8, norm_row *norm)
 {
     int64_t begin, end, n = pl_op_rows(plan, op);
     while (PL_TAKE(n, 1, n > 64 ? 8 : 1)) {
@@ -46,9 +46,9 @@ const char *check_rms_norm(const pl_plan *plan, const pl_op *op)
     return f->eps < 0 ? "eps is negative" : check_like(plan, f->x, f->out, f->q8);
 }
 
-int64_t run_rms_norm(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_rms_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_norm(plan, op, share, op->rms_norm.x, op->rms_norm.out, op->rms_norm.q8, rms_norm);
+    return run_norm(plan, op, queue, op->rms_norm.x, op->rms_norm.out, op->rms_norm.q8, rms_norm);
 }
 
 /* The padding of a row, which later ops may read. */
@@ -82,9 +82,9 @@ const char *check_layer_norm(const pl_plan *plan, const pl_op *op)
     return f->eps < 0 ? "eps is negative" : check_like(plan, f->x, f->out, f->q8);
 }
 
-int64_t run_layer_norm(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_layer_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_norm(plan, op, share, op->layer_norm.x, op->layer_norm.out, op->layer_norm.q8, layer_norm);
+    return run_norm(plan, op, queue, op->layer_norm.x, op->layer_norm.out, op->layer_norm.q8, layer_norm);
 }
 
 static void l2_norm(const pl_plan *plan, const pl_op *op, const float *x, float *out)
@@ -109,9 +109,9 @@ const char *check_l2_norm(const pl_plan *plan, const pl_op *op)
     return f->eps < 0 ? "eps is negative" : check_like(plan, f->x, f->out, PL_NONE);
 }
 
-int64_t run_l2_norm(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_l2_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_norm(plan, op, share, op->l2_norm.x, op->l2_norm.out, PL_NONE, l2_norm);
+    return run_norm(plan, op, queue, op->l2_norm.x, op->l2_norm.out, PL_NONE, l2_norm);
 }
 
 /* ---- elements: a row is cut into pieces of 256 columns, so that all threads share a single token's row; of many rows a
@@ -123,7 +123,7 @@ int64_t run_l2_norm(pl_plan *plan, const pl_op *op, pl_share *share)
 /* out[c] of columns c0 … c1 - 1 of row i, with the padding. */
 typedef void piece_of_row(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *out);
 
-static int64_t run_pieces(pl_plan *plan, const pl_op *op, pl_share *share, int out, int q8, piece_of_row *piece)
+static int64_t run_pieces(pl_plan *plan, const pl_op *op, pl_work_queue *queue, int out, int q8, piece_of_row *piece)
 {
     int64_t n = pl_op_rows(plan, op), width = plan->buffers[out].padded, pieces = (width + PIECE - 1) / PIECE, begin, end;
     while (TAKE_PIECES(n, pieces)) {
@@ -153,9 +153,9 @@ const char *check_silu_mul(const pl_plan *plan, const pl_op *op)
     return reason ? reason : check_like(plan, f->gate, f->out, PL_NONE);
 }
 
-int64_t run_silu_mul(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_silu_mul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_pieces(plan, op, share, op->silu_mul.out, op->silu_mul.q8, silu_mul);
+    return run_pieces(plan, op, queue, op->silu_mul.out, op->silu_mul.q8, silu_mul);
 }
 
 static void gelu(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *y)
@@ -170,9 +170,9 @@ static void gelu(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, in
 
 const char *check_gelu(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->gelu.x, op->gelu.out, op->gelu.q8); }
 
-int64_t run_gelu(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_gelu(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_pieces(plan, op, share, op->gelu.out, op->gelu.q8, gelu);
+    return run_pieces(plan, op, queue, op->gelu.out, op->gelu.q8, gelu);
 }
 
 static void sigmoid(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *y)
@@ -184,12 +184,12 @@ static void sigmoid(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0,
 
 const char *check_sigmoid(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->sigmoid.x, op->sigmoid.out, PL_NONE); }
 
-int64_t run_sigmoid(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_sigmoid(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_pieces(plan, op, share, op->sigmoid.out, PL_NONE, sigmoid);
+    return run_pieces(plan, op, queue, op->sigmoid.out, PL_NONE, sigmoid);
 }
 
-int64_t run_quantize(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_quantize(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_quantize *f = &op->quantize;
     int64_t n = pl_op_rows(plan, op), blocks = plan->buffers[f->q8].padded, pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
@@ -208,7 +208,7 @@ const char *check_quantize(const pl_plan *plan, const pl_op *op)
     return width_of(plan, op->quantize.x) == width_of(plan, op->quantize.q8) ? NULL : "q8 is not as wide as x";
 }
 
-int64_t run_add(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_add(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_add *f = &op->add;
     int64_t n = pl_op_rows(plan, op), begin, end;
@@ -235,9 +235,9 @@ static void scale(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, i
 
 const char *check_scale(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->scale.x, op->scale.out, PL_NONE); }
 
-int64_t run_scale(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_scale(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_pieces(plan, op, share, op->scale.out, PL_NONE, scale);
+    return run_pieces(plan, op, queue, op->scale.out, PL_NONE, scale);
 }
 
 static void scale_by_position(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *y)
@@ -256,7 +256,7 @@ const char *check_scale_by_position(const pl_plan *plan, const pl_op *op)
     return f->span >= 1 ? check_like(plan, f->x, f->out, PL_NONE) : "span is less than 1";
 }
 
-int64_t run_scale_by_position(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_scale_by_position(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return run_pieces(plan, op, share, op->scale_by_position.out, PL_NONE, scale_by_position);
+    return run_pieces(plan, op, queue, op->scale_by_position.out, PL_NONE, scale_by_position);
 }

@@ -19,7 +19,7 @@ const char *check_rope_store(const pl_plan *plan, const pl_op *op)
     return f->rope == PL_NONE || (b[f->rope].width <= c->k.head_dim && b[f->rope].width % 2 == 0) ? NULL : "rope is wider than a head, or odd";
 }
 
-int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_rope_store *f = &op->rope_store;
     const pl_batch *b = &plan->batch;

@@ -88,7 +88,7 @@ static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int 
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL, *x = &plan->buffers[f->x];
     int64_t stride, token0 = block * w->at_once;
     float *out = pl_result_rows(plan, f->out[i], &stride);
-    plan->kernels->matmul(&(pl_matmul){
+    pl_matmul_run(plan->kernels, &(pl_matmul){
         .type = m->type,
         .panels = m->data,
         .cols = m->cols,
@@ -111,9 +111,9 @@ static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int 
     });
 }
 
-int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    const matmul_items w = items_of(plan, op, share->threads);
+    const matmul_items w = items_of(plan, op, queue->threads);
     int64_t begin, end, stride;
     if (w.n == 0 || !pl_result_rows(plan, op->matmul.out[0], &stride))
         return 0;
@@ -138,7 +138,7 @@ const char *check_gather_residual(const pl_plan *plan, const pl_op *op)
 }
 
 /* A single row's residual blocks are read where they are. */
-int64_t run_gather_residual(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_gather_residual(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_plan_buffer *q8 = &plan->buffers[op->gather_residual.q8];
     const int64_t n = pl_op_rows(plan, op), blocks = q8->padded, stride = q8->stride;
@@ -166,7 +166,7 @@ const char *check_squares(const pl_plan *plan, const pl_op *op)
 }
 
 /* Rows are added in their order, whichever thread has the columns: the sums do not depend on the number of threads. */
-int64_t run_squares(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_squares(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_squares *f = &op->squares;
     const pl_plan_buffer *b = &plan->buffers[f->x];

@@ -16,7 +16,7 @@ const char *check_embed(const pl_plan *plan, const pl_op *op)
     return table_cols(&f->table) == plan->buffers[f->out].width ? NULL : "out is not as wide as the table";
 }
 
-int64_t run_embed(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_embed(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_embed *f = &op->embed;
     const pl_batch *b = &plan->batch;
@@ -40,7 +40,7 @@ const char *check_rope_table(const pl_plan *plan, const pl_op *op)
     return 2 * f->frequencies.n == plan->buffers[f->out].width ? NULL : "out does not have a cosine and a sine for each frequency";
 }
 
-int64_t run_rope_table(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_rope_table(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_rope_table *f = &op->rope_table;
     int64_t begin, end, n = plan->batch.n_tokens, half = f->frequencies.n;
@@ -67,7 +67,7 @@ static const char *check_widths(const pl_plan *plan, int x, int out)
 const char *check_select(const pl_plan *plan, const pl_op *op) { return check_widths(plan, op->select.x, op->select.out); }
 const char *check_copy(const pl_plan *plan, const pl_op *op) { return check_widths(plan, op->copy.x, op->copy.out); }
 
-static int64_t copy_rows(pl_plan *plan, const pl_op *op, pl_share *share, int x, int result, int selected)
+static int64_t copy_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue, int x, int result, int selected)
 {
     int64_t begin, end, stride;
     float *out = pl_result_rows(plan, result, &stride);
@@ -80,9 +80,9 @@ static int64_t copy_rows(pl_plan *plan, const pl_op *op, pl_share *share, int x,
     return n;
 }
 
-int64_t run_select(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_select(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    return copy_rows(plan, op, share, op->select.x, op->select.out, 1);
+    return copy_rows(plan, op, queue, op->select.x, op->select.out, 1);
 }
 
-int64_t run_copy(pl_plan *plan, const pl_op *op, pl_share *share) { return copy_rows(plan, op, share, op->copy.x, op->copy.out, 0); }
+int64_t run_copy(pl_plan *plan, const pl_op *op, pl_work_queue *queue) { return copy_rows(plan, op, queue, op->copy.x, op->copy.out, 0); }

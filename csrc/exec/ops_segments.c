@@ -50,7 +50,7 @@ static void top_k_of(const float *x, int n, int k, int32_t *ids, float *values)
     }
 }
 
-int64_t run_top_k(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_top_k(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_top_k *f = &op->top_k;
     int64_t n = pl_op_rows(plan, op), begin, end;
@@ -69,7 +69,7 @@ const char *check_adapter_ids(const pl_plan *plan, const pl_op *op)
     return plan->buffers[op->adapter_ids.ids].width == 1 ? NULL : "ids are not 1 wide";
 }
 
-int64_t run_adapter_ids(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_adapter_ids(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_batch *b = &plan->batch;
     int64_t n = b->n_tokens, begin, end;
@@ -96,7 +96,7 @@ const char *check_segment_rows(const pl_plan *plan, const pl_op *op)
     return NULL;
 }
 
-int64_t run_segment_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_segment_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_segment_rows *f = &op->segment_rows;
     int64_t n = pl_op_rows(plan, op), begin, end;
@@ -137,7 +137,7 @@ const char *check_gather_rows(const pl_plan *plan, const pl_op *op)
     return f->factors == PL_NONE || (plan->buffers[f->factors].width == f->k && f->factors != f->out) ? NULL : "factors are not k wide";
 }
 
-int64_t run_gather_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_gather_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_gather_rows *f = &op->gather_rows;
     const pl_plan_buffer *x = &plan->buffers[f->x];
@@ -171,7 +171,7 @@ const char *check_scatter_rows(const pl_plan *plan, const pl_op *op)
     return f->factors == PL_NONE || (b[f->factors].width >= f->k && f->factors != f->out) ? NULL : "factors are not k wide";
 }
 
-int64_t run_scatter_rows(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_scatter_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_scatter_rows *f = &op->scatter_rows;
     const pl_plan_buffer *x = &plan->buffers[f->x];
@@ -250,7 +250,7 @@ static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t
     const pl_op_segment_matmul *f = &op->segment_matmul;
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL;
     const int group = pl_residual_group(n);
-    plan->kernels->matmul(&(pl_matmul){
+    pl_matmul_run(plan->kernels, &(pl_matmul){
         .type = m->type,
         .panels = m->data,
         .cols = m->cols,
@@ -269,7 +269,7 @@ static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t
     });
 }
 
-int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
     const int64_t panels = f->matrices.items[0]->panels, unit = panels > 2 * MATRIX_ITEMS ? (panels + MATRIX_ITEMS - 1) / MATRIX_ITEMS : 2;
@@ -282,7 +282,7 @@ int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_share *share)
         if (row != last && row_ok(plan, row, rows) && row_ok(plan, last - 1, rows))
             for (; row < last; row += PL_RESIDUAL_GROUP)
                 multiply(plan, op, f->matrices.items[s], panel0, panel0 + unit, row,
-                         (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), share->thread);
+                         (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), queue->thread);
         PL_DONE();
     }
     return f->matrices.n * items;

@@ -257,8 +257,8 @@ static int allocate(pl_plan *plan)
     plan->uses = calloc((size_t)plan->n_spaces + 1, sizeof *plan->uses);
     plan->seen = calloc((size_t)plan->max_tokens, sizeof *plan->seen);
     plan->done = pl_alloc(sizeof *plan->done * ((size_t)plan->n_ops + 1), 1);
-    plan->sections = pl_alloc(sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool), 0);
-    return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done && plan->sections;
+    plan->cursors = pl_alloc(sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool), 0);
+    return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done && plan->cursors;
 }
 
 static int ops_ok(pl_plan *plan, pl_plan_error *error)
@@ -329,12 +329,12 @@ void pl_plan_free(pl_plan *plan)
 {
     if (!plan)
         return;
-    pl_pool_settle(plan->pool);
+    pl_pool_wait_idle(plan->pool);
     pl_attention_free(&plan->attention);
     pl_release(plan->arena, (size_t)plan->arena_bytes + 64);
     pl_release(plan->scratch, (size_t)(plan->scratch_bytes * pl_pool_threads(plan->pool)) + 64);
     pl_release(plan->done, sizeof *plan->done * ((size_t)plan->n_ops + 1));
-    pl_release(plan->sections, sizeof *plan->sections * (size_t)pl_pool_threads(plan->pool));
+    pl_release(plan->cursors, sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
     free(plan->matrices);
     free(plan->matrix_lists);

@@ -49,7 +49,7 @@ struct pl_plan {
     int64_t arena_bytes, scratch_bytes, bytes;
     pl_attention_work attention;
     pl_items_done *done;  /* one per op */
-    pl_section *sections; /* one per thread */
+    pl_cursor *cursors; /* one per thread */
     /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;
     _Atomic uint64_t round;
@@ -99,7 +99,7 @@ void pl_plan_run_thread(void *plan, int thread);
 int64_t pl_segment_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers);
 int64_t pl_self_attention_scratch(const pl_op *op, const pl_plan_buffer *buffers, int max_tokens);
 
-#define PL_TAKE(n, unit, grain) pl_share_take(share, n, unit, grain, &begin, &end)
-#define PL_DONE() pl_share_done(share, end - begin)
+#define PL_TAKE(n, unit, grain) pl_queue_take(queue, n, unit, grain, &begin, &end)
+#define PL_DONE() pl_queue_done(queue, end - begin)
 
 #endif

@@ -111,16 +111,16 @@ static int pages_ok(const pl_plan *plan, const pl_batch *b)
 /* Waits until all items of an op are done -> 0 when the run is over or to be left. */
 static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
 {
-    for (int turn = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; turn++) {
+    for (int waited = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; waited++) {
         if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
             return 0;
-        pl_wait_turn(turn);
+        pl_spin(waited);
     }
     return !atomic_load_explicit(&plan->stop, memory_order_relaxed);
 }
 
 /* Ops are numbered over all runs. */
-static uint64_t turn_of(const pl_plan *plan, uint64_t round) { return round * ((uint64_t)plan->n_ops + 1); }
+static uint64_t epoch_of(const pl_plan *plan, uint64_t round) { return round * ((uint64_t)plan->n_ops + 1); }
 
 void pl_plan_run_thread(void *arg, int thread)
 {
@@ -128,9 +128,10 @@ void pl_plan_run_thread(void *arg, int thread)
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
     for (int i = 0; i < plan->n_ops; i++) {
-        pl_share share = {.done = &plan->done[i], .sections = plan->sections, .turn = turn_of(plan, round) + 1 + (uint64_t)i,
-                          .thread = thread, .threads = pl_pool_threads(plan->pool)};
-        int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &share);
+        pl_work_queue queue = {.done = &plan->done[i], .cursors = plan->cursors,
+                               .epoch = epoch_of(plan, round) + 1 + (uint64_t)i, .thread = thread,
+                               .threads = pl_pool_threads(plan->pool)};
+        int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &queue);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
@@ -152,7 +153,7 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
         return PL_EINVAL;
     uint64_t round = atomic_load(&plan->round) + 1;
     for (int i = 0; i < pl_pool_threads(plan->pool); i++) /* before anything changes: late threads are shut out */
-        pl_section_close(&plan->sections[i], turn_of(plan, round));
+        pl_cursor_close(&plan->cursors[i], epoch_of(plan, round));
     plan->batch = *batch;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
@@ -161,10 +162,10 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     for (int i = 0; i < plan->n_ops; i++)
         atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
     atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
-    pl_pool_lead(plan->pool, &plan->job);
+    pl_pool_start(plan->pool, &plan->job);
     if (!atomic_load(&plan->stop))
         return atomic_load(&plan->failed) ? PL_EINVAL : PL_OK;
-    pl_pool_settle(plan->pool); /* others may be inside an op that this thread left */
+    pl_pool_wait_idle(plan->pool); /* others may be inside an op that this thread left */
     return PL_EINTERRUPTED;
 }
 

@@ -126,7 +126,7 @@ static void attend(const self_job *job, int t0, int t1, int64_t head, int n_keys
                                       (head * job->per_kv + r % job->per_kv) * job->v.head_dim);
 }
 
-int64_t run_self_attention(pl_plan *plan, const pl_op *op, pl_share *share)
+int64_t run_self_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_self_attention *f = &op->self_attention;
     int64_t begin, end, n_items = (int64_t)plan->batch.n_sequences * f->kv_heads;
@@ -135,7 +135,7 @@ int64_t run_self_attention(pl_plan *plan, const pl_op *op, pl_share *share)
     while (PL_TAKE(n_items, 1, 1)) {
         int token0, token1, tokens = job.shape.rows / job.per_kv;
         tokens_of(&plan->batch, begin / f->kv_heads, &token0, &token1);
-        uint8_t *room = pl_scratch(plan, share->thread);
+        uint8_t *room = pl_scratch(plan, queue->thread);
         pl_item_scratch s = pl_item_scratch_at(room, job.shape);
         uint8_t *memory = room + align64(pl_item_scratch_bytes(job.shape));
         uint8_t **tiles = (uint8_t **)(void *)(memory + n_tiles(token1 - token0) * (job.k.bytes + job.v.bytes));

@@ -12,7 +12,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
 PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }
 
-#include "../kernels/all.inc"
+#include "../kernels/integer.inc"
 
 PL_TARGET_END
 #else

@@ -9,7 +9,7 @@ PL_TARGET_BEGIN(PL_ARM_DOTPROD)
 #include "neon_common.h"
 #include "neon_sdot.h"
 
-#include "../kernels/all.inc"
+#include "../kernels/integer.inc"
 
 PL_TARGET_END
 #else

@@ -31,7 +31,7 @@ PL_INLINE vi vi_dot_pairs(vi acc, vi w, vi x)
     return acc;
 }
 
-#include "../kernels/all.inc"
+#include "../kernels/integer.inc"
 
 PL_TARGET_END
 #else

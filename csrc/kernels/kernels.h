@@ -1,4 +1,4 @@
-/* The table of kernels that each tier (a file in isa/) fills in and dispatch.c chooses from, once. */
+/* The table of kernels: each tier (a file in isa/) fills in those that it has, dispatch.c the others from its parent's. */
 #ifndef PL_KERNELS_H
 #define PL_KERNELS_H
 #include "types/panel.h"
@@ -62,33 +62,49 @@ typedef struct {
 
 #define PL_STATE_HEAD 32 /* floats before o in an attention state */
 
+/* Every kernel once: what it returns, its name, what it takes. The struct and the inheritance of tiers are made from it. */
+#define PL_KERNEL_LIST(KERNEL) \
+    KERNEL(void, matmul_quant, (const pl_matmul *m)) \
+    KERNEL(void, matmul_float, (const pl_matmul *m)) \
+    /* residual blocks: at out[b + residual_offset] */ \
+    KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, pl_q8 *out)) \
+    KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
+    KERNEL(void, silu_mul, (const float *gate, const float *up, float *y, int64_t n)) /* n padded to 16 */ \
+    KERNEL(void, add, (const float *a, const float *b, float *y, int64_t n)) \
+    KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim, int neox)) \
+    KERNEL(void, store_k, (const pl_kv_tile *, uint8_t *tile, int slot, const float *k)) \
+    KERNEL(void, store_v, (const pl_kv_tile *, uint8_t *tile, int slot, const float *v)) \
+    KERNEL(void, attention, (const pl_attention *)) \
+    KERNEL(void, attention_merge, (float *total, const float *part, int head_dim)) \
+    KERNEL(void, attention_finish, (const float *state, int head_dim, float *out)) \
+    KERNEL(void, quantize_weights, (const pl_quantize_job *)) \
+    /* rows of logits as distributions (divergence.c) */ \
+    KERNEL(int, row_top, (const float *row, int64_t n, float *top, int32_t *at)) \
+    KERNEL(double, row_exp_sum, (const float *row, int64_t n, float top)) \
+    KERNEL(double, row_divergence, (const float *a, const float *b, int64_t n, double log_sum, double shift)) \
+    /* rows of logits for the sampler (sampling/): the same bits on every tier */ \
+    KERNEL(int, block_maxima, (const float *row, int64_t n, float *maxima)) \
+    KERNEL(double, softmax_terms, (const float *x, int64_t n, float top, float *p)) \
+    KERNEL(double, softmax_sum, (const float *x, int64_t n, float top)) \
+    /* what the tier could reach at best (probe.c) */ \
+    KERNEL(uint32_t, probe_read, (const uint8_t *p, int64_t bytes, int streams, int64_t ahead)) \
+    KERNEL(int64_t, probe_dot, (int64_t rounds, volatile uint32_t *sink)) \
+    KERNEL(int64_t, probe_fma, (int64_t rounds, volatile uint32_t *sink))
+
 typedef struct pl_kernels {
     const char *name;
-    void (*matmul)(const pl_matmul *);
-    void (*quantize)(const float *x, int64_t n_blocks, int32_t residual_offset, pl_q8 *out); /* residual blocks: at out[b + it] */
-    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t n, float *y);
-    void (*silu_mul)(const float *gate, const float *up, float *y, int64_t n); /* n padded to 16 */
-    void (*add)(const float *a, const float *b, float *y, int64_t n);
-    void (*rope)(float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim, int neox);
-    void (*store_k)(const pl_kv_tile *, uint8_t *tile, int slot, const float *k);
-    void (*store_v)(const pl_kv_tile *, uint8_t *tile, int slot, const float *v);
-    void (*attention)(const pl_attention *);
-    void (*attention_merge)(float *total, const float *part, int head_dim);
-    void (*attention_finish)(const float *state, int head_dim, float *out);
-    void (*quantize_weights)(const pl_quantize_job *);
-    /* rows of logits as distributions (divergence.c) */
-    int (*row_top)(const float *row, int64_t n, float *top, int32_t *at);
-    double (*row_exp_sum)(const float *row, int64_t n, float top);
-    double (*row_divergence)(const float *a, const float *b, int64_t n, double log_sum, double shift);
-    /* rows of logits for the sampler (sampling/): the same bits on every tier */
-    int (*block_maxima)(const float *row, int64_t n, float *maxima);
-    double (*softmax_terms)(const float *x, int64_t n, float top, float *p);
-    double (*softmax_sum)(const float *x, int64_t n, float top);
-    /* what the tier could reach at best (probe.c) */
-    uint32_t (*probe_read)(const uint8_t *p, int64_t bytes, int streams, int64_t ahead);
-    int64_t (*probe_dot)(int64_t rounds, volatile uint32_t *sink);
-    int64_t (*probe_fma)(int64_t rounds, volatile uint32_t *sink);
+#define PL_KERNEL_MEMBER(RESULT, NAME, ARGUMENTS) RESULT(*NAME) ARGUMENTS;
+    PL_KERNEL_LIST(PL_KERNEL_MEMBER)
+#undef PL_KERNEL_MEMBER
 } pl_kernels;
+
+static inline void pl_matmul_run(const pl_kernels *kernels, const pl_matmul *m)
+{
+    if (pl_panel_is_float(m->type))
+        kernels->matmul_float(m);
+    else
+        kernels->matmul_quant(m);
+}
 
 void pl_kv_tile_init(pl_kv_tile *tile, int type, int head_dim);
 const pl_kernels *pl_kernels_current(void);

@@ -1,11 +1,11 @@
 /* POSIX threads and memory; Linux extras where they exist. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* sched_getaffinity, madvise */
+#define _GNU_SOURCE /* madvise, MAP_ANONYMOUS */
 #endif
 #include "platform/os.h"
 #include <pthread.h>
 #include <sched.h>
-#include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -52,6 +52,19 @@ void pl_thread_join(pl_thread *thread)
     free(thread);
 }
 
+void pl_thread_forget(pl_thread *thread) { free(thread); }
+
+static _Atomic unsigned forks;
+static void count_fork(void) { atomic_fetch_add(&forks, 1); }
+static void watch_forks(void) { pthread_atfork(NULL, NULL, count_fork); }
+
+unsigned pl_forks(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    return atomic_load(&forks);
+}
+
 pl_event *pl_event_new(void)
 {
     pl_event *event = malloc(sizeof *event);
@@ -60,6 +73,12 @@ pl_event *pl_event_new(void)
     pthread_mutex_init(&event->mutex, NULL);
     pthread_cond_init(&event->changed, NULL);
     return event;
+}
+
+void pl_event_renew(pl_event *event)
+{
+    pthread_mutex_init(&event->mutex, NULL);
+    pthread_cond_init(&event->changed, NULL);
 }
 
 void pl_event_free(pl_event *event)
@@ -91,40 +110,6 @@ double pl_seconds(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* CPUs that the cgroup's quota amounts to, rounded up; a large number where there is none. */
-static int quota_cpus(void)
-{
-    long long quota = -1, period = 0;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r"); /* cgroup v2: "max 100000" or "150000 100000" */
-    if (f) {
-        if (fscanf(f, "%lld %lld", &quota, &period) != 2)
-            quota = -1;
-        fclose(f);
-    } else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) != NULL) {
-        if (fscanf(f, "%lld", &quota) != 1)
-            quota = -1;
-        fclose(f);
-        if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) != NULL) {
-            if (fscanf(f, "%lld", &period) != 1)
-                period = 0;
-            fclose(f);
-        }
-    }
-    return quota > 0 && period > 0 ? (int)((quota + period - 1) / period) : 1 << 20;
-}
-
-int pl_cpus_usable(void)
-{
-    int n = (int)sysconf(_SC_NPROCESSORS_ONLN), quota = quota_cpus();
-#ifdef __linux__
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        n = CPU_COUNT(&set);
-#endif
-    n = n < quota ? n : quota;
-    return n > 0 ? n : 1;
 }
 
 void *pl_alloc(size_t bytes, int zeroed)

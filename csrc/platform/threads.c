@@ -13,10 +13,10 @@
 #endif
 
 #define SPIN_SECONDS 400e-6 /* a worker waits this long for the next step before it sleeps: longer than a sampler takes */
-#define TURNS_BEFORE_YIELD 2000
+#define SPINS_BEFORE_YIELD 2000
 
 typedef struct {
-    pl_thread *thread;
+    pl_thread *thread; /* NULL: could not be started again in a forked child; the others do its part */
     pl_pool *pool;
     int index;
     _Alignas(64) _Atomic uint32_t finished; /* the last generation of jobs that this worker has left */
@@ -24,6 +24,7 @@ typedef struct {
 
 struct pl_pool {
     int n_threads;
+    unsigned forks; /* pl_forks() of the process whose threads the workers are */
     pl_worker *workers; /* n_threads - 1 */
     pl_event *event;
     _Atomic int owners; /* Python may let go of pool and plans in any order */
@@ -33,10 +34,10 @@ struct pl_pool {
     _Alignas(64) _Atomic uint32_t sleepers;
 };
 
-void pl_wait_turn(int turn)
+void pl_spin(int count)
 {
     relax();
-    if (turn % TURNS_BEFORE_YIELD == 0)
+    if (count % SPINS_BEFORE_YIELD == 0)
         pl_yield();
 }
 
@@ -44,7 +45,7 @@ static void worker(void *p)
 {
     pl_worker *self = p;
     pl_pool *pool = self->pool;
-    uint32_t seen = 0;
+    uint32_t seen = atomic_load(&self->finished);
     for (;;) {
         double deadline = pl_seconds() + SPIN_SECONDS;
         for (int i = 1; atomic_load_explicit(&pool->generation, memory_order_acquire) == seen; i++) {
@@ -64,7 +65,7 @@ static void worker(void *p)
     }
 }
 
-static void start(pl_pool *pool, const pl_job *job)
+static void wake_workers(pl_pool *pool, const pl_job *job)
 {
     atomic_store_explicit(&pool->job, job, memory_order_release);
     atomic_fetch_add(&pool->generation, 1);
@@ -72,26 +73,64 @@ static void start(pl_pool *pool, const pl_job *job)
         pl_event_wake(pool->event);
 }
 
-void pl_pool_settle(pl_pool *pool)
+/* After a fork: the workers are in another process, whatever they were doing. */
+static void forget_workers(pl_pool *pool)
 {
-    uint32_t generation = atomic_load(&pool->generation);
-    for (int w = 0; w < pool->n_threads - 1; w++)
-        for (int i = 1; atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
-            pl_wait_turn(i);
+    for (int w = 0; w < pool->n_threads - 1; w++) {
+        if (pool->workers[w].thread)
+            pl_thread_forget(pool->workers[w].thread);
+        pool->workers[w].thread = NULL;
+    }
+    pl_event_renew(pool->event);
+    atomic_store(&pool->sleepers, 0);
 }
 
-void pl_pool_lead(pl_pool *pool, const pl_job *job)
+static int start_worker(pl_pool *pool, int index)
 {
+    pl_worker *w = &pool->workers[index - 1];
+    w->pool = pool;
+    w->index = index;
+    atomic_store(&w->finished, atomic_load(&pool->generation));
+    w->thread = pl_thread_start(worker, w);
+    return w->thread != NULL;
+}
+
+static int is_foreign(const pl_pool *pool) { return pool->forks != pl_forks(); }
+
+/* Gives a pool that this process has inherited by a fork threads of its own. */
+static void adopt(pl_pool *pool)
+{
+    forget_workers(pool);
+    pool->forks = pl_forks();
+    for (int i = 1; i < pool->n_threads; i++)
+        start_worker(pool, i);
+}
+
+void pl_pool_wait_idle(pl_pool *pool)
+{
+    if (is_foreign(pool))
+        return; /* nobody is in a job: a fork takes only the thread along that calls it */
+    uint32_t generation = atomic_load(&pool->generation);
+    for (int w = 0; w < pool->n_threads - 1; w++)
+        for (int i = 1; pool->workers[w].thread &&
+                        atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
+            pl_spin(i);
+}
+
+void pl_pool_start(pl_pool *pool, const pl_job *job)
+{
+    if (is_foreign(pool))
+        adopt(pool);
     if (pool->n_threads > 1)
-        start(pool, job);
+        wake_workers(pool, job);
     job->run(job->arg, 0);
 }
 
 void pl_pool_run(pl_pool *pool, const pl_job *job)
 {
-    pl_pool_settle(pool);
-    pl_pool_lead(pool, job);
-    pl_pool_settle(pool);
+    pl_pool_wait_idle(pool);
+    pl_pool_start(pool, job);
+    pl_pool_wait_idle(pool);
 }
 
 int pl_pool_threads(const pl_pool *pool) { return pool->n_threads; }
@@ -110,12 +149,9 @@ pl_pool *pl_pool_new(int n_threads)
     pool->workers = pl_alloc(sizeof *pool->workers * (size_t)n_threads, 1);
     if (!pool->event || !pool->workers)
         goto fail;
+    pool->forks = pl_forks();
     for (int i = 1; i < n_threads; i++) {
-        pl_worker *w = &pool->workers[i - 1];
-        w->pool = pool;
-        w->index = i;
-        w->thread = pl_thread_start(worker, w);
-        if (!w->thread)
+        if (!start_worker(pool, i))
             goto fail;
         pool->n_threads++;
     }
@@ -130,13 +166,16 @@ void pl_pool_free(pl_pool *pool)
     if (!pool || atomic_fetch_sub(&pool->owners, 1) != 1)
         return;
     int n_workers = pool->n_threads - 1;
-    if (n_workers > 0) {
-        pl_pool_settle(pool);
+    if (n_workers > 0 && is_foreign(pool))
+        forget_workers(pool);
+    else if (n_workers > 0) {
+        pl_pool_wait_idle(pool);
         atomic_store(&pool->stopping, 1);
         atomic_fetch_add(&pool->generation, 1);
         pl_event_wake(pool->event);
         for (int i = 0; i < n_workers; i++)
-            pl_thread_join(pool->workers[i].thread);
+            if (pool->workers[i].thread)
+                pl_thread_join(pool->workers[i].thread);
     }
     if (pool->event)
         pl_event_free(pool->event);

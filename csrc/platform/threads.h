@@ -19,10 +19,10 @@ void pl_pool_keep(pl_pool *pool);
 void pl_pool_run(pl_pool *pool, const pl_job *job);
 /* The same without waiting for the others: returns when this thread has left the job. Whoever calls it knows by the
  * job's own counters that the work is done; a thread that the system has put aside then finds nothing left to do. The
- * job must stay valid until the next pl_pool_settle. */
-void pl_pool_lead(pl_pool *pool, const pl_job *job);
+ * job must stay valid until the next pl_pool_wait_idle. */
+void pl_pool_start(pl_pool *pool, const pl_job *job);
 /* Waits until no thread is in a job. */
-void pl_pool_settle(pl_pool *pool);
+void pl_pool_wait_idle(pl_pool *pool);
 
 /* Hands out items 0 … n - 1 of one round, some at a time, to whichever thread asks; results never depend on who got which.
  * `next` holds the round's number above the index, so that a thread which is late by a round takes nothing. */
@@ -60,7 +60,7 @@ static inline void pl_done(pl_counter *counter, int64_t items)
     atomic_fetch_add_explicit(&counter->done, items, memory_order_acq_rel);
 }
 
-/* One turn of a waiting loop; `turn` counts the turns. */
-void pl_wait_turn(int turn);
+/* One round of a waiting loop; `count` counts them from 1. */
+void pl_spin(int count);
 
 #endif

@@ -1,23 +1,21 @@
-/* A thread's share of one op's items.
+/* The queue of one op's work items, as one thread sees it.
  *
- * Each thread has a section of its own, the same part of the tokens (or of the rows of a matrix) in every op, and helps in the
- * others' when it is through. What a thread made is in its own core's cache then; weights are read in one run; and as long as
- * nobody helps, taking an item touches no line of another core.
- * Measured against one counter for all threads: 1B model, cores that hand a line over in 57 ns: quantizing 8192 columns takes
- * 26 ms of a prompt of 512 instead of 43, the whole 3 % less. In a virtual machine that sometimes puts its two CPUs on far
- * chiplets, 255 ns: a 135M model's prompt takes 135 ms instead of 172, and it decodes 10 % faster. */
-#ifndef PL_SHARE_H
-#define PL_SHARE_H
+ * The items are divided over the threads in advance: each has a part of its own, the same part of the tokens (or of the rows of
+ * a matrix) in every op. A thread takes from its own part, and when that is used up it steals from the others'. What a thread
+ * made is in its own core's cache then; weights are read in one run; and as long as nobody steals, taking an item touches no
+ * line of another core (measured: ../kernels/README.md, "Work queue"). */
+#ifndef PL_WORK_QUEUE_H
+#define PL_WORK_QUEUE_H
 #include "platform/threads.h"
 
-/* The next item of a section, below the number of the op it is for: whoever comes first with a newer op begins it. Numbers are
- * compared in 36 bits, so that a thread would have to sleep through a hundred million runs to take itself for newer. */
+/* The next item of a thread's part, below the op's epoch: whoever comes first with a newer epoch begins it. Epochs are compared
+ * in 36 bits, so that a thread would have to sleep through a hundred million runs to take itself for newer. */
 #define PL_ITEM_BITS 28
 #define PL_ITEM_MASK (((uint64_t)1 << PL_ITEM_BITS) - 1)
-#define PL_TURN_MASK (((uint64_t)1 << (64 - PL_ITEM_BITS)) - 1)
+#define PL_EPOCH_MASK (((uint64_t)1 << (64 - PL_ITEM_BITS)) - 1)
 typedef struct {
     _Alignas(64) _Atomic uint64_t next;
-} pl_section;
+} pl_cursor;
 
 /* Items of an op that are done. */
 typedef struct {
@@ -26,60 +24,60 @@ typedef struct {
 
 typedef struct {
     pl_items_done *done;
-    pl_section *sections; /* one for each thread */
-    uint64_t turn;        /* the op's number, counted over all runs */
+    pl_cursor *cursors;  /* one for each thread's part */
+    uint64_t epoch;      /* the op's number, counted over all runs */
     int thread, threads;
-    int helped;           /* sections found empty so far, the thread's own first */
-    int64_t first, last;  /* items of the section that the last ones were taken from */
-} pl_share;
+    int victim;          /* whose part is taken from, counted from the thread's own (0) */
+    int64_t first, last; /* items of the victim's part */
+} pl_work_queue;
 
-#define PL_QUARTER 0 /* a grain: what is left of the section is taken by quarters, so that threads finish together */
+#define PL_QUARTER 0 /* a grain: what is left of a part is taken by quarters, so that threads finish together */
 
-/* Sections of whole units where there are many tokens; the items of up to PL_SHARED tokens are for any thread. */
+/* Parts are whole units where there are many tokens; the items of up to PL_SHARED tokens are for any thread. */
 #define PL_SHARED 4
 static inline int64_t pl_unit(int64_t n_tokens, int64_t items) { return n_tokens > PL_SHARED ? items : 1; }
 
-/* Ops before `turn` can take nothing from now on. */
-static inline void pl_section_close(pl_section *section, uint64_t turn)
+/* Ops before `epoch` can take nothing from now on. */
+static inline void pl_cursor_close(pl_cursor *cursor, uint64_t epoch)
 {
-    atomic_store_explicit(&section->next, turn << PL_ITEM_BITS, memory_order_seq_cst);
+    atomic_store_explicit(&cursor->next, epoch << PL_ITEM_BITS, memory_order_seq_cst);
 }
 
-static inline int pl_section_take(pl_section *section, const pl_share *share, int64_t grain, int64_t *begin, int64_t *end)
+static inline int pl_cursor_take(pl_cursor *cursor, const pl_work_queue *queue, int64_t grain, int64_t *begin, int64_t *end)
 {
-    if (share->first >= share->last)
+    if (queue->first >= queue->last)
         return 0;
-    uint64_t seen = atomic_load_explicit(&section->next, memory_order_acquire), turn = share->turn & PL_TURN_MASK;
+    uint64_t seen = atomic_load_explicit(&cursor->next, memory_order_acquire), epoch = queue->epoch & PL_EPOCH_MASK;
     for (;;) {
-        uint64_t newer = (turn - (seen >> PL_ITEM_BITS)) & PL_TURN_MASK;
-        int64_t index = newer ? share->first : (int64_t)(seen & PL_ITEM_MASK);
-        if (newer > PL_TURN_MASK / 2 || index >= share->last)
+        uint64_t newer = (epoch - (seen >> PL_ITEM_BITS)) & PL_EPOCH_MASK;
+        int64_t index = newer ? queue->first : (int64_t)(seen & PL_ITEM_MASK);
+        if (newer > PL_EPOCH_MASK / 2 || index >= queue->last)
             return 0;
-        int64_t piece = grain == PL_QUARTER ? (share->last - index + 3) / 4 : grain;
+        int64_t piece = grain == PL_QUARTER ? (queue->last - index + 3) / 4 : grain;
         *begin = index;
-        *end = index + piece < share->last ? index + piece : share->last;
-        if (atomic_compare_exchange_weak_explicit(&section->next, &seen, turn << PL_ITEM_BITS | (uint64_t)*end,
+        *end = index + piece < queue->last ? index + piece : queue->last;
+        if (atomic_compare_exchange_weak_explicit(&cursor->next, &seen, epoch << PL_ITEM_BITS | (uint64_t)*end,
                                                   memory_order_acq_rel, memory_order_acquire))
             return 1;
     }
 }
 
-/* Takes [begin, end) of n items, `grain` at the most; sections are whole runs of `unit` items. */
-static inline int pl_share_take(pl_share *share, int64_t n, int64_t unit, int64_t grain, int64_t *begin, int64_t *end)
+/* Takes [begin, end) of n items, `grain` at the most; parts are whole runs of `unit` items. */
+static inline int pl_queue_take(pl_work_queue *queue, int64_t n, int64_t unit, int64_t grain, int64_t *begin, int64_t *end)
 {
-    for (; share->helped < share->threads; share->helped++) {
-        int64_t at = (share->thread + share->helped) % share->threads;
-        share->first = n / unit * at / share->threads * unit;
-        share->last = n / unit * (at + 1) / share->threads * unit;
-        if (pl_section_take(&share->sections[at], share, grain, begin, end))
+    for (; queue->victim < queue->threads; queue->victim++) {
+        int64_t at = (queue->thread + queue->victim) % queue->threads;
+        queue->first = n / unit * at / queue->threads * unit;
+        queue->last = n / unit * (at + 1) / queue->threads * unit;
+        if (pl_cursor_take(&queue->cursors[at], queue, grain, begin, end))
             return 1;
     }
     return 0;
 }
 
-static inline void pl_share_done(pl_share *share, int64_t items)
+static inline void pl_queue_done(pl_work_queue *queue, int64_t items)
 {
-    atomic_fetch_add_explicit(&share->done->count, items, memory_order_acq_rel);
+    atomic_fetch_add_explicit(&queue->done->count, items, memory_order_acq_rel);
 }
 
 #endif

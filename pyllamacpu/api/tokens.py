@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -18,13 +17,15 @@ from pyllamacpu.api.prompts import refuse_grammar, warn_retired
 from pyllamacpu.api.sampling_arguments import sampling_options
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.driver import Driver, Stream
-from pyllamacpu.engine.engine import Engine, total_memory
+from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
 from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.limits import memory_usable
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ class Busy:
     """Guards the session; entering it when the model has been closed raises ModelError."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = fork_safe_lock()
         self.closed = False
 
     def __enter__(self) -> None:
@@ -428,7 +429,7 @@ def default_kv_bytes(engine: Engine) -> int:
     the memory at most, but one in any case.
     """
     one = (-(-engine.n_ctx // PAGE) + 2) * engine.cache.page_bytes  # and a page that is copied when shared
-    return max(one, min(_CONTEXTS * one, total_memory() // 4))
+    return max(one, min(_CONTEXTS * one, memory_usable() // 4))
 
 
 def _new_session(engine: Any, keep_all: bool) -> Session:

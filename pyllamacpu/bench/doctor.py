@@ -13,7 +13,8 @@ from typing import Any
 from pyllamacpu import __version__
 from pyllamacpu.bench import system
 from pyllamacpu.bench.machine import Limits, measure
-from pyllamacpu.native import ISA_VARIABLE, cpus_usable, isa_names, isa_selected
+from pyllamacpu.limits import cpus_usable
+from pyllamacpu.native import ISA_VARIABLE, isa_names, isa_selected
 from pyllamacpu.store.paths import models_dir
 
 _SLOW_GOVERNORS = ("powersave", "conservative")

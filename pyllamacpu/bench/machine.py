@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyllamacpu.bench.system import cache_bytes
-from pyllamacpu.engine.engine import total_memory
+from pyllamacpu.limits import memory_usable
 from pyllamacpu.native import check, ffi, isa_selected, lib, pointer
 
 MB = 1 << 20
@@ -29,7 +29,7 @@ class Limits:
 def probe_bytes() -> int:
     """Bytes to read so that caches do not matter: eight last-level caches, an eighth of memory at most."""
     wanted = max(256 * MB, min(8 * cache_bytes(), 2048 * MB))
-    memory = total_memory()
+    memory = memory_usable()
     return max(MB, min(wanted, memory // 8) if memory else wanted)
 
 

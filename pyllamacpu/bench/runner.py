@@ -19,7 +19,8 @@ from pyllamacpu.bench.result import OpTime, Result
 from pyllamacpu.bench.system import cpu_name, peak_memory, reset_peak_memory
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.native import cpus_usable, isa_selected
+from pyllamacpu.limits import cpus_usable
+from pyllamacpu.native import isa_selected
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the runs done, and the runs in all."""

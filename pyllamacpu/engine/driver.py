@@ -15,6 +15,7 @@ from pyllamacpu.engine.generate import HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Handle
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.forks import call_in_child, fork_safe_lock
 
 
 class Stream:
@@ -52,12 +53,13 @@ class Driver:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._streams: dict[Handle, Stream] = {}
         self._leader: int | None = None  # the thread that steps, or keeps others from stepping
         self._idle = threading.Condition(self._lock)
         self._undelivered: deque[Event] = deque()
         self._closed: Exception | None = None
+        call_in_child(self._lose_threads)
 
     def submit(self, request: Request | HiddenRequest, ahead: int | None = None) -> Stream:
         """Takes on a request: see `Scheduler.submit`."""
@@ -143,6 +145,15 @@ class Driver:
             self._deliver()
         finally:
             self._resign()
+
+    def _lose_threads(self) -> None:
+        """In a forked child: the other threads, and the requests that they waited for, are not here."""
+        if self._leader is None or self._is_leader():
+            return
+        self._leader = None
+        for stream in [s for s in self._streams.values() if s._waiting]:
+            stream._waiting = False
+            self._forget(stream)
 
     def _resign(self) -> None:
         self._leader = None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager
@@ -24,15 +22,18 @@ from pyllamacpu.engine.batch import (
 )
 from pyllamacpu.engine.pages import PAGE, KVCache, Sequence
 from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.limits import cpus_usable, memory_usable
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
-from pyllamacpu.native import cpus_usable, ffi, lib, pointer
+from pyllamacpu.native import ffi, lib, pointer
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -41,11 +42,11 @@ __all__ = [
     "Outputs",
     "Wanted",
     "scratch_bytes",
-    "total_memory",
 ]
 
 Progress = Callable[[int, int], None]
 
+_ROOM = 0.9  # of memory for weights, when a smaller type is proposed
 DEFAULT_BATCH = 512  # tokens of a step at most
 
 
@@ -96,17 +97,18 @@ class Engine:
             raise ModelError(f"{file.paths[0]}: heads of {self.config.head_dim} cannot be run")
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
         self.cache = KVCache(spaces, type_k, type_v)
-        check_memory(self.n_ctx, self.cache.page_bytes)
+        check_memory(file, self.n_ctx, self.cache.page_bytes)
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
         self.model = load(file, self.config, self._pool, on_load)
+        file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.plan, self._native = self._planned(self.model, input_squares)
         output = self.plan.logits_matrix
         rows = 0 if output is None else output.rows
         self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
-        self._lock = threading.RLock()
+        self._lock = fork_safe_lock()
         self._closed = False
 
     @classmethod
@@ -270,6 +272,7 @@ class Engine:
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride)
                 batch.point(logits, hidden if n_hidden else None)
                 self._native.run(batch.native, poll_signals)
+                self.file.check_intact()  # rows of the embedding come from the file
             except BaseException:
                 for entry in entries:
                     entry.sequence.trim()
@@ -280,24 +283,37 @@ class Engine:
         return found[:, : self.dim]
 
 
-def check_memory(n_ctx: int, page_bytes: int) -> None:
-    """A context whose KV cache is larger than the machine's memory is refused before anything is loaded."""
+def check_memory(file: GGUFFile, n_ctx: int, page_bytes: int) -> None:
+    """Refuses a model, or a context, that is larger than the memory this process may use, before anything is
+    loaded. Raises ModelError, ContextError.
+    """
+    memory = memory_usable()
+    if not memory:
+        return
+    have = f"this process may use {memory / 1e9:.1f} GB"
+    weights = sum(info.n_bytes for info in file.tensors.values())
+    if weights > memory:
+        raise ModelError(
+            f"{file.paths[0]}: its weights take {weights / 1e9:.1f} GB, and {have}; {_smaller(file, memory)}"
+        )
     needed = -(-n_ctx // PAGE) * page_bytes
-    memory = total_memory()
-    if memory and needed > memory:
-        fits = memory // page_bytes * PAGE
+    if weights + needed > memory:
+        fits = (memory - weights) // page_bytes * PAGE
         raise ContextError(
-            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values, and this "
-            f"machine has {memory / 1e9:.1f} GB; "
+            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values beside "
+            f"{weights / 1e9:.1f} GB of weights, and {have}; "
             f"ask for at most {fits} (-c), or a smaller cache type (-ctk q8_0 -ctv q8_0)"
         )
 
 
-def total_memory() -> int:
-    """Bytes of physical memory, 0 where it cannot be told."""
-    if sys.platform == "win32":
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _smaller(file: GGUFFile, memory: int) -> str:
+    """Which quantization of the model would fit."""
+    n_elements = sum(info.n_elements for info in file.tensors.values())
+    T = TensorType
+    for kind in (T.Q8_0, T.Q6_K, T.Q5_K, T.Q4_K, T.Q3_K, T.Q2_K):
+        if n_elements / kind.block_size * kind.block_bytes < _ROOM * memory:
+            return f"quantized to {kind.name} it would fit"
+    return f"at most {8 * memory / n_elements:.1f} bits a weight would fit, so a smaller model is needed"
 
 
 def scratch_bytes(

@@ -7,7 +7,6 @@ sequence has one page table per space.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Any, BinaryIO
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.native import ffi, lib, pointer
@@ -45,7 +45,7 @@ class KVCache:
         self.limit_bytes = limit_bytes
         self.on_full: Callable[[int], bool] | None = None
         # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
-        self.lock = threading.RLock()
+        self.lock = fork_safe_lock()
         self.handles = tuple(self._native(space) for space in self.spaces)
         self.space_page_bytes = tuple(int(lib.pl_cache_page_bytes(handle)) for handle in self.handles)
         self._counts: tuple[dict[int, int], ...] = tuple({} for _ in self.spaces)

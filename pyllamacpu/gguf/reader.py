@@ -103,6 +103,11 @@ class GGUFFile:
             for source in self._sources:
                 source.release(0, source.size)
 
+    def check_intact(self) -> None:
+        """Raises GGUFError when a part was cut short since it was opened: what was read may be wrong."""
+        for source in self._sources:
+            source.check_intact()
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

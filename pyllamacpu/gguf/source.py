@@ -6,14 +6,16 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
 from pyllamacpu.gguf.values import MAGIC, MAX_NAME
+from pyllamacpu.native import ffi, lib, pointer
 
 ByteOrder = Literal["little", "big"]
 VERSIONS = (1, 2, 3)
@@ -22,8 +24,9 @@ VERSIONS = (1, 2, 3)
 class Source:
     """A GGUF file mapped read-only, with its byte order and version.
 
-    `width` is the size in bytes of its counts and lengths: 4 in version 1, 8 later. Raises GGUFError when
-    the path cannot be opened or does not begin as a GGUF file.
+    `width` is the size in bytes of its counts and lengths: 4 in version 1, 8 later. Bytes that the file
+    loses while it is mapped read as zeros: whoever has read asks `check_intact` before using the result.
+    Raises GGUFError when the path cannot be opened or does not begin as a GGUF file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,6 +34,7 @@ class Source:
         self._map = _map_file(self.path)
         self._bytes: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
         self.size = len(self._map)
+        self._guard = _guarded(self._map, self._bytes)
         self.byteorder, self.version = self._read_start()
         self.order = "<" if self.byteorder == "little" else ">"  # as struct and numpy spell it
         self.width = 4 if self.version == 1 else 8
@@ -54,6 +58,15 @@ class Source:
             raise GGUFError(self.path, "the file has been closed")
         return self._bytes
 
+    def check_intact(self) -> None:
+        """Raises GGUFError when the file has lost bytes since it was opened: what was read may be zeros."""
+        if self._bytes is None:
+            return
+        if lib.pl_mapping_lost(self._guard) or self._map.size() < self.size:
+            raise GGUFError(
+                self.path, "the file was cut short while it was in use; open it again when it is whole"
+            )
+
     def release(self, start: int, length: int) -> None:
         """Drops the pages of these bytes from this process's memory; does nothing where the system cannot."""
         if not hasattr(mmap, "MADV_DONTNEED") or length <= 0:
@@ -67,6 +80,13 @@ class Source:
         self._bytes = None
         with suppress(BufferError):
             self._map.close()
+
+
+def _guarded(mapped: mmap.mmap, data: npt.NDArray[np.uint8]) -> Any:
+    """The guard of a mapping (platform/mapping.c), which ends together with it."""
+    guard = pointer(lib.pl_mapping_guard(ffi.from_buffer(data), data.size), "guarding a mapped file")
+    weakref.finalize(mapped, lib.pl_mapping_free, guard).atexit = False
+    return guard
 
 
 def _map_file(path: str) -> mmap.mmap:

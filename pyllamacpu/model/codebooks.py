@@ -6,16 +6,15 @@ implementation and come at run time from the `gguf` package, which is imported o
 
 from __future__ import annotations
 
-from threading import Lock
-
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import NativeError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import check, ffi, lib
 
-_lock = Lock()
+_lock = fork_safe_lock()
 
 
 def ensure_codebook(kind: TensorType) -> None:

@@ -22,9 +22,9 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.evaluate import Recorded, divergence_from
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.weight_override import Blocks
-from pyllamacpu.native import cpus_usable
 from pyllamacpu.quantize.allocate import Candidate
 from pyllamacpu.quantize.recipes import Role, layer_of, role_of
 from pyllamacpu.weights.blocks import can_quantize, needs_importance, quantize

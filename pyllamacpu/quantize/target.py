@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pyllamacpu.engine.engine import Engine, total_memory
+from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError
 from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
 from pyllamacpu.files import kept
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.limits import memory_usable
 from pyllamacpu.progress import OnCount
 from pyllamacpu.quantize.allocate import Candidate, allocate
 from pyllamacpu.quantize.calibrate import N_CTX, sampled_windows, text_windows
@@ -109,7 +110,7 @@ def runnable(file: GGUFFile, out: Path) -> Iterator[GGUFFile]:
     Floats are what to measure with: quantized products round activations too, and that noise, which any
     change of a weight stirs up, hides small divergences. The copy is a temporary file beside `out`.
     """
-    memory = total_memory()
+    memory = memory_usable()
     if not memory or file.n_bytes < _SHARE_OF_MEMORY * memory:
         with GGUFFile.open(file.paths[0]) as again:
             yield again

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.codebooks import ensure_codebook
-from pyllamacpu.native import check, cpus_usable, ffi, lib
+from pyllamacpu.native import check, ffi, lib
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

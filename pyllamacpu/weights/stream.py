@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.native import cpus_usable
+from pyllamacpu.limits import cpus_usable
 from pyllamacpu.weights.blocks import quantize
 from pyllamacpu.weights.finite import stored_finite
 from pyllamacpu.weights.lazy_ops import reshape

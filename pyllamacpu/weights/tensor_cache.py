@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.weights.lazy_tensor import Array, LazyTensor
 
 BUDGET = 128 << 20  # bytes, of all but the largest one
@@ -15,7 +15,7 @@ class CachedTensor:
 
     def __init__(self, tensor: LazyTensor) -> None:
         self.tensor = tensor
-        self.lock = threading.Lock()
+        self.lock = fork_safe_lock()
 
     def array(self, last: bool = False) -> Array:
         """The elements, with the tensor's shape. `last` says that they will hardly be asked for again."""
@@ -34,7 +34,7 @@ class CachedTensor:
 
 
 _kept: OrderedDict[CachedTensor, Array] = OrderedDict()  # least recently used first
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 
 
 def _recall(tensor: CachedTensor) -> Array | None:

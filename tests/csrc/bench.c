@@ -68,13 +68,13 @@ static void bench_matmul(const pl_kernels *tier, int type)
     else
         m.q8 = q8;
     double gemv, gemm;
-    BEST(gemv, tier->matmul(&m));
+    BEST(gemv, pl_matmul_run(tier, &m));
     m.token1 = TOKENS;
     m.panel1 = few;
     m.out_stride = few * PL_ROWS;
     m.residual_group = PL_RESIDUAL_GROUP;
     m.residual_blocks = m.q8 ? gather_residuals(&m, m.residual_group) : NULL;
-    BEST(gemm, tier->matmul(&m));
+    BEST(gemm, pl_matmul_run(tier, &m));
     printf("  %-8s %7.2f GB/s %8.1f Gop/s one token   %8.1f Gop/s %d tokens\n", pl_type_name(type),
            (double)(panel_bytes * panels) / gemv / 1e9, 2.0 * (double)rows * COLS / gemv / 1e9,
            2.0 * (double)few * PL_ROWS * COLS * TOKENS / gemm / 1e9, TOKENS);

@@ -183,7 +183,7 @@ static void multiply(const pl_kernels *tier, pl_matmul *m)
         m->residual_group = random_below(4) ? pl_residual_group(m->token1 - m->token0) : PL_RESIDUAL_GROUP;
         m->residual_blocks = gather_residuals(m, m->residual_group);
     }
-    tier->matmul(m);
+    pl_matmul_run(tier, m);
     if (m->residual_blocks)
         guarded_free(tier, m->residual_blocks);
 }
