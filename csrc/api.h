@@ -17,13 +17,13 @@
 /* Scans `count` strings from byte `start` of a file of `size` bytes; a string is a length of `width` (4 or 8) bytes,
  * big-endian when `big`, and its bytes. Fills offsets[i] (bytes, from the file's start) and lengths[i] (bytes) where
  * those are not NULL, each `count` long. Returns the byte after the last string; PL_EINVAL when one runs outside. */
-int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start, uint64_t count, int32_t width,
-                             int32_t big, uint64_t *offsets, uint64_t *lengths);
+int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start, uint64_t count, int32_t width, int32_t big,
+                             uint64_t *offsets, uint64_t *lengths);
 
 /* Copies the strings at offsets[i], each followed by `separator`, one after another to `out`.
  * Returns the bytes written; PL_EINVAL when a string is outside `size` or the text outgrows `out_size`. */
-int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets,
-                             const uint64_t *lengths, uint8_t separator, uint8_t *out, uint64_t out_size);
+int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets, const uint64_t *lengths,
+                             uint8_t separator, uint8_t *out, uint64_t out_size);
 
 /* ---- Tensor types (types.c, dequantize.c, codebook.c) ---- */
 
@@ -118,10 +118,10 @@ typedef struct {
 
 typedef struct {
     uint64_t rng[4];
-    double mu;                   /* mirostat: the largest surprise allowed, in bits */
-    double ema_sum, ema_weight;  /* adaptive-p */
-    double pending_p;            /* adaptive-p: probability of pending_token before the transform */
-    int32_t pending_token;       /* -1: none */
+    double mu;                  /* mirostat: the largest surprise allowed, in bits */
+    double ema_sum, ema_weight; /* adaptive-p */
+    double pending_p;           /* adaptive-p: probability of pending_token before the transform */
+    int32_t pending_token;      /* -1: none */
 } pl_sampler_state;
 
 /* Copies all that `params` points to. NULL: out of memory, or parameters out of range. */
@@ -140,8 +140,7 @@ int pl_sample_rows(pl_pool *pool, pl_sampler *const *samplers, const float *cons
 /* The token ids become history (a prompt's too). */
 int pl_sampler_accept(pl_sampler *s, const int32_t *tokens, int32_t n);
 /* What pl_sample would draw from, best first -> their number. ids, out_logits, probs: (n_tokens,). Changes no state. */
-int pl_sampler_candidates(pl_sampler *s, const float *logits, int32_t n_vocab, int32_t *ids, float *out_logits,
-                          float *probs);
+int pl_sampler_candidates(pl_sampler *s, const float *logits, int32_t n_vocab, int32_t *ids, float *out_logits, float *probs);
 /* The remembered history, oldest first -> tokens written to out (cap,). */
 int pl_sampler_history(const pl_sampler *s, int32_t *out, int32_t cap);
 void pl_sampler_get_state(const pl_sampler *s, pl_sampler_state *out);
@@ -153,8 +152,7 @@ int pl_top_logprobs(const float *logits, int32_t n_tokens, int32_t token, int32_
 /* The same of n_rows rows on the threads of the pool (NULL: on this one): tokens, n, token_logprobs and found (n_rows,); ids
  * and logprobs (n_rows, stride), stride at least every n. found[i]: what pl_top_logprobs would return for row i alone. */
 int pl_top_logprobs_rows(pl_pool *pool, const float *const *logits, int32_t n_rows, int32_t n_tokens, const int32_t *tokens,
-                         const int32_t *n, int32_t stride, int32_t *ids, float *logprobs, float *token_logprobs,
-                         int32_t *found);
+                         const int32_t *n, int32_t stride, int32_t *ids, float *logprobs, float *token_logprobs, int32_t *found);
 
 /* ---- Mapped files (mapping.c) ---- */
 
@@ -193,8 +191,7 @@ void pl_weight_arena_free(pl_weight_arena *arena);
  * `drop` it is a file mapping whose pages leave memory as they are packed. The panels lie in `arena`, which lives on with
  * them, or, if it is NULL or full, on their own.
  * NULL: out of memory, an unknown type, or cols no multiple of the type's block. */
-pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows,
-                         int64_t cols);
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows, int64_t cols);
 void pl_matrix_free(pl_matrix *matrix);
 int64_t pl_matrix_bytes(const pl_matrix *matrix);
 
@@ -241,14 +238,14 @@ typedef struct {
 } pl_sums;
 
 /* Types of an op's fields (exec/ops.def says what they mean). */
-#define PL_FIELD_INT 0       /* int32_t */
-#define PL_FIELD_FLOAT 1     /* float */
-#define PL_FIELD_MATRIX 2    /* const pl_matrix * */
-#define PL_FIELD_MATRICES 3  /* pl_matrices */
-#define PL_FIELD_VECTOR 4    /* pl_vector */
-#define PL_FIELD_TABLE 5     /* pl_table */
-#define PL_FIELD_SUMS 6      /* pl_sums */
-#define PL_FIELD_IN 7        /* int32_t, the number of a buffer, from here on */
+#define PL_FIELD_INT 0      /* int32_t */
+#define PL_FIELD_FLOAT 1    /* float */
+#define PL_FIELD_MATRIX 2   /* const pl_matrix * */
+#define PL_FIELD_MATRICES 3 /* pl_matrices */
+#define PL_FIELD_VECTOR 4   /* pl_vector */
+#define PL_FIELD_TABLE 5    /* pl_table */
+#define PL_FIELD_SUMS 6     /* pl_sums */
+#define PL_FIELD_IN 7       /* int32_t, the number of a buffer, from here on */
 #define PL_FIELD_OUT 8
 #define PL_FIELD_INOUT 9
 #define PL_FIELD_RESULT 10
@@ -323,18 +320,18 @@ int64_t pl_plan_hidden_stride(const pl_plan *plan);
  * Wherever an array is needed, it must not be NULL. */
 typedef struct {
     int32_t n_tokens, n_outputs, n_logits, n_sequences, n_embeddings;
-    const int32_t *tokens;    /* (n_tokens,) ids; -1 - i: row i of `embeddings` stands in its place */
-    const int32_t *positions; /* (n_tokens,) */
-    const int32_t *sequences; /* (n_tokens,) */
-    const int32_t *outputs;   /* (n_outputs,) rows of tokens; logits are wanted of the first n_logits of them */
-    const int32_t *adapters;  /* (n_sequences,) of each sequence, or -1; NULL: none has one */
-    const float *embeddings;  /* (n_embeddings, embedding_stride) */
-    int64_t embedding_stride; /* floats, at least the model's dim */
+    const int32_t *tokens;                /* (n_tokens,) ids; -1 - i: row i of `embeddings` stands in its place */
+    const int32_t *positions;             /* (n_tokens,) */
+    const int32_t *sequences;             /* (n_tokens,) */
+    const int32_t *outputs;               /* (n_outputs,) rows of tokens; logits are wanted of the first n_logits of them */
+    const int32_t *adapters;              /* (n_sequences,) of each sequence, or -1; NULL: none has one */
+    const float *embeddings;              /* (n_embeddings, embedding_stride) */
+    int64_t embedding_stride;             /* floats, at least the model's dim */
     const uintptr_t *const *const *pages; /* pages[space][sequence][position / PL_PAGE_POSITIONS] */
     const int32_t *const *lengths; /* lengths[space][sequence]: keys for attention that is not causal; lengths, or that of a
                                     * space, may be NULL: as many as the sequence has positions, with those of this batch */
-    float *logits; /* (n_logits, logits_stride of the plan), 64-byte aligned; or NULL */
-    float *hidden; /* (n_outputs, hidden_stride of the plan), 64-byte aligned; or NULL */
+    float *logits;                 /* (n_logits, logits_stride of the plan), 64-byte aligned; or NULL */
+    float *hidden;                 /* (n_outputs, hidden_stride of the plan), 64-byte aligned; or NULL */
 } pl_batch;
 
 /* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms

@@ -22,7 +22,8 @@ static void attend_split(const attention_job *job, const pl_group *g, int head, 
                          float *const *states)
 {
     int64_t offset = pl_cache_offset(job->space, job->op->layer, head), begin = split * PL_SPLIT;
-    int64_t last = s->pos[rows - 1] + 1, end = begin + PL_SPLIT < last ? begin + PL_SPLIT : last, first = s->lo[0] / PL_TILE * PL_TILE;
+    int64_t last = s->pos[rows - 1] + 1, end = begin + PL_SPLIT < last ? begin + PL_SPLIT : last,
+            first = s->lo[0] / PL_TILE * PL_TILE;
     for (int r = 0; r < rows; r++)
         pl_state_clear(states[r], s->state_floats);
     job->plan->kernels->attention(&(pl_attention){
@@ -78,7 +79,8 @@ static void write_rows(const attention_job *job, const pl_group *g, int head, in
 {
     const int v_dim = job->space->v.head_dim;
     for (int r = 0; r < rows; r++) {
-        float *out = pl_row(job->plan, job->op->out, g->token0 + r / job->per_kv) + (head * job->per_kv + r % job->per_kv) * v_dim;
+        float *out =
+            pl_row(job->plan, job->op->out, g->token0 + r / job->per_kv) + (head * job->per_kv + r % job->per_kv) * v_dim;
         if (s->pos[r] < 0) /* no keys: nothing was attended to */
             memset(out, 0, sizeof(float) * (size_t)v_dim);
         else

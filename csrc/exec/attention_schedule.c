@@ -13,10 +13,7 @@ static int64_t padded32(int64_t n) { return (n + 31) / 32 * 32; }
 /* ---- the room of an item ---- */
 
 /* A key tile, a value tile and the scales of a value tile, as float32. */
-static int64_t tiles_floats(pl_item_shape s)
-{
-    return (padded32(s.k_dim) + padded32(s.v_dim)) * PL_TILE + padded32(s.v_dim);
-}
+static int64_t tiles_floats(pl_item_shape s) { return (padded32(s.k_dim) + padded32(s.v_dim)) * PL_TILE + padded32(s.v_dim); }
 
 static int64_t state_floats(pl_item_shape s) { return PL_STATE_HEAD + padded32(s.v_dim); }
 static int64_t q_stride(pl_item_shape s) { return (s.k_dim + 15) / 16 * 16; }
@@ -104,7 +101,8 @@ int64_t pl_attention_measure(pl_attention_work *w, const pl_cache *const *spaces
         const pl_attention_schedule *s = &w->schedules[i];
         const pl_cache *c = spaces[s->space];
         pl_item_shape shape = pl_schedule_shape(s, c);
-        int64_t states = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * s->heads_per_kv + PARTS, bytes = pl_item_scratch_bytes(shape);
+        int64_t states = ((int64_t)n_ctx / PL_SPLIT + 1) * c->kv_heads * s->heads_per_kv + PARTS,
+                bytes = pl_item_scratch_bytes(shape);
         w->part_capacity = states > w->part_capacity ? states : w->part_capacity;
         w->state_floats = state_floats(shape) > w->state_floats ? state_floats(shape) : w->state_floats;
         w->scratch_bytes = bytes > w->scratch_bytes ? bytes : w->scratch_bytes;

@@ -37,16 +37,20 @@ static int buffer_ok(const pl_plan *plan, const pl_op *op, const pl_op_field *f,
     if (number == PL_NONE && f->optional)
         return 1;
     if (f->type == PL_FIELD_RESULT && number == PL_LOGITS)
-        return (op->head.rows == PL_ROWS_LOGITS && op->head.times == 1) || fail(error, "%s: the batch's logits have rows of logits", f->name);
+        return (op->head.rows == PL_ROWS_LOGITS && op->head.times == 1) ||
+               fail(error, "%s: the batch's logits have rows of logits", f->name);
     if (f->type == PL_FIELD_RESULT && number == PL_HIDDEN)
-        return (op->head.rows == PL_ROWS_OUTPUTS && op->head.times == 1) || fail(error, "%s: the batch's hidden states have rows of outputs", f->name);
+        return (op->head.rows == PL_ROWS_OUTPUTS && op->head.times == 1) ||
+               fail(error, "%s: the batch's hidden states have rows of outputs", f->name);
     if (number < 0 || number >= plan->n_buffers)
         return fail(error, "%s: there is no buffer %d", f->name, (int)number);
     const pl_plan_buffer *b = &plan->buffers[number];
     if (b->kind != buffer_kind(f->type))
-        return fail(error, "%s: buffer %d is of %s, not of %s", f->name, (int)number, kinds[b->kind], kinds[buffer_kind(f->type)]);
+        return fail(error, "%s: buffer %d is of %s, not of %s", f->name, (int)number, kinds[b->kind],
+                    kinds[buffer_kind(f->type)]);
     if (b->rows < op->head.times && f->type != PL_FIELD_ROWS && f->type != PL_FIELD_INTS)
-        return fail(error, "%s: buffer %d has %d rows for each token, not %d", f->name, (int)number, (int)b->rows, (int)op->head.times);
+        return fail(error, "%s: buffer %d has %d rows for each token, not %d", f->name, (int)number, (int)b->rows,
+                    (int)op->head.times);
     return 1;
 }
 
@@ -71,7 +75,8 @@ static int vector_ok(const pl_vector *v, const pl_op_field *f, pl_plan_error *er
 {
     if (v->n == 0 && f->optional)
         return 1;
-    return (v->n > 0 && v->values && (uintptr_t)v->values % sizeof(float) == 0) || fail(error, "%s: a vector is missing", f->name);
+    return (v->n > 0 && v->values && (uintptr_t)v->values % sizeof(float) == 0) ||
+           fail(error, "%s: a vector is missing", f->name);
 }
 
 static int table_ok(const pl_table *t, const pl_op_field *f, pl_plan_error *error)
@@ -92,7 +97,8 @@ static int field_ok(const pl_plan *plan, const pl_op *op, const pl_op_field *f, 
     case PL_FIELD_MATRICES: return matrices_ok(at, f, error);
     case PL_FIELD_VECTOR: return vector_ok((const pl_vector *)at + i, f, error);
     case PL_FIELD_TABLE: return table_ok(at, f, error);
-    case PL_FIELD_SUMS: return (((const pl_sums *)at)->values && ((const pl_sums *)at)->n > 0) || fail(error, "%s: missing", f->name);
+    case PL_FIELD_SUMS:
+        return (((const pl_sums *)at)->values && ((const pl_sums *)at)->n > 0) || fail(error, "%s: missing", f->name);
     default: return buffer_ok(plan, op, f, ((const int32_t *)at)[i], error);
     }
 }

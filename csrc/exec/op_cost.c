@@ -18,7 +18,8 @@ static double width_of(const pl_plan *plan, const pl_op *op)
     int32_t first = PL_NONE, out = PL_NONE;
     const pl_op_field *fields = pl_op_kinds[op->head.kind].fields(&n);
     for (int i = 0; i < n; i++) {
-        int32_t number = fields[i].type < PL_FIELD_IN ? PL_NONE : *(const int32_t *)(const void *)((const char *)op + fields[i].offset);
+        int32_t number =
+            fields[i].type < PL_FIELD_IN ? PL_NONE : *(const int32_t *)(const void *)((const char *)op + fields[i].offset);
         first = first == PL_NONE ? number : first;
         out = strcmp(fields[i].name, "out") == 0 ? number : out;
     }

@@ -21,7 +21,8 @@
 #undef OPTIONAL
 #undef F
 
-#define OP(name, rows, cost, amount, fields) {#name, PL_ROWS_##rows, amount, fields_##name, check_##name, run_##name, cost_##cost},
+#define OP(name, rows, cost, amount, fields) \
+    {#name, PL_ROWS_##rows, amount, fields_##name, check_##name, run_##name, cost_##cost},
 const pl_op_kind pl_op_kinds[PL_OP_COUNT] = {
 #include "exec/ops.def"
 };

@@ -182,7 +182,10 @@ static void sigmoid(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0,
         y[c] = (float)(1.0 / (1.0 + exp(-(double)x[c])));
 }
 
-const char *check_sigmoid(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->sigmoid.x, op->sigmoid.out, PL_NONE); }
+const char *check_sigmoid(const pl_plan *plan, const pl_op *op)
+{
+    return check_like(plan, op->sigmoid.x, op->sigmoid.out, PL_NONE);
+}
 
 int64_t run_sigmoid(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
@@ -192,7 +195,8 @@ int64_t run_sigmoid(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 int64_t run_quantize(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_quantize *f = &op->quantize;
-    int64_t n = pl_op_rows(plan, op), blocks = plan->buffers[f->q8].padded, pieces = (blocks * 32 + PIECE - 1) / PIECE, begin, end;
+    int64_t n = pl_op_rows(plan, op), blocks = plan->buffers[f->q8].padded, pieces = (blocks * 32 + PIECE - 1) / PIECE, begin,
+            end;
     while (TAKE_PIECES(n, pieces)) {
         for (int64_t item = begin; item < end; item++) {
             int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;

@@ -16,7 +16,9 @@ const char *check_rope_store(const pl_plan *plan, const pl_op *op)
         return "k or v is not as wide as the space's heads";
     if (f->q == f->k || f->rope == f->q || f->rope == f->k)
         return "q, k and rope are not different buffers";
-    return f->rope == PL_NONE || (b[f->rope].width <= c->k.head_dim && b[f->rope].width % 2 == 0) ? NULL : "rope is wider than a head, or odd";
+    return f->rope == PL_NONE || (b[f->rope].width <= c->k.head_dim && b[f->rope].width % 2 == 0)
+               ? NULL
+               : "rope is wider than a head, or odd";
 }
 
 int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)

@@ -88,27 +88,30 @@ static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int 
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL, *x = &plan->buffers[f->x];
     int64_t stride, token0 = block * w->at_once;
     float *out = pl_result_rows(plan, f->out[i], &stride);
-    pl_matmul_run(plan->kernels, &(pl_matmul){
-        .type = m->type,
-        .panels = m->data,
-        .cols = m->cols,
-        .panel0 = panel0,
-        .panel1 = panel1 < m->panels ? panel1 : m->panels,
-        .q8 = q8 ? q8->q8 : NULL,
-        .q8_stride = q8 ? q8->stride : 0,
-        .residual_blocks = q8 && w->n > 1 ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, token0 / w->group, 0) : NULL,
-        .residual_group = w->group,
-        .x = q8 ? NULL : x->floats,
-        .x_stride = q8 ? 0 : x->stride,
-        .token0 = token0,
-        .token1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n,
-        .up = f->gated ? f->matrix[1]->data : NULL,
-        .bias = f->bias[i].n ? f->bias[i].values : NULL,
-        .up_bias = f->gated && f->bias[1].n ? f->bias[1].values : NULL,
-        .residual = i == 0 && f->residual >= 0 ? plan->buffers[f->residual].floats : NULL,
-        .out = out,
-        .out_stride = stride,
-    });
+    pl_matmul_run(plan->kernels,
+                  &(pl_matmul){
+                      .type = m->type,
+                      .panels = m->data,
+                      .cols = m->cols,
+                      .panel0 = panel0,
+                      .panel1 = panel1 < m->panels ? panel1 : m->panels,
+                      .q8 = q8 ? q8->q8 : NULL,
+                      .q8_stride = q8 ? q8->stride : 0,
+                      .residual_blocks = q8 && w->n > 1
+                                             ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, token0 / w->group, 0)
+                                             : NULL,
+                      .residual_group = w->group,
+                      .x = q8 ? NULL : x->floats,
+                      .x_stride = q8 ? 0 : x->stride,
+                      .token0 = token0,
+                      .token1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n,
+                      .up = f->gated ? f->matrix[1]->data : NULL,
+                      .bias = f->bias[i].n ? f->bias[i].values : NULL,
+                      .up_bias = f->gated && f->bias[1].n ? f->bias[1].values : NULL,
+                      .residual = i == 0 && f->residual >= 0 ? plan->buffers[f->residual].floats : NULL,
+                      .out = out,
+                      .out_stride = stride,
+                  });
 }
 
 int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)

@@ -37,7 +37,8 @@ int64_t run_embed(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 const char *check_rope_table(const pl_plan *plan, const pl_op *op)
 {
     const pl_op_rope_table *f = &op->rope_table;
-    return 2 * f->frequencies.n == plan->buffers[f->out].width ? NULL : "out does not have a cosine and a sine for each frequency";
+    return 2 * f->frequencies.n == plan->buffers[f->out].width ? NULL
+                                                               : "out does not have a cosine and a sine for each frequency";
 }
 
 int64_t run_rope_table(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
@@ -85,4 +86,7 @@ int64_t run_select(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return copy_rows(plan, op, queue, op->select.x, op->select.out, 1);
 }
 
-int64_t run_copy(pl_plan *plan, const pl_op *op, pl_work_queue *queue) { return copy_rows(plan, op, queue, op->copy.x, op->copy.out, 0); }
+int64_t run_copy(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    return copy_rows(plan, op, queue, op->copy.x, op->copy.out, 0);
+}

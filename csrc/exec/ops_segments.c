@@ -30,7 +30,8 @@ const char *check_top_k(const pl_plan *plan, const pl_op *op)
     if (f->k < 1 || f->k > plan->buffers[f->x].width)
         return "k is not between 1 and the width of x";
     return plan->buffers[f->ids].width == f->k && plan->buffers[f->values].width == f->k && f->values != f->x
-               ? NULL : "ids and values are not k wide, or values is x";
+               ? NULL
+               : "ids and values are not k wide, or values is x";
 }
 
 /* Equal values: the lower place first. NaN counts as less than everything. */
@@ -87,11 +88,13 @@ const char *check_segment_rows(const pl_plan *plan, const pl_op *op)
 {
     const pl_op_segment_rows *f = &op->segment_rows;
     const pl_plan_buffer *b = plan->buffers;
-    if (f->k < 1 || f->n_segments < 1 || b[f->ids].width != f->k || b[f->place].width != f->k || b[f->ends].width != f->n_segments)
+    if (f->k < 1 || f->n_segments < 1 || b[f->ids].width != f->k || b[f->place].width != f->k ||
+        b[f->ends].width != f->n_segments)
         return "ids and place are not k wide, or ends is not as wide as the segments";
     if (b[f->place].rows < op->head.times || b[f->order].rows < (int64_t)op->head.times * f->k || b[f->order].width != 1)
         return "order has not a row for each pair, or place not one for each row";
-    if (f->order == f->ids || f->order == f->place || f->order == f->ends || f->ids == f->place || f->ids == f->ends || f->place == f->ends)
+    if (f->order == f->ids || f->order == f->place || f->order == f->ends || f->ids == f->place || f->ids == f->ends ||
+        f->place == f->ends)
         return "ids, order, place and ends are not different buffers";
     return NULL;
 }
@@ -134,7 +137,8 @@ const char *check_gather_rows(const pl_plan *plan, const pl_op *op)
     const pl_op_gather_rows *f = &op->gather_rows;
     if (f->k < 1 || plan->buffers[f->x].width != plan->buffers[f->out].width || f->x == f->out)
         return "x and out have different widths, or are the same, or k is not positive";
-    return f->factors == PL_NONE || (plan->buffers[f->factors].width == f->k && f->factors != f->out) ? NULL : "factors are not k wide";
+    return f->factors == PL_NONE || (plan->buffers[f->factors].width == f->k && f->factors != f->out) ? NULL
+                                                                                                      : "factors are not k wide";
 }
 
 int64_t run_gather_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
@@ -245,34 +249,36 @@ static uint8_t *gathered(const pl_plan *plan, const pl_plan_buffer *q8, int64_t 
 }
 
 /* Panels [panel0, panel1) of m with `n` rows from `row`. */
-static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t panel0, int64_t panel1, int64_t row, int n, int thread)
+static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t panel0, int64_t panel1, int64_t row, int n,
+                     int thread)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL;
     const int group = pl_residual_group(n);
     pl_matmul_run(plan->kernels, &(pl_matmul){
-        .type = m->type,
-        .panels = m->data,
-        .cols = m->cols,
-        .panel0 = panel0,
-        .panel1 = panel1 < m->panels ? panel1 : m->panels,
-        .q8 = q8 ? q8->q8 + row * q8->stride : NULL,
-        .q8_stride = q8 ? q8->stride : 0,
-        .residual_blocks = q8 ? gathered(plan, q8, row, n, group, thread) : NULL,
-        .residual_group = group,
-        .x = q8 ? NULL : pl_row(plan, f->x, row),
-        .x_stride = q8 ? 0 : plan->buffers[f->x].stride,
-        .token0 = 0,
-        .token1 = n,
-        .out = pl_row(plan, f->out, row),
-        .out_stride = plan->buffers[f->out].stride,
-    });
+                                     .type = m->type,
+                                     .panels = m->data,
+                                     .cols = m->cols,
+                                     .panel0 = panel0,
+                                     .panel1 = panel1 < m->panels ? panel1 : m->panels,
+                                     .q8 = q8 ? q8->q8 + row * q8->stride : NULL,
+                                     .q8_stride = q8 ? q8->stride : 0,
+                                     .residual_blocks = q8 ? gathered(plan, q8, row, n, group, thread) : NULL,
+                                     .residual_group = group,
+                                     .x = q8 ? NULL : pl_row(plan, f->x, row),
+                                     .x_stride = q8 ? 0 : plan->buffers[f->x].stride,
+                                     .token0 = 0,
+                                     .token1 = n,
+                                     .out = pl_row(plan, f->out, row),
+                                     .out_stride = plan->buffers[f->out].stride,
+                                 });
 }
 
 int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
-    const int64_t panels = f->matrices.items[0]->panels, unit = panels > 2 * MATRIX_ITEMS ? (panels + MATRIX_ITEMS - 1) / MATRIX_ITEMS : 2;
+    const int64_t panels = f->matrices.items[0]->panels,
+                  unit = panels > 2 * MATRIX_ITEMS ? (panels + MATRIX_ITEMS - 1) / MATRIX_ITEMS : 2;
     const int64_t items = (panels + unit - 1) / unit, rows = pl_op_rows(plan, op);
     int64_t begin, end;
     while (PL_TAKE(f->matrices.n * items, 1, 1)) {

@@ -24,8 +24,8 @@ static_assert(PL_MAX_HEAD_DIM == PL_HEAD_DIM_LIMIT, "what callers may ask for is
 
 pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v)
 {
-    if (n_layers < 1 || kv_heads < 1 || k_dim < 2 || k_dim % 2 || k_dim > PL_MAX_HEAD_DIM || v_dim < 1 || v_dim > PL_MAX_HEAD_DIM ||
-        pl_kv_row_bytes(type_k, k_dim) < 0 || pl_kv_row_bytes(type_v, v_dim) < 0)
+    if (n_layers < 1 || kv_heads < 1 || k_dim < 2 || k_dim % 2 || k_dim > PL_MAX_HEAD_DIM || v_dim < 1 ||
+        v_dim > PL_MAX_HEAD_DIM || pl_kv_row_bytes(type_k, k_dim) < 0 || pl_kv_row_bytes(type_v, v_dim) < 0)
         return NULL;
     pl_cache *c = malloc(sizeof *c);
     if (!c)

@@ -9,8 +9,8 @@ struct pl_cache {
     int n_layers, kv_heads;
     pl_kv_tile k, v;
     int64_t page_bytes, slot_bytes; /* of a page; from one page to the next in a slab */
-    int slab_pages, closed; /* closed: freed with its last page */
-    pl_slab *slabs; /* those with a page in use */
+    int slab_pages, closed;         /* closed: freed with its last page */
+    pl_slab *slabs;                 /* those with a page in use */
 };
 
 static inline int64_t pl_cache_offset(const struct pl_cache *c, int layer, int head)

@@ -31,7 +31,9 @@ static pl_plan_buffer shape_of(const pl_buffer *b)
 {
     pl_plan_buffer shape = {.kind = b->kind, .width = b->width, .rows = b->times};
     shape.padded = b->kind == PL_BUFFER_Q8 ? b->width / 32 : round_up(b->width, 32);
-    shape.stride = b->kind == PL_BUFFER_Q8 ? 2 * shape.padded + 1 : b->kind == PL_BUFFER_FLOATS ? shape.padded + 16 : shape.padded;
+    shape.stride = b->kind == PL_BUFFER_Q8       ? 2 * shape.padded + 1
+                   : b->kind == PL_BUFFER_FLOATS ? shape.padded + 16
+                                                 : shape.padded;
     return shape;
 }
 
@@ -43,7 +45,8 @@ static int64_t data_bytes(const pl_plan_buffer *b, int max_tokens)
 
 static int64_t residual_bytes(const pl_plan_buffer *b, int max_tokens)
 {
-    int64_t groups = (b->rows * max_tokens + PL_RESIDUAL_GROUP - 1) / PL_RESIDUAL_GROUP, chunks = (b->width + PL_CHUNK - 1) / PL_CHUNK;
+    int64_t groups = (b->rows * max_tokens + PL_RESIDUAL_GROUP - 1) / PL_RESIDUAL_GROUP,
+            chunks = (b->width + PL_CHUNK - 1) / PL_CHUNK;
     return b->kind == PL_BUFFER_Q8 ? groups * chunks * pl_residual_bytes(PL_RESIDUAL_GROUP) : 0;
 }
 static_assert(PL_SMALL_BATCH / PL_RESIDUAL_GROUP_SMALL * (PL_RESIDUAL_GROUP_SMALL + 2) <= PL_RESIDUAL_GROUP,
@@ -102,8 +105,9 @@ static void find_outputs(pl_plan *plan, const pl_op *op)
     const pl_op_matmul *f = &op->matmul;
     if (op->head.kind == PL_OP_matmul && f->out[0] == PL_LOGITS && f->matrix[0])
         plan->logits_stride = f->matrix[0]->panels * PL_ROWS;
-    int hidden = op->head.kind == PL_OP_copy && op->copy.out == PL_HIDDEN ? op->copy.x
-                 : op->head.kind == PL_OP_select && op->select.out == PL_HIDDEN ? op->select.x : PL_NONE;
+    int hidden = op->head.kind == PL_OP_copy && op->copy.out == PL_HIDDEN       ? op->copy.x
+                 : op->head.kind == PL_OP_select && op->select.out == PL_HIDDEN ? op->select.x
+                                                                                : PL_NONE;
     if (hidden >= 0 && hidden < plan->n_buffers)
         plan->hidden_stride = plan->buffers[hidden].padded;
 }
@@ -134,7 +138,8 @@ static void note_demands(pl_plan *plan, const pl_op *op)
 }
 
 /* Of a thread, at least `bytes`. */
-static int64_t scratch_of(const pl_op *ops, int n_ops, const pl_plan_buffer *buffers, int n_buffers, int max_tokens, int64_t bytes)
+static int64_t scratch_of(const pl_op *ops, int n_ops, const pl_plan_buffer *buffers, int n_buffers, int max_tokens,
+                          int64_t bytes)
 {
     for (int i = 0; i < n_ops; i++) {
         int64_t own = pl_segment_scratch(&ops[i], buffers, n_buffers);
@@ -226,7 +231,8 @@ static int64_t measure(pl_plan *plan, const pl_buffer *buffers, const pl_op *ops
     if (parts < 0)
         return fail(error, -1, "out of memory") + parts;
     return arena_bytes(buffers, plan->n_buffers, plan->max_tokens) + parts +
-           scratch_of(ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens, plan->attention.scratch_bytes) * n_threads;
+           scratch_of(ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens, plan->attention.scratch_bytes) *
+               n_threads;
 }
 
 static int sizes_ok(int n_spaces, int n_ops, int n_ctx, pl_plan_error *error)
@@ -240,8 +246,13 @@ int64_t pl_plan_measure(const pl_cache *const *spaces, int n_spaces, const pl_op
 {
     if (!sizes_ok(n_spaces, n_ops, n_ctx, error) || !buffers_ok(buffers, n_buffers, max_tokens, error))
         return PL_EINVAL;
-    pl_plan plan = {.spaces = spaces, .n_spaces = n_spaces, .n_buffers = n_buffers, .n_ops = n_ops, .max_tokens = max_tokens,
-                    .n_ctx = n_ctx, .buffers = calloc((size_t)n_buffers + 1, sizeof *plan.buffers)};
+    pl_plan plan = {.spaces = spaces,
+                    .n_spaces = n_spaces,
+                    .n_buffers = n_buffers,
+                    .n_ops = n_ops,
+                    .max_tokens = max_tokens,
+                    .n_ctx = n_ctx,
+                    .buffers = calloc((size_t)n_buffers + 1, sizeof *plan.buffers)};
     int64_t bytes = plan.buffers ? measure(&plan, buffers, ops, n_threads, error) : fail(error, -1, "out of memory") + PL_ENOMEM;
     free(plan.buffers);
     pl_attention_free(&plan.attention);
@@ -258,7 +269,8 @@ static int allocate(pl_plan *plan)
     plan->seen = calloc((size_t)plan->max_tokens, sizeof *plan->seen);
     plan->done = pl_alloc(sizeof *plan->done * ((size_t)plan->n_ops + 1), 1);
     plan->cursors = pl_alloc(sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool), 0);
-    return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done && plan->cursors;
+    return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done &&
+           plan->cursors;
 }
 
 static int ops_ok(pl_plan *plan, pl_plan_error *error)
@@ -282,8 +294,8 @@ static int make_room(pl_plan *plan, const pl_buffer *buffers)
     if (parts < 0 || pl_attention_init(plan) != PL_OK)
         return 0;
     plan->arena_bytes = arena_bytes(buffers, plan->n_buffers, plan->max_tokens);
-    plan->scratch_bytes = scratch_of(plan->ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens,
-                                     plan->attention.scratch_bytes);
+    plan->scratch_bytes =
+        scratch_of(plan->ops, plan->n_ops, plan->buffers, plan->n_buffers, plan->max_tokens, plan->attention.scratch_bytes);
     plan->scratch = pl_alloc((size_t)(plan->scratch_bytes * threads) + 64, 0);
     plan->bytes = plan->arena_bytes + parts + plan->scratch_bytes * threads;
     return plan->scratch && place_buffers(plan) && copy_matrices(plan);
@@ -305,8 +317,15 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces,
     pl_plan *plan = calloc(1, sizeof *plan);
     if (!plan)
         return free_with(NULL, error, "out of memory");
-    *plan = (pl_plan){.pool = pool, .kernels = pl_kernels_current(), .n_spaces = n_spaces, .n_buffers = n_buffers, .n_ops = n_ops,
-                      .max_tokens = max_tokens, .n_ctx = n_ctx, .n_embeddable = INT32_MAX, .job = {pl_plan_run_thread, plan}};
+    *plan = (pl_plan){.pool = pool,
+                      .kernels = pl_kernels_current(),
+                      .n_spaces = n_spaces,
+                      .n_buffers = n_buffers,
+                      .n_ops = n_ops,
+                      .max_tokens = max_tokens,
+                      .n_ctx = n_ctx,
+                      .n_embeddable = INT32_MAX,
+                      .job = {pl_plan_run_thread, plan}};
     pl_pool_keep(pool);
     if (!allocate(plan))
         return free_with(plan, error, "out of memory");

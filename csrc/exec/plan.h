@@ -38,18 +38,18 @@ struct pl_plan {
     struct pl_cache *space_copies;
     pl_plan_buffer *buffers;
     pl_op *ops;
-    struct pl_matrix *matrices;          /* copies of what the ops point to, for late threads to look at */
+    struct pl_matrix *matrices;            /* copies of what the ops point to, for late threads to look at */
     const struct pl_matrix **matrix_lists; /* of the ops that have as many as there are */
     int n_spaces, n_buffers, n_ops, max_tokens, n_ctx;
     int64_t n_matrices, logits_stride, hidden_stride;
     int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
     pl_space_use *uses;                    /* of each space */
     uint64_t *seen, n_checked;             /* (max_tokens): the last batch that had the sequence */
-    uint8_t *arena, *scratch; /* buffers; what ops need for each thread */
+    uint8_t *arena, *scratch;              /* buffers; what ops need for each thread */
     int64_t arena_bytes, scratch_bytes, bytes;
     pl_attention_work attention;
-    pl_items_done *done;  /* one per op */
-    pl_cursor *cursors; /* one per thread */
+    pl_items_done *done; /* one per op */
+    pl_cursor *cursors;  /* one per thread */
     /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;
     _Atomic uint64_t round;
@@ -62,7 +62,9 @@ struct pl_plan {
 static inline int64_t pl_op_rows(const pl_plan *plan, const pl_op *op)
 {
     int rows = op->head.rows;
-    int64_t n = rows == PL_ROWS_TOKENS ? plan->batch.n_tokens : rows == PL_ROWS_OUTPUTS ? plan->batch.n_outputs : plan->batch.n_logits;
+    int64_t n = rows == PL_ROWS_TOKENS    ? plan->batch.n_tokens
+                : rows == PL_ROWS_OUTPUTS ? plan->batch.n_outputs
+                                          : plan->batch.n_logits;
     return n * op->head.times;
 }
 
@@ -79,7 +81,9 @@ static inline int32_t *pl_int_row(const pl_plan *plan, int buffer, int64_t i)
 /* The rows of a RESULT, which may be the batch's own arrays; NULL when the batch does not want them. */
 static inline float *pl_result_rows(const pl_plan *plan, int buffer, int64_t *stride)
 {
-    *stride = buffer == PL_LOGITS ? plan->logits_stride : buffer == PL_HIDDEN ? plan->hidden_stride : plan->buffers[buffer].stride;
+    *stride = buffer == PL_LOGITS   ? plan->logits_stride
+              : buffer == PL_HIDDEN ? plan->hidden_stride
+                                    : plan->buffers[buffer].stride;
     return buffer == PL_LOGITS ? plan->batch.logits : buffer == PL_HIDDEN ? plan->batch.hidden : plan->buffers[buffer].floats;
 }
 

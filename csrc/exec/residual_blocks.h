@@ -10,13 +10,17 @@
 typedef struct {
     int32_t end[PL_CHUNK_BLOCKS]; /* those of block s of the chunk are block[end[s - 1]] ... block[end[s] - 1] */
     int32_t unused[8];
-    pl_q8 block[]; /* residual_offset: the token, counted from the group's first; residual_mask: s. PL_RESIDUAL_PAD empty ones follow */
+    pl_q8 block
+        []; /* residual_offset: the token, counted from the group's first; residual_mask: s. PL_RESIDUAL_PAD empty ones follow */
 } pl_residual_blocks;
 
 #define PL_RESIDUAL_PAD 8 /* so that tiles may read on */
 
 /* Tokens of a group in a product of `n_tokens`. */
-static inline int pl_residual_group(int64_t n_tokens) { return n_tokens <= PL_SMALL_BATCH ? PL_RESIDUAL_GROUP_SMALL : PL_RESIDUAL_GROUP; }
+static inline int pl_residual_group(int64_t n_tokens)
+{
+    return n_tokens <= PL_SMALL_BATCH ? PL_RESIDUAL_GROUP_SMALL : PL_RESIDUAL_GROUP;
+}
 /* Bytes of one chunk of one group of `tokens`, at the most. */
 int64_t pl_residual_bytes(int tokens);
 /* Chunk `chunk` of group `group`, of rows of `n_blocks` blocks: where its residual blocks are. */

@@ -18,8 +18,8 @@ static int counts_ok(const pl_plan *plan, const pl_batch *b)
     return b->n_tokens >= 1 && b->n_tokens <= plan->max_tokens && b->n_outputs >= 0 && b->n_outputs <= b->n_tokens &&
            b->n_logits >= 0 && b->n_logits <= b->n_outputs && b->n_sequences >= 1 && b->n_sequences <= b->n_tokens &&
            b->n_embeddings >= 0 && b->tokens && b->positions && b->sequences && (b->outputs || b->n_outputs == 0) &&
-           (b->n_embeddings == 0 || (b->embeddings && b->embedding_stride >= plan->embedding_width)) &&
-           aligned64(b->logits) && aligned64(b->hidden);
+           (b->n_embeddings == 0 || (b->embeddings && b->embedding_stride >= plan->embedding_width)) && aligned64(b->logits) &&
+           aligned64(b->hidden);
 }
 
 static int outputs_ok(const pl_batch *b)
@@ -128,8 +128,10 @@ void pl_plan_run_thread(void *arg, int thread)
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
     for (int i = 0; i < plan->n_ops; i++) {
-        pl_work_queue queue = {.done = &plan->done[i], .cursors = plan->cursors,
-                               .epoch = epoch_of(plan, round) + 1 + (uint64_t)i, .thread = thread,
+        pl_work_queue queue = {.done = &plan->done[i],
+                               .cursors = plan->cursors,
+                               .epoch = epoch_of(plan, round) + 1 + (uint64_t)i,
+                               .thread = thread,
                                .threads = pl_pool_threads(plan->pool)};
         int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &queue);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {

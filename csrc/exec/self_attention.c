@@ -37,8 +37,8 @@ int64_t pl_self_attention_scratch(const pl_op *op, const pl_plan_buffer *buffers
     if (op->head.kind != PL_OP_self_attention)
         return 0;
     self_job job = job_of(f, buffers);
-    return align64(pl_item_scratch_bytes(job.shape)) +
-           n_tiles(max_tokens) * (job.k.bytes + job.v.bytes) + align64(n_tiles(max_tokens) * (int64_t)sizeof(uint8_t *));
+    return align64(pl_item_scratch_bytes(job.shape)) + n_tiles(max_tokens) * (job.k.bytes + job.v.bytes) +
+           align64(n_tiles(max_tokens) * (int64_t)sizeof(uint8_t *));
 }
 
 const char *check_self_attention(const pl_plan *plan, const pl_op *op)
@@ -48,8 +48,8 @@ const char *check_self_attention(const pl_plan *plan, const pl_op *op)
     if (f->kv_heads < 1 || f->n_heads < 1 || f->n_heads > PL_MAX_HEADS || f->n_heads % f->kv_heads)
         return "n_heads is not a multiple of kv_heads";
     int64_t k_dim = b[f->k].width / f->kv_heads, v_dim = b[f->v].width / f->kv_heads;
-    if (b[f->k].width % f->kv_heads || b[f->v].width % f->kv_heads || k_dim < 2 || k_dim % 2 || k_dim > PL_MAX_HEAD_DIM || v_dim < 1 ||
-        v_dim > PL_MAX_HEAD_DIM)
+    if (b[f->k].width % f->kv_heads || b[f->v].width % f->kv_heads || k_dim < 2 || k_dim % 2 || k_dim > PL_MAX_HEAD_DIM ||
+        v_dim < 1 || v_dim > PL_MAX_HEAD_DIM)
         return "k or v is not as wide as whole heads of 2 to 1024 elements";
     if (b[f->q].width != f->n_heads * k_dim || b[f->out].width != f->n_heads * v_dim)
         return "q or out is not as wide as all heads";
@@ -77,7 +77,8 @@ static void fill_tiles(const self_job *job, int token0, int token1, int64_t head
         uint8_t *tile = tiles[(t - token0) / PL_TILE];
         if ((t - token0) % PL_TILE == 0)
             memset(tile, 0, (size_t)(job->k.bytes + job->v.bytes));
-        job->plan->kernels->store_k(&job->k, tile, (t - token0) % PL_TILE, pl_row(job->plan, job->op->k, t) + head * job->k.head_dim);
+        job->plan->kernels->store_k(&job->k, tile, (t - token0) % PL_TILE,
+                                    pl_row(job->plan, job->op->k, t) + head * job->k.head_dim);
         job->plan->kernels->store_v(&job->v, tile + job->k.bytes, (t - token0) % PL_TILE,
                                     pl_row(job->plan, job->op->v, t) + head * job->v.head_dim);
     }

@@ -25,10 +25,7 @@ PL_INLINE vi vi_dot_u(vi acc, vi w, vi a)
 /* The same in steps: pairs of products stay in int16 until several groups are added up. */
 PL_INLINE vi vi_part_first(vi w, vi a) { return _mm256_maddubs_epi16(w, a); }
 PL_INLINE vi vi_part(vi part, vi w, vi a) { return vi_here(_mm256_add_epi16(part, _mm256_maddubs_epi16(w, a))); }
-PL_INLINE vi vi_widen(vi acc, vi part)
-{
-    return vi_here(_mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1))));
-}
+PL_INLINE vi vi_widen(vi acc, vi part) { return vi_here(_mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1)))); }
 /* w: int8. |w| times the activation with w's sign: at most 2 * 128 * 127, below 32768. */
 PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return vi_dot_u(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w)); }
 

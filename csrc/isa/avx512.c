@@ -9,8 +9,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #define TOKENS_TILE 6 /* 2 panels x 6 tokens: 12 integer and 12 float sums in 32 registers */
 #define PANELS_TILE 2
 #define SMALL_BATCH_TOKENS 8 /* 2 panels x 8 tokens: 16 integer sums; the 16 float sums wait in L1 */
-#define FLOAT_TOKENS 12 /* 2 panels x 12 tokens: 24 sums; with 6, loads of weights and activations were the limit */
-#define ROWS_TILE 6 /* attention: 6 rows x 2 registers of keys x 2 sums, or x 4 registers of dims: 24 of 32 */
+#define FLOAT_TOKENS 12      /* 2 panels x 12 tokens: 24 sums; with 6, loads of weights and activations were the limit */
+#define ROWS_TILE 6          /* attention: 6 rows x 2 registers of keys x 2 sums, or x 4 registers of dims: 24 of 32 */
 #define KEYS_TILE 2
 #define SCORE_SUMS 2
 #define DIMS_TILE 4
@@ -38,10 +38,7 @@ PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) /* a < b ? x : y, by lane */
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
-PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */
-{
-    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
-}
+PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */ { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 */
 {
     return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_loadu_ps(table));
@@ -49,20 +46,21 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
 PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
 {
     __m512 a[16], b[16];
-    PL_UNROLL for (int i = 0; i < 16; i += 2)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 16; i += 2) {
         a[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         a[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
-    PL_UNROLL for (int i = 0; i < 16; i += 4) /* quarter l of b[i + k]: element 4 l + k of rows i ... i + 3 */
+    PL_UNROLL
+    for (int i = 0; i < 16; i += 4) /* quarter l of b[i + k]: element 4 l + k of rows i ... i + 3 */
     {
         b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 2])));
         b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i]), _mm512_castps_pd(a[i + 2])));
         b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a[i + 1]), _mm512_castps_pd(a[i + 3])));
         b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a[i + 1]), _mm512_castps_pd(a[i + 3])));
     }
-    PL_UNROLL for (int k = 0; k < 4; k++)
-    {
+    PL_UNROLL
+    for (int k = 0; k < 4; k++) {
         __m512 even_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0x88), odd_low = _mm512_shuffle_f32x4(b[k], b[4 + k], 0xdd);
         __m512 even_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0x88);
         __m512 odd_high = _mm512_shuffle_f32x4(b[8 + k], b[12 + k], 0xdd);
@@ -83,8 +81,8 @@ PL_INLINE int vf_any_above(vf a, vf limit) { return _mm512_cmp_ps_mask(a, limit,
 /* lane < limit ? x : y, lanes counted from `first` */
 PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
 {
-    __m512i lane = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                    _mm512_set1_epi32(first));
+    __m512i lane =
+        _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(first));
     return _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(limit)), y, x);
 }
 PL_INLINE float vf_hsum(vf a)
@@ -119,7 +117,10 @@ PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(u, 16)));
 }
 PL_INLINE vf vf_load_i8(const int8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p))); }
-PL_INLINE vf vf_load_u8(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+PL_INLINE vf vf_load_u8(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 PL_INLINE vf vf_load_u4(const uint8_t *p, int high) /* the low or high nibbles of 16 bytes */
 {
     __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -136,10 +137,7 @@ PL_INLINE vf vf_load_e8m0(const uint8_t *p)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23));
 }
-PL_INLINE void vf_store_i8(int8_t *p, vf x)
-{
-    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
-}
+PL_INLINE void vf_store_i8(int8_t *p, vf x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))); }
 
 PL_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 PL_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
@@ -259,8 +257,8 @@ PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, co
 {
     two_registers e = book_entries(book, bits, low, high);
     __m512i levels = book_levels(book, bias);
-    PL_UNROLL for (int i = 0; i < 4; i++)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
         __m512i codes = entry_twice(e, i, 2);
         w[2 * i] = _mm512_shuffle_epi8(levels, vi_shr_and(codes, 0, 3));
         w[2 * i + 1] = _mm512_shuffle_epi8(levels, vi_shr_and(codes, 4, 3));
@@ -270,7 +268,8 @@ PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, co
 {
     two_registers e = book_entries(book, bits, low, high);
     __m512i levels = book_levels(book, bias);
-    PL_UNROLL for (int i = 0; i < 4; i++)
+    PL_UNROLL
+    for (int i = 0; i < 4; i++)
         w[i] = _mm512_shuffle_epi8(levels, vi_shr_and(entry_twice(e, i, 4), 0, 15));
 }
 PL_INLINE vi vi_signed(vi w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }

@@ -4,7 +4,7 @@
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 16 integer sums in 32 registers; the 16 float sums may wait in L1 */
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 5 /* 20 sums */
-#define ROWS_TILE 4 /* attention: 4 rows x 4 registers of keys or dims: 16 of 32 */
+#define ROWS_TILE 4    /* attention: 4 rows x 4 registers of keys or dims: 16 of 32 */
 #define KEYS_TILE 4
 #define SCORE_SUMS 1
 #define DIMS_TILE 4
@@ -30,7 +30,7 @@ PL_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
 PL_INLINE vf vf_round(vf a) { return vrndnq_f32(a); }
 PL_INLINE vf vf_sqrt(vf a) { return vsqrtq_f32(a); }
 PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) { return vbslq_f32(vcltq_f32(a, b), x, y); } /* by lane */
-PL_INLINE unsigned vf_mask_not_above(vf a, vf b) /* bit l: a <= b in lane l */
+PL_INLINE unsigned vf_mask_not_above(vf a, vf b)                                               /* bit l: a <= b in lane l */
 {
     static const uint32_t bits[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcleq_f32(a, b), vld1q_u32(bits)));
@@ -60,10 +60,7 @@ PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
     r[2] = last_pairs(even_low, even_high);
     r[3] = last_pairs(odd_low, odd_high);
 }
-PL_INLINE vf vf_exp2i(vf n)
-{
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
-}
+PL_INLINE vf vf_exp2i(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
 PL_INLINE vf vf_scale2(vf p, vf n) /* p * 2^n, p and the result normal: n is added to the exponent */
 {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(vcvtnq_s32_f32(n), 23)));
@@ -182,7 +179,8 @@ PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
 
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4). The Arm tiers have no bias. */
-PL_INLINE const uint8_t *book_entry(const pl_codebook *book, const int bits, int bytes, const uint8_t *low, const uint8_t *high, int i)
+PL_INLINE const uint8_t *book_entry(const pl_codebook *book, const int bits, int bytes, const uint8_t *low, const uint8_t *high,
+                                    int i)
 {
     return book->values + bytes * (low[i] | (bits > 8 ? high[i] << 8 : 0));
 }
@@ -192,10 +190,12 @@ PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, co
     (void)bias;
     if (bits > 8)
         vi_store(h, high);
-    PL_UNROLL for (int i = 0; i < 4; i++)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
         uint8x8_t row[4];
-        PL_UNROLL for (int r = 0; r < 4; r++) row[r] = vld1_u8(book_entry(book, bits, 8, low, h, 4 * r + i));
+        PL_UNROLL
+        for (int r = 0; r < 4; r++)
+            row[r] = vld1_u8(book_entry(book, bits, 8, low, h, 4 * r + i));
         vi first = vi_of_u8(vcombine_u8(row[0], row[1])), last = vi_of_u8(vcombine_u8(row[2], row[3]));
         w[2 * i] = vuzp1q_s32(first, last);
         w[2 * i + 1] = vuzp2q_s32(first, last);
@@ -207,10 +207,12 @@ PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, co
     (void)bias;
     if (bits > 8)
         vi_store(h, high);
-    PL_UNROLL for (int i = 0; i < 4; i++)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
         uint32_t row[4];
-        PL_UNROLL for (int r = 0; r < 4; r++) memcpy(&row[r], book_entry(book, bits, 4, low, h, 4 * r + i), 4);
+        PL_UNROLL
+        for (int r = 0; r < 4; r++)
+            memcpy(&row[r], book_entry(book, bits, 4, low, h, 4 * r + i), 4);
         w[i] = vsetq_lane_s32((int32_t)row[0], vdupq_n_s32(0), 0);
         w[i] = vsetq_lane_s32((int32_t)row[1], w[i], 1);
         w[i] = vsetq_lane_s32((int32_t)row[2], w[i], 2);

@@ -15,15 +15,12 @@ PL_TARGET_BEGIN(PL_ARM_I8MM)
 #include "neon_sdot.h"
 
 #define DOT_PAIRS 1
-PL_INLINE vi vi_zip_low(vi a, vi b) { return vzip1q_s32(a, b); }   /* rows 0, 1: 4 k of a, then 4 of b */
-PL_INLINE vi vi_zip_high(vi a, vi b) { return vzip2q_s32(a, b); }  /* rows 2, 3 */
+PL_INLINE vi vi_zip_low(vi a, vi b) { return vzip1q_s32(a, b); }  /* rows 0, 1: 4 k of a, then 4 of b */
+PL_INLINE vi vi_zip_high(vi a, vi b) { return vzip2q_s32(a, b); } /* rows 2, 3 */
 PL_INLINE vi vi_unzip_even(vi a, vi b) { return vuzp1q_s32(a, b); }
 PL_INLINE vi vi_unzip_odd(vi a, vi b) { return vuzp2q_s32(a, b); }
 PL_INLINE vi vi_set2(int32_t x, int32_t y) { return vzip1q_s32(vdupq_n_s32(x), vdupq_n_s32(y)); } /* x y x y */
-PL_INLINE vi vi_load_8_8(const int8_t *p, const int8_t *q)
-{
-    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(p), vld1_s8(q)));
-}
+PL_INLINE vi vi_load_8_8(const int8_t *p, const int8_t *q) { return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(p), vld1_s8(q))); }
 /* sums (row 0, token 0), (0, 1), (1, 0), (1, 1) += 8 k of two rows times 8 k of two tokens */
 PL_INLINE vi vi_dot_pairs(vi acc, vi w, vi x)
 {

@@ -7,9 +7,6 @@ PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
     return acc;
 }
 #else
-PL_INLINE vi vi_dot_s(vi acc, vi w, vi a)
-{
-    return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a));
-}
+PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return vdotq_s32(acc, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(a)); }
 #endif
 PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return vi_dot_s(acc, w, a); } /* unsigned codes are below 128 */

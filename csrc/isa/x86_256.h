@@ -4,7 +4,7 @@
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 8 integer sums in 16 registers; the 8 float sums may wait in L1 */
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 6 /* 12 sums */
-#define ROWS_TILE 6 /* attention: 6 rows x 2 registers of keys or dims: 12 of 16 */
+#define ROWS_TILE 6    /* attention: 6 rows x 2 registers of keys or dims: 12 of 16 */
 #define KEYS_TILE 2
 #define SCORE_SUMS 1
 #define DIMS_TILE 2
@@ -44,20 +44,21 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
 PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
 {
     __m256 a[8], b[8];
-    PL_UNROLL for (int i = 0; i < 8; i += 2)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         a[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    PL_UNROLL for (int i = 0; i < 8; i += 4) /* half l of b[i + k]: element 4 l + k of rows i ... i + 3 */
+    PL_UNROLL
+    for (int i = 0; i < 8; i += 4) /* half l of b[i + k]: element 4 l + k of rows i ... i + 3 */
     {
         b[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a[i]), _mm256_castps_pd(a[i + 2])));
         b[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a[i]), _mm256_castps_pd(a[i + 2])));
         b[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a[i + 1]), _mm256_castps_pd(a[i + 3])));
         b[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a[i + 1]), _mm256_castps_pd(a[i + 3])));
     }
-    PL_UNROLL for (int k = 0; k < 4; k++)
-    {
+    PL_UNROLL
+    for (int k = 0; k < 4; k++) {
         r[k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x20);
         r[4 + k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x31);
     }
@@ -92,10 +93,7 @@ PL_INLINE float vf_hmax(vf a)
 }
 
 /* The low 16 bits of 8 int32 (each in [0, 65535]). */
-PL_INLINE __m128i low_halves(__m256i a)
-{
-    return _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-}
+PL_INLINE __m128i low_halves(__m256i a) { return _mm_packus_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)); }
 PL_INLINE __m128i load_8_bytes(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
 
 PL_INLINE vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
@@ -195,7 +193,7 @@ PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
 typedef struct {
-    const uint8_t *bytes;  /* 8 bits: where they are in the panel */
+    const uint8_t *bytes; /* 8 bits: where they are in the panel */
     uint64_t words[2][4]; /* more: numbers 0 and 2 of each lane, then 1 and 3; in whole registers, which is twice as fast as
                            * through memory or word by word */
 } book_indices;
@@ -237,10 +235,11 @@ PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, co
 {
     book_indices found;
     find_indices(&found, bits, low, high);
-    PL_UNROLL for (int i = 0; i < 4; i++)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
         __m128i rows[4]; /* 2 j and 2 j + 1 */
-        PL_UNROLL for (int j = 0; j < 4; j++)
+        PL_UNROLL
+        for (int j = 0; j < 4; j++)
             rows[j] = _mm_set_epi64x((int64_t)book_entry(book, bits, 8, &found, 2 * j + 1, i),
                                      (int64_t)book_entry(book, bits, 8, &found, 2 * j, i));
         __m256 even = two_halves(rows[0], rows[2]), odd = two_halves(rows[1], rows[3]);
@@ -252,10 +251,12 @@ PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, co
 {
     book_indices found;
     find_indices(&found, bits, low, high);
-    PL_UNROLL for (int i = 0; i < 4; i++)
-    {
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
         __m256i row[8]; /* an entry everywhere in a register, which is a mere load; then blends, which any port takes */
-        PL_UNROLL for (int r = 0; r < 8; r++) row[r] = _mm256_set1_epi32((int32_t)book_entry(book, bits, 4, &found, r, i));
+        PL_UNROLL
+        for (int r = 0; r < 8; r++)
+            row[r] = _mm256_set1_epi32((int32_t)book_entry(book, bits, 4, &found, r, i));
         __m256i a = _mm256_blend_epi32(_mm256_blend_epi32(row[0], row[1], 0x02), _mm256_blend_epi32(row[2], row[3], 0x08), 0x0c);
         __m256i b = _mm256_blend_epi32(_mm256_blend_epi32(row[4], row[5], 0x20), _mm256_blend_epi32(row[6], row[7], 0x80), 0xc0);
         w[i] = with_bias(_mm256_castsi256_ps(_mm256_blend_epi32(a, b, 0xf0)), bias);

@@ -6,12 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PL_TILE 32    /* positions of a KV page and keys of an attention tile */
-#define PL_SPLIT 512  /* positions of one partial softmax: a fixed partition, so that threads never change a result */
+#define PL_TILE 32             /* positions of a KV page and keys of an attention tile */
+#define PL_SPLIT 512           /* positions of one partial softmax: a fixed partition, so that threads never change a result */
 #define PL_HEAD_DIM_LIMIT 1024 /* elements of a key or a value of one head; api.h: PL_MAX_HEAD_DIM */
-#define PL_SAMPLE_BLOCK 64 /* logits of a row whose largest is kept */
-#define PL_TOKENS 256 /* tokens of one GEMM work item at most */
-#define PL_SMALL_BATCH 32     /* tokens up to which reading weights counts: threads take long runs of them */
+#define PL_SAMPLE_BLOCK 64     /* logits of a row whose largest is kept */
+#define PL_TOKENS 256          /* tokens of one GEMM work item at most */
+#define PL_SMALL_BATCH 32      /* tokens up to which reading weights counts: threads take long runs of them */
 
 /* out[t][row] = sum over k of w[row][k] * x[t][k] (+ bias[row]) (+ residual[t][row]) for panels [panel0, panel1) and
  * tokens [token0, token1). Exactly one of q8 and x is used: q8 for quantized types, x for float types. */
@@ -20,18 +20,18 @@ typedef struct {
     const uint8_t *panels; /* the whole matrix */
     int64_t cols;
     int64_t panel0, panel1;
-    const pl_q8 *q8;   /* (n_tokens, q8_stride): the first cols / 32 are the row, residual blocks may follow */
+    const pl_q8 *q8; /* (n_tokens, q8_stride): the first cols / 32 are the row, residual blocks may follow */
     int64_t q8_stride;
     uint8_t *residual_blocks; /* of more than one token: gathered (residual_blocks.h) from token0 on, */
     int residual_group;       /* in groups of this many tokens */
-    const float *x;    /* (n_tokens, x_stride) */
+    const float *x;           /* (n_tokens, x_stride) */
     int64_t x_stride;
     int64_t token0, token1;
-    const uint8_t *up;     /* or NULL: a second matrix of the same type and shape, and then (quantized types only)
+    const uint8_t *up;           /* or NULL: a second matrix of the same type and shape, and then (quantized types only)
                             * out = silu(what the first one gives) * (w_up * x (+ up_bias)), without a residual */
     const float *bias, *up_bias; /* padded to whole panels, or NULL */
-    const float *residual; /* (n_tokens, out_stride) or NULL; may be out */
-    float *out;            /* (n_tokens, out_stride), stride padded to whole panels */
+    const float *residual;       /* (n_tokens, out_stride) or NULL; may be out */
+    float *out;                  /* (n_tokens, out_stride), stride padded to whole panels */
     int64_t out_stride;
 } pl_matmul;
 
@@ -39,10 +39,10 @@ typedef struct {
  * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
  * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims after the codes. */
 typedef struct {
-    int type;         /* one of exec/kv_types.def */
+    int type; /* one of exec/kv_types.def */
     int head_dim;
-    int64_t bytes;    /* of one head's tile, 64-byte aligned */
-    int64_t scales;   /* offset of the scales (quantized kinds), else 0 */
+    int64_t bytes;  /* of one head's tile, 64-byte aligned */
+    int64_t scales; /* offset of the scales (quantized kinds), else 0 */
 } pl_kv_tile;
 
 /* Attention of `n_rows` query rows that share one KV head, over keys [first tile, last tile] of one sequence.
@@ -55,8 +55,8 @@ typedef struct {
     int n_rows;
     const float *const *q; /* already multiplied by the softmax scale and log2 e: weights are powers of two */
     const int32_t *pos, *lo;
-    float *const *state;   /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
-    float *scratch; /* k and v tiles as float32 and v's scales, 64-byte aligned: (k + v) * PL_TILE + v floats, for k and v
+    float *const *state; /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
+    float *scratch;      /* k and v tiles as float32 and v's scales, 64-byte aligned: (k + v) * PL_TILE + v floats, for k and v
                      * the head_dims padded to 32 */
 } pl_attention;
 
@@ -88,8 +88,8 @@ typedef struct {
     KERNEL(double, softmax_sum, (const float *x, int64_t n, float top)) \
     /* what the tier could reach at best (probe.c) */ \
     KERNEL(uint32_t, probe_read, (const uint8_t *p, int64_t bytes, int streams, int64_t ahead)) \
-    KERNEL(int64_t, probe_dot, (int64_t rounds, volatile uint32_t *sink)) \
-    KERNEL(int64_t, probe_fma, (int64_t rounds, volatile uint32_t *sink))
+    KERNEL(int64_t, probe_dot, (int64_t rounds, volatile uint32_t * sink)) \
+    KERNEL(int64_t, probe_fma, (int64_t rounds, volatile uint32_t * sink))
 
 typedef struct pl_kernels {
     const char *name;

@@ -51,10 +51,7 @@ const pl_kernels *pl_kernels_current(void) { return current; }
 
 const char *pl_isa_name(int index) { return index >= 0 && index < N_TIERS ? tiers[index].own->name : NULL; }
 
-int pl_isa_available(int index)
-{
-    return index >= 0 && index < N_TIERS && (tiers[index].needs & ~pl_cpu_features()) == 0;
-}
+int pl_isa_available(int index) { return index >= 0 && index < N_TIERS && (tiers[index].needs & ~pl_cpu_features()) == 0; }
 
 int pl_isa_select(const char *name)
 {

@@ -21,8 +21,8 @@ void pl_event_wait(pl_event *, const _Atomic uint32_t *counter, uint32_t seen);
 void pl_event_wake(pl_event *);
 
 void pl_yield(void);
-double pl_seconds(void);                        /* monotonic */
-void *pl_alloc(size_t bytes, int zeroed);       /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
+double pl_seconds(void);                  /* monotonic */
+void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
 void pl_release(void *memory, size_t bytes);
 /* Whole pages of a file mapping that may leave memory; they come back from the file when read again. A hint. */
 void pl_drop_pages(const void *memory, size_t bytes);

@@ -24,7 +24,7 @@ typedef struct {
 
 struct pl_pool {
     int n_threads;
-    unsigned forks; /* pl_forks() of the process whose threads the workers are */
+    unsigned forks;     /* pl_forks() of the process whose threads the workers are */
     pl_worker *workers; /* n_threads - 1 */
     pl_event *event;
     _Atomic int owners; /* Python may let go of pool and plans in any order */
@@ -112,8 +112,8 @@ void pl_pool_wait_idle(pl_pool *pool)
         return; /* nobody is in a job: a fork takes only the thread along that calls it */
     uint32_t generation = atomic_load(&pool->generation);
     for (int w = 0; w < pool->n_threads - 1; w++)
-        for (int i = 1; pool->workers[w].thread &&
-                        atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
+        for (int i = 1;
+             pool->workers[w].thread && atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
             pl_spin(i);
 }
 

@@ -24,8 +24,8 @@ typedef struct {
 
 typedef struct {
     pl_items_done *done;
-    pl_cursor *cursors;  /* one for each thread's part */
-    uint64_t epoch;      /* the op's number, counted over all runs */
+    pl_cursor *cursors; /* one for each thread's part */
+    uint64_t epoch;     /* the op's number, counted over all runs */
     int thread, threads;
     int victim;          /* whose part is taken from, counted from the thread's own (0) */
     int64_t first, last; /* items of the victim's part */

@@ -37,9 +37,9 @@ static void divergences_thread(void *arg, int thread)
     int64_t begin, end;
     (void)thread;
     while (pl_take(&job->counter, 1, job->n_rows, 1, &begin, &end))
-        job->out[begin] = job->kernels->row_divergence(job->base + begin * job->base_stride, job->logits + begin * job->stride,
-                                                       job->n_vocab, job->base_sums[begin],
-                                                       job->base_sums[begin] - job->sums[begin]);
+        job->out[begin] =
+            job->kernels->row_divergence(job->base + begin * job->base_stride, job->logits + begin * job->stride, job->n_vocab,
+                                         job->base_sums[begin], job->base_sums[begin] - job->sums[begin]);
 }
 
 static int run(pl_pool *pool, row_job *job, void (*thread)(void *, int))
@@ -53,14 +53,15 @@ static int run(pl_pool *pool, row_job *job, void (*thread)(void *, int))
     return atomic_load(&job->bad) ? PL_SAMPLE_ENAN : PL_OK;
 }
 
-int pl_log_sums(pl_pool *pool, const float *logits, int64_t stride, int32_t n_vocab, int32_t n_rows, double *log_sums, int32_t *tops)
+int pl_log_sums(pl_pool *pool, const float *logits, int64_t stride, int32_t n_vocab, int32_t n_rows, double *log_sums,
+                int32_t *tops)
 {
     row_job job = {.logits = logits, .stride = stride, .n_vocab = n_vocab, .n_rows = n_rows, .out = log_sums, .tops = tops};
     return run(pool, &job, log_sums_thread);
 }
 
-int pl_divergences(pl_pool *pool, const float *base, int64_t base_stride, const double *base_sums, const float *logits, int64_t stride,
-                   const double *sums, int32_t n_vocab, int32_t n_rows, double *divergences)
+int pl_divergences(pl_pool *pool, const float *base, int64_t base_stride, const double *base_sums, const float *logits,
+                   int64_t stride, const double *sums, int32_t n_vocab, int32_t n_rows, double *divergences)
 {
     row_job job = {.base = base,
                    .logits = logits,

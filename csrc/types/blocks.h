@@ -167,13 +167,15 @@ typedef struct { /* per 32: d * (scale - 32) * table[q] */
 
 /* ---- small floats ---- exact for every bit pattern; NaN keeps its payload */
 
-static inline float pl_f32_from_bits(uint32_t bits) {
+static inline float pl_f32_from_bits(uint32_t bits)
+{
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline float pl_f16_to_f32(uint16_t h) {
+static inline float pl_f16_to_f32(uint16_t h)
+{
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
     if (magnitude >= 0x7c00) /* inf, nan */
         return pl_f32_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
@@ -190,7 +192,8 @@ static inline float pl_bf16_to_f32(uint16_t b) { return pl_f32_from_bits((uint32
 static inline float pl_e8m0_to_f32(uint8_t e) { return pl_f32_from_bits(e ? (uint32_t)e << 23 : 0x00400000u); }
 
 /* 2^(e - 128), finite for every e: the scale of MXFP4 with its values doubled to integers. */
-static inline float pl_e8m0_to_f32_half(uint8_t e) {
+static inline float pl_e8m0_to_f32_half(uint8_t e)
+{
     return pl_f32_from_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
 }
 

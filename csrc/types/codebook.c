@@ -55,10 +55,7 @@ int pl_codebook_missing(int type)
 }
 
 /* The bit of an entry's 16 at which the code of value j starts. */
-static int code_at(int dims, int j)
-{
-    return 8 * (j % 2) + (dims == 8 ? 2 : 4) * (j / 2);
-}
+static int code_at(int dims, int j) { return 8 * (j % 2) + (dims == 8 ? 2 : 4) * (j / 2); }
 
 /* The kernels' forms of one value; 0 when there are more different values than codes: 4 for 8 to an entry, else 16. */
 static int add_value(struct codebook *book, int i, uint8_t byte, int *n_levels)

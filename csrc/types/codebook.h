@@ -17,8 +17,8 @@ static inline int pl_codebook_index(int type)
 {
     switch (type) {
 #define PL_QUANTIZED_TYPE(NAME, name, number, elements, bytes, group, min, panel, codebook, ...) \
-    case number: return PL_CODEBOOK_##codebook;
-#include "types/types.def"
+    case number: return PL_CODEBOOK_##codebook; \
+        #include "types/types.def"
     default: return PL_CODEBOOK_NONE;
     }
 }

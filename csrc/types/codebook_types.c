@@ -40,10 +40,7 @@ static void put_signed(int8_t *q, const int8_t *entry, unsigned signs, int n)
 }
 
 /* d * (1/2 + s) * unit, exact in float32. */
-static float half_step_scale(uint16_t d, unsigned s, float unit)
-{
-    return pl_f16_to_f32(d) * (0.5f + (float)s) * unit;
-}
+static float half_step_scale(uint16_t d, unsigned s, float unit) { return pl_f16_to_f32(d) * (0.5f + (float)s) * unit; }
 
 int pl_decode_iq2_xxs(const void *block, int sub, int8_t *q, float *scale, float *min)
 {
@@ -131,10 +128,7 @@ static void put_shifted(int8_t *q, const int8_t *entry, int minus)
         q[l] = (int8_t)(8 * entry[l] + (minus ? -1 : 1));
 }
 
-static float eighths_scale(uint16_t d, unsigned s)
-{
-    return pl_f16_to_f32(d) * (float)(2 * s + 1) * 0.125f;
-}
+static float eighths_scale(uint16_t d, unsigned s) { return pl_f16_to_f32(d) * (float)(2 * s + 1) * 0.125f; }
 
 int pl_decode_iq1_s(const void *block, int sub, int8_t *q, float *scale, float *min)
 {

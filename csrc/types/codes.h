@@ -102,9 +102,6 @@ static inline void pl_put_codes2(uint8_t *codes2, int r, const uint8_t *q)
     }
 }
 
-static inline void pl_put16(uint8_t *at, int r, uint16_t value)
-{
-    memcpy(at + 2 * r, &value, 2);
-}
+static inline void pl_put16(uint8_t *at, int r, uint16_t value) { memcpy(at + 2 * r, &value, 2); }
 
 #endif

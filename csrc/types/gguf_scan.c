@@ -8,7 +8,8 @@
 #include <string.h>
 
 /* The length field at p: `width` bytes (4 in version 1, 8 later), bytes reversed when `big`. */
-static uint64_t read_length(const uint8_t *p, int32_t width, int32_t big) {
+static uint64_t read_length(const uint8_t *p, int32_t width, int32_t big)
+{
     uint64_t value = 0;
     for (int32_t i = 0; i < width; i++) {
         int32_t shift = 8 * (big ? width - 1 - i : i);
@@ -17,8 +18,9 @@ static uint64_t read_length(const uint8_t *p, int32_t width, int32_t big) {
     return value;
 }
 
-int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start, uint64_t count, int32_t width,
-                             int32_t big, uint64_t *offsets, uint64_t *lengths) {
+int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start, uint64_t count, int32_t width, int32_t big,
+                             uint64_t *offsets, uint64_t *lengths)
+{
     if ((width != 4 && width != 8) || start > size || size > INT64_MAX) {
         return PL_EINVAL;
     }
@@ -43,8 +45,9 @@ int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start,
     return (int64_t)pos;
 }
 
-int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets,
-                             const uint64_t *lengths, uint8_t separator, uint8_t *out, uint64_t out_size) {
+int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets, const uint64_t *lengths,
+                             uint8_t separator, uint8_t *out, uint64_t out_size)
+{
     uint64_t used = 0;
     for (uint64_t i = 0; i < count; i++) {
         uint64_t offset = offsets[i], length = lengths[i];

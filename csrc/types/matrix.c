@@ -71,8 +71,7 @@ static int place(pl_matrix *m, pl_weight_arena *arena)
     return m->data != NULL;
 }
 
-pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows,
-                         int64_t cols)
+pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows, int64_t cols)
 {
     const pl_type_info *info = pl_type_find(type);
     int64_t k = pl_panel_block_k(type);

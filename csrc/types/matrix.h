@@ -16,7 +16,7 @@ struct pl_matrix {
     int type;
     int64_t rows, cols, panels; /* panels of 16 rows, the last one filled up with zeros */
     int64_t panel_bytes;
-    uint8_t *data; /* (panels, panel_bytes) */
+    uint8_t *data;                 /* (panels, panel_bytes) */
     struct pl_weight_arena *arena; /* where data lies; NULL: an allocation of its own */
 };
 

@@ -20,7 +20,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PL_ROWS 16  /* rows of a panel */
+#define PL_ROWS 16   /* rows of a panel */
 #define PL_CHUNK 256 /* k that a GEMM tile spans; float panels add up in chunks of this many k */
 #define PL_CHUNK_BLOCKS (PL_CHUNK / 32)
 
@@ -32,13 +32,13 @@
  * residual block beside it for the large values, and takes what that has rounded away. It counts as the sum of both. Products of
  * several tokens read residual blocks side by side (residual_blocks.h). */
 typedef struct {
-    int8_t q[32];   /* round(x / (scale * factor)), in [-127, 127] */
+    int8_t q[32]; /* round(x / (scale * factor)), in [-127, 127] */
     union {
-        float scale;        /* the chunk's, in its first block; a residual block has its own */
+        float scale;       /* the chunk's, in its first block; a residual block has its own */
         int16_t sum_x8[2]; /* in blocks 1, 3, 5 and 7: 8 * s of the block before and of this one, rounded */
     };
-    float s;        /* factor * (sum[0] + sum[1]) */
-    int16_t sum[2]; /* sums of q[0..15] and q[16..31] */
+    float s;                  /* factor * (sum[0] + sum[1]) */
+    int16_t sum[2];           /* sums of q[0..15] and q[16..31] */
     uint8_t step;             /* the block's factor is 2^(-0.4 step) */
     uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block */
     uint16_t residual_offset; /* the residual block is this many blocks further on; 0: there is none */

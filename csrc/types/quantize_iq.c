@@ -112,7 +112,6 @@ void pl_iq_take_codebook(int type, const int8_t *values, int n)
         searches[index].usable = 1;
     } else { /* of IQ1, whose values can be negative, eighths that leave room for its shift */
         int eighths = searches[index].low < 0;
-        searches[index].usable =
-            fill_halves(values, n, eighths ? 8.0f : 1.0f, eighths ? 1.0f : 0.0f, searches[index].halves);
+        searches[index].usable = fill_halves(values, n, eighths ? 8.0f : 1.0f, eighths ? 1.0f : 0.0f, searches[index].halves);
     }
 }

@@ -32,7 +32,8 @@ static void float_from_bf16(const uint8_t *src, float *dst, int64_t n)
     { \
         for (int64_t k = 0; k < cols; k++) \
             for (int r = 0; r < n_rows; r++) \
-                memcpy(panel + (k * PL_ROWS + r) * (int64_t)sizeof(bits), src + r * row_bytes + k * (int64_t)sizeof(bits), sizeof(bits)); \
+                memcpy(panel + (k * PL_ROWS + r) * (int64_t)sizeof(bits), src + r * row_bytes + k * (int64_t)sizeof(bits), \
+                       sizeof(bits)); \
     }
 #include "types/types.def"
 

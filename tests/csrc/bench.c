@@ -39,7 +39,8 @@ static void *memory(size_t bytes)
 static uint8_t *weights(int type, int64_t cols, int64_t n)
 {
     const pl_type_info *info = pl_type_find(type);
-    int64_t bytes = cols / pl_panel_block_k(type) * pl_panel_block_bytes(type), row = cols / info->block_elements * info->block_bytes;
+    int64_t bytes = cols / pl_panel_block_k(type) * pl_panel_block_bytes(type),
+            row = cols / info->block_elements * info->block_bytes;
     uint8_t *file = memory((size_t)(row * PL_ROWS)), *panels = memory((size_t)(bytes * n));
     random_weights(type, W_NORMAL, file, cols * PL_ROWS);
     pl_pack_panel(type, file, row, PL_ROWS, cols, panels);
@@ -52,7 +53,8 @@ static uint8_t *weights(int type, int64_t cols, int64_t n)
 static void bench_matmul(const pl_kernels *tier, int type)
 {
     enum { COLS = 4096, TOKENS = 128 };
-    int64_t panel_bytes = COLS / pl_panel_block_k(type) * pl_panel_block_bytes(type), panels = (quick ? 8 << 20 : 64 << 20) / panel_bytes;
+    int64_t panel_bytes = COLS / pl_panel_block_k(type) * pl_panel_block_bytes(type),
+            panels = (quick ? 8 << 20 : 64 << 20) / panel_bytes;
     int64_t rows = panels * PL_ROWS, few = quick ? 2 : 16;
     uint8_t *w = weights(type, COLS, panels);
     float *x = memory(sizeof(float) * COLS * TOKENS), *out = memory(sizeof(float) * (size_t)(rows + TOKENS * few * PL_ROWS));
@@ -61,8 +63,15 @@ static void bench_matmul(const pl_kernels *tier, int type)
         x[i] = random_float();
     for (int t = 0; t < TOKENS; t++)
         tier->quantize(x + t * COLS, COLS / 32, COLS / 32, q8 + t * 2 * COLS / 32);
-    pl_matmul m = {.type = type, .panels = w, .cols = COLS, .panel1 = panels, .q8_stride = 2 * COLS / 32, .x_stride = COLS,
-                   .token1 = 1, .out = out, .out_stride = rows};
+    pl_matmul m = {.type = type,
+                   .panels = w,
+                   .cols = COLS,
+                   .panel1 = panels,
+                   .q8_stride = 2 * COLS / 32,
+                   .x_stride = COLS,
+                   .token1 = 1,
+                   .out = out,
+                   .out_stride = rows};
     if (pl_panel_is_float(type))
         m.x = x;
     else
@@ -108,8 +117,17 @@ static void bench_attention(const pl_kernels *tier, int type, int n_rows)
         pos[r] = KEYS - 1;
         state[r] = states + r * (PL_STATE_HEAD + DIM);
     }
-    pl_attention a = {.k = &tile, .v = &tile, .pages = pages, .v_offset = tile.bytes, .key1 = KEYS, .n_rows = n_rows,
-                      .q = q, .pos = pos, .lo = lo, .state = state, .scratch = scratch};
+    pl_attention a = {.k = &tile,
+                      .v = &tile,
+                      .pages = pages,
+                      .v_offset = tile.bytes,
+                      .key1 = KEYS,
+                      .n_rows = n_rows,
+                      .q = q,
+                      .pos = pos,
+                      .lo = lo,
+                      .state = state,
+                      .scratch = scratch};
     double took;
     BEST(took, tier->attention(&a));
     printf("  %-8s %7.2f GB/s %8.1f Gop/s attention, %d rows\n", pl_type_name(type),

@@ -131,7 +131,7 @@ uint16_t reference_f16(double x)
         return (uint16_t)(sign | 0x7c00);
     frexp(magnitude, &exponent); /* magnitude in [2^(exponent - 1), 2^exponent) */
     if (magnitude == 0.0 || exponent < -13)
-        exponent = -13; /* subnormal: the spacing stays 2^-24 */
+        exponent = -13;                                        /* subnormal: the spacing stays 2^-24 */
     double steps = nearbyint(ldexp(magnitude, 11 - exponent)); /* 1024 .. 2048 for normal numbers */
     if (steps < 1024)
         return (uint16_t)(sign | (uint16_t)steps);
@@ -174,8 +174,8 @@ uint8_t *gather_residuals(const pl_matmul *m, int group)
     for (int t = 0; t < n; t += group)
         for (int i = 0; i < chunks; i++) {
             int block = i * PL_CHUNK_BLOCKS, subs = blocks - block < PL_CHUNK_BLOCKS ? blocks - block : PL_CHUNK_BLOCKS;
-            pl_residual_gather(m->q8 + (m->token0 + t) * m->q8_stride + block, m->q8_stride, subs,
-                               n - t < group ? n - t : group, pl_residual_at(residuals, group, blocks, t / group, i));
+            pl_residual_gather(m->q8 + (m->token0 + t) * m->q8_stride + block, m->q8_stride, subs, n - t < group ? n - t : group,
+                               pl_residual_at(residuals, group, blocks, t / group, i));
         }
     return residuals;
 }
@@ -200,16 +200,15 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*run)(void);
-    } parts[] = {
-        {"elementwise", check_elementwise},
-        {"distribution", check_distribution},
-        {"sampling", check_sampling},
-        {"kv", check_kv},
-        {"attention", check_attention},
-        {"matmul", check_matmul},
-        {"quantize", check_quantize_weights},
-        {"quantize_iq", check_quantize_iq},
-        {"probe", check_probe}};
+    } parts[] = {{"elementwise", check_elementwise},
+                 {"distribution", check_distribution},
+                 {"sampling", check_sampling},
+                 {"kv", check_kv},
+                 {"attention", check_attention},
+                 {"matmul", check_matmul},
+                 {"quantize", check_quantize_weights},
+                 {"quantize_iq", check_quantize_iq},
+                 {"probe", check_probe}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
     int timed = 0;

@@ -78,8 +78,18 @@ static void run(const attention_case *c, const pl_kernels *tier, const int *rows
     }
     size_t k_dim = (size_t)(c->k.head_dim + 31) / 32 * 32, v_dim = (size_t)(c->v.head_dim + 31) / 32 * 32;
     float *scratch = guarded(sizeof(float) * ((k_dim + v_dim) * PL_TILE + v_dim), 0);
-    pl_attention a = {.k = &c->k, .v = &c->v, .pages = c->pages, .k_offset = c->k_offset, .v_offset = c->v_offset,
-                      .key0 = key0, .key1 = key1, .n_rows = n, .q = q, .pos = pos, .lo = lo, .state = state,
+    pl_attention a = {.k = &c->k,
+                      .v = &c->v,
+                      .pages = c->pages,
+                      .k_offset = c->k_offset,
+                      .v_offset = c->v_offset,
+                      .key0 = key0,
+                      .key1 = key1,
+                      .n_rows = n,
+                      .q = q,
+                      .pos = pos,
+                      .lo = lo,
+                      .state = state,
                       .scratch = scratch};
     tier->attention(&a);
     guarded_free(tier, scratch);
@@ -148,7 +158,8 @@ static double expected_row(const attention_case *c, int row, double *out)
     return (largest_score * 4 + 16 + sqrt((double)c->n_keys)) * 0x1p-23 * largest_value;
 }
 
-static void check_row(const attention_case *c, const pl_kernels *tier, int row, const float *state, const double *want, double bound)
+static void check_row(const attention_case *c, const pl_kernels *tier, int row, const float *state, const double *want,
+                      double bound)
 {
     float *out = guarded(sizeof(float) * (size_t)c->v.head_dim, 4);
     tier->attention_finish(state, c->v.head_dim, out);
@@ -209,7 +220,8 @@ void check_attention(void)
                 for (int i = 0; i < (quick ? 1 : 3); i++) {
                     if (quick && random_below(4))
                         continue;
-                    attention_case c = {.n_keys = pick(keys, COUNT(keys)), .n_rows = 1 + random_below(random_below(2) ? MAX_ROWS : 12)};
+                    attention_case c = {.n_keys = pick(keys, COUNT(keys)),
+                                        .n_rows = 1 + random_below(random_below(2) ? MAX_ROWS : 12)};
                     int v_dim = random_below(5) ? dims[d] : pick(dims, COUNT(dims));
                     pl_kv_tile_init(&c.k, kv_types[k], dims[d]);
                     pl_kv_tile_init(&c.v, kv_types[v], v_dim);

@@ -21,7 +21,7 @@ static float quantize_input(int mode, int i)
     switch (mode) {
     case Q_ZERO: return i % 2 ? -0.0f : 0.0f;
     case Q_SPIKE: return i == 9 ? -90.0f : random_float() * 5;
-    case Q_NEAR_SPIKE: return i == 17 ? 8.0f + random_float() : random_float(); /* on both sides of the threshold */
+    case Q_NEAR_SPIKE: return i == 17 ? 8.0f + random_float() : random_float();    /* on both sides of the threshold */
     case Q_TIES: return i == 5 ? 127.0f : (float)(random_below(253) - 126) + 0.5f; /* d = 1: halves go to even */
     case Q_ONE: return i == 31 ? -3.25f : 0.0f;
     case Q_TINY: return random_float() * 0x1p-115f;

@@ -62,7 +62,8 @@ static void expect_block(int type, const float *x, float *out)
     for (int i = 0; i < 32; i++) {
         double code = 0;
         if (fabsf(d) >= 0x1p-126f) /* smaller ones are zero in binary16 */
-            code = type == PL_TYPE_Q8_0 ? rint((double)(x[i] * (1.0f / d))) : fmin(7, floor((double)(x[i] * (1.0f / d) + 8.5f)) - 8);
+            code =
+                type == PL_TYPE_Q8_0 ? rint((double)(x[i] * (1.0f / d))) : fmin(7, floor((double)(x[i] * (1.0f / d) + 8.5f)) - 8);
         out[i] = (float)code * scale;
     }
 }
@@ -87,9 +88,10 @@ void kv_expected(int type, int head_dim, const float *x, float *out)
 /* Values that stand on the edges of the formats, and ordinary ones. */
 static float hard_value(int mode)
 {
-    static const float edges[] = {0.0f,      -0.0f,      0x1p-24f,      0x1p-25f,       0x1.8p-25f, 0x1.8p-24f, 0x1.ffcp-15f, 0x1.ffep-15f,
-                                  65504.0f,  65519.0f,   -65519.996f,   1.00048828125f, 1.0014648f, 2049.0f,    -2051.0f,     0x1.01p0f,
-                                  0x1.03p0f, 0x1.008p0f, -0x1.00fffep0f, 0x1p-149f,      0x1p-126f,  0x1.8p-130f};
+    static const float edges[] = {0.0f,           -0.0f,        0x1p-24f,  0x1p-25f,   0x1.8p-25f,  0x1.8p-24f,
+                                  0x1.ffcp-15f,   0x1.ffep-15f, 65504.0f,  65519.0f,   -65519.996f, 1.00048828125f,
+                                  1.0014648f,     2049.0f,      -2051.0f,  0x1.01p0f,  0x1.03p0f,   0x1.008p0f,
+                                  -0x1.00fffep0f, 0x1p-149f,    0x1p-126f, 0x1.8p-130f};
     if (mode == 1)
         return edges[random_below(COUNT(edges))];
     if (mode == 2)
@@ -102,7 +104,8 @@ static float hard_value(int mode)
 typedef void store_fn(const pl_kv_tile *, uint8_t *, int, const float *);
 typedef float read_fn(const pl_kv_tile *, const uint8_t *, int, int);
 
-static void check_store(const pl_kernels *tier, const pl_kv_tile *tile, store_fn *store, read_fn *read, const char *what, const float *x)
+static void check_store(const pl_kernels *tier, const pl_kv_tile *tile, store_fn *store, read_fn *read, const char *what,
+                        const float *x)
 {
     uint8_t *bytes = guarded((size_t)tile->bytes, 0);
     float want[1024];

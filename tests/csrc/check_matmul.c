@@ -18,9 +18,9 @@ typedef struct {
     uint8_t *panels;
     float *x; /* (n_tokens, x_stride) */
     pl_q8 *q8;
-    float *bias, *residuals;   /* (padded), (n_tokens, out_stride) */
-    double *expected, *bound;  /* (n_tokens, rows) */
-    float *reference;          /* the scalar tier's results, (n_tokens, out_stride) */
+    float *bias, *residuals;  /* (padded), (n_tokens, out_stride) */
+    double *expected, *bound; /* (n_tokens, rows) */
+    float *reference;         /* the scalar tier's results, (n_tokens, out_stride) */
 } matmul_case;
 
 static float input_value(input_mode mode)
@@ -190,9 +190,18 @@ static void multiply(const pl_kernels *tier, pl_matmul *m)
 
 static void run(const matmul_case *c, const pl_kernels *tier, float *out, int panel0, int panel1, int token0, int token1)
 {
-    pl_matmul m = {.type = c->type, .panels = c->panels, .cols = c->cols, .panel0 = panel0, .panel1 = panel1,
-                   .q8_stride = c->q8_stride, .x_stride = c->x_stride, .token0 = token0, .token1 = token1,
-                   .bias = c->has_bias ? c->bias : NULL, .out = out, .out_stride = c->out_stride};
+    pl_matmul m = {.type = c->type,
+                   .panels = c->panels,
+                   .cols = c->cols,
+                   .panel0 = panel0,
+                   .panel1 = panel1,
+                   .q8_stride = c->q8_stride,
+                   .x_stride = c->x_stride,
+                   .token0 = token0,
+                   .token1 = token1,
+                   .bias = c->has_bias ? c->bias : NULL,
+                   .out = out,
+                   .out_stride = c->out_stride};
     if (pl_panel_is_float(c->type))
         m.x = c->x;
     else
@@ -240,7 +249,8 @@ static void check_same(const matmul_case *c, const pl_kernels *tier, const float
             int r = 0;
             while (memcmp(p + r, q + r, 4) == 0)
                 r++;
-            fail(tier, "%s: other bits than token by token in row %d token %d: %.9g, %.9g", what, r, t, (double)q[r], (double)p[r]);
+            fail(tier, "%s: other bits than token by token in row %d token %d: %.9g, %.9g", what, r, t, (double)q[r],
+                 (double)p[r]);
             return;
         }
         if (!is_poison(q + c->padded, sizeof(float) * (size_t)(c->out_stride - c->padded))) {
@@ -306,9 +316,18 @@ static void check_gated(matmul_case *c, const pl_kernels *tier)
         tier->silu_mul(gate + t * c->out_stride, other + t * c->out_stride, gate + t * c->out_stride, c->padded);
     for (int step = 1; step <= PL_TOKENS; step += PL_TOKENS - 1) {
         for (int t = 0; t < c->n_tokens; t += step) {
-            pl_matmul m = {.type = c->type, .panels = panels, .up = up, .cols = c->cols, .panel0 = 0, .panel1 = c->n_panels,
-                           .q8 = c->q8, .q8_stride = c->q8_stride, .token0 = t,
-                           .token1 = t + step < c->n_tokens ? t + step : c->n_tokens, .out = got, .out_stride = c->out_stride};
+            pl_matmul m = {.type = c->type,
+                           .panels = panels,
+                           .up = up,
+                           .cols = c->cols,
+                           .panel0 = 0,
+                           .panel1 = c->n_panels,
+                           .q8 = c->q8,
+                           .q8_stride = c->q8_stride,
+                           .token0 = t,
+                           .token1 = t + step < c->n_tokens ? t + step : c->n_tokens,
+                           .out = got,
+                           .out_stride = c->out_stride};
             m.bias = m.up_bias = c->has_bias ? c->bias : NULL;
             multiply(tier, &m);
         }
@@ -373,7 +392,9 @@ static matmul_case random_case(int type, int rows, int n_tokens)
                      cols1[] = {1, 7, 32, 255, 256, 257, 520};
     int elements = pl_type_find(type)->block_elements;
     matmul_case c = {.type = type, .rows = rows, .n_tokens = n_tokens};
-    c.cols = elements == 1 ? pick(cols1, COUNT(cols1)) : elements == 32 ? pick(cols32, COUNT(cols32)) : pick(cols256, COUNT(cols256));
+    c.cols = elements == 1    ? pick(cols1, COUNT(cols1))
+             : elements == 32 ? pick(cols32, COUNT(cols32))
+                              : pick(cols256, COUNT(cols256));
     c.weights = random_below(2) ? W_NORMAL : (weight_mode)random_below(W_MODES);
     c.inputs = random_below(2) ? X_NORMAL : (input_mode)random_below(X_MODES);
     c.has_bias = random_below(2);

@@ -6,8 +6,7 @@ static const int types[] = {PL_TYPE_F32,  PL_TYPE_F16,    PL_TYPE_BF16,   PL_TYP
                             PL_TYPE_Q5_0, PL_TYPE_Q5_1,   PL_TYPE_Q2_K,   PL_TYPE_Q3_K,  PL_TYPE_Q4_K,  PL_TYPE_Q5_K,
                             PL_TYPE_Q6_K, PL_TYPE_IQ4_NL, PL_TYPE_IQ4_XS, PL_TYPE_TQ1_0, PL_TYPE_TQ2_0, PL_TYPE_MXFP4};
 
-enum { W_RANDOM, W_ZERO, W_CONSTANT, W_TIES, W_SPIKE, W_TINY, W_DENORMAL, W_HUGE, W_TERNARY, W_OFFSET, W_MIXED,
-       W_MODES };
+enum { W_RANDOM, W_ZERO, W_CONSTANT, W_TIES, W_SPIKE, W_TINY, W_DENORMAL, W_HUGE, W_TERNARY, W_OFFSET, W_MIXED, W_MODES };
 
 static float weight(int mode, int i)
 {

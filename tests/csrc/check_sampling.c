@@ -9,12 +9,12 @@ enum { N_KINDS = 8 };
 static float hostile(int kind, int i)
 {
     switch (kind) {
-    case 0: return 1.5f;                                                     /* all equal */
-    case 1: return random_float() * 4.0f + random_float() * 4.0f;            /* as models make them */
-    case 2: return (float)random_below(5) - 2.0f;                            /* many equal */
-    case 3: return random_float() * 1e-40f;                                  /* denormals, both signs */
-    case 4: return i % 3 ? -INFINITY : random_float();                       /* many excluded */
-    case 5: return random_float() * 2e38f;                                   /* the largest */
+    case 0: return 1.5f;                                          /* all equal */
+    case 1: return random_float() * 4.0f + random_float() * 4.0f; /* as models make them */
+    case 2: return (float)random_below(5) - 2.0f;                 /* many equal */
+    case 3: return random_float() * 1e-40f;                       /* denormals, both signs */
+    case 4: return i % 3 ? -INFINITY : random_float();            /* many excluded */
+    case 5: return random_float() * 2e38f;                        /* the largest */
     case 6: return random_below(2) ? 0.0f : -0.0f;
     default: return random_below(40) ? -90.0f + random_float() * 4.0f : 0.0f; /* about where e^x becomes 0 */
     }
@@ -147,11 +147,10 @@ static void check_selections(const pl_kernels *tier, const float *x, int n)
 
 static pl_sampler *sampler(int n, int n_tokens, int chain)
 {
-    static const int32_t chains[][4] = {
-        {PL_STEP_TOP_K, PL_STEP_TOP_P, PL_STEP_MIN_P, PL_STEP_TEMPERATURE},
-        {PL_STEP_TOP_P, PL_STEP_MIN_P, PL_STEP_TEMPERATURE, PL_STEP_XTC},
-        {PL_STEP_TEMPERATURE, PL_STEP_TOP_P, PL_STEP_TOP_P, PL_STEP_TOP_P},
-        {PL_STEP_TYPICAL_P, PL_STEP_TOP_N_SIGMA, PL_STEP_XTC, PL_STEP_TEMPERATURE}};
+    static const int32_t chains[][4] = {{PL_STEP_TOP_K, PL_STEP_TOP_P, PL_STEP_MIN_P, PL_STEP_TEMPERATURE},
+                                        {PL_STEP_TOP_P, PL_STEP_MIN_P, PL_STEP_TEMPERATURE, PL_STEP_XTC},
+                                        {PL_STEP_TEMPERATURE, PL_STEP_TOP_P, PL_STEP_TOP_P, PL_STEP_TOP_P},
+                                        {PL_STEP_TYPICAL_P, PL_STEP_TOP_N_SIGMA, PL_STEP_XTC, PL_STEP_TEMPERATURE}};
     pl_sampler_params o = {.n_vocab = n,
                            .n_tokens = n_tokens,
                            .n_steps = 4,

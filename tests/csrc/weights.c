@@ -35,10 +35,7 @@ static const int all_types[] = {
 #include "types/types.def"
 };
 
-int weight_type(int k)
-{
-    return k < COUNT(all_types) ? all_types[k] : -1;
-}
+int weight_type(int k) { return k < COUNT(all_types) ? all_types[k] : -1; }
 
 void set_random_codebooks(void)
 {
@@ -109,7 +106,10 @@ static void put_scales(int type, weight_mode mode, uint8_t *block)
     if (type == PL_TYPE_MXFP4) { /* 2^(e - 127) */
         if (mode == W_MIXED)
             mode = (weight_mode)random_below(W_HUGE + 1);
-        block[0] = (uint8_t)(mode == W_ZERO ? 0 : mode == W_TINY ? 1 + random_below(20) : mode == W_HUGE ? 150 : 115 + random_below(12));
+        block[0] = (uint8_t)(mode == W_ZERO   ? 0
+                             : mode == W_TINY ? 1 + random_below(20)
+                             : mode == W_HUGE ? 150
+                                              : 115 + random_below(12));
     }
 }
 
