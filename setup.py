@@ -11,7 +11,6 @@ from typing import Any
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-
 # The tier scalar is a reference and a fallback: -O1 compiles it in a third of the time.
 FLAGS = {"scalar.c": ["-O1"]} if sys.platform != "win32" else {}
 

@@ -16,10 +16,11 @@ enum pl_codebook_index {
 static inline int pl_codebook_index(int type)
 {
     switch (type) {
-/* clang-format off: it would take the include for a part of the macro */
+/* The include is not a part of the macro: */
+/* clang-format off */
 #define PL_QUANTIZED_TYPE(NAME, name, number, elements, bytes, group, min, panel, codebook, ...) \
-    case number: return PL_CODEBOOK_##codebook; \
-        #include "types/types.def"
+    case number: return PL_CODEBOOK_##codebook;
+#include "types/types.def"
         /* clang-format on */
     default: return PL_CODEBOOK_NONE;
     }
