@@ -35,9 +35,10 @@ from pyllamacpu.sampling.sampler import SamplingOptions
 # The package
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_has_one_place() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'\nversion = "{pyllamacpu.__version__}"\n' in project
+    assert '\nversion = { attr = "pyllamacpu.__version__" }' in project
+    assert pyllamacpu.__version__ not in project
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
