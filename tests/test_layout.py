@@ -29,8 +29,6 @@ MAX_FUNCTION = 60  # lines
 # Signatures of llama-cpp-python's, whose parameters are documented one by one.
 LONG_FUNCTIONS = {
     ("api/llama.py", "__init__"),
-    ("api/completions.py", "create_completion"),
-    ("api/completions.py", "create_chat_completion"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.compat import LlamaTokenizer, as_tuple, warn_once
@@ -18,6 +18,7 @@ from pyllamacpu.api.prompts import (
     warn_retired,
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
+from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
     GenerationStats,
@@ -33,6 +34,9 @@ from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Answer = Response | Iterator[Response]
 
@@ -128,34 +132,28 @@ class Completions(Tokens):
                 print(_timings(event.stats), file=sys.stderr)
             yield event
 
+    @with_sampling(
+        "prompt suffix max_tokens temperature top_p min_p typical_p logprobs echo stop "
+        "frequency_penalty presence_penalty repeat_penalty top_k stream seed tfs_z mirostat_mode "
+        "mirostat_tau mirostat_eta model stopping_criteria logits_processor grammar logit_bias"
+    )
     def create_completion(
         self,
         prompt: str | Sequence[int],
         suffix: str | None = None,
         max_tokens: int | None = 16,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
+        *,
         logprobs: int | None = None,
         echo: bool = False,
         stop: str | Sequence[str] | None = None,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        repeat_penalty: float = 1.0,
-        top_k: int = 40,
         stream: bool = False,
         seed: int | None = None,
         tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
         model: str | None = None,
         stopping_criteria: Any = None,
         logits_processor: Any = None,
         grammar: Any = None,
-        logit_bias: dict[Any, float] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Any:
         """Continues a prompt: an OpenAI completion as a dict, or with `stream` an iterator of its chunks.
 
@@ -175,9 +173,7 @@ class Completions(Tokens):
         """
         refuse_grammar(grammar)
         warn_retired(tfs_z)
-        options = self._options(
-            "create_completion", locals(), sampling, self._next_seed() if seed is None else seed
-        )
+        options = self._options("create_completion", sampling, self._next_seed() if seed is None else seed)
         tokenizer = self._text()
         ids, appended = self._completion_prompt(prompt, suffix)
         text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
@@ -205,6 +201,13 @@ class Completions(Tokens):
         """The same as `create_completion`."""
         return self.create_completion(prompt, *args, **kwargs)
 
+    @with_sampling(
+        "messages functions function_call tools tool_choice temperature top_p top_k min_p typical_p "
+        "stream stop seed response_format max_tokens presence_penalty frequency_penalty "
+        "repeat_penalty tfs_z mirostat_mode mirostat_tau mirostat_eta model logits_processor grammar "
+        "logit_bias logprobs top_logprobs",
+        temperature=0.2,
+    )
     def create_chat_completion(
         self,
         messages: Sequence[Any],
@@ -212,30 +215,19 @@ class Completions(Tokens):
         function_call: Any = None,
         tools: Sequence[Any] | None = None,
         tool_choice: Any = None,
-        temperature: float = 0.2,
-        top_p: float = 0.95,
-        top_k: int = 40,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
+        *,
         stream: bool = False,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         response_format: Any = None,
         max_tokens: int | None = None,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        repeat_penalty: float = 1.0,
         tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
         model: str | None = None,
         logits_processor: Any = None,
         grammar: Any = None,
-        logit_bias: dict[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Any:
         """Answers a conversation: an OpenAI chat completion as a dict, or with `stream` an iterator of its
         chunks.
@@ -250,9 +242,8 @@ class Completions(Tokens):
             return self.chat_handler(llama=self, **_handler_arguments(locals()))
         refuse_grammar(grammar, response_format)
         warn_retired(tfs_z)
-        options = self._options(
-            "create_chat_completion", locals(), sampling, self._next_seed() if seed is None else seed
-        )
+        seed = self._next_seed() if seed is None else seed
+        options = self._options("create_chat_completion", sampling, seed)
         described = chosen_tools(tools, tool_choice, functions, function_call)
         tokenizer, template = self._text(), self._chat_template()
         ids = encode_chat(tokenizer, template, check_messages(messages), tools=described)

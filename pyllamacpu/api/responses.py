@@ -5,6 +5,7 @@ Source of the shapes: https://platform.openai.com/docs/api-reference (completion
 
 from __future__ import annotations
 
+import codecs
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -55,8 +56,9 @@ class LogprobWriter:
                 "this model has no tokenizer, so logprobs cannot name tokens: use Llama.logits()"
             )
         self._tokenizer = tokenizer
-        self._base = text_offset
-        self._bytes = b""
+        self._offset = text_offset
+        # Characters are counted as they become whole; bytes that are no UTF-8 count nothing.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
 
     def table(self, entries: Iterable[TokenLogprobs | int]) -> Response:
         """The table for tokens that follow those of earlier calls. A bare id has no logprobs (the first of a
@@ -71,8 +73,8 @@ class LogprobWriter:
     def _row(self, entry: TokenLogprobs | int) -> Response:
         token = entry if isinstance(entry, int) else entry.token
         text = self._text(token)
-        offset = self._base + len(self._bytes.decode("utf-8", "ignore"))
-        self._bytes += self._raw(token)
+        offset = self._offset
+        self._offset += len(self._decoder.decode(self._raw(token)))
         if isinstance(entry, int):
             return {"tokens": text, "text_offset": offset, "token_logprobs": None, "top_logprobs": None}
         top: dict[str, float] = {}  # of several tokens with one text the likeliest counts

@@ -2,53 +2,131 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 from pyllamacpu.api.compat import unknown_keyword
 from pyllamacpu.sampling.options import OPTION_ALIASES, SamplingOptions
 
-_NAMED = (
-    "temperature",
-    "temp",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repeat_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "mirostat_mode",
-    "mirostat_tau",
-    "mirostat_eta",
-    "logit_bias",
-)
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The sampling keywords of all methods: llama-cpp-python's names, and the fields of SamplingOptions."""
+
+    temperature: float
+    temp: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    repeat_last_n: int
+    mirostat_mode: int
+    mirostat_tau: float
+    mirostat_eta: float
+    mirostat: int
+    logit_bias: Any
+    samplers: Any
+    min_keep: int
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    dry_multiplier: float
+    dry_base: float
+    dry_allowed_length: int
+    dry_penalty_last_n: int
+    dry_sequence_breakers: Any
+    adaptive_target: float
+    adaptive_decay: float
+
+
+_DEFAULTS: dict[str, Any] = {
+    "temperature": 0.8,
+    "temp": 0.8,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "mirostat_mode": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "logit_bias": None,
+}
+"""llama-cpp-python's."""
+
 _PENALTIES_OFF = {"repeat_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
 _KNOWN = {field.name for field in fields(SamplingOptions)} | set(OPTION_ALIASES)
 
 
-def sampling_options(
-    function: str, arguments: Mapping[str, Any], more: Mapping[str, Any], seed: int, last_n: int
-) -> SamplingOptions:
-    """Options from a method's `arguments` (others among them are not looked at) and its `more` keywords.
+def with_sampling(order: str, **defaults: Any) -> Callable[[Method], Method]:
+    """Gives a method that takes **sampling the sampling keywords, at the places that llama-cpp-python has.
 
-    `last_n` is how far penalties look back, unless `more` says so. Options that were given and do nothing are
-    told of by a UserWarning. Raises TypeError for a keyword that no option has, OptionError for a value out
-    of range.
+    `order`: the names of all arguments in their order; those that the method does not name are sampling
+    keywords. It is called with the keywords that were given and the defaults of the others in `order`.
+    `defaults`: where this method's differ.
     """
-    for name in more:
+    chosen = {**_DEFAULTS, **defaults}
+
+    def decorate(method: Method) -> Method:
+        own = inspect.signature(method).parameters
+        names = [name for name in order.split() if name not in own]
+        parameters = [own["self"]]
+        for name in order.split():
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if name in own:
+                parameters.append(own[name].replace(kind=kind))
+            else:
+                hint = SamplingKeywords.__annotations__[name].__forward_arg__
+                parameters.append(inspect.Parameter(name, kind, default=chosen[name], annotation=hint))
+        parameters.append(inspect.Parameter("sampling", inspect.Parameter.VAR_KEYWORD, annotation="Any"))
+        signature = inspect.Signature(parameters)
+
+        @functools.wraps(method)
+        def call(*args: Any, **keywords: Any) -> Any:
+            given = dict(signature.bind(*args, **keywords).arguments)
+            given |= given.pop("sampling", {})
+            known = {_canonical(name) for name in given}
+            rest = {name: chosen[name] for name in names if _canonical(name) not in known}
+            return method(**given, **rest)
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return cast(Method, call)
+
+    return decorate
+
+
+def _canonical(name: str) -> str:
+    return OPTION_ALIASES.get(name, name)
+
+
+def sampling_options(function: str, keywords: Mapping[str, Any], seed: int, last_n: int) -> SamplingOptions:
+    """Options from a method's sampling keywords; None is the option's own default.
+
+    `last_n` is how far penalties look back, unless the keywords say so. Options that were given and do
+    nothing are reported by a UserWarning. Raises TypeError for a keyword that no option has, OptionError for
+    a value out of range.
+    """
+    for name in keywords:
         if name not in _KNOWN:
             raise unknown_keyword(function, name, _KNOWN)
-    values = {name: arguments[name] for name in _NAMED if arguments.get(name) is not None}
-    if any(values.get(name, off) != off for name, off in _PENALTIES_OFF.items()):
-        values["repeat_last_n"] = last_n
-    given = {OPTION_ALIASES.get(name, name) for name in more}
-    values = {name: value for name, value in values.items() if OPTION_ALIASES.get(name, name) not in given}
-    options = SamplingOptions.from_mapping({"seed": seed, **values, **more})
+    values = {"seed": seed, **keywords}
+    if any(keywords.get(name, off) not in (off, None) for name, off in _PENALTIES_OFF.items()):
+        values.setdefault("repeat_last_n", last_n)
+    options = SamplingOptions.from_mapping(values)
     for sentence in effective(options).warnings():
-        warnings.warn(sentence, UserWarning, stacklevel=4)
+        warnings.warn(sentence, UserWarning, stacklevel=5)
     return options
 
 

@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyllamacpu.api.compat import as_tuple
 from pyllamacpu.api.loading import LoadedModel
 from pyllamacpu.api.prompts import refuse_grammar, warn_retired
-from pyllamacpu.api.sampling_arguments import sampling_options
+from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
@@ -28,6 +28,9 @@ from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over
 _CONTEXTS = 8  # sequences as long as the context whose keys and values are kept, if memory allows
@@ -242,25 +245,19 @@ class Tokens:
             finally:
                 sequence.close()
 
+    @with_sampling(
+        "top_k top_p min_p typical_p temp repeat_penalty frequency_penalty presence_penalty tfs_z "
+        "mirostat_mode mirostat_eta mirostat_tau penalize_nl logits_processor grammar idx"
+    )
     def sample(
         self,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        temp: float = 0.80,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
+        *,
         tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_eta: float = 0.1,
-        mirostat_tau: float = 5.0,
         penalize_nl: bool = True,
         logits_processor: Any = None,
         grammar: Any = None,
         idx: int | None = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> int:
         """A token to follow the evaluated ones; it is not evaluated yet. `idx`: to follow that position
         instead.
@@ -270,7 +267,7 @@ class Tokens:
         """
         refuse_grammar(grammar)
         warn_retired(tfs_z, penalize_nl)
-        options = self._options("sample", locals(), sampling, seed=self._seed)
+        options = self._options("sample", sampling, self._seed)
         with self._busy:
             session = self._session
             row = session.last if idx is None or idx == len(session) - 1 else self._row(session, idx)
@@ -288,27 +285,22 @@ class Tokens:
         row: Logits = session.scores[idx]
         return row
 
+    @with_sampling(
+        "tokens top_k top_p min_p typical_p temp repeat_penalty reset frequency_penalty "
+        "presence_penalty tfs_z mirostat_mode mirostat_tau mirostat_eta penalize_nl logits_processor "
+        "stopping_criteria grammar"
+    )
     def generate(
         self,
         tokens: Sequence[int],
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        temp: float = 0.80,
-        repeat_penalty: float = 1.0,
+        *,
         reset: bool = True,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
         tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
         penalize_nl: bool = True,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         grammar: Any = None,
-        **sampling: Any,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Generator[int, Sequence[int] | None, None]:
         """Yields token ids to follow `tokens`, without end: end tokens are yielded like others.
 
@@ -318,7 +310,7 @@ class Tokens:
         """
         refuse_grammar(grammar)
         warn_retired(tfs_z, penalize_nl)
-        options = self._options("generate", locals(), sampling, seed=self._seed)
+        options = self._options("generate", sampling, self._seed)
         ids = check_tokens(tokens, self.engine.n_vocab)
         request = Request(
             ids,
@@ -373,10 +365,8 @@ class Tokens:
     def _next_seed(self) -> int:
         return RANDOM_SEED if self._seed == RANDOM_SEED else self._seeds.randrange(MAX_SEED)
 
-    def _options(
-        self, function: str, arguments: dict[str, Any], more: dict[str, Any], seed: int
-    ) -> SamplingOptions:
-        return sampling_options(function, arguments, more, seed, self.last_n_tokens_size)
+    def _options(self, function: str, keywords: SamplingKeywords, seed: int) -> SamplingOptions:
+        return sampling_options(function, keywords, seed, self.last_n_tokens_size)
 
     # State
 
