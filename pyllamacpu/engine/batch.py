@@ -37,7 +37,9 @@ class Entry:
 
 
 def n_wanted(wanted: Wanted, n_tokens: int) -> int:
-    return {"last": min(1, n_tokens), "all": n_tokens, "none": 0}[wanted]
+    if wanted == "last":
+        return min(1, n_tokens)
+    return n_tokens if wanted == "all" else 0
 
 
 class Batch:
@@ -54,24 +56,27 @@ class Batch:
             raise OptionError(f"a step takes 1 to {n_batch} tokens, not {n_tokens}")
         if len({id(entry.sequence) for entry in entries}) < len(entries) or min(counts) == 0:
             raise OptionError("each sequence stands in a batch once, with at least one token")
-        self.tokens = np.empty((3, n_tokens), np.int32)  # tokens, positions, sequences
         self.embeddings = _embeddings(entries, dim)
-        at, first = 0, 0
+        ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        first = 0
         for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
             start = len(entry.sequence)
             if start + count > n_ctx:
                 raise ContextError(f"the context is full: {start} + {count} tokens are more than {n_ctx}")
-            self.tokens[0, at : at + count] = _token_rows(entry, n_vocab, first)
-            self.tokens[1, at : at + count] = range(start, start + count)
-            self.tokens[2, at : at + count] = i
+            ids += _token_rows(entry, n_vocab, first)
+            positions += range(start, start + count)
+            sequences += [i] * count
             first += 0 if entry.embeddings is None else len(entry.embeddings)
-            at += count
-        self.outputs, self.n_logits, self.hidden_rows = _outputs(entries, counts)
+        outputs, self.n_logits, self.hidden_rows = _outputs(entries, counts)
+        self.n_outputs = len(outputs)
+        self._ints = ffi.new("int32_t[]", ids + positions + sequences + outputs)
         self.native = ffi.new("pl_batch *")
         self.native.n_tokens, self.native.n_sequences = n_tokens, len(entries)
-        self.native.n_outputs, self.native.n_logits = len(self.outputs), self.n_logits
-        self.native.tokens, self.native.positions, self.native.sequences = map(_ints, self.tokens)
-        self.native.outputs = _ints(self.outputs)
+        self.native.n_outputs, self.native.n_logits = self.n_outputs, self.n_logits
+        self.native.tokens, self.native.positions = self._ints, self._ints + n_tokens
+        self.native.sequences, self.native.outputs = self._ints + 2 * n_tokens, self._ints + 3 * n_tokens
         if self.embeddings is not None:
             self.native.embeddings = _floats(self.embeddings)
             self.native.n_embeddings, self.native.embedding_stride = self.embeddings.shape
@@ -84,16 +89,16 @@ class Batch:
         """Where outputs go: (n_logits, …), and (n_outputs, …)."""
         if logits is not None and self.n_logits:
             self.native.logits = _floats(logits)
-        if hidden is not None and len(self.outputs):
+        if hidden is not None and self.n_outputs:
             self.native.hidden = _floats(hidden)
 
 
-def _ints(values: npt.NDArray[np.int32]) -> Any:
-    return ffi.cast("const int32_t *", values.ctypes.data)
-
-
 def _floats(values: Floats) -> Any:
-    return ffi.cast("float *", values.ctypes.data)
+    return ffi.from_buffer("float *", values)
+
+
+def _address(values: Floats) -> int:
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(values))) if values.size else 0
 
 
 def _embeddings(entries: Seq[Entry], dim: int) -> Floats | None:
@@ -106,33 +111,32 @@ def _embeddings(entries: Seq[Entry], dim: int) -> Floats | None:
     return np.ascontiguousarray(np.concatenate(parts), np.float32)
 
 
-def _token_rows(entry: Entry, n_vocab: int, first: int) -> Seq[int] | npt.NDArray[np.int64]:
+def _token_rows(entry: Entry, n_vocab: int, first: int) -> list[int]:
     """The entry's ids; those of embeddings count from the batch's first one."""
     if entry.embeddings is None:
         return check_tokens(entry.tokens, n_vocab)
-    ids = np.asarray(entry.tokens, dtype=np.int64)
-    if int((-ids).max()) > len(entry.embeddings):
-        raise OptionError(f"token {int(ids.min())} stands for none of {len(entry.embeddings)} embeddings")
-    check_tokens(ids[ids >= 0], n_vocab)
-    return np.where(ids < 0, ids - first, ids)
+    if min(entry.tokens) < -len(entry.embeddings):
+        raise OptionError(f"token {min(entry.tokens)} stands for none of {len(entry.embeddings)} embeddings")
+    check_tokens([token for token in entry.tokens if token >= 0], n_vocab)
+    return [token - first if token < 0 else token for token in entry.tokens]
 
 
-def _outputs(entries: Seq[Entry], counts: Seq[int]) -> tuple[npt.NDArray[np.int32], int, list[int]]:
+def _outputs(entries: Seq[Entry], counts: Seq[int]) -> tuple[list[int], int, list[int]]:
     """The outputs' token rows, how many of them (the first) want logits, and where hidden states are."""
     rows: list[int] = []
     only_hidden: list[int] = []
     of_hidden: list[int] = []
-    at = 0
+    end = 0
     for entry, count in zip(entries, counts, strict=True):
-        end = at + count
-        rows += range(end - n_wanted(entry.logits, count), end)
-        of_hidden += range(end - n_wanted(entry.hidden, count), end)
-        only_hidden += range(
-            end - n_wanted(entry.hidden, count), end - n_wanted(entry.logits, count)
-        )  # empty, where logits are wanted of as many
-        at = end
+        end += count
+        logits = n_wanted(entry.logits, count)
+        rows += range(end - logits, end)
+        if entry.hidden != "none":
+            hidden = n_wanted(entry.hidden, count)
+            of_hidden += range(end - hidden, end)
+            only_hidden += range(end - hidden, end - logits)  # empty, where logits are wanted of as many
     place = {row: i for i, row in enumerate(rows + only_hidden)} if of_hidden else {}
-    return np.array(rows + only_hidden, np.int32), len(rows), [place[row] for row in of_hidden]
+    return rows + only_hidden, len(rows), [place[row] for row in of_hidden]
 
 
 def aligned_rows(n_rows: int, width: int) -> Floats:
@@ -149,7 +153,7 @@ def check_rows(rows: Floats, n_rows: int, width: int) -> Floats:
     if len(rows) < n_rows:
         raise OptionError(f"{n_rows} rows of outputs do not fit in a buffer of {len(rows)}")
     fits = rows.shape[1] == width and rows.flags.c_contiguous and rows.flags.writeable
-    if not fits or rows.ctypes.data % ALIGNMENT:
+    if not fits or _address(rows) % ALIGNMENT:
         raise OptionError(
             f"a buffer for outputs must be writable, contiguous and {ALIGNMENT}-byte aligned, with rows of "
             f"{width} floats; this one has shape {rows.shape} and strides {rows.strides}: make it with "

@@ -108,6 +108,7 @@ class Engine:
         output = self.plan.logits_matrix
         rows = 0 if output is None else output.rows
         self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
+        self._no_hidden = np.empty((0, self.dim), np.float32)
         self._lock = fork_safe_lock()
         self._closed = False
 
@@ -268,8 +269,8 @@ class Engine:
                 raise OptionError("the model is closed")
             try:
                 batch = Batch(entries, self.n_vocab, self.dim, self.n_batch, self.n_ctx)
-                n_hidden = len(batch.outputs) if batch.hidden_rows else 0
-                hidden = aligned_rows(n_hidden, self._native.hidden_stride)
+                n_hidden = batch.n_outputs if batch.hidden_rows else 0
+                hidden = aligned_rows(n_hidden, self._native.hidden_stride) if n_hidden else self._no_hidden
                 batch.point(logits, hidden if n_hidden else None)
                 self._native.run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
@@ -279,6 +280,8 @@ class Engine:
                 raise
             for entry in entries:
                 entry.sequence.tokens.extend(entry.tokens)
+        if not n_hidden:
+            return hidden
         found = hidden[batch.hidden_rows] if batch.hidden_rows != list(range(n_hidden)) else hidden
         return found[:, : self.dim]
 

@@ -305,7 +305,8 @@ class Generation:
         if self._decoder.stopped:
             self.reason, self._text = "stop", text
             return None
-        self.push([token])
+        self.sampler.accept(token)
+        self.history.append(token)
         if self.n_generated == self._limit:
             self.reason = "length"
         return self._pending.take(text) if text or not self._has_text else None

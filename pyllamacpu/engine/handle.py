@@ -60,6 +60,10 @@ class Handle:
         return self.state == "finished"
 
     @property
+    def is_running(self) -> bool:
+        return self.state == "reading" or self.state == "decoding"
+
+    @property
     def history(self) -> Sequence[int]:
         """The tokens that are evaluated, or are to be."""
         return self.request.prompt if self._generation is None else self._generation.history

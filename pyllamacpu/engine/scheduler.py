@@ -71,6 +71,7 @@ class Scheduler:
         self.costs = CostModel()
         self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
         self._n_submitted = 0
+        self._any_cancelled = False
         self._arrived: deque[Handle] = deque()
         self._waiting: list[Handle] = []
         self._running: list[Handle] = []
@@ -98,7 +99,7 @@ class Scheduler:
 
     def cancel(self, handle: Handle) -> None:
         """Ends a request before the next step. There is no event for it."""
-        handle.cancelled = True
+        handle.cancelled = self._any_cancelled = True
 
     def nested(self) -> Scheduler:
         """A scheduler for requests that are made in the middle of a step of this one."""
@@ -127,7 +128,7 @@ class Scheduler:
     def close(self) -> None:
         """Ends all requests without events, and lets go of all pages."""
         for handle in [*self._arrived, *self._unfinished()]:
-            handle.cancelled = True
+            self.cancel(handle)
         self.settle()
         self.prefixes.clear()
 
@@ -135,7 +136,8 @@ class Scheduler:
         """Carries out what was submitted and cancelled since the last step, as each step does first."""
         while self._arrived:
             self._waiting.append(self._arrived.popleft())
-        if any(h.cancelled for h in self._running) or any(h.cancelled for h in self._waiting):
+        if self._any_cancelled:
+            self._any_cancelled = False
             for handle in [h for h in self._unfinished() if h.cancelled]:
                 self._leave(handle)
 
@@ -232,7 +234,7 @@ class Scheduler:
         """Makes room for `n` more tokens, at the expense of the youngest request if there is no other way;
         False when it cannot run in this step.
         """
-        while handle in self._running:
+        while handle.is_running:
             try:
                 handle.sequence.prepare(n)
                 return True
@@ -248,20 +250,23 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[Handle, int]]:
         """Who gets how many tokens."""
+        decoding: list[Handle] = []
+        reading: list[Handle] = []
         for handle in list(self._running):
             if handle.unread == 0:  # its logits were lost to an interrupt
                 handle.sequence.truncate(len(handle.sequence) - 1)
-            try:
-                check_length(len(handle.history), self.engine.n_ctx)
-            except ContextError as error:
-                if not handle.paused:
-                    self._fail(handle, error)
-        ready = [h for h in self._running if not h.paused]
-        decoding = [h for h in ready if h.state == "decoding" and h.unread == 1]
-        reading = [h for h in ready if h.state == "reading" or h.unread > 1]
-        work = [(h, 1) for h in self._rotated(decoding) if self._reserve(h, 1)]
-        work = [(h, n) for h, n in work if h in self._running]
-        return work + self._plan_prompts([h for h in reading if h in self._running], work)
+            if handle.paused:
+                continue
+            if len(handle.history) > self.engine.n_ctx:
+                self._fail(handle, _full(handle, self.engine.n_ctx))
+            elif handle.state == "decoding" and handle.unread == 1:
+                decoding.append(handle)
+            else:
+                reading.append(handle)
+        work = [(h, 1) for h in self._rotated(decoding) if h.is_running and self._reserve(h, 1)]
+        if reading:
+            work += self._plan_prompts([h for h in reading if h.is_running], work)
+        return [(h, n) for h, n in work if h.is_running]
 
     def _rotated(self, decoding: list[Handle]) -> list[Handle]:
         """As many as a step holds, each in its turn."""
@@ -285,9 +290,9 @@ class Scheduler:
         work = []
         for handle, n in zip(reading, share_budget(prompts, budget), strict=True):
             handle._passed_over = 0 if n else handle._passed_over + 1
-            if n and handle in self._running and self._reserve(handle, n):
+            if n and handle.is_running and self._reserve(handle, n):
                 work.append((handle, n))
-        return [(h, n) for h, n in work if h in self._running]
+        return work
 
     def _evaluate(self, work: list[tuple[Handle, int]]) -> None:
         """Runs the step, then goes on with those whose logits it brought."""
@@ -394,6 +399,12 @@ class Scheduler:
 def _generation(handle: Handle) -> Generation:
     assert handle._generation is not None
     return handle._generation
+
+
+def _full(handle: Handle, n_ctx: int) -> ContextError:
+    return ContextError(
+        f"{len(handle.history)} tokens do not fit in the context of {n_ctx}: ask for fewer or raise n_ctx"
+    )
 
 
 def _pages(n_tokens: int) -> int:
