@@ -373,3 +373,16 @@ def test_noise_takes_weights_off_their_grid(script: Any, tmp_path: Path) -> None
         assert (np.abs(moved.reshape(-1, 32)) <= 0.51 * steps).all()
         assert np.abs(moved).mean() > 0.2 * steps.mean()
         np.testing.assert_array_equal(noisy.data("output_norm.weight"), file.data("output_norm.weight"))
+
+
+def test_the_scheduler_is_measured_beside_bare_steps(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_model import write_model as write_tiny
+
+    model = write_tiny(tmp_path / "tiny.gguf")
+    sizes = ["--sequences", "1,3", "--prompt", "4", "--tokens", "3", "--rounds", "1"]
+    script("scheduler").main(["--model", str(model), *sizes])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "3"]
+    assert all(float(number) > 0 for line in lines for number in line.split())
