@@ -347,6 +347,29 @@ def test_an_interrupt_in_a_processor_loses_nothing() -> None:
     assert (watched.tokens, watched.reason) == (expected[0], expected[2])
 
 
+def test_a_request_cancelled_after_an_interrupt_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interrupt comes when tokens were chosen for two requests, and taken for none."""
+    scheduler = Scheduler(FakeEngine(), None)
+    watched = Watched(prompt(20), 8, 3)
+    expected = watched.alone(Scheduler(FakeEngine(), None))
+    gone = scheduler.submit(Request(prompt(10, 5), GREEDY, 6))
+    stays = scheduler.submit(watched.request())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scheduler, "_take", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.step()
+    scheduler.cancel(gone)
+    events = finish(scheduler)
+    assert {event.handle for event in events} == {stays}
+    for event in events:
+        watched.take(event)
+    assert watched.answer == expected
+
+
 def test_hidden_states_are_requests_too(tiny: Path) -> None:
     engine = Engine.open(tiny, n_ctx=256, n_batch=40, n_threads=1)
     texts = [prompt(30, 6), prompt(90, 7)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +18,7 @@ Floats = npt.NDArray[np.float32]
 State = Literal["waiting", "reading", "decoding", "finished"]
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What happened to a request: one of a piece of text, progress (prompt tokens read, all of them), hidden
     states (n_tokens, dim), or an error.
     """
@@ -86,11 +84,11 @@ class Handle:
 
     def entry(self, n: int) -> Entry:
         """The next `n` tokens, and what is wanted of them."""
-        start, session = len(self.sequence), self._session
-        tokens = self.history[start : start + n]
+        start, history, session = len(self.sequence), self.history, self._session
+        tokens = history[start : start + n]
         if self._generation is None:
             return Entry(self.sequence, tokens, "none", "all")
-        wanted: Wanted = "last" if n == self.unread else "none"
+        wanted: Wanted = "last" if start + n == len(history) else "none"
         if session is not None and session.scores is not None:
             wanted = "all"
         return Entry(self.sequence, tokens, wanted)

@@ -252,14 +252,17 @@ class Scheduler:
         """Who gets how many tokens."""
         decoding: list[Handle] = []
         reading: list[Handle] = []
+        n_ctx = self.engine.n_ctx
         for handle in list(self._running):
-            if handle.unread == 0:  # its logits were lost to an interrupt
+            unread = handle.unread
+            if unread == 0:  # its logits were lost to an interrupt
                 handle.sequence.truncate(len(handle.sequence) - 1)
+                unread = 1
             if handle.paused:
                 continue
-            if len(handle.history) > self.engine.n_ctx:
-                self._fail(handle, _full(handle, self.engine.n_ctx))
-            elif handle.state == "decoding" and handle.unread == 1:
+            if len(handle.history) > n_ctx:
+                self._fail(handle, _full(handle, n_ctx))
+            elif unread == 1 and handle.state == "decoding":
                 decoding.append(handle)
             else:
                 reading.append(handle)
@@ -341,15 +344,16 @@ class Scheduler:
         if row is not None and session is not None:
             logits = self._logits[row + 1 - n_rows : row + 1, : self.engine.n_vocab]
             session.follow(len(handle.sequence) - n_rows, logits)
+        is_read = handle.unread == 0
         if handle.state == "reading":
             if request.progress:
                 read = min(len(handle.sequence), len(request.prompt))
                 self._events.append(Event(handle, progress=(read, len(request.prompt))))
-            if handle.unread == 0:
+            if is_read:
                 handle.state = "decoding"
                 handle._read_at = handle._read_at or time.perf_counter()
                 self.prefixes.insert(handle.sequence)  # for others with the same beginning
-        if handle.unread == 0:
+        if is_read:
             handle._row = row
 
     def _sample(self, handles: list[Handle]) -> None:
@@ -367,6 +371,8 @@ class Scheduler:
                 self._finish(handle)
             elif handle._row is not None:
                 rest.append(handle)
+        if not rest:
+            return
         rows = [h._row for h in rest if h._row is not None]
         samplers = [_generation(h).sampler for h in rest]
         with self.engine.exclusive():
@@ -377,19 +383,24 @@ class Scheduler:
     def _take_chosen(self) -> None:
         while self._chosen:
             handle, token = self._chosen[0]
-            try:
-                if isinstance(token, Exception):
-                    raise token
-                event = _generation(handle).take(token, self._row_of(handle))
-            except Exception as error:
-                self._fail(handle, error)
-            else:
-                handle._row = None
-                if event is not None:
-                    self._events.append(Event(handle, text=event))
-                if _generation(handle).reason is not None:
-                    self._finish(handle)
+            if handle.is_running:  # not cancelled after an interrupt
+                self._take(handle, token)
             self._chosen.popleft()
+
+    def _take(self, handle: Handle, token: int | Exception) -> None:
+        generation = _generation(handle)
+        try:
+            if isinstance(token, Exception):
+                raise token
+            event = generation.take(token, self._row_of(handle))
+        except Exception as error:
+            self._fail(handle, error)
+            return
+        handle._row = None
+        if event is not None:
+            self._events.append(Event(handle, text=event))
+        if generation.reason is not None:
+            self._finish(handle)
 
     def _row_of(self, handle: Handle) -> Floats:
         row: Floats = self._logits[handle._row, : self.engine.n_vocab]
