@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from pyllamacpu import __version__
+from pyllamacpu.cli.llama_cpp_options import command_for, translate
 from pyllamacpu.errors import PyllamacpuError
 
 _COMMANDS = {
@@ -53,6 +54,21 @@ class _LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command, and its arguments in our words: lines may come from llama.cpp's documentation."""
+        typed, args = args[0], [command_for(args[0], args[1:]), *args[1:]]
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is None or command is None or ctx.resilient_parsing:
+            return name, command, rest
+        own = click.Context(command, ctx, name, **command.context_settings)
+        line = translate(command, name, rest, own)
+        line.runs = name if name != typed else None
+        if note := line.note():
+            click.echo(_plain(note), err=True)
+        return name, command, line.args
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

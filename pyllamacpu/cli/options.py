@@ -1,7 +1,4 @@
-"""The options that several commands share, with llama-cli's names and short flags.
-
-Click takes short flags of several letters (`-ctk`) as they are: it tries the word, then its first letter.
-"""
+"""The options that several commands share, with llama-cli's names and short flags."""
 
 from __future__ import annotations
 

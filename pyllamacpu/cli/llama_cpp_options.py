@@ -1,0 +1,343 @@
+"""Lines made for llama.cpp's programs, as any command takes them: one pass over the arguments before click's.
+
+An option that the command has goes through. Of the others, those that only decide where and how llama.cpp
+computes are left out, and one note names them; some are written in our words; those that would change the
+result are errors. Short options are whole words, as in llama.cpp: `-cnv` is never `-c nv`. A number may
+follow its letter directly (`-c4096`).
+
+Source: the READMEs of llama.cpp's tools: cli, completion, server, llama-bench, perplexity, imatrix, quantize.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import click
+
+# One option a line: its names, then a word for each value it takes; [a|b] is a value that may be missing.
+_IGNORED = """
+-ngl --gpu-layers --n-gpu-layers N
+-sm --split-mode MODE
+-ts --tensor-split LIST
+-mg --main-gpu N
+-dev --device LIST
+-ot --override-tensor LIST
+-cmoe --cpu-moe
+-ncmoe --n-cpu-moe N
+-ncffn --n-cpu-ffn N
+--moe-cache-mib N
+-fit --fit [on|off]
+-fitt --fit-target LIST
+-fitc --fit-ctx N
+-fa --flash-attn [on|off|auto|0|1|true|false]
+-nfa --no-flash-attn
+-kvo --kv-offload
+-nkvo --no-kv-offload
+--op-offload
+--no-op-offload
+--repack
+-nr --no-repack
+--no-host
+--rpc LIST
+-lm --load-mode MODE
+-lzm --lazy-mode MODE
+--mlock
+--mmap
+--no-mmap
+-dio --direct-io
+-ndio --no-direct-io
+--numa TYPE
+--warmup
+--no-warmup
+--check-tensors
+-tb --threads-batch N
+-C --cpu-mask M
+-Cr --cpu-range RANGE
+--cpu-strict N
+--prio N
+--poll N
+-Cb --cpu-mask-batch M
+-Crb --cpu-range-batch RANGE
+--cpu-strict-batch N
+--prio-batch N
+--poll-batch N
+-dt --defrag-thold N
+--swa-full
+-kvu --kv-unified
+-no-kvu --no-kv-unified
+-np --parallel N
+-cb --cont-batching
+-nocb --no-cont-batching
+--cache-prompt
+--no-cache-prompt
+--cache-reuse N
+-cram --cache-ram N
+-ctxcp --ctx-checkpoints --swa-checkpoints N
+--keep N
+--context-shift
+--no-context-shift
+--jinja
+-co --color [on|off|auto]
+--no-color
+-i --interactive
+-if --interactive-first
+-mli --multiline-input
+-sp --special
+--simple-io
+--no-display-prompt
+--display-prompt
+--show-timings
+--no-show-timings
+--perf
+--no-perf
+--verbose-prompt
+-ptc --print-token-count N
+--log-disable
+--log-file FILE
+--log-colors [on|off|auto]
+--log-prefix
+--no-log-prefix
+--log-timestamps
+--no-log-timestamps
+--log-jsonl
+--no-log-jsonl
+-lv --verbosity --log-verbosity N
+--log-verbose
+-v --verbose
+-bs --backend-sampling
+-a --alias NAME
+--no-mmproj
+--spec-type TYPE
+-ctkd --cache-type-k-draft --spec-draft-type-k TYPE
+-ctvd --cache-type-v-draft --spec-draft-type-v TYPE
+-md --model-draft --spec-draft-model FILE
+-hfd -hfrd --hf-repo-draft --spec-draft-hf REPO
+-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl N
+-devd --device-draft LIST
+-td --threads-draft N
+-tbd --threads-batch-draft N
+-cd --ctx-size-draft N
+--draft --draft-n --draft-max --spec-draft-n-max N
+--draft-min --draft-n-min --spec-draft-n-min N
+--draft-p-min --spec-draft-p-min N
+--draft-p-split --spec-draft-p-split N
+"""
+
+# Where a program differs from the others; these lines come first.
+_IGNORED_OF = {
+    "bench": """
+-fa --flash-attn LIST
+-nkvo --no-kv-offload LIST
+-nopo --no-op-offload LIST
+--no-host LIST
+--repack LIST
+-mmp --mmap LIST
+-dio --direct-io LIST
+-embd --embeddings LIST
+--moe-cache LIST
+--n-gen-warmup N
+""",
+    "perplexity": "-s --seed N\n--ppl-output-type N\n--all-logits",
+    "imatrix": "-s --seed N\n-ofreq --output-frequency N\n--verbosity N",
+    "complete": "-st --single-turn",
+}
+_IGNORED_OF["quantize"] = "--nthreads N"
+
+_RENAMED = {
+    "--chat-template-file": "--chat-template",
+    "-mu": "--model",
+    "--model-url": "--model",
+}
+_REPO, _HUB_FILE = ("-hf", "-hfr", "--hf-repo"), ("-hff", "--hf-file")
+_ENVIRONMENT = {"-hft": "HF_TOKEN", "--hf-token": "HF_TOKEN"}
+_OFFLINE = "--offline"
+
+_REFUSED = {
+    "--lora": "adapters at run time are not there yet; merge it before converting",
+    "--lora-scaled": "adapters at run time are not there yet; merge it before converting",
+    "--control-vector": "control vectors are not supported",
+    "--control-vector-scaled": "control vectors are not supported",
+    "--grammar": "constrained output is not there yet",
+    "--grammar-file": "constrained output is not there yet",
+    "-j": "constrained output is not there yet",
+    "--json-schema": "constrained output is not there yet",
+    "-jf": "constrained output is not there yet",
+    "--json-schema-file": "constrained output is not there yet",
+    "-mm": "images are not there yet",
+    "--mmproj": "images are not there yet",
+    "--image": "images are not there yet",
+    "--in-prefix": "use a chat template (`chat --chat-template`) instead",
+    "--in-suffix": "use a chat template (`chat --chat-template`) instead",
+    "--rope-scaling": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--rope-scale": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--rope-freq-base": "set it from Python (`rope_freq_base`)",
+    "--rope-freq-scale": "set it from Python (`rope_freq_scale`)",
+    "--override-kv": "edit the file's metadata with `pyllamacpu convert` or `quantize --override-kv`",
+    "--list-devices": "the one device is the CPU: see `pyllamacpu doctor`",
+    "--no-jinja": "prompts are always made by the file's template, or a format by name (--chat-template)",
+}
+_OTHER_COMMAND = {
+    "chat": (("-no-cnv", "--no-conversation"), "complete"),
+    "complete": (("-cnv", "--conversation"), "chat"),
+}
+_IGNORED_OF["chat"] = "-cnv --conversation"
+_IGNORED_OF["complete"] += "\n-no-cnv --no-conversation"
+
+_ATTACHED_NUMBER = re.compile(r"-[A-Za-z]-?\d+(\.\d+)?\Z")
+
+
+@dataclass(frozen=True)
+class _Foreign:
+    """An option of llama.cpp's: how many values follow, or which word may."""
+
+    n_values: int = 0
+    optional: frozenset[str] = frozenset()
+
+
+def _table(text: str) -> dict[str, _Foreign]:
+    found: dict[str, _Foreign] = {}
+    for line in filter(None, text.splitlines()):
+        names = [word for word in line.split() if word.startswith("-")]
+        values = [word for word in line.split() if not word.startswith("-")]
+        optional = frozenset("|".join(v[1:-1] for v in values if v.startswith("[")).split("|")) - {""}
+        for name in names:
+            found[name] = _Foreign(0 if optional else len(values), optional)
+    return found
+
+
+_EVERYWHERE = _table(_IGNORED)
+_PER_COMMAND = {name: _table(text) for name, text in _IGNORED_OF.items()}
+
+
+@dataclass
+class Translation:
+    """A command's arguments in our words, and the options that were left out, as they were given."""
+
+    args: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    runs: str | None = None  # the command, when it is another than the one that was typed
+
+    def note(self) -> str | None:
+        """One sentence about what was left out."""
+        if not self.ignored:
+            return None
+        verb = "has no meaning here and is" if len(self.ignored) == 1 else "have no meaning here and are"
+        other = f"this line is for `pyllamacpu {self.runs}`; " if self.runs else ""
+        return f"note: {other}{', '.join(dict.fromkeys(self.ignored))} {verb} ignored"
+
+
+def command_for(name: str, args: Sequence[str]) -> str:
+    """The command that a line means: llama-cli is `chat`, but with -no-cnv it is `complete`."""
+    options, other = _OTHER_COMMAND.get(name, ((), name))
+    return other if any(arg in options for arg in args) else name
+
+
+def translate(command: click.Command, name: str, args: Sequence[str], context: click.Context) -> Translation:
+    """Arguments that `command` understands. Raises click.UsageError for an option that neither has, and for
+    one that would change the result.
+    """
+    return _Translator(command, name, args, context).run()
+
+
+class _Translator:
+    def __init__(
+        self, command: click.Command, name: str, args: Sequence[str], context: click.Context
+    ) -> None:
+        self.context = context
+        self.own: dict[str, click.Option] = {}
+        for parameter in command.get_params(context):
+            if isinstance(parameter, click.Option):
+                self.own.update(dict.fromkeys([*parameter.opts, *parameter.secondary_opts], parameter))
+        self.foreign = _EVERYWHERE | _PER_COMMAND.get(name, {})
+        self.rest = list(args)
+        self.result = Translation()
+        self.repo: str | None = None
+        self.hub_file: str | None = None
+
+    def run(self) -> Translation:
+        while self.rest:
+            arg = self.rest.pop(0)
+            if arg == "--":
+                self.result.args += self._model()
+                self.result.args += [arg, *self.rest]
+                return self.result
+            if not arg.startswith("-") or arg == "-":
+                self.result.args.append(arg)
+            else:
+                self._option(arg)
+        self.result.args += self._model()
+        return self.result
+
+    def _model(self) -> Iterator[str]:
+        """-hf and -hff as --model."""
+        if self.hub_file is not None and self.repo is None:
+            raise click.UsageError("-hff names a file of the repository in -hf: give both", ctx=self.context)
+        if self.repo is not None:
+            repo = self.repo if "://" in self.repo or self.repo.startswith("hf.co/") else f"hf.co/{self.repo}"
+            yield from ("--model", f"{repo.partition(':')[0]}/{self.hub_file}" if self.hub_file else repo)
+
+    def _option(self, arg: str) -> None:
+        name, equals, value = arg.partition("=")
+        if name not in self.own and "_" in name and (dashed := name.replace("_", "-")) in self._known():
+            name = dashed
+        if name in self.own:
+            self._own(name, equals, value)
+        elif _ATTACHED_NUMBER.match(arg) and arg[:2] in self.own and not self.own[arg[:2]].is_flag:
+            self.result.args += [arg[:2], arg[2:]]
+        else:
+            self._not_own(arg, name, [value] if equals else [])
+
+    def _known(self) -> set[str]:
+        words = {*self.own, *self.foreign, *_RENAMED, *_REFUSED, *_ENVIRONMENT, *_REPO, *_HUB_FILE, _OFFLINE}
+        return words if "--model" in self.own else words - {*_REPO, *_HUB_FILE}
+
+    def _own(self, name: str, equals: str, value: str) -> None:
+        option = self.own[name]
+        n_values = 0 if option.is_flag or option.count else option.nargs
+        if not equals:
+            self.result.args += [name, *self._values(n_values)]
+        elif name.startswith("--") or not n_values:
+            self.result.args.append(f"{name}={value}")
+        else:
+            self.result.args += [name, value]
+
+    def _values(self, count: int) -> list[str]:
+        taken, self.rest = self.rest[:count], self.rest[count:]
+        return taken
+
+    def _value(self, name: str, given: list[str]) -> str:
+        values = given or self._values(1)
+        if not values:
+            raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.", ctx=self.context)
+        return values[0]
+
+    def _not_own(self, arg: str, name: str, given: list[str]) -> None:
+        if name in _REFUSED:
+            raise click.UsageError(f"{name} would change the result: {_REFUSED[name]}", ctx=self.context)
+        if name in _REPO and "--model" in self.own:
+            self.repo = self._value(name, given)
+        elif name in _HUB_FILE and "--model" in self.own:
+            self.hub_file = self._value(name, given)
+        elif name in _ENVIRONMENT:
+            os.environ[_ENVIRONMENT[name]] = self._value(name, given)
+        elif name == _OFFLINE:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        elif _RENAMED.get(name) in self.own:
+            self.result.args += [_RENAMED[name], self._value(name, given)]
+        elif name in self.foreign:
+            self._ignore(name, given)
+        else:
+            near = difflib.get_close_matches(name, [*self.own, *self.foreign], 2, 0.75)
+            near += [f"{arg[:2]} {arg[2:]}"] if arg[:2] in self.own and not arg.startswith("--") else []
+            raise click.NoSuchOption(name, possibilities=near, ctx=self.context)
+
+    def _ignore(self, name: str, given: list[str]) -> None:
+        foreign = self.foreign[name]
+        values = given or self._values(foreign.n_values)
+        if not values and self.rest and self.rest[0].lower() in foreign.optional:
+            values = self._values(1)
+        self.result.ignored.append(" ".join([name, *values]))
