@@ -8,30 +8,62 @@ written. `check_output` is the one place that says what an output may replace.
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, BinaryIO
 
 from pyllamacpu.errors import CheckpointError, OutputError
 
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_UNFOLLOWED = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _ATTEMPTS = 16  # at a name of its own for a new file
+_MAX_NAME = 255 - len("..xxxxxxxx.part")  # bytes of a target's name that its temporary file has too
+_MAX_PICTURE = 16 << 20  # bytes that are searched for the signature of the library
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
-class FileKind(NamedTuple):
-    """What an output is, and how such a file begins."""
+@dataclass(frozen=True)
+class FileKind:
+    """What an output is, and how such a file is recognised: only the like of it may be replaced."""
 
-    name: str
-    magic: bytes
+    name: str  # with its article
+    recognise: Callable[[Path], bool]
 
 
-GGUF_FILE = FileKind("a GGUF file", b"GGUF")
+def begins_with(*magics: bytes) -> Callable[[Path], bool]:
+    """Recognises files by their first bytes."""
+    longest = max(map(len, magics))
+    return lambda path: read_start(path, longest).startswith(magics)
+
+
+def read_start(path: Path, n_bytes: int) -> bytes:
+    """The first bytes of a file; none of one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(n_bytes)
+    except OSError:
+        return b""
+
+
+GGUF_FILE = FileKind("a GGUF file", begins_with(b"GGUF"))
+
+
+def picture_kind(suffix: str) -> FileKind:
+    """Pictures as matplotlib draws them, which signs its own: `suffix` is .png, .svg or .pdf."""
+    magic = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix.lower()]
+
+    def recognise(path: Path) -> bool:
+        content = read_start(path, _MAX_PICTURE)
+        return content.startswith(magic) and b"atplotlib" in content
+
+    return FileKind(f"a {suffix} file drawn here", recognise)
 
 
 def check_output(
@@ -48,8 +80,8 @@ def check_output(
         if not path.absolute().parent.is_dir():
             raise OutputError(path, "cannot be written: there is no such folder") from None
         status = None
-    except OSError as error:
-        raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise OutputError(path, f"cannot be written: {_reason(error)}") from error
     if any(_same_file(path, source) for source in inputs):
         raise OutputError(path, "is an input too, which is never written to; give the output another name")
     if status is None:
@@ -57,22 +89,22 @@ def check_output(
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise OutputError(path, f"is {what}; give the output another name")
-    if kind is not None and not force and status.st_size and _begin(path, len(kind.magic)) != kind.magic:
-        raise OutputError(path, f"is there already and is not {kind.name}; give the output another name")
+    if kind is not None and not force and status.st_size and not kind.recognise(path):
+        raise OutputError(
+            path,
+            f"is there already and is not {kind.name}; give the output another name, or replace that file "
+            "with --force",
+        )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _same_file(path: Path, source: Path) -> bool:
     with contextlib.suppress(OSError):
         return path.samefile(source)
     return path.resolve() == source.resolve()
-
-
-def _begin(path: Path, n_bytes: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(n_bytes)
-    except OSError:
-        return b""
 
 
 class InputFiles:
@@ -115,21 +147,22 @@ class PartialFile:
     """A file that grows beside its target: `write`, `finish`, `publish`; `discard` at any time before.
 
     A context manager that publishes when its block ends without an error. Raises OutputError when the file
-    cannot be written.
+    cannot be written. `mode`: who may read and write it, less the umask. What other killed runs left in the
+    folder is swept.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, mode: int = 0o666) -> None:
         self.target = target
         check_output(target)
-        remove_leftovers(target.parent, target.name)
-        self._path, self._file = self._create()
+        remove_leftovers(target.parent)
+        self._path, self._file = self._create(mode)
         self._finished = False
 
-    def _create(self) -> tuple[Path, BinaryIO]:
+    def _create(self, mode: int) -> tuple[Path, BinaryIO]:
         for _ in range(_ATTEMPTS):
-            path = self.target.with_name(f".{self.target.name}.{secrets.token_hex(4)}.part")
+            path = part_path(self.target)
             with self._reported(), contextlib.suppress(FileExistsError):
-                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, 0o666), "wb")
+                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, mode), "wb")
                 if _lock(file) is not False and path.exists():
                     return path, file
                 file.close()  # another process took it for a leftover just now
@@ -198,9 +231,9 @@ class PartialFile:
             raise OutputError(self.target, f"cannot be written: {error.strerror or error}") from error
 
 
-def write_whole(target: Path, data: bytes | str) -> None:
+def write_whole(target: Path, data: bytes | str, mode: int = 0o666) -> None:
     """A file of these bytes, or of a text in UTF-8. Raises OutputError when it cannot be written."""
-    with PartialFile(target) as part:
+    with PartialFile(target, mode) as part:
         part.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
@@ -212,15 +245,25 @@ def publish_all(parts: Sequence[PartialFile]) -> None:
         part.publish()
 
 
-def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what killed runs left of the target `name`, or of all targets, in `folder`: the files that no
-    process has locked.
-    """
-    pattern = f".{glob.escape(name)}.????????.part" if name is not None else ".*.part"
-    for path in folder.glob(pattern):
-        with contextlib.suppress(OSError), open(path, "r+b") as file:
-            if _lock(file) or os.name == "nt":  # which keeps open files from being removed
-                path.unlink()
+def part_path(target: Path) -> Path:
+    """A name beside `target` that nobody can foresee, and that is not too long where the target's is not."""
+    name = os.fsdecode(os.fsencode(target.name)[:_MAX_NAME])
+    return target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+
+
+def remove_leftovers(folder: Path, named: re.Pattern[str] = _LEFTOVER) -> None:
+    """Removes what killed runs left in `folder`: our temporary files that no process has locked."""
+    with contextlib.suppress(OSError):
+        with os.scandir(folder) as entries:
+            found = [folder / entry.name for entry in entries if named.fullmatch(entry.name)]
+        for path in found:
+            _remove_leftover(path)
+
+
+def _remove_leftover(path: Path) -> None:
+    with contextlib.suppress(OSError), os.fdopen(os.open(path, _UNFOLLOWED), "r+b") as file:
+        if _lock(file) or os.name == "nt":  # which keeps open files from being removed
+            path.unlink()
 
 
 @contextlib.contextmanager

@@ -91,8 +91,11 @@ def test_sql_is_run_by_sqlite(model: str, run: Run) -> None:
 
 def test_output_err_and_output_file(model: str, run: Run, tmp_path: Path) -> None:
     target = tmp_path / "results.json"
-    target.write_text("old")
-    result = run("bench", "-m", model, *SMALL, "-o", "json", "-oe", "csv", "--output-file", str(target))
+    target.write_text("a diary")
+    args = ("bench", "-m", model, *SMALL, "-o", "json", "-oe", "csv", "--output-file", str(target))
+    result = run(*args)
+    assert result.code == 1 and "is not a file of results" in result.err and target.read_text() == "a diary"
+    result = run(*args, "--force")
     assert target.read_text() == result.out
     assert len(json.loads(result.out)) == 2
     assert len(list(csv.DictReader(io.StringIO(result.err)))) == 2

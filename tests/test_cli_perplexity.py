@@ -182,8 +182,10 @@ def test_copies_formats_and_merging(folder: Path, run: Run, tmp_path: Path) -> N
     again = run("imatrix", "--in-file", str(dat), "--in-file", str(dat), "-c", "64", "-o", str(both))
     assert again.code == 0
     assert read_imatrix(both).chunk_count == 10
-    more = run("imatrix", *text(folder), "--chunks", "1", "--in-file", str(both), "-o", str(both))
-    assert more.code == 0 and read_imatrix(both).chunk_count == 11
+    more = ["imatrix", *text(folder), "--chunks", "1", "--in-file", str(both), "-o"]
+    assert run(*more, str(both)).code == 1 and read_imatrix(both).chunk_count == 10
+    assert run(*more, str(tmp_path / "more.gguf")).code == 0
+    assert read_imatrix(tmp_path / "more.gguf").chunk_count == 11
 
 
 def test_the_first_windows_can_be_left_out(folder: Path, run: Run, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_the_first_windows_can_be_left_out(folder: Path, run: Run, tmp_path: Pat
 
 def test_nothing_is_left_of_a_run_that_fails(folder: Path, run: Run, tmp_path: Path) -> None:
     result = run("imatrix", *text(folder), "-o", str(tmp_path / "no" / "i.gguf"))
-    assert result.code == 1 and "no folder of that name" in result.err
+    assert result.code == 1 and "there is no such folder" in result.err
     result = run("imatrix", *text(folder)[:4], "-c", "300", "-o", str(tmp_path / "i.gguf"))
     assert result.code == 1 and "trained with 256" in result.err
     damaged = tmp_path / "damaged.gguf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyllamacpu.files import (
     PartialFile,
     check_output,
     kept,
+    picture_kind,
     publish_all,
     remove_leftovers,
     write_whole,
@@ -123,13 +125,17 @@ def test_leftovers_of_killed_processes_go_and_running_ones_stay(tmp_path: Path) 
     living, dead = start_writer(tmp_path / "a"), start_writer(tmp_path / "b")
     dead.kill()
     dead.communicate()
-    (tmp_path / ".old.123.part").write_bytes(b"of an earlier version")
+    (tmp_path / ".old.123.part").write_bytes(b"not as ours are named")
     (tmp_path / "user.part").write_bytes(b"not ours")
-    assert len(names(tmp_path)) == 4
-    remove_leftovers(tmp_path, "b")
-    assert len(names(tmp_path)) == 3
-    remove_leftovers(tmp_path)
-    assert len(names(tmp_path)) == 2 and "user.part" in names(tmp_path)
+    (tmp_path / ".link.01234567.part").symlink_to(tmp_path / "user.part")
+    os.mkfifo(tmp_path / ".pipe.01234567.part")
+    assert len(names(tmp_path)) == 6
+    with PartialFile(tmp_path / "c") as part:  # whatever is written next in the folder sweeps it
+        part.write(b"mine")
+        assert len(names(tmp_path)) == 6 and not list(tmp_path.glob(".b.*.part"))
+    for name in ("c", ".old.123.part", ".link.01234567.part", ".pipe.01234567.part"):
+        (tmp_path / name).unlink()
+    assert (tmp_path / "user.part").read_bytes() == b"not ours"
     with PartialFile(tmp_path / "a") as part:
         part.write(b"mine")
     assert (tmp_path / "a").read_bytes() == b"mine"
@@ -165,6 +171,42 @@ def test_inputs_that_changed(tmp_path: Path) -> None:
         change()
         with pytest.raises(CheckpointError, match="has changed"):
             inputs.check()
+
+
+def test_a_long_name_that_the_system_takes_is_taken(tmp_path: Path) -> None:
+    for name in ("n" * 255, "ä" * 127):
+        write_whole(tmp_path / name, b"whole")
+        assert names(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"whole"
+        (tmp_path / name).unlink()
+    for bad in ("n" * 256, "a\0b"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_whole(tmp_path / bad, b"")
+
+
+def test_a_mode_for_what_is_private(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    (tmp_path / "x").chmod(0o644)
+    write_whole(tmp_path / "x", b"secret", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o600
+
+
+def test_pictures_of_matplotlib_only(tmp_path: Path) -> None:
+    kind = picture_kind(".png")
+    (tmp_path / "ours").write_bytes(b"\x89PNG....Software Matplotlib version3")
+    (tmp_path / "photo").write_bytes(b"\x89PNG....Software A camera")
+    check_output(tmp_path / "ours", kind=kind)
+    with pytest.raises(OutputError, match=r"is not a \.png file drawn here"):
+        check_output(tmp_path / "photo", kind=kind)
+
+
+def test_a_file_system_that_ignores_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system says what is the same file, not the spelling of a name."""
+    (tmp_path / "model").write_bytes(b"GGUF")
+    (tmp_path / "MODEL").symlink_to("model")  # as good as such a system
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("MODEL"), Path("..") / tmp_path.name / "MODEL", tmp_path / "MODEL"):
+        with pytest.raises(OutputError, match="is an input too"):
+            check_output(path, [Path("model")], force=True)
 
 
 @pytest.mark.parametrize("kind", [None, GGUF_FILE])

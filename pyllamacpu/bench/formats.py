@@ -8,14 +8,23 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pyllamacpu.bench.result import Result, Share
+from pyllamacpu.files import FileKind, read_start
 
 FORMATS = ("md", "csv", "json", "jsonl", "sql")
 _LISTS = ("samples_ns", "samples_ts")  # too long for columns
 _UNITS = {"read": "B/s", "int8": "op/s int8", "fp32": "op/s fp32"}
+
+_RESULTS = re.compile(
+    rb"CREATE TABLE IF NOT EXISTS llama_b|(?:build_commit|n_kv_max)[,\"]|\[\]\n|"
+    rb"[\[\n ]*\{\s*\"(?:build_commit|n_kv_max)\"|\| *(?:model|PP) .*\|\n\| *[-:]"
+)
+RESULTS_FILE = FileKind("a file of results", lambda path: _RESULTS.match(read_start(path, 4096)) is not None)
+"""What is written here, and what llama-bench and llama-batched-bench write, in any of FORMATS."""
 
 Column = tuple[str, bool, Callable[[Any], str]]  # title, to the right, cell
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import write_whole
+from pyllamacpu.files import check_output, picture_kind, write_whole
 
 # What can lie along the x axis, in order of preference: key, and its title.
 _AXES = (
@@ -21,12 +21,13 @@ _AXES = (
 Point = tuple[float, float, float]  # x, tokens/s, standard deviation
 
 
-def check_path(path: Path) -> None:
-    """Raises OptionError when `path` cannot be a picture's."""
+def check_path(path: Path, inputs: Sequence[Path] = (), force: bool = False) -> None:
+    """Raises OptionError when `path` cannot be a picture's, OutputError when it must not be written to."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise OptionError(f"--plot {path}: the name must end in .png, .svg or .pdf")
     if not path.absolute().parent.is_dir():
         raise OptionError(f"--plot {path}: there is no folder {path.absolute().parent}")
+    check_output(path, inputs, picture_kind(path.suffix), force)
 
 
 def check_library() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyllamacpu.cli.options import CACHE_TYPES, options
+from pyllamacpu.cli.options import CACHE_TYPES, force_option, options
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
 from pyllamacpu.progress import clear_line, count_bar, is_terminal
@@ -97,6 +97,7 @@ _OUTPUT = options(
         type=click.Path(path_type=Path, dir_okay=False),
         help="Draw tokens/s to this .png, .svg or .pdf.",
     ),
+    force_option,
     click.option(
         "--profile", is_flag=True, help="Time per op of the plan, with bytes and operations, after each test."
     ),
@@ -130,14 +131,16 @@ def bench(**given: Any) -> None:
     from pyllamacpu.bench.plot import check_library
 
     try:
-        _check_files(given)
         if given["batched"]:
             batched = _batched_options(given)
             check(batched)
+            models: Sequence[Path] = [batched.setup.model]
         else:
             _refuse_batched(given)
             plain = _bench_options(given)
             cases(plain)
+            models = plain.models
+        _check_files(given, models)
     except OptionError as error:
         raise click.UsageError(str(error)) from error
     if given["plot"]:
@@ -149,13 +152,22 @@ def bench(**given: Any) -> None:
         _run(plain, given)
 
 
-def _check_files(given: dict[str, Any]) -> None:
+def _check_files(given: dict[str, Any], models: Sequence[Path]) -> None:
+    """Raises OptionError, OutputError when a file must not be written: before the work."""
+    from pyllamacpu.bench.formats import RESULTS_FILE
     from pyllamacpu.bench.plot import check_path
+    from pyllamacpu.files import check_output
+    from pyllamacpu.store import model_files
 
+    inputs = [file for model in models for file in model_files(model)]
     if given["plot"]:
-        check_path(given["plot"])
-    if given["output_file"] and not given["output_file"].absolute().parent.is_dir():
-        raise OptionError(f"--output-file {given['output_file']}: there is no folder of that name")
+        check_path(given["plot"], inputs, given["force"])
+    if given["output_file"]:
+        if not given["output_file"].absolute().parent.is_dir():
+            raise OptionError(f"--output-file {given['output_file']}: there is no folder of that name")
+        check_output(given["output_file"], inputs, RESULTS_FILE, given["force"])
+    if given["plot"] and given["output_file"] and given["plot"].resolve() == given["output_file"].resolve():
+        raise OptionError("--plot and --output-file are the same file")
 
 
 def _bench_options(given: dict[str, Any]) -> BenchOptions:

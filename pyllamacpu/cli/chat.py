@@ -11,6 +11,7 @@ import click
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
+    input_files,
     model_options,
     prompt_options,
     read_text,
@@ -73,7 +74,9 @@ def _own_sampling(choice: ModelChoice, parameters: dict[str, Any], interactive: 
 
 
 def _system_prompt(parameters: dict[str, Any]) -> str | None:
-    """The system prompt of -sys or -sysf."""
+    """The system prompt of -sys or -sysf. Raises click.UsageError for both."""
+    if parameters["system_prompt"] is not None and parameters["system_prompt_file"] is not None:
+        raise click.UsageError("-sys and -sysf are two ways to give the system prompt; give one")
     if (file := parameters["system_prompt_file"]) is not None:
         return read_text(file).removesuffix("\n")
     if (text := parameters["system_prompt"]) is None:
@@ -128,7 +131,17 @@ def _session(
         system=system,
         max_tokens=None if limit < 0 else limit,
         stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),
+        inputs=_inputs(engine.llm.model_path, choice, parameters),
     )
+
+
+def _inputs(model_path: str, choice: ModelChoice, parameters: dict[str, Any]) -> list[Path]:
+    """What this chat reads, which /save does not write over."""
+    from pyllamacpu.store import model_files
+
+    template = Path(choice.chat_template) if choice.chat_template else None
+    files = input_files(parameters["file"], parameters["system_prompt_file"], template)
+    return [*model_files(Path(model_path)), *files]
 
 
 def _converse(session: ChatSession, message: str | None) -> int:

@@ -21,7 +21,7 @@ HELP = """\
 /undo              forget the last message and its answer
 /set               the settings; /set temp 0.5 changes one
 /system [TEXT]     show or change the system prompt; /system none removes it
-/save FILE         write the conversation as JSON
+/save FILE         write the conversation as JSON (--force FILE: over any file)
 /load FILE         go on with a saved conversation
 /stats             tokens, speed and how full the context is
 /bye               leave (Ctrl-D too)
@@ -98,8 +98,9 @@ def _system(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Rep
 
 
 def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
-    path = _path(rest, "/save")
-    session.save(path)
+    words = rest.removeprefix("--force ")
+    path = _path(words.strip(), "/save")
+    session.save(path, force=words != rest)
     return Reply(f"saved {len(session.turns)} turns to {path}")
 
 

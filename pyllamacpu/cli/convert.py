@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.options import force_option
 from pyllamacpu.progress import byte_bar, notify
 from pyllamacpu.units import decimal_bytes, parse_bytes
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     "--drop-extra-tokens", is_flag=True, help="Leave out added tokens that the model has no rows for."
 )
 @click.option("--ignore-config", multiple=True, metavar="KEY", help="A config key that changes nothing.")
+@force_option
 @click.option("--threads", "-t", type=click.IntRange(min=1), metavar="N", help="Threads. [all]")
 def convert(source: Path, dry_run: bool, **given: Any) -> None:
     """Make a GGUF file of a checkpoint, without torch and without holding it in memory.
@@ -108,6 +110,7 @@ def _options(**given: Any) -> ConvertOptions:
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),
         base=given["base"],
+        force=given["force"],
         threads=given["threads"],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from pyllamacpu.cli.evaluation import (
     tokenizer_of,
     window_bos,
 )
-from pyllamacpu.cli.options import options, read_bytes
+from pyllamacpu.cli.options import force_option, input_files, options, read_bytes
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import progress_line
 
@@ -76,6 +77,7 @@ _COLLECTING = options(
         show_default=True,
         help="Keep a copy (FILE.at_N) after so many windows; 0 is none.",
     ),
+    force_option,
 )
 
 
@@ -90,29 +92,42 @@ def imatrix(**given: Any) -> None:
     -f the files of --in-file are only merged.
     """
     from pyllamacpu.quantize.imatrix import read_imatrix
+    from pyllamacpu.store import resolve_model
 
-    if not given["target"].absolute().parent.is_dir():
-        raise OptionError(f"-o {given['target']}: there is no folder of that name")
+    model = None if given["file"] is None else resolve_model(given["model"])
+    _check_outputs(given, model)
     if given["output_format"] == "gguf" and given["target"].suffix != ".gguf":
         click.echo(
             f"warning: {given['target']} is written as GGUF (--output-format dat is the other)", err=True
         )
     known = [read_imatrix(path) for path in given["in_files"]]
-    if given["file"] is None:
+    if model is None:
         if not known:
             raise OptionError("there is no text: give one with -f FILE, or files to merge with --in-file")
         _save(given, known, given["target"])
         return
-    _collect(given, known)
+    _collect(given, model, known)
 
 
-def _collect(given: dict[str, Any], known: list[Imatrix]) -> None:
+def _check_outputs(given: dict[str, Any], model: Path | None) -> None:
+    """Raises OutputError when the file, or a copy of it that is there, must not be written."""
+    from pyllamacpu.files import check_output
+    from pyllamacpu.quantize.imatrix import IMATRIX_FILE
+    from pyllamacpu.store import model_files
+
+    target: Path = given["target"]
+    copies = target.parent.glob(f"{glob.escape(target.name)}.at_*") if given["save_frequency"] else ()
+    inputs = [*given["in_files"], *input_files(given["file"]), *(model_files(model) if model else ())]
+    for path in (target, *copies):
+        check_output(path, inputs, IMATRIX_FILE, given["force"])
+
+
+def _collect(given: dict[str, Any], model: Path, known: list[Imatrix]) -> None:
     from pyllamacpu.quantize.collect import Collector
-    from pyllamacpu.store import resolve_model
 
     content = read_bytes(given["file"])
     collector = Collector(
-        resolve_model(given["model"]),
+        model,
         process_output=given["process_output"],
         **engine_options(given, given["ctx_size"]),
     )
@@ -166,6 +181,6 @@ def _save(given: dict[str, Any], parts: list[Imatrix], target: Path, say: bool =
     from pyllamacpu.quantize.imatrix import write_imatrix
 
     result = merged(parts, given["ctx_size"])
-    write_imatrix(target, result, legacy=given["output_format"] == "dat")
+    write_imatrix(target, result, legacy=given["output_format"] == "dat", force=given["force"])
     if say:
         click.echo(f"{target}: {len(result.entries)} weights, {result.chunk_count} windows", err=True)

@@ -74,6 +74,8 @@ template_options = options(
     ),
 )
 
+force_option = click.option("--force", is_flag=True, help="Also replace a file of another kind.")
+
 prompt_options = options(
     click.option("-p", "--prompt", help="The prompt."),
     click.option(
@@ -280,6 +282,11 @@ def unescape_bytes(text: bytes) -> bytes:
 def unescape(text: str) -> str:
     """`unescape_bytes` for text. Raises OptionError when the bytes are no UTF-8."""
     return decode(unescape_bytes(text.encode("utf-8", "surrogateescape")), "a text given as an option")
+
+
+def input_files(*paths: Path | None) -> list[Path]:
+    """Those of the paths given as options that are files, not stdin: outputs must not replace them."""
+    return [path for path in paths if path is not None and str(path) != "-"]
 
 
 def read_bytes(path: Path) -> bytes:

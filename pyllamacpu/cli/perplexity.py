@@ -19,7 +19,7 @@ from pyllamacpu.cli.evaluation import (
     tokenizer_of,
     window_bos,
 )
-from pyllamacpu.cli.options import options, read_bytes
+from pyllamacpu.cli.options import force_option, input_files, options, read_bytes
 from pyllamacpu.progress import progress_line
 from pyllamacpu.units import duration
 
@@ -51,6 +51,7 @@ _DIVERGENCE = options(
         type=click.Path(path_type=Path, dir_okay=False),
         help="A file of the base model's logits: written without --kl-divergence, read with it.",
     ),
+    force_option,
 )
 _TASKS = options(
     click.option("--hellaswag", is_flag=True, help="HellaSwag score over the tasks in -f."),
@@ -126,6 +127,7 @@ def _measure(given: dict[str, Any]) -> None:
 
     stride = given["ppl_stride"]
     width = strided_width(given["ctx_size"], stride) if stride else given["ctx_size"]
+    _check_output(given)
     content = read_bytes(required(given["file"]))
     engine = open_engine(given["model"], given, width)
     cut = _windows(engine, content, given)
@@ -143,7 +145,7 @@ def _measure(given: dict[str, Any]) -> None:
                 show(f"perplexity {ppl:.4f}", done, total)
 
         if given["logits_file"]:
-            result = save_logits(given["logits_file"], engine, cut, on_window)
+            result = save_logits(given["logits_file"], engine, cut, on_window, given["force"])
         else:
             result = perplexity(engine, cut, on_window=on_window)
     if text:
@@ -151,6 +153,17 @@ def _measure(given: dict[str, Any]) -> None:
         _say_speed(result.n_tokens, result.seconds)
     else:
         _print_json(engine, result.row() | {"stride": stride})
+
+
+def _check_output(given: dict[str, Any]) -> None:
+    """Raises OutputError when the file of logits must not be written: before the work."""
+    from pyllamacpu.evaluate.logits_file import LOGITS_FILE
+    from pyllamacpu.files import check_output
+    from pyllamacpu.store import model_files, resolve_model
+
+    if given["logits_file"]:
+        inputs = [*model_files(resolve_model(given["model"])), *input_files(given["file"])]
+        check_output(given["logits_file"], inputs, LOGITS_FILE, given["force"])
 
 
 def _windows(engine: Engine, content: bytes, given: dict[str, Any]) -> Windows:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import options
+from pyllamacpu.cli.options import force_option, options
 from pyllamacpu.errors import OptionError
+from pyllamacpu.progress import is_terminal
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.types import TensorType
@@ -99,6 +101,7 @@ _TARGET = options(
 )
 _RUN = options(
     click.option("--dry-run", is_flag=True, help="Show types and sizes, write nothing."),
+    force_option,
     click.option("-v", "--verbose", is_flag=True, help="A line per tensor, on terminals too."),
 )
 
@@ -122,8 +125,9 @@ def quantize(**given: Any) -> None:
     writes itself or the one of -f.
     """
     from pyllamacpu.cli.quantize_output import show_plan, write_plan
-    from pyllamacpu.cli.quantize_target import run_target, target_of
+    from pyllamacpu.cli.quantize_target import read_beside, run_target, target_of
     from pyllamacpu.gguf.reader import GGUFFile
+    from pyllamacpu.quantize.driver import quantized_output
     from pyllamacpu.quantize.plan import make_plan
 
     try:
@@ -140,12 +144,15 @@ def quantize(**given: Any) -> None:
             run_target(file, out, settings, target, given, threads)
             return
         plan = make_plan(file, settings)
+        if not given["dry_run"]:
+            quantized_output(plan, out, read_beside(given), given["force"]).check_paths()
         for note in plan.notes:
             click.echo(f"note: {note}", err=True)
         if given["dry_run"]:
             show_plan(plan)
         else:
-            write_plan(plan, out, threads, given["verbose"])
+            lines = given["verbose"] or not is_terminal(sys.stderr)
+            write_plan(plan, out, threads, lines, read_beside(given), given["force"])
 
 
 def _arguments(words: tuple[str, ...], given: dict[str, Any]) -> tuple[Path, Path, FileType, int | None]:

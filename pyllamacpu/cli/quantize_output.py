@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,17 +43,21 @@ def _sizes(plan: QuantizePlan) -> None:
 
 
 def write_plan(
-    plan: QuantizePlan, out: Path, threads: int | None, verbose: bool, lines: bool | None = None
+    plan: QuantizePlan,
+    out: Path,
+    threads: int | None,
+    lines: bool,
+    protected: Sequence[Path] = (),
+    force: bool = False,
 ) -> None:
-    """Writes the output, showing progress; `lines`: one per tensor, without it where there is no terminal."""
+    """Writes the output, showing progress; `lines`: one per tensor."""
     from pyllamacpu.quantize.driver import quantized_output, run
 
     terminal = is_terminal(sys.stderr)
-    wanted = (verbose or not terminal) if lines is None else lines
     began = time.monotonic()
     with byte_bar(plan.n_bytes) if terminal else contextlib.nullcontext() as bar:
-        for progress in run(plan, out, threads):
-            if progress.ended and wanted:
+        for progress in run(plan, out, threads, protected, force):
+            if progress.ended and lines:
                 click.echo(_line(plan, progress.index))
             if bar:
                 bar(progress.done, progress.tensor.name)

@@ -60,6 +60,7 @@ def run_target(
         runnable,
     )
 
+    _check_outputs(file, out, given)
     room = budget(file, target)
     check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())
@@ -71,9 +72,31 @@ def run_target(
             engine.close()
     chosen = choose(measured, room, settings.types)
     plan = chosen_plan(file, settings, chosen)
-    write_plan(plan, out, threads, given["verbose"], lines=given["verbose"])
+    write_plan(plan, out, threads, given["verbose"], read_beside(given), given["force"])
     found = check(out, measured.base)
     _tell(Report(str(file.paths[0]), str(out), out.stat().st_size, text, chosen, measured, found), given)
+
+
+def read_beside(given: dict[str, Any]) -> list[Path]:
+    """What is read beside the model: never written to."""
+    names = [given["imatrix"], given["file"], *given["tensor_type_file"]]
+    return [Path(name) for name in names if name]
+
+
+def _check_outputs(file: GGUFFile, out: Path, given: dict[str, Any]) -> None:
+    """Raises OutputError when the model or its report must not be written: before the work."""
+    from pyllamacpu.files import check_output
+    from pyllamacpu.gguf.file_kinds import MODEL, gguf_kind
+    from pyllamacpu.quantize.report import check_reports
+
+    inputs = [*file.paths, *read_beside(given)]
+    check_output(out, inputs, gguf_kind(MODEL), given["force"])
+    if given["report"]:
+        check_reports(_report_stem(out), inputs, given["force"])
+
+
+def _report_stem(out: Path) -> Path:
+    return out.with_name(out.name.removesuffix(".gguf") + "-report")
 
 
 def _measure(
@@ -120,8 +143,7 @@ def _tell(report: Report, given: dict[str, Any]) -> None:
     click.echo(f"same top    {100 * found.same_top_share.value:.2f} %")
     click.echo(f"perplexity  {found.ppl.value:.4f}, {ratio.value:.4f} times the original's")
     if given["report"]:
-        out = Path(report.output)
-        paths = write(report, out.with_name(out.name.removesuffix(".gguf") + "-report"))
+        paths = write(report, _report_stem(Path(report.output)))
         click.echo(f"report      {', '.join(str(path) for path in paths)}")
         if len(paths) < 3:
             click.echo("note: no picture was drawn: pip install 'pyllamacpu[plot]'", err=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.files import FileKind, check_output, write_whole
 
 OnPrompt = Callable[[int, int], None]
 """Called with the prompt tokens read so far, and all of them."""
 
+_MAX_SAVED = 1 << 28  # bytes of a saved conversation
 _ROOM_FOR_ANSWER = 8  # an answer gets at least 1/8 of the context, or turns are dropped
 _ROOM_AFTER_DROP = 4  # and when turns are dropped, 1/4 is made free, so that it is not needed again at once
 
@@ -143,8 +145,10 @@ class ChatSession:
         system: str | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        inputs: Sequence[Path] = (),
     ) -> None:
         self.engine = engine
+        self.inputs = tuple(inputs)  # files that are never written to
         self.options = options  # SamplingOptions
         self.system = system or None
         self.max_tokens = max_tokens
@@ -273,12 +277,14 @@ class ChatSession:
         """Tokens that the conversation takes now."""
         return len(self.engine.render(self.messages())) if self.turns or self.system else 0
 
-    def save(self, path: Path) -> None:
-        """Write the conversation as JSON, whole or not at all. Raises OutputError."""
-        from pyllamacpu.files import write_whole
+    def save(self, path: Path, force: bool = False) -> None:
+        """Write the conversation as JSON, whole or not at all, for its owner only. Raises OutputError.
 
+        Only a saved conversation is replaced, unless `force`; a file that this chat reads never is.
+        """
+        check_output(path, self.inputs, SAVED_CHAT, force)
         content = json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n"
-        write_whole(path, content.encode("utf-8", "replace"))
+        write_whole(path, content.encode("utf-8", "replace"), mode=0o600)
 
     def load(self, path: Path) -> None:
         """Replace the conversation by a saved one; a list of messages as the HTTP API takes it is read too.
@@ -292,6 +298,20 @@ class ChatSession:
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{path} is no saved conversation: {error}") from error
         self.system, self.turns = _conversation(content, path)
+
+
+def is_saved_chat(path: Path) -> bool:
+    """Whether a file is a conversation that `load` takes."""
+    try:
+        if path.stat().st_size > _MAX_SAVED:
+            return False
+        _conversation(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)
 
 
 def _conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:

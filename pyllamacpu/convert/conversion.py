@@ -9,7 +9,7 @@ from pathlib import Path
 from pyllamacpu.convert.metadata_edits import MetadataEdits
 from pyllamacpu.convert.target_path import target_path
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import InputFiles
+from pyllamacpu.files import GGUF_FILE, InputFiles
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.weights.output import ModelOutput, Progress, SplitLimits, divide, part_paths
 from pyllamacpu.weights.stream import OutputTensor
@@ -30,6 +30,7 @@ class ConvertOptions:
     drop_extra_tokens: bool = False
     ignored_config: frozenset[str] = frozenset()
     base: Path | None = None
+    force: bool = False  # replace files of another kind
     threads: int | None = None
 
 
@@ -68,6 +69,20 @@ def build_conversion(
     parts = divide(tensors, options.limits)
     if not any(parts) and not any(name.startswith("tokenizer.") for name in values):
         raise OptionError(f"{source}: there is nothing to write")
-    output = ModelOutput(part_paths(path, len(parts)), keys, parts, InputFiles(inputs))
+    paths, protected = part_paths(path, len(parts)), _protected(source, options)
+    output = ModelOutput(paths, keys, parts, InputFiles(inputs), protected, options.force)
     output.check_paths()
     return Conversion(output, type_name, notes, options.threads)
+
+
+def _protected(source: Path, options: ConvertOptions) -> list[Path]:
+    """All that may be read beside the weights: what is in the folders of the source and of the base, but for
+    GGUF files, which are earlier results.
+    """
+    if GGUF_FILE.recognise(source):
+        return []
+    folders = [folder for folder in (source, options.base) if folder and folder.is_dir()]
+    beside = [path for folder in folders for path in folder.iterdir()]
+    if source.is_file():
+        beside += [path for path in source.parent.iterdir() if path.suffix in (".json", ".model", ".jinja")]
+    return [path for path in beside if path.is_file() and not GGUF_FILE.recognise(path)]

@@ -27,18 +27,24 @@ from pyllamacpu.evaluate.perplexity import Progress as OnWindow
 from pyllamacpu.evaluate.rows import Doubles, Floats
 from pyllamacpu.evaluate.statistics import mean
 from pyllamacpu.evaluate.windows import Block, Steps, Windows, blocks, windows
-from pyllamacpu.files import PartialFile
+from pyllamacpu.files import FileKind, PartialFile, begins_with, check_output
 
 MAGIC = b"_logits_"
 DEPTH = 16.0  # nats below the largest logit that are kept apart
 _HEADER = struct.Struct("<8sIii")
 
 
-def save_logits(path: Path, engine: Engine, cut: Windows, on_window: OnWindow | None = None) -> Perplexity:
+LOGITS_FILE = FileKind("a file of logits", begins_with(MAGIC))
+
+
+def save_logits(
+    path: Path, engine: Engine, cut: Windows, on_window: OnWindow | None = None, force: bool = False
+) -> Perplexity:
     """Writes the model's logits on the windows to `path`, whole or not at all; returns its perplexity.
 
-    Raises OutputError when the file cannot be written.
+    Raises OutputError when the file cannot be written, is the model, or (unless `force`) of another kind.
     """
+    check_output(path, engine.file.paths, LOGITS_FILE, force)
     start = time.perf_counter()
     nll: Doubles = np.empty(cut.targets.shape, np.float64)
     steps = Steps(1, engine.n_batch, Steps.of(cut, engine).scored_places)  # rows in the file's order

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
-from pyllamacpu.files import write_whole
+from pyllamacpu.files import FileKind, check_output, read_start, write_whole
+from pyllamacpu.gguf.file_kinds import IMATRIX, stored_kind
+from pyllamacpu.gguf.metadata import MAX_ENTRIES
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.gguf.values import MAGIC, ValueType
+from pyllamacpu.gguf.values import MAGIC, MAX_NAME, ValueType
 from pyllamacpu.gguf.writer import GGUFWriter
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -91,11 +93,30 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     return imatrix
 
 
-def write_imatrix(path: str | os.PathLike[str], imatrix: Imatrix, *, legacy: bool = False) -> None:
-    """Writes the file whole or not at all; as GGUF, or with `legacy` as `.dat`.
+def is_imatrix(path: Path) -> bool:
+    """Whether a file looks like an importance matrix, of either format; it is not read whole for that."""
+    if stored_kind(path) is not None:
+        return stored_kind(path) == IMATRIX
+    start = read_start(path, 8 + MAX_NAME)
+    if len(start) < 8:
+        return False
+    n_entries, length = struct.unpack_from("<ii", start)
+    name = start[8 : 8 + max(length, 0)]
+    return 0 < n_entries < MAX_ENTRIES and 0 < length == len(name) and name.isascii() and b"." in name
+
+
+IMATRIX_FILE = FileKind("an importance matrix", is_imatrix)
+
+
+def write_imatrix(
+    path: str | os.PathLike[str], imatrix: Imatrix, *, legacy: bool = False, force: bool = False
+) -> None:
+    """Writes the file whole or not at all; as GGUF, or with `legacy` as `.dat`. Only an importance matrix is
+    replaced, unless `force`.
 
     `.dat` wants a chunk_size. Raises OutputError when it cannot be written.
     """
+    check_output(Path(path), kind=IMATRIX_FILE, force=force)
     if legacy:
         write_whole(Path(path), _pack_legacy(path, imatrix))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.evaluate import Divergence
+from pyllamacpu.files import FileKind, begins_with, check_output, picture_kind, read_start, write_whole
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.quantize.allocate import Candidate
 from pyllamacpu.quantize.recipes import layer_of
@@ -98,6 +100,11 @@ def by_kind(report: Report) -> list[list[str]]:
     return table
 
 
+_KINDS = (
+    FileKind("a report", lambda path: b"\nMade of " in read_start(path, 4096)),
+    FileKind("a report", begins_with(b'{\n "source": ')),
+    picture_kind(".png"),
+)
 KIND_HEAD = ("tensors", "types", "MiB", "bits", "predicted KLD")
 
 
@@ -139,13 +146,22 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def check_reports(stem: Path, inputs: Sequence[Path], force: bool) -> None:
+    """Raises OutputError when a file of the report must not be written."""
+    for kind, path in zip(_KINDS, _paths(stem), strict=True):
+        check_output(path, inputs, kind, force)
+
+
 def write(report: Report, stem: Path) -> list[Path]:
     """STEM.md and STEM.json, and STEM.png where matplotlib is installed; the files written."""
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".md", ".json")]
-    paths[0].write_text(as_markdown(report), encoding="utf-8")
-    paths[1].write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    picture = stem.with_name(stem.name + ".png")
-    return [*paths, picture] if _draw(report, picture) else paths
+    text, data, picture = _paths(stem)
+    write_whole(text, as_markdown(report))
+    write_whole(data, json.dumps(as_json(report), indent=1) + "\n")
+    return [text, data, picture] if _draw(report, picture) else [text, data]
+
+
+def _paths(stem: Path) -> list[Path]:
+    return [stem.with_name(stem.name + suffix) for suffix in (".md", ".json", ".png")]
 
 
 def _draw(report: Report, path: Path) -> bool:
@@ -170,5 +186,7 @@ def _draw(report: Report, path: Path) -> bool:
         right.plot(*zip(*sorted(items), strict=True), drawstyle="steps-mid", label=kind)
     right.set(xlabel="layer", ylabel="bits per weight")
     right.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    write_whole(path, image.getvalue())
     return True

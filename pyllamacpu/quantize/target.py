@@ -6,7 +6,6 @@ all types (sensitivity.py), the divergence per error of each tensor, and a knaps
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError
 from pyllamacpu.evaluate import Divergence, Recorded, Windows, divergence_from, record
-from pyllamacpu.files import kept
+from pyllamacpu.files import kept, part_path
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
@@ -115,7 +114,7 @@ def runnable(file: GGUFFile, out: Path) -> Iterator[GGUFFile]:
         with GGUFFile.open(file.paths[0]) as again:
             yield again
         return
-    path = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    path = part_path(out)
     plan = make_plan(file, Settings(parse_file_type("Q8_0"), allow_requantize=True))
     for _ in run(plan, path):
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyllamacpu.store.resolve import StoredModel, list_models, resolve_model
+from pyllamacpu.store.resolve import StoredModel, list_models, model_files, resolve_model
 from pyllamacpu.store.starter import starter_path
 
-__all__ = ["StoredModel", "list_models", "resolve_model", "starter_path"]
+__all__ = ["StoredModel", "list_models", "model_files", "resolve_model", "starter_path"]

@@ -52,13 +52,13 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
 
 def list_models() -> list[StoredModel]:
     """All models in the store and in the hub's cache, by name."""
-    stored = [_entry(_store_name(path), _parts(path)) for path in _store_files()]
+    stored = [_entry(_store_name(path), model_files(path)) for path in _store_files()]
     cached = [_entry(str(reference), parts) for reference, parts in cached_models()]
     return sorted((entry for entry in stored + cached if entry), key=lambda entry: entry.name.lower())
 
 
-def _parts(path: Path) -> list[Path]:
-    """All files of the model whose first file is `path`."""
+def model_files(path: Path) -> list[Path]:
+    """All files of the model that `path` is a file of."""
     return [path.with_name(part) for part in part_names(path.name)]
 
 

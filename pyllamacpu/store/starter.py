@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pyllamacpu.progress import OnBytes, byte_bar, notify
 from pyllamacpu.store.files import exclusive, install_stream
 from pyllamacpu.store.paths import models_dir
 
+_LEFTOVER = re.compile(r"\..+\.part")  # in the store also those of earlier versions
 _POLL = 0.1  # seconds between two looks at the running download
 
 
@@ -128,7 +130,7 @@ def _fetch(starter: Starter, target: Path) -> Path:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed download left behind."""
-    remove_leftovers(folder)
+    remove_leftovers(folder, _LEFTOVER)
     for work in folder.glob(".download-*"):
         shutil.rmtree(work, ignore_errors=True)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import InputFiles, check_output, check_space
+from pyllamacpu.files import FileKind, InputFiles, check_output, check_space
+from pyllamacpu.gguf.file_kinds import gguf_kind, kind_name
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import DEFAULT_ALIGNMENT, ValueType
 from pyllamacpu.gguf.writer import GGUFWriter, publish_all
@@ -77,13 +78,22 @@ class Progress:
 class ModelOutput:
     """All that will be written: the tensors of each of `paths`, and the metadata of the first.
 
-    `inputs` are never written to, and must stay what they are until all is read.
+    `inputs` are never written to, and must stay what they are until all is read; what is `protected` is not
+    written to either. `force`: files of another kind are replaced.
     """
 
     paths: Sequence[Path]
     metadata: Sequence[KeyValue]
     parts: Sequence[Sequence[OutputTensor]]
     inputs: InputFiles
+    protected: Sequence[Path] = ()
+    force: bool = False
+
+    @property
+    def kind(self) -> FileKind:
+        """What the result is."""
+        types = [key.value for key in self.metadata if key.name == "general.type"]
+        return gguf_kind(kind_name(types[0] if types else None, any(self.parts)))
 
     @property
     def tensors(self) -> list[OutputTensor]:
@@ -101,7 +111,7 @@ class ModelOutput:
     def check_paths(self) -> None:
         """Raises OutputError for a path that cannot or must not be written to."""
         for path in self.paths:
-            check_output(path, self.inputs.paths)
+            check_output(path, (*self.inputs.paths, *self.protected), self.kind, self.force)
 
     def write(self, threads: int | None = None) -> Iterator[Progress]:
         """Writes the files; they appear when the iterator ends, all of them or, after an error or when it is
