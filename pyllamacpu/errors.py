@@ -69,7 +69,7 @@ class OptionError(PyllamacpuError, ValueError):
     """An option with an unknown name or a value outside its range."""
 
 
-class StoreError(PyllamacpuError):
+class StoreError(PyllamacpuError, ValueError):
     """A model that cannot be found, downloaded or verified."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from store_build import cache_file
 from tiny_llama import N_VOCAB, ROOT, llm, no_text, nothing_was_warned_of, path, text_of  # noqa: F401
 from tiny_model import BOS, DIM, EOS, PIECES, byte, write_model
 
@@ -161,6 +162,26 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(GGUFError):
         Llama(str(tmp_path / "text.gguf"))
+
+
+def test_names_as_on_the_command_line(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known name, and references to the hub; a mistyped one is a ValueError that says what exists."""
+    monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = {
+        "user/repo:Q4_K_M": ("user/repo", "x-Q4_K_M.gguf"),
+        "hf.co/user/repo/x-Q4_K_M.gguf": ("user/repo", "x-Q4_K_M.gguf"),
+        "llama3.2:1b": ("bartowski/Llama-3.2-1B-Instruct-GGUF", "Llama-3.2-1B-Instruct-Q4_K_M.gguf"),
+    }
+    for name, (repo, filename) in names.items():
+        cached = cache_file(repo, filename, path.read_bytes())
+        with Llama(name, n_ctx=16) as opened:
+            assert opened.model_path == str(cached)
+    with pytest.raises(ValueError, match="did you mean"):
+        Llama("llama9")
+    with pytest.raises(ValueError, match="not in the cache"):
+        Llama("user/repo:Q8_0")
 
 
 def test_rope_overrides_change_the_logits(path: Path, llm: Llama) -> None:

@@ -60,7 +60,8 @@ def test_a_directory_of_the_same_name_does_not_hide_a_model(
     [
         ("Alhpa-7B", "did you mean Alpha-7B.Q4_K_M"),
         ("llama-guard", "pyllamacpu list"),
-        ("meta-llama/Llama-3.2-1B", "hf.co/meta-llama/Llama-3.2-1B"),
+        ("meta-llama/Llama-3.2-1B", "hf.co/meta-llama/Llama-3.2-1B is not in the cache"),
+        ("https://me:pass@example.com/m.gguf?token=hf_abcdef", "https://example.com/m.gguf: only"),
         ("https://example.com/model.gguf", "download the file"),
         ("hf.co/nobody", "hf.co/user/repo"),
         ("hf.co/user/repo/readme.md", "not a GGUF file"),
@@ -72,7 +73,8 @@ def test_a_directory_of_the_same_name_does_not_hide_a_model(
         ("./missing.gguf", "no such file"),
     ],
 )
-def test_unknown_names_say_what_to_do(name: str, says: str) -> None:
+def test_unknown_names_say_what_to_do(name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     store_file("Alpha-7B.Q4_K_M.gguf")
     with pytest.raises(StoreError) as caught:
         resolve_model(name)

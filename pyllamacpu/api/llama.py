@@ -13,7 +13,7 @@ from typing import Any
 
 from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import Completions
-from pyllamacpu.api.loading import LoadOptions, cache_type, open_model, text_metadata
+from pyllamacpu.api.loading import LoadOptions, cache_type, model_file, open_model, text_metadata
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import MAX_SEED
@@ -62,6 +62,8 @@ class Llama(Completions):
         """Opens a model.
 
         Args:
+            model_path: a GGUF file, or a name as on the command line: of a stored model, `llama3.2:1b`, or
+                `[hf.co/]user/repo[:quant]` on the hub. What is not on this machine is fetched.
             vocab_only: open only the tokenizer and the metadata.
             seed: where the seeds of the calls come from; -1 and 2^32 - 1 mean random ones.
             n_ctx: tokens in the context; 0 is what the model was trained with.
@@ -84,7 +86,8 @@ class Llama(Completions):
             verbose: write timings to stderr.
             kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`.
 
-        Raises OptionError (a ValueError), GGUFError, ModelError, TokenizerError, TemplateError, ContextError.
+        Raises OptionError (a ValueError), GGUFError, ModelError, TokenizerError, TemplateError, ContextError,
+        and StoreError for a name that is not known or cannot be fetched.
         """
         self._arguments = {
             name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")
@@ -94,7 +97,7 @@ class Llama(Completions):
         if n_threads_batch not in (None, n_threads):
             warn_once("n_threads_batch", "n_threads_batch does nothing: n_threads serves prompts too")
         _check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads)
-        self.model_path = os.fspath(model_path)
+        self.model_path = model_file(model_path)
         self.pooling = check_pooling(pooling_type)
         self.n_batch = min(n_batch, n_ubatch)
         self.chat_format, self.chat_handler = chat_format, chat_handler

@@ -13,6 +13,8 @@ from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import kv_type
+from pyllamacpu.store.hub import parse_hub_ref
+from pyllamacpu.store.resolve import resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template, load_tokenizer
 
 
@@ -57,6 +59,21 @@ class LoadedModel:
         if self.engine is not None:
             self.engine.close()
         self.file.close()
+
+
+def model_file(path: str | os.PathLike[str]) -> str:
+    """The file that `Llama` is asked for: a path, or a name as `-m` of the command line takes it.
+
+    A name is a stored model's, one such as `llama3.2:1b`, or `[hf.co/]user/repo[:quant]`; what is not here is
+    fetched. Raises StoreError for a name that is not known. A path that is missing is the opener's error.
+    """
+    name = os.fspath(path)
+    written_as_path = not isinstance(path, str) or name.startswith((".", "~", os.sep)) or not name.strip()
+    if written_as_path or os.path.exists(name):
+        return name
+    if name.lower().endswith(".gguf") and parse_hub_ref(name) is None:
+        return name
+    return str(resolve_model(name))
 
 
 def open_model(path: str, options: LoadOptions) -> LoadedModel:

@@ -42,7 +42,8 @@ _MODEL = click.option(
     "-m",
     "--model",
     metavar="MODEL",
-    help="A GGUF file, a name from `pyllamacpu list` or hf.co/user/repo[:quant]; else the starter model.",
+    help="A GGUF file, a name from `pyllamacpu list` (or `list --known`, such as llama3.2:1b), or "
+    "hf.co/user/repo[:quant]; else the starter model.",
 )
 _positive = click.IntRange(min=1)
 

@@ -6,6 +6,7 @@ documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pyllamacpu.errors import PyllamacpuError, StoreError
+from pyllamacpu.store.network import reachable, without_secrets
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import choose_file, is_model, matching_files, part_names
 
@@ -119,7 +121,7 @@ def download(
     one = len(patterns) == 1 and local_dir is None and cache_dir is None
     if one and not any(mark in (patterns[0] or "") for mark in "*?["):
         return fetch(HubRef(repo, filename=patterns[0]))
-    api = _connect()
+    api = _connect(repo)
     with _typed_errors(repo, repo):
         there = api.list_repo_files(repo, revision=None)
         names = [name for pattern in patterns for name in matching_files(there, pattern, repo)]
@@ -131,9 +133,9 @@ def download(
 
 def _download(reference: HubRef) -> Path:
     """Ask the hub for its files, choose, and download every part; without a connection take the cache."""
-    api = _connect()
     revision, cache = reference.revision, hub_cache_dir()
     try:
+        api = _connect(str(reference))
         with _typed_errors(str(reference), reference.repo):
             wanted = _wanted_files(api, reference)
             paths = [
@@ -147,11 +149,23 @@ def _download(reference: HubRef) -> Path:
     return Path(paths[0])
 
 
-def _connect() -> HfApi:
-    """The hub's client for the endpoint and token that the environment names; bars only on a terminal."""
+def hub_endpoint() -> str:
+    """The address of the hub, which the environment may change."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _connect(name: str) -> HfApi:
+    """The hub's client for the endpoint and token that the environment names; bars only on a terminal.
+
+    Raises StoreError at once where there is no way to the hub: the client would try again and again.
+    """
+    if not reachable(hub_endpoint()):
+        host = urlsplit(hub_endpoint()).hostname
+        raise _NoConnection(f"{name}: no connection to {host}; check the network")
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined,unused-ignore]
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what goes wrong is our error's to say
     if not sys.stderr.isatty():
         disable_progress_bars()
     endpoint, token = os.environ.get("HF_ENDPOINT") or None, os.environ.get("HF_TOKEN") or None
@@ -196,7 +210,7 @@ def _wanted_files(api: HfApi, reference: HubRef) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = without_secrets(str(error).strip()).splitlines()
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""From what a person types to a model file: a path, a name in the store, or a model on the hub."""
+"""From what a person types to a model file: a path, a name in the store, a known name, a model on the hub."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.errors import StoreError
+from pyllamacpu.store import catalogue
 from pyllamacpu.store.hub import HubRef, cached_models, fetch, parse_hub_ref
+from pyllamacpu.store.network import without_secrets
 from pyllamacpu.store.paths import models_dir
-from pyllamacpu.store.quants import is_model, part_names
+from pyllamacpu.store.quants import is_model, part_names, quant_of
 from pyllamacpu.store.starter import STARTER, starter_path
 
 _SUFFIX = ".gguf"
@@ -31,8 +33,9 @@ class StoredModel:
 def resolve_model(name: str | None, refresh: bool = False) -> Path:
     """The file of the model that `name` means; None is the starter model.
 
-    An existing file wins, then the hub's names, then names in the store. `refresh` asks the hub even if the
-    cache would do. Raises StoreError that says what is near.
+    An existing file wins, then the hub's names, then names in the store, then those of the catalogue, then
+    user/repo[:quant] of the hub. `refresh` asks the hub even if the cache would do. Raises StoreError that
+    says what is near.
     """
     if name is None:
         return starter_path()
@@ -47,7 +50,11 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
         return fetch(reference, refresh)
     if found := _in_store(name):
         return found
-    raise StoreError(_unknown(name, path))
+    if _is_starter_entry(name):
+        return starter_path()
+    if reference := _catalogued(name) or _bare_hub_ref(name, path):
+        return fetch(reference, refresh)
+    raise StoreError(without_secrets(_unknown(name, path)))
 
 
 def list_models() -> list[StoredModel]:
@@ -113,7 +120,9 @@ def is_starter(name: str | None) -> bool:
     path = Path(name).expanduser()
     if _is_file(path):
         return path.name == STARTER.filename
-    return _stored_name(name, _store_index()) == STARTER.filename.removesuffix(_SUFFIX)
+    return _stored_name(name, _store_index()) == STARTER.filename.removesuffix(_SUFFIX) or _is_starter_entry(
+        name
+    )
 
 
 def _in_store(name: str) -> Path | None:
@@ -123,6 +132,30 @@ def _in_store(name: str) -> Path | None:
     if found == STARTER.filename.removesuffix(_SUFFIX):
         return starter_path()
     return files[found] if found else None
+
+
+def _catalogued(name: str) -> HubRef | None:
+    """The model on the hub that a known name such as `llama3.2:1b` means."""
+    entry = catalogue.find(name)
+    return HubRef(entry.repo, quant=entry.quant) if entry else None
+
+
+def _is_starter_entry(name: str) -> bool:
+    """Whether a known name means the file that the starter model is."""
+    reference = _catalogued(name)
+    return reference == HubRef(STARTER.hub_repo, quant=quant_of(STARTER.filename))
+
+
+def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
+    """`user/repo[:quant]`, unless it looks like a path: a suffix, or a folder that there is."""
+    rest = name.partition("/")[2]
+    looks_like_path = name.lower().endswith(_SUFFIX) or name.startswith((".", "~", "/"))
+    if not rest or "/" in rest or looks_like_path or _is_directory(path.parent) or _is_directory(path):
+        return None
+    try:
+        return parse_hub_ref(f"hf.co/{name}")
+    except StoreError:
+        return None
 
 
 def _store_index() -> dict[str, Path]:
@@ -139,6 +172,8 @@ def _stored_name(name: str, files: dict[str, Path]) -> str | None:
     whole = [other for other in known if other.lower() == wanted]
     # A few letters are not enough to begin a download: the starter model counts from its family's name on.
     begun = [other for other in known if other.lower().startswith(wanted)]
+    if catalogue.is_known(name):  # what begins like a known name is another model, unless it is the starter
+        begun = [other for other in begun if other == starter]
     if starter in begun and starter not in files and len(wanted) < len("smollm2"):
         begun.remove(starter)
     fitting = whole or begun
@@ -153,12 +188,19 @@ def _unknown(name: str, path: Path) -> str:
         return _directory_hint(path)
     if name.lower().startswith(("http://", "https://")):
         return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
-    near = _near_files(path) or _near_names(name)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see `pyllamacpu list`"
-    if name.count("/") == 1 and not name.startswith((".", "~", "/")) and not name.lower().endswith(_SUFFIX):
-        hint += f" (on the hub it would be hf.co/{name})"
-    kind = "no such file" if name.lower().endswith(_SUFFIX) or os.sep in name else "no such model"
-    return f"{name}: {kind}; {hint}"
+    near = _near_files(path) or [*_near_names(name), *catalogue.near_names(name)]
+    is_file = name.lower().endswith(_SUFFIX) or os.sep in name
+    listing = "`pyllamacpu list` and `pyllamacpu list --known`"
+    if near:
+        hint = f"did you mean {_either(near)}?" + ("" if is_file else f" (see {listing})")
+    else:
+        hint = "check the path" if is_file else f"see {listing}"
+    return f"{name}: {'no such file' if is_file else 'no such model'}; {hint}"
+
+
+def _either(words: Sequence[str]) -> str:
+    """ "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _near_names(name: str) -> list[str]:

