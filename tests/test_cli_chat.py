@@ -223,3 +223,9 @@ def test_the_chat_format_ends_answers_too(letters: type[LetterLlama], run: Calla
     assert run("chat", "-m", "m.gguf", "-r", "Q:", stdin=b"Hi").code == 0
     assert letters.made[0].calls[0][3] == ("Q:", "USER:")
     assert letters.made[0].ends == [frozenset({2})]
+
+
+def test_two_system_prompts_are_refused(run: Callable[..., Result], letters: type[LetterLlama]) -> None:
+    Path("s.txt").write_text("Be brief.")
+    result = run("chat", "-m", "m.gguf", "-sys", "Be kind.", "-sysf", "s.txt", stdin=b"Hi")
+    assert result.code == 2 and "-sys and -sysf" in result.err and not letters.made

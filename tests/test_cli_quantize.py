@@ -19,6 +19,7 @@ from conftest import FIXTURES
 from quantize_model import arrays, write_matrix, write_model
 
 from pyllamacpu.gguf import GGUFFile, TensorType
+from pyllamacpu.quantize.imatrix import read_imatrix, write_imatrix
 
 T = TensorType
 QUANTIZED: dict[str, dict[str, str]] = json.loads((FIXTURES / "quantized.json").read_text())
@@ -179,3 +180,22 @@ def test_weights_that_are_no_numbers(folder: Path, run: Run) -> None:
 def test_an_option_without_effect_says_so(folder: Path, run: Run) -> None:
     result = run("quantize", "--max-buffer-size", "100", "model.gguf", "Q8_0")
     assert result.code == 0 and "--max-buffer-size has no effect" in result.err
+
+
+def test_types_by_name_that_have_no_effect_are_warned_of(folder: Path, run: Run) -> None:
+    args = ("--tensor-type", "ffn_dwn=q6_k", "--tensor-type", "ffn_=q4_0", "--tensor-type", "ffn_down=q8_0")
+    said = run("quantize", *args, "--tensor-type", "norm=q8_0", "--dry-run", "model.gguf", "Q4_0").err
+    assert "warning: --tensor-type ffn_dwn=q6_k has no effect: it matches no tensor that is quantized" in said
+    assert "warning: --tensor-type ffn_down=q8_0 has no effect: patterns before it match first" in said
+    assert "norm=q8_0 has no effect" in said and "ffn_=q4_0 has no effect" not in said
+    said = run("quantize", *args[2:4], "--dry-run", "model.gguf", "F16").err
+    assert "ffn_=q4_0 has no effect" in said
+
+
+def test_importance_that_misses_layers_is_warned_of(folder: Path, run: Run) -> None:
+    whole = read_imatrix(folder / "matrix.gguf")
+    write_imatrix(folder / "partial.gguf", whole.select(lambda name: ".2." not in name and ".3." not in name))
+    said = run("quantize", "--imatrix", "partial.gguf", "--dry-run", "model.gguf", "Q4_0").err
+    assert "the importance matrix has nothing about 14 tensors of layers 2, 3, such as blk.2." in said
+    for quiet in (("--imatrix", "matrix.gguf"), ("--imatrix", "matrix.gguf", "--exclude-weights", "ffn")):
+        assert "has nothing about" not in run("quantize", *quiet, "--dry-run", "model.gguf", "Q4_0").err

@@ -24,7 +24,7 @@ from pyllamacpu.errors import CheckpointError
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.pretokenize import GPT4O, LLAMA3, QWEN2, TEKKEN
 from pyllamacpu.text.tokenizer import Tokenizer
-from pyllamacpu.text.vocab import TokenType
+from pyllamacpu.text.vocab import ADDS_EOS, TokenType
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and then the dog sleeps again; 12345 times.",
@@ -54,7 +54,7 @@ def converted(folder: Path, n_rows: int = 0, **more: Any) -> tuple[Tokenizer, di
     found = metadata(vocabulary)
     tokenizer = load_tokenizer(found)
     assert tokenizer is not None
-    assert not tokenizer.warnings
+    assert not {*tokenizer.warnings} - {ADDS_EOS}
     return tokenizer, found, vocabulary
 
 
@@ -442,3 +442,15 @@ def test_damaged_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         read_vocabulary(tmp_path, {}, 0)
+
+
+def test_what_may_not_be_meant_is_said(tmp_path: Path, sp_folder: Path) -> None:
+    library = byte_level("llama-bpe", bos=False)
+    library.add_tokens([AddedToken("Fox", single_word=True), AddedToken("dog"), AddedToken("<x>")])
+    library.save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, "tokenizer_config.json", {"add_eos_token": True, "eos_token": "<|end|>"})
+    (tmp_path / "tokenizer.model").unlink()  # of sp_folder, which is the same folder
+    notes = read_vocabulary(tmp_path, {}, 0).notes
+    assert any("single_word" in note and "'Fox'" in note and "dog" not in note for note in notes)
+    assert any("'dog' is an added token that is found inside words" in note for note in notes)
+    assert f"warning: {ADDS_EOS}" in notes and not any("<x>" in note for note in notes)

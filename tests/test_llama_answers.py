@@ -8,6 +8,7 @@ Covers api/completions.py, api/prompts.py, api/responses.py, api/sampling_argume
 from __future__ import annotations
 
 import inspect
+import pickle
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -415,3 +416,41 @@ def test_emoji_arrive_whole(starter: Llama) -> None:
     chunks = list(starter("x", max_tokens=len(script), logits_processor=follow, stream=True))
     assert "".join(map(text_of, chunks)) == emoji
     assert all("\ufffd" not in text_of(chunk) for chunk in chunks)
+
+
+def test_a_chat_format_that_is_assigned_counts(path: Path) -> None:
+    """In llama-cpp-python it does; here it was ignored."""
+    messages = [{"role": "user", "content": "hello"}]
+    with Llama(str(path), chat_format="llama-2") as named:
+        wanted = named.create_chat_completion(messages, max_tokens=4, temperature=0)["usage"]
+    with Llama(str(path)) as llm:
+        own = llm.create_chat_completion(messages, max_tokens=4, temperature=0)["usage"]
+        llm.chat_format = "llama-2"
+        assert llm.chat_format == "llama-2"
+        assert llm.create_chat_completion(messages, max_tokens=4, temperature=0)["usage"] == wanted != own
+        with pytest.raises(TemplateError, match="no chat format 'nonsense'"):
+            llm.chat_format = "nonsense"
+        assert llm.chat_format == "llama-2"
+        assert pickle.loads(pickle.dumps(llm)).chat_format == "llama-2"
+        llm.chat_format = None
+        assert llm.create_chat_completion(messages, max_tokens=4, temperature=0)["usage"] == own
+
+
+def test_a_template_of_another_family_is_warned_of(path: Path) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    for chosen, names in (
+        ("chatml", "<|im_end|>, <|im_start|>"),
+        ("llama3", "<|eot_id|>, <|start_header_id|>"),
+    ):
+        with Llama(str(path), chat_format=chosen) as llm:
+            with pytest.warns(UserWarning, match="another kind of model") as found:
+                llm.create_chat_completion(messages, max_tokens=1)
+            said = " ".join(str(warning.message) for warning in found)
+            assert all(name in said for name in names.split(", "))
+
+
+def test_a_context_beyond_the_training_is_warned_of(path: Path) -> None:
+    with pytest.warns(UserWarning, match="longer than the 256 that the model was trained with"):
+        Llama(str(path), n_ctx=300).close()
+    for quiet in ({"n_ctx": 256}, {"n_ctx": 0}, {}, {"n_ctx": 400, "rope_freq_scale": 0.5}):
+        Llama(str(path), **quiet).close()

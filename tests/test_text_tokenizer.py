@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from text_oracle import HOSTILE, VOCABULARIES, fixture, load
+from tiny_model import vocabulary
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.bpe import ByteLevelTokenizer
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.spm import SentencePieceTokenizer
+from pyllamacpu.text.vocab import ADDS_EOS
 
 INVALID = [
     b"\xff",
@@ -227,3 +229,80 @@ def test_any_junk_gives_a_tokenizer_or_a_tokenizer_error(name: str) -> None:
                 assert "junk.gguf" in str(error)
                 outcomes.add("refused")
     assert outcomes == {"works", "refused"}
+
+
+def test_tokens_that_are_found_inside_words_are_warned_of() -> None:
+    metadata = fixture("bpe-gpt-2.json")["metadata"]
+    tokens, types = metadata["tokenizer.ggml.tokens"], list(metadata["tokenizer.ggml.token_type"])
+    new = ["New York", "<tool>", "12", "日本", "x>"]
+    tokenizer = load("bpe-gpt-2.json", tokens=[*tokens, *new], token_type=[*types, *[4] * len(new)])
+    (warning,) = tokenizer.warnings
+    assert warning.startswith("'New York' is an added token that is found inside words too")
+    assert tokenizer.encode("New Yorkers").count(len(tokens)) == 1  # as Hugging Face's library does
+
+
+def test_an_end_behind_every_prompt_is_warned_of() -> None:
+    assert load("bpe-llama-bpe.json", add_eos_token=True).warnings == [ADDS_EOS]
+    assert load("bpe-llama-bpe.json", add_eos_token=False).warnings == []
+
+
+ADDED = ["<|ud|>", "<tool call>", "ab>", "\n\n"]
+AFTER_ADDED = [
+    "<|ud|>the",
+    "the<|ud|>the",
+    "<|ud|> the",
+    "the <|ud|> the <|ud|><|ud|>he",
+    "<tool call>hello<tool call> hello",
+    "h<ab>h<|ud>the",
+    "the\n\nthe\n\n\nhello",
+    "<s>the<|ud|>the</s>the",
+    "<|ud|>",
+    " <|ud|> ",
+]
+
+
+def library_of(pieces: list[str], scores: list[float]) -> Any:
+    """Hugging Face's tokenizer of a SentencePiece vocabulary, made as its converter makes it."""
+    from tokenizers import AddedToken, Tokenizer, models, normalizers
+
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    words = [piece for piece in pieces if len(piece) > 1 and not piece.startswith("<")]
+    pairs = [(word[:i], word[i:]) for word in words for i in range(1, len(word))]
+    merges = sorted(
+        (pair for pair in pairs if pair[0] in ids and pair[1] in ids),
+        key=lambda pair: (-scores[ids[pair[0] + pair[1]]], ids[pair[0]], ids[pair[1]]),
+    )
+    library = Tokenizer(models.BPE(ids, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.add_special_tokens([AddedToken(name, normalized=False) for name in ("<s>", "</s>")])
+    library.add_tokens([AddedToken(name, normalized=False) for name in ADDED])
+    return library
+
+
+def test_words_after_user_defined_tokens_are_as_hugging_face_has_them() -> None:
+    metadata = vocabulary()
+    pieces = [*metadata["tokenizer.ggml.tokens"], *ADDED]
+    scores = [*map(float, metadata["tokenizer.ggml.scores"]), *[0.0] * len(ADDED)]
+    metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"] = pieces, scores
+    metadata["tokenizer.ggml.token_type"] = [
+        *map(int, metadata["tokenizer.ggml.token_type"]),
+        *[4] * len(ADDED),
+    ]
+    ours, library = load_tokenizer(metadata), library_of(pieces, scores)
+    assert ours is not None
+    for text in [*AFTER_ADDED, "hello the world", "日é"]:
+        wanted = library.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, add_special=False, parse_special=True) == wanted, text
+    spelled = [ours.piece(token) for token in ours.encode("<|ud|>the", add_special=False)]
+    assert spelled == ["<|ud|>", "▁the"]
+
+
+def test_runs_of_spaces_stay_sentencepieces_own() -> None:
+    metadata = vocabulary()
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "▁▁▁▁"]
+    metadata["tokenizer.ggml.scores"] = [*map(float, metadata["tokenizer.ggml.scores"]), 0.0]
+    metadata["tokenizer.ggml.token_type"] = [*map(int, metadata["tokenizer.ggml.token_type"]), 4]
+    tokenizer = load_tokenizer({**metadata, "tokenizer.ggml.add_space_prefix": False})
+    assert tokenizer is not None
+    pieces = [tokenizer.piece(token) for token in tokenizer.encode("h    the", add_special=False)]
+    assert pieces == ["h", "▁▁▁▁", "th", "e"]

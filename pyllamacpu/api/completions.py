@@ -290,7 +290,8 @@ class Completions(Tokens):
         if template is None:
             raise TokenizerError(f"{self.model_path}: this file has no tokenizer, so there is no chat")
         if template.warning:
-            warn_once(f"{self.model_path}: template", f"{self.model_path}: {template.warning}")
+            sentence = f"{self.model_path}: {template.warning}"
+            warn_once(sentence, sentence)
         return template
 
     def _prompt_logprobs(self, ids: Sequence[int], n: int) -> tuple[TokenLogprobs | int, ...]:

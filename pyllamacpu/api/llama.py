@@ -100,7 +100,7 @@ class Llama(Completions):
         self.model_path = model_file(model_path)
         self.pooling = check_pooling(pooling_type)
         self.n_batch = min(n_batch, n_ubatch)
-        self.chat_format, self.chat_handler = chat_format, chat_handler
+        self._chat_format, self.chat_handler = chat_format, chat_handler
         self.spm_infill, self.verbose = spm_infill, verbose
         options = LoadOptions(
             n_ctx=n_ctx,
@@ -127,6 +127,8 @@ class Llama(Completions):
             parts.close()
             raise
         self.metadata = text_metadata(parts.metadata)
+        if parts.engine is not None and not (rope_freq_base or rope_freq_scale):
+            _check_trained(self.model_path, n_ctx, parts.engine.config.n_ctx_train)
         for sentence in [] if parts.tokenizer is None else parts.tokenizer.warnings:
             warn_once(f"{self.model_path}: {sentence}", f"{self.model_path}: {sentence}")
 
@@ -150,6 +152,20 @@ class Llama(Completions):
             warn_once("symlinks", "local_dir_use_symlinks does nothing: the hub's library no longer links")
         patterns = [filename, *(additional_files or ())]
         return cls(str(download(repo_id, patterns, local_dir, cache_dir)), **kwargs)
+
+    @property
+    def chat_format(self) -> str | None:
+        """The name of the prompt format, None for the file's own.
+
+        One that is assigned counts from the next chat on; an unknown one raises TemplateError.
+        """
+        return self._chat_format
+
+    @chat_format.setter
+    def chat_format(self, name: str | None) -> None:
+        self._parts = self._parts.with_template(_template_choice(name, None))
+        self._chat_format = name
+        self._arguments.update(chat_format=name, chat_template=None)
 
     # The model
 
@@ -221,6 +237,16 @@ def _template_choice(chat_format: str | None, chat_template: str | None) -> str 
         raise OptionError("give chat_format or chat_template, not both")
     chosen = chat_format if chat_template is None else chat_template
     return None if chosen == "chat_template.default" else chosen
+
+
+def _check_trained(model_path: str, n_ctx: int, n_ctx_train: int) -> None:
+    """Warns of a context that was asked for (512 is the default) and is longer than what was trained."""
+    if n_ctx > n_ctx_train and n_ctx != 512:
+        warn_once(
+            f"{model_path}: n_ctx {n_ctx}",
+            f"{model_path}: a context of {n_ctx} tokens is longer than the {n_ctx_train} that the model was "
+            "trained with; beyond those its answers may be of no use",
+        )
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyllamacpu.model.config import kv_type
 from pyllamacpu.store.hub import parse_hub_ref
 from pyllamacpu.store.resolve import resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template, load_tokenizer
+from pyllamacpu.text.chat import warn_of_foreign_tokens
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,17 @@ class LoadedModel:
         """The chat template, made when first asked for: a broken one shall not keep the model from other
         work.
         """
-        return None if self.tokenizer is None else choose_template(self.metadata, self.chat_template)
+        if self.tokenizer is None:
+            return None
+        template = choose_template(self.metadata, self.chat_template)
+        warn_of_foreign_tokens(template, self.tokenizer)
+        return template
+
+    def with_template(self, chosen: str | None) -> LoadedModel:
+        """The same model with another way to make prompts. Raises TemplateError."""
+        if self.tokenizer is not None:
+            choose_template(self.metadata, chosen)
+        return replace(self, chat_template=chosen)
 
     def close(self) -> None:
         if self.engine is not None:

@@ -148,6 +148,8 @@ def quantize(**given: Any) -> None:
             quantized_output(plan, out, read_beside(given), given["force"]).check_paths()
         for note in plan.notes:
             click.echo(f"note: {note}", err=True)
+        for warning in plan.warnings:
+            click.echo(f"warning: {warning}", err=True)
         if given["dry_run"]:
             show_plan(plan)
         else:
@@ -221,6 +223,7 @@ def _settings(file_type: FileType, given: dict[str, Any]) -> Settings:
         types,
         imatrix=_imatrix(given),
         imatrix_name=given["imatrix"] or "",
+        part_of_imatrix=bool(given["include_weights"] or given["exclude_weights"]),
         overrides=tuple(parse_override(text) for text in given["override_kv"]),
         prune=_layers(given["prune_layers"]),
         allow_requantize=given["allow_requantize"],

@@ -72,6 +72,8 @@ def run_target(
             engine.close()
     chosen = choose(measured, room, settings.types)
     plan = chosen_plan(file, settings, chosen)
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
     write_plan(plan, out, threads, given["verbose"], read_beside(given), given["force"])
     found = check(out, measured.base)
     _tell(Report(str(file.paths[0]), str(out), out.stat().st_size, text, chosen, measured, found), given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -25,6 +25,7 @@ from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, FileType, file_type_keys, guessed_number
 from pyllamacpu.quantize.imatrix import Imatrix
 from pyllamacpu.quantize.recipes import (
+    FLOATS,
     Choice,
     ModelTraits,
     Role,
@@ -34,6 +35,7 @@ from pyllamacpu.quantize.recipes import (
     file_order,
     layer_of,
     needs_imatrix,
+    quantizable,
     role_of,
 )
 from pyllamacpu.weights.blocks import can_quantize, needs_importance
@@ -72,6 +74,7 @@ class Settings:
     prune: frozenset[int] = frozenset()
     allow_requantize: bool = False
     keep_split: bool = False
+    part_of_imatrix: bool = False  # the user has left something of the importance out
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class QuantizePlan:
     """All that will be written. `number` is general.file_type; `n_parts` the files of the output.
 
     `without_importance`: names of tensors whose type is garbage without importance, when there is none: a
-    plan that can be looked at, but not run. `notes`: what the user should know.
+    plan that can be looked at, but not run. `notes`: what the user should know; `warnings`: what is hardly
+    meant.
     """
 
     file: GGUFFile
@@ -117,6 +121,7 @@ class QuantizePlan:
     n_parts: int
     without_importance: tuple[str, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def source_bytes(self) -> int:
@@ -187,6 +192,7 @@ def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
         len(file.paths) if settings.keep_split else 1,
         lacking,
         _notes(file, tensors, settings),
+        (*_unused_patterns(described, settings), *_missed_layers(tensors, settings)),
     )
 
 
@@ -293,6 +299,36 @@ def _notes(file: GGUFFile, tensors: tuple[PlannedTensor, ...], settings: Setting
     if unused:
         texts.append(f"the importance matrix has {len(unused)} entries that the model has not: {unused[0]}")
     return tuple(texts)
+
+
+def _unused_patterns(tensors: Sequence[SourceTensor], settings: Settings) -> Iterator[str]:
+    """Of the types by name: those that no tensor gets."""
+    by_name = settings.types.by_name
+    named = settings.types.exact or not (settings.file_type.copies or settings.file_type.base in FLOATS)
+    names = [tensor.name for tensor in tensors if named and quantizable(tensor.name, tensor.shape)]
+    fitting = ([i for i, (pattern, _) in enumerate(by_name) if pattern.search(name)] for name in names)
+    first = {found[0] for found in fitting if found}
+    for i, (pattern, kind) in enumerate(by_name):
+        if i not in first:
+            found = any(pattern.search(name) for name in names)
+            why = "patterns before it match first" if found else "it matches no tensor that is quantized"
+            yield f"--tensor-type {pattern.pattern}={kind.name.lower()} has no effect: {why}"
+
+
+def _missed_layers(tensors: Sequence[PlannedTensor], settings: Settings) -> Iterator[str]:
+    """Layers with quantized tensors that an importance matrix has nothing about."""
+    if settings.imatrix is None or settings.part_of_imatrix:
+        return
+    plain = [TensorType.Q8_0, *(kind for kind in TensorType if kind.is_float)]  # made without importance
+    quantized = [tensor.source.name for tensor in tensors if tensor.changed and tensor.kind not in plain]
+    missed = [name for name in quantized if layer_of(name) >= 0 and name not in settings.imatrix.entries]
+    if missed:
+        layers = sorted({layer_of(name) for name in missed})
+        shown = ", ".join(map(str, layers[:5])) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+        yield (
+            f"the importance matrix has nothing about {len(missed)} tensors of layers {shown}, such as "
+            f"{missed[0]}: they are quantized without importance"
+        )
 
 
 def _imatrix_keys(settings: Settings) -> list[KeyValue]:

@@ -17,6 +17,7 @@ from pyllamacpu.text.formats import ALIASES, FORMATS, find_format
 from pyllamacpu.text.messages import Message, MessageForms, missing_messages, missing_tools
 from pyllamacpu.text.template import ADVICE, ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.vocab import END_NAMES, START_NAMES
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -80,6 +81,28 @@ def choose_template(metadata: Mapping[str, Any], name: str | None = None) -> Cha
         warning=f"the model file has no chat template; using the {guess} format, {reason}. "
         f"If answers look wrong, {ADVICE}",
     )
+
+
+def foreign_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> list[str]:
+    """Control tokens that the template writes and the vocabulary lacks: it was made for another family of
+    models, and this one reads them letter by letter.
+    """
+    try:
+        text = template.render([{"role": "user", "content": "?"}])
+    except TemplateError:  # which is said when there is a conversation to render
+        return []
+    names = sorted((END_NAMES | START_NAMES) - tokenizer.special_tokens.keys())
+    return [name for name in names if name in text]
+
+
+def warn_of_foreign_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None:
+    """Adds to the template's warning what `foreign_tokens` finds."""
+    if foreign := foreign_tokens(template, tokenizer):
+        said = (
+            f"{template.name} writes {', '.join(foreign)}, which this model has no tokens for: it was made "
+            f"for another kind of model, and answers may be of no use; {ADVICE}"
+        )
+        template.warning = f"{template.warning}; {said}" if template.warning else said
 
 
 def encode_chat(

@@ -67,10 +67,10 @@ def model_proto(
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """`kind` llama. A space goes before the text, and again before text that follows a control token, if the
-    file's `add_space_prefix` says so (its default): what llama.cpp and Hugging Face's `legacy` Llama
-    tokenizer do, and what Meta's code does by encoding each turn by itself. No space is added after user-
-    defined tokens, as in sentencepiece.
+    """`kind` llama. A space goes before the text, and again before text that follows a control or user-
+    defined token, if the file's `add_space_prefix` says so (its default): what llama.cpp and Hugging Face's
+    `legacy` Llama tokenizer do, and what Meta's code does by encoding each turn by itself. User-defined
+    tokens that are spelled with ▁ are sentencepiece's own (runs of spaces), and are left to that library.
     """
 
     kind = "llama"
@@ -151,8 +151,16 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{self.vocab.path}: the vocabulary is not a SentencePiece model: {error}; convert it again"
             ) from error
 
+    @cached_property
+    def _added_tokens(self) -> dict[str, int]:
+        """The user-defined tokens that are cut out of the text as Hugging Face's added tokens are."""
+        return {piece: token for piece, token in self.user_defined_tokens.items() if SPACE not in piece}
+
     def _presplit_tokens(self) -> dict[str, int]:
-        return {}  # sentencepiece finds user-defined tokens itself
+        return self._added_tokens
+
+    def _starts_anew(self, ids: Sequence[int]) -> bool:
+        return super()._starts_anew(ids) or self.vocab.pieces[ids[-1]] in self._added_tokens
 
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
         spelled = text.decode("utf-8", "surrogateescape")

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.vocab import TokenType, Vocabulary, flag
+from pyllamacpu.text.vocab import ADDS_EOS, TokenType, Vocabulary, flag, found_in_words, word_tokens
 
 HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 
@@ -42,6 +42,10 @@ class Tokenizer(ABC):
         self.add_bos = flag(metadata, "add_bos_token", add_bos) and vocab.bos is not None
         self.add_eos = flag(metadata, "add_eos_token", False) and vocab.eos is not None
         self.warnings: list[str] = []
+        if self.add_eos:
+            self.warnings.append(ADDS_EOS)
+        if words := word_tokens(vocab.pieces, vocab.types):
+            self.warnings.append(found_in_words(words))
 
     # Text → ids
 

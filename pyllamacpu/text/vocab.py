@@ -311,3 +311,28 @@ def _end_ids(ids: dict[str, int], types: list[int], stated: Sequence[int | None]
     if "<|end|>" in ids and (names >= {"<|return|>", "<|call|>"} or names >= {"<|calls|>", "<|flush|>"}):
         ends.discard(ids["<|end|>"])
     return frozenset(ends)
+
+
+ADDS_EOS = (
+    "tokenizer.ggml.add_eos_token is set: an end token is put behind every text, so that completions go on "
+    "after the end; set it to false if the model was not trained like that"
+)
+
+
+def word_tokens(pieces: Sequence[str], types: Sequence[int]) -> list[str]:
+    """User-defined tokens that begin and end with a letter (that has a case), and are found inside words."""
+    if TokenType.USER_DEFINED not in types:
+        return []
+    kinds = zip(pieces, types, strict=True)
+    return [piece for piece, kind in kinds if kind == TokenType.USER_DEFINED and _is_word(piece)]
+
+
+def _is_word(piece: str) -> bool:
+    return piece[0].lower() != piece[0].upper() and piece[-1].lower() != piece[-1].upper()
+
+
+def found_in_words(pieces: Sequence[str]) -> str:
+    """A warning about such tokens."""
+    shown = ", ".join(map(repr, pieces[:3])) + (f" and {len(pieces) - 3} more" if len(pieces) > 3 else "")
+    are = "are added tokens that are" if len(pieces) > 1 else "is an added token that is"
+    return f"{shown} {are} found inside words too, which are cut there: such words may be read badly"

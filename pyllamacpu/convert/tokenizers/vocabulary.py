@@ -14,6 +14,7 @@ from pyllamacpu.convert.tokenizers.tiktoken_file import is_tiktoken, read_tiktok
 from pyllamacpu.convert.tokenizers.token_table import TokenTable
 from pyllamacpu.convert.tokenizers.tokenizer_json import added_tokens, read_tokenizer_json
 from pyllamacpu.gguf.keys import KeyValue
+from pyllamacpu.text.vocab import ADDS_EOS, found_in_words, word_tokens
 
 _UNREAD = ("tekken.json", "vocab.json", "tokenizer.model.v3", "spiece.model")  # kinds that are not read
 
@@ -71,8 +72,31 @@ def read_vocabulary(
         model_config,
         read_optional_json(folder / "generation_config.json"),
     )
+    stated = (tokenizer_config.get("added_tokens_decoder"), tokenizer_json.get("added_tokens"))
+    table.notes += _warnings(table, keys, stated)
     keys += chat_templates(folder, tokenizer_config, read_optional_json(folder / "chat_template.json"))
     return Vocabulary(keys, len(table), tuple(table.notes))
+
+
+def _warnings(table: TokenTable, keys: list[KeyValue], added: tuple[Any, ...]) -> list[str]:
+    """What the result will do that may not be meant."""
+    found = []
+    whole = dict.fromkeys(text for items in added for text in _whole_words(items))
+    if whole:
+        shown = ", ".join(map(repr, list(whole)[:3]))
+        found.append(f"GGUF cannot say that added tokens are whole words (single_word): {shown}")
+    if words := [text for text in word_tokens(table.texts, table.types) if text not in whole]:
+        found.append(found_in_words(words))
+    if any(key.name == "tokenizer.ggml.add_eos_token" and key.value for key in keys):
+        found.append(ADDS_EOS)
+    return [f"warning: {text}" for text in found]
+
+
+def _whole_words(items: Any) -> list[str]:
+    """Added tokens of tokenizer.json or tokenizer_config.json that only count as whole words."""
+    values = items.values() if isinstance(items, dict) else items if isinstance(items, list) else ()
+    dicts = [item for item in values if isinstance(item, dict) and item.get("single_word") is True]
+    return [str(item.get("content")) for item in dicts]
 
 
 def _read_table(
