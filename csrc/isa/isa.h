@@ -29,6 +29,7 @@
 #include <string.h>
 
 #define PL_INLINE static inline __attribute__((always_inline))
+#define PL_OUTLINE static __attribute__((noinline)) /* one copy, whoever calls it */
 #define PL_PRAGMA(text) _Pragma(#text)
 #define PL_UNROLL PL_PRAGMA(GCC unroll 16)
 
