@@ -28,6 +28,11 @@ const pl_op_kind pl_op_kinds[PL_OP_COUNT] = {
 };
 #undef OP
 
+pl_op_scratch *const pl_op_scratches[PL_OP_COUNT] = {
+    [PL_OP_segment_matmul] = pl_segment_scratch,
+    [PL_OP_self_attention] = pl_self_attention_scratch,
+};
+
 int64_t pl_op_bytes(void) { return (int64_t)sizeof(pl_op); }
 const char *pl_op_name(int kind) { return kind >= 0 && kind < PL_OP_COUNT ? pl_op_kinds[kind].name : NULL; }
 int pl_op_rows_allowed(int kind) { return kind >= 0 && kind < PL_OP_COUNT ? pl_op_kinds[kind].rows : PL_EINVAL; }

@@ -226,9 +226,10 @@ const char *check_segment_matmul(const pl_plan *plan, const pl_op *op)
 
 static int64_t chunks_of(int64_t cols) { return (cols + PL_CHUNK - 1) / PL_CHUNK; }
 
-int64_t pl_segment_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers)
+int64_t pl_segment_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers, int max_tokens)
 {
-    if (op->head.kind != PL_OP_segment_matmul || op->segment_matmul.q8 < 0 || op->segment_matmul.q8 >= n_buffers)
+    (void)max_tokens;
+    if (op->segment_matmul.q8 < 0 || op->segment_matmul.q8 >= n_buffers)
         return 0;
     return chunks_of(buffers[op->segment_matmul.q8].width) * pl_residual_bytes(PL_RESIDUAL_GROUP);
 }

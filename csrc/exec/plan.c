@@ -142,10 +142,9 @@ static int64_t scratch_of(const pl_op *ops, int n_ops, const pl_plan_buffer *buf
                           int64_t bytes)
 {
     for (int i = 0; i < n_ops; i++) {
-        int64_t own = pl_segment_scratch(&ops[i], buffers, n_buffers);
-        int64_t self = pl_self_attention_scratch(&ops[i], buffers, max_tokens);
+        pl_op_scratch *scratch = pl_op_scratches[ops[i].head.kind];
+        int64_t own = scratch ? scratch(&ops[i], buffers, n_buffers, max_tokens) : 0;
         bytes = own > bytes ? own : bytes;
-        bytes = self > bytes ? self : bytes;
     }
     return round_up(bytes, 64);
 }

@@ -31,12 +31,10 @@ static self_job job_of(const pl_op_self_attention *op, const pl_plan_buffer *buf
 
 static int64_t n_tiles(int64_t n_tokens) { return (n_tokens + PL_TILE - 1) / PL_TILE; }
 
-int64_t pl_self_attention_scratch(const pl_op *op, const pl_plan_buffer *buffers, int max_tokens)
+int64_t pl_self_attention_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers, int max_tokens)
 {
-    const pl_op_self_attention *f = &op->self_attention;
-    if (op->head.kind != PL_OP_self_attention)
-        return 0;
-    self_job job = job_of(f, buffers);
+    (void)n_buffers;
+    self_job job = job_of(&op->self_attention, buffers);
     return align64(pl_item_scratch_bytes(job.shape)) + n_tiles(max_tokens) * (job.k.bytes + job.v.bytes) +
            align64(n_tiles(max_tokens) * (int64_t)sizeof(uint8_t *));
 }

@@ -92,9 +92,9 @@ int pl_keep_all(pl_candidates *c);
 double pl_row_softmax_sum(const pl_candidates *c);
 float pl_list_max(pl_candidates *c);
 double pl_list_softmax(pl_candidates *c);
-int pl_grow(void **p, size_t n, size_t size);
 
 /* sample_sort.c */
+int pl_grow(void **p, size_t n, size_t size);
 int pl_sort_list(pl_candidates *c);
 void pl_sort_keys(pl_sort_space *s, size_t n, bool low_half_ascending);
 int pl_sort_reserve(pl_sort_space *s, size_t n);

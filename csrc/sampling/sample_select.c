@@ -129,15 +129,6 @@ static float kth_largest(const float *x, int32_t n, int32_t k, float *heap)
     return heap[0];
 }
 
-int pl_grow(void **p, size_t n, size_t size)
-{
-    void *q = realloc(*p, n * size);
-    if (!q)
-        return PL_ENOMEM;
-    *p = q;
-    return PL_OK;
-}
-
 static int list_reserve(pl_list *l, int32_t n)
 {
     if (n <= l->cap)

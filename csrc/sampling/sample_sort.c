@@ -1,5 +1,6 @@
 /* The sampler's sorting: candidates by logit, or keys of 64 bits. */
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "sampling/sample.h"
@@ -22,6 +23,15 @@ static float from_order_key(uint32_t u)
     float x;
     memcpy(&x, &u, 4);
     return x;
+}
+
+int pl_grow(void **p, size_t n, size_t size)
+{
+    void *q = realloc(*p, n * size);
+    if (!q)
+        return PL_ENOMEM;
+    *p = q;
+    return PL_OK;
 }
 
 int pl_sort_reserve(pl_sort_space *s, size_t n)

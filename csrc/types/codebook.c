@@ -1,5 +1,6 @@
 /* The codebooks of the IQ types, given once at run time (see pyllamacpu/model/codebooks.py) and then read only. */
 #include "types/codebook.h"
+#include "types/codebook_index.h"
 
 #include <string.h>
 

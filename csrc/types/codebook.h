@@ -3,29 +3,6 @@
 /* The codebooks in the forms that the kernels look up. An entry is 8 values (IQ1_*, IQ2_*) or 4 (IQ3_*). */
 #include <stdint.h>
 
-#include "types/types.h"
-
-/* The rows of types.def; types may share one. */
-enum pl_codebook_index {
-    PL_CODEBOOK_NONE = -1,
-#define PL_CODEBOOK(NAME, ...) PL_CODEBOOK_##NAME,
-#include "types/types.def"
-    PL_CODEBOOK_COUNT
-};
-
-static inline int pl_codebook_index(int type)
-{
-    switch (type) {
-/* The include is not a part of the macro: */
-/* clang-format off */
-#define PL_QUANTIZED_TYPE(NAME, name, number, elements, bytes, group, min, panel, codebook, ...) \
-    case number: return PL_CODEBOOK_##codebook;
-#include "types/types.def"
-        /* clang-format on */
-    default: return PL_CODEBOOK_NONE;
-    }
-}
-
 typedef struct {
     /* The values as bytes, entry by entry: for tiers that load an entry by its address. Those of IQ1 are 8 * (v + 1),
      * which leaves room for the shift of 1/8 below. */

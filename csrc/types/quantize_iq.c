@@ -1,6 +1,6 @@
 /* Codebooks laid out for the search of quantize_iq*.inc. */
 #include "types/quantize_iq.h"
-#include "types/codebook.h"
+#include "types/codebook_index.h"
 #include <stddef.h>
 
 /* Of each codebook what its search needs: the values of its entries by lanes, or its halves. */

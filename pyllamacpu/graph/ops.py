@@ -5,20 +5,23 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pyllamacpu.graph.op_kinds import Field, OpKind
 from pyllamacpu.native import lib
 
-if TYPE_CHECKING:
-    from pyllamacpu.graph.recorder import Recorder
+
+class Adder(Protocol):
+    """What a tensor asks of the recorder (recorder.py) that made it."""
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor: ...
 
 
 @dataclass(eq=False)
 class Tensor:
     """Rows of `width` elements: one for each token of the batch, or for each output, `times` over."""
 
-    recorder: weakref.ref[Recorder]  # a cycle would keep the weights alive until the garbage collector runs
+    recorder: weakref.ref[Adder]  # a cycle would keep the weights alive until the garbage collector runs
     width: int
     rows: int = lib.PL_ROWS_TOKENS
     times: int = 1

@@ -16,7 +16,7 @@ import numpy as np
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
-from pyllamacpu.model.registry import known as known_architectures
+from pyllamacpu.model.architectures import known as known_architectures
 from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]

@@ -1,6 +1,6 @@
 """Architectures: which module describes which kind of model, and a model as the engine holds it.
 
-An architecture is a module of `pyllamacpu.model` and one line of `MODULES`. The module defines
+An architecture is a module of `pyllamacpu.model` and one line of architectures.py. The module defines
 
     unsupported(config) -> str                      why this config cannot be run, or ""
     kv_spaces(config) -> tuple of KVSpace           what its layers keep of the tokens read
@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pyllamacpu.errors import ModelError
+from pyllamacpu.model.architectures import MODULES
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
@@ -25,17 +26,6 @@ if TYPE_CHECKING:
     from pyllamacpu.model.config import ModelConfig
     from pyllamacpu.model.kv_space import KVSpace
     from pyllamacpu.model.weights import TensorSpec, Weights
-
-MODULES = {"llama": "pyllamacpu.model.llama"}
-"""By the name in general.architecture."""
-
-CONFIG_ONLY = ("llama4",)
-"""Those whose config can be read, and that cannot be run yet."""
-
-
-def known() -> tuple[str, ...]:
-    """All architectures whose config can be read."""
-    return (*MODULES, *CONFIG_ONLY)
 
 
 class Architecture(Protocol):
