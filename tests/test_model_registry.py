@@ -52,6 +52,7 @@ def test_what_cannot_be_run_names_the_file_and_the_reason() -> None:
         ({"arch": "llama4"}, r"x\.gguf: llama4 models cannot be run yet; llama models can"),
         ({"n_experts": 4}, r"x\.gguf: llama with 4 experts models cannot be run yet"),
         ({"n_heads": (4, 8)}, "different numbers of heads"),
+        ({"n_heads": 4, "kv_heads": 3}, "4 heads cannot share 3 heads"),
     ):
         with pytest.raises(ModelError, match=says):
             architecture(replace(config, **change), "x.gguf")
@@ -122,14 +123,15 @@ def in_numpy(tokens: list[int], chunk: int) -> np.ndarray:
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     x, at = w["token_embd.weight"][tokens], np.arange(len(tokens))
-    seen = (at <= at[:, None]) & (at // chunk == at[:, None] // chunk)
+    causal = at <= at[:, None]
+    chunked = causal & (at // chunk == at[:, None] // chunk)
     for i in range(LAYERS):
         h = normed(x, f"blk.{i}.attn_norm")
         q, k, v = (
             (h @ w[f"blk.{i}.attn_{p}.weight"].T).reshape(-1, HEADS, DIM // HEADS).swapaxes(0, 1)
             for p in "qkv"
         )
-        scores = np.where(seen, q @ k.swapaxes(1, 2) / np.sqrt(DIM // HEADS), -np.inf)
+        scores = np.where(causal if i else chunked, q @ k.swapaxes(1, 2) / np.sqrt(DIM // HEADS), -np.inf)
         p = np.exp(scores - scores.max(2, keepdims=True))
         a = (p / p.sum(2, keepdims=True) @ v).swapaxes(0, 1).reshape(-1, DIM)
         x = x + a @ w[f"blk.{i}.attn_output.weight"].T

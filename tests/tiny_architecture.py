@@ -1,6 +1,7 @@
 """An architecture that is none of ours: what a new one takes, in one module (and a line in the registry).
 
-Layer norms with biases, no rotation, attention in chunks, GELU: a small GPT, whose output is its embedding.
+Layer norms with biases, no rotation, GELU, two KV spaces: the first layer attends in chunks, the others to
+all that came before. A small GPT, whose output is its embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def unsupported(config: ModelConfig) -> str:
 
 def kv_spaces(config: ModelConfig) -> tuple[KVSpace, ...]:
     heads = config.layer_kv_heads(0)
-    return (KVSpace("chunks", config.n_layers, heads, config.head_dim, config.value_dim, "chunked", CHUNK),)
+    shape = (heads, config.head_dim, config.value_dim)
+    return (KVSpace("chunks", 1, *shape, "chunked", CHUNK), KVSpace("all", config.n_layers - 1, *shape))
 
 
 def tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]:
@@ -39,15 +41,16 @@ def tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[Te
 
 
 def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
-    (space,) = kv_spaces(config)
+    chunks, whole = kv_spaces(config)
     x = plan.embed(weights.table("token_embd.weight"))
     for i in range(config.n_layers):
         w = weights.under(f"blk.{i}.")
         norm = {"weight": w.vector("attn_norm.weight"), "bias": w.vector("attn_norm.bias")}
         h = plan.op("layer_norm", x=x, eps=config.norm_eps, **norm)
         q, k, v = (plan.linear(h, *w.linear(name)) for name in ("attn_q", "attn_k", "attn_v"))
-        q = plan.rope_store(q, k, v, None, space, layer=i)
-        a = plan.attention(q, space, layer=i, scale=config.score_scale, chunk=CHUNK)
+        space, layer, chunk = (whole, i - 1, 0) if i else (chunks, 0, CHUNK)
+        q = plan.rope_store(q, k, v, None, space, layer=layer)
+        a = plan.attention(q, space, layer=layer, scale=config.score_scale, chunk=chunk)
         x = x + plan.linear(a, *w.linear("attn_output"))
         norm = {"weight": w.vector("ffn_norm.weight"), "bias": w.vector("ffn_norm.bias")}
         h = plan.op("layer_norm", x=x, eps=config.norm_eps, **norm)

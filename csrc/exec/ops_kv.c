@@ -35,7 +35,7 @@ int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
             const float *table = rope_dim ? pl_row(plan, f->rope, t) : NULL;
             float *x = h < f->n_heads ? pl_row(plan, f->q, t) + h * k_dim : pl_row(plan, f->k, t) + (h - f->n_heads) * k_dim;
             if (table)
-                plan->kernels->rope(x, table, 1, k_dim, rope_dim, f->neox);
+                plan->kernels->rope(x, table, 1, k_dim, rope_dim);
             h -= f->n_heads;
             if (h < 0)
                 continue;

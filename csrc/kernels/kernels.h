@@ -71,7 +71,7 @@ typedef struct {
     KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
     KERNEL(void, silu_mul, (const float *gate, const float *up, float *y, int64_t n)) /* n padded to 16 */ \
     KERNEL(void, add, (const float *a, const float *b, float *y, int64_t n)) \
-    KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim, int neox)) \
+    KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim)) \
     KERNEL(void, store_k, (const pl_kv_tile *, uint8_t *tile, int slot, const float *k)) \
     KERNEL(void, store_v, (const pl_kv_tile *, uint8_t *tile, int slot, const float *v)) \
     KERNEL(void, attention, (const pl_attention *)) \

@@ -90,12 +90,12 @@ class Engine:
         self.n_threads = n_threads or cpus_usable()
         self.n_batch = min(n_batch, self.n_ctx)
         _check_options(self.n_ctx, n_batch, self.n_threads)
-        if (
-            self.config.layer_heads(0) % self.config.layer_kv_heads(0)
-            or self.config.head_dim > lib.PL_MAX_HEAD_DIM
-        ):
-            raise ModelError(f"{file.paths[0]}: heads of {self.config.head_dim} cannot be run")
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
+        if widest := [s for s in spaces if max(s.k_dim, s.v_dim) > lib.PL_MAX_HEAD_DIM]:
+            dims = max(widest[0].k_dim, widest[0].v_dim)
+            raise ModelError(
+                f"{file.paths[0]}: heads of {dims} cannot be run; {lib.PL_MAX_HEAD_DIM} is the limit"
+            )
         self.cache = KVCache(spaces, type_k, type_v)
         check_memory(file, self.n_ctx, self.cache.page_bytes)
         self._pool = ffi.gc(

@@ -145,11 +145,10 @@ class Recorder:
         space: KVSpace,
         *,
         layer: int,
-        neox: bool = False,
     ) -> Tensor:
         """Rotates q and k; keeps k and v in `layer` of the space. Returns q, rotated in place."""
         fields = {"space": self.spaces.index(space), "layer": layer, "n_heads": q.width // space.k_dim}
-        self.op("rope_store", q=q, k=k, v=v, rope=rope, neox=int(neox), **fields)
+        self.op("rope_store", q=q, k=k, v=v, rope=rope, **fields)
         return q
 
     def attention(

@@ -27,6 +27,8 @@ def unsupported(config: ModelConfig) -> str:
         )
     if isinstance(config.n_heads, tuple) or isinstance(config.kv_heads, tuple):
         return "layers with different numbers of heads cannot be run"
+    if config.n_heads % config.kv_heads:
+        return f"{config.n_heads} heads cannot share {config.kv_heads} heads of keys and values"
     return ""
 
 

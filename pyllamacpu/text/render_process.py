@@ -23,6 +23,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.text.render import CompiledTemplate, RenderError
 
 CPU_SECONDS = 3.0
@@ -51,7 +52,7 @@ class RenderProcess:
 
     def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
         self.cpu_seconds = cpu_seconds
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any]) -> str:

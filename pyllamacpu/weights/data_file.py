@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import os
 import stat
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from math import prod
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.weights.lazy_tensor import STORED, Array, LazyTensor, view_of
 
 MAX_OPEN = 32  # handles, over all checkpoints of the process
@@ -32,7 +32,7 @@ class _Handle:
     def __init__(self, path: str) -> None:
         self.file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by the pool
         self.users = 0
-        self.seek = threading.Lock()
+        self.seek = fork_safe_lock()
 
 
 class _Pool:
@@ -41,7 +41,7 @@ class _Pool:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.handles: OrderedDict[str, _Handle] = OrderedDict()
-        self.lock = threading.Lock()
+        self.lock = fork_safe_lock()
 
     def acquire(self, path: str, identity: _Identity) -> _Handle:
         with self.lock:

@@ -221,9 +221,9 @@ static void check_silu_add(int n, float scale)
     guarded_free(tiers[0], up);
 }
 
-static void check_rope(int n_heads, int head_dim, int rope_dim, int neox)
+static void check_rope(int n_heads, int head_dim, int rope_dim)
 {
-    begin_case("rope heads=%d head_dim=%d rope_dim=%d neox=%d", n_heads, head_dim, rope_dim, neox);
+    begin_case("rope heads=%d head_dim=%d rope_dim=%d", n_heads, head_dim, rope_dim);
     int n = n_heads * head_dim, half = rope_dim / 2;
     float *x = random_row(n, 5), *table = random_row(rope_dim, 1);
     for (int i = 0; i < half; i++) {
@@ -234,14 +234,14 @@ static void check_rope(int n_heads, int head_dim, int rope_dim, int neox)
     for (int k = 0; k < n_tiers; k++) {
         float *y = guarded(floats(n), odd());
         memcpy(y, x, floats(n));
-        tiers[k]->rope(y, table, n_heads, head_dim, rope_dim, neox);
+        tiers[k]->rope(y, table, n_heads, head_dim, rope_dim);
         for (int h = 0; h < n_heads; h++)
             for (int i = 0; i < head_dim; i++) {
-                int pair = neox ? i % (half ? half : 1) : i / 2, second = neox ? i >= half : i % 2;
+                int pair = i / 2, second = i % 2;
                 const float *head = x + h * head_dim;
                 double want = head[i], bound = 0;
                 if (i < rope_dim) {
-                    double a = head[neox ? pair : 2 * pair], b = head[neox ? pair + half : 2 * pair + 1];
+                    double a = head[2 * pair], b = head[2 * pair + 1];
                     double c = table[pair], s = table[half + pair];
                     want = second ? a * s + b * c : a * c - b * s;
                     bound = (fabs(a) + fabs(b)) * 0x1p-23;
@@ -272,7 +272,6 @@ void check_elementwise(void)
         }
     static const int dims[] = {8, 24, 64, 80, 128};
     for (int i = 0; i < COUNT(dims); i++)
-        for (int neox = 0; neox < 2; neox++)
-            for (int part = 1; part <= 2; part++)
-                check_rope(1 + random_below(5), dims[i], dims[i] / part / 2 * 2, neox);
+        for (int part = 1; part <= 2; part++)
+            check_rope(1 + random_below(5), dims[i], dims[i] / part / 2 * 2);
 }
