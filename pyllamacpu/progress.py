@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ class StatusLine:
         self.shown = False
 
     def show(self, text: str) -> None:
+        """The text, as far as one line holds it: more could not be taken back."""
+        text = text[: max(shutil.get_terminal_size().columns - 1, 1)]
         print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
         self.shown = True
 

@@ -79,6 +79,7 @@ class LetterLlama:
         self.template = LetterTemplate()
         self.calls: list[tuple[list[int], SamplingOptions, int | None, Sequence[str]]] = []
         self.ends: list[frozenset[int]] = []
+        self.loops: bool | None = None
         type(self).made.append(self)
 
     def n_ctx(self) -> int:
@@ -92,8 +93,10 @@ class LetterLlama:
         stop: Sequence[str],
         on_prompt: Any,
         end_tokens: Iterable[int] = (),
+        stop_loops: bool = False,
     ) -> Iterator[Piece]:
         self.calls.append((tokens, options, max_tokens, stop))
+        self.loops = stop_loops
         self.ends.append(frozenset(end_tokens))
         text = self.answer if max_tokens is None else self.answer[:max_tokens]
         for letter in text:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from cli_letters import LetterLlama, LetterTemplate, Piece, Result, cli_home, letters, run  # noqa: F401
 
+from pyllamacpu.cli.line_reader import InterruptedLine
 from pyllamacpu.cli.output import Screen
-from pyllamacpu.cli.repl import InterruptedLine, Repl, read_message
-from pyllamacpu.cli.session import ChatSession
+from pyllamacpu.cli.repl import Repl, read_message
+from pyllamacpu.cli.session import ChatSession, Usage
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.store.starter import STARTER
 
@@ -165,6 +166,15 @@ def test_an_error_does_not_end_the_chat(capsys: pytest.CaptureFixture[str]) -> N
     assert out.getvalue() == "ok\n"
 
 
+def test_a_message_of_several_lines_is_one_entry_of_the_history() -> None:
+    kept: list[str] = []
+    script = Script("one line", '"""', "two", 'three"""', "/help")
+    for _ in range(3):
+        read_message(script, kept.append)
+    assert kept == ["one line", '"""\ntwo\nthree"""', "/help"]
+    assert read_message(Script(kept[1])) == "two\nthree", "recalled, it is the same message"
+
+
 def test_read_message() -> None:
     script = Script('"""', "one", "  two", '"""')
     assert read_message(script) == "one\n  two"
@@ -207,8 +217,12 @@ def test_progress_line_for_a_long_prompt(monkeypatch: pytest.MonkeyPatch) -> Non
     now[0] += 1
     screen.on_prompt(2000, 4000)
     assert "reading the prompt: 2000 of 4000 tokens" in screen.out.getvalue()  # type: ignore[attr-defined]
-    screen.text("answer")
+    screen.text("answer ")
     assert screen.out.getvalue().endswith("\r\x1b[Kanswer")  # type: ignore[attr-defined]
+    screen.on_prompt(3000, 4000)
+    monkeypatch.setenv("COLUMNS", "20")
+    screen.on_prompt(3000, 4000)
+    assert screen.out.getvalue().endswith("\r\x1b[Kreading the prompt:")  # type: ignore[attr-defined]
 
 
 def test_no_progress_where_nobody_looks() -> None:
@@ -217,6 +231,69 @@ def test_no_progress_where_nobody_looks() -> None:
     screen._began -= 100
     screen.on_prompt(5, 10)
     assert screen.out.getvalue() == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("letters")
+@pytest.mark.parametrize("width", [5, 8, 11, 20, 79, 80])
+def test_words_are_whole_at_any_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer comes letter by letter; what is on the screen has every word on one line."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = "Paris is the capital and the most populous city of France.\n\n1. Seine\n2. Loire"
+    chat, _, _ = repl(Script(), answer=text)
+    chat.session.show_timings = False
+    chat.screen = Screen(Terminal())
+    chat.handle("Hi")
+    shown = chat.screen.out.getvalue()  # type: ignore[attr-defined]
+    assert shown.split() == text.split()
+    assert all(len(line) <= width or " " not in line for line in shown.split("\n"))
+    assert shown.endswith("Loire\n")
+
+
+@pytest.mark.usefixtures("letters")
+def test_the_speed_line_is_printed_once_or_not_at_all(
+    run: Callable[..., Result], letters: type[LetterLlama]
+) -> None:
+    args = ["chat", "-m", "m.gguf", "-v"]
+    shown = run(*args, stdin=b"Hi\n", terminal=True).err
+    assert shown.count("tokens/s") == 2 and letters.made[-1].arguments["verbose"] is False  # one line
+    assert "tokens/s" not in run(*args, "--no-show-timings", stdin=b"Hi\n", terminal=True).err
+    assert "tokens/s" not in run(*args[:3], stdin=b"/set show_timings off\nHi\n", terminal=True).err
+
+
+def test_the_banner_names_the_file(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    assert run("chat", "-m", "m.gguf", terminal=True).err.startswith("Letters (m.gguf), context 1000 tokens.")
+
+
+def test_nobody_is_warned_of_the_starters_own_settings(
+    letters: type[LetterLlama], run: Callable[..., Result]
+) -> None:
+    Path(STARTER.filename).write_bytes(b"GGUF")
+    assert run("chat", "-m", STARTER.filename, "--temp", "0", stdin=b"Hi").err == ""
+    given = run("chat", "-m", STARTER.filename, "--temp", "0", "--top-p", "0.5", stdin=b"Hi").err
+    assert given == "warning: top_p does nothing at temperature 0\n"
+
+
+@pytest.mark.usefixtures("letters")
+def test_an_unfinished_answer_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    chat, _, _ = repl(Script(), answer="one two")
+
+    def looping(*args: Any) -> Iterator[Piece]:
+        yield Piece("one", (1,))
+        yield Piece("", (), "loop", Usage(1, 0, 1, 1.0, 1.0))
+
+    monkeypatch.setattr(chat.session.engine, "stream", looping)
+    chat.handle("Hi")
+    err = capsys.readouterr().err
+    assert "[stopped: the answer repeats itself (--no-stop-loops lets it)]" in err and "/continue" in err
+
+
+def test_loops_are_stopped_unless_asked_for(letters: type[LetterLlama], run: Callable[..., Result]) -> None:
+    for more in ([], ["--ignore-eos"], ["--no-stop-loops"], ["--ignore-eos", "--stop-loops"]):
+        run("chat", "-m", "m.gguf", *more, stdin=b"Hi")
+        run("complete", "-m", "m.gguf", *more, "-p", "Hi")
+    assert [made.loops for made in letters.made] == [True, True, False, False, False, False, True, True]
 
 
 def test_the_chat_format_ends_answers_too(letters: type[LetterLlama], run: Callable[..., Result]) -> None:

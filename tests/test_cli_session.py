@@ -37,6 +37,15 @@ class LetterEngine:
         self.options: list[Any] = []
         self.closed = 0
 
+    stop_loops = True
+    own_system: str | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+    def default_system(self) -> str | None:
+        return self.own_system
+
     def title(self) -> str:
         return "letters"
 
@@ -162,7 +171,9 @@ def test_oldest_turns_are_dropped_whole_and_it_is_said() -> None:
     assert notices and all("oldest turn" in text for text in notices)
     assert all(prompt.startswith("<u>message ") for prompt in engine.prompts)
     assert chat.turns[-1].user.startswith("message 7")
-    assert chat.turns[0].user.startswith("message ") and not chat.turns[0].user.startswith("message 0")
+    assert chat.turns[0].user.startswith("message 0"), "what the prompt no longer has is not forgotten"
+    assert 0 < chat.n_dropped < 8 and f"8 ({chat.n_dropped} no longer" in run_command(chat, "/stats").text
+    assert not engine.prompts[-1].startswith("<u>message 0")
 
 
 def test_dropping_makes_room_for_a_while() -> None:
@@ -181,7 +192,7 @@ def test_an_answer_goes_on_when_the_context_fills_up_meanwhile() -> None:
     events = list(chat.ask("second question"))
     assert said(iter(events)) == long
     assert any(isinstance(event, Notice) and "dropped" in event.text for event in events)
-    assert chat.turns == [Turn("second question", long)]
+    assert chat.turns[-1] == Turn("second question", long) and chat.n_dropped == 1
     assert chat.last.n_generated == len(long)
     assert engine.prompts[-1].startswith("<u>second question<a>abc")
 
@@ -213,14 +224,117 @@ def test_a_message_longer_than_the_context_changes_nothing() -> None:
     assert len(engine.prompts) == 1
 
 
+# Going on with an answer
+
+
+def test_continue_after_a_limit() -> None:
+    """Each go has the limit anew, and goes on exactly where the last one stopped."""
+    chat, engine = session("abcdefgh", "never", n_ctx=100, max_tokens=3)
+    list(chat.ask("Hi"))
+    answer = run_command(chat, "/continue").answer
+    assert answer is not None and said(answer) == "def"
+    assert engine.prompts[-1] == "<u>Hi<a>abc"
+    assert said(chat.resume()) == "gh"
+    assert chat.turns == [Turn("Hi", "abcdefgh")] and chat.last.n_generated == 2
+    with pytest.raises(OptionError, match="ended by itself"):
+        run_command(chat, "/continue")
+
+
+def test_continue_after_a_full_context() -> None:
+    """The beginning of the answer leaves the prompt, and that is said once; the text stays whole."""
+    long = "".join(chr(ord("a") + number % 26) for number in range(300))
+    chat, engine = session(long, n_ctx=100)
+    first = said(chat.ask("Hi"))
+    events = list(chat.resume())
+    assert any(isinstance(event, Notice) and "no longer sees" in event.text for event in events)
+    assert engine.prompts[-1].startswith("<u>Hi<a>") and engine.prompts[-1].endswith(first[-10:])
+    assert chat.turns == [Turn("Hi", first + said(iter(events)))]
+    while not chat.turns[-1].ended:
+        list(chat.resume())
+    assert chat.turns == [Turn("Hi", long)]
+
+
+def test_continue_what_a_person_stopped_and_nothing_else() -> None:
+    chat, engine = session("A long answer", "rest")
+    with pytest.raises(OptionError, match="no answer yet"):
+        run_command(chat, "/continue")
+    events = chat.ask("Hi")
+    next(events), next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert said(chat.resume()) == "rest" and engine.prompts[-1] == "<u>Hi<a>A "
+    assert chat.turns == [Turn("Hi", "A rest")]
+
+
+def test_stopped_before_it_goes_on_keeps_the_answer() -> None:
+    chat, _ = session("abcdef", max_tokens=3)
+    list(chat.ask("Hi"))
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(chat.resume(interrupt))
+    assert chat.turns == [Turn("Hi", "abc")] and said(chat.resume()) == "def"
+
+
+def test_save_keeps_what_the_prompt_no_longer_has(tmp_path: Path) -> None:
+    chat, _ = session(*["y" * 20] * 10, n_ctx=200)
+    for number in range(8):
+        list(chat.ask(f"message {number} " + "x" * 10))
+    run_command(chat, f"/save {tmp_path / 'talk.json'}")
+    stored = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
+    assert [m["content"][:9] for m in stored if m["role"] == "user"] == [f"message {n}" for n in range(8)]
+    other, engine = session("ok", n_ctx=200)
+    run_command(other, f"/load {tmp_path / 'talk.json'}")
+    list(other.ask("and now?"))
+    assert other.n_dropped > 0 and len(other.turns) == 9 and len(engine.prompts[-1]) < 200
+
+
+def test_undo_brings_nothing_back_into_the_prompt() -> None:
+    chat, _ = session(*["y" * 20] * 10, n_ctx=200)
+    for number in range(8):
+        list(chat.ask(f"message {number} " + "x" * 10))
+    dropped = chat.n_dropped
+    for _ in range(8):
+        chat.undo()
+        assert chat.n_dropped == min(dropped, len(chat.turns))
+
+
 # Commands
+
+
+def test_switches() -> None:
+    chat, engine = session()
+    assert run_command(chat, "/set stop_loops off").text == "stop_loops = off" and not engine.stop_loops
+    assert run_command(chat, "/set stop-loops ON").text == "stop_loops = on" and engine.stop_loops
+    run_command(chat, "/set show_timings off")
+    assert chat.show_timings is False
+    assert "show_timings" in run_command(chat, "/set").text
+    with pytest.raises(OptionError, match="on or off, not maybe"):
+        run_command(chat, "/set stop_loops maybe")
+
+
+def test_the_templates_own_system_prompt_is_shown() -> None:
+    chat, engine = session()
+    engine.own_system = "You are Letters."
+    assert run_command(chat, "/system").text == "the chat template's own, as none is set: You are Letters."
+    run_command(chat, "/system Mine.")
+    assert run_command(chat, "/system").text == "Mine."
+
+
+def test_nobody_is_warned_of_what_nobody_chose() -> None:
+    """The starter model brings a top_p; temperature 0 makes it idle."""
+    chat, _ = session()
+    chat.options, chat.unchosen = SamplingOptions(top_p=0.9), frozenset({"top_p"})
+    assert run_command(chat, "/set temp 0").text == "temperature = 0.0"
+    assert "does nothing" in run_command(chat, "/set top_p 0.8").text
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     chat, _ = session("Grüße", "two", system="Be kind.")
     list(chat.ask("Hi"))
     reply = run_command(chat, f"/save '{tmp_path / 'my talk.json'}'")
-    assert "1 turns" in reply.text
+    assert reply.text.startswith("saved 1 turn to ")
     stored = json.loads((tmp_path / "my talk.json").read_text(encoding="utf-8"))
     assert stored["messages"][2] == {"role": "assistant", "content": "Grüße"}
     other, _ = session()
@@ -359,6 +473,14 @@ def test_regen_command_streams() -> None:
 def test_help_names_every_command_of_the_issue() -> None:
     for name in ("help", "clear", "regen", "undo", "set", "system", "save", "load", "stats", "bye"):
         assert f"/{name}" in COMMAND_NAMES and f"/{name}" in HELP
+
+
+def test_help_names_every_command_and_key() -> None:
+    for name in COMMAND_NAMES:
+        assert name in HELP
+    for key in ("Enter", "Alt-Enter", "Tab", "Up", "Ctrl-R", "Ctrl-C", "Ctrl-D", '"""'):
+        assert key in HELP
+    assert max(map(len, HELP.splitlines())) <= 80
 
 
 def test_a_leading_space_makes_a_message() -> None:

@@ -100,13 +100,15 @@ class Completions(Tokens):
         logprobs: int | None = None,
         stopping_criteria: Sequence[Callable[..., bool]] = (),
         end_tokens: Iterable[int] = (),
+        stop_loops: bool = False,
         ahead: int | None = STREAMED_AHEAD,
     ) -> Iterator[TextEvent]:
         """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
         statistics.
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
-        holds. `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
+        holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
+        `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
         any number. The arguments are checked at once, the work begins with the first event.
         """
         request = Request(
@@ -118,6 +120,7 @@ class Completions(Tokens):
             processors=tuple(logits_processors),
             criteria=tuple(stopping_criteria),
             end_tokens=frozenset(end_tokens),
+            stop_loops=stop_loops,
         )
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,13 @@ from pyllamacpu.cli.options import (
     stop_texts,
     take_sampling,
     template_options,
+    unchosen_options,
     unescape,
 )
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
+    from pyllamacpu.cli.first_start import BetterModelOffer
     from pyllamacpu.cli.session import ChatSession
     from pyllamacpu.sampling.options import SamplingOptions
 
@@ -40,14 +43,20 @@ if TYPE_CHECKING:
 )
 @prompt_options
 @click.option("-st", "--single-turn", is_flag=True, help="Answer the prompt and end.")
+@click.option(
+    "--show-timings/--no-show-timings",
+    default=True,
+    help="The line with the speed behind each answer (/set show_timings).",
+)
+@click.option("--markdown", is_flag=True, help="On a terminal, draw answers as Markdown.")
 @sampling_options
 @click.pass_context
 def chat(context: click.Context, /, **parameters: Any) -> None:
     """Talk to a model.
 
     On a terminal this is a conversation; /help lists its commands. Without a terminal it reads all of
-    stdin, answers once and prints only the answer. The starter model has defaults of its own for
-    temperature (0.2, and 0 for one answer) and top-p (0.9); /set shows them.
+    stdin, answers once and prints only the answer. The starter model has defaults of its own:
+    temperature 0.2 (0 for one answer), top-p 0.9, repeat penalty 1.12; /set shows them.
 
     \b
     Examples:
@@ -58,13 +67,19 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
-    sampling = take_sampling(parameters, _own_sampling(choice, parameters, interactive))
+    own = _own_sampling(choice, parameters, interactive)
+    unchosen = unchosen_options(own, parameters)
+    sampling = take_sampling(parameters, own)
     message = _first_message(parameters, interactive)
+    if interactive and parameters["show_timings"]:
+        choice = replace(choice, verbose=False)  # one line with the speed is enough
+    offer = _better_model_offer(choice) if interactive else None
     session = _session(choice, sampling, ignore_eos, system, parameters)
+    session.unchosen = unchosen
     if interactive:
-        context.exit(_converse(session, message))
+        context.exit(_converse(session, message, parameters["markdown"], offer))
     assert message is not None
-    _answer_once(session, message)
+    _answer_once(session, message, parameters["markdown"])
 
 
 def _own_sampling(choice: ModelChoice, parameters: dict[str, Any], interactive: bool) -> dict[str, float]:
@@ -125,7 +140,9 @@ def _session(
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
     if engine.warning:
         click.echo(f"warning: {engine.warning}", err=True)
-    return ChatSession(
+    looping = parameters["stop_loops"]
+    engine.stop_loops = not ignore_eos if looping is None else looping
+    session = ChatSession(
         engine,
         without_end(sampling, engine.tokenizer) if ignore_eos else sampling,
         system=system,
@@ -133,6 +150,8 @@ def _session(
         stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),
         inputs=_inputs(engine.llm.model_path, choice, parameters),
     )
+    session.show_timings = parameters["show_timings"]
+    return session
 
 
 def _inputs(model_path: str, choice: ModelChoice, parameters: dict[str, Any]) -> list[Path]:
@@ -144,21 +163,34 @@ def _inputs(model_path: str, choice: ModelChoice, parameters: dict[str, Any]) ->
     return [*model_files(Path(model_path)), *files]
 
 
-def _converse(session: ChatSession, message: str | None) -> int:
+def _better_model_offer(choice: ModelChoice) -> BetterModelOffer | None:
+    """Begins to look for the hub, for those who chat with the starter model."""
+    from pyllamacpu.cli.first_start import BetterModelOffer
+    from pyllamacpu.store.resolve import is_starter
+
+    return BetterModelOffer() if is_starter(choice.model) else None
+
+
+def _converse(
+    session: ChatSession, message: str | None, markdown: bool, offer: BetterModelOffer | None
+) -> int:
     """The interactive chat; its exit code."""
+    from pyllamacpu.cli.line_reader import line_reader
     from pyllamacpu.cli.output import Screen
-    from pyllamacpu.cli.repl import Repl, line_reader
+    from pyllamacpu.cli.repl import Repl
 
-    screen = Screen()
-    screen.note(
-        f"{session.engine.title()}, context {session.engine.n_ctx()} tokens. /help lists the commands."
-    )
-    return Repl(session, line_reader(), screen).run(message)
+    screen = Screen(markdown=markdown)
+    engine = session.engine
+    screen.note(f"{engine.title()}, context {engine.n_ctx()} tokens. /help lists the commands.")
+    if offer and (better := offer.text()):
+        screen.note(better)
+    read_line, remember = line_reader()
+    return Repl(session, read_line, screen, remember).run(message)
 
 
-def _answer_once(session: ChatSession, message: str) -> None:
+def _answer_once(session: ChatSession, message: str, markdown: bool) -> None:
     """Answer one message on stdout; nothing else goes there."""
     from pyllamacpu.cli.output import Screen
 
-    screen = Screen()
+    screen = Screen(markdown=markdown)
     screen.answer(session.ask(message, screen.on_prompt), stats=False)

@@ -41,6 +41,7 @@ class ChatEngine:
         self.tokenizer = tokenizer_of(llm)
         assert llm.template is not None  # there is one wherever there is a tokenizer
         self.template = llm.template
+        self.stop_loops = True
 
     @property
     def warning(self) -> str | None:
@@ -51,11 +52,22 @@ class ChatEngine:
     def title(self) -> str:
         """The model's name as its file says it, else the file's name."""
         name = self.llm.metadata.get("general.name")
-        return str(name) if name else Path(self.llm.model_path).stem
+        file_name = Path(self.llm.model_path).name
+        return f"{name} ({file_name})" if name else file_name
 
     def n_ctx(self) -> int:
         """The size of the context in tokens."""
         return self.llm.n_ctx()
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that stands inside a conversation."""
+        return self.tokenizer.encode(text, add_special=False)
+
+    def default_system(self) -> str | None:
+        """The system prompt that the template puts where there is none, if any."""
+        from pyllamacpu.text.default_system import default_system
+
+        return default_system(self.template)
 
     def render(self, messages: list[dict[str, str]]) -> list[int]:
         """Tokens of the conversation, ending where the answer begins."""
@@ -76,4 +88,12 @@ class ChatEngine:
 
         ends = stop_token_ids(self.tokenizer, self.template)
         stops = (*stop, *self.template.stop_strings)
-        return self.llm.stream(prompt_tokens, options, max_tokens, stops, on_prompt, end_tokens=ends)
+        return self.llm.stream(
+            prompt_tokens,
+            options,
+            max_tokens,
+            stops,
+            on_prompt,
+            end_tokens=ends,
+            stop_loops=self.stop_loops,
+        )

@@ -15,18 +15,34 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import OPTION_ALIASES, samplers_from_letters
 
 HELP = """\
-/help              this list
+/help              this list (/? too)
 /clear             forget the conversation (the system prompt stays)
 /regen             answer the last message again
+/continue          go on with an answer that was stopped or cut
 /undo              forget the last message and its answer
 /set               the settings; /set temp 0.5 changes one
 /system [TEXT]     show or change the system prompt; /system none removes it
 /save FILE         write the conversation as JSON (--force FILE: over any file)
 /load FILE         go on with a saved conversation
 /stats             tokens, speed and how full the context is
-/bye               leave (Ctrl-D too)
+/bye               leave (/exit, /quit and Ctrl-D too)
 \"""                begin and end a message of several lines
-Ctrl-C             stop the answer"""
+Enter              send the message
+Alt-Enter          a new line in it (Esc, then Enter, too)
+Tab                complete commands, settings and file names
+Up, Down           earlier messages; Ctrl-R searches them
+Ctrl-A, Ctrl-E     to the beginning, to the end of the line
+Ctrl-W, Ctrl-U     delete the word, the line before the cursor
+Ctrl-L             clear the screen
+Ctrl-C             stop the answer; empty the line; twice: leave"""
+
+FILE_COMMANDS = ("/save", "/load")
+"""Commands that are followed by a file's name."""
+
+OWN_SETTINGS = ("n_predict", "stop_loops", "show_timings")
+"""Settings of the chat itself, beside those of the sampler."""
+
+_SWITCHES = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 _LENGTH_NAMES = ("n_predict", "predict", "num_predict", "max_tokens")
 _AFTER_LOADING = {
@@ -84,6 +100,11 @@ def _regen(session: ChatSession, _rest: str, on_prompt: OnPrompt | None) -> Repl
     return Reply(answer=session.regenerate(on_prompt))
 
 
+def _continue(session: ChatSession, _rest: str, on_prompt: OnPrompt | None) -> Reply:
+    session.check_resumable()
+    return Reply(answer=session.resume(on_prompt))
+
+
 def _undo(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
     first_line = session.undo().user.strip().split("\n")[0]
     return Reply(f"forgotten: {first_line[:60]}{'...' if len(first_line) > 60 else ''}")
@@ -91,7 +112,11 @@ def _undo(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Repl
 
 def _system(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
     if not rest:
-        return Reply(session.system or "there is no system prompt")
+        default = None if session.system else session.engine.default_system()
+        own = (
+            f"the chat template's own, as none is set: {default}" if default else "there is no system prompt"
+        )
+        return Reply(session.system or own)
     text = _unquoted(rest)
     session.system = None if text.lower() == "none" else text or None
     return Reply("the system prompt is set" if session.system else "the system prompt is removed")
@@ -101,19 +126,24 @@ def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply
     words = rest.removeprefix("--force ")
     path = _path(words.strip(), "/save")
     session.save(path, force=words != rest)
-    return Reply(f"saved {len(session.turns)} turns to {path}")
+    return Reply(f"saved {_turns(session)} to {path}")
 
 
 def _load(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
     path = _path(rest, "/load")
     session.load(path)
-    return Reply(f"loaded {len(session.turns)} turns from {path}")
+    return Reply(f"loaded {_turns(session)} from {path}")
+
+
+def _turns(session: ChatSession) -> str:
+    return "1 turn" if len(session.turns) == 1 else f"{len(session.turns)} turns"
 
 
 def _stats(session: ChatSession, _rest: str, _on_prompt: OnPrompt | None) -> Reply:
     last, total = session.last, session.total
+    dropped = f" ({session.n_dropped} no longer in the prompt)" if session.n_dropped else ""
     return Reply(
-        f"turns      {len(session.turns)}\n"
+        f"turns      {len(session.turns)}{dropped}\n"
         f"context    {session.context_used()} of {session.engine.n_ctx()} tokens\n"
         f"last       {usage_text(last)}\n"
         f"in all     {usage_text(total)}"
@@ -152,17 +182,33 @@ def set_value(session: ChatSession, name: str, value: str) -> str:
     if key in _LENGTH_NAMES:
         session.max_tokens = _length(name, value)
         return f"{name} = {value}"
+    if key in OWN_SETTINGS:
+        return _switch(session, key, value)
     if key in _AFTER_LOADING:
         raise OptionError(f"{name} cannot change while the model is loaded: start again with that option")
     field = OPTION_ALIASES.get(key, key)
     known = [other.name for other in fields(session.options)]
     if field not in known:
-        near = difflib.get_close_matches(key, [*known, *OPTION_ALIASES, *_LENGTH_NAMES], 1)
+        near = difflib.get_close_matches(key, [*known, *OPTION_ALIASES, *_LENGTH_NAMES, *OWN_SETTINGS], 1)
         hint = f"did you mean {near[0]}?" if near else "/set lists them"
         raise OptionError(f"there is no setting {name}; {hint}")
     session.options = replace(session.options, **{field: _setting(key, value)})
+    session.unchosen -= {field}
     said = f"{field} = {getattr(session.options, field)}"
-    return "\n".join([said, *(text for text in session.options.warnings() if field in text)])
+    about = [text for text in session.options.warnings() if field in text]
+    return "\n".join([said, *(text for text in about if text.split()[0] not in session.unchosen)])
+
+
+def _switch(session: ChatSession, key: str, value: str) -> str:
+    """Set something that is on or off."""
+    if value.lower() not in _SWITCHES:
+        raise OptionError(f"{key} is on or off, not {value}")
+    on = _SWITCHES[value.lower()]
+    if key == "stop_loops":
+        session.engine.stop_loops = on
+    else:
+        session.show_timings = on
+    return f"{key} = {'on' if on else 'off'}"
 
 
 def _length(name: str, value: str) -> int | None:
@@ -187,7 +233,8 @@ def _setting(key: str, value: str) -> Any:
 
 def _settings(session: ChatSession) -> str:
     """All settings, one a line."""
-    rows = {"n_predict": -1 if session.max_tokens is None else session.max_tokens}
+    rows: dict[str, Any] = {"n_predict": -1 if session.max_tokens is None else session.max_tokens}
+    rows |= {"stop_loops": session.engine.stop_loops, "show_timings": session.show_timings}
     rows |= {field.name: getattr(session.options, field.name) for field in fields(session.options)}
     return "\n".join(f"{name:<22} {value!r}" for name, value in rows.items())
 
@@ -215,6 +262,7 @@ _HANDLERS: dict[str, Handler] = {
     "/?": _help,
     "/clear": _clear,
     "/regen": _regen,
+    "/continue": _continue,
     "/undo": _undo,
     "/set": _set,
     "/system": _system,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,10 @@ def complete(**parameters: Any) -> None:
       pyllamacpu complete -m model.gguf -f story.txt -n 200 --no-display-prompt
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
+    if parameters["stop_loops"] is None:
+        parameters["stop_loops"] = not ignore_eos
+    if parameters["perf"]:
+        choice = replace(choice, verbose=False)  # one line with the speed is enough
     sampling = take_sampling(parameters)
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
     if not prompt:
@@ -87,14 +92,24 @@ def _continue(
     tokens = tokenizer_of(llm).encode(prompt, add_special=True, parse_special=True)
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
-    events = llm.stream(tokens, sampling, None if limit < 0 else limit, stop, screen.on_prompt)
+    events = llm.stream(
+        tokens,
+        sampling,
+        None if limit < 0 else limit,
+        stop,
+        screen.on_prompt,
+        stop_loops=parameters["stop_loops"],
+    )
     if parameters["display_prompt"]:
-        click.echo(prompt.decode("utf-8", "replace"), nl=False)
+        screen.text(prompt.decode("utf-8", "replace"))
     usage = Usage()
     for event in events:
         screen.text(event.text)
         if event.stats is not None:
             usage += event.stats
+    screen.end_text()
     click.echo()
+    if event.finish_reason == "loop":
+        click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)
     if perf:
         click.echo(usage_text(usage), err=True)

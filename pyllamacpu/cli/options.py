@@ -146,6 +146,11 @@ sampling_options = options(
     click.option("--sampling-seq", "--sampler-seq", metavar="LETTERS", help="The samplers, as edskypmxt."),
     click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token."),
     click.option(
+        "--stop-loops/--no-stop-loops",
+        default=None,
+        help="End an answer in which a passage repeats again and again (on, unless --ignore-eos).",
+    ),
+    click.option(
         "-l",
         "--logit-bias",
         multiple=True,
@@ -252,9 +257,16 @@ def take_sampling(parameters: dict[str, Any], own: Mapping[str, Any] | None = No
         )
     except OptionError as error:
         raise click.UsageError(str(error)) from error
+    unchosen = unchosen_options(own, values)
     for warning in options.warnings():
-        click.echo(f"warning: {warning}", err=True)
+        if warning.split()[0] not in unchosen:
+            click.echo(f"warning: {warning}", err=True)
     return options
+
+
+def unchosen_options(own: Mapping[str, Any] | None, chosen: Mapping[str, Any]) -> frozenset[str]:
+    """Options that the model brought along and the person did not name: nobody is warned about those."""
+    return frozenset(name for name in own or {} if chosen.get(name) is None)
 
 
 def parse_breakers(given: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from pyllamacpu.cli.commands import usage_text
+from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
 from pyllamacpu.cli.session import Event, Finished, Notice, Text
+from pyllamacpu.cli.wrapping import WordWrapper, terminal_width, wrap_words
 from pyllamacpu.progress import StatusLine, is_terminal
 
 _PROGRESS_AFTER = 0.5  # seconds of reading a prompt until that is worth a line
@@ -18,11 +20,17 @@ _CONTROL = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) 
 
 
 class Screen:
-    """Prints a chat on `out`; notes and progress go to `out` on a terminal, otherwise to stderr."""
+    """Prints a chat on `out`; notes and progress go to `out` on a terminal, otherwise to stderr.
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    On a terminal lines end between words, and `markdown` draws answers as what they mean.
+    """
+
+    def __init__(self, out: TextIO | None = None, markdown: bool = False) -> None:
         self.out = sys.stdout if out is None else out
         self.terminal = is_terminal(self.out)
+        self.seen = self.out.isatty()  # by a person, on whatever terminal
+        self._wrapper: WordWrapper | None = None  # of the answer that is being printed
+        self._blocks = MarkdownBlocks() if markdown and self.terminal else None
         self.colour = self.terminal and "NO_COLOR" not in os.environ
         self._began = 0.0  # when the prompt began to be read, by time.monotonic
         self._line = StatusLine(self.out)
@@ -31,6 +39,7 @@ class Screen:
         """Say something that is not part of an answer."""
         self._line.clear()
         if self.terminal:
+            text = wrap_words(text, terminal_width(self.out))
             print(f"\x1b[2m{text}\x1b[0m" if self.colour else text, file=self.out, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
@@ -38,7 +47,10 @@ class Screen:
     def error(self, text: str) -> None:
         """Say on one line what went wrong."""
         self._line.clear()
-        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        line = "error: " + " ".join(text.split()).translate(_CONTROL)
+        if is_terminal(sys.stderr):
+            line = wrap_words(line, terminal_width(sys.stderr))
+        print(line, file=sys.stderr, flush=True)
 
     def on_prompt(self, done: int, total: int) -> None:
         """Show how much of a long prompt is read; on a terminal only, and gone when the answer begins."""
@@ -57,7 +69,7 @@ class Screen:
             for event in events:
                 if isinstance(event, Text):
                     self.text(event.text)
-                    at_line_start = event.text.endswith("\n")
+                    at_line_start = event.text.endswith("\n") or self._blocks is not None
                 elif isinstance(event, Notice):
                     self._break_line(at_line_start)
                     self.note(f"[{event.text}]")
@@ -67,6 +79,7 @@ class Screen:
                     at_line_start = True
                     if stats:
                         self.note(usage_text(event.usage))
+            self.end_text()
         except BaseException:
             self._line.clear()
             if self.terminal:
@@ -79,11 +92,42 @@ class Screen:
 
     def text(self, text: str) -> None:
         """Print a piece of an answer."""
+        if self._blocks is not None:
+            self._markdown(text.translate(_CONTROL))
+            return
         self._line.clear()
-        self.out.write(text.translate(_CONTROL) if self.terminal else text)
+        if self.seen:
+            text = text.translate(_CONTROL)
+        if self.terminal:
+            width = terminal_width(self.out)
+            if self._wrapper is None:
+                self._wrapper = WordWrapper(width)
+            self._wrapper.width = width  # which may have changed meanwhile
+            text = self._wrapper.push(text)
+        self.out.write(text)
+        self.out.flush()
+
+    def _markdown(self, text: str) -> None:
+        """Draw the blocks that are whole now; of the next one the line that is being written is shown."""
+        assert self._blocks is not None
+        for block in self._blocks.push(text):
+            self._line.clear()
+            render_block(block, self.out, terminal_width(self.out))
+            self.out.write("\n")
+        self._line.show(self._blocks.tail.replace("\t", " "))
+
+    def end_text(self) -> None:
+        """Print what was held back of the answer: it is over, or something else is to be printed."""
+        self._line.clear()
+        if self._wrapper is not None:
+            self.out.write(self._wrapper.flush())
+            self._wrapper = None
+        if self._blocks is not None and (rest := self._blocks.flush()):
+            render_block(rest, self.out, terminal_width(self.out))
         self.out.flush()
 
     def _break_line(self, at_line_start: bool) -> None:
+        self.end_text()
         if not at_line_start:
             self.out.write("\n")
             self.out.flush()

@@ -57,6 +57,12 @@ class Engine(Protocol):
 
     def render(self, messages: list[dict[str, str]]) -> list[int]: ...
 
+    stop_loops: bool  # whether an answer that repeats itself is ended
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def default_system(self) -> str | None: ...
+
     def stream(
         self,
         prompt_tokens: list[int],
@@ -85,7 +91,7 @@ class Notice:
 class Finished:
     """The end of an answer: why, and what it cost."""
 
-    reason: str  # "stop" or "length"
+    reason: str  # "stop", "length" or "loop"
     usage: Usage
 
 
@@ -122,6 +128,8 @@ class Turn:
 
     user: str
     assistant: str = ""
+    tokens: list[int] = field(default_factory=list, compare=False)  # of the answer; none for a loaded one
+    ended: bool = field(default=True, compare=False)  # by the model itself, not by a limit or a person
 
 
 @dataclass
@@ -131,8 +139,16 @@ class _Answer:
     turn: Turn
     tokens: list[int] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
-    reason: str = "stop"
+    reason: str = ""  # "stop", "length", "loop"; none while it runs, or when a person stops it
+    n_before: int = 0  # of the tokens that were there already, when it is gone on with
+    n_unseen: int = 0  # of its first tokens that no longer fit into the prompt
+    told_unseen: bool = False
     first_event: float | None = None  # when the running stream began to answer, by time.perf_counter
+
+    @property
+    def n_new(self) -> int:
+        """Tokens generated now."""
+        return len(self.tokens) - self.n_before
 
 
 class ChatSession:
@@ -154,6 +170,9 @@ class ChatSession:
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
         self.turns: list[Turn] = []
+        self.show_timings = True  # a line with the speed behind each answer
+        self.unchosen: frozenset[str] = frozenset()  # sampling options that the model brought along
+        self.n_dropped = 0  # of the oldest turns, which the prompt no longer has
         self.last = Usage()
         self.total = Usage()
         self._tries = 0  # how often the last message was answered again
@@ -161,7 +180,10 @@ class ChatSession:
     def messages(
         self, turns: Sequence[Turn] | None = None, open_turn: Turn | None = None
     ) -> list[dict[str, str]]:
-        """The conversation in the form that chat templates take; `open_turn` waits for its answer."""
+        """The conversation in the form that chat templates take; `open_turn` waits for its answer.
+
+        `turns` None is all of them, also those that the prompt no longer has.
+        """
         result = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns if turns is None else turns:
             result.append({"role": "user", "content": turn.user})
@@ -180,19 +202,40 @@ class ChatSession:
         """Answer the last message again; the old answer stays if no new one comes. Raises OptionError."""
         if not self.turns:
             raise OptionError("there is no answer yet to generate again")
-        old = self.turns.pop()
+        old = self.undo()
         self._tries += 1
         yield from self._respond(Turn(old.user), old, on_prompt)
 
-    def _respond(self, turn: Turn, fallback: Turn | None, on_prompt: OnPrompt | None) -> Iterator[Event]:
-        answer = _Answer(turn)
+    def resume(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
+        """Go on with the last answer where a limit, the end of the context or a person stopped it.
+
+        Raises OptionError when there is no such answer.
+        """
+        self.check_resumable()
+        old = self.undo()
+        tokens = old.tokens or self.engine.encode(old.assistant)
+        yield from self._respond(Turn(old.user, old.assistant), old, on_prompt, list(tokens))
+
+    def check_resumable(self) -> None:
+        """Raises OptionError when there is no answer that `resume` could go on with."""
+        if not self.turns:
+            raise OptionError("there is no answer yet to go on with")
+        if self.turns[-1].ended:
+            raise OptionError("the last answer ended by itself; ask for more, or /regen answers again")
+
+    def _respond(
+        self, turn: Turn, fallback: Turn | None, on_prompt: OnPrompt | None, said: Sequence[int] = ()
+    ) -> Iterator[Event]:
+        """Answer `turn`, which begins with the tokens `said`."""
+        answer = _Answer(turn, list(said), n_before=len(said))
         try:
             yield from self._generate(answer, on_prompt)
         finally:
             if answer.first_event is not None:  # stopped before the engine could report
                 seconds = time.perf_counter() - answer.first_event
-                counted = len(answer.tokens) - answer.usage.n_generated
+                counted = answer.n_new - answer.usage.n_generated
                 answer.usage += Usage(n_generated=counted, generate_seconds=seconds)
+            turn.tokens, turn.ended = answer.tokens, answer.reason == "stop"
             if turn.assistant or answer.usage.n_generated:
                 self.turns.append(turn)
             elif fallback:
@@ -202,11 +245,14 @@ class ChatSession:
     def _generate(self, answer: _Answer, on_prompt: OnPrompt | None) -> Iterator[Event]:
         """Stream the answer; when the context fills up meanwhile, drop turns and go on where it stopped."""
         while True:
-            before = len(self.turns)
+            before = self.n_dropped
             prompt = self._fit(answer)
-            if dropped := before - len(self.turns):
+            if dropped := self.n_dropped - before:
                 yield Notice(_dropped_text(dropped))
-            budget = None if self.max_tokens is None else self.max_tokens - len(answer.tokens)
+            if answer.n_unseen and not answer.told_unseen:
+                answer.told_unseen = True
+                yield Notice("the context is full: the model no longer sees the beginning of this answer")
+            budget = None if self.max_tokens is None else self.max_tokens - answer.n_new
             for event in self.engine.stream(prompt, self._seeded(answer), budget, self.stop, on_prompt):
                 answer.first_event = answer.first_event or time.perf_counter()
                 answer.tokens.extend(event.tokens)
@@ -217,16 +263,18 @@ class ChatSession:
                     answer.first_event = None
                 if event.text:
                     yield Text(event.text)
+            if answer.reason == "loop":
+                yield Notice("stopped: the answer repeats itself (--no-stop-loops lets it)")
             if not self._cut_by_context(answer):
                 break
-            if not self.turns:
+            if self.n_dropped == len(self.turns):
                 yield Notice(f"the context of {self.engine.n_ctx()} tokens is full; the answer ends here")
                 break
         yield Finished(answer.reason, answer.usage)
 
     def _seeded(self, answer: _Answer) -> Any:
         """The options for the next stream: with a fixed seed, a new try or a continuation draws anew."""
-        steps = self._tries + len(answer.tokens)
+        steps = self._tries + len(answer.tokens)  # a continued answer draws other numbers, too
         if not steps or self.options.seed < 0:
             return self.options
         return replace(self.options, seed=(self.options.seed + steps) % 2**32)
@@ -235,31 +283,38 @@ class ChatSession:
         """True when the answer ended because the context is full, not because of its own limit."""
         if answer.reason != "length":
             return False
-        return self.max_tokens is None or len(answer.tokens) < self.max_tokens
+        return self.max_tokens is None or answer.n_new < self.max_tokens
 
     def _fit(self, answer: _Answer) -> list[int]:
-        """Tokens of the conversation and the answer so far; whole oldest turns are dropped to make room.
+        """Tokens of the conversation and the answer so far; whole oldest turns are dropped to make room, and
+        of an answer that is continued its beginning.
 
         Raises ContextError when even the last message alone is too long.
         """
         n_ctx = self.engine.n_ctx()
-        wanted = n_ctx if self.max_tokens is None else max(self.max_tokens - len(answer.tokens), 1)
-        turns, kept = self.turns, list(self.turns)
-        prompt = self._prompt(kept, answer)
+        wanted = n_ctx if self.max_tokens is None else max(self.max_tokens - answer.n_new, 1)
+        first, prompt = self.n_dropped, self._prompt(self.n_dropped, answer)
         if len(prompt) + min(wanted, n_ctx // _ROOM_FOR_ANSWER) > n_ctx:
-            while kept and len(prompt) + min(wanted, n_ctx // _ROOM_AFTER_DROP) > n_ctx:
-                kept = kept[1:]
-                prompt = self._prompt(kept, answer)
+            room = min(wanted, n_ctx // _ROOM_AFTER_DROP)
+            while first < len(self.turns) and len(prompt) + room > n_ctx:
+                first += 1
+                prompt = self._prompt(first, answer)
+            excess = len(prompt) + room - n_ctx
+            if excess > 0 and answer.n_before:
+                answer.n_unseen = min(answer.n_unseen + excess, len(answer.tokens))
+                prompt = self._prompt(first, answer)
         if len(prompt) >= n_ctx:
             raise ContextError(
                 f"the message has {len(prompt)} tokens with its frame, the context holds {n_ctx}: "
                 "shorten it, or start with a larger context (-c)"
             )
-        self.turns = kept if len(kept) < len(turns) else turns
+        self.n_dropped = first
         return prompt
 
-    def _prompt(self, turns: Sequence[Turn], answer: _Answer) -> list[int]:
-        return self.engine.render(self.messages(turns, answer.turn)) + answer.tokens
+    def _prompt(self, first: int, answer: _Answer) -> list[int]:
+        """The prompt with the turns from number `first` on."""
+        frame = self.engine.render(self.messages(self.turns[first:], answer.turn))
+        return frame + answer.tokens[answer.n_unseen :]
 
     # What commands change
 
@@ -267,15 +322,19 @@ class ChatSession:
         """Forget the last message and its answer. Raises OptionError when there is none."""
         if not self.turns:
             raise OptionError("there is nothing to undo")
-        return self.turns.pop()
+        last = self.turns.pop()
+        self.n_dropped = min(self.n_dropped, len(self.turns))
+        return last
 
     def clear(self) -> None:
         """Forget all turns; the system prompt and the options stay."""
         self.turns.clear()
+        self.n_dropped = 0
 
     def context_used(self) -> int:
         """Tokens that the conversation takes now."""
-        return len(self.engine.render(self.messages())) if self.turns or self.system else 0
+        shown = self.turns[self.n_dropped :]
+        return len(self.engine.render(self.messages(shown))) if shown or self.system else 0
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the conversation as JSON, whole or not at all, for its owner only. Raises OutputError.
@@ -298,6 +357,7 @@ class ChatSession:
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{path} is no saved conversation: {error}") from error
         self.system, self.turns = _conversation(content, path)
+        self.n_dropped = 0
 
 
 def is_saved_chat(path: Path) -> bool:

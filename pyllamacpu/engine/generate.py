@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length
 from pyllamacpu.errors import ContextError, TokenizerError
+from pyllamacpu.sampling.loops import LoopDetector
 from pyllamacpu.sampling.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
 from pyllamacpu.sampling.stop import StopMatcher
 from pyllamacpu.text.stream import StreamDecoder
@@ -22,7 +23,7 @@ from pyllamacpu.text.tokenizer import Tokenizer
 
 TokenIds = npt.NDArray[np.intc]
 StoppingCriterion = Callable[[TokenIds, Logits], bool]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "loop"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Request:
     processors: tuple[LogitsProcessor, ...] = ()
     criteria: tuple[StoppingCriterion, ...] = ()
     end_tokens: frozenset[int] = frozenset()  # that end the answer, beside the vocabulary's own
+    stop_loops: bool = False  # end the answer, with the reason "loop", when a passage repeats again and again
     endless: bool = False  # tokens without text or end, until the context is full: then a ContextError
     progress: bool = False  # events tell how much of the prompt is read
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
@@ -265,6 +267,7 @@ class Generation:
         self._ends = request.end_tokens
         if tokenizer is not None and not request.endless:
             self._ends |= tokenizer.eog
+        self._loops = LoopDetector() if request.stop_loops else None
         self._history = _History(request.prompt)
         self._pending = _Pending()
         self._text = ""  # for the last event
@@ -309,6 +312,8 @@ class Generation:
         self.history.append(token)
         if self.n_generated == self._limit:
             self.reason = "length"
+        elif self._loops is not None and self._loops.push(token):
+            self.reason = "loop"
         return self._pending.take(text) if text or not self._has_text else None
 
     def push(self, tokens: Sequence[int]) -> None:
