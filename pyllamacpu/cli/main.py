@@ -21,6 +21,7 @@ from pyllamacpu.errors import PyllamacpuError
 _COMMANDS = {
     "chat": ("pyllamacpu.cli.chat", "chat"),
     "complete": ("pyllamacpu.cli.complete", "complete"),
+    "serve": ("pyllamacpu.cli.serve", "serve"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),

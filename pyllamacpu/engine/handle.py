@@ -38,8 +38,15 @@ class Event(NamedTuple):
 class Handle:
     """A request on its way. While `paused` it is passed over: its reader is slow."""
 
-    def __init__(self, request: Request | HiddenRequest, number: int, generation: Generation | None) -> None:
+    def __init__(
+        self,
+        request: Request | HiddenRequest,
+        number: int,
+        generation: Generation | None,
+        owner: Any = None,
+    ) -> None:
         self.request = request
+        self.owner = owner  # whoever is to be given its events
         self.number = number  # in the order of their coming
         self.state: State = "waiting"
         self.paused = False

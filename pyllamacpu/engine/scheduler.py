@@ -60,13 +60,15 @@ class Scheduler:
         tokenizer: Tokenizer | None,
         itl_target: float = ITL_TARGET,
         prefixes: PrefixCache | None = None,
+        max_running: int | None = None,
     ) -> None:
         """itl_target: seconds that a step may take while an answer is being written. prefixes: another
-        scheduler's of the same engine, to share them.
+        scheduler's of the same engine, to share them. max_running: requests at a time; None: as a step holds.
         """
         self.engine = engine
         self.tokenizer = tokenizer
         self.itl_target = itl_target
+        self.max_running = min(max_running or engine.n_batch, engine.n_batch)
         self.prefixes = PrefixCache(engine.cache) if prefixes is None else prefixes
         self.costs = CostModel()
         self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
@@ -79,8 +81,8 @@ class Scheduler:
         self._chosen: deque[tuple[Handle, int | Exception]] = deque()  # tokens that are yet to be taken
         self._logits = engine.logits_buffer(1)
 
-    def submit(self, request: Request | HiddenRequest) -> Handle:
-        """Takes on a request; its events come from later steps.
+    def submit(self, request: Request | HiddenRequest, owner: Any = None) -> Handle:
+        """Takes on a request; its events come from later steps. `owner` is kept at the handle.
 
         Raises TokenizerError, OptionError, ContextError when it cannot be served.
         """
@@ -93,7 +95,7 @@ class Scheduler:
         else:
             check_length(len(prompt), self.engine.n_ctx)
         self._n_submitted += 1
-        handle = Handle(request, self._n_submitted, generation)
+        handle = Handle(request, self._n_submitted, generation, owner)
         self._arrived.append(handle)
         return handle
 
@@ -109,6 +111,19 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._arrived or self._events) or any(not h.paused for h in self._unfinished())
+
+    @property
+    def n_running(self) -> int:
+        """Requests whose prompts are read or whose answers are written."""
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting) + len(self._arrived)
+
+    def unfinished(self) -> list[Handle]:
+        """All requests that are here."""
+        return [*self._arrived, *self._unfinished()]
 
     def _unfinished(self) -> list[Handle]:
         return [*self._waiting, *self._running]
@@ -127,10 +142,14 @@ class Scheduler:
 
     def close(self) -> None:
         """Ends all requests without events, and lets go of all pages."""
-        for handle in [*self._arrived, *self._unfinished()]:
+        self.end_all()
+        self.prefixes.clear()
+
+    def end_all(self) -> None:
+        """Ends all requests without events."""
+        for handle in self.unfinished():
             self.cancel(handle)
         self.settle()
-        self.prefixes.clear()
 
     def settle(self) -> None:
         """Carries out what was submitted and cancelled since the last step, as each step does first."""
@@ -186,7 +205,7 @@ class Scheduler:
     def _fits(self, handle: Handle) -> bool:
         """Whether its prompt and the beginning of its answer fit beside what the others may come to need."""
         cache = self.engine.cache
-        if len(self._running) >= self.engine.n_batch:
+        if len(self._running) >= self.max_running:
             return False
         if cache.limit_bytes is None:
             return True

@@ -1,0 +1,194 @@
+"""`pyllamacpu serve`: models over HTTP, for programs of many dialects."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import CACHE_TYPES, read_text
+from pyllamacpu.errors import OptionError, PyllamacpuError
+
+if TYPE_CHECKING:
+    from pyllamacpu.server.app import ServeOptions
+    from pyllamacpu.server.models import PoolOptions, ServedFile
+
+_positive = click.IntRange(min=1)
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="A GGUF file, a name from `pyllamacpu list` or hf.co/user/repo[:quant]; else the starter model. "
+    "Can be repeated: the first is the default, the others are loaded when asked for.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one."
+)
+@click.option(
+    "-c", "--ctx-size", type=click.IntRange(min=0), help="Context of an answer in tokens; 0: the model's."
+)
+@click.option(
+    "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
+)
+@click.option(
+    "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
+)
+@click.option(
+    "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
+)
+@click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
+@click.option(
+    "--max-queue", type=click.IntRange(min=0), default=64, show_default=True, help="Answers that may wait."
+)
+@click.option(
+    "--api-key", multiple=True, metavar="KEY", help="A key that clients must give (can be repeated)."
+)
+@click.option("--api-key-file", type=click.Path(path_type=Path), help="A file of keys, one a line.")
+@click.option("--no-api-key", is_flag=True, help="Really serve other machines without a key.")
+@click.option(
+    "--allowed-hosts", metavar="NAMES", help="Names by which the server is called, joined by commas."
+)
+@click.option(
+    "--cors-origins", metavar="ORIGINS", help="Web sites that may use it, joined by commas; * is any."
+)
+@click.option("--metrics/--no-metrics", default=True, show_default=True, help="Show /metrics (Prometheus).")
+@click.option("--log-file", type=click.Path(path_type=Path), help="Write the log there instead of stderr.")
+@click.option(
+    "--itl-target",
+    type=click.FloatRange(min=1),
+    default=100.0,
+    show_default=True,
+    metavar="MS",
+    help="Milliseconds between two tokens of an answer while prompts are read beside it.",
+)
+@click.option(
+    "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
+)
+@click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
+@click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload a model that was idle so long.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time that running answers get when the server is told to stop.",
+)
+@click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
+def serve(**parameters: Any) -> None:
+    """Serve models over HTTP to programs made for OpenAI.
+
+    \b
+    Examples:
+      pyllamacpu serve -m model.gguf
+      pyllamacpu serve -m small=model.gguf -m large=hf.co/user/repo:Q4_K_M --port 8000
+    """
+    _start_log(parameters["log_file"])
+    options = _options(parameters)
+    _check_exposure(parameters["host"], bool(options.guard.keys), parameters["no_api_key"])
+
+    from pyllamacpu.server.app import make_app
+    from pyllamacpu.server.run import run
+
+    def on_ready(address: str) -> None:
+        click.echo(f"serving {options.models[0].name} at {address} (Ctrl-C stops)", err=True)
+
+    app = make_app(options)
+    if not run(app, parameters["host"], parameters["port"], parameters["grace"], on_ready):
+        raise OptionError(
+            f"cannot listen on {parameters['host']} port {parameters['port']}: see the log above"
+        )
+    if failed := app.state.server.failure:
+        raise PyllamacpuError(failed)
+
+
+def _start_log(path: Path | None) -> None:
+    form = "%(asctime)s %(levelname)s %(message)s"
+    try:
+        logging.basicConfig(filename=path, level=logging.INFO, format=form)
+    except OSError as error:
+        raise OptionError(f"--log-file {path}: {error.strerror}") from error
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _check_exposure(host: str, has_key: bool, confirmed: bool) -> None:
+    from pyllamacpu.server.guard import is_loopback
+
+    if not is_loopback(host) and not has_key and not confirmed:
+        raise OptionError(
+            f"--host {host} lets other machines use this server: give an --api-key, "
+            "or --no-api-key if that is meant"
+        )
+
+
+def _options(parameters: dict[str, Any]) -> ServeOptions:
+    from pyllamacpu.server.app import ServeOptions
+    from pyllamacpu.server.guard import GuardOptions
+
+    keys = [*parameters["api_key"]]
+    if parameters["api_key_file"] is not None:
+        keys += [line.strip() for line in read_text(parameters["api_key_file"]).splitlines()]
+        if not any(keys):
+            raise OptionError(f"{parameters['api_key_file']}: there is no key in it")
+    if any(not key.isascii() or not key.isprintable() for key in keys):
+        raise OptionError("--api-key: keys are printable ASCII")
+    guard = GuardOptions(
+        hosts=(*_split(parameters["allowed_hosts"]), parameters["host"].lower()),
+        origins=tuple(origin.rstrip("/") for origin in _split(parameters["cors_origins"])),
+        keys=tuple(key for key in keys if key),
+    )
+    return ServeOptions(
+        models=tuple(_served_file(text) for text in parameters["models"] or ("",)),
+        pool=_pool_options(parameters),
+        guard=guard,
+        max_queue=parameters["max_queue"],
+        strict=parameters["strict"],
+        metrics=parameters["metrics"],
+    )
+
+
+def _pool_options(parameters: dict[str, Any]) -> PoolOptions:
+    from pyllamacpu.api.loading import LoadOptions
+    from pyllamacpu.server.models import PoolOptions
+
+    threads, keep_alive = parameters["threads"], parameters["keep_alive"]
+    load = LoadOptions(
+        n_ctx=parameters["ctx_size"] or 0,
+        n_threads=None if threads in (0, -1) else threads,
+        type_k=(parameters["cache_type_k"] or "f16").lower(),
+        type_v=(parameters["cache_type_v"] or "f16").lower(),
+    )
+    return PoolOptions(
+        load,
+        parallel=parameters["parallel"],
+        itl_target=parameters["itl_target"] / 1000,
+        kv_bytes=parameters["cache_ram"],
+        keep_alive=None if keep_alive is None or keep_alive < 0 else keep_alive,
+        memory=parameters["memory"],
+    )
+
+
+def _split(text: str | None) -> list[str]:
+    return [word.strip().lower() for word in (text or "").split(",") if word.strip()]
+
+
+def _served_file(text: str) -> ServedFile:
+    """`NAME=MODEL`, or a model that is called by its own name. Raises StoreError."""
+    from pyllamacpu.server.models import ServedFile
+    from pyllamacpu.store import resolve_model
+
+    name, equals, model = text.partition("=")
+    if not equals or Path(text).exists():
+        name, model = "", text
+    path = resolve_model(model or None)
+    if not name:
+        name = path.stem if not model or Path(model).expanduser().exists() else model
+    return ServedFile(name, path)

@@ -1,0 +1,159 @@
+"""The application: all dialects on one engine, behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from pyllamacpu import __version__
+from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.server import http, openai
+from pyllamacpu.server.engine_thread import EngineThread
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.generation import Service
+from pyllamacpu.server.guard import Guard, GuardOptions
+from pyllamacpu.server.metrics import Metrics
+from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
+
+log = logging.getLogger("pyllamacpu.server")
+
+_IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `pyllamacpu serve` was asked for. models: the first is the default. stuck_after: seconds in one
+    step after which `/health` says so.
+    """
+
+    models: tuple[ServedFile, ...]
+    pool: PoolOptions = field(default_factory=PoolOptions)
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    max_queue: int = 64
+    strict: bool = False
+    metrics: bool = True
+    stuck_after: float = 120.0
+
+
+class Server:
+    """The parts of a running server. `start` and `stop` are called in its event loop."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.service: Service | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> Service:
+        thread = EngineThread(asyncio.get_running_loop())
+        pool = ModelPool(self.options.models, self.options.pool, thread)
+        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue)
+        self.metrics.watch(service)
+        self._tasks = [asyncio.create_task(_load_default(pool)), asyncio.create_task(_unload_idle(pool))]
+        return service
+
+    async def stop(self) -> None:
+        assert self.service is not None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.service.models.close()
+        self.service.thread.stop()
+        self.service.close()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the default model could not be loaded."""
+        return None if self.service is None else self.service.models.failed
+
+    def health(self) -> tuple[int, str]:
+        """(status, word)."""
+        assert self.service is not None
+        pool, thread = self.service.models, self.service.thread
+        if thread.busy_seconds > self.options.stuck_after:
+            return 503, "engine stuck"
+        if self.service.draining:
+            return 503, "shutting down"
+        if pool.failed is not None:
+            return 503, "model failed to load"
+        return (200, "ok") if pool.ready else (503, "loading model")
+
+
+async def _load_default(pool: ModelPool) -> None:
+    try:
+        async with pool.use(None):
+            pool.ready = True
+    except PyllamacpuError as error:
+        pool.failed = str(error)
+        log.error("%s", error)
+
+
+async def _unload_idle(pool: ModelPool) -> None:
+    while True:
+        await asyncio.sleep(_IDLE_LOOK)
+        await pool.unload_idle()
+
+
+def make_app(options: ServeOptions) -> FastAPI:
+    """The application, as FastAPI has it; its `state.server` is the `Server`."""
+    server = Server(options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = server.start()
+        app.include_router(openai.router(service, options.strict))
+        try:
+            yield
+        finally:
+            await server.stop()
+
+    app = FastAPI(title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.server = server
+    app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
+    _add_errors(app)
+    _add_own_routes(app, server)
+    return app
+
+
+def _counter(metrics: Metrics) -> Any:
+    return lambda path, status: metrics.requests.labels(path, str(status)).inc()
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def failed(request: Request, error: Exception) -> Response:
+        return http.error_response(request.url.path, error)
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        words = {404: "there is no such path", 405: "this path does not take that method"}
+        message = words.get(error.status_code, str(error.detail))
+        return http.error_response(request.url.path, HTTPError(message, status=error.status_code))
+
+    app.add_exception_handler(PyllamacpuError, failed)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+
+
+def _add_own_routes(app: FastAPI, server: Server) -> None:
+    @app.get("/health")
+    @app.get("/v1/health")
+    async def health() -> Response:
+        status, word = server.health()
+        if status == 200:
+            return http.json_response({"status": word})
+        error = {"code": status, "message": word, "type": "unavailable_error"}
+        return http.json_response({"status": word, "error": error}, status, {"Retry-After": "1"})
+
+    if server.options.metrics:
+
+        @app.get("/metrics")
+        async def metrics() -> Response:
+            return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,281 @@
+"""The one request type of all dialects, and its way to the engine.
+
+A dialect makes `Generate`s (or asks for embeddings); `Service` turns their prompts into token ids off the
+event loop, submits them, and gives back their events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from pyllamacpu.api.prompts import infill_prompt, stop_token_ids, text_prompt
+from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
+from pyllamacpu.engine.pooling import pool
+from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
+from pyllamacpu.server.engine_thread import EngineThread, EventStream
+from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.metrics import Metrics
+from pyllamacpu.server.models import Model, ModelPool
+from pyllamacpu.text import encode_chat
+
+Result = TypeVar("Result")
+
+_THREADS = 4  # that render templates, tokenize and build grammars
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, for the model's chat template."""
+
+    messages: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, or token ids, to be continued; with a suffix, what stands between the two."""
+
+    text: str | Sequence[int]
+    suffix: str | None = None
+    suffix_first: bool = False
+
+
+@dataclass(frozen=True)
+class Generate:
+    """What to generate, whatever dialect asked for it."""
+
+    prompt: Chat | Text
+    sampling: SamplingOptions
+    max_tokens: int | None = None  # None: as many as the context holds
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # alternatives beside each token, or None
+    n: int = 1  # answers to one prompt; each has the seed behind the one before it
+    ignore_eos: bool = False
+
+
+class Piece(NamedTuple):
+    """An event of one answer."""
+
+    answer: int  # its number
+    event: TextEvent
+
+
+class Answers:
+    """The answers to the requests of one HTTP request, as they come. Answers are numbered through."""
+
+    def __init__(self, service: Service, model: Model, requests: Sequence[Generate]) -> None:
+        self.model = model
+        self.prompts: list[list[int]] = []
+        self.stats: dict[int, GenerationStats] = {}
+        self._service = service
+        self._requests = requests
+        self._stream = EventStream(service.thread, model.scheduler)
+        self._later: dict[int, list[tuple[int, Request]]] = {}  # by the answer whose prompt they share
+
+    def submit(self) -> None:
+        """Tokenizes the prompts and submits the first answer to each: the others wait until its prompt is
+        read, so that it is read once. Not for the event loop.
+        """
+        model = self.model
+        prompts = [prompt_ids(model, request.prompt) for request in self._requests]
+        for ids in prompts:
+            _check_room(ids, model.engine.n_ctx)
+        self.prompts, index = prompts, 0
+        for request, ids in zip(self._requests, prompts, strict=True):
+            first = engine_request(model, request, ids)
+            seeded = [replace(first, sampling=_with_seed(first.sampling, i)) for i in range(request.n)]
+            self._later[index] = [(index + i, seeded[i]) for i in range(1, request.n)]
+            self._stream.submit(index, first)
+            index += request.n
+
+    @property
+    def n_answers(self) -> int:
+        return sum(request.n for request in self._requests)
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompts; one that gets several answers counts once."""
+        return sum(map(len, self.prompts))
+
+    @property
+    def n_cached(self) -> int:
+        """Of those, tokens that were found in the cache."""
+        firsts = np.cumsum([0, *(request.n for request in self._requests[:-1])]).tolist()
+        return sum(self.stats[first].n_cached for first in firsts if first in self.stats)
+
+    @property
+    def n_generated(self) -> int:
+        return sum(stats.n_generated for stats in self.stats.values())
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The events of all answers, in the order of their coming."""
+        while len(self.stats) < self.n_answers:
+            index, event = await self._stream.next()
+            if siblings := self._later.pop(index, None):
+                await self._service.off_loop(self._submit_siblings, siblings)
+            if event.text is not None:
+                if event.text.stats is not None:
+                    self.stats[index] = event.text.stats
+                yield Piece(index, event.text)
+
+    def _submit_siblings(self, siblings: Sequence[tuple[int, Request]]) -> None:
+        for index, request in siblings:
+            self._stream.submit(index, request)
+
+    async def whole(self) -> list[list[TextEvent]]:
+        """All events of each answer."""
+        found: list[list[TextEvent]] = [[] for _ in range(self.n_answers)]
+        async for index, event in self.pieces():
+            found[index].append(event)
+        return found
+
+    def close(self) -> None:
+        """Ends what is not over."""
+        if self._stream.close():
+            self._service.metrics.cancelled.inc()
+
+
+class Service:
+    """Prompts to token ids, requests to schedulers, within the limits of the queue."""
+
+    def __init__(self, pool: ModelPool, thread: EngineThread, metrics: Metrics, max_queue: int) -> None:
+        self.models = pool
+        self.thread = thread
+        self.metrics = metrics
+        self.max_queue = max_queue
+        self.n_active = 0  # answers that are asked for and not over
+        self.draining = False
+        self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+
+    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Runs `function` in a thread of the pool; its errors become `HTTPError`s."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+        except HTTPError:
+            raise
+        except Exception as error:
+            raise as_http_error(error) from error
+
+    @asynccontextmanager
+    async def places(self, n: int) -> AsyncIterator[None]:
+        """Room for `n` answers in the queue, for as long as the block lasts. HTTPError (503) without it."""
+        limit = self.models.options.parallel + self.max_queue
+        if self.draining:
+            raise HTTPError("the server is shutting down", status=503, retry_after=5)
+        if n > limit:
+            raise HTTPError(f"{n} answers at once; this server has room for {limit}", code="too_many")
+        if self.n_active + n > limit:
+            self.metrics.refused.inc()
+            raise HTTPError("the queue is full", status=503, code="queue_full", retry_after=1)
+        self.n_active += n
+        try:
+            yield
+        finally:
+            self.n_active -= n
+
+    @asynccontextmanager
+    async def generate(self, model: Model, requests: Sequence[Generate]) -> AsyncIterator[Answers]:
+        """Submits `requests`; they are ended when the block is left. Raises HTTPError."""
+        async with self.places(sum(request.n for request in requests)):
+            answers = Answers(self, model, requests)
+            try:
+                await self.off_loop(answers.submit)
+                yield answers
+            finally:
+                answers.close()
+                self.metrics.count(answers)
+
+    async def embed(self, model: Model, inputs: Sequence[str | Sequence[int]]) -> tuple[list[Any], int]:
+        """A unit vector for each input, and the number of tokens. All inputs run in one batch."""
+        async with self.places(1):
+            prompts = await self.off_loop(_embedding_prompts, model, inputs)
+            stream = EventStream(self.thread, model.scheduler)
+            vectors: dict[int, Any] = {}
+            try:
+                for i, prompt in enumerate(prompts):
+                    stream.submit(i, HiddenRequest(prompt))
+                for _ in prompts:
+                    i, event = await stream.next()
+                    assert event.hidden is not None
+                    vectors[i] = pool(event.hidden, -1, True)
+            finally:
+                stream.close()
+        return [vectors[i] for i in range(len(prompts))], sum(map(len, prompts))
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+
+def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
+    """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
+    if isinstance(prompt, Chat):
+        return encode_chat(
+            model.tokenizer,
+            model.template,
+            prompt.messages,
+            add_generation_prompt=prompt.add_generation_prompt,
+            **prompt.extra,
+        )
+    if prompt.suffix is None:
+        return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab)
+    ids = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
+    if ids is None:
+        raise HTTPError(
+            f"suffix: the model {model.name!r} was not trained to fill in the middle", param="suffix"
+        )
+    return ids
+
+
+def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Request:
+    """The engine's request for one answer."""
+    chat = isinstance(request.prompt, Chat)
+    template = model.template if chat else None
+    sampling = request.sampling
+    if request.ignore_eos:
+        never = [(token, float("-inf")) for token in sorted(model.tokenizer.eog)]
+        sampling = replace(sampling, logit_bias=[*sampling.logit_bias, *never])
+    return Request(
+        ids,
+        sampling,
+        max_tokens=request.max_tokens,
+        stop=(*request.stop, *(template.stop_strings if template else ())),
+        logprobs=request.logprobs,
+        end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
+    )
+
+
+def _check_room(ids: Sequence[int], n_ctx: int) -> None:
+    if len(ids) >= n_ctx:
+        raise HTTPError(
+            f"the prompt has {len(ids)} tokens; the context of {n_ctx} tokens must hold it and an answer",
+            code="context_length_exceeded",
+        )
+
+
+def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:
+    """The options of answer number `i`: a given seed goes up by one from answer to answer."""
+    if i == 0 or options.seed == RANDOM_SEED:
+        return options
+    return replace(options, seed=(options.seed + i) % MAX_SEED)
+
+
+def _embedding_prompts(model: Model, inputs: Sequence[str | Sequence[int]]) -> list[list[int]]:
+    prompts = []
+    for i, text in enumerate(inputs):
+        ids = model.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if not ids:
+            raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")
+        if any(not 0 <= token < model.engine.n_vocab for token in ids):
+            raise HTTPError(f"input {i} has token ids outside the vocabulary", param="input")
+        check_length(len(ids), model.engine.n_ctx)
+        prompts.append(ids)
+    return prompts

@@ -1,0 +1,216 @@
+"""What stands before every request: hosts, origins, keys, sizes and times.
+
+A web page of any site can make the browser send requests to a local server. So requests whose Host is a
+foreign name (DNS rebinding), or that say they come from another site, are refused unless that is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pyllamacpu.server.errors import HTTPError, error_body
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_HEADERS = 32 << 10  # bytes
+_PUBLIC = ("/health", "/v1/health")  # need no key
+_CORS = {
+    "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
+    "access-control-max-age": "600",
+}
+
+
+@dataclass(frozen=True)
+class GuardOptions:
+    """hosts: names by which the server may be called, beside IP addresses and localhost. origins: web origins
+    that may use it ("*": any). max_body: bytes; body_seconds: the time that a body may take to come.
+    """
+
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    max_body: int = 16 << 20
+    body_seconds: float = 30.0
+
+
+class Guard:
+    """ASGI middleware. `count(path, status)` is told of every answer."""
+
+    def __init__(self, app: App, options: GuardOptions, count: Callable[[str, int], None]) -> None:
+        self._app = app
+        self._options = options
+        self._count = count
+        self._keys = [key.encode() for key in options.keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no web sockets here
+            return
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        cors = self._cors(headers)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._count(_counted_path(scope), message["status"])
+                message["headers"] = [*message.get("headers", []), *cors]
+            await send(message)
+
+        try:
+            self._check_host(headers)
+            self._check_origin(headers)
+            if scope["method"] == "OPTIONS" and "origin" in headers:
+                await _respond(answer, 204, b"", [(k.encode(), v.encode()) for k, v in _CORS.items()])
+                return
+            self._check_key(headers, scope["path"])
+            self._check_length(headers)
+        except HTTPError as error:
+            body = json.dumps(error_body(scope["path"], error)).encode()
+            more = [(k.encode(), v.encode()) for k, v in error.headers.items()]
+            more += [(b"content-type", b"application/json"), (b"connection", b"close")]
+            await _respond(answer, error.status, body, more)
+            return
+        await self._app(scope, self._limited(receive), answer)
+
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive` with the limits of a body's size and time; they raise HTTPError in the application."""
+        size, complete = 0, False
+
+        async def limited() -> Message:
+            nonlocal size, complete
+            if complete:
+                return await receive()  # waits for the client to leave
+            try:
+                message = await asyncio.wait_for(receive(), self._options.body_seconds)
+            except asyncio.TimeoutError:
+                seconds = self._options.body_seconds
+                raise HTTPError(f"the body did not come within {seconds:g} s", status=408) from None
+            if message["type"] == "http.request":
+                size += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if size > self._options.max_body:
+                    raise _too_large(self._options.max_body)
+            return message
+
+        return limited
+
+    def _check_host(self, headers: dict[str, str]) -> None:
+        host = host_name(headers.get("host", ""))
+        if host is None or not (_is_local_name(host) or host in self._options.hosts):
+            raise HTTPError(
+                "this server is not called by that name; allow it with --host or --allowed-hosts",
+                status=403,
+                code="host_not_allowed",
+            )
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        origin = headers.get("origin")
+        if origin is None:
+            foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+            top = headers.get("sec-fetch-mode") == "navigate"  # a link that a person follows
+            if foreign and not top and "*" not in self._options.origins:
+                raise _foreign("another site")
+        elif not self._is_allowed(origin, headers):
+            raise _foreign(origin[:200])
+
+    def _is_allowed(self, origin: str, headers: dict[str, str]) -> bool:
+        allowed = self._options.origins
+        same = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+        return same or "*" in allowed or origin.lower().rstrip("/") in allowed
+
+    def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+        origin = headers.get("origin")
+        if origin is None or not self._is_allowed(origin, headers):
+            return []
+        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+
+    def _check_key(self, headers: dict[str, str], path: str) -> None:
+        if not self._keys or path in _PUBLIC:
+            return
+        given = headers.get("x-api-key", "")
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given = token.strip() or given
+        # All keys are compared: the time tells nothing of which one is nearly right.
+        matches = [hmac.compare_digest(given.encode("latin-1"), key) for key in self._keys]
+        if not any(matches):
+            raise HTTPError(
+                "the API key is missing or wrong" if given else "an API key is needed",
+                status=401,
+                code="invalid_api_key",
+            )
+
+    def _check_length(self, headers: dict[str, str]) -> None:
+        if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADERS:
+            raise HTTPError(f"the headers are larger than {MAX_HEADERS} bytes", status=431)
+        stated = headers.get("content-length", "0")
+        if stated.isdecimal() and int(stated[:20]) > self._options.max_body:
+            raise _too_large(self._options.max_body)
+
+
+def host_name(header: str) -> str | None:
+    """The host of a Host header, without its port; None for what is none."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
+
+
+def _is_local_name(host: str) -> bool:
+    """Names that no foreign DNS server answers for."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(host)
+        return True
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to `host` can only be reached from this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _foreign(origin: str) -> HTTPError:
+    return HTTPError(
+        f"requests from {origin} are not allowed; allow it with --cors-origins",
+        status=403,
+        code="origin_not_allowed",
+    )
+
+
+def _too_large(limit: int) -> HTTPError:
+    return HTTPError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
+
+
+def _counted_path(scope: Scope) -> str:
+    """The path of a known route: others are one, so that a client cannot make endless labels."""
+    route = scope.get("route")
+    return getattr(route, "path", None) or "other"
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,141 @@
+"""Between FastAPI and the dialects: bodies as `Fields`, streams, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
+from pyllamacpu.server.fields import Fields
+
+log = logging.getLogger("pyllamacpu.server")
+
+Result = TypeVar("Result")
+
+_SMALL = 1 << 17  # bytes of JSON that are parsed in the event loop
+_LEFT = 499  # the status of a request whose client has left; nobody reads it
+
+
+async def read_fields(request: Request) -> Fields:
+    """The body as a JSON object. Raises HTTPError."""
+    body = await request.body()
+    if len(body) <= _SMALL:
+        return _parse(body)
+    return await asyncio.get_running_loop().run_in_executor(None, _parse, body)
+
+
+def _parse(body: bytes) -> Fields:
+    try:
+        return Fields(json.loads(body.decode("utf-8"), parse_constant=_refuse_constant))
+    except UnicodeDecodeError as error:
+        raise HTTPError(f"the body is not UTF-8: byte {error.start}") from None
+    except RecursionError:
+        raise HTTPError("the body is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, integers of thousands of digits
+        raise HTTPError(f"the body is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def encode(text: str) -> bytes:
+    return text.encode("utf-8", "replace")  # lone surrogates of a client's own text
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(dump(value)), status, headers, "application/json")
+
+
+def error_response(path: str, error: BaseException) -> Response:
+    """The answer to a request that failed, in its dialect's shape."""
+    refusal = as_http_error(error)
+    if refusal.status >= 500 and not isinstance(error, HTTPError):
+        log.error("%s failed", path, exc_info=error)
+    return json_response(error_body(path, refusal), refusal.status, refusal.headers)
+
+
+def sse(data: Any, event: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = "" if event is None else f"event: {event}\n"
+    return encode(f"{head}data: {data if isinstance(data, str) else dump(data)}\n\n")
+
+
+def ndjson(data: Any) -> bytes:
+    return encode(dump(data) + "\n")
+
+
+async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled when the client leaves (asyncio.CancelledError then). The body
+    must have been read.
+    """
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait([task, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        leaving.cancel()
+        if not task.done():
+            task.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(request: Request, work: Awaitable[Response]) -> Response:
+    """The response of `work`, or an empty one when the client left before it was there."""
+    try:
+        return await while_connected(request, work)
+    except asyncio.CancelledError:
+        if not await request.is_disconnected():
+            raise
+        return JSONResponse(None, _LEFT)
+
+
+class Stream(StreamingResponse):
+    """A streaming response that closes `stack` at its end, however it ends. `failed` shapes an error that
+    comes after the status has been sent.
+    """
+
+    def __init__(
+        self,
+        stack: AsyncExitStack,
+        body: AsyncIterator[bytes],
+        failed: Callable[[HTTPError], bytes],
+        media_type: str = "text/event-stream",
+    ) -> None:
+        super().__init__(_guarded(body, failed), media_type=media_type, headers={"Cache-Control": "no-cache"})
+        self._stack = stack
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._stack.aclose()
+
+
+async def _guarded(body: AsyncIterator[bytes], failed: Callable[[HTTPError], bytes]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in body:
+            yield chunk
+    except Exception as error:
+        refusal = as_http_error(error)
+        if refusal.status >= 500:
+            log.error("a stream failed", exc_info=error)
+        yield failed(refusal)

@@ -1,0 +1,71 @@
+"""Log-probabilities: in the shape of OpenAI's chats, and those of a prompt's own tokens, for `echo`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from pyllamacpu.engine.batch import Entry
+from pyllamacpu.engine.pages import Sequence as KVSequence
+from pyllamacpu.sampling.rows import top_logprobs_rows
+from pyllamacpu.sampling.sampler import TokenLogprobs
+from pyllamacpu.server.generation import Service
+from pyllamacpu.server.models import Model
+from pyllamacpu.text import Tokenizer
+
+_CHUNK = 32  # tokens: what runs beside the prompt waits for no more
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> dict[str, Any]:
+    """Each token with its bytes (a part of a character has no text of its own) and its alternatives."""
+
+    def shown(token: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(token, special=True) if token < tokenizer.n_vocab else b""
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+    content = [
+        {**shown(entry.token, entry.logprob), "top_logprobs": [shown(*other) for other in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+async def prompt_logprobs(
+    service: Service, model: Model, ids: Sequence[int], n: int
+) -> tuple[TokenLogprobs | int, ...]:
+    """Entries for the prompt's tokens but BOS, each with its `n` best; the first token is a bare id."""
+    sequence = model.engine.sequence()
+    found: list[TokenLogprobs | int] = []
+    try:
+        async with service.places(1):
+            for start in range(0, len(ids), _CHUNK):
+                chunk = ids[start : start + _CHUNK]
+                following = ids[start + 1 : start + 1 + len(chunk)]
+                call = service.thread.call(partial(_chunk, model, sequence, chunk, following, n))
+                entries = await asyncio.wrap_future(call)
+                found += entries
+    finally:
+        await asyncio.wrap_future(service.thread.call(sequence.close))
+    skipped = 1 if ids[0] == model.tokenizer.bos else 0
+    shown: list[TokenLogprobs | int] = [ids[0], *found]
+    if skipped and len(ids) > 1:
+        shown[1] = ids[1]  # behind BOS alone nothing was said
+    return tuple(shown[skipped:])
+
+
+def _chunk(
+    model: Model, sequence: KVSequence, tokens: Sequence[int], following: Sequence[int], n: int
+) -> list[TokenLogprobs | int]:
+    """Evaluates `tokens`; entries of those that follow each."""
+    logits = model.engine.step([Entry(sequence, tokens, "all")], poll_signals=False)
+    rows = range(len(following))
+    with model.engine.exclusive():
+        entries = top_logprobs_rows(
+            model.engine.pool, logits, rows, following, [n] * len(following), model.engine.n_vocab
+        )
+    for entry in entries:
+        if isinstance(entry, Exception):
+            raise entry
+    return [entry for entry in entries if not isinstance(entry, Exception)]

@@ -1,0 +1,76 @@
+"""What `/metrics` shows, in the text format of Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from pyllamacpu.server.generation import Answers, Service
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Counters of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.started = time.monotonic()
+
+        def counter(name: str, words: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"pyllamacpu_{name}", words, labels, registry=self.registry)
+
+        self.requests = counter("requests", "HTTP requests by path and status", ("path", "status"))
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answers that were finished")
+        self.cached_tokens = counter("cached_tokens", "Of those, found in the prefix cache")
+        self.generated_tokens = counter("generated_tokens", "Tokens of answers that were finished")
+        self.refused = counter("refused_requests", "Requests refused because the queue was full")
+        self.cancelled = counter("cancelled_requests", "Requests whose client left before the end")
+        self.prompt_seconds = Histogram(
+            "pyllamacpu_prompt_seconds",
+            "Seconds from admission to the end of the prompt",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def count(self, answers: Answers) -> None:
+        """Adds what finished answers cost."""
+        for stats in answers.stats.values():
+            self.prompt_tokens.inc(stats.n_prompt)
+            self.cached_tokens.inc(stats.n_cached)
+            self.generated_tokens.inc(stats.n_generated)
+            self.prompt_seconds.observe(stats.prompt_seconds)
+
+    def watch(self, service: Service) -> None:
+        """Shows the state of the service too."""
+        self.registry.register(_State(service))
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class _State:
+    """Gauges that are read when asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Any]:
+        models = list(self._service.models.loaded.values())
+        rows: list[tuple[str, str, Any]] = [
+            ("requests_running", "Answers in work", lambda m: m.scheduler.n_running),
+            ("requests_waiting", "Answers that wait", lambda m: m.scheduler.n_waiting),
+            ("kv_bytes", "Bytes of keys and values", lambda m: m.engine.cache.bytes_in_use),
+            ("weight_bytes", "Bytes of weights", lambda m: m.engine.weight_bytes),
+            ("steps", "Steps so far", lambda m: m.scheduler.n_steps),
+        ]
+        for name, words, value in rows:
+            gauge = GaugeMetricFamily(f"pyllamacpu_{name}", words, labels=["model"])
+            for model in models:
+                gauge.add_metric([model.name], value(model))
+            yield gauge

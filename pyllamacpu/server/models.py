@@ -1,0 +1,256 @@
+"""The models that are served: found by name, loaded when asked for, unloaded when idle or in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pyllamacpu.api.loading import LoadedModel, LoadOptions, open_model
+from pyllamacpu.api.tokens import default_kv_bytes
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
+from pyllamacpu.errors import ContextError
+from pyllamacpu.limits import memory_usable
+from pyllamacpu.server.engine_thread import EngineThread
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.store import list_models
+from pyllamacpu.text import ChatTemplate, Tokenizer
+
+log = logging.getLogger("pyllamacpu.server")
+
+_SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens, when the model's own context does not fit in memory
+_MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
+
+
+@dataclass(frozen=True)
+class ServedFile:
+    """A model that can be asked for by its name."""
+
+    name: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file; 0 when it is gone."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    @property
+    def modified(self) -> float:
+        """Seconds since 1970."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How models are loaded and kept. keep_alive: seconds that an idle model stays; None: for good."""
+
+    load: LoadOptions = field(default_factory=lambda: LoadOptions(n_ctx=0))
+    parallel: int = 16
+    itl_target: float = ITL_TARGET  # seconds
+    kv_bytes: int | None = None
+    keep_alive: float | None = None
+    memory: int | None = None  # bytes of all loaded weights
+
+
+@dataclass
+class Model:
+    """A loaded model."""
+
+    source: ServedFile
+    parts: LoadedModel
+    scheduler: Scheduler
+    keep_alive: float | None
+    n_users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+    loaded_at: float = field(default_factory=time.time)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def engine(self) -> Engine:
+        assert self.parts.engine is not None
+        return self.parts.engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises HTTPError for a file without one."""
+        if self.parts.tokenizer is None:
+            raise HTTPError(f"the model {self.name!r} has no tokenizer: it cannot be served text")
+        return self.parts.tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        self.tokenizer  # noqa: B018 (raises)
+        assert self.parts.template is not None
+        return self.parts.template
+
+    @property
+    def idle_until(self) -> float:
+        """When it may go (monotonic seconds), if nobody uses it."""
+        return float("inf") if self.keep_alive is None else self.last_used + self.keep_alive
+
+
+class ModelPool:
+    """Which models there are, and those that are loaded. For the event loop."""
+
+    def __init__(self, configured: Sequence[ServedFile], options: PoolOptions, thread: EngineThread) -> None:
+        """configured: the models of the command line; the first is the default. Beside them the store's."""
+        self.configured = list(configured)
+        self.options = options
+        self.thread = thread
+        self.loaded: dict[str, Model] = {}
+        self.failed: str | None = None  # why the default model could not be loaded
+        self.ready = False  # the default model has been loaded once
+        self._loading = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    @property
+    def default(self) -> ServedFile:
+        return self.configured[0]
+
+    def files(self) -> list[ServedFile]:
+        """All that can be asked for."""
+        own = {file.name: file for file in self.configured}
+        paths = {file.path.resolve() for file in self.configured}
+        stored = [ServedFile(model.name, model.path) for model in list_models()]
+        return [*own.values(), *(f for f in stored if f.name not in own and f.path.resolve() not in paths)]
+
+    def find(self, name: str | None) -> ServedFile:
+        """The model of this name; None or "" is the default. Names are never taken as paths."""
+        if not name:
+            return self.default
+        wanted = _plain_name(name)
+        for file in [*self.configured, *self.files()]:
+            if wanted in (_plain_name(file.name), _plain_name(file.path.name)):
+                return file
+        raise HTTPError(
+            f"the model {name[:200]!r} does not exist; /v1/models lists those that do",
+            status=404,
+            param="model",
+            code="model_not_found",
+        )
+
+    @asynccontextmanager
+    async def use(self, name: str | None, keep_alive: float | None = None) -> AsyncIterator[Model]:
+        """The model, loaded, for as long as the block lasts. `keep_alive`: seconds, instead of the usual."""
+        source = self.find(name)
+        model = await self._ensure(source)
+        if keep_alive is not None:
+            model.keep_alive = None if keep_alive < 0 else keep_alive
+        model.n_users += 1
+        try:
+            yield model
+        finally:
+            model.n_users -= 1
+            model.last_used = time.monotonic()
+
+    async def _ensure(self, source: ServedFile) -> Model:
+        if (model := self.loaded.get(source.name)) is not None:
+            return model
+        async with self._loading:
+            if (model := self.loaded.get(source.name)) is not None:
+                return model
+            await self._make_room(source.size)
+            log.info("loading %s", source.path)
+            started = time.monotonic()
+            loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
+            try:
+                model = await asyncio.shield(loading)
+            except asyncio.CancelledError:  # who asked first has gone; others may want it
+                loading.add_done_callback(self._keep_late)
+                raise
+            self._keep(model)
+            log.info("loaded %s in %.1f s", source.name, time.monotonic() - started)
+            return model
+
+    def _keep_late(self, loading: asyncio.Future[Model]) -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self._keep(loading.result())
+
+    def _keep(self, model: Model) -> None:
+        if model.name in self.loaded:
+            model.parts.close()
+            return
+        self.thread.add(model.scheduler)
+        self.loaded[model.name] = model
+
+    def _load(self, source: ServedFile) -> Model:
+        parts = self._open(str(source.path))
+        engine = parts.engine
+        assert engine is not None
+        engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
+        scheduler = Scheduler(
+            engine, parts.tokenizer, self.options.itl_target, max_running=self.options.parallel
+        )
+        for note in _notes(parts):
+            log.warning("%s: %s", source.name, note)
+        return Model(source, parts, scheduler, self.options.keep_alive)
+
+    def _open(self, path: str) -> LoadedModel:
+        options = self.options.load
+        for smaller in _SMALLER_CONTEXTS if options.n_ctx == 0 else ():
+            try:
+                return open_model(path, options)
+            except ContextError as error:
+                log.warning("%s; using %d tokens (-c)", error, smaller)
+                options = replace(options, n_ctx=smaller)
+        return open_model(path, options)
+
+    async def _make_room(self, needed: int) -> None:
+        """Unloads idle models, the least recently used first, until `needed` bytes of weights fit."""
+        limit = self.options.memory or int(_MEMORY_SHARE * memory_usable())
+        while self.loaded and needed + sum(m.engine.weight_bytes for m in self.loaded.values()) > limit:
+            idle = [model for model in self.loaded.values() if model.n_users == 0]
+            if not idle:
+                raise HTTPError(
+                    "there is no memory for this model while the others are in use",
+                    status=503,
+                    retry_after=5,
+                )
+            await self.unload(min(idle, key=lambda model: model.last_used))
+
+    async def unload(self, model: Model) -> None:
+        """Frees a model; who still uses it gets errors."""
+        if self.loaded.pop(model.name, None) is None:
+            return
+        await asyncio.wrap_future(self.thread.remove(model.scheduler))
+        await asyncio.get_running_loop().run_in_executor(self._loader, model.parts.close)
+        log.info("unloaded %s", model.name)
+
+    async def unload_idle(self) -> None:
+        """Unloads models whose time has come."""
+        now = time.monotonic()
+        for model in [m for m in self.loaded.values() if m.n_users == 0 and m.idle_until <= now]:
+            await self.unload(model)
+
+    async def close(self) -> None:
+        for model in list(self.loaded.values()):
+            await self.unload(model)
+        self._loader.shutdown(wait=True)
+
+
+def _plain_name(name: str) -> str:
+    return name.lower().removesuffix(":latest").removesuffix(".gguf")
+
+
+def _notes(parts: LoadedModel) -> list[str]:
+    """What an operator should know about the tokenizer and the chat format."""
+    if parts.tokenizer is None:
+        return ["this file has no tokenizer: it can only be given token ids"]
+    template = parts.template
+    warning = [] if template is None or not template.warning else [template.warning]
+    return [*parts.tokenizer.warnings, *warning]

@@ -1,0 +1,86 @@
+"""Sampling options in a body, by OpenAI's names and by llama.cpp's, as every dialect but Ollama has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
+from pyllamacpu.server.errors import as_http_error
+from pyllamacpu.server.fields import Fields, logit_bias
+
+BIG = 2**31 - 1
+
+# Field of a body: (option, low, high); an integer range for integers.
+OPENAI: dict[str, tuple[str, float, float]] = {
+    "temperature": ("temperature", 0.0, 2.0),
+    "top_p": ("top_p", 0.0, 1.0),
+    "presence_penalty": ("presence_penalty", -2.0, 2.0),
+    "frequency_penalty": ("frequency_penalty", -2.0, 2.0),
+    "seed": ("seed", RANDOM_SEED, MAX_SEED),
+}
+LLAMA_CPP: dict[str, tuple[str, float, float]] = {
+    "top_k": ("top_k", -1, BIG),
+    "min_p": ("min_p", 0.0, 1.0),
+    "typical_p": ("typical_p", 0.0, 1.0),
+    "top_n_sigma": ("top_n_sigma", -1.0, 1e6),
+    "xtc_probability": ("xtc_probability", 0.0, 1.0),
+    "xtc_threshold": ("xtc_threshold", 0.0, 1.0),
+    "repeat_penalty": ("repeat_penalty", 1e-3, 1e3),
+    "repeat_last_n": ("repeat_last_n", -1, BIG),
+    "dynatemp_range": ("dynatemp_range", 0.0, 1e3),
+    "dynatemp_exponent": ("dynatemp_exponent", 0.0, 1e3),
+    "dry_multiplier": ("dry_multiplier", 0.0, 1e3),
+    "dry_base": ("dry_base", 0.0, 1e3),
+    "dry_allowed_length": ("dry_allowed_length", 0, 2**30),
+    "dry_penalty_last_n": ("dry_penalty_last_n", -1, BIG),
+    "mirostat": ("mirostat", 0, 2),
+    "mirostat_tau": ("mirostat_tau", 0.0, 1e3),
+    "mirostat_eta": ("mirostat_eta", 0.0, 1e3),
+    "min_keep": ("min_keep", 0, BIG),
+}
+WIDE = {**OPENAI, **LLAMA_CPP, "temperature": ("temperature", 0.0, 1e3)}
+
+
+def read_options(
+    fields: Fields, known: dict[str, tuple[str, float, float]], defaults: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The options that `fields` has, by their own names, over `defaults`."""
+    found = dict(defaults or {})
+    for name, (option, low, high) in known.items():
+        value: float | None
+        if isinstance(low, int) and isinstance(high, int):
+            value = fields.integer(name, low, high)
+        else:
+            value = fields.number(name, low, high)
+        if value is not None:
+            found[option] = value
+    return found
+
+
+def sampling(fields: Fields, n_vocab: int, **more: Any) -> SamplingOptions:
+    """OpenAI's and llama.cpp's sampling fields. Raises HTTPError that names one."""
+    options = read_options(fields, {**OPENAI, **LLAMA_CPP}) | more
+    return make(fields, options, n_vocab)
+
+
+def make(fields: Fields, options: dict[str, Any], n_vocab: int) -> SamplingOptions:
+    """`options` with the fields that are no numbers: the bias, the samplers and DRY's breakers."""
+    if bias := logit_bias(fields, n_vocab):
+        options["logit_bias"] = bias
+    if samplers := fields.raw("samplers"):
+        options["samplers"] = _names(fields, samplers)
+    if breakers := fields.strings("dry_sequence_breakers"):
+        options["dry_sequence_breakers"] = breakers
+    try:
+        return SamplingOptions(**options)
+    except OptionError as error:
+        raise as_http_error(error) from error
+
+
+def _names(fields: Fields, value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    if isinstance(value, str):
+        return value
+    raise fields.wrong("samplers", "must be a list of names, or names joined by ;")

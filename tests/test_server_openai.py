@@ -1,0 +1,274 @@
+"""OpenAI's dialect, through its own client and beside the `Llama` class.
+
+Covers server/openai.py, server/generation.py, server/logprobs.py, server/http.py,
+server/sampling_fields.py, server/messages.py.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from serving import PATIENCE, Running, serving
+from tiny_model import PIECES, write_model
+
+from pyllamacpu import Llama
+
+QUESTION = [{"role": "user", "content": "hello the world"}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def running(path: Path) -> Iterator[Running]:
+    with serving(("tiny", path)) as found:
+        yield found
+        found.wait_idle()
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(
+        base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Llama]:
+    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
+        yield opened
+
+
+def chat(client: openai.OpenAI, **more: Any) -> Any:
+    return client.chat.completions.create(
+        **{"model": "tiny", "messages": QUESTION, "max_tokens": 12, "temperature": 0, **more}
+    )
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert "tiny" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("tiny").owned_by == "pyllamacpu"
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.models.retrieve("nobody")
+
+
+def test_a_chat_is_that_of_the_class(client: openai.OpenAI, llm: Llama) -> None:
+    expected = llm.create_chat_completion(QUESTION, max_tokens=12, temperature=0)
+    answer = chat(client)
+    assert answer.choices[0].message.content == expected["choices"][0]["message"]["content"]
+    assert answer.choices[0].finish_reason == expected["choices"][0]["finish_reason"]
+    assert answer.usage.prompt_tokens == expected["usage"]["prompt_tokens"]
+    assert answer.usage.completion_tokens == expected["usage"]["completion_tokens"]
+    assert answer.object == "chat.completion" and answer.id.startswith("chatcmpl-") and answer.model == "tiny"
+
+
+def test_the_prompt_of_a_second_request_is_cached(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "the world " * 30}]
+    first, second = (chat(client, messages=messages, logprobs=True) for _ in range(2))
+    assert first.usage.prompt_tokens_details.cached_tokens < 32  # the template's own words
+    assert second.usage.prompt_tokens_details.cached_tokens == second.usage.prompt_tokens - 1
+    values = [[entry.logprob for entry in a.choices[0].logprobs.content] for a in (first, second)]
+    assert values[0] == values[1]
+
+
+def test_a_stream_adds_up_to_the_whole(client: openai.OpenAI) -> None:
+    whole = chat(client, logprobs=True, top_logprobs=3)
+    chunks = list(
+        chat(client, logprobs=True, top_logprobs=3, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    entries = [
+        e for c in chunks if c.choices and c.choices[0].logprobs for e in c.choices[0].logprobs.content
+    ]
+    assert entries == whole.choices[0].logprobs.content
+    assert all(len(entry.top_logprobs) == 3 for entry in entries)
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_several_answers_have_seeds_of_their_own(client: openai.OpenAI) -> None:
+    answer = chat(client, n=3, seed=7, temperature=2)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    singles = [chat(client, seed=7 + i, temperature=2).choices[0].message.content for i in range(3)]
+    assert texts == singles and len(set(texts)) == 3
+    assert answer.usage.completion_tokens > 12  # all answers count, the prompt once
+    assert answer.usage.prompt_tokens == chat(client).usage.prompt_tokens
+    streamed = ["", "", ""]
+    for chunk in chat(client, n=3, seed=7, temperature=2, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts
+
+
+def test_answers_at_once_are_those_of_answers_alone(client: openai.OpenAI) -> None:
+    questions = [[{"role": "user", "content": "hello " * i}] for i in range(1, 13)]
+
+    def ask(question: Any) -> str:
+        return str(chat(client, messages=question).choices[0].message.content)
+
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(12) as threads:
+        assert list(threads.map(ask, questions)) == alone
+
+
+def test_stop_strings_and_logit_bias(client: openai.OpenAI) -> None:
+    text = chat(client).choices[0].message.content
+    stop = text[2:4]
+    cut = chat(client, stop=[stop])
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    world = PIECES.index("world")
+    forced = chat(client, logit_bias={str(world): 100}, max_tokens=3)
+    assert forced.choices[0].message.content == "worldworldworld"
+
+
+def test_completions(client: openai.OpenAI, llm: Llama) -> None:
+    expected = llm("hello the", max_tokens=8, temperature=0, logprobs=2, echo=True)["choices"][0]
+    answer = client.completions.create(
+        model="tiny", prompt="hello the", max_tokens=8, temperature=0, logprobs=2, echo=True
+    )
+    assert answer.choices[0].text == expected["text"]
+    assert answer.choices[0].logprobs.model_dump() == expected["logprobs"]
+    many = client.completions.create(
+        model="tiny", prompt=["hello the", "the world"], max_tokens=8, temperature=0, n=2
+    )
+    assert [choice.index for choice in many.choices] == [0, 1, 2, 3]
+    assert many.choices[0].text == many.choices[1].text == expected["text"].removeprefix("hello the")
+    ids = llm.tokenize(b"hello the")
+    by_ids = client.completions.create(model="tiny", prompt=ids, max_tokens=8, temperature=0)
+    assert by_ids.choices[0].text == many.choices[0].text
+
+
+def test_completions_stream(client: openai.OpenAI) -> None:
+    arguments: Any = {"model": "tiny", "prompt": "hello", "max_tokens": 8, "temperature": 0, "echo": True}
+    whole = client.completions.create(**arguments, logprobs=1).choices[0]
+    chunks = [c.choices[0] for c in client.completions.create(**arguments, logprobs=1, stream=True)]
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert [t for c in chunks if c.logprobs for t in c.logprobs.tokens] == whole.logprobs.tokens
+    assert [t for c in chunks if c.logprobs for t in c.logprobs.text_offset] == whole.logprobs.text_offset
+
+
+def test_best_of_gives_the_likeliest(client: openai.OpenAI) -> None:
+    arguments: Any = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "temperature": 2, "seed": 3}
+    all_of_them = client.completions.create(**arguments, n=4, logprobs=0).choices
+    best = max(all_of_them, key=lambda c: np.mean(c.logprobs.token_logprobs))
+    assert client.completions.create(**arguments, best_of=4).choices[0].text == best.text
+
+
+def test_a_hole_is_filled(client: openai.OpenAI, llm: Llama) -> None:
+    expected = llm("hello", suffix="world", max_tokens=8, temperature=0)["choices"][0]["text"]
+    answer = client.completions.create(
+        model="tiny", prompt="hello", suffix="world", max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].text == expected
+
+
+def test_embeddings(client: openai.OpenAI, running: Running, llm: Llama) -> None:
+    texts = ["hello", "the world", "a"]
+    answer = client.embeddings.create(model="tiny", input=texts)  # the client asks for base64
+    expected = np.array(llm.embed(texts, normalize=True), np.float32)
+    np.testing.assert_array_equal(np.array([item.embedding for item in answer.data], np.float32), expected)
+    plain = running.post("/v1/embeddings", input="hello").json()
+    assert plain["data"][0]["embedding"] == pytest.approx(expected[0].tolist())
+    packed = running.post("/v1/embeddings", input="hello", encoding_format="base64").json()
+    assert base64.b64decode(packed["data"][0]["embedding"]) == expected[0].astype("<f4").tobytes()
+    assert answer.usage.prompt_tokens == sum(len(llm.tokenize(text.encode())) for text in texts)
+
+
+BAD_CHATS: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"n": 1.5}, "n"),
+    ({"seed": "x"}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"stop": 3}, "stop"),
+    ({"stop": [""]}, "stop"),
+    ({"logit_bias": {"99999": 1}}, "logit_bias"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"3": 1000}}, "logit_bias"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"stream": "yes"}, "stream"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hello"}, "messages"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"modalities": ["audio"]}, "modalities"),
+    ({"min_p": 2}, "min_p"),
+    ({"samplers": ["nonsense"]}, "samplers"),
+]
+
+
+@pytest.mark.parametrize("change, param", BAD_CHATS, ids=[str(change)[:40] for change, _ in BAD_CHATS])
+def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], param: str) -> None:
+    response = running.post("/v1/chat/completions", **{"messages": QUESTION, **change})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param and error["type"] == "invalid_request_error"
+    assert error["message"].startswith(param)
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [[1, "x"]]}, "prompt"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"echo": True, "suffix": "x"}, "echo"),
+        ({"logprobs": 50}, "logprobs"),
+    ],
+)
+def test_bad_completions(running: Running, change: dict[str, Any], param: str) -> None:
+    response = running.post("/v1/completions", **{"prompt": "x", **change})
+    assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_errors_have_their_own_classes(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        chat(client, model="nobody")
+    with pytest.raises(openai.BadRequestError, match=r"has \d+ tokens; the context of 256"):
+        chat(client, messages=[{"role": "user", "content": "the " * 400}])
+    with pytest.raises(openai.BadRequestError, match="dimensions"):
+        client.embeddings.create(model="tiny", input="x", dimensions=3)
+    with pytest.raises(openai.BadRequestError, match="outside the vocabulary"):
+        client.completions.create(model="tiny", prompt=[5, 100000], max_tokens=3)
+
+
+def test_a_long_answer_ends_with_the_context(client: openai.OpenAI) -> None:
+    answer = chat(client, max_tokens=10000, extra_body={"ignore_eos": True})
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens == 256
+
+
+def test_the_starter_model_answers(starter_model: Path) -> None:
+    question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+    with Llama(str(starter_model), n_ctx=512, n_threads=1, kv_type="f32") as llm:
+        expected = llm.create_chat_completion(question, max_tokens=16, temperature=0)
+    with serving(("smol", starter_model), n_ctx=512) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0)
+        with client:
+            answer = client.chat.completions.create(
+                model="smol", messages=question, max_tokens=16, temperature=0
+            )
+            assert answer.choices[0].message.content == expected["choices"][0]["message"]["content"]
+            assert "Paris" in str(answer.choices[0].message.content)
