@@ -56,7 +56,7 @@ class Server:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue)
-        self.metrics.watch(service)
+        self.metrics.watch(pool)
         self._tasks = [asyncio.create_task(_load_default(pool)), asyncio.create_task(_unload_idle(pool))]
         return service
 

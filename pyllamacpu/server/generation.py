@@ -192,7 +192,7 @@ class Service:
                 yield answers
             finally:
                 answers.close()
-                self.metrics.count(answers)
+                self.metrics.count(answers.stats.values())
 
     async def embed(self, model: Model, inputs: Sequence[str | Sequence[int]]) -> tuple[list[Any], int]:
         """A unit vector for each input, and the number of tokens. All inputs run in one batch."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-if TYPE_CHECKING:
-    from pyllamacpu.server.generation import Answers, Service
+from pyllamacpu.engine.generate import GenerationStats
+from pyllamacpu.server.models import ModelPool
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -38,17 +38,17 @@ class Metrics:
             registry=self.registry,
         )
 
-    def count(self, answers: Answers) -> None:
+    def count(self, finished: Iterable[GenerationStats]) -> None:
         """Adds what finished answers cost."""
-        for stats in answers.stats.values():
+        for stats in finished:
             self.prompt_tokens.inc(stats.n_prompt)
             self.cached_tokens.inc(stats.n_cached)
             self.generated_tokens.inc(stats.n_generated)
             self.prompt_seconds.observe(stats.prompt_seconds)
 
-    def watch(self, service: Service) -> None:
-        """Shows the state of the service too."""
-        self.registry.register(_State(service))
+    def watch(self, models: ModelPool) -> None:
+        """Shows the state of the loaded models too."""
+        self.registry.register(_State(models))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -57,11 +57,11 @@ class Metrics:
 class _State:
     """Gauges that are read when asked for."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: ModelPool) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Any]:
-        models = list(self._service.models.loaded.values())
+        models = list(self._models.loaded.values())
         rows: list[tuple[str, str, Any]] = [
             ("requests_running", "Answers in work", lambda m: m.scheduler.n_running),
             ("requests_waiting", "Answers that wait", lambda m: m.scheduler.n_waiting),
