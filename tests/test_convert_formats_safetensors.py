@@ -79,8 +79,10 @@ def test_sharded(tmp_path: Path) -> None:
         for name, array in SMALL.items():
             assert np.array_equal(checkpoint.tensors[name].read(), array.astype(array.dtype, copy=False))
     (tmp_path / places["b"]).unlink()
-    with pytest.raises(CheckpointError, match=r"1 of its 2 files missing: m-00002.*2 tensors are lost: b, c"):
-        open_checkpoint(tmp_path)
+    lost = open_checkpoint(tmp_path).lost
+    assert lost.keys() == {"b", "c"}
+    for text in lost.values():
+        assert "1 of its 2 files missing: m-00002" in text and "2 tensors are lost: b, c" in text
 
 
 def test_index_that_lies(tmp_path: Path) -> None:
@@ -88,8 +90,7 @@ def test_index_that_lies(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "two.safetensors", {"a": SMALL["a"], "b": SMALL["b"]})
     index = tmp_path / "model.safetensors.index.json"
     write_index(index, {"a": "one.safetensors", "z": "one.safetensors"})
-    with pytest.raises(CheckpointError, match="has no z, which model"):
-        open_checkpoint(tmp_path)
+    assert "has no z, which model" in open_checkpoint(tmp_path).lost["z"]  # an error when it is needed
     write_index(index, {"a": "one.safetensors", "b": "two.safetensors"})
     with pytest.raises(CheckpointError, match="'a' is also at"):
         open_checkpoint(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -111,8 +112,7 @@ def test_sharded_with_index(tmp_path: Path) -> None:
         checkpoint.tensors["b"].read(1, 3), DATA.reshape(4, 6)[1:3]
     )
     (tmp_path / places["a"]).unlink()
-    with pytest.raises(CheckpointError, match=r"00001-of-00002\.bin.*lost: a"):
-        open_checkpoint(tmp_path)
+    assert re.search(r"00001-of-00002\.bin.*lost: a", open_checkpoint(tmp_path).lost["a"])
 
 
 def test_single_files(tmp_path: Path) -> None:

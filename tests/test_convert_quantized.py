@@ -111,7 +111,7 @@ def test_nothing_says_how(tmp_path: Path) -> None:
         arrays, kinds = copy(case, tmp_path)
         write_safetensors(tmp_path / "model.safetensors", arrays, kinds)
         (tmp_path / "config.json").unlink()
-        if case.startswith("bnb") and case != "bnb_int8":  # the tensors say it themselves
+        if case.startswith("bnb"):  # the tensors say it themselves
             assert open_checkpoint(tmp_path).quantization == "bitsandbytes"
             continue
         with pytest.raises(CheckpointError, match="looks quantized"):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pyllamacpu.convert.formats.json_file import read_json
 from pyllamacpu.convert.formats.meta import is_meta, is_meta_file, read_meta
 from pyllamacpu.convert.formats.safetensors import read_safetensors
-from pyllamacpu.convert.formats.shards import ReadFile, check_numbered, read_indexed, read_together
+from pyllamacpu.convert.formats.shards import ReadFile, Sharded, check_numbered, read_indexed, read_together
 from pyllamacpu.convert.formats.torch_file import read_torch
 from pyllamacpu.convert.quantized.methods import undo_quantization
 from pyllamacpu.errors import CheckpointError
@@ -29,6 +29,8 @@ class Checkpoint:
     `tensors`: by the checkpoint's own names, quantized ones under the name of the plain weight. `config`:
     config.json, params.json or adapter_config.json; empty when there is none. `quantization` names the
     quantization that was undone, empty for plain weights. `files` hold the tensors; the source is only read.
+    `lost`: tensors that an index names and no file has, with what to say of each.
+    `notes`: what the user should know.
     """
 
     path: Path
@@ -37,6 +39,8 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
     files: tuple[Path, ...]
     quantization: str = ""
+    lost: Mapping[str, str] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -64,9 +68,9 @@ def _open_folder(folder: Path) -> Checkpoint:
     for stem, kind in _WHOLE.items():
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            return _finish(folder, kind, *read_indexed(index, _READERS[kind]))
+            return _finish(folder, kind, read_indexed(index, _READERS[kind]))
         if (folder / stem).is_file():
-            return _finish(folder, kind, *read_together([folder / stem], _READERS[kind]))
+            return _finish(folder, kind, read_together([folder / stem], _READERS[kind]))
     if is_meta(folder):
         meta_tensors, params, ranks = read_meta(folder)
         return Checkpoint(folder, "meta", meta_tensors, params, tuple(ranks))
@@ -76,7 +80,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         loose = sorted(file for file in folder.glob(pattern + suffix) if not file.name.startswith("."))
         if loose:
             check_numbered(folder, loose)
-            return _finish(folder, kind, *read_together(loose, _READERS[kind]))
+            return _finish(folder, kind, read_together(loose, _READERS[kind]))
     raise CheckpointError(
         folder, "holds no checkpoint: no *.safetensors, pytorch_model*.bin or consolidated.*.pth files"
     )
@@ -85,12 +89,12 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     if path.name.endswith(".index.json"):
         kind: Kind = "safetensors" if ".safetensors" in path.name else "torch"
-        return _finish(path, kind, *read_indexed(path, _READERS[kind]))
+        return _finish(path, kind, read_indexed(path, _READERS[kind]))
     if is_meta_file(path) and (path.parent / "params.json").is_file():
         return _open_folder(path.parent)
     if path.suffix in _SUFFIXES:
         kind = _SUFFIXES[path.suffix]
-        return _finish(path, kind, *read_together([path], _READERS[kind]))
+        return _finish(path, kind, read_together([path], _READERS[kind]))
     raise CheckpointError(path, f"is not a checkpoint: its name should end in {', '.join(_SUFFIXES)}")
 
 
@@ -98,10 +102,11 @@ def _read_safetensors(path: Path) -> dict[str, LazyTensor]:
     return read_safetensors(path)[0]
 
 
-def _finish(path: Path, kind: Kind, tensors: dict[str, LazyTensor], files: list[Path]) -> Checkpoint:
+def _finish(path: Path, kind: Kind, read: Sharded) -> Checkpoint:
     config = _config(path)
-    plain, method = undo_quantization(tensors, config, path if path.is_dir() else path.parent)
-    return Checkpoint(path, kind, plain, config, tuple(files), method)
+    plain = undo_quantization(read.tensors, config, path if path.is_dir() else path.parent)
+    notes = (*read.notes, *plain.notes)
+    return Checkpoint(path, kind, plain.tensors, config, tuple(read.files), plain.method, read.lost, notes)
 
 
 def _config(path: Path) -> dict[str, Any]:

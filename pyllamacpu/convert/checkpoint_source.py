@@ -27,7 +27,7 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         return _plan_vocabulary(source, options)
     checkpoint = open_checkpoint(source)
     shape = _shape(checkpoint, options)
-    mapped = map_tensors(checkpoint.path, shape, checkpoint.tensors)
+    mapped = map_tensors(checkpoint.path, shape, checkpoint.tensors, checkpoint.lost)
     shape = mapped.shape
     vocabulary = _vocabulary(checkpoint.folder, checkpoint.config, shape, options)
     if not shape.vocab_size:
@@ -41,13 +41,8 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         file_type,
         mapped,
         _metadata(shape, general, vocabulary, file_type.number),
-        (*_said(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes),
+        (*checkpoint.notes, *shape.notes, *mapped.notes, *vocabulary.notes),
     )
-
-
-def _said(checkpoint: Checkpoint) -> list[str]:
-    method = checkpoint.quantization
-    return [f"the weights are quantized ({method}); their plain values are converted"] if method else []
 
 
 def _shape(checkpoint: Checkpoint, options: ConvertOptions) -> ModelShape:

@@ -21,7 +21,8 @@ from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
 from pyllamacpu.convert.models.config import read_config
 from pyllamacpu.convert.models.fields import Fields, words
-from pyllamacpu.convert.models.names import Slot, pair_order, plain_name, slots
+from pyllamacpu.convert.models.names import Slot, pair_order, slots
+from pyllamacpu.convert.models.plain_names import plain_name
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue

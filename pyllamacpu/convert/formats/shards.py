@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyllamacpu.convert.formats.json_file import read_json
@@ -15,35 +16,65 @@ ReadFile = Callable[[Path], dict[str, LazyTensor]]
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>\d{5,6})-of-(?P<count>\d{5,6})", re.DOTALL)
 
 
-def read_indexed(index: Path, read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+@dataclass(frozen=True)
+class Sharded:
+    """The tensors of several files. `lost`: those that an index names and no file has, and what to say of
+    each: whether they are needed is not told here.
+    """
+
+    tensors: dict[str, LazyTensor]
+    files: list[Path]
+    lost: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_indexed(index: Path, read: ReadFile) -> Sharded:
     """All tensors of a sharded checkpoint, by its `*.index.json`, and the files that hold them.
 
-    Tensors that the index forgot are taken too. Raises CheckpointError when a file is missing (it names the
-    tensors that are lost with it), when a tensor is not where the index says, and when two files hold one.
+    Where each tensor is, the files themselves tell: those that the index forgot, or places in another file,
+    are taken too. Raises CheckpointError when two files hold one tensor, and when no file is there.
     """
     by_file = _weight_map(index)
     missing = {name: names for name, names in by_file.items() if not (index.parent / name).is_file()}
-    if missing:
-        raise CheckpointError(index, _missing_text(missing, len(by_file)))
     tensors: dict[str, LazyTensor] = {}
-    files = []
-    for file_name, expected in by_file.items():
-        path = index.parent / file_name
+    files = [index.parent / name for name in by_file if name not in missing]
+    for path in files:
+        _merge(tensors, path, read(path))
+    named = {name: file_name for file_name, names in by_file.items() for name in names}
+    lost = [name for name in named if name not in tensors]
+    for path in _unnamed(index, files) if lost else []:
         found = read(path)
-        lost = sorted(set(expected) - found.keys())
-        if lost:
-            raise CheckpointError(path, f"has no {_some(lost)}, which {index.name} places there")
-        _merge(tensors, path, found)
-        files.append(path)
-    return tensors, files
+        if any(name in found for name in lost):
+            _merge(tensors, path, found)
+            files.append(path)
+    if not files:
+        raise CheckpointError(index, _missing_text(missing, len(by_file)))
+    moved = [name for name in lost if name in tensors]
+    notes = f"{index.name} places {len(moved)} tensors wrongly: {_some(moved)}; they are read where they are"
+    said = {
+        name: f"{named[name]} has no {name}, which {index.name} places there"
+        for name in lost
+        if name not in tensors
+    }
+    if missing:
+        left = {file: [name for name in names if name in said] for file, names in missing.items()}
+        text = _missing_text({file: names for file, names in left.items() if names}, len(by_file))
+        said |= {name: f"{index.name}: {text}" for names in left.values() for name in names}
+    return Sharded(tensors, sorted(files), said, (notes,) if moved else ())
 
 
-def read_together(paths: list[Path], read: ReadFile) -> tuple[dict[str, LazyTensor], list[Path]]:
+def _unnamed(index: Path, files: list[Path]) -> list[Path]:
+    """Files beside an index that it does not name, and that look like shards of the same checkpoint."""
+    stem, suffix = index.name.removesuffix(".index.json").rsplit(".", 1)
+    return [path for path in sorted(index.parent.glob(f"{stem}*.{suffix}")) if path not in files]
+
+
+def read_together(paths: list[Path], read: ReadFile) -> Sharded:
     """All tensors of several files without an index. Raises CheckpointError for one that occurs twice."""
     tensors: dict[str, LazyTensor] = {}
     for path in paths:
         _merge(tensors, path, read(path))
-    return tensors, paths
+    return Sharded(tensors, paths)
 
 
 def check_numbered(folder: Path, paths: list[Path]) -> None:

@@ -26,7 +26,8 @@ from pyllamacpu.weights.lazy_tensor import STORED, Array, LazyTensor
 MAX_PICKLE = 256 << 20  # bytes
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "state", "app", "weights", "params")
+_DEEPEST = 4  # levels that training programs put around the tensors
 _SLAB = 16 << 20  # bytes read at a time where rows have gaps
 _LOCAL_HEADER = 30  # bytes, before the name and the extra field
 
@@ -46,13 +47,17 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _state_dict(file: DataFile, value: Any) -> dict[str, TensorSpec]:
-    """The named tensors, also where a training program has put them one level deeper."""
+def _state_dict(file: DataFile, value: Any, level: int = 0) -> dict[str, TensorSpec]:
+    """The named tensors, also where a training program has put them some levels deeper. What lies beside
+    them without a dot in its name (a generator's state) is not a weight.
+    """
     if type(value) is not dict:
         raise CheckpointError(file.path, f"holds a {type(value).__name__}, not a dict of tensors")
     found = {name: spec for name, spec in value.items() if type(spec) is TensorSpec}
     inner = next((value[key] for key in WRAPPERS if type(value.get(key)) is dict), None)
-    deeper = {} if inner is None else {k: spec for k, spec in inner.items() if type(spec) is TensorSpec}
+    deeper = {} if inner is None or level == _DEEPEST else _state_dict(file, inner, level + 1)
+    if any("." in str(name) for name in deeper):
+        found = {name: spec for name, spec in found.items() if "." in str(name)}
     if found and deeper:
         raise CheckpointError(file.path, f"holds tensors on two levels, {next(iter(found))!r} above others")
     found = found or deeper

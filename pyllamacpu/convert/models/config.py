@@ -14,7 +14,7 @@ from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.llama4 import read_llama4
 from pyllamacpu.convert.models.meta_params import read_params
 from pyllamacpu.convert.models.rope import read_rope
-from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape
 from pyllamacpu.errors import CheckpointError
 
 DENSE = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
@@ -125,7 +125,7 @@ def _read_dense(config: Fields, arch: str) -> ModelShape:
     rope, n_ctx = read_rope(config, n_ctx)
     window, notes = _window(config, mistral, n_ctx)
     if arch == "LlamaModel":
-        notes.append("a LlamaModel has no output matrix: the token embedding stands in for it")
+        notes.append(NO_OUTPUT)
     return ModelShape(
         arch="llama",
         layout="hf",

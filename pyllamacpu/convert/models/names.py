@@ -6,26 +6,20 @@ is known to be of no use. GGUF names: docs/gguf.md of the ggml project and what 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.convert.models.leftovers import check_no_adapter, check_rest, equal
+from pyllamacpu.convert.models.plain_names import is_useless, plain_name
+from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights.lazy_ops import slice_axis, stack, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
 
-_PREFIXES = ("model.", "language_model.", "text_model.")
-_USELESS = re.compile(
-    r"(.*\.)?(rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|rope\.freqs|[kvq]_scale|kv_scale|input_scale)"
-)
-_VISION = re.compile(
-    r"(vision_model|multi_modal_projector|vision_tower|vision_embeddings|vision_projection)\..*"
-)
 _EXPERTS = "feed_forward.experts"
 
 _HF_ATTENTION = {
@@ -68,13 +62,6 @@ class Mapped:
     notes: tuple[str, ...]
 
 
-def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes of the classes around the model."""
-    while name.startswith(_PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
-
-
 def pair_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
     """Row numbers that turn Hugging Face's q or k, where rope turns i and i + head_dim / 2, into GGUF's,
     where it turns neighbours.
@@ -85,12 +72,16 @@ def pair_order(n_rows: int, n_heads: int) -> npt.NDArray[np.int64]:
     return order
 
 
-def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> Mapped:
-    """All tensors of the result. Raises CheckpointError that names what is missing, misshapen or not
-    understood.
+def map_tensors(
+    path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor], lost: Mapping[str, str] | None = None
+) -> Mapped:
+    """All tensors of the result. `lost`: tensors that an index names and no file has, and what to say of
+    each. Raises CheckpointError that names what is missing, misshapen or not understood.
     """
+    check_no_adapter(path, tensors)
     found = _plain_tensors(path, tensors)
     shape = complete(path, shape, found)
+    _check_lost(path, shape, found, lost or {})
     result: dict[str, LazyTensor] = {}
     taken: set[str] = set()
     divisors = shape.rope.divisors(shape.head_dim)
@@ -106,7 +97,7 @@ def map_tensors(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]
             tensor = _take(path, found, slot.source, slot.shape)
             taken.add(slot.source)
         result[slot.name] = take_rows(tensor, pair_order(slot.shape[0], slot.heads)) if slot.heads else tensor
-    return Mapped(result, shape, _check_rest(path, shape, set(found) - taken))
+    return Mapped(result, shape, check_rest(path, shape, found, set(found) - taken))
 
 
 def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> ModelShape:
@@ -115,6 +106,7 @@ def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -
     output = "output.weight" if shape.layout == "meta" else "lm_head.weight"
     if shape.layout == "meta" and output not in tensors:
         shape = replace(shape, tied=True)
+    shape = _untied(shape, tensors.get(embedding), tensors.get(output))
     if not shape.vocab_size and embedding in tensors:
         shape = replace(shape, vocab_size=tensors[embedding].n_rows)
     if shape.moe_step and not shape.expert_ffn_dim:
@@ -126,6 +118,30 @@ def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -
         rows = 2 * shape.expert_ffn_dim if dense is None else _found(path, tensors, name).n_rows
         shape = replace(shape, ffn_dim=rows)
     return shape
+
+
+def _untied(shape: ModelShape, embedding: LazyTensor | None, output: LazyTensor | None) -> ModelShape:
+    """An output matrix that differs from the embedding is the model's, whatever the config says of it."""
+    if not shape.tied or embedding is None or output is None or equal(embedding, output):
+        return shape
+    note = (
+        "the config says that the output matrix is the token embedding (tie_word_embeddings), but the "
+        "checkpoint has another one: it is kept"
+    )
+    dropped = [text for text in shape.notes if text != NO_OUTPUT]
+    return replace(shape, tied=False, notes=(*dropped, note))
+
+
+def _check_lost(
+    path: Path, shape: ModelShape, found: Mapping[str, LazyTensor], lost: Mapping[str, str]
+) -> None:
+    """Raises CheckpointError for tensors of an index that are nowhere, but for those that nothing needs:
+    rotary tables, which are computed anew, and an output matrix that is the embedding.
+    """
+    for name, text in lost.items():
+        plain = plain_name(name)
+        if plain not in found and not is_useless(plain) and not (shape.tied and plain == "lm_head.weight"):
+            raise CheckpointError(path, text)
 
 
 def _found(path: Path, tensors: Mapping[str, LazyTensor], name: str) -> LazyTensor:
@@ -207,16 +223,27 @@ def _plain_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, L
 def _take(path: Path, found: Mapping[str, LazyTensor], name: str, shape: tuple[int, ...]) -> LazyTensor:
     tensor = found.get(name)
     if tensor is None:
-        raise CheckpointError(path, f"the tensor {name} is missing; the checkpoint is incomplete")
+        raise CheckpointError(path, _missing_text(name))
+    if not tensor.is_float or tensor.dtype.startswith("F8"):
+        raise CheckpointError(
+            path,
+            f"the tensor {name} holds {tensor.dtype} {tensor.shape}: it is quantized, and nothing says how "
+            f"(config.json has no quantization_config, or one of another method)",
+        )
     if tensor.shape != shape:
         raise CheckpointError(
             path, f"the tensor {name} has shape {tensor.shape}, the config says {shape}; one of them is wrong"
         )
-    if not tensor.is_float:
-        raise CheckpointError(
-            path, f"the tensor {name} holds {tensor.dtype}: its quantization is not understood"
-        )
     return tensor
+
+
+def _missing_text(name: str) -> str:
+    if name == "lm_head.weight":
+        return (
+            "there is no output matrix lm_head.weight, and the config does not say that it is the token "
+            'embedding; if it is, set "tie_word_embeddings": true in config.json'
+        )
+    return f"the tensor {name} is missing; the checkpoint is incomplete"
 
 
 def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set[str]) -> LazyTensor:
@@ -239,19 +266,3 @@ def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set
     single = [f"{prefix}.{i}.{part}.weight" for i in range(n)]
     taken.update(single)
     return stack([_take(path, found, name, (n_out, n_in)) for name in single])
-
-
-def _check_rest(path: Path, shape: ModelShape, rest: Iterable[str]) -> tuple[str, ...]:
-    """What to say about tensors that have no place. Raises CheckpointError where they could matter."""
-    vision: list[str] = []
-    unknown: list[str] = []
-    for name in sorted(rest):
-        if _USELESS.fullmatch(name) or (shape.tied and name == "lm_head.weight"):
-            continue
-        (vision if shape.arch == "llama4" and _VISION.fullmatch(name) else unknown).append(name)
-    if unknown:
-        shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
-        raise CheckpointError(path, f"has tensors that are not understood: {shown}")
-    if vision:
-        return (f"{len(vision)} tensors of the vision tower are left out: the result reads text only",)
-    return ()

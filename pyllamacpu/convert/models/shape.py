@@ -14,6 +14,7 @@ from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
 
 Layout = Literal["hf", "meta"]
+NO_OUTPUT = "a LlamaModel has no output matrix: the token embedding stands in for it"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyllamacpu.convert.formats.json_file import read_json
+from pyllamacpu.convert.models.plain_names import is_useless
 from pyllamacpu.convert.quantized import awq, bitsandbytes, compressed_tensors, gptq, scaled
 from pyllamacpu.convert.quantized.packing import Config, Tensors
 from pyllamacpu.errors import CheckpointError
@@ -31,8 +32,11 @@ METHODS: dict[str, Callable[[Tensors, Config, Path], Tensors]] = {
 }
 # Older checkpoints keep that in a file of their own.
 _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+_AT_RUN_TIME = ("bitnet",)  # methods that quantize plain weights as they are used: a part of the model
 _SIGNS = (
     ".qweight",
+    ".qzeros",
+    ".scales",
     ".weight_packed",
     ".weight_scale",
     ".weight_scale_inv",
@@ -42,22 +46,47 @@ _SIGNS = (
 )
 
 
-def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path) -> tuple[Tensors, str]:
-    """The tensors with plain weights in place of quantized ones, and the method's name ("" for none).
+class Undone(NamedTuple):
+    """Plain weights, the method that they were quantized with ("" for none), and what to say about it."""
 
-    Raises CheckpointError for a method that is not in METHODS, and for tensors that look quantized where
-    nothing says how.
+    tensors: Tensors
+    method: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path) -> Undone:
+    """The tensors with plain weights in place of quantized ones.
+
+    Which tensors are quantized the data tells: a config that was left behind beside plain weights changes
+    nothing. Raises CheckpointError for a method that is not in METHODS, and for tensors that look quantized
+    where nothing says how.
     """
     quant_config, said_in = _quant_config(config, folder)
     method = _method(quant_config)
     if not method:
-        return _check_plain(tensors, folder)
+        return _without_config(tensors, folder)
+    if _are_plain(tensors) and method not in _AT_RUN_TIME:
+        said = f"{said_in.name} names a quantization ({method}), but the weights are plain"
+        return Undone(tensors, notes=(said,))
     undo = METHODS.get(method)
     if undo is None:
         raise CheckpointError(
             said_in, f"quantization method {method!r} cannot be read; these can: {', '.join(METHODS)}"
         )
-    return undo(tensors, quant_config, said_in), method
+    return _undone(tensors, undo(tensors, quant_config, said_in), method)
+
+
+def _undone(tensors: Tensors, plain: Tensors, method: str) -> Undone:
+    if all(plain.get(name) is tensor for name, tensor in tensors.items()):
+        return Undone(plain)
+    return Undone(plain, method, (f"the weights are quantized ({method}); their plain values are converted",))
+
+
+def _are_plain(tensors: Tensors) -> bool:
+    """Whether all tensors are floats of 16 bits or more, and none belongs to a quantized one."""
+    return all(
+        tensor.dtype in ("F64", "F32", "F16", "BF16") or is_useless(name) for name, tensor in tensors.items()
+    ) and not any(name.endswith(_SIGNS) for name in tensors)
 
 
 def _quant_config(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], Path]:
@@ -89,12 +118,15 @@ def _method(quant_config: Mapping[str, Any]) -> str:
     return {"fbgemm-fp8": "fbgemm_fp8", "compressed_tensors": "compressed-tensors"}.get(method, method)
 
 
-def _check_plain(tensors: Tensors, folder: Path) -> tuple[Tensors, str]:
-    if any("quant_state.bitsandbytes__" in name for name in tensors):  # these say themselves what they are
-        return bitsandbytes.plain_weights(tensors, {}, folder), "bitsandbytes"
+def _without_config(tensors: Tensors, folder: Path) -> Undone:
+    """bitsandbytes' tensors say themselves what they are. Raises CheckpointError for others."""
+    if any("quant_state.bitsandbytes__" in name or name.endswith(".SCB") for name in tensors):
+        return _undone(tensors, bitsandbytes.plain_weights(tensors, {}, folder), "bitsandbytes")
     for name, tensor in tensors.items():
         if name.endswith(_SIGNS):
             raise CheckpointError(
-                tensor.source, "looks quantized, but config.json has no quantization_config that says how"
+                tensor.source,
+                "looks quantized, but neither config.json (quantization_config) nor a file of "
+                f"its own ({', '.join(_FILES)}) says which method and settings; get that file again",
             )
-    return tensors, ""
+    return Undone(tensors)
