@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pty
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from pyllamacpu.cli import line_reader as module
-from pyllamacpu.cli.line_reader import completer, line_reader, message_history
+from pyllamacpu.cli.line_reader import completer, keys_not_shown, line_reader, message_history
 
 pytestmark = pytest.mark.usefixtures("cli_home")
 
@@ -90,3 +93,23 @@ def test_no_prompt_goes_into_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"Hi\n", terminal=True))
     assert line_reader()[0](">>> ") == "Hi"
     assert out.getvalue() == err.getvalue() == ""
+
+
+def test_keys_pressed_during_an_answer_are_kept_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, terminal = pty.openpty()
+    monkeypatch.setattr(module.sys, "stdin", os.fdopen(terminal, "r"))
+    shown = termios.tcgetattr(terminal)[3] & termios.ECHO
+    with keys_not_shown():
+        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+        os.write(main, b"typed ahead\n")
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO == shown
+    assert module.sys.stdin.readline() == "typed ahead\n"
+    os.close(main)
+    module.sys.stdin.close()
+
+
+def test_keys_of_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (True, False):
+        monkeypatch.setattr(module.sys, "stdin", Stdin(b"x", terminal=terminal))
+        with keys_not_shown():
+            assert module.sys.stdin.read() == "x"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, TextIO
 
@@ -68,6 +70,29 @@ def line_reader() -> tuple[ReadLine, Remember]:
             raise InterruptedLine(prompter.default_buffer.text) from None
 
     return read_line, remember
+
+
+@contextlib.contextmanager
+def keys_not_shown() -> Iterator[None]:
+    """Keys that are pressed while an answer comes are kept for the next line, not printed into the answer."""
+    if not sys.stdin.isatty() or importlib.util.find_spec("termios") is None:
+        yield
+        return
+    import termios
+
+    try:
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+    except (OSError, ValueError, termios.error):  # what claims to be a terminal is not one
+        yield
+        return
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 def _plain_line(prompt: str, asked: TextIO | None) -> str:

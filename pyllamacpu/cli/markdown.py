@@ -47,9 +47,16 @@ def _split(text: str) -> list[str]:
 
 
 def render_block(block: str, stream: TextIO, width: int) -> None:
-    """Draw one block of Markdown. Links are shown, not made: their address is the model's."""
+    """Draw one block of Markdown, without empty lines around it.
+
+    Links are shown, not made: their address is the model's.
+    """
     from rich.console import Console
     from rich.markdown import Markdown
 
     console = Console(file=stream, width=width, highlight=False, force_terminal=True)
-    console.print(Markdown(block, hyperlinks=False))
+    with console.capture() as capture:
+        console.print(Markdown(block, hyperlinks=False))
+    lines = [line.rstrip() for line in capture.get().split("\n")]
+    shown = [at for at, line in enumerate(lines) if line]
+    stream.write("\n".join(lines[shown[0] : shown[-1] + 1]) + "\n" if shown else "")

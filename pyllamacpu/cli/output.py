@@ -22,7 +22,8 @@ _CONTROL = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) 
 class Screen:
     """Prints a chat on `out`; notes and progress go to `out` on a terminal, otherwise to stderr.
 
-    On a terminal lines end between words, and `markdown` draws answers as what they mean.
+    Where a person reads, lines end between words; on a terminal that can be drawn on, `markdown` draws the
+    answers as what they mean.
     """
 
     def __init__(self, out: TextIO | None = None, markdown: bool = False) -> None:
@@ -42,13 +43,14 @@ class Screen:
             text = wrap_words(text, terminal_width(self.out))
             print(f"\x1b[2m{text}\x1b[0m" if self.colour else text, file=self.out, flush=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            width = terminal_width(sys.stderr) if sys.stderr.isatty() else 0
+            print(wrap_words(text, width) if width else text, file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
         """Say on one line what went wrong."""
         self._line.clear()
         line = "error: " + " ".join(text.split()).translate(_CONTROL)
-        if is_terminal(sys.stderr):
+        if sys.stderr.isatty():
             line = wrap_words(line, terminal_width(sys.stderr))
         print(line, file=sys.stderr, flush=True)
 
@@ -98,7 +100,6 @@ class Screen:
         self._line.clear()
         if self.seen:
             text = text.translate(_CONTROL)
-        if self.terminal:
             width = terminal_width(self.out)
             if self._wrapper is None:
                 self._wrapper = WordWrapper(width)

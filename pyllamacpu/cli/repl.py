@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyllamacpu.cli.commands import is_command, run_command
-from pyllamacpu.cli.line_reader import ReadLine, Remember
+from pyllamacpu.cli.line_reader import ReadLine, Remember, keys_not_shown
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.session import ChatSession, Event
 from pyllamacpu.errors import PyllamacpuError
@@ -84,6 +84,7 @@ class Repl:
         return True
 
     def _answer(self, events: Iterator[Event]) -> None:
-        self.screen.answer(events, stats=self.session.show_timings)
+        with keys_not_shown():
+            self.screen.answer(events, stats=self.session.show_timings)
         if self.session.turns and not self.session.turns[-1].ended:
             self.screen.note("[not finished: /continue goes on]")
