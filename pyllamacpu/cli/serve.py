@@ -84,7 +84,7 @@ _positive = click.IntRange(min=1)
 )
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 def serve(**parameters: Any) -> None:
-    """Serve models over HTTP to programs made for OpenAI.
+    """Serve models over HTTP to programs made for OpenAI, Anthropic, Ollama and llama.cpp.
 
     \b
     Examples:

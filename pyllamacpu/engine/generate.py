@@ -56,7 +56,8 @@ class TextEvent:
     """A piece of generated text, never half a character, with the tokens that were sampled for it.
 
     `logprobs` has one entry per token when they were asked for. The last event of a generation, and only
-    that, has a `finish_reason` and `stats`. A token that ends the answer (end of turn) is in no event.
+    that, has a `finish_reason` and `stats`, and the stop string that ended it, if one did. A token that ends
+    the answer (end of turn) is in no event.
     """
 
     text: str
@@ -64,6 +65,7 @@ class TextEvent:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stats: GenerationStats | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,11 @@ class TextDecoder:
     def stopped(self) -> bool:
         """Whether a stop string was complete; it is not part of the text."""
         return self._matcher.stopped
+
+    @property
+    def stop_string(self) -> str | None:
+        """The one that was."""
+        return self._matcher.matched
 
     def push(self, token: int) -> str:
         """The text that `token` completes. Ids of padding rows, behind the vocabulary, have none."""
@@ -324,4 +331,4 @@ class Generation:
     def last_event(self, stats: GenerationStats) -> TextEvent:
         """The end: the text that was held back, the reason and what it cost."""
         last = self._pending.take(self._text + self._decoder.finish())
-        return TextEvent(last.text, last.tokens, last.logprobs, self.reason, stats)
+        return TextEvent(last.text, last.tokens, last.logprobs, self.reason, stats, self._decoder.stop_string)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
-from pyllamacpu.server import http, openai
+from pyllamacpu.server import anthropic, http, native, ollama, ollama_models, openai
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
@@ -25,6 +25,7 @@ from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
 log = logging.getLogger("pyllamacpu.server")
 
+_DIALECTS = (openai, anthropic, ollama, ollama_models, native)
 _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 
 
@@ -109,7 +110,8 @@ def make_app(options: ServeOptions) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = server.start()
-        app.include_router(openai.router(service, options.strict))
+        for dialect in _DIALECTS:
+            app.include_router(dialect.router(service, options.strict))
         try:
             yield
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.errors import PyllamacpuError, StoreError
 
 _OPENAI_TYPES = {
     401: "authentication_error",
@@ -54,6 +54,8 @@ def as_http_error(error: BaseException) -> HTTPError:
         return error
     if isinstance(error, PyllamacpuError) and isinstance(error, ValueError):  # an argument's fault
         return HTTPError(str(error), param=_param_of(str(error)))
+    if isinstance(error, StoreError):
+        return HTTPError(str(error), status=404, code="model_not_found")
     if isinstance(error, PyllamacpuError):
         return HTTPError(str(error), status=500)
     if isinstance(error, MemoryError):

@@ -33,10 +33,10 @@ _THREADS = 4  # that render templates, tokenize and build grammars
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation, for the model's chat template."""
+    """A conversation, for the model's chat template. `beginning`: of the answer, to be gone on with."""
 
     messages: Sequence[Mapping[str, Any]]
-    add_generation_prompt: bool = True
+    beginning: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
 
 
@@ -194,10 +194,18 @@ class Service:
                 answers.close()
                 self.metrics.count(answers.stats.values())
 
-    async def embed(self, model: Model, inputs: Sequence[str | Sequence[int]]) -> tuple[list[Any], int]:
-        """A unit vector for each input, and the number of tokens. All inputs run in one batch."""
+    async def embed(
+        self,
+        model: Model,
+        inputs: Sequence[str | Sequence[int]],
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> tuple[list[Any], int]:
+        """A vector for each input, of length 1 if `normalize`, and the number of tokens. All inputs run in
+        one batch. `truncate`: a text that is too long loses its end.
+        """
         async with self.places(1):
-            prompts = await self.off_loop(_embedding_prompts, model, inputs)
+            prompts = await self.off_loop(_embedding_prompts, model, inputs, truncate)
             stream = EventStream(self.thread, model.scheduler)
             vectors: dict[int, Any] = {}
             try:
@@ -206,7 +214,7 @@ class Service:
                 for _ in prompts:
                     i, event = await stream.next()
                     assert event.hidden is not None
-                    vectors[i] = pool(event.hidden, -1, True)
+                    vectors[i] = pool(event.hidden, -1, normalize)
             finally:
                 stream.close()
         return [vectors[i] for i in range(len(prompts))], sum(map(len, prompts))
@@ -218,21 +226,16 @@ class Service:
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
     """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
     if isinstance(prompt, Chat):
-        return encode_chat(
-            model.tokenizer,
-            model.template,
-            prompt.messages,
-            add_generation_prompt=prompt.add_generation_prompt,
-            **prompt.extra,
-        )
+        ids = encode_chat(model.tokenizer, model.template, prompt.messages, **prompt.extra)
+        return [*ids, *model.tokenizer.encode_fragment(prompt.beginning, ids)] if prompt.beginning else ids
     if prompt.suffix is None:
         return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab)
-    ids = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
-    if ids is None:
+    filled = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
+    if filled is None:
         raise HTTPError(
             f"suffix: the model {model.name!r} was not trained to fill in the middle", param="suffix"
         )
-    return ids
+    return filled
 
 
 def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Request:
@@ -268,7 +271,9 @@ def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:
     return replace(options, seed=(options.seed + i) % MAX_SEED)
 
 
-def _embedding_prompts(model: Model, inputs: Sequence[str | Sequence[int]]) -> list[list[int]]:
+def _embedding_prompts(
+    model: Model, inputs: Sequence[str | Sequence[int]], truncate: bool
+) -> list[list[int]]:
     prompts = []
     for i, text in enumerate(inputs):
         ids = model.tokenizer.encode(text) if isinstance(text, str) else list(text)
@@ -276,6 +281,7 @@ def _embedding_prompts(model: Model, inputs: Sequence[str | Sequence[int]]) -> l
             raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")
         if any(not 0 <= token < model.engine.n_vocab for token in ids):
             raise HTTPError(f"input {i} has token ids outside the vocabulary", param="input")
+        ids = ids[: model.engine.n_ctx] if truncate else ids
         check_length(len(ids), model.engine.n_ctx)
         prompts.append(ids)
     return prompts

@@ -133,16 +133,26 @@ class ModelPool:
         """The model of this name; None or "" is the default. Names are never taken as paths."""
         if not name:
             return self.default
-        wanted = _plain_name(name)
-        for file in [*self.configured, *self.files()]:
-            if wanted in (_plain_name(file.name), _plain_name(file.path.name)):
-                return file
+        if (file := self._found(name)) is not None:
+            return file
         raise HTTPError(
             f"the model {name[:200]!r} does not exist; /v1/models lists those that do",
             status=404,
             param="model",
             code="model_not_found",
         )
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a model of this name."""
+        return self._found(name) is not None
+
+    def _found(self, name: str) -> ServedFile | None:
+        wanted = _plain_name(name)
+
+        def among(files: Sequence[ServedFile]) -> ServedFile | None:
+            return next((f for f in files if wanted in map(_plain_name, (f.name, f.path.name))), None)
+
+        return among(self.configured) or among(self.files())
 
     @asynccontextmanager
     async def use(self, name: str | None, keep_alive: float | None = None) -> AsyncIterator[Model]:

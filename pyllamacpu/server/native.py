@@ -1,0 +1,313 @@
+"""llama.cpp's own endpoints: completion, infill, tokens, templates, properties.
+
+Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from pyllamacpu import __version__
+from pyllamacpu.engine.generate import GenerationStats, TextEvent
+from pyllamacpu.sampling.options import SamplingOptions
+from pyllamacpu.server import http
+from pyllamacpu.server.errors import HTTPError, openai_error
+from pyllamacpu.server.fields import Fields
+from pyllamacpu.server.generation import Answers, Generate, Service, Text
+from pyllamacpu.server.logprobs import chat_logprobs
+from pyllamacpu.server.messages import read_messages, refuse_tools
+from pyllamacpu.server.models import Model
+from pyllamacpu.server.openai import read_inputs
+from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+from pyllamacpu.text import Tokenizer
+
+_NO_EFFECT = ("cache_prompt", "id_slot", "n_keep", "timings_per_token", "samplers_seed")
+
+
+def router(service: Service, strict: bool) -> APIRouter:
+    """The routes of the dialect; with `strict` unknown fields are refused."""
+    routes = APIRouter()
+    for path, function in _POST.items():
+        routes.add_api_route(path, _handler(service, strict, function), methods=["POST"])
+
+    @routes.get("/props")
+    async def props() -> Response:
+        async with service.models.use(None) as model:
+            return http.json_response(_props(service, model))
+
+    @routes.get("/slots")
+    async def slots() -> Response:
+        async with service.models.use(None) as model:
+            n, running = service.models.options.parallel, model.scheduler.n_running
+            rows = [{"id": i, "n_ctx": model.engine.n_ctx, "is_processing": i < running} for i in range(n)]
+            return http.json_response(rows)
+
+    @routes.post("/rerank")
+    @routes.post("/reranking")
+    @routes.post("/v1/rerank")
+    async def rerank() -> Response:
+        raise HTTPError("a language model cannot rank documents; that takes a reranker", status=501)
+
+    return routes
+
+
+def _handler(service: Service, strict: bool, function: Any) -> Any:
+    async def handler(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, function(service, fields, strict))
+
+    return handler
+
+
+def _props(service: Service, model: Model) -> dict[str, Any]:
+    tokenizer = model.tokenizer
+    return {
+        "default_generation_settings": {"params": asdict(SamplingOptions()), "n_ctx": model.engine.n_ctx},
+        "total_slots": service.models.options.parallel,
+        "model_path": str(model.source.path),
+        "model_alias": model.name,
+        "chat_template": model.template.source,
+        "bos_token": "" if tokenizer.bos is None else tokenizer.piece(tokenizer.bos),
+        "eos_token": "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos),
+        "modalities": {"vision": False, "audio": False},
+        "build_info": f"pyllamacpu {__version__}",
+    }
+
+
+# Tokens and templates
+
+
+async def _tokenize(service: Service, fields: Fields, strict: bool) -> Response:
+    async with service.models.use(fields.text("model")) as model:
+        text = fields.text("content")
+        if text is None:
+            raise fields.wrong("content", "is missing")
+        special, parse = fields.flag("add_special"), fields.flag("parse_special", True)
+        pieces = fields.flag("with_pieces")
+        fields.finish(strict)
+        ids = await service.off_loop(model.tokenizer.encode, text, special, parse)
+        shown = [{"id": i, "piece": _piece(model.tokenizer, i)} for i in ids] if pieces else ids
+        return http.json_response({"tokens": shown})
+
+
+def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
+    """The text of a token, or its bytes where they are no text."""
+    raw = tokenizer.token_bytes(token, special=True)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+async def _detokenize(service: Service, fields: Fields, strict: bool) -> Response:
+    async with service.models.use(fields.text("model")) as model:
+        ids = fields.items("tokens")
+        if not all(type(i) is int and 0 <= i < model.tokenizer.n_vocab for i in ids):
+            raise fields.wrong("tokens", f"must be ids from 0 to {model.tokenizer.n_vocab - 1}")
+        fields.finish(strict)
+        return http.json_response({"content": model.tokenizer.decode(ids, special=True)})
+
+
+async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
+    async with service.models.use(fields.text("model")) as model:
+        messages = read_messages(fields)
+        refuse_tools(fields)
+        fields.finish(strict)
+        return http.json_response({"prompt": await service.off_loop(model.template.render, messages)})
+
+
+async def _embedding(service: Service, fields: Fields, strict: bool) -> Response:
+    async with service.models.use(fields.text("model")) as model:
+        inputs = read_inputs(fields, "content" if "content" in fields else "input")
+        kind = fields.integer("embd_normalize", -1, 2, 2)
+        if kind not in (-1, 2):
+            raise fields.wrong("embd_normalize", "allowed: -1 (none) and 2 (Euclidean)")
+        fields.finish(strict)
+        vectors, _ = await service.embed(model, inputs, normalize=kind == 2)
+        return http.json_response([{"index": i, "embedding": [v]} for i, v in enumerate(vectors)])
+
+
+# Completion
+
+
+async def _completion(service: Service, fields: Fields, strict: bool) -> Response:
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(service.models.use(fields.text("model")))
+        prompts = await service.off_loop(_prompts, model, fields)
+        return await _run(service, stack, model, fields, prompts, strict)
+
+
+async def _infill(service: Service, fields: Fields, strict: bool) -> Response:
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(service.models.use(fields.text("model")))
+        prefix, suffix = fields.text("input_prefix"), fields.text("input_suffix")
+        if prefix is None or suffix is None:
+            missing = "input_prefix" if prefix is None else "input_suffix"
+            raise fields.wrong(missing, "is missing")
+        text = _extra(fields) + prefix + (fields.text("prompt") or "")
+        prompt = Text(text, suffix, fields.flag("spm_infill"))
+        return await _run(service, stack, model, fields, [prompt], strict)
+
+
+def _extra(fields: Fields) -> str:
+    """Other files of a project, as text before the prefix."""
+    parts = []
+    for i, item in enumerate(fields.items("input_extra")):
+        own = Fields(item, f"input_extra[{i}].")
+        name, text = own.text("filename") or "", own.text("text") or ""
+        parts.append(f"--- {name or 'snippet'} ---\n{text}\n")
+    return "\n".join(parts)
+
+
+def _prompts(model: Model, fields: Fields) -> list[Text]:
+    """A text, token ids, a mixture of both, or a list of such prompts."""
+    value = fields.raw("prompt")
+    if value is None:
+        raise fields.wrong("prompt", "is missing")
+    several = isinstance(value, list) and any(isinstance(item, list) for item in value)
+    several = several or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    values = value if several else [value]
+    if not values:
+        raise fields.wrong("prompt", "is empty")
+    return [Text(_one_prompt(model, fields, item)) for item in values]
+
+
+def _one_prompt(model: Model, fields: Fields, value: Any) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
+    ids: list[int] = []
+    for item in value:
+        if type(item) is int:
+            ids.append(item)
+        elif isinstance(item, str):
+            ids += model.tokenizer.encode(item, add_special=not ids, parse_special=True)
+        else:
+            raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
+    return ids
+
+
+async def _run(
+    service: Service,
+    stack: AsyncExitStack,
+    model: Model,
+    fields: Fields,
+    prompts: Sequence[Text],
+    strict: bool,
+) -> Response:
+    request = _request(model, fields, prompts[0])
+    stream, return_tokens = fields.flag("stream"), fields.flag("return_tokens")
+    fields.ignore(*_NO_EFFECT)
+    fields.finish(strict)
+    requests = [replace(request, prompt=prompt) for prompt in prompts]
+    answers = await stack.enter_async_context(service.generate(model, requests))
+    shape = _Shape(answers, request, return_tokens)
+    if stream:
+        return http.Stream(stack.pop_all(), shape.chunks(), lambda e: http.sse(openai_error(e)))
+    found = enumerate(await answers.whole())
+    whole = [shape.final(i, events, "".join(event.text for event in events)) for i, events in found]
+    return http.json_response(whole[0] if len(whole) == 1 else whole)
+
+
+def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
+    limit = fields.integer("n_predict", -2, BIG, fields.integer("max_tokens", -2, BIG, -1))
+    assert limit is not None
+    if limit == 0:
+        raise fields.wrong("n_predict", "0 tokens cannot be generated; -1 is until the end")
+    fields.refuse("lora", "adapters are not supported yet", [])
+    fields.refuse("t_max_predict_ms", "is not supported", 0, -1)
+    fields.refuse("n_indent", "is not supported", 0)
+    fields.refuse("post_sampling_probs", "is not supported", False)
+    fields.refuse("response_fields", "is not supported", [])
+    fields.refuse("return_progress", "is not supported", False)
+    n_probs = fields.integer("n_probs", 0, 100) or 0
+    return Generate(
+        prompt,
+        make(fields, read_options(fields, WIDE), model.engine.n_vocab),
+        max_tokens=None if limit < 0 else limit,
+        stop=fields.strings("stop"),
+        logprobs=n_probs or None,
+        ignore_eos=fields.flag("ignore_eos"),
+    )
+
+
+class _Shape:
+    """Answers in llama.cpp's shape."""
+
+    def __init__(self, answers: Answers, request: Generate, return_tokens: bool) -> None:
+        self._answers, self._request, self._return_tokens = answers, request, return_tokens
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        sent: dict[int, list[TextEvent]] = {}
+        async for index, event in self._answers.pieces():
+            sent.setdefault(index, []).append(event)
+            if event.finish_reason is None or event.text:
+                piece = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
+                yield http.sse(piece | self._probabilities([event]))
+            if event.finish_reason is not None:
+                yield http.sse(self.final(index, sent.pop(index), ""))
+
+    def final(self, index: int, events: Sequence[TextEvent], text: str) -> dict[str, Any]:
+        """The answer, or with an empty text the end of a stream."""
+        last, answers = events[-1], self._answers
+        assert last.stats is not None
+        tokens = [token for event in events for token in event.tokens]
+        by_word = last.stop_string is not None
+        kind = "limit" if last.finish_reason == "length" else "word" if by_word else "eos"
+        return {
+            "index": index,
+            "content": text,
+            "tokens": tokens if self._return_tokens else [],
+            "stop": True,
+            "model": answers.model.name,
+            "tokens_predicted": last.stats.n_generated,
+            "tokens_evaluated": last.stats.n_prompt,
+            "tokens_cached": last.stats.n_cached,
+            "truncated": False,
+            "stop_type": kind,
+            "stopping_word": last.stop_string or "",
+            "has_new_line": any("\n" in event.text for event in events),
+            "generation_settings": asdict(self._request.sampling),
+            "prompt": answers.model.tokenizer.decode(answers.prompts[index], special=True),
+            "timings": timings(last.stats),
+            **(self._probabilities(events) if text else {}),
+        }
+
+    def _probabilities(self, events: Sequence[TextEvent]) -> dict[str, Any]:
+        if self._request.logprobs is None:
+            return {}
+        entries = [entry for event in events for entry in event.logprobs]
+        return {"completion_probabilities": chat_logprobs(self._answers.model.tokenizer, entries)["content"]}
+
+
+def timings(stats: GenerationStats) -> dict[str, Any]:
+    n_read = stats.n_prompt - stats.n_cached
+    return {
+        "cache_n": stats.n_cached,
+        "prompt_n": n_read,
+        "prompt_ms": 1000 * stats.prompt_seconds,
+        "prompt_per_token_ms": 1000 * stats.prompt_seconds / max(n_read, 1),
+        "prompt_per_second": stats.prompt_rate,
+        "predicted_n": stats.n_generated,
+        "predicted_ms": 1000 * stats.generate_seconds,
+        "predicted_per_token_ms": 1000 * stats.generate_seconds / max(stats.n_generated, 1),
+        "predicted_per_second": stats.generate_rate,
+    }
+
+
+_POST = {
+    "/completion": _completion,
+    "/completions": _completion,
+    "/infill": _infill,
+    "/tokenize": _tokenize,
+    "/detokenize": _detokenize,
+    "/apply-template": _apply_template,
+    "/embedding": _embedding,
+}

@@ -1,0 +1,257 @@
+"""Ollama's dialect: generate, chat, embed. Its models are those of the store (`ollama_models`).
+
+Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Answers are streamed as lines of JSON unless
+`stream` is false. Sampling defaults are this server's, as in the other dialects.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from datetime import datetime, timezone
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.server import http
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.fields import Fields
+from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
+from pyllamacpu.server.messages import read_messages
+from pyllamacpu.server.models import Model
+from pyllamacpu.server.openai import read_inputs
+from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+
+# Options of Ollama that only touch speed and memory.
+_NO_EFFECT = ("num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread", "numa",
+              "num_keep", "f16_kv", "vocab_only")  # fmt: skip
+_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+NDJSON = "application/x-ndjson"
+
+
+def router(service: Service, strict: bool) -> APIRouter:
+    """The routes of the dialect; with `strict` unknown fields are refused."""
+    routes = APIRouter()
+
+    @routes.post("/api/generate")
+    async def generate(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _Generate(service, fields, strict).answer())
+
+    @routes.post("/api/chat")
+    async def chat(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _Chat(service, fields, strict).answer())
+
+    @routes.post("/api/embed")
+    async def embed(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _embed(service, fields, strict))
+
+    @routes.post("/api/embeddings")
+    async def embeddings(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _embeddings(service, fields, strict))
+
+    return routes
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def keep_alive(fields: Fields) -> float | None:
+    """Seconds; below 0 for good, None when it is not given."""
+    value = fields.raw("keep_alive")
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return float(value)
+    if isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value):
+        return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(value))
+    raise fields.wrong("keep_alive", f'{value!r:.40} is not a duration such as 300 or "5m"')
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+class _Endpoint:
+    """What generate and chat share."""
+
+    def __init__(self, service: Service, fields: Fields, strict: bool) -> None:
+        self.service, self.fields, self.strict = service, fields, strict
+        self.started = time.perf_counter()
+        self.load_seconds = 0.0
+
+    def prompt(self, model: Model) -> Chat | Text | None:
+        """None: only the model is to be loaded (or unloaded)."""
+        raise NotImplementedError
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """The field that carries text."""
+        raise NotImplementedError
+
+    def more(self, answers: Answers) -> dict[str, Any]:
+        """Fields of the last object."""
+        return {}
+
+    async def answer(self) -> Response:
+        fields, models = self.fields, self.service.models
+        stay, stream = keep_alive(fields), fields.flag("stream", True)
+        async with AsyncExitStack() as stack:
+            model = await stack.enter_async_context(models.use(_model(fields), stay))
+            self.load_seconds = time.perf_counter() - self.started
+            self.model = model.name
+            prompt = self.prompt(model)
+            request = None if prompt is None else self.request(model, prompt)
+            fields.finish(self.strict)
+            if request is None:
+                return await self.only_load(model, stay)
+            answers = await stack.enter_async_context(self.service.generate(model, [request]))
+            if stream:
+                return http.Stream(stack.pop_all(), self.lines(answers), _failed, NDJSON)
+            (events,) = await answers.whole()
+            text = "".join(event.text for event in events)
+            return http.json_response(self.final(answers, events[-1], text))
+
+    async def only_load(self, model: Model, stay: float | None) -> Response:
+        reason = "load"
+        if stay == 0:
+            reason = "unload"
+            model.keep_alive = 0.0
+        return http.json_response({**self.head(), **self.piece(""), "done": True, "done_reason": reason})
+
+    def request(self, model: Model, prompt: Chat | Text) -> Generate:
+        fields = self.fields
+        fields.refuse("format", "structured output is not supported yet", "")
+        fields.refuse("think", "the model does not think aloud", False)
+        fields.refuse("logprobs", "is not supported", False)
+        fields.ignore("top_logprobs")
+        options = fields.nested("options")
+        n_ctx = model.engine.n_ctx
+        wanted = options.integer("num_ctx", 1, BIG)
+        if wanted is not None and wanted > n_ctx:
+            raise options.wrong("num_ctx", f"{wanted} is more than this server's context of {n_ctx} (-c)")
+        options.ignore(*_NO_EFFECT)
+        options.refuse("penalize_newline", "newlines are penalized like other tokens", True)
+        limit = options.integer("num_predict", -2, BIG, -1)
+        assert limit is not None
+        if limit == 0:
+            raise options.wrong("num_predict", "0 tokens cannot be generated; -1 is until the end")
+        sampling = make(options, read_options(options, WIDE), model.engine.n_vocab)
+        request = Generate(prompt, sampling, None if limit < 0 else limit, options.strings("stop"))
+        options.finish(self.strict)
+        return request
+
+    def head(self) -> dict[str, Any]:
+        return {"model": self.model, "created_at": now()}
+
+    async def lines(self, answers: Answers) -> AsyncIterator[bytes]:
+        async for _, event in answers.pieces():
+            if event.text:
+                yield http.ndjson({**self.head(), **self.piece(event.text), "done": False})
+            if event.finish_reason is not None:
+                yield http.ndjson(self.final(answers, event, ""))
+
+    def final(self, answers: Answers, last: TextEvent, text: str) -> dict[str, Any]:
+        stats = last.stats
+        assert stats is not None
+        return {
+            **self.head(),
+            **self.piece(text),
+            "done": True,
+            "done_reason": last.finish_reason,
+            "total_duration": _nanoseconds(time.perf_counter() - self.started),
+            "load_duration": _nanoseconds(self.load_seconds),
+            "prompt_eval_count": stats.n_prompt,
+            "prompt_eval_duration": _nanoseconds(stats.prompt_seconds),
+            "eval_count": stats.n_generated,
+            "eval_duration": _nanoseconds(stats.generate_seconds),
+            **self.more(answers),
+        }
+
+
+class _Generate(_Endpoint):
+    def prompt(self, model: Model) -> Chat | Text | None:
+        fields = self.fields
+        for name in ("images", "template", "context"):
+            fields.refuse(name, "is not supported", [], "")
+        text, system, suffix = fields.text("prompt") or "", fields.text("system"), fields.text("suffix")
+        raw = fields.flag("raw")
+        if not text and not suffix:
+            return None
+        if suffix:
+            return Text(text, suffix)
+        if raw:
+            return Text(text)
+        messages = [{"role": "system", "content": system}] if system else []
+        return Chat([*messages, {"role": "user", "content": text}])
+
+    def piece(self, text: str) -> dict[str, Any]:
+        return {"response": text}
+
+
+class _Chat(_Endpoint):
+    def prompt(self, model: Model) -> Chat | Text | None:
+        self.fields.refuse("tools", "tools are not supported yet", [])
+        if self.fields.raw("messages") in (None, []):
+            return None
+        messages = read_messages(self.fields)
+        for i, message in enumerate(messages):
+            if message.get("images"):
+                raise self.fields.wrong(f"messages[{i}].images", "images are not supported")
+        return Chat(messages)
+
+    def piece(self, text: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": text}}
+
+
+def _model(fields: Fields) -> str:
+    name = fields.text("model") or fields.text("name")
+    if not name:
+        raise fields.wrong("model", "is missing")
+    return name
+
+
+def _failed(error: HTTPError) -> bytes:
+    return http.ndjson({"error": str(error)})
+
+
+async def _vectors(
+    service: Service, fields: Fields, strict: bool, name: str, shape: Callable[[list[Any]], dict[str, Any]]
+) -> Response:
+    started = time.perf_counter()
+    async with service.models.use(_model(fields), keep_alive(fields)) as model:
+        loaded = time.perf_counter() - started
+        inputs = read_inputs(fields, name)
+        truncate = fields.flag("truncate")
+        if fields.integer("dimensions", 1, BIG) not in (None, model.engine.dim):
+            raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
+        fields.ignore("options")
+        fields.finish(strict)
+        vectors, n_tokens = await service.embed(model, inputs, truncate=truncate)
+        return http.json_response(
+            {
+                "model": model.name,
+                **shape(vectors),
+                "total_duration": _nanoseconds(time.perf_counter() - started),
+                "load_duration": _nanoseconds(loaded),
+                "prompt_eval_count": n_tokens,
+            }
+        )
+
+
+async def _embed(service: Service, fields: Fields, strict: bool) -> Response:
+    return await _vectors(service, fields, strict, "input", lambda vectors: {"embeddings": vectors})
+
+
+async def _embeddings(service: Service, fields: Fields, strict: bool) -> Response:
+    return await _vectors(service, fields, strict, "prompt", lambda vectors: {"embedding": vectors[0]})

@@ -1,0 +1,117 @@
+"""Anthropic's dialect, through its own client. Covers server/anthropic.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+from serving import PATIENCE, Running, serving
+from tiny_model import write_model
+
+from pyllamacpu import Llama
+
+QUESTION: Any = [{"role": "user", "content": "hello the world"}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def running(path: Path) -> Iterator[Running]:
+    with serving(("tiny", path)) as found:
+        yield found
+        found.wait_idle()
+
+
+@pytest.fixture(scope="module")
+def client(running: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=running.url, api_key="k", timeout=PATIENCE, max_retries=0) as found:
+        yield found
+
+
+def ask(client: anthropic.Anthropic, messages: Any = QUESTION, **more: Any) -> Any:
+    more.setdefault("max_tokens", 10)
+    return client.messages.create(
+        model="tiny", messages=messages, extra_body={"temperature": 0, **more.pop("extra", {})}, **more
+    )
+
+
+def reference(path: Path, messages: Any, **more: Any) -> Any:
+    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as llm:
+        return llm.create_chat_completion(messages, temperature=0, **more)
+
+
+def test_an_answer_is_that_of_the_class(client: anthropic.Anthropic, path: Path) -> None:
+    expected = reference(path, [{"role": "system", "content": "a"}, *QUESTION], max_tokens=10)
+    answer = ask(client, system=[{"type": "text", "text": "a"}])
+    assert answer.content[0].text == expected["choices"][0]["message"]["content"]
+    assert answer.stop_reason == "max_tokens" and answer.role == "assistant" and answer.model == "tiny"
+    usage = answer.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == expected["usage"]["prompt_tokens"]
+    assert usage.output_tokens == 10
+    again = ask(client, system="a").usage
+    assert again.input_tokens == 1 and again.cache_read_input_tokens == expected["usage"]["prompt_tokens"] - 1
+
+
+def test_a_stream_adds_up(client: anthropic.Anthropic) -> None:
+    whole = ask(client)
+    with client.messages.stream(
+        model="tiny", messages=QUESTION, max_tokens=10, extra_body={"temperature": 0}
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert final.content[0].text == whole.content[0].text and final.stop_reason == whole.stop_reason
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    raw = [kind for kind in kinds if kind not in ("text", "ping")]
+    assert raw[:2] == ["message_start", "content_block_start"]
+    assert raw[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+
+def test_stop_sequences(client: anthropic.Anthropic) -> None:
+    text = ask(client).content[0].text
+    answer = ask(client, stop_sequences=["never there", text[3:5]])
+    assert answer.stop_reason == "stop_sequence" and answer.stop_sequence == text[3:5]
+    assert answer.content[0].text == text[: text.index(text[3:5])]
+
+
+def test_an_answer_goes_on_where_it_was_begun(client: anthropic.Anthropic) -> None:
+    text = ask(client, max_tokens=40).content[0].text
+    begun = [*QUESTION, {"role": "assistant", "content": text[:6]}]
+    rest = ask(client, begun, max_tokens=8)
+    counted = client.messages.count_tokens(model="tiny", messages=begun).input_tokens
+    assert counted > client.messages.count_tokens(model="tiny", messages=QUESTION).input_tokens
+    assert rest.usage.input_tokens + rest.usage.cache_read_input_tokens == counted
+    assert rest.content[0].text
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"temperature": 1.5}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"name": "f"}]}, "tools"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
+    response = running.post("/v1/messages", **{"messages": QUESTION, "max_tokens": 5, **change})
+    error = response.json()["error"]
+    assert response.status_code == 400 and response.json()["type"] == "error"
+    assert error["type"] == "invalid_request_error" and error["message"].startswith(says)
+
+
+def test_errors_have_their_classes(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="nobody"):
+        client.messages.create(model="nobody", messages=QUESTION, max_tokens=3)
+    with pytest.raises(anthropic.BadRequestError, match="the context of 256"):
+        ask(client, [{"role": "user", "content": "the " * 400}])

@@ -1,0 +1,131 @@
+"""llama.cpp's endpoints. Covers server/native.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Running, serving
+from tiny_model import BOS, vocabulary, write_model
+
+from pyllamacpu import Llama
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def running(path: Path) -> Iterator[Running]:
+    with serving(("tiny", path)) as found:
+        yield found
+        found.wait_idle()
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Llama]:
+    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
+        yield opened
+
+
+def complete(running: Running, **body: Any) -> Any:
+    response = running.post("/completion", **{"n_predict": 8, "temperature": 0, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def streamed(running: Running, path: str = "/completion", **body: Any) -> list[dict[str, Any]]:
+    response = running.post(path, **{"n_predict": 8, "temperature": 0, "stream": True, **body})
+    lines = [line for line in response.text.split("\n\n") if line]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_completion(running: Running, llm: Llama) -> None:
+    expected = llm("hello the", max_tokens=8, temperature=0)["choices"][0]["text"]
+    answer = complete(running, prompt="hello the", return_tokens=True, n_probs=2)
+    assert answer["content"] == expected and answer["stop"] is True and answer["stop_type"] == "limit"
+    assert len(answer["tokens"]) == answer["tokens_predicted"] == answer["timings"]["predicted_n"] == 8
+    assert [len(row["top_logprobs"]) for row in answer["completion_probabilities"]] == [2] * 8
+    ids = llm.tokenize(b"hello the")
+    assert complete(running, prompt=ids)["content"] == expected
+    mixed = complete(running, prompt=["hello", *llm.tokenize(b" the", add_bos=False)])
+    assert mixed["tokens_evaluated"] > 2
+    many = complete(running, prompt=["hello the", "the world"])
+    assert [one["index"] for one in many] == [0, 1] and many[0]["content"] == expected
+    word = complete(running, prompt="hello the", stop=[expected[2:4]])
+    assert word["stop_type"] == "word" and word["stopping_word"] == expected[2:4]
+
+
+def test_a_stream_adds_up(running: Running) -> None:
+    whole = complete(running, prompt="hello the")
+    chunks = streamed(running, prompt="hello the")
+    assert "".join(chunk["content"] for chunk in chunks) == whole["content"]
+    assert [chunk["stop"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1]["tokens_predicted"] == 8
+
+
+def test_infill(running: Running, llm: Llama) -> None:
+    expected = llm("a hello", suffix="world", max_tokens=8, temperature=0)["choices"][0]["text"]
+    body = {"input_prefix": "a ", "input_suffix": "world", "prompt": "hello"}
+    chunks = streamed(running, "/infill", **body)
+    assert "".join(chunk["content"] for chunk in chunks) == expected
+    extra = [{"filename": "x.py", "text": "the world"}]
+    more = running.post("/infill", **body, input_extra=extra, n_predict=2).json()
+    assert more["tokens_evaluated"] > chunks[-1]["tokens_evaluated"]
+    assert running.post("/infill", input_prefix="x").status_code == 400
+
+
+def test_a_model_without_a_hole_cannot_fill_it(tmp_path: Path) -> None:
+    other = write_model(tmp_path / "plain.gguf", **vocabulary(fill_in=False))
+    with serving(("plain", other)) as running:
+        response = running.post("/infill", input_prefix="a", input_suffix="b")
+        assert response.status_code == 400 and "fill in the middle" in response.json()["error"]["message"]
+
+
+def test_tokens_and_templates(running: Running, llm: Llama) -> None:
+    ids = running.post("/tokenize", content="hello é", add_special=True).json()["tokens"]
+    assert ids == llm.tokenize("hello é".encode(), special=True) and ids[0] == BOS
+    pieces = running.post("/tokenize", content="\N{SNOWMAN}", with_pieces=True).json()["tokens"]
+    assert [piece["piece"] for piece in pieces][-3:] == [[0xE2], [0x98], [0x83]]
+    assert running.post("/detokenize", tokens=ids[1:]).json()["content"] == "hello é"
+    assert running.post("/detokenize", tokens=[10**6]).status_code == 400
+    prompt = running.post("/apply-template", messages=[{"role": "user", "content": "hi"}]).json()["prompt"]
+    assert prompt == "user: hi\nassistant:"
+
+
+def test_embedding(running: Running, llm: Llama) -> None:
+    answer = running.post("/embedding", content="hello", embd_normalize=-1).json()
+    assert answer[0]["embedding"][0] == pytest.approx(llm.embed("hello"))
+    unit = running.post("/embedding", content=["hello", "the"]).json()
+    assert unit[0]["embedding"][0] == pytest.approx(llm.embed("hello", normalize=True))
+    assert len(unit) == 2
+
+
+def test_properties(running: Running) -> None:
+    props = running.get("/props").json()
+    assert props["default_generation_settings"]["n_ctx"] == 256 and props["bos_token"] == "<s>"
+    slots = running.get("/slots").json()
+    assert len(slots) == props["total_slots"] and not any(slot["is_processing"] for slot in slots)
+    assert running.post("/rerank", query="x", documents=["y"]).status_code == 501
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"prompt": None}, "prompt"),
+        ({"n_predict": 0}, "n_predict"),
+        ({"temperature": -1}, "temperature"),
+        ({"logit_bias": [[10**6, 1]]}, "logit_bias"),
+        ({"lora": [{"id": 0}]}, "lora"),
+        ({"n_probs": -1}, "n_probs"),
+        ({"response_fields": ["content"]}, "response_fields"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
+    response = running.post("/completion", **{"prompt": "x", **change})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(says)

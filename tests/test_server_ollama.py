@@ -1,0 +1,150 @@
+"""Ollama's dialect, through its own client. Covers server/ollama.py, server/ollama_models.py."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ollama
+import pytest
+from serving import PATIENCE, Running, serving, wait_until
+from tiny_model import write_model
+
+from pyllamacpu import Llama
+
+QUESTION = [{"role": "user", "content": "hello the world"}]
+GREEDY = {"temperature": 0, "num_predict": 10}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def running(home: Path, path: Path) -> Iterator[Running]:
+    (home / "models").mkdir(parents=True)
+    shutil.copy(path, home / "models" / "stored-Q4_1.gguf")
+    with serving(("tiny", path)) as found:
+        yield found
+        found.wait_idle()
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[ollama.Client]:
+    found = ollama.Client(host=running.url, timeout=PATIENCE)
+    yield found
+    found._client.close()
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> Iterator[Llama]:
+    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
+        yield opened
+
+
+def test_chat(client: ollama.Client, llm: Llama) -> None:
+    expected = llm.create_chat_completion(QUESTION, max_tokens=10, temperature=0)
+    text = expected["choices"][0]["message"]["content"]
+    answer = client.chat("tiny", QUESTION, options=GREEDY)
+    assert answer.message.content == text and answer.done and answer.done_reason == "length"
+    assert answer.eval_count == 10 and answer.prompt_eval_count == expected["usage"]["prompt_tokens"]
+    assert answer.total_duration is not None and answer.total_duration > answer.eval_duration > 0
+    parts = list(client.chat("tiny:latest", QUESTION, options=GREEDY, stream=True))
+    assert "".join(part.message.content or "" for part in parts) == text
+    assert [part.done for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_generate(client: ollama.Client, llm: Llama) -> None:
+    expected = llm("hello the", max_tokens=10, temperature=0)["choices"][0]["text"]
+    assert client.generate("tiny", "hello the", raw=True, options=GREEDY).response == expected
+    chat = client.chat("tiny", QUESTION, options=GREEDY).message.content
+    parts = client.generate("tiny", "hello the world", options=GREEDY, stream=True)
+    assert "".join(part.response for part in parts) == chat
+    hole = llm("hello", suffix="world", max_tokens=10, temperature=0)["choices"][0]["text"]
+    assert client.generate("tiny", "hello", suffix="world", options=GREEDY).response == hole
+
+
+def test_embed(client: ollama.Client, llm: Llama) -> None:
+    answer = client.embed("tiny", ["hello", "the"])
+    np.testing.assert_allclose(answer.embeddings, llm.embed(["hello", "the"], normalize=True), rtol=1e-6)
+    assert client.embeddings("tiny", "hello").embedding == pytest.approx(list(answer.embeddings[0]))
+    with pytest.raises(ollama.ResponseError, match="256"):
+        client._request_raw("POST", "/api/embed", json={"model": "tiny", "input": "the " * 400})
+    cut = client.embed("tiny", "the " * 400, truncate=True)
+    assert cut.prompt_eval_count == 256
+
+
+def test_models(client: ollama.Client, running: Running) -> None:
+    assert [model.model for model in client.list().models] == ["tiny", "stored-Q4_1"]
+    shown = client.show("stored-Q4_1")
+    assert shown.details is not None and shown.details.family == "llama"
+    assert shown.details.quantization_level == "Q4_1"
+    assert shown.modelinfo is not None and shown.modelinfo["llama.block_count"] == 2
+    assert "user" not in (shown.template or "") and "messages" in (shown.template or "")
+    wait_until(lambda: [model.model for model in client.ps().models] == ["tiny"])
+    assert running.get("/api/version").json()["version"]
+
+
+def test_models_are_loaded_and_unloaded(client: ollama.Client) -> None:
+    assert client.generate("stored-Q4_1").done_reason == "load"
+    assert "stored-Q4_1" in [model.model for model in client.ps().models]
+    assert client.generate("stored-Q4_1", keep_alive=0).done_reason == "unload"
+    wait_until(lambda: "stored-Q4_1" not in [model.model for model in client.ps().models])
+
+
+def test_copy_and_delete(client: ollama.Client, home: Path) -> None:
+    client.copy("stored-Q4_1", "second")
+    assert client.generate("second", "hello", options=GREEDY).done
+    with pytest.raises(ollama.ResponseError, match="already"):
+        client.copy("tiny", "second")
+    for name in ("../escape", "/tmp/x", "", "a/b"):
+        with pytest.raises(ollama.ResponseError, match="destination"):
+            client.copy("tiny", name)
+    client.delete("second")
+    assert sorted(entry.name for entry in (home / "models").glob("*.gguf")) == ["stored-Q4_1.gguf"]
+    with pytest.raises(ollama.ResponseError, match="does not exist"):
+        client.delete("second")
+    with pytest.raises(ollama.ResponseError, match="it stays"):
+        client.delete("tiny")
+
+
+def test_pull(client: ollama.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    steps = [step.status for step in client.pull("stored-Q4_1", stream=True)]
+    assert steps[0] == "pulling manifest" and steps[-1] == "success"
+    for name in ("/etc/passwd", "../x", "a b"):
+        with pytest.raises(ollama.ResponseError, match="not the name"):
+            client.pull(name)
+    with pytest.raises(ollama.ResponseError):
+        client.pull("hf.co/nobody/nothing")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"options": {"temperature": -1}}, "options.temperature"),
+        ({"options": {"num_ctx": 100000}}, "options.num_ctx"),
+        ({"options": {"num_predict": 0}}, "options.num_predict"),
+        ({"options": 3}, "options"),
+        ({"keep_alive": "soon"}, "keep_alive"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"think": True}, "think"),
+        ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
+    response = running.post("/api/chat", **{"model": "tiny", "messages": QUESTION, **change})
+    assert response.status_code == 400 and response.json()["error"].startswith(says)
+
+
+def test_durations(running: Running) -> None:
+    service = running.server.service
+    assert service is not None
+    for given, seconds in (("5m", 300), ("1h30m", 5400), (10, 10), ("-1", None), ("1.5s", 1.5)):
+        running.post("/api/generate", model="tiny", keep_alive=given)
+        assert service.models.loaded["tiny"].keep_alive == seconds
