@@ -224,6 +224,28 @@ def test_sizes_in_a_file_are_not_believed(tmp_path: Path) -> None:
             LogitsFile.open(path)
 
 
+@pytest.mark.parametrize("token", [-1, -(1 << 31), VOCAB, (1 << 31) - 1])
+def test_token_ids_in_a_file_are_checked(engines: tuple[Engine, Engine], tmp_path: Path, token: int) -> None:
+    """They choose the probabilities that the perplexity is made of: -1 chose the last one, in silence."""
+    path = tmp_path / "base.bin"
+    save_logits(path, engines[0], windows(TOKENS, N_CTX, n_chunks=1))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<i", content, 20 + 4 * (N_CTX - 1), token)
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match="token ids outside"):
+        LogitsFile.open(path)
+
+
+def test_rows_that_hold_no_numbers_are_refused(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    path = tmp_path / "base.bin"
+    save_logits(path, engines[0], windows(TOKENS, N_CTX, n_chunks=1))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 20 + 4 * N_CTX, float("nan"))
+    path.write_bytes(content)
+    with pytest.raises(OptionError, match="a row holds no numbers"):
+        LogitsFile.open(path).divergence(engines[1], BOS)
+
+
 def test_a_file_of_another_model_is_refused(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
     save_logits(tmp_path / "base.bin", engines[0], windows(TOKENS, N_CTX, n_chunks=1))
     other = Engine.open(Path(__file__).parent / "fixtures" / "logits" / "gqa4.gguf")

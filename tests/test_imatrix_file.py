@@ -144,3 +144,15 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     for legacy in (False, True):
         with pytest.raises(OutputError, match="cannot be written"):
             write_imatrix(tmp_path / "no" / "i", an_imatrix(), legacy=legacy)
+
+
+@pytest.mark.parametrize("count", [-1.0, float("nan"), float("inf"), 1e30])
+def test_counts_that_are_none(tmp_path: Path, count: float) -> None:
+    with GGUFWriter(tmp_path / "i.gguf") as writer:
+        writer.add("imatrix.datasets", ["text"], ValueType.STRING)
+        writer.add("imatrix.chunk_count", 1, ValueType.UINT32)
+        writer.add("imatrix.chunk_size", 64, ValueType.UINT32)
+        writer.add_array("a.weight.in_sum2", np.ones((1, 4), np.float32))
+        writer.add_array("a.weight.counts", np.full((1, 1), count, np.float32))
+    with pytest.raises(GGUFError, match="count"):
+        read_imatrix(tmp_path / "i.gguf")

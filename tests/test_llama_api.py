@@ -7,6 +7,7 @@ Covers api/llama.py, api/loading.py, api/state.py, api/tokens.py.
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from pyllamacpu.errors import (
     GGUFError,
     ModelError,
     OptionError,
+    PyllamacpuError,
     TokenizerError,
 )
 from pyllamacpu.sampling.sampler import SamplingOptions
@@ -505,3 +507,43 @@ def test_a_state_of_nothing(llm: Llama) -> None:
     llm.eval([BOS])
     llm.load_state(state)
     assert llm.n_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model", np.zeros(3)),
+        ("model", (np.zeros(3),)),
+        ("tokens", None),
+        ("tokens", (BOS, -1)),
+        ("tokens", (BOS, 10**9)),
+        ("tokens", (BOS, 9.0)),
+        ("llama_state", 5),
+        ("llama_state", b""),
+        ("last", 0.5),
+        ("last", np.zeros(3, np.float32)),
+        ("scores", np.zeros((1, 1), np.float32)),
+        ("seed", "1"),
+        ("seeds", (1, 2)),
+        ("sampler", [1]),
+        ("sampler", {"options": None, "state": {}, "accepted": []}),
+    ],
+)
+def test_a_state_with_a_wrong_field_is_refused(llm: Llama, field: str, value: Any) -> None:
+    llm.eval([BOS, 9])
+    llm.sample()
+    sound = llm.save_state()
+    with pytest.raises(PyllamacpuError):
+        llm.load_state(pickle.loads(pickle.dumps(dataclasses.replace(sound, **{field: value}))))
+    llm.load_state(sound)  # and the object is as good as before
+    assert llm.n_tokens == 2
+    for other in (None, b"state", {"tokens": [1]}):
+        with pytest.raises(OptionError, match="what save_state returned"):
+            llm.load_state(other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["rope_freq_base", "rope_freq_scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e30, 1e-30])
+def test_rope_options_that_no_rope_can_have(path: Path, name: str, value: float) -> None:
+    with pytest.raises(OptionError, match=name):
+        Llama(str(path), n_ctx=64, **{name: value})

@@ -8,6 +8,7 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import ModelConfig, RopeScaling
+from pyllamacpu.model.rope import inverse_frequencies
 
 SMALL: dict[str, Any] = {
     "general.architecture": "llama",
@@ -212,3 +213,17 @@ def test_kv_bytes() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(AttributeError):
         config().dim = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("base", [1.0, 0.5])
+def test_yarn_needs_a_base_above_one(base: float) -> None:
+    odd = config(rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__freq_base=base)
+    with pytest.raises(ModelError, match="rope base above 1"):
+        inverse_frequencies(odd)
+    assert np.isfinite(inverse_frequencies(config(rope__freq_base=base))).all()
+
+
+@pytest.mark.parametrize("tokens", [5, 0.5, True])
+def test_a_vocabulary_that_is_not_a_list(tokens: Any) -> None:
+    metadata = SMALL | {"tokenizer.ggml.tokens": tokens}
+    assert ModelConfig.from_metadata(metadata, {}).n_tokens == 0

@@ -306,3 +306,16 @@ def test_runs_of_spaces_stay_sentencepieces_own() -> None:
     assert tokenizer is not None
     pieces = [tokenizer.piece(token) for token in tokenizer.encode("h    the", add_special=False)]
     assert pieces == ["h", "▁▁▁▁", "th", "e"]
+
+
+@pytest.mark.parametrize("value", ["false", [1], 0.5])
+@pytest.mark.parametrize("key", ["add_bos_token", "add_eos_token"])
+def test_flags_that_are_neither_true_nor_false(key: str, value: Any) -> None:
+    with pytest.raises(TokenizerError, match=f"tokenizer.ggml.{key} is neither true nor false"):
+        load("bpe-llama-bpe.json", **{key: value})
+
+
+@pytest.mark.parametrize("value", ["1", [1], 0.5, True, -2, 10**9])
+def test_ids_of_special_tokens_that_are_none(value: Any) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.bos_token_id is"):
+        load("bpe-llama-bpe.json", bos_token_id=value)

@@ -15,7 +15,7 @@ from pyllamacpu.api.compat import as_tuple
 from pyllamacpu.api.loading import LoadedModel
 from pyllamacpu.api.prompts import refuse_grammar, warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
-from pyllamacpu.api.state import LlamaState
+from pyllamacpu.api.state import LlamaState, check_state
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
@@ -386,7 +386,11 @@ class Tokens:
             )
 
     def load_state(self, state: LlamaState) -> None:
-        """Goes on where `save_state` was called. Raises ModelError for another model or cache type."""
+        """Goes on where `save_state` was called.
+
+        Raises ModelError for another model or cache type, OptionError for what `save_state` did not make.
+        """
+        state = check_state(state, self.n_vocab())
         with self._busy:
             if state.model != self._fingerprint():
                 raise ModelError(

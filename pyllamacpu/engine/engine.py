@@ -360,7 +360,18 @@ def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:
-    """rope_freq_base and rope_freq_scale as llama.cpp has them: 0 or None keep the model's own."""
+    """rope_freq_base and rope_freq_scale as llama.cpp has them: 0 or None keep the model's own.
+
+    Raises OptionError for numbers that no rope can have.
+    """
+    for name, value, low, high in (
+        ("rope_freq_base", base, 1e-3, 1e15),
+        ("rope_freq_scale", scale, 1e-6, 1e3),
+    ):
+        if value and not low <= value <= high:  # NaN is not either
+            raise OptionError(
+                f"{name} is {value}: must be 0 (as the model has it) or from {low:g} to {high:g}"
+            )
     if base:
         config = replace(config, rope_theta=float(base))
     if scale:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.session import Logits, Session
-from pyllamacpu.engine.token_ids import check_length
-from pyllamacpu.errors import ContextError, TokenizerError
+from pyllamacpu.engine.token_ids import check_length, check_tokens
+from pyllamacpu.errors import ContextError, OptionError, TokenizerError
 from pyllamacpu.sampling.loops import LoopDetector
 from pyllamacpu.sampling.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
 from pyllamacpu.sampling.stop import StopMatcher
@@ -166,11 +166,22 @@ class StepSampler:
         return {"options": self._key[0], "accepted": self._accepted, "state": self._sampler.get_state()}
 
     def set_state(self, state: Any, session: Session, tokenizer: Tokenizer | None) -> None:
-        """Goes on where `get_state` was called."""
+        """Goes on where `get_state` was called. Raises OptionError for anything else."""
         self._sampler = None
-        if state is not None:
-            self._fitting(session, state["options"], tokenizer, ()).set_state(state["state"])
-            self._accepted = list(state["accepted"])
+        if state is None:
+            return
+        options, inner, accepted = _sampler_parts(state)
+        self._fitting(session, options, tokenizer, ()).set_state(inner)
+        self._accepted = check_tokens(accepted, session.n_vocab)
+
+
+def _sampler_parts(state: Any) -> tuple[SamplingOptions, dict[str, Any], list[int]]:
+    """Options, state and tokens of what `StepSampler.get_state` returned. Raises OptionError."""
+    keys = ("options", "state", "accepted")
+    options, inner, accepted = map(state.get, keys) if isinstance(state, dict) else (None, None, None)
+    if not (isinstance(options, SamplingOptions) and isinstance(inner, dict) and isinstance(accepted, list)):
+        raise OptionError("the saved state of the sampler is damaged, or not of this program")
+    return options, inner, accepted
 
 
 class TextDecoder:

@@ -110,6 +110,8 @@ class LogitsFile:
             raise OptionError(f"{path}: the file of logits is damaged or incomplete; write it again")
         data = np.memmap(path, np.uint8, "r")
         tokens = data[_HEADER.size : start].view("<i4").reshape(n, n_ctx).astype(np.int32)
+        if tokens.min() < 0 or tokens.max() >= n_vocab:
+            raise OptionError(f"{path}: the file of logits is damaged: token ids outside its {n_vocab}")
         return cls(Path(path), n_vocab, tokens, data[start:].view("<u2").reshape(n, scored, width))
 
     def divergence(
@@ -128,6 +130,8 @@ class LogitsFile:
     def _against(self, cut: Windows, block: Block) -> tuple[Doubles, Doubles, npt.NDArray[np.bool_]]:
         coded = block.of(self.rows).reshape(len(block.logits), -1)
         base = _log_probabilities(coded, self.n_vocab)
+        if not np.isfinite(base).all():
+            raise OptionError(f"{self.path}: the file of logits is damaged: a row holds no numbers")
         kld = np.array([_divergence(*row) for row in zip(base, block.logits, block.log_sums, strict=True)])
         nll = -base[np.arange(len(base)), block.of(cut.targets).ravel()].astype(np.float64)
         return kld, nll, base.argmax(axis=1) == block.tops

@@ -24,7 +24,7 @@ PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or o
 
 _MAX_LAYERS = 1 << 16
 _MAX_DIM = 1 << 24
-_MAX_CONTEXT = 1 << 31
+_MAX_CONTEXT = (1 << 31) - 1
 
 # Keys that would change the computation in ways no Llama needs, and the values at which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -294,7 +294,7 @@ def _default_head_dim(keys: _Keys, dim: int, heads: PerLayer) -> int | None:
 def _named_tokens(metadata: Mapping[str, Any]) -> int:
     """The tokenizer's length; 0 without one."""
     tokens = metadata.get("tokenizer.ggml.tokens")
-    return 0 if tokens is None or isinstance(tokens, str) else len(tokens)
+    return 0 if isinstance(tokens, (str, bool, int, float, type(None))) else len(tokens)
 
 
 def _vocab_size(keys: _Keys, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:

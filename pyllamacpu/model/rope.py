@@ -48,6 +48,9 @@ def _yarn_ramp(dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.f
     3.2).
     """
 
+    if theta <= 1:
+        raise ModelError(f"YaRN needs a rope base above 1, not {theta:g}: in the file, or as rope_freq_base")
+
     def pair_of(rotations: float) -> float:
         return dim * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 

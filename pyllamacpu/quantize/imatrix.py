@@ -153,7 +153,9 @@ def _read_entry(file: GGUFFile, name: str) -> ImatrixEntry:
             raise GGUFError(file.paths[0], f"tensor {name + part!r} must be F32")
     sums = file.data(name + _SUMS).view("<f4").astype(np.float32)
     counts = file.data(name + _COUNTS).view("<f4").astype(np.float64)
-    if not np.isfinite(counts).all() or sums.size % counts.size:
+    if not np.isfinite(counts).all() or counts.min(initial=0) < 0 or counts.max(initial=0) >= 1 << 62:
+        raise GGUFError(file.paths[0], f"{name!r} has a count that is not a whole number from 0 on")
+    if not counts.size or sums.size % counts.size:
         raise GGUFError(file.paths[0], f"{name!r} has {sums.size} sums for {counts.size} counts")
     return ImatrixEntry(sums.reshape(counts.size, -1), np.rint(counts).astype(np.int64))
 

@@ -15,6 +15,8 @@ from enum import Enum, auto
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.quantize.file_types import FileType
@@ -166,8 +168,8 @@ def _number(metadata: Mapping[str, Any], key: str, default: int) -> int:
     value = metadata.get(key, default)
     if hasattr(value, "__len__") and not isinstance(value, str):
         value = value[0] if len(value) else default
-    if isinstance(value, str) or int(value) != value or not 0 <= value < 1 << 31:
-        raise ModelError(f"{key} must be a whole number, not {value!r}")
+    if not isinstance(value, (int, float, np.number)) or not 0 <= value < 1 << 31 or int(value) != value:
+        raise ModelError(f"{key} must be a whole number, not {value!r:.80}")
     return int(value)
 
 

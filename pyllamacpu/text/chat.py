@@ -222,8 +222,10 @@ class _Masks:
         self._escaped = {
             write(mask)[1:-1]: letter for letter, mask in self._mask.items() for write in written
         }
-        self._beginnings = {s[:n] for s in self._longest_first for n in range(1, len(s)) if s[:n].strip()}
-        self._max_beginning = max(map(len, self._beginnings), default=0)
+        self._by_first: dict[str, list[str]] = {}
+        for spelling in self._longest_first:
+            self._by_first.setdefault(spelling[0], []).append(spelling)
+        self._max_beginning = max(map(len, self._longest_first), default=1) - 1
 
     def hide(self, value: Any, spellings: frozenset[str]) -> Any:
         """`value` with these spellings hidden in all its strings, keys included; containers are copied."""
@@ -245,16 +247,22 @@ class _Masks:
             position = match.start() + 1
         # A text that ends in the beginning of a special token could be completed by the template's next
         # words.
-        for length in range(1, min(len(text), self._max_beginning) + 1):
-            if text[-length:] in self._beginnings:
-                marks.add(len(text) - length)
+        for start in range(max(0, len(text) - self._max_beginning), len(text)):
+            if text[start] in self._by_first and self._may_begin(text[start:]):
+                marks.add(start)
         if not marks:
             return text
         letters = list(text)
         for mark in marks:
-            mark += len(text[mark:]) - len(text[mark:].lstrip())
+            while letters[mark].isspace() and mark + 1 < len(letters):
+                mark += 1
             letters[mark] = self._mask.get(letters[mark], letters[mark])
         return "".join(letters)
+
+    def _may_begin(self, end: str) -> bool:
+        """Whether a special token is longer than `end` and begins with it; spaces alone do not count."""
+        longer = (spelling for spelling in self._by_first[end[0]] if len(spelling) > len(end))
+        return bool(end.strip()) and any(spelling.startswith(end) for spelling in longer)
 
     def restore(self, text: str) -> str:
         """`text` with the hidden characters back, also where the template wrote them as escapes."""

@@ -18,8 +18,10 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenize
     Raises TokenizerError for a damaged description or a kind that Llama models do not use.
     """
     kind = metadata.get("tokenizer.ggml.model")
-    if kind in (None, "none", "no_vocab"):
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         return None
+    if not isinstance(kind, str):
+        raise TokenizerError(f"{path}: tokenizer.ggml.model is {kind!r:.80}, not a text; convert it again")
     if kind == "llama":
         return SentencePieceTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
     if kind == "gpt2":

@@ -78,8 +78,8 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, vocab: Vocabulary, metadata: Mapping[str, Any]) -> None:
         super().__init__(vocab, metadata, add_bos=True)
         self.pre = metadata.get("tokenizer.ggml.pre")
-        self.add_space_prefix = flag(metadata, "add_space_prefix", True)
-        self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False)
+        self.add_space_prefix = flag(metadata, "add_space_prefix", True, vocab.path)
+        self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False, vocab.path)
         if "tokenizer.ggml.precompiled_charsmap" in metadata:  # which the library reads unchecked
             self.warnings.append(
                 f"{vocab.path}: tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized "

@@ -16,6 +16,7 @@ from typing import Any
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.vocab import ADDS_EOS, TokenType, Vocabulary, flag, found_in_words, word_tokens
 
+MAX_SPECIAL = 1024  # characters of a control token
 HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 
@@ -39,8 +40,8 @@ class Tokenizer(ABC):
         self.unk, self.pad = vocab.unk, vocab.pad
         self.fim = dict(vocab.fim)
         self.eog = vocab.eog
-        self.add_bos = flag(metadata, "add_bos_token", add_bos) and vocab.bos is not None
-        self.add_eos = flag(metadata, "add_eos_token", False) and vocab.eos is not None
+        self.add_bos = flag(metadata, "add_bos_token", add_bos, vocab.path) and vocab.bos is not None
+        self.add_eos = flag(metadata, "add_eos_token", False, vocab.path) and vocab.eos is not None
         self.warnings: list[str] = []
         if self.add_eos:
             self.warnings.append(ADDS_EOS)
@@ -87,8 +88,11 @@ class Tokenizer(ABC):
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
-        """Spelling → id of the control and unknown tokens: what `parse_special` looks for."""
-        return self.vocab.of_type(*HIDDEN)
+        """Spelling → id of the control and unknown tokens: what `parse_special` looks for. Not of those that
+        are far longer than any real one: looking for them could take the square of their length.
+        """
+        found = self.vocab.of_type(*HIDDEN)
+        return {piece: token for piece, token in found.items() if len(piece) <= MAX_SPECIAL}
 
     @cached_property
     def user_defined_tokens(self) -> dict[str, int]:

@@ -6,6 +6,7 @@ those that llama.cpp applies, because the files in the wild were made for it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -219,10 +220,14 @@ def number_list(metadata: Mapping[str, Any], key: str, n_tokens: int, path: str)
     return values[:n_tokens]
 
 
-def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A boolean key under `tokenizer.ggml.`."""
+def flag(metadata: Mapping[str, Any], key: str, default: bool, path: str) -> bool:
+    """A boolean key under `tokenizer.ggml.`. Raises TokenizerError for anything but a number."""
     value = metadata.get(f"tokenizer.ggml.{key}")
-    return default if value is None else bool(value)
+    if value is None:
+        return default
+    if not isinstance(value, (bool, int)):
+        raise TokenizerError(f"{path}: tokenizer.ggml.{key} is neither true nor false; convert it again")
+    return bool(value)
 
 
 def _pieces(metadata: Mapping[str, Any], path: str) -> list[str]:
@@ -272,9 +277,12 @@ def _special_id(
         value = metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             continue
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
+        try:
+            token = operator.index(value)
+        except TypeError:
+            token = None
+        if token is None or isinstance(value, bool):
             raise TokenizerError(f"{path}: tokenizer.ggml.{key} is not a token id; convert the model again")
-        token = int(value)
         if token in (-1, 0xFFFFFFFF):  # two spellings of "none"
             return None
         if not 0 <= token < n_tokens:
@@ -328,7 +336,7 @@ def word_tokens(pieces: Sequence[str], types: Sequence[int]) -> list[str]:
 
 
 def _is_word(piece: str) -> bool:
-    return piece[0].lower() != piece[0].upper() and piece[-1].lower() != piece[-1].upper()
+    return all(letter.lower() != letter.upper() for letter in (piece[:1], piece[-1:]))
 
 
 def found_in_words(pieces: Sequence[str]) -> str:

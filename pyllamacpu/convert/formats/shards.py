@@ -35,7 +35,7 @@ def read_indexed(index: Path, read: ReadFile) -> Sharded:
     are taken too. Raises CheckpointError when two files hold one tensor, and when no file is there.
     """
     by_file = _weight_map(index)
-    missing = {name: names for name, names in by_file.items() if not (index.parent / name).is_file()}
+    missing = {name: names for name, names in by_file.items() if not _is_file(index.parent / name)}
     tensors: dict[str, LazyTensor] = {}
     files = [index.parent / name for name in by_file if name not in missing]
     for path in files:
@@ -67,6 +67,13 @@ def _unnamed(index: Path, files: list[Path]) -> list[Path]:
     """Files beside an index that it does not name, and that look like shards of the same checkpoint."""
     stem, suffix = index.name.removesuffix(".index.json").rsplit(".", 1)
     return [path for path in sorted(index.parent.glob(f"{stem}*.{suffix}")) if path not in files]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # an impossible name
+        return False
 
 
 def read_together(paths: list[Path], read: ReadFile) -> Sharded:

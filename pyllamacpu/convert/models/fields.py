@@ -11,6 +11,12 @@ from typing import Any
 
 from pyllamacpu.errors import CheckpointError
 
+# What work and memory grow with; far beyond any model.
+_HIGHEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "num_local_experts", "num_experts"), 1 << 12),
+    **dict.fromkeys(("head_dim", "num_attention_heads", "n_heads"), 1 << 16),
+    **dict.fromkeys(("hidden_size", "dim", "vocab_size"), 1 << 24),
+}
 _NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
 
 
@@ -36,8 +42,9 @@ class Fields:
             raise CheckpointError(self.path, f"{self.prefix}{key} is missing")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 1 << 32:
-            raise self.error(key, value, f"must be a whole number from {low} on")
+        high = _HIGHEST.get(key, (1 << 32) - 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, value, f"must be a whole number from {low} to {high}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:

@@ -60,8 +60,9 @@ def read_tiktoken(path: Path, n_rows: int, newer: bool) -> TokenTable:
 def merges_of(ranks: Mapping[bytes, int]) -> list[str]:
     """Every way to cut a token into two tokens, the earliest token first: the merges of byte-level BPE."""
     merges = []
+    lengths = set(map(len, ranks))  # few, also where one token is very long
     for piece in sorted(ranks, key=ranks.__getitem__):
-        cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        cuts = ((piece[:i], piece[i:]) for i in lengths if len(piece) - i in lengths)
         pairs = sorted((ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks)
         merges += [f"{to_letters(a)} {to_letters(b)}" for _, _, a, b in pairs]
     return merges

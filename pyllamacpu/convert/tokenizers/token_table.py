@@ -14,7 +14,14 @@ from pyllamacpu.text.vocab import TokenType
 
 PAD_SCORE, ADDED_SCORE = -10000.0, -1000.0
 _SPACE = "▁"
+_MAX_UNNAMED = 1 << 17  # rows without a token, besides three for each token
 _CONTROL_NAMES = frozenset(("<pad>", "<mask>", "<2mass>", "[@BOS@]"))
+
+
+def check_ids(path: Path, n_rows: int, n_known: int) -> None:
+    """Raises CheckpointError when so many rows hardly belong to so many known tokens: each gets a name."""
+    if n_rows > 4 * n_known + _MAX_UNNAMED:
+        raise CheckpointError(path, f"token ids go up to {n_rows - 1}, and only {n_known} have a token")
 
 
 class AddedToken(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable
+from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable, check_ids
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.text.bpe import BYTE_LETTERS
 from pyllamacpu.text.pretokenize import DIGITS_GPT2, GPT2, PRE_TOKENIZERS
@@ -51,10 +51,10 @@ def read_tokenizer_json(path: Path, values: Mapping[str, Any], pre: str | None =
 
 def added_tokens(values: Mapping[str, Any]) -> list[AddedToken]:
     """The added tokens of a tokenizer.json."""
-    listed = values.get("added_tokens") or []
+    listed = values.get("added_tokens")
     return [
         AddedToken(item["id"], item["content"], bool(item.get("special")))
-        for item in listed
+        for item in (listed if isinstance(listed, list) else ())
         if isinstance(item, dict) and isinstance(item.get("id"), int) and isinstance(item.get("content"), str)
     ]
 
@@ -66,11 +66,14 @@ def _ordered(path: Path, vocab: Mapping[str, int]) -> list[str]:
     by_id = {token: text for text, token in vocab.items()}
     if len(by_id) != len(vocab):
         raise CheckpointError(path, "model.vocab gives two tokens the same id")
+    check_ids(path, max(by_id) + 1, len(by_id))
     return [by_id.get(i, f"[PAD{i}]") for i in range(max(by_id) + 1)]
 
 
 def _merges(path: Path, listed: Any) -> list[tuple[str, str]]:
     """Merges are "left right", or pairs since version 4.45 of transformers."""
+    if not isinstance(listed, list):
+        raise CheckpointError(path, "model.merges is not a list")
     pairs = []
     for item in listed:
         pair = item.split(" ") if isinstance(item, str) else item
@@ -228,9 +231,9 @@ def _is_complete(texts: list[str], merges: list[tuple[str, str]]) -> bool:
             return False
         seen.add(whole)
         last = whole
-    count = sum(
-        1 for whole in seen for i in range(1, len(whole)) if whole[:i] in known and whole[i:] in known
-    )
+    lengths = set(map(len, known))  # few, also where one token is very long
+    cuts = ((whole[:i], whole[i:]) for whole in seen for i in lengths if len(whole) - i in lengths)
+    count = sum(1 for left, right in cuts if left in known and right in known)
     return count == len(set(merges)) and seen <= known
 
 
@@ -250,15 +253,18 @@ def _read_post_processor(table: TokenTable, values: Mapping[str, Any]) -> None:
     for part in _parts(values.get("post_processor"), "processors"):
         if part.get("type") != "TemplateProcessing":
             continue
-        single = part.get("single") or []
-        ids = part.get("special_tokens") or {}
-        around = [
-            step.get("SpecialToken", {}).get("id") if isinstance(step, dict) else None for step in single
-        ]
-        if "Sequence" not in str(single):
+        single = part.get("single")
+        if not isinstance(single, list) or "Sequence" not in str(single):
             continue
-        for role, name in (("bos", around[0]), ("eos", around[-1])):
+        ids = part.get("special_tokens")
+        for role, step in (("bos", single[0]), ("eos", single[-1])):
+            name = _inner(_inner(step, "SpecialToken"), "id")
             table.flags[f"add_{role}_token"] = name is not None
-            listed = ids.get(name, {}).get("ids") if name is not None else None
+            listed = _inner(_inner(ids, name), "ids")
             if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], int):
                 table.special[role] = listed[0]
+
+
+def _inner(value: Any, key: Any) -> Any:
+    """A value of an object; None where there is no object, or no such key."""
+    return value.get(key) if isinstance(value, dict) and isinstance(key, str) else None

@@ -11,7 +11,7 @@ from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.tokenizers.sentencepiece_file import read_sentencepiece
 from pyllamacpu.convert.tokenizers.special_tokens import added_from_files, chat_templates, special_keys
 from pyllamacpu.convert.tokenizers.tiktoken_file import is_tiktoken, read_tiktoken
-from pyllamacpu.convert.tokenizers.token_table import TokenTable
+from pyllamacpu.convert.tokenizers.token_table import TokenTable, check_ids
 from pyllamacpu.convert.tokenizers.tokenizer_json import added_tokens, read_tokenizer_json
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.text.vocab import ADDS_EOS, found_in_words, word_tokens
@@ -61,6 +61,7 @@ def read_vocabulary(
     }
     added |= {token.id: token for token in added_tokens(tokenizer_json)}
     rows = n_rows or max([len(table), *(token + 1 for token in added)])
+    check_ids(table.path, rows, len(table) + len(added))
     if len(table) <= rows:
         table.add(added.values(), rows, drop_extra)
     table.pad_to(rows)
