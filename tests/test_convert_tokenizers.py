@@ -454,3 +454,13 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path, sp_folder: Path) -> None:
     assert any("single_word" in note and "'Fox'" in note and "dog" not in note for note in notes)
     assert any("'dog' is an added token that is found inside words" in note for note in notes)
     assert f"warning: {ADDS_EOS}" in notes and not any("<x>" in note for note in notes)
+
+
+def test_a_token_that_is_half_a_surrogate(tmp_path: Path) -> None:
+    library = byte_level("llama-bpe", bos=False)
+    library.save(str(tmp_path / "tokenizer.json"))
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    values["added_tokens"].append({"id": library.get_vocab_size(), "content": "\ud800", "special": True})
+    write(tmp_path, "tokenizer.json", values)
+    with pytest.raises(CheckpointError, match="which is not text"):
+        read_vocabulary(tmp_path, {}, 0)

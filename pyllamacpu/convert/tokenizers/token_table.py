@@ -92,7 +92,10 @@ class TokenTable:
             self.notes.append(f"{missing} rows of the embedding have no token and are named [PADn]")
 
     def keys(self) -> list[KeyValue]:
-        """tokenizer.ggml.* metadata of the table itself."""
+        """tokenizer.ggml.* metadata of the table itself. Raises CheckpointError for what is not text."""
+        for i, text in enumerate(self.texts if not _is_text("".join(self.texts)) else ()):
+            if not _is_text(text):
+                raise CheckpointError(self.path, f"token {i} is {text!r:.80}, which is not text")
         found = [
             KeyValue("model", self.kind),
             KeyValue("pre", self.pre),
@@ -127,6 +130,15 @@ class TokenTable:
         self.types[token.id] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
         if self.scores is not None:
             self.scores[token.id] = ADDED_SCORE
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can write it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def looks_special(text: str) -> bool:
