@@ -157,3 +157,49 @@ METHODS: dict[str, tuple[dict[str, Any], Callable[[Array], Layer]]] = {
     "nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, nf4),
     "int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, int8),
 }
+
+
+def gptq_symmetric(weight: Array, bits: int = 4, stored_minus: int = 1) -> Layer:
+    """The middle code is zero; `stored_minus`: 1 as `gptq` stores it, 0 as `gptq_v2` does."""
+    g_idx = (np.arange(weight.shape[1]) // GROUP).astype(np.int32)
+    middle, n_groups = 1 << (bits - 1), int(g_idx.max()) + 1
+    scale = np.stack([np.abs(weight[:, g_idx == g]).max(1) for g in range(n_groups)], 1) / (middle - 1)
+    scale = scale.astype(np.float16)
+    codes = np.clip(np.round(weight / scale.astype(np.float32)[:, g_idx]) + middle, 0, 2 * middle - 1).astype(
+        int
+    )
+    zeros = np.full((n_groups, weight.shape[0]), middle - stored_minus)
+    parts = {"qweight": packed(codes, bits).T.copy(), "qzeros": packed(zeros, bits), "scales": scale.T.copy()}
+    parts["g_idx"] = g_idx
+    return parts, {}, (codes - middle).astype(np.float32) * scale.astype(np.float32)[:, g_idx]
+
+
+def mlx(weight: Array, bits: int = 4) -> Layer:
+    """Affine: every group's smallest value is code 0."""
+    groups = weight.reshape(weight.shape[0], -1, GROUP)
+    low, high = groups.min(2), groups.max(2)
+    scale, bias = ((high - low) / ((1 << bits) - 1)).astype(np.float16), low.astype(np.float16)
+    wide, base = scale.astype(np.float32)[:, :, None], bias.astype(np.float32)[:, :, None]
+    codes = np.clip(np.round((groups - base) / wide), 0, (1 << bits) - 1)
+    parts = {
+        "weight": packed(codes.reshape(weight.shape).astype(int), bits).view(np.uint32),
+        "scales": scale,
+        "biases": bias,
+    }
+    return parts, {}, (codes.astype(np.float32) * wide + base).reshape(weight.shape)
+
+
+METHODS["mlx"] = ({"group_size": GROUP, "bits": 4}, mlx)
+METHODS["mlx_6bit"] = ({"group_size": GROUP, "bits": 6, "mode": "affine"}, lambda weight: mlx(weight, 6))
+METHODS["gptq_v2"] = (
+    {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq_v2", "sym": True},
+    lambda weight: gptq_symmetric(weight, 8, 0),
+)
+METHODS["gptq_mislabelled"] = (
+    {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq", "sym": True},
+    lambda weight: gptq_symmetric(weight, 8, 0),
+)
+METHODS["gptq_v1_called_v2"] = (
+    {"quant_method": "gptq", "bits": 8, "group_size": GROUP, "checkpoint_format": "gptq_v2", "sym": True},
+    lambda weight: gptq_symmetric(weight, 8, 1),
+)

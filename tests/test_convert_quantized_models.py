@@ -1,4 +1,7 @@
-"""Whole quantized models: converted, they are what their dequantized weights convert to, byte for byte."""
+"""Whole quantized models: converted, they are what their dequantized weights convert to, byte for byte.
+
+Covers convert/quantized/gptq_zeros.py, convert/quantized/mlx.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ import numpy as np
 import pytest
 from checkpoint_build import write_safetensors
 from convert_models import BY_NAME, weights
-from quantized_build import METHODS
+from quantized_build import GROUP, METHODS, e4m3_values, gptq, gptq_symmetric, mlx, packed
 from test_convert_models import convert, expected, logits
 from torch_build import write_torch
 
+from pyllamacpu.convert.checkpoint import open_checkpoint
 from pyllamacpu.convert.formats.safetensors import read_safetensors
+from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf import GGUFFile
 
 
@@ -68,3 +73,110 @@ def test_quantized_torch_file(tmp_path: Path) -> None:
     write_torch(quantized / "pytorch_model.bin", arrays)
     (quantized / "model.safetensors").unlink()
     same_tensors(convert(quantized, "f16"), convert(plain, "f16"))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("stored_minus", [0, 1])
+@pytest.mark.parametrize("sym", [True, None])
+def test_symmetric_zero_points_tell_their_format(
+    tmp_path: Path, bits: int, stored_minus: int, sym: bool | None
+) -> None:
+    """The middle code, or one less, in every place: whatever the label says."""
+    weight = np.random.default_rng(bits).standard_normal((64, 64)).astype(np.float32)
+    parts, _, plain = gptq_symmetric(weight, bits, stored_minus)
+    for label in ("gptq", "gptq_v2"):
+        facts = {
+            "quant_method": "gptq",
+            "bits": bits,
+            "group_size": GROUP,
+            "checkpoint_format": label,
+            "sym": sym,
+        }
+        write_safetensors(tmp_path / "model.safetensors", {f"q.{key}": value for key, value in parts.items()})
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": facts}))
+        checkpoint = open_checkpoint(tmp_path)
+        assert np.array_equal(checkpoint.tensors["q.weight"].read(), plain)
+        assert any("zero points are" in n for n in checkpoint.notes) == (
+            (label == "gptq") != bool(stored_minus)
+        )
+
+
+@pytest.mark.parametrize("label", ["gptq", "gptq_v2"])
+def test_asymmetric_zero_points_of_the_other_format(tmp_path: Path, label: str) -> None:
+    """Weights scatter around zero: that tells which of the two formats it is, and the label is refused."""
+    weight = np.random.default_rng(5).standard_normal((256, 256)).astype(np.float32)
+    parts, _, plain = gptq(weight)
+    if label == "gptq":  # one more than what that format stores
+        parts["qzeros"] = (parts["qzeros"].view(np.uint32) + np.uint32(0x11111111)).view(np.int32)
+    write_safetensors(tmp_path / "model.safetensors", {f"q.{key}": value for key, value in parts.items()})
+    facts = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": False, "checkpoint_format": label}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": facts}))
+    with pytest.raises(CheckpointError, match="set checkpoint_format"):
+        open_checkpoint(tmp_path)
+    right = "gptq_v2" if label == "gptq" else "gptq"
+    config = json.dumps({"quantization_config": facts | {"checkpoint_format": right}})
+    (tmp_path / "config.json").write_text(config)
+    assert np.array_equal(open_checkpoint(tmp_path).tensors["q.weight"].read(), plain)
+
+
+def test_symmetric_zero_points_that_are_neither(tmp_path: Path) -> None:
+    parts, _, _ = gptq_symmetric(np.ones((64, 64), np.float32))
+    parts["qzeros"] = np.zeros_like(parts["qzeros"])
+    write_safetensors(tmp_path / "model.safetensors", {f"q.{key}": value for key, value in parts.items()})
+    facts = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": facts}))
+    with pytest.raises(CheckpointError, match="neither the middle code nor one less"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_mlx_layers_and_embedding(tmp_path: Path, bits: int) -> None:
+    """Both keys that mlx-lm writes, and one layer with settings of its own."""
+    rng = np.random.default_rng(bits)
+    first, own = (rng.standard_normal((24, 96)).astype(np.float32) for _ in range(2))
+    facts = {"group_size": GROUP, "bits": bits, "b.c": {"group_size": GROUP, "bits": 8}, "d": False}
+    stored, wanted = {}, {}
+    for name, weight, n_bits in (("a", first, bits), ("b.c", own, 8)):
+        parts, _, wanted[name] = mlx(weight, n_bits)
+        stored |= {f"{name}.{key}": value for key, value in parts.items()}
+    write_safetensors(tmp_path / "model.safetensors", stored)
+    for keys in (("quantization",), ("quantization", "quantization_config")):
+        (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(keys, facts)))
+        found = open_checkpoint(tmp_path)
+        assert found.quantization == "mlx" and found.tensors.keys() == {"a.weight", "b.c.weight"}
+        for name, weight in wanted.items():
+            assert np.array_equal(found.tensors[f"{name}.weight"].read(), weight)
+            assert np.array_equal(found.tensors[f"{name}.weight"].read(5, 9), weight[5:9])
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"bits": bits}}))
+    with pytest.raises(CheckpointError, match="group_size"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+def test_small_floats_of_mlx(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(1)
+    bits, size = (8 if mode == "mxfp8" else 4), (16 if mode == "nvfp4" else 32)
+    codes = rng.integers(0, 1 << bits, (8, 64))
+    codes[codes & 0x7F == 0x7F] = 0  # NaN of E4M3
+    scales = rng.integers(100, 120, (8, 64 // size)).astype(np.uint8)
+    grid = (
+        e4m3_values()
+        if bits == 8
+        else np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    )
+    factors = e4m3_values()[scales] if mode == "nvfp4" else 2.0 ** (scales.astype(int) - 127)
+    write_safetensors(
+        tmp_path / "model.safetensors", {"a.weight": packed(codes, bits).view(np.uint32), "a.scales": scales}
+    )
+    facts = {"group_size": size, "bits": bits, "mode": mode}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": facts}))
+    wanted = (grid[codes] * np.repeat(factors, size, 1)).astype(np.float32)
+    assert np.array_equal(open_checkpoint(tmp_path).tensors["a.weight"].read(), wanted)
+
+
+def test_int8_of_bitsandbytes_without_its_config(tmp_path: Path) -> None:
+    quantized, plain = write_pair(tmp_path, "int8")
+    config = json.loads((quantized / "config.json").read_text())
+    del config["quantization_config"]
+    (quantized / "config.json").write_text(json.dumps(config))
+    same_tensors(convert(quantized, "f32"), convert(plain, "f32"))

@@ -40,7 +40,7 @@ HARMLESS = words(
     output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens finetuning_task id2label
     label2id num_labels tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id
-    unk_token_id decoder_start_token_id task_specific_params problem_type quantization_config
+    unk_token_id decoder_start_token_id task_specific_params problem_type quantization_config quantization
     compression_config attn_implementation gradient_checkpointing unsloth_version unsloth_fixed
     unsloth_tracking_ids neftune_noise_alpha model_max_length tokenizer_model_max_length
     tokenizer_padding_side transformers.js_config is_llama_config for_llm_compressor

@@ -41,10 +41,7 @@ def plain_weights(tensors: Tensors, config: Config, where: Path) -> Tensors:
 
     Layers left in floating point pass. Raises CheckpointError for other formats (marlin, bitblas …).
     """
-    form = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
-    if form not in ("gptq", "gptq_v2"):
-        raise CheckpointError(where, f"GPTQ in the format {form!r} cannot be read; gptq and gptq_v2 can")
-    zero_offset = 1 if form == "gptq" else 0
+    zero_offset = 1 if stated_format(config, where) == "gptq" else 0
     found: Tensors = {}
     for name, tensor in tensors.items():
         module, _, last = name.rpartition(".")
@@ -55,6 +52,14 @@ def plain_weights(tensors: Tensors, config: Config, where: Path) -> Tensors:
         elif f"{module}.qweight" not in tensors:
             raise CheckpointError(tensor.source, f"comes without {module}.qweight")
     return found
+
+
+def stated_format(config: Config, where: Path) -> str:
+    """`gptq` or `gptq_v2`, as the config says."""
+    form = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
+    if form not in ("gptq", "gptq_v2"):
+        raise CheckpointError(where, f"GPTQ in the format {form!r} cannot be read; gptq and gptq_v2 can")
+    return form
 
 
 def _weight(tensors: Tensors, module: str, config: Config, zero_offset: int) -> LazyTensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pyllamacpu.convert.formats.json_file import read_json
 from pyllamacpu.convert.models.plain_names import is_useless
-from pyllamacpu.convert.quantized import awq, bitsandbytes, compressed_tensors, gptq, scaled
+from pyllamacpu.convert.quantized import awq, bitsandbytes, compressed_tensors, gptq, gptq_zeros, mlx, scaled
 from pyllamacpu.convert.quantized.packing import Config, Tensors
 from pyllamacpu.errors import CheckpointError
 
@@ -29,6 +29,7 @@ METHODS: dict[str, Callable[[Tensors, Config, Path], Tensors]] = {
     "compressed-tensors": compressed_tensors.plain_weights,
     "bitsandbytes": bitsandbytes.plain_weights,
     "modelopt": _modelopt,
+    "mlx": mlx.plain_weights,
 }
 # Older checkpoints keep that in a file of their own.
 _FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
@@ -62,7 +63,7 @@ def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path)
     where nothing says how.
     """
     quant_config, said_in = _quant_config(config, folder)
-    method = _method(quant_config)
+    method = "mlx" if mlx.is_mlx(tensors) else _method(quant_config)
     if not method:
         return _without_config(tensors, folder)
     if _are_plain(tensors) and method not in _AT_RUN_TIME:
@@ -73,7 +74,19 @@ def undo_quantization(tensors: Tensors, config: Mapping[str, Any], folder: Path)
         raise CheckpointError(
             said_in, f"quantization method {method!r} cannot be read; these can: {', '.join(METHODS)}"
         )
+    if method == "gptq":
+        quant_config, notes = _gptq_format(tensors, quant_config, said_in)
+        undone = _undone(tensors, undo(tensors, quant_config, said_in), method)
+        return undone._replace(notes=(*undone.notes, *notes))
     return _undone(tensors, undo(tensors, quant_config, said_in), method)
+
+
+def _gptq_format(tensors: Tensors, config: Config, where: Path) -> tuple[Config, tuple[str, ...]]:
+    """The settings with the format that the zero points are in, and what to say if it is another one."""
+    stated = gptq.stated_format(config, where)
+    stored = gptq_zeros.stored_format(tensors, stated, config, where)
+    said = f"{where.name} says that the format is {stated}, but the zero points are {stored}'s: they count"
+    return {**config, "checkpoint_format": stored}, (said,) if stored != stated else ()
 
 
 def _undone(tensors: Tensors, plain: Tensors, method: str) -> Undone:
@@ -91,7 +104,7 @@ def _are_plain(tensors: Tensors) -> bool:
 
 def _quant_config(config: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], Path]:
     inner = config.get("text_config")
-    for key in ("quantization_config", "compression_config"):
+    for key in ("quantization_config", "compression_config", "quantization"):
         quant_config = config.get(key) or (inner.get(key) if isinstance(inner, Mapping) else None)
         if isinstance(quant_config, Mapping) and quant_config:
             default = "compressed-tensors" if key == "compression_config" else ""
