@@ -5,6 +5,7 @@ The wheel is cp310-abi3: the extension uses only Python's limited API, so one wh
 
 import os
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +14,10 @@ from setuptools.command.build_ext import build_ext
 
 # The tier scalar is a reference and a fallback: -O1 compiles it in a third of the time.
 FLAGS = {"scalar.c": ["-O1"]} if sys.platform != "win32" else {}
+
+
+def say(text: str) -> None:
+    print(f"pyllamacpu: {text}", flush=True)
 
 
 class BuildExt(build_ext):
@@ -28,9 +33,21 @@ class BuildExt(build_ext):
 
         def compile_all(sources: list[str], **options: Any) -> list[str]:
             slow_first = sorted(sources, key=lambda path: f"isa{os.sep}" not in path)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = pool.map(lambda source: compile_source(source, **options), slow_first)
-                return [name for names in objects for name in names]
+            cpus = os.cpu_count() or 1
+            say(f"compiling {len(sources)} files, {min(cpus, len(sources))} at a time (pip shows it with -v)")
+            begin = time.monotonic()
+            with ThreadPoolExecutor(cpus) as pool:
+                objects = pool.map(lambda source: timed(source, **options), slow_first)
+                names = [name for names in objects for name in names]
+            say(f"compiled in {time.monotonic() - begin:.0f} s; linking")
+            return names
+
+        def timed(source: str, **options: Any) -> list[str]:
+            begin = time.monotonic()
+            names: list[str] = compile_source(source, **options)
+            tier = "the kernels of a CPU tier, " if f"isa{os.sep}" in source else ""
+            say(f"{source}: {tier}{time.monotonic() - begin:.1f} s")
+            return names
 
         self.compiler.compile = compile_all
         super().build_extension(ext)

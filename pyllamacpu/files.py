@@ -97,6 +97,13 @@ def check_output(
         )
 
 
+def read_problem(error: Exception, doing: str = "") -> str:
+    """Why a file cannot be read; one wording everywhere for a file that is not there."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return doing + _reason(error)
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import DIM, FFN, HEADS, KV_HEADS, LAYERS, PIECES, write_model
 
+from pyllamacpu.bench import formats
 from pyllamacpu.bench.batched import BatchedOptions, prompt_steps, run_batched
 from pyllamacpu.bench.cases import BenchOptions, Case, Setup, cases
 from pyllamacpu.bench.cost import Cost, Step, costs, steps_of, total
@@ -337,3 +338,18 @@ def test_case_names() -> None:
     setup = Setup(Path("m"), 0, "f16", "f16", 2048, 512)
     assert setup.step_tokens == 512
     assert Case(setup, 512, 128, 4096).name == "pp512+tg128 @ d4096"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 150])
+def test_a_table_fits_the_terminal_and_says_what_is_left_out(width: int) -> None:
+    words = ("model", "size", "params", "backend", "threads", "test", "t/s", "rate", "of limit", "load")
+    columns = [(word, True, lambda row, word=word: f"{word}-{row}") for word in words]
+    table = formats.Markdown(lambda _: columns, width)
+    text = table.add("1") + table.add("2")
+    kept = [word for word in words if word not in table.left_out]
+    assert [cell.strip() for cell in text.split("\n")[0].strip("|").split("|")] == kept
+    assert {"model", "test", "t/s", "of limit"} <= set(kept)
+    assert width < 60 or max(map(len, text.splitlines())) <= width
+    whole = formats.Markdown(lambda _: columns)
+    whole.add("1")
+    assert whole.left_out == []

@@ -113,3 +113,24 @@ def test_offline_and_token_go_to_the_hubs_client(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_value_is_said(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert "requires an argument" in run("chat", "-hf").err
     assert "give both" in run("chat", "-hff", "x.gguf").err
+
+
+def test_the_servers_own_words() -> None:
+    line = "-m a.gguf -c 4096 -np 4 -ngl 99 -fa -cb --jinja -b 2048 --slots --port 8080 --metrics"
+    args, ignored = translated("serve", *line.split())
+    assert args == ["-m", "a.gguf", "-c", "4096", "-np", "4", "--port", "8080", "--metrics"]
+    assert ignored == ["-ngl 99", "-fa", "-cb", "--jinja", "-b 2048", "--slots"]
+    with pytest.raises(click.UsageError, match="give it in each request"):
+        translated("serve", "--temp", "0")
+
+
+def test_every_option_of_a_command_goes_through() -> None:
+    """What a command has itself is never taken for one of llama.cpp's."""
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                for word in (word for word in parameter.opts + parameter.secondary_opts if word.strip()):
+                    values = [] if parameter.is_flag else ["1"] * parameter.nargs
+                    assert translated(name, word, *values) == ([word, *values], [])

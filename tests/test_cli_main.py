@@ -93,7 +93,7 @@ def test_wrong_usage_is_one_line_and_2(args: list[str], says: str, run: Callable
         (["chat", "-p", "x"], "starter model"),
         (["complete", "-m", "m.gguf", "-p", ""], "prompt is empty"),
         (["complete", "-m", "m.gguf"], "prompt is empty"),
-        (["complete", "-m", "m.gguf", "-f", "none.txt"], "none.txt: No such file"),
+        (["complete", "-m", "m.gguf", "-f", "none.txt"], "none.txt: no such file"),
         (["complete", "-m", "m.gguf", "-f", "."], "Is a directory"),
         (["chat", "-m", "m.gguf"], "nothing to answer"),
         (["chat", "-m", "m.gguf", "-p", "x", "--chat-template", "no/such.jinja"], "no such file"),
@@ -220,3 +220,81 @@ def test_interrupt_ends_a_completion_quietly(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "Traceback" not in err
+
+
+# What a newcomer meets
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["chat", "-m", "quite-another-name.gguf", "-p", "x"],
+        ["complete", "-m", "quite-another-name.gguf", "-p", "x"],
+        ["show", "quite-another-name.gguf"],
+        ["tokenize", "-m", "quite-another-name.gguf", "-p", "x"],
+        ["quantize", "quite-another-name.gguf", "Q4_0"],
+        ["bench", "-m", "quite-another-name.gguf"],
+        ["pull", "quite-another-name.gguf"],
+        ["imatrix", "-m", "quite-another-name.gguf", "-f", "m.gguf"],
+        ["imatrix", "--in-file", "quite-another-name.gguf"],
+        ["perplexity", "-m", "quite-another-name.gguf", "-f", "m.gguf"],
+        ["perplexity", "-m", "m.gguf", "-f", "quite-another-name.gguf"],
+        ["complete", "-m", "m.gguf", "-f", "quite-another-name.gguf"],
+        ["chat", "-m", "m.gguf", "-p", "x", "-sysf", "quite-another-name.gguf"],
+        ["quantize", "-f", "quite-another-name.gguf", "m.gguf", "o.gguf", "--target-size", "1GB"],
+        ["convert", "quite-another-name.gguf"],
+    ],
+)
+@pytest.mark.usefixtures("letters")
+def test_a_missing_file_has_one_message(args: list[str], run: Callable[..., Result]) -> None:
+    result = run(*args, terminal="-f" not in args)
+    assert result.code == 1
+    assert re.fullmatch(r"error: (\S*/)?quite-another-name\.gguf: no such file( or folder)?\n", result.err)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["chat", "-c", "abc"], "'abc' is not a valid integer."),
+        (["serve", "--port", "x"], "'x' is not a valid integer."),
+        (["chat", "-c", "-5"], "-5 is not in the range x>=0."),
+        (["bench", "--delay", "x"], "'x' is not a valid number."),
+    ],
+)
+def test_wrong_numbers_are_called_numbers(args: list[str], says: str, run: Callable[..., Result]) -> None:
+    result = run(*args)
+    assert result.code == 2 and says in result.err
+
+
+def test_help_states_defaults_and_the_environment(run: Callable[..., Result]) -> None:
+    help_text = " ".join(run("--help").out.split())
+    for name in ("PYLLAMACPU_HOME", "PYLLAMACPU_ISA", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR"):
+        assert name in help_text
+    chat = " ".join(run("chat", "--help").out.split())
+    for option in (
+        "-c, --ctx-size",
+        "-t, --threads",
+        "-b, --batch-size",
+        "-ctk, --cache-type-k",
+        "-n, --pred",
+    ):
+        at = chat.index(option)
+        assert "[default: " in chat[at : at + 170], option
+
+
+@pytest.mark.parametrize(
+    ("typed", "args"),
+    [
+        ("run", ["m.gguf", "-p", "x"]),
+        ("llama-cli", ["-m", "m.gguf", "-p", "x", "-ngl", "9"]),
+        ("chat", ["m.gguf"]),
+    ],
+)
+@pytest.mark.usefixtures("letters")
+def test_other_programs_names_are_commands(typed: str, args: list[str], run: Callable[..., Result]) -> None:
+    result = run(typed, *args, stdin=b"Hi")
+    assert (result.code, result.out) == (0, "Paris\n")
+
+
+def test_two_models_are_wrong_usage(run: Callable[..., Result]) -> None:
+    assert run("chat", "a.gguf", "-m", "b.gguf").err.startswith("error: give one model: a.gguf or -m b.gguf")

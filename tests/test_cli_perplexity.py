@@ -133,7 +133,7 @@ def test_tasks(folder: Path, run: Run, tasks: list[str], pattern: str) -> None:
         (["-o", "xml"], 2, "xml"),
         (["--chunks", "0"], 1, "--chunks 0"),
         (["-c", "100000"], 1, "100000"),
-        (["-f", "/no/such/file"], 1, "/no/such/file: No such file"),
+        (["-f", "/no/such/file"], 1, "/no/such/file: no such file"),
         (["-f", "/dev/null"], 1, "has 1 tokens and a window takes 64"),
         (["--ppl-stride", "64"], 1, "--ppl-stride 64"),
         (["--multiple-choice"], 1, "multiple-choice tasks"),

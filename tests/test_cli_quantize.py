@@ -146,7 +146,7 @@ def test_wrong_usage(args: list[str], says: str, folder: Path, run: Run) -> None
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["none.gguf", "Q8_0"], "none.gguf: cannot be opened"),
+        (["none.gguf", "Q8_0"], "none.gguf: no such file"),
         (["model.gguf", "model.gguf", "Q8_0"], "is an input too"),
         (["model.gguf", "link.gguf", "Q8_0"], "is an input too"),
         (["--keep-split", "parts-00002-of-00003.gguf", "parts.gguf", "Q8_0"], "is an input too"),

@@ -128,7 +128,7 @@ def test_damaged_older_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff" * 200)
     with pytest.raises(GGUFError):
         read_imatrix(path)
-    with pytest.raises(GGUFError, match="cannot be opened"):
+    with pytest.raises(GGUFError, match="no such file"):
         read_imatrix(tmp_path / "none.dat")
 
 

@@ -43,12 +43,12 @@ class Writer(Protocol):
     def end(self) -> str: ...
 
 
-def writer(name: str, table: str, columns: Callable[[Any], list[Column]]) -> Writer:
+def writer(name: str, table: str, columns: Callable[[Any], list[Column]], width: int | None = None) -> Writer:
     """The writer of one of FORMATS. `table`: its name in SQL. `columns`: those of a markdown table, chosen by
-    the first result.
+    the first result; `width`: what it must fit into.
     """
     if name == "md":
-        return Markdown(columns)
+        return Markdown(columns, width)
     if name == "sql":
         return Sql(table)
     kinds: dict[str, Callable[[], Writer]] = {"json": Json, "jsonl": JsonLines, "csv": Csv}
@@ -138,14 +138,25 @@ def _sql_value(value: Any) -> str:
 
 # Markdown
 
+_LEAVE_OUT = (
+    *("load", "median", "params", "memory", "size", "backend", "threads", "rate"),
+    *("T_PP s", "T_TG s", "T s", "N_KV"),
+)
+"""What a table does without first where it does not fit."""
+
 _LEAST_WIDTH = {"model": 30, "test": 15, "t/s": 20, "median": 8, "rate": 16, "memory": 10}
 
 
 class Markdown:
-    """A table; columns are as wide as title and first cell, some wider, and later rows may stand out."""
+    """A table; columns are as wide as title and first cell, some wider, and later rows may stand out.
 
-    def __init__(self, columns: Callable[[Any], list[Column]]) -> None:
+    Where that is more than `width`, columns are left out; `left_out` has their titles then.
+    """
+
+    def __init__(self, columns: Callable[[Any], list[Column]], width: int | None = None) -> None:
         self._choose = columns
+        self._width = width
+        self.left_out: list[str] = []
         self._columns: list[Column] = []
         self._widths: list[int] = []
 
@@ -153,17 +164,37 @@ class Markdown:
         text = ""
         if not self._columns:
             self._columns = self._choose(result)
-            cells = [cell(result) for _, _, cell in self._columns]
+            self._widths = [_column_width(column, result) for column in self._columns]
+            self._fit(result)
             titles = [title for title, _, _ in self._columns]
-            self._widths = [
-                max(len(title), len(cell), _LEAST_WIDTH.get(title, 0))
-                for title, cell in zip(titles, cells, strict=True)
-            ]
             text = _line(titles, self._columns, self._widths) + _rule(self._columns, self._widths)
         return text + _line([cell(result) for _, _, cell in self._columns], self._columns, self._widths)
 
+    def _fit(self, result: Any) -> None:
+        """Leaves room for later rows out, and then columns, until the table fits."""
+        wanted = self._width
+        if wanted is None or _table_width(self._widths) <= wanted:
+            return
+        self._widths = [_column_width(column, result, least=False) for column in self._columns]
+        for title in _LEAVE_OUT:
+            if _table_width(self._widths) <= wanted:
+                break
+            at = next((i for i, c in enumerate(self._columns) if c[0].strip() == title), None)
+            if at is not None:
+                self.left_out.append(title)
+                del self._columns[at], self._widths[at]
+
     def end(self) -> str:
         return ""
+
+
+def _column_width(column: Column, result: Any, least: bool = True) -> int:
+    title, _, cell = column
+    return max(len(title), len(cell(result)), _LEAST_WIDTH.get(title, 0) if least else 0)
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 3 * len(widths) + 1
 
 
 def _line(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.options import CACHE_TYPES, force_option, options
+from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
 from pyllamacpu.progress import clear_line, count_bar, is_terminal
@@ -293,23 +294,31 @@ def _noting(results: Iterable[Item], done: list[Any]) -> Iterator[Item]:
         yield result
 
 
-def _write(results: Iterable[HasRow], make: Callable[[str], Writer], given: dict[str, Any]) -> None:
-    """Prints results as they come; what there is by then is whole and saved even when an error ends them."""
-    out = make(given["form"])
+def _write(results: Iterable[HasRow], make: Callable[..., Writer], given: dict[str, Any]) -> None:
+    """Prints results as they come; what there is by then is whole and saved even when an error ends them.
+
+    On a terminal the table fits it; what is saved has all columns.
+    """
+    width = terminal_width(sys.stdout) if given["form"] == "md" and sys.stdout.isatty() else None
+    out, whole = make(given["form"], width=width), make(given["form"])
     err = make(given["form_err"]) if given["form_err"] else None
     saved = []
     try:
         for result in results:
-            text = out.add(result)
-            saved.append(text)
+            saved.append(whole.add(result))
             clear_line()
-            click.echo(text, nl=False)
+            click.echo(out.add(result), nl=False)
             if err:
                 click.echo(err.add(result), nl=False, err=True)
     finally:
-        saved.append(out.end())
+        saved.append(whole.end())
         clear_line()
-        click.echo(saved[-1], nl=False)
+        click.echo(out.end(), nl=False)
+        if left_out := getattr(out, "left_out", []):
+            say(
+                f"note: left out to fit {width} columns: {', '.join(left_out)}; a wider terminal, -o json or "
+                "--output-file FILE has them"
+            )
         if err:
             click.echo(err.end(), nl=False, err=True)
         if given["output_file"] and len(saved) > 1:

@@ -23,6 +23,7 @@ from pyllamacpu.cli.options import (
     unchosen_options,
     unescape,
 )
+from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@click.argument("name", required=False, metavar="[MODEL]")
 @model_options
 @template_options
 @click.option("-sys", "--system-prompt", help="The system prompt.")
@@ -61,9 +63,14 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     \b
     Examples:
       pyllamacpu chat
+      pyllamacpu chat llama3.2:1b
       pyllamacpu chat -m model.gguf -sys "You are terse." --temp 0.5
       echo "What is the capital of France?" | pyllamacpu chat
     """
+    name = parameters.pop("name")
+    if name is not None and parameters["model"] is not None:
+        raise click.UsageError(f"give one model: {name} or -m {parameters['model']}")
+    parameters["model"] = parameters["model"] or name
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
@@ -139,7 +146,7 @@ def _session(
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
     if engine.warning:
-        click.echo(f"warning: {engine.warning}", err=True)
+        say(f"warning: {engine.warning}")
     looping = parameters["stop_loops"]
     engine.stop_loops = not ignore_eos if looping is None else looping
     session = ChatSession(

@@ -144,6 +144,20 @@ _IGNORED_OF = {
     "perplexity": "-s --seed N\n--ppl-output-type N\n--all-logits",
     "imatrix": "-s --seed N\n-ofreq --output-frequency N\n--verbosity N",
     "complete": "-st --single-turn",
+    "serve": """
+-b --batch-size N
+-ub --ubatch-size N
+--slots
+--no-slots
+--props
+--embedding --embeddings
+--webui
+--no-webui
+--threads-http N
+-to --timeout N
+-sps --slot-prompt-similarity N
+--sleep-idle-seconds N
+""",
 }
 _IGNORED_OF["quantize"] = "--nthreads N"
 
@@ -180,10 +194,47 @@ _REFUSED = {
     "--list-devices": "the one device is the CPU: see `pyllamacpu doctor`",
     "--no-jinja": "prompts are always made by the file's template, or a format by name (--chat-template)",
 }
+_PROGRAMS = {
+    "llama-cli": "chat",
+    "run": "chat",  # ollama's
+    "llama-completion": "complete",
+    "llama-server": "serve",
+    "llama-bench": "bench",
+    "llama-batched-bench": "bench",
+    "llama-quantize": "quantize",
+    "llama-perplexity": "perplexity",
+    "llama-imatrix": "imatrix",
+    "llama-tokenize": "tokenize",
+    "ls": "list",
+}
 _OTHER_COMMAND = {
     "chat": (("-no-cnv", "--no-conversation"), "complete"),
     "complete": (("-cnv", "--conversation"), "chat"),
 }
+_IN_REQUESTS = frozenset(
+    [
+        "-n",
+        "--predict",
+        "--n-predict",
+        "-s",
+        "--seed",
+        "--temp",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repeat-penalty",
+        "--repeat-last-n",
+        "--presence-penalty",
+        "--frequency-penalty",
+        "--samplers",
+        "--ignore-eos",
+        "-l",
+        "--logit-bias",
+        "-r",
+        "--reverse-prompt",
+    ]
+)
 _IGNORED_OF["chat"] = "-cnv --conversation"
 _IGNORED_OF["complete"] += "\n-no-cnv --no-conversation"
 
@@ -232,8 +283,16 @@ class Translation:
 
 def command_for(name: str, args: Sequence[str]) -> str:
     """The command that a line means: llama-cli is `chat`, but with -no-cnv it is `complete`."""
+    name = _PROGRAMS.get(name, name)
     options, other = _OTHER_COMMAND.get(name, ((), name))
     return other if any(arg in options for arg in args) else name
+
+
+def refusal(command: str, name: str) -> str | None:
+    """Why an option is an error instead of being left out: it would change the result."""
+    if command == "serve" and name in _IN_REQUESTS:
+        return "give it in each request"
+    return _REFUSED.get(name)
 
 
 def translate(command: click.Command, name: str, args: Sequence[str], context: click.Context) -> Translation:
@@ -247,7 +306,7 @@ class _Translator:
     def __init__(
         self, command: click.Command, name: str, args: Sequence[str], context: click.Context
     ) -> None:
-        self.context = context
+        self.context, self.name = context, name
         self.own: dict[str, click.Option] = {}
         for parameter in command.get_params(context):
             if isinstance(parameter, click.Option):
@@ -316,8 +375,8 @@ class _Translator:
         return values[0]
 
     def _not_own(self, arg: str, name: str, given: list[str]) -> None:
-        if name in _REFUSED:
-            raise click.UsageError(f"{name} would change the result: {_REFUSED[name]}", ctx=self.context)
+        if reason := refusal(self.name, name):
+            raise click.UsageError(f"{name} would change the result: {reason}", ctx=self.context)
         if name in _REPO and "--model" in self.own:
             self.repo = self._value(name, given)
         elif name in _HUB_FILE and "--model" in self.own:

@@ -16,7 +16,9 @@ import click
 
 from pyllamacpu import __version__
 from pyllamacpu.cli.llama_cpp_options import command_for, translate
+from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.files import read_problem
 
 _COMMANDS = {
     "chat": ("pyllamacpu.cli.chat", "chat"),
@@ -54,6 +56,10 @@ class _LazyGroup(click.Group):
         module, attribute = _COMMANDS[cmd_name]
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
+        for parameter in command.params:
+            if isinstance(parameter.type, (click.IntRange, click.FloatRange)):
+                # click's own name for it is in its errors: 'x' is not a valid "integer range"
+                parameter.type.name = "integer" if isinstance(parameter.type, click.IntRange) else "number"
         return command
 
     def resolve_command(
@@ -68,7 +74,7 @@ class _LazyGroup(click.Group):
         line = translate(command, name, rest, own)
         line.runs = name if name != typed else None
         if note := line.note():
-            click.echo(_plain(note), err=True)
+            say(_plain(note))
         return name, command, line.args
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -104,8 +110,19 @@ def cli() -> None:
     \b
     Examples:
       pyllamacpu chat
-      pyllamacpu chat -m hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
+      pyllamacpu chat -m llama3.2:1b
       pyllamacpu complete -m model.gguf -p "The capital of France is" -n 40 --temp 0
+
+    \b
+    Environment:
+      PYLLAMACPU_HOME  models and history; else pyllamacpu in XDG_CACHE_HOME or ~/.cache
+      PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best that there is
+      HF_HOME          the Hugging Face cache (HF_HUB_CACHE); else ~/.cache/huggingface
+      HF_ENDPOINT      the address of the hub; else https://huggingface.co
+      HF_TOKEN         your access token, for models with terms to accept
+      HF_HUB_OFFLINE   1: take what is in the cache, ask nobody
+      NO_COLOR         any value: no colours
+    pip's own variables decide where the starter model comes from.
     """
 
 
@@ -153,7 +170,7 @@ def _run(args: Sequence[str] | None) -> int:
     except MemoryError:
         return _fail("out of memory: take a smaller model, context (-c) or cache type (-ctk q8_0)")
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(f"{error.filename}: {read_problem(error)}" if error.filename else str(error))
 
 
 def _show_warning(
@@ -166,12 +183,12 @@ def _show_warning(
 ) -> None:
     """A warning of ours is a line on stderr, without the place in the code that it came from."""
     word = "warning" if issubclass(category, UserWarning) else category.__name__
-    click.echo(f"{word}: {_plain(str(message))}", err=True)
+    say(f"{word}: {_plain(str(message))}")
 
 
 def _fail(text: str, code: int = 1) -> int:
     """Print `text` as one line on stderr; the exit code."""
-    click.echo("error: " + _plain(text), err=True)
+    say("error: " + _plain(text))
     return code
 
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.files import read_problem
 from pyllamacpu.sampling.options import SamplingOptions  # imports nothing heavy, as sampler.py does
 
 if TYPE_CHECKING:
@@ -51,18 +53,34 @@ model_option = options(_MODEL)
 model_options = options(
     _MODEL,
     click.option(
-        "-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens; 0 is the model's own size."
+        "-c",
+        "--ctx-size",
+        type=click.IntRange(min=0),
+        help="Context in tokens; 0 is the model's own size.  [default: that, or less if memory is short]",
     ),
     click.option(
-        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
-    ),
-    click.option("-b", "--batch-size", type=_positive, help="Prompt tokens given to the engine at once."),
-    click.option("-ub", "--ubatch-size", type=_positive, help="Prompt tokens computed in one step."),
-    click.option(
-        "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
+        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads.  [default: the machine's cores]"
     ),
     click.option(
-        "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
+        "-b",
+        "--batch-size",
+        type=_positive,
+        help="Prompt tokens given to the engine at once.  [default: 512]",
+    ),
+    click.option(
+        "-ub", "--ubatch-size", type=_positive, help="Prompt tokens computed in one step.  [default: 512]"
+    ),
+    click.option(
+        "-ctk",
+        "--cache-type-k",
+        type=click.Choice(CACHE_TYPES, False),
+        help="Type of the cached keys.  [default: f16]",
+    ),
+    click.option(
+        "-ctv",
+        "--cache-type-v",
+        type=click.Choice(CACHE_TYPES, False),
+        help="Type of the cached values.  [default: f16]",
     ),
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
 )
@@ -94,6 +112,7 @@ prompt_options = options(
         "--n-predict",
         type=click.IntRange(min=-2),
         default=-1,
+        show_default=True,
         help="Tokens at most; -1 is until the end.",
     ),
     click.option("-r", "--reverse-prompt", multiple=True, help="Stop at this text (can be repeated)."),
@@ -209,7 +228,7 @@ class ModelChoice:
             try:
                 return Llama(path, **arguments)
             except ContextError as error:
-                click.echo(f"warning: {error}; using {smaller} tokens (-c)", err=True)
+                say(f"warning: {error}; using {smaller} tokens (-c)")
                 arguments["n_ctx"] = smaller
         return Llama(path, **arguments)
 
@@ -260,7 +279,7 @@ def take_sampling(parameters: dict[str, Any], own: Mapping[str, Any] | None = No
     unchosen = unchosen_options(own, values)
     for warning in options.warnings():
         if warning.split()[0] not in unchosen:
-            click.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}")
     return options
 
 
@@ -309,7 +328,16 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        raise OptionError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise OptionError(f"{path}: {read_problem(error)}") from error
+
+
+def existing_file(_context: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """A click callback: the file that an option names must be there before the work. Raises OptionError."""
+    if path is not None and not path.exists():
+        raise OptionError(f"{path}: no such file")
+    if path is not None and path.is_dir():
+        raise OptionError(f"{path} is a folder; give a file")
+    return path
 
 
 def read_text(path: Path) -> str:

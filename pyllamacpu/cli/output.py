@@ -11,7 +11,7 @@ from typing import TextIO
 from pyllamacpu.cli.commands import usage_text
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
 from pyllamacpu.cli.session import Event, Finished, Notice, Text
-from pyllamacpu.cli.wrapping import WordWrapper, terminal_width, wrap_words
+from pyllamacpu.cli.wrapping import WordWrapper, say, terminal_width, wrap_words
 from pyllamacpu.progress import StatusLine, is_terminal
 
 _PROGRESS_AFTER = 0.5  # seconds of reading a prompt until that is worth a line
@@ -43,16 +43,12 @@ class Screen:
             text = wrap_words(text, terminal_width(self.out))
             print(f"\x1b[2m{text}\x1b[0m" if self.colour else text, file=self.out, flush=True)
         else:
-            width = terminal_width(sys.stderr) if sys.stderr.isatty() else 0
-            print(wrap_words(text, width) if width else text, file=sys.stderr, flush=True)
+            say(text)
 
     def error(self, text: str) -> None:
         """Say on one line what went wrong."""
         self._line.clear()
-        line = "error: " + " ".join(text.split()).translate(_CONTROL)
-        if sys.stderr.isatty():
-            line = wrap_words(line, terminal_width(sys.stderr))
-        print(line, file=sys.stderr, flush=True)
+        say("error: " + " ".join(text.split()).translate(_CONTROL))
 
     def on_prompt(self, done: int, total: int) -> None:
         """Show how much of a long prompt is read; on a terminal only, and gone when the answer begins."""

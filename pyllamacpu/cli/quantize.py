@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import force_option, options
+from pyllamacpu.cli.options import existing_file, force_option, options
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal
 
@@ -88,7 +88,8 @@ _TARGET = options(
     click.option(
         "-f",
         "--file",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        type=click.Path(path_type=Path),
+        callback=existing_file,
         help="For a target: the text to measure on, instead of one that the model writes.",
     ),
     click.option("--report", is_flag=True, help="For a target: write OUT-report.md, .json and .png."),

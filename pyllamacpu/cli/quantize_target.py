@@ -134,7 +134,7 @@ def _stages() -> OnCount:
 
 
 def _tell(report: Report, given: dict[str, Any]) -> None:
-    from pyllamacpu.cli.show import print_table
+    from pyllamacpu.cli.tables import print_table
     from pyllamacpu.quantize.report import KIND_HEAD, by_kind, write
 
     print_table("Chosen", KIND_HEAD, by_kind(report), right=(2, 3, 4))

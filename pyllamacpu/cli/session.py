@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pyllamacpu.errors import ContextError, OptionError
-from pyllamacpu.files import FileKind, check_output, write_whole
+from pyllamacpu.files import FileKind, check_output, read_problem, write_whole
 
 OnPrompt = Callable[[int, int], None]
 """Called with the prompt tokens read so far, and all of them."""
@@ -353,7 +353,7 @@ class ChatSession:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise OptionError(f"cannot read {path}: {error.strerror or error}") from error
+            raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{path} is no saved conversation: {error}") from error
         self.system, self.turns = _conversation(content, path)

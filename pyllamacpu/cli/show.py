@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
 from pyllamacpu.units import binary_bytes
 
@@ -242,41 +242,3 @@ def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None
     rows = [(str(row["context"]), *(binary_bytes(row[key]) for key in columns)) for row in memory]
     head = ("context", "weights", f"KV ({type_k}, {type_v})", "scratch", "total")
     print_table("Memory", head, rows, right=range(5))
-
-
-def print_table(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int] = ()
-) -> None:
-    """A table fitted to the terminal, or one line per row when the output is no terminal."""
-    if not sys.stdout.isatty():
-        _print_plain(title, head, rows, right)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, title_justify="left", box=None, show_header=any(head), pad_edge=False)
-    for i, name in enumerate(head):
-        justify: Literal["left", "right"] = "right" if i in right else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=i < len(head) - 1)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console.print(table)
-    console.print()
-
-
-def _print_plain(
-    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Container[int]
-) -> None:
-    shown = [*([head] if any(head) else []), *rows]
-    widths = [max((len(row[i]) for row in shown), default=0) for i in range(len(head))]
-    click.echo(title)
-    for row in shown:
-        cells = [
-            cell.rjust(width) if i in right else cell
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        padded = [cell.ljust(width) for cell, width in zip(cells[:-1], widths, strict=False)]
-        click.echo("  ".join([*padded, cells[-1]]).rstrip())
-    click.echo()

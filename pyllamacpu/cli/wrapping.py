@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import unicodedata
 from typing import TextIO
 
@@ -118,6 +119,13 @@ class WordWrapper:
 def wrap_words(text: str, width: int) -> str:
     """`text` on lines of at most `width` columns; the second column of a row goes on below itself."""
     return "\n".join(_wrap_line(line, width) for line in text.split("\n"))
+
+
+def say(text: str) -> None:
+    """A line on stderr, wrapped where a person reads it."""
+    if sys.stderr.isatty():
+        text = wrap_words(text, terminal_width(sys.stderr))
+    print(text, file=sys.stderr, flush=True)
 
 
 def _wrap_line(line: str, width: int) -> str:

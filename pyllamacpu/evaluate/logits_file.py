@@ -27,7 +27,7 @@ from pyllamacpu.evaluate.perplexity import Progress as OnWindow
 from pyllamacpu.evaluate.rows import Doubles, Floats
 from pyllamacpu.evaluate.statistics import mean
 from pyllamacpu.evaluate.windows import Block, Steps, Windows, blocks, windows
-from pyllamacpu.files import FileKind, PartialFile, begins_with, check_output
+from pyllamacpu.files import FileKind, PartialFile, begins_with, check_output, read_problem
 
 MAGIC = b"_logits_"
 DEPTH = 16.0  # nats below the largest logit that are kept apart
@@ -100,7 +100,7 @@ class LogitsFile:
                 header = file.read(_HEADER.size)
                 size = os.fstat(file.fileno()).st_size
         except OSError as error:
-            raise OptionError(f"{path}: {error.strerror or error}") from error
+            raise OptionError(f"{path}: {read_problem(error)}") from error
         if len(header) < _HEADER.size or header[:8] != MAGIC:
             raise OptionError(f"{path} is not a file of logits; write one with --kl-divergence-base")
         _, n_ctx, n_vocab, n = _HEADER.unpack(header)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
+from pyllamacpu.files import read_problem
 from pyllamacpu.gguf.values import MAGIC, MAX_NAME
 from pyllamacpu.native import ffi, lib, pointer
 
@@ -100,7 +101,7 @@ def _map_file(path: str) -> mmap.mmap:
                 raise GGUFError(path, f"not a GGUF file: only {size} bytes")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise GGUFError(path, f"cannot be opened: {error.strerror or error}") from error
+        raise GGUFError(path, read_problem(error, "cannot be opened: ")) from error
     except ValueError as error:  # a null byte in the path, a file that shrank to nothing
         raise GGUFError(path, f"cannot be opened: {error}") from error
 

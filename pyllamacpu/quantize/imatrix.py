@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
-from pyllamacpu.files import FileKind, check_output, read_start, write_whole
+from pyllamacpu.files import FileKind, check_output, read_problem, read_start, write_whole
 from pyllamacpu.gguf.file_kinds import IMATRIX, stored_kind
 from pyllamacpu.gguf.metadata import MAX_ENTRIES
 from pyllamacpu.gguf.reader import GGUFFile
@@ -83,7 +83,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
         with open(path, "rb") as file:
             begins = file.read(4)
     except OSError as error:
-        raise GGUFError(path, f"cannot be opened: {error.strerror or error}") from error
+        raise GGUFError(path, read_problem(error, "cannot be opened: ")) from error
     imatrix = _read_gguf(path) if begins == MAGIC else _read_legacy(path)
     if not imatrix.entries:
         raise GGUFError(path, "is an importance matrix without any entry; collect it again")

@@ -194,8 +194,8 @@ def _unknown(name: str, path: Path) -> str:
     if near:
         hint = f"did you mean {_either(near)}?" + ("" if is_file else f" (see {listing})")
     else:
-        hint = "check the path" if is_file else f"see {listing}"
-    return f"{name}: {'no such file' if is_file else 'no such model'}; {hint}"
+        hint = "" if is_file else f"see {listing}"
+    return "; ".join(filter(None, [f"{name}: {'no such file' if is_file else 'no such model'}", hint]))
 
 
 def _either(words: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.files import read_problem
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.weights.lazy_tensor import STORED, Array, LazyTensor, view_of
 
@@ -108,10 +109,8 @@ class DataFile:
         self._key = os.fspath(self.path)
         try:
             status = os.stat(self._key)
-        except FileNotFoundError as error:
-            raise CheckpointError(path, "no such file") from error
         except (OSError, ValueError) as error:
-            raise CheckpointError(path, f"cannot be opened: {error}") from error
+            raise CheckpointError(path, read_problem(error, "cannot be opened: ")) from error
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(path, "not a regular file")
         self.size = status.st_size
@@ -133,7 +132,7 @@ class DataFile:
         try:
             handle = _POOL.acquire(self._key, self._identity)
         except OSError as error:
-            raise CheckpointError(self.path, f"cannot be opened: {error.strerror or error}") from error
+            raise CheckpointError(self.path, read_problem(error, "cannot be opened: ")) from error
         try:
             done = 0
             while done < len(view):

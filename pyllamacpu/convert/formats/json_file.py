@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.files import read_problem
 
 MAX_BYTES = 1 << 28
 
@@ -20,10 +21,8 @@ def read_json(path: Path) -> dict[str, Any]:
         if n_bytes > MAX_BYTES:
             raise CheckpointError(path, f"has {n_bytes >> 20} MB, too many for a config file")
         value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(path, "no such file") from error
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(path, read_problem(error, "cannot be read: ")) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             path, f"is not sound JSON: {error or 'nested too deep'}; download it again"
