@@ -22,6 +22,10 @@ from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.sampling.options import SamplingOptions
 
 
+ROOM = 512
+"""Tokens that the first requests may make while the last prompts are read."""
+
+
 def prompts(engine: Engine, n: int, length: int) -> list[list[int]]:
     return np.random.default_rng(n).integers(0, engine.n_vocab, (n, length)).tolist()
 
@@ -43,18 +47,18 @@ def bare(engine: Engine, n: int, n_prompt: int, n_gen: int) -> float:
 
 
 def scheduled(engine: Engine, n: int, n_prompt: int, n_gen: int, options: SamplingOptions) -> float:
-    """Seconds in which a scheduler makes `n_gen` tokens for each of `n` requests."""
+    """Seconds in which a scheduler makes `n_gen` tokens for each of `n` requests, once all of them decode."""
     scheduler = Scheduler(engine, None)
-    requests = [Request(p, options, n_gen + 1) for p in prompts(engine, n, n_prompt)]
+    requests = [Request(p, options, None) for p in prompts(engine, n, n_prompt)]
     handles = [scheduler.submit(request) for request in requests]
     while any(h.state != "decoding" for h in handles):
         scheduler.step()
-    started = [len(h.history) for h in handles]
+    before = sum(len(h.history) for h in handles)
     start = time.perf_counter()
-    while scheduler.has_work:
+    for _ in range(n_gen):
         scheduler.step()
     seconds = time.perf_counter() - start
-    made = sum(n_prompt + n_gen + 1 - length for length in started)
+    made = sum(len(h.history) for h in handles) - before
     scheduler.close()
     return seconds * n * n_gen / made
 
@@ -70,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--temperature", type=float, default=0.0)
     given = parser.parse_args(arguments)
-    engine = Engine.open(given.model, n_ctx=given.prompt + given.tokens + 2)
+    engine = Engine.open(given.model, n_ctx=given.prompt + ROOM + given.tokens)
     options = SamplingOptions(temperature=given.temperature)
     print("sequences  bare tokens/s  scheduler tokens/s  ratio")
     for n in map(int, given.sequences.split(",")):
