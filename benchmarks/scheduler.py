@@ -21,7 +21,6 @@ from pyllamacpu.engine.generate import Request
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.sampling.options import SamplingOptions
 
-
 ROOM = 512
 """Tokens that the first requests may make while the last prompts are read."""
 

@@ -173,7 +173,7 @@ def test_save_spares_files_that_are_no_conversation(tmp_path: Path) -> None:
 
 def test_chat_knows_its_inputs(letters: type[LetterLlama], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ChatSession] = []
-    monkeypatch.setattr("pyllamacpu.cli.chat._answer_once", lambda session, message: made.append(session))
+    monkeypatch.setattr("pyllamacpu.cli.chat._answer_once", lambda session, *rest: made.append(session))
     for name in ("prompt", "system", "format.jinja"):
         Path(name).write_text("{{ messages[0]['content'] }}")
     args = ("-f", "prompt", "-sysf", "system", "--chat-template", "format.jinja")

@@ -150,6 +150,7 @@ def hub(tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     files = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "big/m-F16-00001-of-00002.gguf", "config.json"]
     fake = FakeHub(tmp_path, [*files, "big/m-F16-00002-of-00002.gguf"], path)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda *args, **kwargs: fake)
+    monkeypatch.setattr("pyllamacpu.store.hub.reachable", lambda *args: True)
     return fake
 
 
