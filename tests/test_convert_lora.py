@@ -1,6 +1,6 @@
 """PEFT adapters: names, the order of rows, and that base plus adapter is what merging gives.
 
-Covers convert/lora.py.
+Covers convert/lora.py, convert/lora_config.py, convert/lora_pairs.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_build import write_safetensors
-from convert_models import BY_NAME, DIM, VOCAB, Arrays, weights, write_checkpoint
+from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_checkpoint
 from test_convert_layouts import values
 from test_convert_models import convert
 from torch_build import write_torch
@@ -130,7 +130,16 @@ def test_rows_that_are_no_blocks_become_f16(tmp_path: Path, base: Path) -> None:
     [
         ({"use_dora": True}, {}, "use_dora"),
         ({"bias": "all"}, {}, "bias"),
-        ({"alpha_pattern": {"q_proj": 4}}, {}, "alpha_pattern"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, {}, "too complex"),
+        ({"alpha_pattern": {"q_proj": "4"}}, {}, r"alpha_pattern.*must be a number"),
+        ({"alpha_pattern": {"q(": 4}}, {}, "not a regular expression"),
+        ({"lora_bias": True}, {}, r"lora_bias.*merge_and_unload"),
+        ({"init_lora_weights": "pissa"}, {}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "pissa_niter_16"}, {}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, {}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "corda"}, {}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, {}, r"quantized base.*merge_and_unload"),
+        ({"init_lora_weights": "brand_new"}, {}, "not known"),
         ({"modules_to_save": ["lm_head"]}, {}, "modules_to_save"),
         ({"peft_type": "IA3"}, {}, "IA3"),
         ({}, {"base_model.model.lm_head.weight": (VOCAB, DIM)}, "merge the adapter"),
@@ -155,4 +164,127 @@ def test_what_an_adapter_cannot_say(
 def test_a_base_that_is_not_here(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "lora", adapter_tensors())
     with pytest.raises(CheckpointError, match="--base"):
+        plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian", "eva", "orthogonal"])
+def test_beginnings_that_leave_the_base_alone(tmp_path: Path, base: Path, init: Any) -> None:
+    folder = write_adapter(tmp_path / "lora", adapter_tensors(), init_lora_weights=init)
+    assert plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base))
+
+
+def test_a_beginning_may_be_said_to_be_right(tmp_path: Path, base: Path) -> None:
+    folder = write_adapter(tmp_path / "lora", adapter_tensors(), init_lora_weights="pissa")
+    options = ConvertOptions(
+        outfile=str(tmp_path / "x.gguf"), base=base, ignored_config=frozenset(["init_lora_weights"])
+    )
+    assert plan_conversion(folder, options)
+
+
+def products(path: Path) -> dict[str, Any]:
+    """What a reader adds to each weight: alpha / rank times B A."""
+    with GGUFFile.open(path) as file:
+        names = {name.rsplit(".", 1)[0] for name in file.tensors}
+        found = {}
+        for name in names:
+            a, b = values(file, f"{name}.lora_a"), values(file, f"{name}.lora_b")
+            found[name] = file.metadata["adapter.lora.alpha"] / a.shape[0] * b @ a
+        return found
+
+
+PATTERNS = {"v_proj": 3, "layers.0.self_attn.q_proj": 20, r"model\.layers\.1\.mlp\..*": 5, "proj": 0}
+OURS = {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.down_proj": "ffn_down"}
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_alpha_and_rank_of_single_modules(tmp_path: Path, base: Path, stabilised: bool) -> None:
+    """PEFT: the first expression that ends the module's name counts, the rank is the module's own."""
+    tensors = adapter_tensors()
+    rng = np.random.default_rng(3)
+    for part, shape in (("A", (7, FFN)), ("B", (DIM, 7))):
+        tensors[PREFIX.format(1, "mlp.down_proj", part)] = rng.standard_normal(shape).astype(np.float32)
+    config = {"alpha_pattern": PATTERNS, "rank_pattern": {"down_proj": 7}, "use_rslora": stabilised}
+    found = products(convert(write_adapter(tmp_path / "lora", tensors, **config), "f32", base=base))
+    assert len(found) == 2 * len(TARGETS)
+    for layer in range(2):
+        for target, ours in OURS.items():
+            a, b = (tensors[PREFIX.format(layer, target, part)] for part in "AB")
+            alpha = 3 if "v_proj" in target else 5 if (layer, target) == (1, "mlp.down_proj") else 8
+            scale = alpha / (len(a) ** 0.5 if stabilised else len(a))
+            assert np.abs(found[f"blk.{layer}.{ours}.weight"] - scale * b @ a).max() < 1e-4
+    sizes = []
+    for layer in range(2):
+        a, b = (tensors[PREFIX.format(layer, "self_attn.q_proj", part)] for part in "AB")
+        sizes.append(np.linalg.norm(found[f"blk.{layer}.attn_q.weight"]) / np.linalg.norm(b @ a))
+    assert sizes[0] / sizes[1] == pytest.approx(20 / 8, rel=1e-4)
+
+
+def test_alpha_zero_changes_nothing(tmp_path: Path, base: Path) -> None:
+    """Readers take alpha 0 for a scale of one."""
+    folder = write_adapter(tmp_path / "lora", adapter_tensors(), lora_alpha=0)
+    assert not any(product.any() for product in products(convert(folder, "f32", base=base)).values())
+
+
+def with_base_layers(tmp_path: Path, **change: Any) -> Path:
+    """As PEFT saves an adapter that has embed_tokens and lm_head among its targets."""
+    rng = np.random.default_rng(1)
+    tensors = adapter_tensors()
+    for name, shape in (("lm_head.lora_A.weight", (RANK, DIM)), ("lm_head.lora_B.weight", (VOCAB, RANK))):
+        tensors[f"base_model.model.{name}"] = rng.standard_normal(shape).astype(np.float32)
+    whole = weights(BY_NAME["biases"])
+    tensors["base_model.model.lm_head.base_layer.weight"] = whole["lm_head.weight"]
+    tensors["base_model.model.model.embed_tokens.base_layer.weight"] = whole["model.embed_tokens.weight"]
+    return write_adapter(tmp_path / "lora", tensors | change)
+
+
+def test_copies_of_the_base_are_left_out(tmp_path: Path, base: Path) -> None:
+    folder = with_base_layers(tmp_path)
+    conversion = plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base))
+    assert not conversion.notes
+    conversion.run()
+    with GGUFFile.open(tmp_path / "x.gguf") as file:
+        assert "output.weight.lora_a" in file.tensors and "token_embd.weight" not in file.tensors
+    (base / "model.safetensors").unlink()  # the config alone cannot tell
+    conversion = plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "y.gguf"), base=base))
+    assert any("warning" in note and "copies" in note for note in conversion.notes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"), [(VOCAB, "merge the adapter into its base"), (VOCAB + 8, "vocabulary was resized")]
+)
+def test_copies_that_are_none(tmp_path: Path, base: Path, rows: int, says: str) -> None:
+    changed = {"base_model.model.lm_head.base_layer.weight": np.ones((rows, DIM), np.float32)}
+    folder = with_base_layers(tmp_path, **changed)
+    with pytest.raises(CheckpointError, match=says):
+        plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base))
+
+
+def test_a_merged_model_with_a_config_left_behind(tmp_path: Path, base: Path) -> None:
+    (base / "adapter_config.json").write_text(json.dumps(CONFIG))
+    conversion = plan_conversion(base, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+    assert any("adapter_config.json" in note for note in conversion.notes)
+    assert "output.weight" in {tensor.name for tensor in conversion.output.tensors}
+
+
+def test_an_adapter_of_mlx(tmp_path: Path, base: Path) -> None:
+    """y = x W + scale (x a) b, with a (in, rank) and b (rank, out)."""
+    tensors = adapter_tensors()
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    facts: dict[str, Any] = {"fine_tune_type": "lora", "model": str(base), "num_layers": 2}
+    facts["lora_parameters"] = {"rank": RANK, "scale": 20.0, "dropout": 0.0}
+    (folder / "adapter_config.json").write_text(json.dumps(facts))
+    renamed = {}
+    for name, array in tensors.items():
+        module, part = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit("_", 1)
+        renamed[f"{module}_{part.lower()}"] = np.ascontiguousarray(array.T)
+    write_safetensors(folder / "adapters.safetensors", renamed)
+    found = products(convert(folder, "f32"))
+    peft = write_adapter(tmp_path / "peft", tensors, lora_alpha=20.0 * RANK)
+    wanted = products(convert(peft, "f32", base=base))
+    assert found.keys() == wanted.keys()
+    for name, product in found.items():
+        assert np.abs(product - wanted[name]).max() < 1e-4
+    (folder / "adapter_config.json").write_text(json.dumps(facts | {"fine_tune_type": "dora"}))
+    with pytest.raises(CheckpointError, match=r"mlx_lm\.fuse"):
         plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf")))

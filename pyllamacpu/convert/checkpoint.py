@@ -63,6 +63,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return _open_file(where)
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether a folder holds the weights of a whole model."""
+    patterns = ("model*.safetensors", "pytorch_model*.bin", "consolidated*.safetensors", "consolidated*.pth")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
+
+
 def _open_folder(folder: Path) -> Checkpoint:
     """Prefers what is safe to read and named as a whole model; other files beside it are left alone."""
     for stem, kind in _WHOLE.items():
@@ -123,5 +129,6 @@ _WHOLE: dict[str, Kind] = {
     "pytorch_model.bin": "torch",
     "adapter_model.safetensors": "safetensors",
     "adapter_model.bin": "torch",
+    "adapters.safetensors": "safetensors",
 }
 _SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".bin": "torch", ".pt": "torch", ".pth": "torch"}

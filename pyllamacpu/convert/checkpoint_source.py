@@ -41,8 +41,14 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         file_type,
         mapped,
         _metadata(shape, general, vocabulary, file_type.number),
-        (*checkpoint.notes, *shape.notes, *mapped.notes, *vocabulary.notes),
+        (*checkpoint.notes, *_left_behind(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes),
     )
+
+
+def _left_behind(checkpoint: Checkpoint) -> list[str]:
+    name = "adapter_config.json"
+    found = (checkpoint.folder / name).is_file()
+    return [f"{name} is left alone: the folder holds a whole model and no adapter"] if found else []
 
 
 def _shape(checkpoint: Checkpoint, options: ConvertOptions) -> ModelShape:

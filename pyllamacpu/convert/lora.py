@@ -1,112 +1,100 @@
-"""PEFT LoRA adapters as GGUF adapters, as llama.cpp's `--lora` reads them.
+"""LoRA adapters of PEFT and MLX as GGUF adapters, as llama.cpp's `--lora` reads them.
 
 A weight W of the base model becomes W + alpha / rank * B A. The file holds A (rank, in) and B (out, rank)
-under the name of W with .lora_a and .lora_b; rows of B change their order as those of W do. Source:
+under the name of W with .lora_a and .lora_b; rows of B change their order as those of W do. The file states
+one alpha: where modules are scaled otherwise, B is multiplied by what is left. Source:
 convert_lora_to_gguf.py and src/llama-adapter.cpp of llama.cpp for the format, PEFT's LoraConfig for the
 meaning of the fields.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.convert.checkpoint import open_checkpoint
+import numpy as np
+
+from pyllamacpu.convert.checkpoint import holds_model, open_checkpoint
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
 from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
+from pyllamacpu.convert.lora_config import Scaling, base_name, read_scaling
+from pyllamacpu.convert.lora_pairs import WEIGHT_FILES, Pair, check_copies, read_pairs
 from pyllamacpu.convert.models.config import read_config
-from pyllamacpu.convert.models.fields import Fields, words
+from pyllamacpu.convert.models.fields import Fields
 from pyllamacpu.convert.models.names import Slot, pair_order, slots
-from pyllamacpu.convert.models.plain_names import plain_name
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.quantize.file_types import file_type_keys
-from pyllamacpu.weights.lazy_ops import take_rows, transpose
+from pyllamacpu.weights.lazy_ops import map_rows, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor
 from pyllamacpu.weights.stream import OutputTensor
 
-_CONFIG = "adapter_config.json"
-_NAME = re.compile(
-    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.(?P<adapter>\w+))?(\.weight)?"
-)
-_HARMLESS = words(
-    """
-    auto_mapping base_model_name_or_path revision peft_type task_type inference_mode r target_modules
-    exclude_modules lora_alpha lora_dropout fan_in_fan_out init_lora_weights layers_to_transform
-    layers_pattern loftq_config eva_config corda_config peft_version qalora_group_size runtime_config
-    parent_library alora_invocation_tokens target_parameters ensure_weight_tying megatron_core
-    layer_replication trainable_token_indices use_rslora rank_pattern
-    """
-)
+CONFIG = "adapter_config.json"
 _KINDS = {"f32": TensorType.F32, "f16": TensorType.F16, "bf16": TensorType.BF16, "q8_0": TensorType.Q8_0}
 _NUMBERS = {TensorType.F32: 0, TensorType.F16: 1, TensorType.BF16: 32, TensorType.Q8_0: 7}
 
 
-@dataclass
-class _Pair:
-    """A (rank, in) and B (out, rank) of one weight."""
-
-    a: LazyTensor | None = None
-    b: LazyTensor | None = None
-
-
 def is_adapter(source: Path) -> bool:
-    return source.is_dir() and (source / _CONFIG).is_file()
+    """Whether a folder holds an adapter. A config that was left behind in a merged model does not make it
+    one.
+    """
+    if not source.is_dir() or not (source / CONFIG).is_file():
+        return False
+    return any((source / name).is_file() for name in WEIGHT_FILES) or not holds_model(source)
 
 
 def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
     """The plan of an adapter. Raises CheckpointError, OptionError."""
     if options.vocab_only:
         raise OptionError(f"{source}: a LoRA adapter has no vocabulary")
-    stated = read_optional_json(source / _CONFIG)
-    config = Fields(source / _CONFIG, {k: v for k, v in stated.items() if k not in options.ignored_config})
-    _check_config(config)
+    stated = read_optional_json(source / CONFIG)
+    config = Fields(source / CONFIG, {k: v for k, v in stated.items() if k not in options.ignored_config})
+    scaling = read_scaling(config)
     base, base_config = _base(source, config, options)
     shape = read_config(base, base_config, "hf", options.ignored_config)
     checkpoint = open_checkpoint(_weights(source))
-    pairs = _pairs(source, checkpoint.tensors)
+    found = read_pairs(source, checkpoint.tensors)
+    notes = tuple(check_copies(source, found, shape, base.parent))
+    if holds_model(source):
+        notes = (*notes, "the folder holds a whole model too: only the adapter is converted")
     kind = _kind(options.outtype, checkpoint.tensors)
-    items = _items(source, shape, pairs, kind)
+    alpha, pairs = _scaled(scaling, found.pairs)
     keys = [
         KeyValue("general.architecture", shape.arch),
         *general_keys(source, {}, {}, "", options.name, kind="adapter"),
         KeyValue("adapter.type", "lora"),
-        KeyValue("adapter.lora.alpha", _alpha(config, pairs), ValueType.FLOAT32),
+        KeyValue("adapter.lora.alpha", alpha, ValueType.FLOAT32),
         *_invocation(config),
         *file_type_keys(_NUMBERS[kind]),
     ]
-    return build_conversion(source, checkpoint.files, options, kind.name, keys, items, ())
+    items = _items(source, shape, pairs, kind)
+    return build_conversion(source, checkpoint.files, options, kind.name, keys, items, notes)
 
 
-def _check_config(config: Fields) -> None:
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        raise config.error("peft_type", config.get("peft_type"), "only LORA adapters can be converted")
-    off = {"bias"} if config.get("bias") == "none" else set()
-    config.only(_HARMLESS, off)
-    for key in ("trainable_token_indices", "layer_replication", "target_parameters"):
-        if config.get(key):
-            raise config.error(key, config.get(key), "GGUF adapters cannot state that")
+def _scaled(scaling: Scaling, pairs: Mapping[str, Pair]) -> tuple[float, dict[str, Pair]]:
+    """The file's alpha, and the pairs with B multiplied where alpha / rank is not their scale.
+
+    Readers take alpha 0 for "not scaled", so an adapter without effect gets a B of zeros instead.
+    """
+    wanted = {name: scaling.of(pair.module, pair.rank) * pair.rank for name, pair in pairs.items()}
+    alphas = set(wanted.values())
+    alpha = alphas.pop() if len(alphas) == 1 else scaling.alpha or max(wanted.values())
+    alpha = alpha or 1.0
+    scaled = dict(pairs)
+    for name, pair in pairs.items():
+        if wanted[name] != alpha and pair.b is not None:
+            scaled[name] = replace(pair, b=_times(pair.b, wanted[name] / alpha))
+    return alpha, scaled
 
 
-def _alpha(config: Fields, pairs: Mapping[str, _Pair]) -> float:
-    """llama.cpp scales by alpha / rank; PEFT's rank-stabilised kind by alpha / sqrt(rank)."""
-    alpha = config.real("lora_alpha")
-    if not config.flag("use_rslora"):
-        return alpha
-    ranks = {pair.b.shape[1] for pair in pairs.values() if pair.b is not None}
-    if len(ranks) != 1:
-        raise config.error(
-            "use_rslora", True, f"with several ranks {sorted(ranks)} GGUF adapters cannot state that"
-        )
-    return alpha * math.sqrt(ranks.pop())
+def _times(tensor: LazyTensor, factor: float) -> LazyTensor:
+    return map_rows(tensor, lambda values: values * np.float32(factor))
 
 
 def _invocation(config: Fields) -> list[KeyValue]:
@@ -116,7 +104,7 @@ def _invocation(config: Fields) -> list[KeyValue]:
 
 def _base(source: Path, config: Fields, options: ConvertOptions) -> tuple[Path, dict[str, Any]]:
     """The base model's config.json: from --base, beside the adapter, or where the adapter names it."""
-    named = str(config.get("base_model_name_or_path", ""))
+    named = base_name(config)
     folders = [options.base] if options.base else [source, *([Path(named), source / named] if named else [])]
     for folder in folders:
         path = folder if folder.is_file() else folder / "config.json"
@@ -146,36 +134,10 @@ def _cached(named: str) -> Path | None:
 
 
 def _weights(source: Path) -> Path:
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+    for name in WEIGHT_FILES:
         if (source / name).is_file():
             return source / name
-    raise CheckpointError(source, "has neither adapter_model.safetensors nor adapter_model.bin")
-
-
-def _pairs(source: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, _Pair]:
-    """A and B by the weight's name. Raises CheckpointError for tensors that are neither."""
-    pairs: dict[str, _Pair] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        match = _NAME.fullmatch(name)
-        if not match or len(tensor.shape) != 2:
-            unknown.append(name)
-            continue
-        pair = pairs.setdefault(plain_name(match["module"].removeprefix("base_model.")) + ".weight", _Pair())
-        if match["part"] == "A":
-            pair.a = tensor
-        else:
-            pair.b = tensor
-    if unknown:
-        hint = (
-            " (full weights: merge the adapter into its base instead)" if ".lora_" not in unknown[0] else ""
-        )
-        raise CheckpointError(
-            source, f"has tensors that are no A or B of a LoRA: {', '.join(unknown[:3])}{hint}"
-        )
-    if not pairs:
-        raise CheckpointError(source, "holds no LoRA tensors")
-    return pairs
+    raise CheckpointError(source, f"has none of {', '.join(WEIGHT_FILES)}")
 
 
 def _kind(outtype: str, tensors: Mapping[str, LazyTensor]) -> TensorType:
@@ -191,7 +153,7 @@ def _kind(outtype: str, tensors: Mapping[str, LazyTensor]) -> TensorType:
 
 
 def _items(
-    source: Path, shape: ModelShape, pairs: Mapping[str, _Pair], kind: TensorType
+    source: Path, shape: ModelShape, pairs: Mapping[str, Pair], kind: TensorType
 ) -> list[OutputTensor]:
     sized = replace(shape, vocab_size=shape.vocab_size or _rows_of_embedding(pairs), tied=False)
     known = {slot.source: slot for slot in slots(sized) if len(slot.shape) == 2}
@@ -208,7 +170,7 @@ def _items(
     return items
 
 
-def _rows_of_embedding(pairs: Mapping[str, _Pair]) -> int:
+def _rows_of_embedding(pairs: Mapping[str, Pair]) -> int:
     head, embedding = pairs.get("lm_head.weight"), pairs.get("embed_tokens.weight")
     if head and head.b is not None:
         return head.b.shape[0]
