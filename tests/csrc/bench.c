@@ -149,7 +149,7 @@ static void bench_rows(const pl_kernels *tier)
     BEST(norm, tier->rms_norm(x, y, 1e-5f, N, z));
     BEST(silu, tier->silu_mul(x, y, z, N));
     BEST(sum, tier->add(x, y, z, N));
-    BEST(rope, tier->rope(z, x, N / 128, 128, 128, 1));
+    BEST(rope, tier->rope(z, x, N / 128, 128, 128));
     printf("  ns per 4096 floats: quantize %.0f  rms_norm %.0f  silu_mul %.0f  add %.0f  rope %.0f\n", quantize * 1e9, norm * 1e9,
            silu * 1e9, sum * 1e9, rope * 1e9);
     free(x);
