@@ -19,10 +19,11 @@ from pathlib import Path
 import click
 import pytest
 from cli_letters import ROOT, Result, cli_home, letters, process, run  # noqa: F401
+from click.testing import CliRunner
 
 import pyllamacpu
 import pyllamacpu.cli.chat_engine
-from pyllamacpu.cli.main import _COMMANDS, main
+from pyllamacpu.cli.main import _COMMANDS, cli, main
 from pyllamacpu.errors import PyllamacpuError, StoreError
 
 pytestmark = pytest.mark.usefixtures("cli_home")
@@ -298,3 +299,13 @@ def test_other_programs_names_are_commands(typed: str, args: list[str], run: Cal
 
 def test_two_models_are_wrong_usage(run: Callable[..., Result]) -> None:
     assert run("chat", "a.gguf", "-m", "b.gguf").err.startswith("error: give one model: a.gguf or -m b.gguf")
+
+
+@pytest.mark.parametrize("name", ["", *_COMMANDS])
+def test_help_fits_80_columns(name: str) -> None:
+    """Examples too, which are not wrapped: a terminal would break their words."""
+    shown = CliRunner().invoke(
+        cli, [*filter(None, [name]), "--help"], prog_name="pyllamacpu", terminal_width=80
+    )
+    assert shown.exit_code == 0
+    assert [line for line in shown.output.splitlines() if len(line) > 80] == []

@@ -32,13 +32,14 @@ _NICE = {-1: 10, 0: 0, 1: -5, 2: -10, 3: -20}  # llama-bench's priorities as the
 EPILOG = """\b
 Examples:
   pyllamacpu bench
-  pyllamacpu bench -m model.gguf -p 512 -n 128 -d 0,4096,16384 -ctk f16,q8_0 --plot depth.png
-  pyllamacpu bench -m a.gguf -m b.gguf -t 1-8*2 -o json --output-file results.json
+  pyllamacpu bench -m model.gguf -d 0,4096,16384 -ctk f16,q8_0 --plot d.png
+  pyllamacpu bench -m a.gguf -m b.gguf -t 1-8*2 -o json --output-file out.json
   pyllamacpu bench -m model.gguf --batched -npp 128 -ntg 64 -npl 1-16*2
   pyllamacpu bench -m model.gguf -p 512 -n 32 --profile
 
 \b
-Numbers may be lists (16,32) and ranges: first-last, first-last+step, first-last*factor.
+Numbers may be lists (16,32) and ranges: first-last, first-last+step,
+first-last*factor.
 """
 
 

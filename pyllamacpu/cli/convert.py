@@ -66,7 +66,7 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
     \b
     Examples:
       pyllamacpu convert Llama-3.2-1B-Instruct --outtype q4_k_m
-      pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --outtype bf16 --dry-run
+      pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --dry-run
       pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
       pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
     """

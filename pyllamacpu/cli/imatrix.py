@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   pyllamacpu imatrix -m model-F16.gguf -f calibration.txt -o imatrix.gguf
-  pyllamacpu imatrix -m model-F16.gguf -f more.txt --in-file imatrix.gguf -o both.gguf
+  pyllamacpu imatrix -m model-F16.gguf -f more.txt --in-file a.gguf -o b.gguf
   pyllamacpu imatrix --in-file a.gguf --in-file b.dat -o merged.gguf
 """
 

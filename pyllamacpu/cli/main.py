@@ -111,13 +111,13 @@ def cli() -> None:
     Examples:
       pyllamacpu chat
       pyllamacpu chat -m llama3.2:1b
-      pyllamacpu complete -m model.gguf -p "The capital of France is" -n 40 --temp 0
+      pyllamacpu complete -m model.gguf -p "The capital of France is" -n 40
 
     \b
     Environment:
-      PYLLAMACPU_HOME  models and history; else pyllamacpu in XDG_CACHE_HOME or ~/.cache
-      PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best that there is
-      HF_HOME          the Hugging Face cache (HF_HUB_CACHE); else ~/.cache/huggingface
+      PYLLAMACPU_HOME  models and history; else ~/.cache/pyllamacpu
+      PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best
+      HF_HOME          the hub's cache; else ~/.cache/huggingface
       HF_ENDPOINT      the address of the hub; else https://huggingface.co
       HF_TOKEN         your access token, for models with terms to accept
       HF_HUB_OFFLINE   1: take what is in the cache, ask nobody

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 EPILOG = """\b
 Examples:
-  pyllamacpu perplexity -m model-Q4_K_M.gguf -f wiki.test.raw
-  pyllamacpu perplexity -m model-Q4_K_M.gguf -f wiki.test.raw --kl-divergence --base-model model-F16.gguf
-  pyllamacpu perplexity -m model.gguf -f hellaswag_val_full.txt --hellaswag --hellaswag-tasks 400
-  pyllamacpu perplexity -m model.gguf -f wiki.test.raw --chunks 20 -o json | jq .ppl
+  pyllamacpu perplexity -m a.gguf -f wiki.test.raw
+  pyllamacpu perplexity -m a.gguf -f w.txt --kl-divergence --base-model b.gguf
+  pyllamacpu perplexity -m a.gguf -f tasks.txt --hellaswag --hellaswag-tasks 9
+  pyllamacpu perplexity -m a.gguf -f w.txt --chunks 20 -o json | jq .ppl
 """
 
 TASK_WINDOWS = 4  # a task may be as long as so many windows, as in llama-perplexity

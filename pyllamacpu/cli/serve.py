@@ -89,7 +89,7 @@ def serve(**parameters: Any) -> None:
     \b
     Examples:
       pyllamacpu serve -m model.gguf
-      pyllamacpu serve -m small=model.gguf -m large=hf.co/user/repo:Q4_K_M --port 8000
+      pyllamacpu serve -m small=model.gguf -m large=user/repo:Q4_K_M --port 8000
     """
     _start_log(parameters["log_file"])
     options = _options(parameters)
