@@ -153,7 +153,8 @@ def test_wrong_usage(args: list[str], says: str, folder: Path, run: Run) -> None
         (["model.gguf", "nowhere/out.gguf", "Q8_0"], "nowhere/out.gguf: cannot be written"),
         (["--prune-layers", "4", "model.gguf", "Q8_0"], "layers 0 to 3"),
         (["--prune-layers", "0,1,2,3", "model.gguf", "Q8_0"], "one must stay"),
-        (["matrix.gguf", "Q8_0"], "is it a model?"),
+        (["matrix.gguf", "Q8_0"], "is an importance matrix, not a model"),
+        (["folder", "Q8_0"], "is a folder, not a GGUF file; a checkpoint becomes"),
         (["--imatrix", "model.gguf", "model.gguf", "Q8_0"], "not an importance matrix"),
         (["--tensor-type", "attn=i8", "model.gguf", "Q8_0"], "cannot be written as I8"),
     ],
@@ -161,7 +162,9 @@ def test_wrong_usage(args: list[str], says: str, folder: Path, run: Run) -> None
 def test_errors(args: list[str], says: str, folder: Path, run: Run) -> None:
     (folder / "link.gguf").symlink_to(folder / "model.gguf")
     before = {path: path.read_bytes() for path in folder.iterdir()}
+    (folder / "folder").mkdir()
     result = run("quantize", *args)
+    (folder / "folder").rmdir()
     assert result.code == 1 and says in result.err and result.err.count("error:") == 1
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 

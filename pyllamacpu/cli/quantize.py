@@ -130,6 +130,7 @@ def quantize(**given: Any) -> None:
     from pyllamacpu.gguf.reader import GGUFFile
     from pyllamacpu.quantize.driver import quantized_output
     from pyllamacpu.quantize.plan import make_plan
+    from pyllamacpu.quantize.source import check_kind, check_path
 
     try:
         target = target_of(given)
@@ -140,7 +141,9 @@ def quantize(**given: Any) -> None:
         raise click.UsageError(str(error)) from error
     if given["max_buffer_size"]:
         click.echo("note: --max-buffer-size has no effect: buffers are some megabytes at most", err=True)
+    check_path(source)
     with GGUFFile.open(source) as file:
+        check_kind(file)
         if target is not None:
             run_target(file, out, settings, target, given, threads)
             return

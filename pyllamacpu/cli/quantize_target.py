@@ -50,6 +50,7 @@ def run_target(
     """Measures, chooses, writes, measures again, and says what came of it."""
     from pyllamacpu.cli.quantize_output import write_plan
     from pyllamacpu.quantize.report import Report
+    from pyllamacpu.quantize.source import check_measurable
     from pyllamacpu.quantize.target import (
         budget,
         check,
@@ -61,6 +62,7 @@ def run_target(
     )
 
     _check_outputs(file, out, given)
+    check_measurable(file, settings.allow_requantize)
     room = budget(file, target)
     check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())

@@ -65,7 +65,7 @@ def build_conversion(
     """Metadata edited, tensors divided among files, names given to these. Raises OptionError, OutputError."""
     keys = options.metadata_edits.apply(keys)
     values = {key.name: key.value for key in keys}
-    path = target_path(options.outfile, str(values.get("general.name") or source.stem), type_name)
+    path = target_path(options.outfile, _name(values.get("general.name")) or source.stem, type_name)
     parts = divide(tensors, options.limits)
     if not any(parts) and not any(name.startswith("tokenizer.") for name in values):
         raise OptionError(f"{source}: there is nothing to write")
@@ -86,3 +86,8 @@ def _protected(source: Path, options: ConvertOptions) -> list[Path]:
     if source.is_file():
         beside += [path for path in source.parent.iterdir() if path.suffix in (".json", ".model", ".jinja")]
     return [path for path in beside if path.is_file() and not GGUF_FILE.recognise(path)]
+
+
+def _name(value: object) -> str:
+    """Strings of a GGUF file come as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")

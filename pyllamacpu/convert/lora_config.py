@@ -141,7 +141,7 @@ def _mlx_scaling(config: Fields) -> Scaling:
     if not isinstance(parameters, dict):
         raise config.error("lora_parameters", parameters, "must be an object")
     inner = Fields(config.path, parameters, "lora_parameters.")
-    inner.only(words("rank alpha scale dropout keys"))
+    inner.only(words("rank alpha scale dropout keys"), ignorable=False)
     return Scaling(0.0, factor=inner.real("scale"))
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyllamacpu.gguf.types import TensorType
 
 T = TensorType
+_LARGEST_HALF = 0x7BFF  # 65504
 _HALF_EXPONENT, _BFLOAT_EXPONENT = 0x7C00, 0x7F80  # all ones: infinity or NaN
 
 _SCALES: dict[TensorType, tuple[int, ...]] = {  # bytes from the begin of a block, of its 16-bit floats
@@ -57,6 +58,13 @@ def stored_finite(stored: npt.NDArray[Any], kind: TensorType) -> bool | None:
         _any_exponent(np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2"), _HALF_EXPONENT)
         for at in _SCALES[kind]
     )
+
+
+def saturated(blocks: npt.NDArray[np.uint8], kind: TensorType) -> bool:
+    """Whether a block's scale is the largest 16-bit float: its values were too large for the type."""
+    rows = blocks.reshape(-1, kind.block_bytes)
+    halves = (np.ascontiguousarray(rows[:, at : at + 2]).view("<u2") for at in _SCALES.get(kind, ()))
+    return any(bool((half & np.uint16(0x7FFF) >= _LARGEST_HALF).any()) for half in halves)
 
 
 def _any_exponent(halves: npt.NDArray[Any], exponent: int) -> bool:

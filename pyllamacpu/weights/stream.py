@@ -19,7 +19,7 @@ from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.weights.blocks import quantize
-from pyllamacpu.weights.finite import stored_finite
+from pyllamacpu.weights.finite import saturated, stored_finite
 from pyllamacpu.weights.lazy_ops import reshape
 from pyllamacpu.weights.lazy_tensor import LazyTensor
 
@@ -163,10 +163,12 @@ def _encode(job: _Job) -> Bytes:
     if kind == TensorType.F16:
         _check_half(job, values)
     try:
-        return _flat(quantize(values.reshape(-1, tensor.shape[-1]), kind, job.importance, threads=1))
+        found = _flat(quantize(values.reshape(-1, tensor.shape[-1]), kind, job.importance, threads=1))
     except ModelError:
         _refuse(job, values)
         raise
+    _check_scales(job, values, found)
+    return found
 
 
 def _flat(array: npt.NDArray[Any]) -> Bytes:
@@ -188,6 +190,15 @@ def _check_half(job: _Job, values: Floats) -> None:
     if values.size and max(float(values.max()), -float(values.min())) >= _OVERFLOWS_F16:
         too_large = np.isfinite(values) & (np.abs(values) >= _OVERFLOWS_F16)
         _refuse_where(too_large, job, values, f"F16 ends at {_MAX_F16:g}; choose BF16 or F32")
+
+
+def _check_scales(job: _Job, values: Floats, blocks: Bytes) -> None:
+    """Raises CheckpointError where values are too large for the 16-bit scales of a block."""
+    kind = job.tensor.kind
+    largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+    if largest >= _MAX_F16 and saturated(blocks, kind):
+        reason = f"the scales of {kind.name} end at {_MAX_F16:g}; choose BF16 or F32"
+        _refuse_where(np.abs(values) == np.float32(largest), job, values, reason)
 
 
 def _refuse(job: _Job, values: Floats) -> None:

@@ -61,8 +61,9 @@ class Fields:
             raise self.error(key, value, "must be true or false")
         return bool(value)
 
-    def only(self, known: Iterable[str], allowed: Iterable[str] = ()) -> None:
+    def only(self, known: Iterable[str], allowed: Iterable[str] = (), ignorable: bool = True) -> None:
         """Raises CheckpointError that names the keys that could change the result and are not understood.
+        `ignorable`: --ignore-config reaches these keys.
 
         Keys that are off (null, false, empty) change nothing; names with a leading underscore are a library's
         own.
@@ -76,12 +77,9 @@ class Fields:
             and not any(value is x or (value == x and type(value) is type(x)) for x in _NOTHING)
         ]
         if unknown:
-            raise CheckpointError(
-                self.path,
-                f"has keys that are not understood and could change the result: {', '.join(unknown)}; if "
-                f"they "
-                "change nothing, say so with --ignore-config KEY",
-            )
+            way_out = "; if they change nothing, say so with --ignore-config KEY" if ignorable else ""
+            said = "has keys that are not understood and could change the result: " + ", ".join(unknown)
+            raise CheckpointError(self.path, said + way_out)
 
 
 def words(text: str) -> frozenset[str]:

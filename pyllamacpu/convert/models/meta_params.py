@@ -69,7 +69,7 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
     GGUF files do not state.
     """
     experts = Fields(params.path, params.get("moe_args") or {}, "moe_args.")
-    experts.only(_EXPERTS)
+    experts.only(_EXPERTS, ignorable=False)
     n_experts = max(0, int(experts.real("num_experts", 0)))
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0
     roped_only = params.get("nope_layer_interval") is None

@@ -96,7 +96,7 @@ def read_rope(config: Fields, n_ctx: int, default_theta: float = 10000.0) -> tup
     if kind not in _FIELDS:
         known = ", ".join(sorted(_FIELDS))
         raise given.error("rope_type", name, f"GGUF files can state {known}")
-    given.only({*_COMMON, *_FIELDS[kind]})
+    given.only({*_COMMON, *_FIELDS[kind]}, ignorable=False)
     if kind == "none":
         return Rope(theta), n_ctx
     outer = config.whole("original_max_position_embeddings", 0)
@@ -118,6 +118,9 @@ def read_rope(config: Fields, n_ctx: int, default_theta: float = 10000.0) -> tup
 
 def _parameters(config: Fields) -> Fields:
     """The scaling's fields: `rope_parameters` (transformers 5) or `rope_scaling` (before)."""
+    both = [config.get(key) for key in ("rope_parameters", "rope_scaling")]
+    if all(both) and _meaning(both[0]) != _meaning(both[1]):
+        raise config.error("rope_scaling", both[1], f"rope_parameters says otherwise: {both[0]}; keep one")
     for key in ("rope_parameters", "rope_scaling"):
         value = config.get(key)
         if not value:
@@ -131,6 +134,15 @@ def _parameters(config: Fields) -> Fields:
             )
         return Fields(config.path, inner, f"{key}.")
     return Fields(config.path, {}, "rope_parameters.")
+
+
+def _meaning(value: object) -> object:
+    """Of a scaling, what its two spellings share; the base of the rope may be outside."""
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("rope_type") or value.get("type") or "default"
+    rest = {k: v for k, v in value.items() if k not in ("type", "rope_type", "rope_theta") and v is not None}
+    return {"rope_type": kind, **rest}
 
 
 def _dynamic(given: Fields, theta: float, original: int) -> Rope:
