@@ -120,8 +120,13 @@ def test_the_servers_own_words() -> None:
     args, ignored = translated("serve", *line.split())
     assert args == ["-m", "a.gguf", "-c", "4096", "-np", "4", "--port", "8080", "--metrics"]
     assert ignored == ["-ngl 99", "-fa", "-cb", "--jinja", "-b 2048", "--slots"]
-    with pytest.raises(click.UsageError, match="give it in each request"):
-        translated("serve", "--temp", "0")
+    assert translated("serve", "--temp", "0", "-n", "9", "-ngl", "1") == ([], ["-ngl 1"])
+    command = cli.get_command(click.Context(cli), "serve")
+    assert command is not None
+    made = translate(command, "serve", ["--temp", "0", "-fa"], click.Context(command, info_name="serve"))
+    assert made.note() == (
+        "note: -fa has no meaning here and is ignored; --temp 0: ignored, each request says that itself"
+    )
 
 
 def test_every_option_of_a_command_goes_through() -> None:

@@ -115,6 +115,47 @@ _IGNORED = """
 -ctkd --cache-type-k-draft --spec-draft-type-k TYPE
 -ctvd --cache-type-v-draft --spec-draft-type-v TYPE
 -md --model-draft --spec-draft-model FILE
+-Cd --cpu-mask-draft --spec-draft-cpu-mask M
+-Crd --cpu-range-draft --spec-draft-cpu-range RANGE
+-otd --override-tensor-draft --spec-draft-override-tensor LIST
+-cmoed --cpu-moe-draft --spec-draft-cpu-moe
+-ncmoed --n-cpu-moe-draft --spec-draft-n-cpu-moe N
+-lcs --lookup-cache-static FILE
+-lcd --lookup-cache-dynamic FILE
+--spec-default
+--spec-draft-prio --prio-draft N
+--spec-draft-poll --poll-draft N
+--spec-ngram-mod-n-min N
+--spec-ngram-mod-n-max N
+--spec-ngram-mod-n-match N
+--spec-ngram-simple-size-n N
+--spec-ngram-simple-size-m N
+--spec-ngram-simple-min-hits N
+--prompt-cache FILE
+--prompt-cache-all
+--prompt-cache-ro
+--cache-idle-slots
+--no-cache-idle-slots
+-cms --checkpoint-min-step N
+--kv-unified-per-slot N
+--reasoning-format FORMAT
+-rea --reasoning [on|off|auto]
+--reasoning-budget N
+--reasoning-budget-message TEXT
+--reasoning-effort LEVEL
+--reasoning-preserve
+--no-reasoning-preserve
+--skip-chat-parsing
+--no-skip-chat-parsing
+--mmproj-auto
+--no-mmproj-auto
+--mmproj-offload
+--no-mmproj-offload
+-mmdev --mmproj-device DEVICE
+--image-min-tokens N
+--image-max-tokens N
+--log-prompts-dir FOLDER
+--no-webui
 -hfd -hfrd --hf-repo-draft --spec-draft-hf REPO
 -ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl N
 -devd --device-draft LIST
@@ -154,12 +195,15 @@ _IGNORED_OF = {
 --webui
 --no-webui
 --threads-http N
+--slot-save-path FOLDER
+--sse-ping-interval N
+--reuse-port
 -to --timeout N
 -sps --slot-prompt-similarity N
 --sleep-idle-seconds N
 """,
 }
-_IGNORED_OF["quantize"] = "--nthreads N"
+_IGNORED_OF["quantize"] = "--nthreads N\n--keep-bpw-state\n--bpw-state FILE"
 
 _RENAMED = {
     "--chat-template-file": "--chat-template",
@@ -183,7 +227,24 @@ _REFUSED = {
     "--json-schema-file": "constrained output is not there yet",
     "-mm": "images are not there yet",
     "--mmproj": "images are not there yet",
+    "-mmu": "images are not there yet",
+    "--mmproj-url": "images are not there yet",
     "--image": "images are not there yet",
+    "--audio": "sound is not supported",
+    "--video": "images are not there yet",
+    "--control-vector-layer-range": "control vectors are not supported",
+    "--chat-template-kwargs": "variables of templates are not there yet",
+    "-gan": "self-extend is not supported; take a model with a longer context",
+    "--grp-attn-n": "self-extend is not supported; take a model with a longer context",
+    "-dr": "models come from the hub: -hf user/repo:quant",
+    "--docker-repo": "models come from the hub: -hf user/repo:quant",
+    "--yarn-orig-ctx": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--yarn-ext-factor": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--yarn-attn-factor": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--yarn-beta-slow": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--yarn-beta-fast": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
+    "--ssl-key-file": "put a proxy with TLS in front of the server",
+    "--ssl-cert-file": "put a proxy with TLS in front of the server",
     "--in-prefix": "use a chat template (`chat --chat-template`) instead",
     "--in-suffix": "use a chat template (`chat --chat-template`) instead",
     "--rope-scaling": "the file's own rope settings are used; edit them with `pyllamacpu convert`",
@@ -192,6 +253,11 @@ _REFUSED = {
     "--rope-freq-scale": "set it from Python (`rope_freq_scale`)",
     "--override-kv": "edit the file's metadata with `pyllamacpu convert` or `quantize --override-kv`",
     "--list-devices": "the one device is the CPU: see `pyllamacpu doctor`",
+    "--pooling": "`Llama(pooling_type=…)` in Python has it",
+    "--rerank": "reranking is not there yet",
+    "--reranking": "reranking is not there yet",
+    "--show-statistics": "statistics of an importance matrix are not there yet",
+    "--no-importance": "leave --imatrix out instead",
     "--no-jinja": "prompts are always made by the file's template, or a format by name (--chat-template)",
 }
 _PROGRAMS = {
@@ -211,30 +277,23 @@ _OTHER_COMMAND = {
     "chat": (("-no-cnv", "--no-conversation"), "complete"),
     "complete": (("-cnv", "--conversation"), "chat"),
 }
-_IN_REQUESTS = frozenset(
-    [
-        "-n",
-        "--predict",
-        "--n-predict",
-        "-s",
-        "--seed",
-        "--temp",
-        "--temperature",
-        "--top-k",
-        "--top-p",
-        "--min-p",
-        "--repeat-penalty",
-        "--repeat-last-n",
-        "--presence-penalty",
-        "--frequency-penalty",
-        "--samplers",
-        "--ignore-eos",
-        "-l",
-        "--logit-bias",
-        "-r",
-        "--reverse-prompt",
-    ]
-)
+# Defaults of llama-server's requests, which are no options of our server.
+_IN_REQUESTS = """
+-n --predict --n-predict N
+-s --seed N
+--temp --temperature N
+--top-k N
+--top-p N
+--min-p N
+--repeat-penalty N
+--repeat-last-n N
+--presence-penalty N
+--frequency-penalty N
+--samplers LIST
+--ignore-eos
+-l --logit-bias BIAS
+-r --reverse-prompt TEXT
+"""
 _IGNORED_OF["chat"] = "-cnv --conversation"
 _IGNORED_OF["complete"] += "\n-no-cnv --no-conversation"
 
@@ -262,6 +321,7 @@ def _table(text: str) -> dict[str, _Foreign]:
 
 _EVERYWHERE = _table(_IGNORED)
 _PER_COMMAND = {name: _table(text) for name, text in _IGNORED_OF.items()}
+_PER_REQUEST = {"serve": _table(_IN_REQUESTS)}
 
 
 @dataclass
@@ -270,15 +330,18 @@ class Translation:
 
     args: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
+    in_requests: list[str] = field(default_factory=list)  # left out too: a request says them
     runs: str | None = None  # the command, when it is another than the one that was typed
 
     def note(self) -> str | None:
         """One sentence about what was left out."""
-        if not self.ignored:
-            return None
-        verb = "has no meaning here and is" if len(self.ignored) == 1 else "have no meaning here and are"
-        other = f"this line is for `pyllamacpu {self.runs}`; " if self.runs else ""
-        return f"note: {other}{', '.join(dict.fromkeys(self.ignored))} {verb} ignored"
+        parts = [f"this line is for `pyllamacpu {self.runs}`"] if self.runs and self.ignored else []
+        if self.ignored:
+            verb = "has no meaning here and is" if len(self.ignored) == 1 else "have no meaning here and are"
+            parts.append(f"{', '.join(dict.fromkeys(self.ignored))} {verb} ignored")
+        if self.in_requests:
+            parts.append(f"{', '.join(self.in_requests)}: ignored, each request says that itself")
+        return f"note: {'; '.join(parts)}" if parts else None
 
 
 def command_for(name: str, args: Sequence[str]) -> str:
@@ -286,13 +349,6 @@ def command_for(name: str, args: Sequence[str]) -> str:
     name = _PROGRAMS.get(name, name)
     options, other = _OTHER_COMMAND.get(name, ((), name))
     return other if any(arg in options for arg in args) else name
-
-
-def refusal(command: str, name: str) -> str | None:
-    """Why an option is an error instead of being left out: it would change the result."""
-    if command == "serve" and name in _IN_REQUESTS:
-        return "give it in each request"
-    return _REFUSED.get(name)
 
 
 def translate(command: click.Command, name: str, args: Sequence[str], context: click.Context) -> Translation:
@@ -306,12 +362,13 @@ class _Translator:
     def __init__(
         self, command: click.Command, name: str, args: Sequence[str], context: click.Context
     ) -> None:
-        self.context, self.name = context, name
+        self.context = context
         self.own: dict[str, click.Option] = {}
         for parameter in command.get_params(context):
             if isinstance(parameter, click.Option):
                 self.own.update(dict.fromkeys([*parameter.opts, *parameter.secondary_opts], parameter))
-        self.foreign = _EVERYWHERE | _PER_COMMAND.get(name, {})
+        self.per_request = _PER_REQUEST.get(name, {})
+        self.foreign = _EVERYWHERE | _PER_COMMAND.get(name, {}) | self.per_request
         self.rest = list(args)
         self.result = Translation()
         self.repo: str | None = None
@@ -375,8 +432,8 @@ class _Translator:
         return values[0]
 
     def _not_own(self, arg: str, name: str, given: list[str]) -> None:
-        if reason := refusal(self.name, name):
-            raise click.UsageError(f"{name} would change the result: {reason}", ctx=self.context)
+        if reason := _REFUSED.get(name):  # it would change the result
+            raise click.UsageError(f"{name} is not supported: {reason}", ctx=self.context)
         if name in _REPO and "--model" in self.own:
             self.repo = self._value(name, given)
         elif name in _HUB_FILE and "--model" in self.own:
@@ -399,4 +456,5 @@ class _Translator:
         values = given or self._values(foreign.n_values)
         if not values and self.rest and self.rest[0].lower() in foreign.optional:
             values = self._values(1)
-        self.result.ignored.append(" ".join([name, *values]))
+        left_out = self.result.in_requests if name in self.per_request else self.result.ignored
+        left_out.append(" ".join([name, *values]))
