@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Llama": "pyllamacpu.api.llama",
+    "LlamaGrammar": "pyllamacpu.api.grammar",
     "LlamaState": "pyllamacpu.api.state",
     "LogitsProcessorList": "pyllamacpu.api.compat",
     "StoppingCriteriaList": "pyllamacpu.api.compat",
@@ -23,6 +24,7 @@ _HOMES = {
 
 __all__ = [
     "Llama",
+    "LlamaGrammar",
     "LlamaState",
     "LogitsProcessorList",
     "PyllamacpuError",
@@ -33,6 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pyllamacpu.api.compat import LogitsProcessorList, StoppingCriteriaList
+    from pyllamacpu.api.grammar import LlamaGrammar
     from pyllamacpu.api.llama import Llama
     from pyllamacpu.api.state import LlamaState
     from pyllamacpu.errors import PyllamacpuError

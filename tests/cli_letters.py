@@ -94,6 +94,7 @@ class LetterLlama:
         on_prompt: Any,
         end_tokens: Iterable[int] = (),
         stop_loops: bool = False,
+        grammar: Any = None,
     ) -> Iterator[Piece]:
         self.calls.append((tokens, options, max_tokens, stop))
         self.loops = stop_loops

@@ -71,7 +71,7 @@ def test_the_near_spelling_is_offered(run: Run) -> None:  # noqa: F811
     ("name", "line"),
     [
         ("chat", "--lora a.gguf"),
-        ("complete", "--grammar-file g"),
+        ("complete", "--mmproj g"),
         ("chat", "--rope-scale 4"),
         ("bench", "--list-devices"),
     ],

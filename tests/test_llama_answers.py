@@ -209,12 +209,6 @@ def test_options_without_effect_are_told_of(llm: Llama) -> None:
         llm("a", max_tokens=1, top_k=7, mirostat_mode=2)
 
 
-@pytest.mark.parametrize("options", [{"grammar": object()}])
-def test_constrained_completions_are_refused(llm: Llama, options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="not supported yet"):
-        llm("a", **options)
-
-
 # Chat
 
 HELLO = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
@@ -270,18 +264,14 @@ def test_tools_reach_the_template(llm: Llama) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
-        {"grammar": object()},
         {"tools": [{}], "tool_choice": "required"},
         {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"functions": [{}], "function_call": {"name": "f"}},
     ],
 )
-def test_constrained_chats_are_refused(llm: Llama, options: dict[str, Any]) -> None:
+def test_forced_tools_are_refused(llm: Llama, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="not supported yet"):
         chat(llm, **options)
-    assert chat(llm, response_format={"type": "text"})["choices"]
 
 
 @pytest.mark.parametrize(

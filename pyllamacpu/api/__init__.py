@@ -25,8 +25,11 @@ What is good to know:
 - `embed` gives the mean of a text's final states unless `pooling_type` says otherwise (0 none, 2 first, 3
   last). A text longer than the context is an error unless `truncate=True`.
 - Options about GPUs, mmap, NUMA and the like are accepted; one that asks for something that will not
-  happen is reported by a `UserWarning`, once. Constrained output (`grammar`, `response_format`, a forced
-  tool), LoRA adapters and `kv_overrides` raise `OptionError`: they are not supported yet.
+  happen is reported by a `UserWarning`, once. A forced tool, LoRA
+  adapters and `kv_overrides` raise `OptionError`: they are not supported yet.
+- `grammar=LlamaGrammar...` (GBNF, Lark, a JSON schema, a regular expression, a choice) and `response_format`
+  give an answer its form. What cannot be enforced is an `OptionError`; an answer that reached `max_tokens`
+  has the finish reason "length", and is not whole.
 - All errors are classes of `pyllamacpu.errors` under `PyllamacpuError`; those about arguments are
   `ValueError`s too.
 """

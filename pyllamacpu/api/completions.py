@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.compat import LlamaTokenizer, as_tuple, warn_once
+from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import (
     check_messages,
     chosen_tools,
     infill_prompt,
-    refuse_grammar,
     stop_token_ids,
     text_prompt,
     warn_retired,
@@ -31,6 +31,7 @@ from pyllamacpu.engine.generate import (
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
@@ -101,6 +102,7 @@ class Completions(Tokens):
         stopping_criteria: Sequence[Callable[..., bool]] = (),
         end_tokens: Iterable[int] = (),
         stop_loops: bool = False,
+        grammar: Grammar | None = None,
         ahead: int | None = STREAMED_AHEAD,
     ) -> Iterator[TextEvent]:
         """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
@@ -108,6 +110,7 @@ class Completions(Tokens):
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
         holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
+        `grammar`: the form that the answer must have; it ends with it.
         `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
         any number. The arguments are checked at once, the work begins with the first event.
         """
@@ -121,6 +124,7 @@ class Completions(Tokens):
             criteria=tuple(stopping_criteria),
             end_tokens=frozenset(end_tokens),
             stop_loops=stop_loops,
+            grammar=self.compiled(grammar),
         )
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")
@@ -167,14 +171,13 @@ class Completions(Tokens):
                 appended.
             max_tokens: None, 0 and less mean as many as the context holds.
             logprobs: give the log-probability of each token, and this many alternatives.
-            echo: begin the answer with the prompt.
-            stop: strings that end the answer and are not part of it.
+            echo, stop: begin the answer with the prompt; strings that end it and are not part of it.
+            grammar: a `LlamaGrammar` that the answer must fit.
             seed: the same seed gives the same tokens; None draws one from the seed of the object.
             sampling: any other field of `SamplingOptions`, such as dry_multiplier or samplers.
 
         Raises ContextError for a prompt that leaves no room for an answer, OptionError, TokenizerError.
         """
-        refuse_grammar(grammar)
         warn_retired(tfs_z)
         options = self._options("create_completion", sampling, self._next_seed() if seed is None else seed)
         tokenizer = self._text()
@@ -196,6 +199,7 @@ class Completions(Tokens):
             logits_processors=as_tuple(logits_processor),
             logprobs=logprobs,
             stopping_criteria=as_tuple(stopping_criteria),
+            grammar=chosen_grammar(grammar),
             ahead=STREAMED_AHEAD if stream else None,
         )
         return self._answer(plan, events, stream, responses.whole_completion, responses.completion_chunks)
@@ -237,13 +241,13 @@ class Completions(Tokens):
 
         The prompt is made by the model's chat template, which is also given `tools`; what the model says
         about them comes as text. `messages` are dicts with `role` and `content` (text, or a list of text
-        parts). Other arguments are those of `create_completion`. Raises TemplateError when the template
-        refuses the messages, OptionError for constrained output (grammar, response_format, a forced tool),
-        which is not supported yet.
+        parts). `response_format` is OpenAI's: JSON, or JSON of a schema. Other arguments are those of
+        `create_completion`. Raises TemplateError when the template refuses the messages, OptionError for a
+        form that cannot be enforced, and for a forced tool, which is not supported yet.
         """
         if self.chat_handler is not None:
             return self.chat_handler(llama=self, **_handler_arguments(locals()))
-        refuse_grammar(grammar, response_format)
+        form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
@@ -259,6 +263,7 @@ class Completions(Tokens):
             logits_processors=as_tuple(logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
+            grammar=form,
             ahead=STREAMED_AHEAD if stream else None,
         )
         writer = None if n_top is None else LogprobWriter(tokenizer, 0)

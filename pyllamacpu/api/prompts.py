@@ -10,7 +10,7 @@ from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
-_NO_GRAMMAR = "constrained output is not supported yet; leave it out"
+_NO_TOOLS = "forced tools are not supported yet; leave it out"
 
 
 def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int) -> list[int]:
@@ -95,17 +95,8 @@ def chosen_tools(
         tools = [{"type": "function", "function": function} for function in functions]
         tool_choice = function_call
     if tool_choice not in (None, "auto", "none"):
-        raise OptionError(f"tool_choice={tool_choice!r}: {_NO_GRAMMAR}")
+        raise OptionError(f"tool_choice={tool_choice!r}: {_NO_TOOLS}")
     return None if not tools or tool_choice == "none" else list(tools)
-
-
-def refuse_grammar(grammar: Any, response_format: Any = None) -> None:
-    """Raises OptionError when the answer is to be constrained: that must not be ignored silently."""
-    if grammar is not None:
-        raise OptionError(f"grammar: {_NO_GRAMMAR}")
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else response_format
-    if kind not in (None, "text"):
-        raise OptionError(f"response_format={kind!r}: {_NO_GRAMMAR}")
 
 
 def warn_retired(tfs_z: float, penalize_nl: bool = True) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.api.compat import as_tuple
+from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.loading import LoadedModel
-from pyllamacpu.api.prompts import refuse_grammar, warn_retired
+from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
 from pyllamacpu.api.state import LlamaState, check_state
 from pyllamacpu.engine.driver import Driver, Stream
@@ -23,9 +24,10 @@ from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
-from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.limits import memory_usable
+from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -86,6 +88,7 @@ class Tokens:
         self._busy = Busy()
         self._stream: Stream | None = None  # the request that works on the session, or did
         self._step_sampler = StepSampler()
+        self._grammars: GrammarCompiler | None = None
         self.set_seed(seed)
         if parts.engine is not None:
             parts.engine.cache.limit_bytes = kv_bytes or default_kv_bytes(parts.engine)
@@ -265,7 +268,8 @@ class Tokens:
         Calls with the same options continue one series of random numbers. `sampling` takes any other field of
         SamplingOptions. Raises OptionError when nothing was evaluated.
         """
-        refuse_grammar(grammar)
+        if grammar is not None:
+            raise OptionError("grammar: a single token has no form; give it to generate() or a completion")
         warn_retired(tfs_z, penalize_nl)
         options = self._options("sample", sampling, self._seed)
         with self._busy:
@@ -305,10 +309,10 @@ class Tokens:
         """Yields token ids to follow `tokens`, without end: end tokens are yielded like others.
 
         With `reset` the sequence becomes `tokens` (a common prefix is reused), otherwise they are put behind
-        it. Ids given to the generator's `send` are put behind the token that was yielded last. Raises
-        ContextError when the context is full.
+        it. Ids given to the generator's `send` are put behind the token that was yielded last. With a
+        `grammar` it ends with the form. Raises ContextError when the context is full, OptionError.
         """
-        refuse_grammar(grammar)
+        form = self.compiled(chosen_grammar(grammar))
         warn_retired(tfs_z, penalize_nl)
         options = self._options("generate", sampling, self._seed)
         ids = check_tokens(tokens, self.engine.n_vocab)
@@ -318,6 +322,7 @@ class Tokens:
             processors=as_tuple(logits_processor),
             criteria=as_tuple(stopping_criteria),
             endless=True,
+            grammar=form,
         )
         return self._generate(request, reset)
 
@@ -351,6 +356,16 @@ class Tokens:
                     return
         finally:
             stream.close()
+
+    def compiled(self, grammar: Grammar | None) -> CompiledGrammar | None:
+        """`grammar` for this vocabulary. Raises OptionError for what cannot be enforced."""
+        if grammar is None:
+            return None
+        if self.tokenizer is None:
+            raise TokenizerError("this model has no tokenizer: its answers cannot be given a form")
+        if self._grammars is None:
+            self._grammars = GrammarCompiler(self.tokenizer)
+        return self._grammars.compile(grammar)
 
     # Seeds and options
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 )
 @click.option("--markdown", is_flag=True, help="On a terminal, draw answers as Markdown.")
 @sampling_options
+@grammar_options
 @click.pass_context
 def chat(context: click.Context, /, **parameters: Any) -> None:
     """Talk to a model.
@@ -76,7 +78,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
     own = _own_sampling(choice, parameters, interactive)
     unchosen = unchosen_options(own, parameters)
-    sampling = take_sampling(parameters, own)
+    sampling, parameters["form"] = take_sampling(parameters, own), take_grammar(parameters)
     message = _first_message(parameters, interactive)
     if interactive and parameters["show_timings"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
@@ -157,6 +159,8 @@ def _session(
         stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),
         inputs=_inputs(engine.llm.model_path, choice, parameters),
     )
+    engine.form = parameters["form"]
+    session.has_form = engine.form is not None
     session.show_timings = parameters["show_timings"]
     return session
 

@@ -13,6 +13,7 @@ from pyllamacpu.errors import ModelError
 if TYPE_CHECKING:
     from pyllamacpu import Llama
     from pyllamacpu.cli.session import OnPrompt
+    from pyllamacpu.sampling.grammar import Grammar
     from pyllamacpu.sampling.options import SamplingOptions
     from pyllamacpu.text import Tokenizer
 
@@ -42,6 +43,7 @@ class ChatEngine:
         assert llm.template is not None  # there is one wherever there is a tokenizer
         self.template = llm.template
         self.stop_loops = True
+        self.form: Grammar | None = None  # that answers must have
 
     @property
     def warning(self) -> str | None:
@@ -96,4 +98,5 @@ class ChatEngine:
             on_prompt,
             end_tokens=ends,
             stop_loops=self.stop_loops,
+            grammar=self.form,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.chat_engine import tokenizer_of, without_end
+from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
 from pyllamacpu.cli.options import (
     ModelChoice,
     model_options,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--perf/--no-perf", default=False, help="Say on stderr how fast it was.")
 @sampling_options
+@grammar_options
 def complete(**parameters: Any) -> None:
     """Continue a text as it stands, without a chat format.
 
@@ -44,6 +46,7 @@ def complete(**parameters: Any) -> None:
     \b
     Examples:
       pyllamacpu complete -p "The capital of France is" -n 40 --temp 0
+      pyllamacpu complete -p "A colour:" --grammar 'root ::= " red" | " blue"'
       pyllamacpu complete -m model.gguf -f story.txt -n 200 --no-display-prompt
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
@@ -51,7 +54,7 @@ def complete(**parameters: Any) -> None:
         parameters["stop_loops"] = not ignore_eos
     if parameters["perf"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
-    sampling = take_sampling(parameters)
+    sampling, parameters["form"] = take_sampling(parameters), take_grammar(parameters)
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
     if not prompt:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")
@@ -99,6 +102,7 @@ def _continue(
         stop,
         screen.on_prompt,
         stop_loops=parameters["stop_loops"],
+        grammar=parameters["form"],
     )
     if parameters["display_prompt"]:
         screen.text(prompt.decode("utf-8", "replace"))

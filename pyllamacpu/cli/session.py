@@ -170,6 +170,7 @@ class ChatSession:
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
         self.turns: list[Turn] = []
+        self.has_form = False  # answers are made to fit a grammar
         self.show_timings = True  # a line with the speed behind each answer
         self.unchosen: frozenset[str] = frozenset()  # sampling options that the model brought along
         self.n_dropped = 0  # of the oldest turns, which the prompt no longer has
@@ -245,6 +246,8 @@ class ChatSession:
     def _generate(self, answer: _Answer, on_prompt: OnPrompt | None) -> Iterator[Event]:
         """Stream the answer; when the context fills up meanwhile, drop turns and go on where it stopped."""
         while True:
+            if self.has_form and answer.tokens:
+                raise OptionError("an answer with a grammar or a schema cannot be gone on with")
             before = self.n_dropped
             prompt = self._fit(answer)
             if dropped := self.n_dropped - before:

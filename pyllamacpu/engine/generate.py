@@ -15,7 +15,9 @@ import numpy.typing as npt
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.sampling.grammar import CompiledGrammar
 from pyllamacpu.sampling.loops import LoopDetector
+from pyllamacpu.sampling.rows import Mask
 from pyllamacpu.sampling.sampler import LogitsProcessor, Sampler, SamplingOptions, TokenLogprobs, top_logprobs
 from pyllamacpu.sampling.stop import StopMatcher
 from pyllamacpu.text.stream import StreamDecoder
@@ -85,6 +87,7 @@ class Request:
     stop_loops: bool = False  # end the answer, with the reason "loop", when a passage repeats again and again
     endless: bool = False  # tokens without text or end, until the context is full: then a ContextError
     progress: bool = False  # events tell how much of the prompt is read
+    grammar: CompiledGrammar | None = None  # the form of the answer, which ends when nothing can follow
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
 
 
@@ -283,8 +286,9 @@ class Generation:
         self._has_text = tokenizer is not None and not request.endless
         self._decoder = TextDecoder(None if request.endless else tokenizer, request.stop)
         self._ends = request.end_tokens
-        if tokenizer is not None and not request.endless:
+        if tokenizer is not None and (not request.endless or request.grammar is not None):
             self._ends |= tokenizer.eog
+        self._constraint = None if request.grammar is None else request.grammar.start()
         self._loops = LoopDetector() if request.stop_loops else None
         self._history = _History(request.prompt)
         self._pending = _Pending()
@@ -313,11 +317,17 @@ class Generation:
                 self.reason = "stop"
         return self.reason is not None
 
+    def mask(self) -> Mask | None:
+        """The tokens that may come next; None: any. Raises OptionError when the grammar gives up."""
+        return None if self._constraint is None else self._constraint.mask()
+
     def take(self, token: int, logits: Logits) -> TextEvent | None:
         """The next token was chosen from `logits` (n_vocab,): the event that it completes."""
         if token in self._ends:
             self.reason = "stop"
             return None
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self.n_generated += 1
         self._pending.tokens.append(token)
         if self._request.logprobs is not None:
@@ -328,7 +338,9 @@ class Generation:
             return None
         self.sampler.accept(token)
         self.history.append(token)
-        if self.n_generated == self._limit:
+        if self._constraint is not None and self._constraint.is_complete:
+            self.reason = "stop"
+        elif self.n_generated == self._limit:
             self.reason = "length"
         elif self._loops is not None and self._loops.push(token):
             self.reason = "loop"

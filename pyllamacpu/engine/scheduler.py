@@ -24,7 +24,7 @@ from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError
-from pyllamacpu.sampling.rows import sample_rows
+from pyllamacpu.sampling.rows import Mask, sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
 
 ITL_TARGET = 0.1  # seconds between two tokens of an answer, while prompts are read beside it
@@ -378,25 +378,25 @@ class Scheduler:
     def _sample(self, handles: list[Handle]) -> None:
         """Chooses the next token of each from its row of logits."""
         self._take_chosen()
-        rest: list[Handle] = []
+        masks: dict[Handle, Mask | None] = {}  # of those that go on
         for handle in handles:
             generation = _generation(handle)
-            try:
-                ended = handle._row is not None and generation.must_end(self._row_of(handle))
-            except Exception as error:  # a criterion's own
-                self._fail(handle, error)
+            if handle._row is None:
                 continue
-            if ended:
-                self._finish(handle)
-            elif handle._row is not None:
-                rest.append(handle)
-        if not rest:
+            try:
+                if generation.must_end(self._row_of(handle)):
+                    self._finish(handle)
+                else:
+                    masks[handle] = generation.mask()
+            except Exception as error:  # a criterion's own, or a grammar's
+                self._fail(handle, error)
+        if not masks:
             return
-        rows = [h._row for h in rest if h._row is not None]
-        samplers = [_generation(h).sampler for h in rest]
+        rows = [h._row for h in masks if h._row is not None]
+        samplers = [_generation(h).sampler for h in masks]
         with self.engine.exclusive():
-            tokens = sample_rows(self.engine.pool, samplers, self._logits, rows)
-        self._chosen.extend(zip(rest, tokens, strict=True))
+            tokens = sample_rows(self.engine.pool, samplers, self._logits, rows, list(masks.values()))
+        self._chosen.extend(zip(masks, tokens, strict=True))
         self._take_chosen()
 
     def _take_chosen(self) -> None:

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.constraints import anthropic_grammar
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, prompt_ids
@@ -61,6 +62,7 @@ async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         chat = _chat(fields)
+        fields.ignore("output_config", "output_format")
         fields.finish(strict)
         ids = await service.off_loop(prompt_ids, model, chat)
         return http.json_response({"input_tokens": len(ids)})
@@ -77,6 +79,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         make(fields, read_options(fields, _SAMPLING), model.engine.n_vocab),
         max_tokens=limit,
         stop=fields.strings("stop_sequences"),
+        grammar=anthropic_grammar(fields),
     )
 
 
@@ -87,8 +90,6 @@ def _chat(fields: Fields) -> Chat:
     fields.refuse("thinking", "the model does not think aloud", {"type": "disabled"})
     fields.refuse("mcp_servers", "is not supported", [])
     fields.refuse("container", "is not supported")
-    fields.refuse("output_config", "is not supported")
-    fields.refuse("output_format", "is not supported")
     system = fields.raw("system")
     values = fields.items("messages")
     if not values:

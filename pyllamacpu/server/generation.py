@@ -19,6 +19,7 @@ from pyllamacpu.api.prompts import infill_prompt, stop_token_ids, text_prompt
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
@@ -60,6 +61,7 @@ class Generate:
     logprobs: int | None = None  # alternatives beside each token, or None
     n: int = 1  # answers to one prompt; each has the seed behind the one before it
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
 
 class Piece(NamedTuple):
@@ -253,6 +255,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         stop=(*request.stop, *(template.stop_strings if template else ())),
         logprobs=request.logprobs,
         end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
+        grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
     )
 
 

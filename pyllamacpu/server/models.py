@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, open_model
@@ -17,6 +18,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
 from pyllamacpu.errors import ContextError
 from pyllamacpu.limits import memory_usable
+from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
@@ -97,6 +99,11 @@ class Model:
         self.tokenizer  # noqa: B018 (raises)
         assert self.parts.template is not None
         return self.parts.template
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Of the model's vocabulary."""
+        return GrammarCompiler(self.tokenizer)
 
     @property
     def idle_until(self) -> float:

@@ -17,6 +17,7 @@ from pyllamacpu import __version__
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.server import http
+from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
@@ -235,6 +236,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
         stop=fields.strings("stop"),
         logprobs=n_probs or None,
         ignore_eos=fields.flag("ignore_eos"),
+        grammar=openai_grammar(fields),
     )
 
 

@@ -18,6 +18,7 @@ from fastapi.responses import Response
 
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.constraints import ollama_grammar
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
@@ -131,7 +132,6 @@ class _Endpoint:
 
     def request(self, model: Model, prompt: Chat | Text) -> Generate:
         fields = self.fields
-        fields.refuse("format", "structured output is not supported yet", "")
         fields.refuse("think", "the model does not think aloud", False)
         fields.refuse("logprobs", "is not supported", False)
         fields.ignore("top_logprobs")
@@ -147,7 +147,13 @@ class _Endpoint:
         if limit == 0:
             raise options.wrong("num_predict", "0 tokens cannot be generated; -1 is until the end")
         sampling = make(options, read_options(options, WIDE), model.engine.n_vocab)
-        request = Generate(prompt, sampling, None if limit < 0 else limit, options.strings("stop"))
+        request = Generate(
+            prompt,
+            sampling,
+            max_tokens=None if limit < 0 else limit,
+            stop=options.strings("stop"),
+            grammar=ollama_grammar(fields),
+        )
         options.finish(self.strict)
         return request
 

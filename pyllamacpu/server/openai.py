@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from pyllamacpu.api.responses import Heading, LogprobWriter
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text, prompt_ids
@@ -200,6 +201,7 @@ class _Chat(_Endpoint):
             logprobs=self.logprobs,
             n=fields.integer("n", 1, _MAX_ANSWERS) or 1,
             ignore_eos=fields.flag("ignore_eos"),
+            grammar=openai_grammar(fields),
         )
         return [request]
 
@@ -273,6 +275,7 @@ class _Completion(_Endpoint):
         n_top = 0 if self.logprobs is None and self.ranked else self.logprobs
         options = sampling(fields, model.engine.n_vocab)
         stop, ignore_eos = fields.strings("stop"), fields.flag("ignore_eos")
+        grammar = openai_grammar(fields)
         return [
             Generate(
                 Text(prompt, suffix),
@@ -282,6 +285,7 @@ class _Completion(_Endpoint):
                 logprobs=n_top,
                 n=best_of,
                 ignore_eos=ignore_eos,
+                grammar=grammar,
             )
             for prompt in prompts
         ]

@@ -1,0 +1,218 @@
+"""Answers in a given form: JSON schemas, regular expressions, choices, GBNF and Lark grammars.
+
+llguidance (https://github.com/guidance-ai/llguidance) turns a grammar into the tokens that may come next. It
+fails closed: what cannot be enforced is an OptionError before anything is generated.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.rows import Mask
+from pyllamacpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark"]
+
+_CACHED = 64  # compiled grammars of a model
+_MAX_SOURCE = 1 << 20  # characters
+# White space between the parts of JSON: without a bound a model can write it for ever.
+_JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form of an answer. `source` is the JSON text of a schema or of a list of choices, a regular
+    expression (Rust's syntax, of the whole answer), or a grammar.
+    """
+
+    kind: Kind
+    source: str
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
+        """Of a schema, or its text. Raises OptionError for text that is not JSON."""
+        try:
+            value = json.loads(schema) if isinstance(schema, str) else schema
+            if value is False or not isinstance(value, (Mapping, bool)):
+                raise ValueError("must be an object that some JSON fits")
+            return cls("json_schema", json.dumps({} if value is True else value))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OptionError(f"json_schema: {error}") from None
+
+    @classmethod
+    def json_object(cls) -> Grammar:
+        """Any JSON object."""
+        return cls.json_schema({"type": "object"})
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        return cls("regex", pattern)
+
+    @classmethod
+    def choice(cls, texts: Sequence[str]) -> Grammar:
+        """One of some texts. Raises OptionError for none."""
+        if isinstance(texts, str) or not texts or not all(isinstance(t, str) and t for t in texts):
+            raise OptionError("choice: give at least one text, and none that is empty")
+        return cls("choice", json.dumps(list(texts)))
+
+    @classmethod
+    def text(cls, source: str) -> Grammar:
+        """GBNF (llama.cpp's notation, `root ::= …`) or Lark (`start: …`), whichever it is."""
+        from llguidance.gbnf_to_lark import is_lark_syntax
+
+        return cls("lark" if is_lark_syntax(source) else "gbnf", source)
+
+
+class Constraint:
+    """How far one answer has come in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, words: int) -> None:
+        self._matcher = matcher
+        self._mask = np.zeros(words, np.int32)
+
+    def mask(self) -> Mask:
+        """The tokens that may come next; the array is filled anew by the next call. Raises OptionError."""
+        self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._check()
+        return self._mask
+
+    def accept(self, token: int) -> None:
+        """`token` has come. Raises OptionError for one that was not allowed."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise OptionError(f"grammar: {_first_line(self._matcher.get_error())}")
+
+
+class CompiledGrammar:
+    """A grammar for one vocabulary; each answer starts its own `Constraint`. For any thread."""
+
+    def __init__(self, matcher: LLMatcher, words: int) -> None:
+        self._matcher, self._words = matcher, words
+        self._lock = threading.Lock()
+
+    def start(self) -> Constraint:
+        with self._lock:
+            return Constraint(self._matcher.deep_copy(), self._words)
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer, and keeps the last ones. For any thread, but not for one that must
+    not wait: a first grammar takes about half a second, for the vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        """Raises OptionError for what cannot be enforced."""
+        with self._lock:
+            if (found := self._compiled.get(grammar)) is not None:
+                self._compiled.move_to_end(grammar)
+                return found
+            if self._vocabulary is None:
+                self._vocabulary = _vocabulary(self._tokenizer)
+            vocabulary = self._vocabulary
+        found = _compile(grammar, vocabulary)
+        with self._lock:
+            self._compiled[grammar] = found
+            while len(self._compiled) > _CACHED:
+                self._compiled.popitem(last=False)
+        return found
+
+
+def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
+    from llguidance import LLMatcher, LLParserLimits
+
+    if len(grammar.source) > _MAX_SOURCE:
+        raise OptionError(f"{grammar.kind}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
+    try:
+        limits = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
+        matcher = LLMatcher(vocabulary, _definition(grammar), log_level=0, limits=limits)
+    except ValueError as error:  # OptionError is one
+        raise OptionError(f"{grammar.kind}: {_first_line(str(error))}") from None
+    if matcher.is_error():
+        raise OptionError(f"{grammar.kind}: {_first_line(matcher.get_error())}")
+    if warnings := matcher.get_grammar_warnings():
+        raise OptionError(f"{grammar.kind}: {_first_line(warnings[0])}")
+    compiled = CompiledGrammar(matcher, -(-vocabulary.vocab_size // 32))
+    try:
+        mask = compiled.start().mask()  # some faults show only here
+    except OptionError as error:
+        raise OptionError(f"{grammar.kind}: {str(error).removeprefix('grammar: ')}") from None
+    if not mask.any():
+        raise OptionError(f"{grammar.kind}: no text of this model's tokens has that form")
+    return compiled
+
+
+def _definition(grammar: Grammar) -> str:
+    """The grammar in llguidance's own form."""
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if grammar.kind == "json_schema":
+        options: Any = _JSON_OPTIONS
+        return LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(grammar.source)
+    if grammar.kind == "choice":
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
+        return LLMatcher.grammar_from_lark(f"start: {texts}")
+    if grammar.kind == "lark":
+        return LLMatcher.grammar_from_lark(grammar.source)
+    try:
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source))
+    except Exception as error:  # a converter's own classes
+        raise OptionError(_first_line(str(error))) from None
+
+
+class _Tokens:
+    """A vocabulary as llguidance's wrapper wants it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        special = {i for i in range(tokenizer.n_vocab) if tokenizer.is_special(i)}
+        self.eos_token_id, self.bos_token_id = min(tokenizer.eog), tokenizer.bos
+        self.tokens = [tokenizer.token_bytes(i, special=True) for i in range(tokenizer.n_vocab)]
+        self.special_token_ids = sorted(special | tokenizer.eog)
+        # Any token of plain text: what follows it gets no space before its first word.
+        self._before = [next((i for i in range(tokenizer.n_vocab) if i not in special), 0)]
+        self._encode = tokenizer.encode_fragment
+
+    def __call__(self, text: bytes) -> list[int]:
+        """The tokens of a text that the grammar leaves no choice about."""
+        return self._encode(text, self._before)
+
+
+def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
+    from llguidance import LLTokenizer, TokenizerWrapper  # type: ignore[attr-defined,unused-ignore]
+
+    if not tokenizer.eog:
+        raise OptionError("grammar: this vocabulary names no token that ends a text, so no form can end")
+    ends = sorted(tokenizer.eog)
+    return LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)), eos_token=ends)
+
+
+def _first_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "it cannot be used"
