@@ -14,7 +14,7 @@ import openai
 import pytest
 from serving import PATIENCE, Running, serving
 from test_grammar import PERSON, QUESTION
-from tiny_model import write_model
+from tiny_model import byte, write_model
 
 
 @pytest.fixture(scope="module")
