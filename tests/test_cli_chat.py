@@ -139,7 +139,9 @@ def test_interrupts_at_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("letters")
-def test_interrupt_stops_the_answer_and_not_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_stops_the_answer_and_not_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     chat, out, engine = repl(Script("Hi", "again"), answer="a long answer")
 
     def interrupted(*args: Any) -> Iterator[Piece]:
@@ -156,6 +158,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(monkeypatch: pytest.Monk
         ("again", "a long answer"),
     ]
     assert out.getvalue().endswith("a long answer\n")
+    assert "[stopped: /continue goes on]" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("letters")

@@ -249,6 +249,7 @@ def test_continue_after_a_full_context() -> None:
     assert any(isinstance(event, Notice) and "no longer sees" in event.text for event in events)
     assert engine.prompts[-1].startswith("<u>Hi<a>") and engine.prompts[-1].endswith(first[-10:])
     assert chat.turns == [Turn("Hi", first + said(iter(events)))]
+    assert chat.context_used() == 100
     while not chat.turns[-1].ended:
         list(chat.resume())
     assert chat.turns == [Turn("Hi", long)]

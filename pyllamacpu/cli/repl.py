@@ -78,7 +78,7 @@ class Repl:
                 self._answer(reply.answer)
             return not reply.leave
         except KeyboardInterrupt:
-            self.screen.note("[stopped]")
+            self.screen.note(f"[stopped{': /continue goes on' if self._is_unfinished() else ''}]")
         except PyllamacpuError as error:
             self.screen.error(str(error))
         return True
@@ -86,5 +86,8 @@ class Repl:
     def _answer(self, events: Iterator[Event]) -> None:
         with keys_not_shown():
             self.screen.answer(events, stats=self.session.show_timings)
-        if self.session.turns and not self.session.turns[-1].ended:
+        if self._is_unfinished():
             self.screen.note("[not finished: /continue goes on]")
+
+    def _is_unfinished(self) -> bool:
+        return bool(self.session.turns) and not self.session.turns[-1].ended

@@ -335,9 +335,10 @@ class ChatSession:
         self.n_dropped = 0
 
     def context_used(self) -> int:
-        """Tokens that the conversation takes now."""
+        """Tokens that the conversation takes now, which is never more than there are."""
         shown = self.turns[self.n_dropped :]
-        return len(self.engine.render(self.messages(shown))) if shown or self.system else 0
+        taken = len(self.engine.render(self.messages(shown))) if shown or self.system else 0
+        return min(taken, self.engine.n_ctx())
 
     def save(self, path: Path, force: bool = False) -> None:
         """Write the conversation as JSON, whole or not at all, for its owner only. Raises OutputError.
