@@ -110,6 +110,41 @@ def test_meta_params_that_change_the_result_are_refused(tmp_path: Path) -> None:
         plan_conversion(wrong, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
 
 
+MISTRAL_PARAMS = {
+    **{"dim": DIM, "n_layers": 2, "n_heads": HEADS, "head_dim": DIM // HEADS, "hidden_dim": FFN},
+    **{"n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": VOCAB, "rope_theta": 10000.0, "use_biases": False},
+}
+
+
+@pytest.mark.parametrize("n_files", [1, 3])
+@pytest.mark.parametrize("name", ["gqa", "window"])
+def test_mistral_consolidated(tmp_path: Path, n_files: int, name: str) -> None:
+    """Meta's names in safetensors, whole or numbered, with a window and a context in params.json."""
+    folder = tmp_path / "mistral"
+    folder.mkdir()
+    tensors = meta_weights(name)
+    names = list(tensors)
+    for i in range(n_files):
+        file = (
+            "consolidated.safetensors"
+            if n_files == 1
+            else f"consolidated-{i + 1:05}-of-{n_files:05}.safetensors"
+        )
+        write_safetensors(folder / file, {key: tensors[key] for key in names[i::n_files]})
+    window = {"sliding_window": 16} if name == "window" else {"sliding_window": None}
+    params = MISTRAL_PARAMS | window | {"max_position_embeddings": 128}
+    (folder / "params.json").write_text(json.dumps(params))
+    path = convert(folder, "f32")
+    assert worst_gap(path, name) <= 2e-4
+    with GGUFFile.open(path) as file:
+        assert file.metadata["llama.context_length"] == 128
+        assert file.metadata.get("llama.attention.sliding_window") == (16 if name == "window" else None)
+    if n_files > 1:
+        (folder / "consolidated-00002-of-00003.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="1 of 3 files missing"):
+            plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards_of_16_bits(tmp_path: Path, kind: str) -> None:
     folder = write_checkpoint(tmp_path / "sharded", BY_NAME["gqa"])

@@ -2,7 +2,7 @@
 file.
 
 Covers convert/tokenizers/sentencepiece_file.py, convert/tokenizers/special_tokens.py,
-convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py.
+convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py, convert/tokenizers/vocab_merges.py.
 """
 
 from __future__ import annotations
@@ -463,4 +463,59 @@ def test_a_token_that_is_half_a_surrogate(tmp_path: Path) -> None:
     values["added_tokens"].append({"id": library.get_vocab_size(), "content": "\ud800", "special": True})
     write(tmp_path, "tokenizer.json", values)
     with pytest.raises(CheckpointError, match="which is not text"):
+        read_vocabulary(tmp_path, {}, 0)
+
+
+# vocab.json and merges.txt
+
+
+@pytest.mark.parametrize(
+    ("pre", "kind"), [("gpt-2", "GPT2Tokenizer"), ("gpt-2", None), ("qwen2", "Qwen2TokenizerFast")]
+)
+def test_vocab_and_merges(tmp_path: Path, pre: str, kind: str | None) -> None:
+    """Without a tokenizer.json, as slow tokenizers save themselves."""
+    made, _ = KINDS[pre]
+    library = LibraryTokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = made(), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    library.train_from_iterator(CORPUS, trainer)
+    library.model.save(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"vocab.json", "merges.txt"}
+    library.add_special_tokens(["<|im_end|>"])
+    added = {str(library.token_to_id("<|im_end|>")): {"content": "<|im_end|>", "special": True}}
+    config = {"eos_token": "<|endoftext|>", "tokenizer_class": kind, "added_tokens_decoder": added}
+    write(tmp_path, "tokenizer_config.json", config)
+    tokenizer, found, vocabulary = converted(tmp_path)
+    assert found["tokenizer.ggml.pre"] == pre and found["tokenizer.ggml.eos_token_id"] == 0
+    assert any("no tokenizer.json" in note for note in vocabulary.notes)
+    for text in [*TEXTS, "a<|im_end|>b<|endoftext|>"]:
+        ids = library.encode(text).ids
+        assert tokenizer.encode(text, add_special=False, parse_special=True) == ids, text
+
+
+def test_vocab_and_merges_with_byte_tokens(tmp_path: Path, sp_model: Path) -> None:
+    """SentencePiece's BPE in the two files."""
+    library = sentencepiece.SentencePieceProcessor(model_file=str(sp_model))
+    pieces = {library.id_to_piece(i): i for i in range(library.vocab_size())}
+    ranked = sorted((p for p in pieces if len(p) > 1), key=lambda p: -library.get_score(pieces[p]))
+    merges = [
+        f"{p[:i]} {p[i:]}" for p in ranked for i in range(1, len(p)) if p[:i] in pieces and p[i:] in pieces
+    ]
+    write(tmp_path, "vocab.json", pieces)
+    write(tmp_path, "merges.txt", "#version: 0.2\n" + "\n".join(merges) + "\n")
+    tokenizer, found, _ = converted(tmp_path)
+    assert found["tokenizer.ggml.model"] == "llama"
+    for text in CORPUS[:2]:
+        assert tokenizer.encode(text, add_special=False) == library.encode(text), text
+
+
+def test_vocab_without_bytes_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "vocab.json", {"a": 0, "b": 1})
+    write(tmp_path, "merges.txt", "")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
         read_vocabulary(tmp_path, {}, 0)

@@ -21,6 +21,7 @@ from typing import Any
 
 from pyllamacpu.convert.formats.json_file import read_json
 from pyllamacpu.convert.formats.safetensors import read_safetensors
+from pyllamacpu.convert.formats.shards import check_numbered, read_together
 from pyllamacpu.convert.formats.torch_file import read_torch
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights.lazy_ops import concatenate, reshape, slice_rows
@@ -28,6 +29,7 @@ from pyllamacpu.weights.lazy_tensor import LazyTensor
 
 _FILE = re.compile(r"consolidated\.(\d{2,})\.pth")
 _SAFE = "consolidated.safetensors"  # the same layout in one file, as Mistral's releases have it
+_PART = re.compile(r"consolidated-\d{5,6}-of-\d{5,6}\.safetensors")  # the same in numbered files
 _UNUSED = re.compile(r"rope\.freqs|.*\._extra_state")  # computed anew, and bookkeeping of the training
 
 
@@ -49,13 +51,18 @@ Merge = Callable[[str, list[LazyTensor], _Params], Merged]
 
 def is_meta(folder: Path) -> bool:
     """Whether the folder has the files of a Meta checkpoint."""
-    if (folder / _SAFE).is_file() and (folder / "params.json").is_file():
+    if (folder / "params.json").is_file() and ((folder / _SAFE).is_file() or _numbered(folder)):
         return True
     return any(is_meta_file(path) for path in folder.glob("consolidated.*.pth"))
 
 
 def is_meta_file(path: Path) -> bool:
-    return path.name == _SAFE or _FILE.fullmatch(path.name) is not None
+    return path.name == _SAFE or any(pattern.fullmatch(path.name) for pattern in (_FILE, _PART))
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Mistral's numbered files, each with whole tensors."""
+    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
 
 
 def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:
@@ -63,21 +70,29 @@ def read_meta(folder: Path) -> tuple[Merged, dict[str, Any], list[Path]]:
     files = _rank_files(folder)
     config = read_json(folder / "params.json")
     params = _params(folder / "params.json", config)
+    if _PART.fullmatch(files[0].name):
+        check_numbered(folder, files)
+        ranks = [read_together(files, lambda path: read_safetensors(path)[0]).tensors]
+        return _merged(ranks, files[:1], params), config, files
     ranks = [read_torch(path) if path.suffix == ".pth" else read_safetensors(path)[0] for path in files]
     for path, rank in zip(files, ranks, strict=True):
         if odd := sorted(rank.keys() ^ ranks[0].keys()):
             raise CheckpointError(path, f"differs from {files[0].name} in having or not having {odd[0]!r}")
+    return _merged(ranks, files, params), config, files
+
+
+def _merged(ranks: list[Merged], files: list[Path], params: _Params) -> Merged:
     tensors: Merged = {}
     for name in ranks[0]:
         if not _UNUSED.fullmatch(name):
             tensors.update(_merge_rule(name, files)(name, [rank[name] for rank in ranks], params))
-    return tensors, config, files
+    return tensors
 
 
 def _rank_files(folder: Path) -> list[Path]:
     found = {int(match[1]): path for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))}
     if not found:
-        return [folder / _SAFE]
+        return [folder / _SAFE] if (folder / _SAFE).is_file() else _numbered(folder)
     missing = sorted(set(range(max(found) + 1)) - found.keys())
     if missing:
         names = ", ".join(f"consolidated.{number:02}.pth" for number in missing)

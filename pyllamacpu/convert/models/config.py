@@ -14,7 +14,7 @@ from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.llama4 import read_llama4
 from pyllamacpu.convert.models.meta_params import read_params
 from pyllamacpu.convert.models.rope import read_rope
-from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape
+from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape, window_note
 from pyllamacpu.errors import CheckpointError
 
 DENSE = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
@@ -177,8 +177,4 @@ def _window(config: Fields, mistral: bool, n_ctx: int) -> tuple[int, list[str]]:
         return 0, [note] if window else []
     if not window or window >= n_ctx:
         return 0, []
-    return window, [
-        f"attention within {window} tokens is written as llama.attention.sliding_window; llama.cpp does "
-        f"not read "
-        "that key for llama models"
-    ]
+    return window, [window_note(window)]

@@ -1,4 +1,4 @@
-"""params.json of Meta's own releases (the ModelArgs of their code)."""
+"""params.json of Meta's own releases (the ModelArgs of their code), and of Mistral's."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.llama4 import check_constants, is_chunked
 from pyllamacpu.convert.models.rope import Rope
-from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.convert.models.shape import ModelShape, window_note
 
 _READ = words(
     """
     dim n_layers n_heads n_kv_heads head_dim vocab_size multiple_of ffn_dim_multiplier hidden_dim
     norm_eps rope_theta rope_freq_base use_scaled_rope rope_scaling_factor rope_high_freq_factor
-    max_seq_len
+    max_seq_len max_position_embeddings sliding_window tied_embeddings use_biases causal
     """
 )
-_HARMLESS = words("max_batch_size model_parallel_size use_kv_cache")
+_HARMLESS = words("max_batch_size model_parallel_size use_kv_cache model_type")
 _LLAMA4 = words(
     """
     moe_args vision_args ffn_exp nope_layer_interval use_qk_norm attention_chunk_size attn_temperature_tuning
@@ -43,8 +43,11 @@ def read_params(params: Fields) -> ModelShape:
     n_layers = params.whole("n_layers", low=1)
     rope, notes = _rope(params, dim, n_layers, llama4)
     n_ctx = _context(params, rope)
-    if params.get("max_seq_len") is None:
+    if params.get("max_seq_len") is None and params.get("max_position_embeddings") is None:
         notes = (*notes, f"params.json states no context length: {n_ctx} tokens are assumed")
+    window = _window(params, n_ctx)
+    if window:
+        notes = (*notes, window_note(window))
     shape = ModelShape(
         arch="llama",
         layout="meta",
@@ -59,6 +62,8 @@ def read_params(params: Fields) -> ModelShape:
         norm_eps=params.real("norm_eps", 1e-5),
         rope=rope,
         explicit_head_dim=bool(head_dim),
+        tied=params.flag("tied_embeddings"),
+        sliding_window=window,
         notes=notes,
     )
     return _with_experts(params, shape) if llama4 else shape
@@ -93,6 +98,15 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
         moe_step=step,
         chunked=is_chunked(params, shape.n_layers, "nope_layer_interval"),
     )
+
+
+def _window(params: Fields, n_ctx: int) -> int:
+    """Mistral's sliding window in tokens, 0 for none. Raises CheckpointError for other things it states."""
+    if params.flag("use_biases") or not params.flag("causal", True):
+        key = "use_biases" if params.flag("use_biases") else "causal"
+        raise params.error(key, params.get(key), "only the other value can be converted")
+    window = params.whole("sliding_window", 0)
+    return window if window < n_ctx else 0
 
 
 def _vocab_size(params: Fields) -> int:
@@ -131,7 +145,7 @@ def _rope(params: Fields, dim: int, n_layers: int, llama4: bool) -> tuple[Rope, 
 
 def _context(params: Fields, rope: Rope) -> int:
     """Tokens; the releases differ in what else they state."""
-    stated = params.whole("max_seq_len", 0)
+    stated = params.whole("max_seq_len", 0) or params.whole("max_position_embeddings", 0)
     if stated:
         return stated
     if rope.kind == "llama3":

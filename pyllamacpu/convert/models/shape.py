@@ -17,6 +17,13 @@ Layout = Literal["hf", "meta"]
 NO_OUTPUT = "a LlamaModel has no output matrix: the token embedding stands in for it"
 
 
+def window_note(window: int) -> str:
+    return (
+        f"attention within {window} tokens is written as llama.attention.sliding_window; llama.cpp does not "
+        "read that key for llama models"
+    )
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Sizes in elements, contexts in tokens. `layout` tells how tensors are named and q/k rows ordered.

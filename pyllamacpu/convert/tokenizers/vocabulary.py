@@ -13,10 +13,11 @@ from pyllamacpu.convert.tokenizers.special_tokens import added_from_files, chat_
 from pyllamacpu.convert.tokenizers.tiktoken_file import is_tiktoken, read_tiktoken
 from pyllamacpu.convert.tokenizers.token_table import TokenTable, check_ids
 from pyllamacpu.convert.tokenizers.tokenizer_json import added_tokens, read_tokenizer_json
+from pyllamacpu.convert.tokenizers.vocab_merges import has_vocab_merges, read_vocab_merges
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.text.vocab import ADDS_EOS, found_in_words, word_tokens
 
-_UNREAD = ("tekken.json", "vocab.json", "tokenizer.model.v3", "spiece.model")  # kinds that are not read
+_UNREAD = ("tekken.json", "vocab.json", "merges.txt", "spiece.model")  # kinds that are not read
 
 
 @dataclass(frozen=True)
@@ -113,4 +114,9 @@ def _read_table(
             newer = bool(config.get("use_scaled_rope") or config.get("rope_scaling"))
             return read_tiktoken(path, n_rows, newer)
     path = folder / "tokenizer.json"
-    return read_tokenizer_json(path, read_optional_json(path), pre) if path.is_file() else None
+    if path.is_file():
+        return read_tokenizer_json(path, read_optional_json(path), pre)
+    if has_vocab_merges(folder):
+        return read_vocab_merges(folder, pre)
+    versions = sorted(folder.glob("tokenizer.model.v[0-9]*"))  # as Mistral numbers them
+    return read_sentencepiece(versions[-1]) if versions and not is_tiktoken(versions[-1]) else None
