@@ -5,6 +5,7 @@ from __future__ import annotations
 MAX_PERIOD = 256  # tokens of the longest passage that is looked for
 _MIN_REPEATS = 4  # how often a passage stands there in full, at least
 _MIN_LENGTH = 96  # tokens of all its repeats together, at least
+_FIRST_LOOK = 8  # tokens that are compared before all are
 _CHECK_EVERY = 16  # tokens; a check costs a few microseconds
 
 
@@ -30,11 +31,13 @@ class LoopDetector:
         tokens = self._tokens
         if len(tokens) > 2 * _MIN_REPEATS * MAX_PERIOD:
             del tokens[: -_MIN_REPEATS * MAX_PERIOD]
-        last = tokens[-1]
+        if len(tokens) < _MIN_LENGTH:
+            return None
+        last, end = tokens[-1], tokens[-_FIRST_LOOK:]
         for period in range(1, min(MAX_PERIOD, len(tokens) // _MIN_REPEATS) + 1):
-            if tokens[-1 - period] != last:
+            if tokens[-1 - period] != last or tokens[-_FIRST_LOOK - period : -period] != end:
                 continue
             length = max(_MIN_REPEATS * period, _MIN_LENGTH)
-            if length <= len(tokens) and tokens[-length:-period] == tokens[period - length :]:
+            if tokens[-length:-period] == tokens[period - length :]:
                 return period
         return None
