@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 DRAW_EVERY = 0.2  # seconds between two drawings of a line on a terminal
 
+_CODES = {*range(32), *range(127, 160)} - {ord("\n"), ord("\t")}
+CONTROL = dict.fromkeys(_CODES, "\N{REPLACEMENT CHARACTER}")
+"""For `str.translate`: words of a file or a model must not move a terminal's cursor, or worse."""
+
 OnCount = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -36,9 +40,19 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def one_line(text: str) -> str:
+    """`text` on one line, with nothing in it that is not printed."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def visible(text: str, stream: TextIO) -> str:
+    """`text` as it is, but on a terminal (of whatever kind) without control characters."""
+    return text.translate(CONTROL) if stream.isatty() else text
+
+
 def notify(text: str) -> None:
     """Says one line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(text.translate(CONTROL), file=sys.stderr, flush=True)
 
 
 class StatusLine:
@@ -51,7 +65,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """The text, as far as one line holds it: more could not be taken back."""
         text = text[: max(shutil.get_terminal_size().columns - 1, 1)]
-        print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
+        print(f"\r\x1b[K{text.translate(CONTROL)}", end="", file=self.stream, flush=True)
         self.shown = True
 
     def clear(self) -> None:
@@ -105,7 +119,8 @@ def byte_bar(total: int, label: str = "") -> Iterator[OnBytes]:
         task = bar.add_task(escape(label), total=total)
 
         def show(done: int, text: str = "", /) -> None:
-            bar.update(task, completed=min(done, total), description=escape(text) if text else None)
+            description = escape(text.translate(CONTROL)) if text else None
+            bar.update(task, completed=min(done, total), description=description)
 
         yield show
 
@@ -123,7 +138,8 @@ def count_bar() -> Iterator[OnCount]:
         task = bar.add_task("", total=None)
 
         def show(text: str, done: int, total: int) -> None:
-            bar.update(task, description=escape(text), completed=done, total=total, refresh=True)
+            description = escape(text.translate(CONTROL))
+            bar.update(task, description=description, completed=done, total=total, refresh=True)
 
         yield show
 

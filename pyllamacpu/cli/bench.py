@@ -16,7 +16,7 @@ from pyllamacpu.cli.options import CACHE_TYPES, force_option, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
-from pyllamacpu.progress import clear_line, count_bar, is_terminal
+from pyllamacpu.progress import clear_line, count_bar, is_terminal, visible
 
 if TYPE_CHECKING:
     from pyllamacpu.bench.batched import BatchedOptions
@@ -308,13 +308,13 @@ def _write(results: Iterable[HasRow], make: Callable[..., Writer], given: dict[s
         for result in results:
             saved.append(whole.add(result))
             clear_line()
-            click.echo(out.add(result), nl=False)
+            click.echo(visible(out.add(result), sys.stdout), nl=False)
             if err:
-                click.echo(err.add(result), nl=False, err=True)
+                click.echo(visible(err.add(result), sys.stderr), nl=False, err=True)
     finally:
         saved.append(whole.end())
         clear_line()
-        click.echo(out.end(), nl=False)
+        click.echo(visible(out.end(), sys.stdout), nl=False)
         if left_out := getattr(out, "left_out", []):
             say(
                 f"note: left out to fit {width} columns: {', '.join(left_out)}; a wider terminal, -o json or "

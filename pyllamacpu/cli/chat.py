@@ -26,6 +26,7 @@ from pyllamacpu.cli.options import (
 )
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
+from pyllamacpu.progress import one_line
 
 if TYPE_CHECKING:
     from pyllamacpu.cli.first_start import BetterModelOffer
@@ -148,7 +149,7 @@ def _session(
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
     if engine.warning:
-        say(f"warning: {engine.warning}")
+        say(f"warning: {one_line(engine.warning)}")
     looping = parameters["stop_loops"]
     engine.stop_loops = not ignore_eos if looping is None else looping
     session = ChatSession(

@@ -13,6 +13,7 @@ from pyllamacpu.cli.options import parse_bias, parse_breakers, unescape
 from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import OPTION_ALIASES, samplers_from_letters
+from pyllamacpu.store.paths import expanded
 
 HELP = """\
 /help              this list (/? too)
@@ -254,7 +255,7 @@ def _path(rest: str, command: str) -> Path:
         words = shlex.split(rest)
     except ValueError:
         words = []
-    return Path(words[0] if len(words) == 1 else rest).expanduser()
+    return expanded(words[0] if len(words) == 1 else rest)
 
 
 _HANDLERS: dict[str, Handler] = {

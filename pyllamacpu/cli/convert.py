@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.options import force_option
-from pyllamacpu.progress import byte_bar, notify
+from pyllamacpu.progress import CONTROL, byte_bar, notify, one_line, visible
 from pyllamacpu.units import decimal_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
             show(progress.done, progress.tensor.name)
     seconds = max(time.monotonic() - begin, 1e-3)
     for path in output.paths:
-        click.echo(path)
+        click.echo(visible(str(path), sys.stdout))
     notify(
         f"{conversion.file_type}: {len(output.tensors)} tensors, {decimal_bytes(output.n_bytes)} in "
         f"{seconds:.1f} s ({decimal_bytes(output.n_bytes / seconds)}/s)"
@@ -118,14 +119,15 @@ def _options(**given: Any) -> ConvertOptions:
 def _show(output: ModelOutput) -> None:
     """Metadata, tensors with their types and sizes, files."""
     for key in output.metadata:
-        click.echo(f"{key.name:<42} {_value(key.value)}")
+        click.echo(f"{one_line(key.name):<42} {_value(key.value).translate(CONTROL)}")
     for path, tensors in zip(output.paths, output.parts, strict=True):
         size = sum(tensor.n_bytes for tensor in tensors)
         click.echo(f"\n{path}: {len(tensors)} tensors, {decimal_bytes(size)}")
         for tensor in tensors:
             shape = " x ".join(map(str, tensor.shape))
             origin = f"{tensor.tensor.dtype} -> {tensor.kind.name}"
-            click.echo(f"  {tensor.name:<34} {shape:<22} {origin:<18} {decimal_bytes(tensor.n_bytes):>10}")
+            name, size_of_it = one_line(tensor.name), decimal_bytes(tensor.n_bytes)
+            click.echo(f"  {name:<34} {shape:<22} {origin:<18} {size_of_it:>10}")
     if output.n_elements:
         bits = 8 * output.n_bytes / output.n_elements
         click.echo(

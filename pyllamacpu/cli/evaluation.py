@@ -9,6 +9,7 @@ import click
 
 from pyllamacpu.cli.options import CACHE_TYPES, model_option, options
 from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.progress import one_line
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.engine import Engine
@@ -74,7 +75,7 @@ def tokenizer_of(engine: Engine) -> Tokenizer:
     if tokenizer is None:
         raise ModelError(f"{path}: this file has no tokenizer, so it cannot be measured on a text")
     for warning in tokenizer.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {one_line(warning)}", err=True)
     return tokenizer
 
 

@@ -6,6 +6,8 @@ import datetime
 
 import click
 
+from pyllamacpu.progress import one_line
+
 
 @click.command("list")
 @click.option("--known", is_flag=True, help="The names that can be fetched, and where from, instead.")
@@ -36,7 +38,7 @@ def list_command(known: bool) -> None:
     click.echo(f"{'NAME':<{width}}  {'SIZE':>9}  MODIFIED")
     for model in models:
         when = datetime.datetime.fromtimestamp(model.modified).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"{model.name:<{width}}  {decimal_bytes(model.size):>9}  {when}")
+        click.echo(f"{one_line(model.name):<{width}}  {decimal_bytes(model.size):>9}  {when}")
 
 
 def _list_known() -> None:

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrup
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ import click
 
 from pyllamacpu import __version__
 from pyllamacpu.cli.llama_cpp_options import command_for, translate
+from pyllamacpu.cli.streams import STREAM_FAILS, give_up, open_streams
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.files import read_problem
+from pyllamacpu.progress import one_line
 
 _COMMANDS = {
     "chat": ("pyllamacpu.cli.chat", "chat"),
@@ -74,7 +75,7 @@ class _LazyGroup(click.Group):
         line = translate(command, name, rest, own)
         line.runs = name if name != typed else None
         if note := line.note():
-            say(_plain(note))
+            say(one_line(note))
         return name, command, line.args
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -128,26 +129,21 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    _soften_output()
+    if not open_streams():
+        sys.exit(_fail("standard output is closed, so nothing can be printed; > /dev/null is a place"))
     warnings.showwarning = _show_warning
     try:
         code = _run(args)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderGone):
-        # Python flushes stdout once more at exit, which must not fail either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)
         code = _READER_GONE
     except KeyboardInterrupt:
         code = _INTERRUPTED
+    except OSError as error:
+        give_up(sys.stdout)
+        code = _fail(f"{STREAM_FAILS}: {error.strerror}")
     sys.exit(code)
-
-
-def _soften_output() -> None:
-    """A terminal that cannot show a character shows `?` instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:
-            reconfigure(errors="replace")
 
 
 def _run(args: Sequence[str] | None) -> int:
@@ -169,8 +165,17 @@ def _run(args: Sequence[str] | None) -> int:
         return _fail(str(error))
     except MemoryError:
         return _fail("out of memory: take a smaller model, context (-c) or cache type (-ctk q8_0)")
+    except ImportError as error:
+        return _fail(f"a library cannot be loaded: {_first_cause(error)}")
     except OSError as error:
-        return _fail(f"{error.filename}: {read_problem(error)}" if error.filename else str(error))
+        return _fail(f"{error.filename or STREAM_FAILS}: {read_problem(error)}")
+
+
+def _first_cause(error: BaseException) -> str:
+    """The words of what was raised first, one line of them."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    return str(error).strip().split("\n")[0]
 
 
 def _show_warning(
@@ -183,15 +188,10 @@ def _show_warning(
 ) -> None:
     """A warning of ours is a line on stderr, without the place in the code that it came from."""
     word = "warning" if issubclass(category, UserWarning) else category.__name__
-    say(f"{word}: {_plain(str(message))}")
+    say(f"{word}: {one_line(str(message))}")
 
 
 def _fail(text: str, code: int = 1) -> int:
     """Print `text` as one line on stderr; the exit code."""
-    say("error: " + _plain(text))
+    say("error: " + one_line(text))
     return code
-
-
-def _plain(text: str) -> str:
-    """`text` on one line, without control characters: words of a file must not move the cursor."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))

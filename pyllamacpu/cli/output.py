@@ -12,11 +12,9 @@ from pyllamacpu.cli.commands import usage_text
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
 from pyllamacpu.cli.session import Event, Finished, Notice, Text
 from pyllamacpu.cli.wrapping import WordWrapper, say, terminal_width, wrap_words
-from pyllamacpu.progress import StatusLine, is_terminal
+from pyllamacpu.progress import CONTROL, StatusLine, is_terminal
 
 _PROGRESS_AFTER = 0.5  # seconds of reading a prompt until that is worth a line
-_CONTROL = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
-"""Control characters, which must not reach a terminal from a model: they could move its cursor or worse."""
 
 
 class Screen:
@@ -39,6 +37,7 @@ class Screen:
     def note(self, text: str) -> None:
         """Say something that is not part of an answer."""
         self._line.clear()
+        text = text.translate(CONTROL)
         if self.terminal:
             text = wrap_words(text, terminal_width(self.out))
             print(f"\x1b[2m{text}\x1b[0m" if self.colour else text, file=self.out, flush=True)
@@ -48,7 +47,7 @@ class Screen:
     def error(self, text: str) -> None:
         """Say on one line what went wrong."""
         self._line.clear()
-        say("error: " + " ".join(text.split()).translate(_CONTROL))
+        say("error: " + " ".join(text.split()).translate(CONTROL))
 
     def on_prompt(self, done: int, total: int) -> None:
         """Show how much of a long prompt is read; on a terminal only, and gone when the answer begins."""
@@ -91,11 +90,11 @@ class Screen:
     def text(self, text: str) -> None:
         """Print a piece of an answer."""
         if self._blocks is not None:
-            self._markdown(text.translate(_CONTROL))
+            self._markdown(text.translate(CONTROL))
             return
         self._line.clear()
         if self.seen:
-            text = text.translate(_CONTROL)
+            text = text.translate(CONTROL)
             width = terminal_width(self.out)
             if self._wrapper is None:
                 self._wrapper = WordWrapper(width)

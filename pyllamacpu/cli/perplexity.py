@@ -20,7 +20,7 @@ from pyllamacpu.cli.evaluation import (
     window_bos,
 )
 from pyllamacpu.cli.options import force_option, input_files, options, read_bytes
-from pyllamacpu.progress import progress_line
+from pyllamacpu.progress import one_line, progress_line
 from pyllamacpu.units import duration
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _tasks(kind: str, engine: Engine, content: bytes, source: str, n: int) -> li
     if kind == "winogrande":
         found, warnings = tasks.winogrande(content, tokenizer, n, source)
         for warning in warnings:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(f"warning: {one_line(warning)}", err=True)
         return found
     read = tasks.hellaswag if kind == "hellaswag" else tasks.multiple_choice
     return read(content, tokenizer, n, source)

@@ -12,7 +12,7 @@ import click
 
 from pyllamacpu.cli.options import existing_file, force_option, options
 from pyllamacpu.errors import OptionError
-from pyllamacpu.progress import is_terminal
+from pyllamacpu.progress import is_terminal, one_line
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.types import TensorType
@@ -151,9 +151,9 @@ def quantize(**given: Any) -> None:
         if not given["dry_run"]:
             quantized_output(plan, out, read_beside(given), given["force"]).check_paths()
         for note in plan.notes:
-            click.echo(f"note: {note}", err=True)
+            click.echo(f"note: {one_line(note)}", err=True)
         for warning in plan.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(f"warning: {one_line(warning)}", err=True)
         if given["dry_run"]:
             show_plan(plan)
         else:
@@ -278,7 +278,7 @@ def _imatrix(given: dict[str, Any]) -> Any:
     matrix = matrix.select(lambda name: not any(part in name for part in excluded))
     if not matrix.entries:
         raise OptionError("--include-weights and --exclude-weights leave nothing of the importance matrix")
-    datasets = f", from {', '.join(matrix.datasets)}" if matrix.datasets else ""
+    datasets = f", from {one_line(', '.join(matrix.datasets))}" if matrix.datasets else ""
     click.echo(
         f"importance of {len(matrix.entries)} tensors, {matrix.chunk_count} chunks{datasets}", err=True
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyllamacpu.progress import byte_bar, is_terminal
+from pyllamacpu.progress import byte_bar, is_terminal, one_line
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.types import TensorType
@@ -71,7 +71,7 @@ def _line(plan: QuantizePlan, index: int) -> str:
     """What becomes of one tensor."""
     tensor = plan.tensors[index]
     dims = ", ".join(f"{n:5}" for n in reversed(tensor.source.shape))
-    head = f"[{index + 1:4}/{len(plan.tensors):4}] {tensor.name:36} - [{dims}]"
+    head = f"[{index + 1:4}/{len(plan.tensors):4}] {one_line(tensor.name):36} - [{dims}]"
     size = f"type = {_name(tensor.source.type):>6}, size = {tensor.source.n_bytes / MIB:9.3f} MiB"
     becomes = f" -> {tensor.n_bytes / MIB:9.3f} MiB ({_name(tensor.kind)})" if tensor.changed else ""
     return f"{head}, {size}{becomes}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.progress import is_terminal, notify, progress_line
+from pyllamacpu.progress import is_terminal, notify, one_line, progress_line
 from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run_target(
     chosen = choose(measured, room, settings.types)
     plan = chosen_plan(file, settings, chosen)
     for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(f"warning: {one_line(warning)}", err=True)
     write_plan(plan, out, threads, given["verbose"], read_beside(given), given["force"])
     found = check(out, measured.base)
     _tell(Report(str(file.paths[0]), str(out), out.stat().st_size, text, chosen, measured, found), given)

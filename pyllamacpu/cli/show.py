@@ -11,6 +11,7 @@ import click
 
 from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
+from pyllamacpu.progress import visible
 from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def show(
     kv_type(type_k), kv_type(type_v)  # a wrong name is an error before anything is printed
     with GGUFFile.open(resolve_model(model)) as file:
         if sections == "template":
-            click.echo(_template(file))
+            click.echo(visible(_template(file), sys.stdout))
         elif sections == "plan":
             click.echo(_plan(file))
         elif as_json:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pyllamacpu.cli.options import model_option
+from pyllamacpu.progress import visible
 
 if TYPE_CHECKING:
     from pyllamacpu.text import Tokenizer
@@ -72,6 +74,6 @@ def _line(tokenizer: Tokenizer, token: int) -> str:
     """One token: its id and its text, or its bytes where they are not whole characters."""
     piece = tokenizer.token_bytes(token, special=True)
     try:
-        return f"{token:6d} -> '{piece.decode('utf-8')}'\n"
+        return f"{token:6d} -> '{visible(piece.decode('utf-8'), sys.stdout)}'\n"
     except UnicodeDecodeError:
         return f"{token:6d} -> '<{piece.hex(' ')}>' (utf-8 decode failure)\n"

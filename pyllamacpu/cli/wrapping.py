@@ -9,6 +9,9 @@ import sys
 import unicodedata
 from typing import TextIO
 
+from pyllamacpu.cli.streams import give_up
+from pyllamacpu.progress import CONTROL
+
 _TAB = 8  # columns
 _ROW = re.compile(r"\S.*?\S {2,}(?=\S)")  # the first column of a row such as "/help    this list"
 
@@ -122,10 +125,15 @@ def wrap_words(text: str, width: int) -> str:
 
 
 def say(text: str) -> None:
-    """A line on stderr, wrapped where a person reads it."""
+    """A line on stderr, wrapped where a person reads it, and as far as that stream can be written to."""
     if sys.stderr.isatty():
-        text = wrap_words(text, terminal_width(sys.stderr))
-    print(text, file=sys.stderr, flush=True)
+        text = wrap_words(text.translate(CONTROL), terminal_width(sys.stderr))
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        give_up(sys.stderr)
 
 
 def _wrap_line(line: str, width: int) -> str:

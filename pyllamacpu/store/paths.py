@@ -14,7 +14,7 @@ def store_home() -> Path:
     """
     home = os.environ.get("PYLLAMACPU_HOME")
     if home:
-        return Path(home).expanduser().absolute()
+        return expanded(home).absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if os.path.isabs(cache) else _user_home() / ".cache") / "pyllamacpu"
 
@@ -31,11 +31,19 @@ def hub_cache_dir() -> Path:
     """
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if value := os.environ.get(name):
-            return Path(os.path.expandvars(value)).expanduser()
+            return expanded(os.path.expandvars(value))
     if value := os.environ.get("HF_HOME"):
-        return Path(os.path.expandvars(value)).expanduser() / "hub"
+        return expanded(os.path.expandvars(value)) / "hub"
     cache = os.environ.get("XDG_CACHE_HOME") or str(_user_home() / ".cache")
-    return Path(cache).expanduser() / "huggingface" / "hub"
+    return expanded(cache) / "huggingface" / "hub"
+
+
+def expanded(path: str) -> Path:
+    """`path` with ~ replaced by the home of its user; as it stands where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _user_home() -> Path:

@@ -12,7 +12,7 @@ from pyllamacpu.errors import StoreError
 from pyllamacpu.store import catalogue
 from pyllamacpu.store.hub import HubRef, cached_models, fetch, parse_hub_ref
 from pyllamacpu.store.network import without_secrets
-from pyllamacpu.store.paths import models_dir
+from pyllamacpu.store.paths import expanded, models_dir
 from pyllamacpu.store.quants import is_model, part_names, quant_of
 from pyllamacpu.store.starter import STARTER, starter_path
 
@@ -43,7 +43,7 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
         raise StoreError(
             "the model's name is empty: give a path, a name from `pyllamacpu list` or hf.co/user/repo"
         )
-    path = Path(name).expanduser()
+    path = expanded(name)
     if _is_file(path):
         return path
     if reference := parse_hub_ref(name):
@@ -117,7 +117,7 @@ def is_starter(name: str | None) -> bool:
     """Whether `name` means the starter model; nothing is fetched."""
     if name is None:
         return True
-    path = Path(name).expanduser()
+    path = expanded(name)
     if _is_file(path):
         return path.name == STARTER.filename
     return _stored_name(name, _store_index()) == STARTER.filename.removesuffix(_SUFFIX) or _is_starter_entry(
