@@ -1,6 +1,6 @@
 """Layouts other than plain Hugging Face: Meta's parts, sharded and torch files, Llama 4's experts.
 
-Covers convert/models/llama4.py.
+Covers convert/models/llama4.py, model/llama4_attention.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pyllamacpu.convert.models.meta_params import read_params
 from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf import GGUFFile
+from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.weights.lazy_tensor import decode
 
@@ -352,12 +353,9 @@ def test_llama4_inside_a_model_with_a_vision_tower(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("attention_chunk_size", 4096),
-        ("attn_scale", 0.2),
-        ("floor_scale", 4096),
-        ("attn_temperature_tuning", False),
-        ("use_qk_norm", False),
-        ("no_rope_layers", [1, 0, 1, 0]),
+        ("no_rope_layers", [1, 0, 1]),
+        ("layer_types", ["sliding_attention"] * 4),
+        ("attn_scale", "0.2"),
         ("moe_layers", [0, 1]),
         ("mixture_of_depths", 2),
     ],
@@ -366,6 +364,64 @@ def test_llama4_constants_that_files_cannot_state(tmp_path: Path, key: str, valu
     source = write_llama4(tmp_path / "llama4", llama4_weights(), LLAMA4 | {key: value})
     with pytest.raises(CheckpointError, match=key):
         plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
+LLAMA4_VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "guard": ({"attention_chunk_size": None}, {"attention.chunk_size": 0}),
+    "guard_listed": (
+        {"attention_chunk_size": None, "no_rope_layers": [1, 1, 1, 0]},
+        {"attention.chunk_size": 0},
+    ),
+    "chunk": ({"attention_chunk_size": 4096}, {"attention.chunk_size": 4096}),
+    "interval": (
+        {"no_rope_layer_interval": 2, "no_rope_layers": None},
+        {"attention.sliding_window_pattern": 2, "rope.pattern": 2},
+    ),
+    "irregular": (
+        {"no_rope_layers": [0, 1, 1, 0], "attention_chunk_size": None},
+        {"attention.chunk_size": 0, "rope.pattern": [False, True, True, False]},
+    ),
+    "temperature": (
+        {"floor_scale": 4096, "attn_scale": 0.25},
+        {"attention.temperature_length": 4096, "attention.temperature_scale": 0.25},
+    ),
+    "no_temperature": ({"attn_temperature_tuning": False}, {"attention.temperature_length": 0}),
+    "no_norm": ({"use_qk_norm": False}, {"use_qk_norm": False}),
+    "roped": ({"no_rope_layers": [1] * 4, "attention_chunk_size": None}, {"attention.sliding_window": 0}),
+    "roped_chunks": (
+        {"no_rope_layers": [1] * 4},
+        {"attention.sliding_window_pattern": [True] * 4, "rope.pattern": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LLAMA4_VARIANTS)
+def test_llama4_that_differs_from_what_loaders_have_built_in(tmp_path: Path, name: str) -> None:
+    """The keys say what the config says, and reading them gives it back."""
+    change, wanted = LLAMA4_VARIANTS[name]
+    source = write_llama4(tmp_path / "llama4", llama4_weights(), LLAMA4 | change)
+    plan = plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="f32"))
+    plan.run()
+    names = ("attention.chunk", "attention.sliding", "attention.temp", "rope.pattern", "use_qk")
+    with GGUFFile.open(tmp_path / "x.gguf") as file:
+        found = {key.removeprefix("llama4."): file.metadata[key] for key in file.metadata}
+        stated = {key: found[key] for key in found if key.startswith(names)}
+        stated = {key: np.asarray(value).tolist() for key, value in stated.items()}
+        config = ModelConfig.from_metadata(file.metadata, file.tensors)
+    assert stated == wanted
+    assert any("llama.cpp does not read" in note for note in plan.notes) == (name != "roped")
+    read, facts = config.llama4, LLAMA4 | change
+    assert read is not None
+    interval = facts.get("no_rope_layer_interval", 4)
+    listed = facts.get("no_rope_layers") or [(i + 1) % interval for i in range(4)]
+    assert read.roped == tuple(bool(x) for x in listed)
+    chunk = facts["attention_chunk_size"] or 0
+    assert read.chunk_size == chunk and read.chunked == tuple(bool(x and chunk) for x in listed)
+    assert read.qk_norm == facts.get("use_qk_norm", True)
+    if not all(read.roped):
+        tuned = facts.get("attn_temperature_tuning", True)
+        assert read.temperature_length == (facts.get("floor_scale", 8192) if tuned else 0)
+        assert read.temperature_scale == pytest.approx(facts.get("attn_scale", 0.1))
 
 
 def meta_llama4() -> Arrays:

@@ -17,6 +17,7 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.architectures import known as known_architectures
+from pyllamacpu.model.llama4_attention import Llama4Attention, read_llama4_attention
 from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
@@ -103,6 +104,7 @@ class ModelConfig:
     n_experts_used: int = 0
     expert_ffn_dim: PerLayer = 0
     moe_layer_step: int = 0  # llama4: every n-th layer has experts
+    llama4: Llama4Attention | None = None  # llama4 models only
     n_tokens: int = 0  # that the file's tokenizer names; 0: it has none. Rows after them are padding
 
     def layer_heads(self, layer: int) -> int:
@@ -167,6 +169,7 @@ class ModelConfig:
             n_experts=n_experts,
             n_experts_used=n_used,
             expert_ffn_dim=expert_ffn,
+            llama4=read_llama4_attention(keys, n_layers, n_experts) if keys.arch == "llama4" else None,
             moe_layer_step=keys.whole("interleave_moe_layer_step", 0, _MAX_LAYERS, 0),
             n_tokens=_named_tokens(metadata),
         )

@@ -1,19 +1,20 @@
-"""Llama 4's config.json: the text model, with what GGUF files leave unsaid checked.
-
-The format states none of Llama 4's constants (chunks of 8192, every 4th layer without rope, temperature
-tuning, q/k norm by the number of experts): loaders have them built in. So a config that differs from them
-cannot be converted.
-"""
+"""Llama 4's config.json: the text model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.rope import read_rope
 from pyllamacpu.convert.models.shape import ModelShape
-from pyllamacpu.errors import CheckpointError
+from pyllamacpu.model.llama4_attention import (
+    CHUNK,
+    INTERVAL,
+    TEMPERATURE_LENGTH,
+    TEMPERATURE_SCALE,
+    Llama4Attention,
+    every,
+)
 
 _READ = words(
     """
@@ -31,8 +32,6 @@ _OUTER = words(
     boi_token_id eoi_token_id tie_word_embeddings
     """
 )
-_NO_ROPE_STEP = 4
-_QK_NORM_EXCEPTION = 128  # experts: Maverick, without q/k norm
 
 
 def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> ModelShape:
@@ -52,9 +51,10 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
     rope, n_ctx = read_rope(config, config.whole("max_position_embeddings", 131072, low=1), 500000.0)
     step = _moe_step(config, n_layers)
     n_experts = config.whole("num_local_experts", 16, low=0) if step else 0
-    check_constants(config, n_experts, n_layers)
+    attention = read_attention(config, n_layers, n_experts)
     tied = config.flag("tie_word_embeddings") or (config is not outer and outer.flag("tie_word_embeddings"))
-    notes = () if step else ("no layer has experts: llama.cpp does not load such llama4 files",)
+    notes = attention_notes(attention, n_experts, n_ctx)
+    notes += () if step else ("no layer has experts: llama.cpp does not load such llama4 files",)
     return ModelShape(
         arch="llama4",
         layout="hf",
@@ -75,7 +75,7 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         n_experts_used=config.whole("num_experts_per_tok", 1, low=1) if step else 0,
         expert_ffn_dim=config.whole("intermediate_size", 8192, low=1),
         moe_step=step,
-        chunked=is_chunked(config, n_layers),
+        attention=attention,
         notes=(*rope.notes, *notes),
     )
 
@@ -94,43 +94,43 @@ def _moe_step(config: Fields, n_layers: int) -> int:
     return step
 
 
-def is_chunked(config: Fields, n_layers: int, interval_key: str = "no_rope_layer_interval") -> bool:
-    """Whether the layers alternate as Scout's and Maverick's do; False where all are full attention with
-    rope.
+def read_attention(
+    config: Fields, n_layers: int, n_experts: int, interval_key: str = "no_rope_layer_interval"
+) -> Llama4Attention:
+    """Chunks, layers without rope, temperature and norms. Raises CheckpointError for what makes no sense.
+
+    Layers with rope are the chunked ones unless `layer_types` says otherwise. A chunk size of null means
+    whole attention everywhere, and nothing about rope (Llama Guard 4).
     """
-    roped = config.get("no_rope_layers") or []
-    interval = config.whole(interval_key, _NO_ROPE_STEP, low=1)
-    usual = [int((i + 1) % _NO_ROPE_STEP != 0) for i in range(n_layers)]
-    actual = [int(bool(x)) for x in roped] or [int((i + 1) % interval != 0) for i in range(n_layers)]
-    kinds = config.get("layer_types") or ["chunked_attention" if x else "full_attention" for x in actual]
-    whole = config.values.get("attention_chunk_size", True) is None  # absent means the usual size
-    if actual == [1] * n_layers and (set(kinds) == {"full_attention"} or whole):
-        return False
-    if actual != usual:
-        raise config.error("no_rope_layers", actual, "GGUF files imply every 4th layer without rope")
-    if kinds != ["chunked_attention" if x else "full_attention" for x in usual]:
-        raise config.error("layer_types", kinds, "GGUF files imply every 4th layer with full attention")
-    return True
+    listed = config.get("no_rope_layers") or []
+    interval = config.whole(interval_key, INTERVAL, low=1)
+    roped = tuple(bool(x) for x in listed) or every(interval, n_layers)
+    names = {"chunked_attention": True, "full_attention": False}
+    kinds = config.get("layer_types") or ["chunked_attention" if x else "full_attention" for x in roped]
+    for key, value in (("no_rope_layers", roped), ("layer_types", kinds)):
+        if len(value) != n_layers or (key == "layer_types" and not {*map(str, value)} <= names.keys()):
+            raise config.error(key, value, f"must have one for each of {n_layers} layers, of {[*names]}")
+    null = "attention_chunk_size" in config.values and config.get("attention_chunk_size") is None
+    chunk = 0 if null else config.whole("attention_chunk_size", CHUNK, low=1)
+    tuned = config.flag("attn_temperature_tuning", True)
+    return Llama4Attention(
+        chunked=tuple(names[kind] for kind in kinds) if chunk else (False,) * n_layers,
+        roped=roped,
+        chunk_size=chunk if any(names[kind] for kind in kinds) else 0,
+        temperature_length=config.whole("floor_scale", TEMPERATURE_LENGTH, low=1) if tuned else 0,
+        temperature_scale=config.real("attn_scale", TEMPERATURE_SCALE),
+        qk_norm=config.flag("use_qk_norm", True),
+    )
 
 
-def check_constants(
-    config: Fields, n_experts: int, n_layers: int, interval_key: str = "no_rope_layer_interval"
-) -> None:
-    """Raises CheckpointError for what differs from what loaders have built in."""
-    if not is_chunked(config, n_layers, interval_key):
-        if config.flag("attn_temperature_tuning", True) and config.get("no_rope_layers") is None:
-            raise config.error("attn_temperature_tuning", True, "cannot be stated without chunked layers")
-    else:
-        implied: dict[str, Any] = {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
-        for key, value in implied.items():
-            if config.values.get(key, value) != value:
-                raise config.error(key, config.values[key], f"GGUF files imply {value}")
-        if not config.flag("attn_temperature_tuning", True):
-            raise config.error("attn_temperature_tuning", False, "GGUF files imply true")
-    norm = n_experts != _QK_NORM_EXCEPTION
-    if config.flag("use_qk_norm", True) != norm:
-        raise CheckpointError(
-            config.path,
-            f"{config.prefix}use_qk_norm is {str(not norm).lower()}: GGUF files imply {str(norm).lower()} "
-            f"with {n_experts} experts",
-        )
+def attention_notes(attention: Llama4Attention, n_experts: int, n_ctx: int) -> tuple[str, ...]:
+    """What llama.cpp will not know."""
+    keys = [key.name for key in attention.metadata(n_experts) if key.name != "attention.sliding_window"]
+    if not keys:
+        return ()
+    note = (
+        f"this Llama 4 states {', '.join(keys)}, which llama.cpp does not read or not like this: its answers"
+    )
+    alike = keys == ["attention.chunk_size"] and n_ctx > CHUNK
+    longer = f" differ beyond {min(attention.chunk_size or CHUNK, CHUNK)} tokens" if alike else " differ"
+    return (note + longer,)

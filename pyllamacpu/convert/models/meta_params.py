@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pyllamacpu.convert.models.fields import Fields, words
-from pyllamacpu.convert.models.llama4 import check_constants, is_chunked
+from pyllamacpu.convert.models.llama4 import attention_notes, read_attention
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.convert.models.shape import ModelShape, window_note
+from pyllamacpu.model.llama4_attention import usual_qk_norm
 
 _READ = words(
     """
@@ -70,24 +71,21 @@ def read_params(params: Fields) -> ModelShape:
 
 
 def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
-    """Llama 4: sizes of feed-forward layers come from the tensors. Raises CheckpointError for constants that
-    GGUF files do not state.
-    """
+    """Llama 4: sizes of feed-forward layers come from the tensors. Raises CheckpointError."""
     experts = Fields(params.path, params.get("moe_args") or {}, "moe_args.")
     experts.only(_EXPERTS, ignorable=False)
     n_experts = max(0, int(experts.real("num_experts", 0)))
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0
     roped_only = params.get("nope_layer_interval") is None
     absent: dict[str, int | None] = {
-        "use_qk_norm": n_experts != 128,
+        "use_qk_norm": usual_qk_norm(n_experts),
         "attn_temperature_tuning": not roped_only,
+        "attention_chunk_size": None,  # whole attention
+        "nope_layer_interval": shape.n_layers + 1,  # none
     }
-    if roped_only:
-        absent["attention_chunk_size"] = None
-    absent["nope_layer_interval"] = shape.n_layers + 1  # none
     stated = {key: value for key, value in params.values.items() if value is not None}
     params = Fields(params.path, {**absent, **stated})
-    check_constants(params, n_experts, shape.n_layers, "nope_layer_interval")
+    attention = read_attention(params, shape.n_layers, n_experts, "nope_layer_interval")
     return replace(
         shape,
         arch="llama4",
@@ -96,7 +94,8 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
         n_experts=n_experts,
         n_experts_used=experts.whole("top_k", 1, low=1) if step else 0,
         moe_step=step,
-        chunked=is_chunked(params, shape.n_layers, "nope_layer_interval"),
+        attention=attention,
+        notes=(*shape.notes, *attention_notes(attention, n_experts, shape.n_ctx)),
     )
 
 

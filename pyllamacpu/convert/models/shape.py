@@ -12,6 +12,7 @@ from typing import Literal
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.llama4_attention import Llama4Attention
 
 Layout = Literal["hf", "meta"]
 NO_OUTPUT = "a LlamaModel has no output matrix: the token embedding stands in for it"
@@ -29,8 +30,7 @@ class ModelShape:
     """Sizes in elements, contexts in tokens. `layout` tells how tensors are named and q/k rows ordered.
 
     `vocab_size` 0: unknown, the embedding's rows tell it. `sliding_window` 0: none. `moe_step` n: every n-th
-    layer has experts, 0: none. `chunked`: Llama 4's pattern of chunked layers with rope and full ones
-    without.
+    layer has experts, 0: none. `attention`: Llama 4's, None for others.
     """
 
     arch: Literal["llama", "llama4"]
@@ -54,9 +54,14 @@ class ModelShape:
     n_experts_used: int = 0
     expert_ffn_dim: int = 0
     moe_step: int = 0
-    chunked: bool = False
+    attention: Llama4Attention | None = None
     has_output: bool = True
     notes: tuple[str, ...] = ()
+
+    @property
+    def chunked(self) -> bool:
+        """Whether a layer attends in chunks."""
+        return self.attention is not None and any(self.attention.chunked)
 
     def has_experts(self, layer: int) -> bool:
         return self.moe_step > 0 and (layer + 1) % self.moe_step == 0
@@ -95,6 +100,4 @@ class ModelShape:
         if self.moe_step:
             found.append(KeyValue("expert_count", self.n_experts, whole))
             found.append(KeyValue("expert_used_count", self.n_experts_used, whole))
-        if not self.chunked:
-            found.append(KeyValue("attention.sliding_window", 0, whole))
-        return found
+        return found + (self.attention.metadata(self.n_experts) if self.attention else [])
