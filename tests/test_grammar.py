@@ -44,8 +44,8 @@ def llm(path: Path) -> Iterator[Llama]:
 
 @pytest.fixture(scope="module")
 def compiler(llm: Llama) -> GrammarCompiler:
-    assert llm.tokenizer is not None
-    return GrammarCompiler(llm.tokenizer)
+    assert llm.text_tokenizer is not None
+    return GrammarCompiler(llm.text_tokenizer)
 
 
 def walk(compiler: GrammarCompiler, grammar: Grammar, seed: int, tokenizer: Any) -> str:
@@ -77,7 +77,7 @@ FORMS: list[tuple[Grammar, Callable[[str], Any]]] = [
 def test_whatever_is_drawn_has_the_form(compiler: GrammarCompiler, llm: Llama, number: int) -> None:
     grammar, fits = FORMS[number]
     for seed in range(8):
-        text = walk(compiler, grammar, seed, llm.tokenizer)
+        text = walk(compiler, grammar, seed, llm.text_tokenizer)
         assert fits(text) is not False and fits(text) is not None, text
 
 

@@ -203,8 +203,6 @@ def test_options_of_the_sampler(llm: Llama) -> None:
 def test_options_without_effect_are_told_of(llm: Llama) -> None:
     with pytest.warns(UserWarning, match="tfs_z=0.5 does nothing"):
         llm("a", max_tokens=1, tfs_z=0.5)
-    with pytest.warns(UserWarning, match=r"set_cache\(\) does nothing"):
-        llm.set_cache(object())
     with pytest.warns(UserWarning, match="top_k does nothing with mirostat=2"):
         llm("a", max_tokens=1, top_k=7, mirostat_mode=2)
 

@@ -19,7 +19,7 @@ from pyllamacpu.errors import OptionError
 def test_offsets_count_whole_characters(llm: Llama) -> None:  # noqa: F811
     chance = random.Random(1)
     tokens = [byte(chance.choice([0xC3, 0xA9, 0x41, 0xE6, 0x97, 0xA5, 0xFF])) for _ in range(200)]
-    table = LogprobWriter(llm.tokenizer, 7).table(tokens)
+    table = LogprobWriter(llm.text_tokenizer, 7).table(tokens)
     texts = [llm.detokenize(tokens[:i]).decode("utf-8", "ignore") for i in range(200)]
     assert table["text_offset"] == [7 + len(text) for text in texts]
 

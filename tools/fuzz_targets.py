@@ -60,7 +60,7 @@ def _gguf_values(folder: Path) -> Attempt:
         with GGUFFile.open(path) as file:
             _look_at(file)
         with Llama(str(path), n_ctx=64, n_threads=1) as llm:
-            if llm.tokenizer is not None:
+            if llm.text_tokenizer is not None:
                 llm.create_chat_completion([{"role": "user", "content": TEXT}], max_tokens=2)
                 llm.detokenize(llm.tokenize(TEXT.encode()))
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
-from pyllamacpu.text.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.intc]
 Row = npt.NDArray[np.float32]
+LogitsProcessor = Callable[[Ids, Row], Row]
+StoppingCriteria = Callable[[Ids, Row], bool]
 
 _CPU_ONLY = "pyllamacpu computes on the CPU only"
 _PANELS = "weights are copied into panels for this CPU when they are loaded"
@@ -43,6 +43,14 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "draft_model": ((None,), "drafts are not used; the tokens are the same without them"),
     "attention_type": ((-1, 0, None), "the attention of a Llama is causal"),
     "lora_scale": ((1.0, None), "no adapter is loaded"),
+    # Retired in llama-cpp-python, still passed by its clients.
+    "f16_kv": ((True, None), "the type of the cache is kv_type"),
+    "n_parts": ((-1, 1, None), "files in parts are found by themselves"),
+    "low_vram": ((False, None), _CPU_ONLY),
+    "mul_mat_q": ((True, False, None), _CPU_ONLY),
+    "n_gqa": ((None,), "the file says how many heads there are"),
+    "rms_norm_eps": ((None,), "the file says it"),
+    "device": (("cpu", None), _CPU_ONLY),
 }
 
 # name: values at which nothing is asked for; others would change the answers
@@ -50,7 +58,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "kv_overrides": (None, {}),
     "lora_path": (None,),
     "lora_base": (None,),
-    "tokenizer": (None,),
     "rope_scaling_type": (-1, None),
     "yarn_ext_factor": (-1.0, None),
     "yarn_attn_factor": (1.0, -1.0, None),
@@ -62,7 +69,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _warned: set[str] = set()
 
 
-class LogitsProcessorList(list[Callable[[Ids, Row], Row]]):
+class LogitsProcessorList(list[LogitsProcessor]):
     """Logits processors, called one after the other."""
 
     def __call__(self, input_ids: Ids, scores: Row) -> Row:
@@ -71,11 +78,29 @@ class LogitsProcessorList(list[Callable[[Ids, Row], Row]]):
         return scores
 
 
-class StoppingCriteriaList(list[Callable[[Ids, Row], bool]]):
+class StoppingCriteriaList(list[StoppingCriteria]):
     """Stopping criteria, of which one is enough."""
 
     def __call__(self, input_ids: Ids, logits: Row) -> bool:
         return any(criterion(input_ids, logits) for criterion in self)
+
+
+class MinTokensLogitsProcessor:
+    """Keeps the token `token_eos` from being chosen until `min_tokens` were. For one call: the first row that
+    it sees is taken as the end of the prompt.
+    """
+
+    def __init__(self, min_tokens: int, token_eos: int) -> None:
+        self.min_tokens = min_tokens
+        self.token_eos = token_eos
+        self.prompt_tokens: int | None = None
+
+    def __call__(self, input_ids: Ids, scores: Row) -> Row:
+        if self.prompt_tokens is None:
+            self.prompt_tokens = len(input_ids)
+        if len(input_ids) - self.prompt_tokens < self.min_tokens:
+            scores[self.token_eos] = -np.inf
+        return scores
 
 
 def as_tuple(functions: Any) -> tuple[Any, ...]:
@@ -97,8 +122,8 @@ def warn_once(key: str, message: str) -> None:
 def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) -> None:
     """Accepts llama-cpp-python's options that pyllamacpu has no use for.
 
-    Raises TypeError for a name that neither has (`known` are ours, for the hint), OptionError for an option
-    that would change answers and is not supported.
+    A name that neither has is a UserWarning (`known` are ours, for the hint): clients pass many. Raises
+    OptionError for an option that would change answers and is not supported.
     """
     for name, value in options.items():
         if name in _WITHOUT_EFFECT:
@@ -109,48 +134,21 @@ def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) ->
             if not _among(value, _UNSUPPORTED[name]):
                 raise OptionError(f"{name}={value!r} is not supported yet; leave it out")
         else:
-            raise unknown_keyword("Llama", name, [*known, *_WITHOUT_EFFECT, *_UNSUPPORTED])
+            hint = close_name(name, [*known, *_WITHOUT_EFFECT, *_UNSUPPORTED])
+            warn_once(f"Llama({name})", f"Llama() has no option {name!r}, which does nothing{hint}")
 
 
 def _among(value: Any, quiet: tuple[Any, ...]) -> bool:
-    return any(value is other or (type(value) is not str and value == other) for other in quiet)
+    plain = isinstance(value, (bool, int, float, str))
+    return any(value is other or (plain and value == other) for other in quiet)
 
 
 def unknown_keyword(function: str, name: str, known: Iterable[str]) -> TypeError:
     """The error for a keyword that a function does not have."""
+    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{close_name(name, known)}")
+
+
+def close_name(name: str, known: Iterable[str]) -> str:
+    """A hint at the name that may have been meant, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return TypeError(f"{function}() got an unexpected keyword argument {name!r}{hint}")
-
-
-class LlamaTokenizer:
-    """A tokenizer with llama-cpp-python's method names: `Llama.tokenizer_`. Calling it returns itself."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self) -> LlamaTokenizer:
-        return self
-
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Token ids of UTF-8 text, as `Llama.tokenize`."""
-        return self._tokenizer.encode(text, add_special=add_bos, parse_special=special)
-
-    def detokenize(
-        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
-    ) -> bytes:
-        """The bytes of `tokens`.
-
-        The space that SentencePiece puts before a text's first word is removed only where a text begins:
-        behind BOS.
-        """
-        ids = check_tokens(tokens, self._tokenizer.n_vocab)
-        begins = not prev_tokens and ids[:1] == [self._tokenizer.bos]
-        return self._tokenizer.decode_bytes(ids, special=special, at_start=begins)
-
-    def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
-        return self.tokenize(text.encode("utf-8", "surrogateescape"), add_bos, special)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; bytes that are no UTF-8 are left out."""
-        return self.detokenize(tokens).decode("utf-8", "ignore")
+    return f"; did you mean {close[0]!r}?" if close else ""

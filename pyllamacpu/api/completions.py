@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
-from pyllamacpu.api.compat import LlamaTokenizer, as_tuple, warn_once
+from pyllamacpu.api.caches import BaseLlamaCache
+from pyllamacpu.api.compat import as_tuple, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import (
     check_messages,
@@ -19,6 +20,7 @@ from pyllamacpu.api.prompts import (
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
+from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
     GenerationStats,
@@ -29,12 +31,13 @@ from pyllamacpu.engine.generate import (
     token_limit,
 )
 from pyllamacpu.engine.pooling import pool
-from pyllamacpu.engine.token_ids import check_length, check_tokens
+from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
+from pyllamacpu.text.tokenizer import to_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,28 +53,37 @@ class Completions(Tokens):
     spm_infill: bool = False
     verbose: bool = False
     pooling: int = -1
+    _tokenizer_given: BaseLlamaTokenizer | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
         """The chat template, or None for a file without a tokenizer."""
         return self._parts.template
 
+    def tokenizer(self) -> LlamaTokenizer:
+        """The tokenizer of the file with llama-cpp-python's method names."""
+        self._text()
+        return LlamaTokenizer(self)
+
     @property
-    def tokenizer_(self) -> LlamaTokenizer:
-        """The tokenizer with llama-cpp-python's method names."""
-        return LlamaTokenizer(self._text())
+    def tokenizer_(self) -> BaseLlamaTokenizer:
+        """The tokenizer that makes the ids: the one that was given, or that of the file."""
+        return self._tokenizer_given or self.tokenizer()
 
     def _text(self) -> Tokenizer:
-        if self.tokenizer is None:
+        if self.text_tokenizer is None:
             raise TokenizerError(
                 f"{self.model_path}: this file has no tokenizer; use token ids: generate(), eval(), logits()"
             )
-        return self.tokenizer
+        return self.text_tokenizer
 
     # Text and ids
 
     def tokenize(self, text: bytes | str, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. With `special`, spellings of control tokens in it become those tokens."""
+        if self._tokenizer_given is not None:
+            raw = text.encode("utf-8", "ignore") if isinstance(text, str) else text
+            return self._tokenizer_given.tokenize(raw, add_bos, special)
         return self._text().encode(text, add_special=add_bos, parse_special=special)
 
     def detokenize(
@@ -82,10 +94,29 @@ class Completions(Tokens):
         """
         return self.tokenizer_.detokenize(tokens, prev_tokens, special)
 
-    def set_cache(self, cache: Any) -> None:
-        """Accepted for llama-cpp-python's sake: the tokens of the last call are always kept."""
-        if cache is not None:
-            warn_once("set_cache", "set_cache() does nothing: the tokens of the last call are kept anyway")
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Completions look up their prompt in `cache`, and put themselves there when they end; None: no
+        cache. Earlier calls of this very object are reused without one.
+        """
+        self.cache = cache
+
+    def _look_up(self, ids: Sequence[int]) -> None:
+        """Loads what the cache has of `ids`, if that is more than is at hand."""
+        if self.cache is None:
+            return
+        try:
+            state = self.cache[tuple(ids)]
+        except KeyError:
+            return
+        if common_prefix(state.tokens, tuple(ids)) > common_prefix(tuple(self._session.tokens), tuple(ids)):
+            self.load_state(state.without_random_numbers())
+
+    def _cached(self, ids: Sequence[int], events: Iterator[TextEvent]) -> Iterator[TextEvent]:
+        """The events of an answer to `ids`, begun with what the cache has; at their end it gets the state."""
+        self._look_up(ids)
+        yield from events
+        if self.cache is not None:
+            self.cache[tuple(self._session.tokens)] = self.save_state().without_random_numbers()
 
     # Generating text
 
@@ -129,8 +160,9 @@ class Completions(Tokens):
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")
         token_limit(len(request.prompt), max_tokens, self.engine.n_ctx)
-        TextDecoder(self.tokenizer, request.stop)
-        return self._log_timings(self._events(request, on_prompt, ahead))
+        TextDecoder(self.text_tokenizer, request.stop)
+        events = self._log_timings(self._events(request, on_prompt, ahead))
+        return events if self.cache is None else self._cached(request.prompt, events)
 
     def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
         """The events, with the timings on stderr at the end if the model is verbose."""
@@ -285,13 +317,17 @@ class Completions(Tokens):
         """(token ids, text to append to the answer)."""
         tokenizer = self._text()
         if suffix is None:
-            return text_prompt(tokenizer, prompt, self.n_vocab()), ""
+            return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), ""
         before = prompt if isinstance(prompt, str) else check_tokens(prompt, self.n_vocab())
         ids = infill_prompt(tokenizer, before, suffix, self.spm_infill)
         if ids is not None:
             return ids, ""
         warn_once("suffix", "this model cannot fill in the middle: the suffix is only appended to the answer")
-        return text_prompt(tokenizer, prompt, self.n_vocab()), suffix
+        return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), suffix
+
+    def _ids_of(self, prompt: str | Sequence[int]) -> Sequence[int]:
+        """Text by `tokenize`, which may be a subclass's own; ids as they are."""
+        return self.tokenize(to_bytes(prompt), special=True) if isinstance(prompt, str) else prompt
 
     def _chat_template(self) -> ChatTemplate:
         template = self.template

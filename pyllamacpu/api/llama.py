@@ -8,14 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import Completions
-from pyllamacpu.api.loading import LoadOptions, cache_type, model_file, open_model, text_metadata
+from pyllamacpu.api.loading import model_file, open_model, text_metadata
+from pyllamacpu.api.opening import load_options, template_choice, warn_of_model
+from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
 from pyllamacpu.engine.pooling import check_pooling
-from pyllamacpu.errors import OptionError
+from pyllamacpu.engine.session import Logits
+from pyllamacpu.engine.token_ids import common_prefix
+from pyllamacpu.model.config import kv_type
 from pyllamacpu.sampling.options import MAX_SEED
 from pyllamacpu.store.hub import download
 
@@ -29,6 +36,36 @@ class Llama(Completions):
     Calls from several threads run side by side, each with the result that it has alone. Keys and values of
     earlier calls are kept, and a prompt that begins with the tokens of one is read from there. Ctrl-C leaves
     any call as KeyboardInterrupt, and the object stays usable.
+
+    Args:
+        model_path: a GGUF file, or a name as on the command line: of a stored model, `llama3.2:1b`, or
+            `[hf.co/]user/repo[:quant]` on the hub. What is not on this machine is fetched.
+        vocab_only: open only the tokenizer and the metadata.
+        seed: where the seeds of the calls come from; None, -1 and 2^32 - 1 mean random ones.
+        n_ctx: tokens in the context; 0 is what the model was trained with.
+        n_batch, n_ubatch: tokens of a prompt that are evaluated at once, the smaller of both. Speed only.
+        n_threads: threads; None is one per usable CPU core. One pool serves prompts and single tokens.
+        pooling_type: how `embed` joins a text's vectors: 0 not at all, 1 (and -1) mean, 2 first, 3 last.
+        rope_freq_base, rope_freq_scale: override the file's rotary frequencies; 0 leaves them.
+        logits_all: keep the logits behind every evaluated token in `scores`.
+        embedding: accepted; `embed` works without it.
+        last_n_tokens_size: tokens that the penalties look back on.
+        chat_format, chat_template: a named prompt format, or a Jinja template, instead of the file's own.
+        chat_handler: a function that answers `create_chat_completion` (called with llama=self and its
+            arguments).
+        tokenizer: makes ids of text instead of the file's own; the ids must be the model's.
+        kv_type: type of keys and values in the cache: f32, f16 (default), bf16, q8_0, q4_0, or a ggml
+            number.
+        type_k, type_v: the same for keys and for values alone.
+        kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
+            or a quarter of the memory if that is less, but at least one context.
+        spm_infill: put the suffix first when filling in the middle.
+        verbose: write timings to stderr.
+        kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`. A name
+            that nobody knows is a UserWarning.
+
+    Raises OptionError (a ValueError), GGUFError, ModelError, TokenizerError, TemplateError, ContextError,
+    and StoreError for a name that is not known or cannot be fetched.
     """
 
     def __init__(
@@ -36,7 +73,7 @@ class Llama(Completions):
         model_path: str | os.PathLike[str],
         *,
         vocab_only: bool = False,
-        seed: int = MAX_SEED,
+        seed: int | None = MAX_SEED,
         n_ctx: int = 512,
         n_batch: int = 512,
         n_ubatch: int = 512,
@@ -51,6 +88,7 @@ class Llama(Completions):
         chat_format: str | None = None,
         chat_handler: Callable[..., Any] | None = None,
         chat_template: str | None = None,
+        tokenizer: BaseLlamaTokenizer | None = None,
         kv_type: str | int | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
@@ -59,61 +97,14 @@ class Llama(Completions):
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Opens a model.
-
-        Args:
-            model_path: a GGUF file, or a name as on the command line: of a stored model, `llama3.2:1b`, or
-                `[hf.co/]user/repo[:quant]` on the hub. What is not on this machine is fetched.
-            vocab_only: open only the tokenizer and the metadata.
-            seed: where the seeds of the calls come from; -1 and 2^32 - 1 mean random ones.
-            n_ctx: tokens in the context; 0 is what the model was trained with.
-            n_batch, n_ubatch: tokens of a prompt that are evaluated at once, the smaller of both. Speed only.
-            n_threads: threads; None is one per usable CPU core. One pool serves prompts and single tokens.
-            pooling_type: how `embed` joins a text's vectors: 0 not at all, 1 (and -1) mean, 2 first, 3 last.
-            rope_freq_base, rope_freq_scale: override the file's rotary frequencies; 0 leaves them.
-            logits_all: keep the logits behind every evaluated token in `scores`.
-            embedding: accepted; `embed` works without it.
-            last_n_tokens_size: tokens that the penalties look back on.
-            chat_format, chat_template: a named prompt format, or a Jinja template, instead of the file's own.
-            chat_handler: a function that answers `create_chat_completion` (called with llama=self and its
-                arguments).
-            kv_type: type of keys and values in the cache: f32, f16 (default), bf16, q8_0, q4_0, or a ggml
-                number.
-            type_k, type_v: the same for keys and for values alone.
-            kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
-                or a quarter of the memory if that is less, but at least one context.
-            spm_infill: put the suffix first when filling in the middle.
-            verbose: write timings to stderr.
-            kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`.
-
-        Raises OptionError (a ValueError), GGUFError, ModelError, TokenizerError, TemplateError, ContextError,
-        and StoreError for a name that is not known or cannot be fetched.
-        """
-        self._arguments = {
-            name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")
-        }
-        check_foreign_options(kwargs, known=self._arguments)
-        self._arguments.update(kwargs)
-        if n_threads_batch not in (None, n_threads):
-            warn_once("n_threads_batch", "n_threads_batch does nothing: n_threads serves prompts too")
-        _check_sizes(n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_threads=n_threads)
+        given = {name: value for name, value in locals().items() if name not in _NOT_ARGUMENTS}
+        check_foreign_options(kwargs, known=given)
+        self._arguments = {**given, **kwargs}
         self.model_path = model_file(model_path)
         self.pooling = check_pooling(pooling_type)
-        self.n_batch = min(n_batch, n_ubatch)
-        self._chat_format, self.chat_handler = chat_format, chat_handler
+        self._chat_format, self.chat_handler, self._tokenizer_given = chat_format, chat_handler, tokenizer
         self.spm_infill, self.verbose = spm_infill, verbose
-        options = LoadOptions(
-            n_ctx=n_ctx,
-            n_batch=self.n_batch,
-            n_threads=n_threads or None,
-            type_k=cache_type(kv_type if type_k is None else type_k, "f16", "type_k"),
-            type_v=cache_type(kv_type if type_v is None else type_v, "f16", "type_v"),
-            rope_freq_base=rope_freq_base,
-            rope_freq_scale=rope_freq_scale,
-            chat_template=_template_choice(chat_format, chat_template),
-            vocab_only=vocab_only,
-        )
-        self._types = (options.type_k, options.type_v)
+        options = load_options(given)
         parts = open_model(self.model_path, options)
         try:
             super().__init__(
@@ -127,10 +118,9 @@ class Llama(Completions):
             parts.close()
             raise
         self.metadata = text_metadata(parts.metadata)
-        if parts.engine is not None and not (rope_freq_base or rope_freq_scale):
-            _check_trained(self.model_path, n_ctx, parts.engine.config.n_ctx_train)
-        for sentence in [] if parts.tokenizer is None else parts.tokenizer.warnings:
-            warn_once(f"{self.model_path}: {sentence}", f"{self.model_path}: {sentence}")
+        self._types, self.n_batch = (options.type_k, options.type_v), options.n_batch
+        warn_of_model(self.model_path, parts, options)
+        self._own_attributes = frozenset(self.__dict__)
 
     @classmethod
     def from_pretrained(
@@ -163,7 +153,7 @@ class Llama(Completions):
 
     @chat_format.setter
     def chat_format(self, name: str | None) -> None:
-        self._parts = self._parts.with_template(_template_choice(name, None))
+        self._parts = self._parts.with_template(template_choice(name, None))
         self._chat_format = name
         self._arguments.update(chat_format=name, chat_template=None)
 
@@ -186,8 +176,41 @@ class Llama(Completions):
         return self._special_id("nl")
 
     def _special_id(self, role: str) -> int:
-        token = getattr(self.tokenizer, role, None)
+        token = getattr(self.text_tokenizer, role, None)
         return -1 if token is None else int(token)
+
+    @property
+    def n_threads(self) -> int:
+        """Threads of the pool."""
+        return self.engine.n_threads
+
+    @property
+    def n_threads_batch(self) -> int:
+        """The same threads read prompts."""
+        return self.engine.n_threads
+
+    @property
+    def model_params(self) -> SimpleNamespace:
+        """How the model was opened, by llama-cpp-python's names."""
+        return SimpleNamespace(n_gpu_layers=0, vocab_only=self._arguments["vocab_only"], use_mlock=False)
+
+    @property
+    def context_params(self) -> SimpleNamespace:
+        """What the context has, by llama-cpp-python's names."""
+        names = ("rope_freq_base", "rope_freq_scale", "logits_all", "embedding", "n_ubatch", "pooling_type")
+        given = {name: self._arguments[name] for name in names}
+        type_k, type_v = self._types
+        return SimpleNamespace(
+            n_ctx=self.n_ctx(),
+            n_batch=self.n_batch,
+            n_threads=self.n_threads,
+            n_threads_batch=self.n_threads_batch,
+            type_k=kv_type(type_k).value,
+            type_v=kv_type(type_v).value,
+            embeddings=given["embedding"],
+            offload_kqv=False,
+            **given,
+        )
 
     def pooling_type(self) -> int:
         """How `embed` joins the vectors of a text."""
@@ -205,6 +228,21 @@ class Llama(Completions):
         )
         return (self._parts.metadata.get("general.name"), config.arch, *shape, *self._types)
 
+    @staticmethod
+    def logits_to_logprobs(logits: npt.ArrayLike, axis: int = -1) -> Logits:
+        """Log-probabilities along `axis`, float32."""
+        rows = np.asarray(logits, np.float32)
+        top = rows.max(axis=axis, keepdims=True)
+        shifted = rows - np.where(np.isfinite(top), top, np.float32(0))
+        with np.errstate(divide="ignore"):
+            found: Logits = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+        return found
+
+    @staticmethod
+    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+        """How many tokens `a` and `b` have in common from the start."""
+        return common_prefix(tuple(a), tuple(b))
+
     # The object
 
     def __enter__(self) -> Llama:
@@ -221,38 +259,22 @@ class Llama(Completions):
                 self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as the arguments it was made with: the model is opened again, without the tokens."""
-        return _reopen, (self._arguments,)
+        """Pickled as the arguments it was made with and what was set on it since: the model is opened again,
+        without the tokens.
+        """
+        added = {name: value for name, value in self.__dict__.items() if name not in self._own_attributes}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return _reopen, (type(self), self._arguments, {**settings, **added})
 
 
-def _reopen(arguments: dict[str, Any]) -> Llama:
-    return Llama(**arguments)
+# Attributes that a program may set on an opened model.
+_SETTINGS = ("cache", "chat_handler", "last_n_tokens_size", "spm_infill", "verbose")
+_NOT_ARGUMENTS = ("self", "kwargs", "__class__")
 
 
-def _template_choice(chat_format: str | None, chat_template: str | None) -> str | None:
-    """The one way that was named to make prompts; llama-cpp-python calls the file's own
-    "chat_template.default".
-    """
-    if chat_format is not None and chat_template is not None:
-        raise OptionError("give chat_format or chat_template, not both")
-    chosen = chat_format if chat_template is None else chat_template
-    return None if chosen == "chat_template.default" else chosen
-
-
-def _check_trained(model_path: str, n_ctx: int, n_ctx_train: int) -> None:
-    """Warns of a context that was asked for (512 is the default) and is longer than what was trained."""
-    if n_ctx > n_ctx_train and n_ctx != 512:
-        warn_once(
-            f"{model_path}: n_ctx {n_ctx}",
-            f"{model_path}: a context of {n_ctx} tokens is longer than the {n_ctx_train} that the model was "
-            "trained with; beyond those its answers may be of no use",
-        )
-
-
-def _check_sizes(n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None) -> None:
-    if n_ctx < 0:
-        raise OptionError(f"n_ctx={n_ctx}: give a number of tokens, or 0 for what the model was trained with")
-    if min(n_batch, n_ubatch) < 1:
-        raise OptionError(f"n_batch={n_batch}, n_ubatch={n_ubatch}: give at least 1 token")
-    if n_threads is not None and n_threads < 0:
-        raise OptionError(f"n_threads={n_threads}: give at least 1, or None for one per usable CPU core")
+def _reopen(kind: type[Llama], arguments: dict[str, Any], attributes: dict[str, Any]) -> Llama:
+    """The object again. A subclass's own __init__, whose arguments nobody knows, is not called."""
+    llama = kind.__new__(kind)
+    Llama.__init__(llama, **arguments)
+    llama.__dict__.update(attributes)
+    return llama

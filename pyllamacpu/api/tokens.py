@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_tuple
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.loading import LoadedModel
@@ -78,7 +79,7 @@ class Tokens:
         parts: LoadedModel,
         *,
         logits_all: bool,
-        seed: int,
+        seed: int | None,
         last_n_tokens_size: int,
         kv_bytes: int | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class Tokens:
         self._logits_all = logits_all
         self.last_n_tokens_size = last_n_tokens_size
         self._busy = Busy()
+        self.cache: BaseLlamaCache | None = None
         self._stream: Stream | None = None  # the request that works on the session, or did
         self._step_sampler = StepSampler()
         self._grammars: GrammarCompiler | None = None
@@ -106,7 +108,7 @@ class Tokens:
         return self._parts.engine
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def text_tokenizer(self) -> Tokenizer | None:
         """The tokenizer, or None for a file without one."""
         return self._parts.tokenizer
 
@@ -119,7 +121,7 @@ class Tokens:
         """Tokens in the vocabulary: the length of a row of logits."""
         if self._parts.engine is not None:
             return self._parts.engine.n_vocab
-        return 0 if self.tokenizer is None else self.tokenizer.n_vocab
+        return 0 if self.text_tokenizer is None else self.text_tokenizer.n_vocab
 
     def n_embd(self) -> int:
         """Elements of a hidden state, and of an embedding."""
@@ -182,6 +184,16 @@ class Tokens:
         ids[: self.n_tokens] = self._session.tokens
         return ids
 
+    @input_ids.setter
+    def input_ids(self, ids: npt.ArrayLike) -> None:
+        """The first `n_tokens` of them become the evaluated tokens; those that differ are evaluated."""
+        with self._busy:
+            wanted = check_tokens(np.asarray(ids).tolist(), self.engine.n_vocab)[: self.n_tokens]
+            session = self._changing()
+            n = common_prefix(list(session.tokens), wanted)
+            session.truncate(n)
+            session.append(wanted[n:])
+
     @property
     def _input_ids(self) -> npt.NDArray[np.intc]:
         return np.array(self._session.tokens, np.intc)
@@ -194,15 +206,27 @@ class Tokens:
     def scores(self) -> Logits:
         """Logits behind each evaluated token: (n_ctx, n_vocab) with logits_all.
 
-        Otherwise (n_tokens, n_vocab), at least one row, of which only the last is filled.
+        Otherwise (n_tokens, n_vocab), at least one row, of which only the last is filled. `sample` draws from
+        what is written into the last row.
         """
         session = self._session
         if session.scores is not None:
+            if session.last is not None:
+                session.last = session.scores[len(session) - 1]
             return session.scores
         rows = np.zeros((max(len(session), 1), session.n_vocab), np.float32)
         if session.last is not None:
             rows[-1] = session.last
+            session.last = rows[-1]
         return rows
+
+    @scores.setter
+    def scores(self, rows: npt.ArrayLike) -> None:
+        """Rows (n, n_vocab) as `scores` gives them; others raise OptionError."""
+        new, mine = np.asarray(rows, np.float32), self.scores
+        if new.shape != mine.shape:
+            raise OptionError(f"scores has the shape {mine.shape}, not {new.shape}")
+        mine[:] = new
 
     @property
     def _scores(self) -> Logits:
@@ -278,7 +302,7 @@ class Tokens:
             if row is None:
                 raise OptionError("there are no logits to sample from: call eval() first")
             return self._step_sampler.sample(
-                session, row, options, self.tokenizer, as_tuple(logits_processor)
+                session, row, options, self.text_tokenizer, as_tuple(logits_processor)
             )
 
     def _row(self, session: Session, idx: int) -> Logits:
@@ -361,18 +385,19 @@ class Tokens:
         """`grammar` for this vocabulary. Raises OptionError for what cannot be enforced."""
         if grammar is None:
             return None
-        if self.tokenizer is None:
+        if self.text_tokenizer is None:
             raise TokenizerError("this model has no tokenizer: its answers cannot be given a form")
         if self._grammars is None:
-            self._grammars = GrammarCompiler(self.tokenizer)
+            self._grammars = GrammarCompiler(self.text_tokenizer)
         return self._grammars.compile(grammar)
 
     # Seeds and options
 
-    def set_seed(self, seed: int) -> None:
-        """The seed that the seeds of coming calls are drawn from; -1 (or 2^32 - 1) is a new random one each
-        time.
+    def set_seed(self, seed: int | None) -> None:
+        """The seed that the seeds of coming calls are drawn from; None, -1 and 2^32 - 1 are a new random one
+        each time.
         """
+        seed = RANDOM_SEED if seed is None else seed
         SamplingOptions(seed=RANDOM_SEED if seed == MAX_SEED else seed)  # checks the range
         self._seed = RANDOM_SEED if seed == MAX_SEED else int(seed)
         self._seeds = random.Random(self._seed)
@@ -389,13 +414,15 @@ class Tokens:
         """The session with its cache, its logits and the random numbers, as a picklable value."""
         with self._busy:
             session = self._session
+            data = session.save()
             return LlamaState(
-                model=self._fingerprint(),
-                tokens=tuple(session.tokens),
-                llama_state=session.save(),
-                last=session.last,
-                scores=None if session.scores is None else session.scores[: len(session)].copy(),
+                input_ids=np.array(session.tokens, np.intc),
+                scores=_saved_scores(session),
+                n_tokens=len(session),
+                llama_state=data,
+                llama_state_size=len(data),
                 seed=self._seed,
+                model=self._fingerprint(),
                 seeds=self._seeds.getstate(),
                 sampler=self._step_sampler.get_state(),
             )
@@ -407,16 +434,17 @@ class Tokens:
         """
         state = check_state(state, self.n_vocab())
         with self._busy:
-            if state.model != self._fingerprint():
+            if state.model and state.model != self._fingerprint():
                 raise ModelError(
                     f"the state is of another model or cache type: {state.model}, here {self._fingerprint()}"
                 )
             session = self._changing()
             check_length(state.n_tokens, session.n_ctx)
-            session.load(state.llama_state, state.tokens, state.last, state.scores)
-            self._seed = state.seed
-            self._seeds.setstate(state.seeds)
-            self._step_sampler.set_state(state.sampler, session, self.tokenizer)
+            session.load(state.llama_state, state.tokens, state.last, state.all_scores)
+            if state.seeds is not None:
+                self._seed = state.seed
+                self._seeds.setstate(state.seeds)
+                self._step_sampler.set_state(state.sampler, session, self.text_tokenizer)
 
     def _fingerprint(self) -> tuple[Any, ...]:
         """What a saved state must agree on."""
@@ -431,6 +459,15 @@ class Tokens:
                     self._driver.close(closed_error())
                     self._own_session.close()
                 self._parts.close()
+
+
+def _saved_scores(session: Session) -> Logits:
+    """The logits behind all tokens if they are kept, else behind the last one: (n, n_vocab)."""
+    if session.scores is not None and session.n_scored == len(session):
+        rows: Logits = session.scores[: len(session)].copy()
+        return rows
+    last = [] if session.last is None else [session.last]
+    return np.array(last, np.float32).reshape(len(last), session.n_vocab)
 
 
 def default_kv_bytes(engine: Engine) -> int:

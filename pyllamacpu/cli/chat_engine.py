@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def tokenizer_of(llm: Llama) -> Tokenizer:
     """The model's tokenizer. Raises ModelError for a file that has none."""
-    tokenizer = llm.tokenizer
+    tokenizer = llm.text_tokenizer
     if tokenizer is None:
         raise ModelError(
             f"{llm.model_path}: this file has no tokenizer, so it can only be used with token ids in Python"

@@ -1,0 +1,169 @@
+"""Caches of evaluated texts that a program keeps itself: `Llama.set_cache`.
+
+The pages of a `Llama` object's own earlier calls are reused without any of these. A cache carries them
+further: into another object, or with `LlamaDiskCache` into another process. What is stored is exact, so that
+answers do not depend on it.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyllamacpu.api.state import LlamaState
+from pyllamacpu.engine.token_ids import common_prefix
+
+Key = tuple[int, ...]
+CAPACITY = 2 << 30  # bytes
+
+
+class BaseLlamaCache(abc.ABC):
+    """States by their tokens. Looking up finds the state that has most tokens in common from the start."""
+
+    def __init__(self, capacity_bytes: int = CAPACITY) -> None:
+        self.capacity_bytes = capacity_bytes
+
+    @property
+    @abc.abstractmethod
+    def cache_size(self) -> int:
+        """Bytes that are taken."""
+
+    @abc.abstractmethod
+    def _find_longest_prefix_key(self, key: Key) -> Key | None:
+        """The stored key that has most tokens in common with `key`, None if no token is."""
+
+    @abc.abstractmethod
+    def __getitem__(self, key: Sequence[int]) -> LlamaState: ...
+
+    @abc.abstractmethod
+    def __setitem__(self, key: Sequence[int], value: LlamaState) -> None: ...
+
+    def __contains__(self, key: Sequence[int]) -> bool:
+        return self._find_longest_prefix_key(tuple(key)) is not None
+
+
+def _nearest(keys: Iterable[Key], key: Key) -> Key | None:
+    n, found = max(((common_prefix(other, key), other) for other in keys), default=(0, ()))
+    return found if n else None
+
+
+class LlamaRAMCache(BaseLlamaCache):
+    """States in memory; the least recently used go when they take more than `capacity_bytes`."""
+
+    def __init__(self, capacity_bytes: int = CAPACITY) -> None:
+        super().__init__(capacity_bytes)
+        self.cache_state: OrderedDict[Key, LlamaState] = OrderedDict()
+
+    @property
+    def cache_size(self) -> int:
+        return sum(state.llama_state_size for state in self.cache_state.values())
+
+    def _find_longest_prefix_key(self, key: Key) -> Key | None:
+        return _nearest(self.cache_state, key)
+
+    def __getitem__(self, key: Sequence[int]) -> LlamaState:
+        found = self._find_longest_prefix_key(tuple(key))
+        if found is None:
+            raise KeyError("no state begins with these tokens")
+        self.cache_state.move_to_end(found)
+        return self.cache_state[found]
+
+    def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
+        self.cache_state[tuple(key)] = value
+        self.cache_state.move_to_end(tuple(key))
+        while self.cache_state and self.cache_size > self.capacity_bytes:
+            self.cache_state.popitem(last=False)
+
+
+LlamaCache = LlamaRAMCache
+
+
+class LlamaDiskCache(BaseLlamaCache):
+    """States as files of a folder; the least recently used go when they take more than `capacity_bytes`.
+
+    A file holds arrays and JSON only: nothing in it is executed. One that is damaged is as if it were not
+    there.
+    """
+
+    def __init__(self, cache_dir: str = ".cache/llama_cache", capacity_bytes: int = CAPACITY) -> None:
+        super().__init__(capacity_bytes)
+        self._folder = Path(cache_dir)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def cache_size(self) -> int:
+        return sum(path.stat().st_size for path in self._files())
+
+    def _files(self) -> list[Path]:
+        """Least recently used first."""
+        return sorted(self._folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+
+    def _keys(self) -> dict[Key, Path]:
+        found: dict[Key, Path] = {}
+        for path in self._files():
+            if (key := _read(path, lambda arrays: tuple(arrays["input_ids"].tolist()))) is not None:
+                found[key] = path
+        return found
+
+    def _find_longest_prefix_key(self, key: Key) -> Key | None:
+        return _nearest(self._keys(), key)
+
+    def __getitem__(self, key: Sequence[int]) -> LlamaState:
+        keys = self._keys()
+        found = _nearest(keys, tuple(key))
+        state: LlamaState | None = None if found is None else _read(keys[found], _unpack)
+        if found is None or state is None:
+            raise KeyError("no state begins with these tokens")
+        os.utime(keys[found])
+        return state
+
+    def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
+        name = hashlib.sha256(np.asarray(key, np.int32).tobytes()).hexdigest()
+        handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **_pack(value))
+            os.replace(temporary, self._folder / f"{name}.npz")
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        files = self._files()
+        while files and sum(path.stat().st_size for path in files) > self.capacity_bytes:
+            files.pop(0).unlink()
+
+
+def _pack(state: LlamaState) -> dict[str, Any]:
+    facts = {"model": state.model, "seed": state.seed}
+    return {
+        "input_ids": state.input_ids[: state.n_tokens],
+        "scores": state.scores,
+        "llama_state": np.frombuffer(state.llama_state, np.uint8),
+        "facts": np.array(json.dumps(facts)),
+    }
+
+
+def _unpack(arrays: Any) -> LlamaState:
+    facts, data = json.loads(str(arrays["facts"])), arrays["llama_state"].tobytes()
+    ids = arrays["input_ids"]
+    return LlamaState(
+        ids, arrays["scores"], len(ids), data, len(data), facts["seed"], model=tuple(facts["model"])
+    )
+
+
+def _read(path: Path, make: Callable[[Any], Any]) -> Any:
+    """What `make` makes of the arrays of a file; None if it is damaged or gone."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return make(arrays)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
