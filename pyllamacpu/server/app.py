@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
-from pyllamacpu.server import anthropic, http, native, ollama, ollama_models, openai
+from pyllamacpu.server import anthropic, http, native, ollama, ollama_models, openai, page_routes
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
@@ -120,6 +120,7 @@ def make_app(options: ServeOptions) -> FastAPI:
     app = FastAPI(title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.server = server
     app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
+    app.include_router(page_routes.router())
     _add_errors(app)
     _add_own_routes(app, server)
     return app

@@ -24,7 +24,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_HEADERS = 32 << 10  # bytes
-_PUBLIC = ("/health", "/v1/health")  # need no key
+_PUBLIC = ("/", "/health", "/v1/health")  # need no key
+_PAGE = "/page/"  # nor do the files of the page, which asks for the key itself
 _CORS = {
     "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
     "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
@@ -140,7 +141,7 @@ class Guard:
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
 
     def _check_key(self, headers: dict[str, str], path: str) -> None:
-        if not self._keys or path in _PUBLIC:
+        if not self._keys or path in _PUBLIC or path.startswith(_PAGE):
             return
         given = headers.get("x-api-key", "")
         scheme, _, token = headers.get("authorization", "").partition(" ")

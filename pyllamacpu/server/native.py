@@ -38,9 +38,9 @@ def router(service: Service, strict: bool) -> APIRouter:
         routes.add_api_route(path, _handler(service, strict, function), methods=["POST"])
 
     @routes.get("/props")
-    async def props() -> Response:
-        async with service.models.use(None) as model:
-            return http.json_response(_props(service, model))
+    async def props(model: str | None = None) -> Response:
+        async with service.models.use(model) as loaded:
+            return http.json_response(_props(service, loaded))
 
     @routes.get("/slots")
     async def slots() -> Response:
