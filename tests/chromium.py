@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of the page, spoken to over its debugging pipe; nothing to install but itself."""
+"""A headless Chromium for tests of the page, spoken to over its debugging pipe, without a driver."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "g
 
 
 class Browser:
-    """One tab. What the page logs as an error is in `errors`, the addresses that it asked for in `requests`."""
+    """One tab. `errors`: what the page logs as an error; `requests`: the addresses that it asked for."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write = read, write
