@@ -182,3 +182,17 @@ def test_chat_knows_its_inputs(letters: type[LetterLlama], run: Run, monkeypatch
     for path in made[0].inputs:
         with pytest.raises(OutputError, match="is an input too"):
             made[0].save(path, force=True)
+
+
+# serve
+
+
+def test_the_log_of_a_server_spares_files(folder: Path, run: Run) -> None:
+    before = contents(folder)
+    for name, says in (
+        ("model.gguf", "is an input too"),
+        ("hard.gguf", "is an input too"),
+        ("diary.txt", "is not a log"),
+    ):
+        result = run("serve", "-m", "model.gguf", "--log-file", name)
+        assert result.code == 1 and says in result.err and contents(folder) == before

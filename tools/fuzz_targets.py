@@ -127,8 +127,10 @@ def _config(folder: Path) -> Attempt:
 
     def attempt(rng: random.Random) -> None:
         model = rng.choice(sources)
-        quantized = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-        values = model.full_config() | rng.choice(({}, quantized))
+        methods = ("gptq", "awq", "bitsandbytes", "fp8", "compressed-tensors", "mlx")
+        method = {"quant_method": rng.choice(methods), "bits": 4, "group_size": 32, "sym": True}
+        quantized = rng.choice(({}, {"quantization_config": method}, {"quantization": method}))
+        values = model.full_config() | quantized
         _write_json(folder / model.name / "config.json", mutate_json(values, rng))
         _convert(folder / model.name)
 
@@ -235,6 +237,22 @@ def _tokenizer_model(folder: Path) -> Attempt:
 
     def attempt(rng: random.Random) -> None:
         (folder / "tokenizer.model").write_bytes(mutate_bytes(rng.choice(seeds), rng))
+        _read_tokenizer(folder, rng)
+
+    return attempt
+
+
+def _vocab_merges(folder: Path) -> Attempt:
+    """vocab.json and merges.txt without tokenizer.json."""
+    model = _byte_level()["model"]
+    merges = b"#version: 0.2\nh e\nl l\nhe ll\n"
+    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>", "add_prefix_space": False}
+
+    def attempt(rng: random.Random) -> None:
+        vocab, changed = model["vocab"], rng.randrange(3)
+        _write_json(folder / "vocab.json", mutate_json(vocab, rng) if changed == 0 else vocab)
+        (folder / "merges.txt").write_bytes(mutate_bytes(merges, rng) if changed == 1 else merges)
+        _write_json(folder / "tokenizer_config.json", mutate_json(config, rng) if changed == 2 else config)
         _read_tokenizer(folder, rng)
 
     return attempt
@@ -480,6 +498,7 @@ TARGETS: dict[str, Callable[[Path], Attempt]] = {
     "config": _config,
     "tokenizer_json": _tokenizer_json,
     "tokenizer_model": _tokenizer_model,
+    "vocab_merges": _vocab_merges,
     "index": _index,
     "safetensors": _safetensors,
     "torch": _torch,

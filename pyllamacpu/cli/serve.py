@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import CACHE_TYPES, read_text
+from pyllamacpu.cli.options import CACHE_TYPES, force_option, input_files, read_text
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ _positive = click.IntRange(min=1)
 )
 @click.option("--metrics/--no-metrics", default=True, show_default=True, help="Show /metrics (Prometheus).")
 @click.option("--log-file", type=click.Path(path_type=Path), help="Write the log there instead of stderr.")
+@force_option
 @click.option(
     "--itl-target",
     type=click.FloatRange(min=1),
@@ -91,8 +93,9 @@ def serve(**parameters: Any) -> None:
       pyllamacpu serve -m model.gguf
       pyllamacpu serve -m small=model.gguf -m large=user/repo:Q4_K_M --port 8000
     """
-    _start_log(parameters["log_file"])
     options = _options(parameters)
+    _check_log(parameters, [model.path for model in options.models])
+    _start_log(parameters["log_file"])
     _check_exposure(parameters["host"], bool(options.guard.keys), parameters["no_api_key"])
 
     from pyllamacpu.server.app import make_app
@@ -108,6 +111,20 @@ def serve(**parameters: Any) -> None:
         )
     if failed := app.state.server.failure:
         raise PyllamacpuError(failed)
+
+
+def _check_log(parameters: dict[str, Any], models: list[Path]) -> None:
+    """Raises OutputError for a log file that is read here, or is there and is not a log."""
+    from pyllamacpu.files import FileKind, check_output, read_start
+    from pyllamacpu.store import model_files
+
+    def is_log(path: Path) -> bool:
+        return re.match(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ", read_start(path, 40)) is not None
+
+    if parameters["log_file"] is not None:
+        inputs = [file for model in models for file in model_files(model)]
+        inputs += input_files(parameters["api_key_file"])
+        check_output(parameters["log_file"], inputs, FileKind("a log", is_log), parameters["force"])
 
 
 def _start_log(path: Path | None) -> None:

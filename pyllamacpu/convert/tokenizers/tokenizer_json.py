@@ -88,7 +88,8 @@ def _parts(part: Any, name: str) -> Iterator[dict[str, Any]]:
     if not isinstance(part, dict):
         return
     if part.get("type") == "Sequence":
-        for inner in part.get(name) or []:
+        listed = part.get(name)
+        for inner in listed if isinstance(listed, list) else ():
             yield from _parts(inner, name)
     else:
         yield part
