@@ -75,7 +75,7 @@ class LetterLlama:
 
     def __init__(self, model_path: str, **arguments: Any) -> None:
         self.model_path, self.arguments = model_path, arguments
-        self.tokenizer, self.metadata = LetterTokenizer(), {"general.name": "Letters"}
+        self.text_tokenizer, self.metadata = LetterTokenizer(), {"general.name": "Letters"}
         self.template = LetterTemplate()
         self.calls: list[tuple[list[int], SamplingOptions, int | None, Sequence[str]]] = []
         self.ends: list[frozenset[int]] = []

@@ -96,7 +96,7 @@ def test_a_file_without_tokenizer(
 
     def without(self: Any, *args: Any, **more: Any) -> None:
         made(self, *args, **more)
-        self.tokenizer = None
+        self.text_tokenizer = None
 
     monkeypatch.setattr(letters, "__init__", without)
     for command in ("complete", "tokenize", "chat"):
