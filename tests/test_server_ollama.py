@@ -131,7 +131,7 @@ def test_pull(client: ollama.Client, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": 3}, "options"),
         ({"keep_alive": "soon"}, "keep_alive"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"think": True}, "think"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
         ({"model": None}, "model"),

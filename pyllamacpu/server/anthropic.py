@@ -6,8 +6,9 @@ Source: https://docs.anthropic.com/en/api/messages and messages-streaming. Token
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,6 +23,8 @@ from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, prompt_ids
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, make, read_options
+from pyllamacpu.server.tools import Tools, make_tools
+from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
 PATH = "/v1/messages"
 _SAMPLING = {"temperature": ("temperature", 0.0, 1.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
@@ -49,14 +52,18 @@ async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(service.models.use(fields.text("model")))
         request, stream = _request(fields, model), fields.flag("stream")
+        assert isinstance(request.prompt, Chat)
+        tools = request.prompt.tools
         fields.finish(strict)
         answers = await stack.enter_async_context(service.generate(model, [request]))
         if stream:
-            return http.Stream(stack.pop_all(), _events(answers), _failed)
+            return http.Stream(stack.pop_all(), _events(answers, tools), _failed)
         (events,) = await answers.whole()
         text = "".join(event.text for event in events)
-        message = _message(model.name, [{"type": "text", "text": text}], _usage(answers))
-        return http.json_response(message | _stop(events[-1]))
+        calls = parse_calls(text, tools.names)
+        content = [_use(call) for call in calls] or [{"type": "text", "text": text}]
+        message = _message(model.name, content, _usage(answers))
+        return http.json_response(message | _stop(events[-1], calls))
 
 
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
@@ -74,19 +81,21 @@ def _request(fields: Fields, model: Model) -> Generate:
     if limit is None:
         raise fields.wrong("max_tokens", "is missing")
     fields.ignore(*_NO_EFFECT)
+    form = anthropic_grammar(fields)
+    if form is not None and chat.tools.offered:
+        raise fields.wrong("tools", "do not go with a form of the answer")
     return Generate(
         chat,
         make(fields, read_options(fields, _SAMPLING), model.engine.n_vocab),
         max_tokens=limit,
         stop=fields.strings("stop_sequences"),
-        grammar=anthropic_grammar(fields),
+        grammar=chat.tools.forced or form,
     )
 
 
 def _chat(fields: Fields) -> Chat:
     """System text and messages; a last message of the assistant is the beginning of its answer."""
-    fields.refuse("tools", "tools are not supported yet", [])
-    fields.refuse("tool_choice", "tools are not supported yet", {"type": "auto"}, {"type": "none"})
+    tools = _tools(fields)
     fields.refuse("thinking", "the model does not think aloud", {"type": "disabled"})
     fields.refuse("mcp_servers", "is not supported", [])
     fields.refuse("container", "is not supported")
@@ -94,16 +103,70 @@ def _chat(fields: Fields) -> Chat:
     values = fields.items("messages")
     if not values:
         raise fields.wrong("messages", "give at least one message")
-    messages = [_turn(value, f"messages[{i}]") for i, value in enumerate(values)]
-    beginning = messages.pop()["content"] if messages[-1]["role"] == "assistant" else ""
+    messages = [turn for i, value in enumerate(values) for turn in _turns(value, f"messages[{i}]")]
+    begun = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
+    beginning = messages.pop()["content"] if begun else ""
     if not messages:
         raise fields.wrong("messages", "there is no message of the user")
     if system is not None:
         messages.insert(0, {"role": "system", "content": _text(system, "system")})
-    return Chat(messages, beginning)
+    if beginning and tools.forced:
+        raise fields.wrong("tool_choice", "a call cannot be required of an answer that is begun")
+    return Chat(messages, beginning, tools)
 
 
-def _turn(value: Any, where: str) -> dict[str, str]:
+def _tools(fields: Fields) -> Tools:
+    """`tools` and `tool_choice` as Anthropic has them."""
+    own = fields.nested("tool_choice")
+    kind, name = own.choice("type", ("auto", "any", "tool", "none"), "auto"), own.text("name")
+    offered = []
+    for i, value in enumerate(fields.items("tools")):
+        tool = Fields(value, f"tools[{i}].")
+        if tool.choice("type", ("custom",), "custom") and (called := tool.text("name")):
+            schema = dict(tool.nested("input_schema").values)
+            described = {"description": text} if (text := tool.text("description")) else {}
+            offered.append({"name": called, **described, "parameters": schema, "strict": tool.flag("strict")})
+        else:
+            raise tool.wrong("name", "is missing")
+    single = own.flag("disable_parallel_tool_use")
+    choices: dict[str, Any] = {"any": "required", "tool": {"function": {"name": name}}}
+    return make_tools(
+        fields,
+        [{"type": "function", "function": function} for function in offered],
+        choices.get(kind or "auto", kind),
+        several=not single,
+    )
+
+
+def _turns(value: Any, where: str) -> list[dict[str, Any]]:
+    """A message in OpenAI's shape; results of tools are messages of their own there."""
+    content = value.get("content") if isinstance(value, dict) else None
+    if not isinstance(content, list):
+        return [_turn(value, where)]
+    results, calls, others = [], [], []
+    for i, block in enumerate(content):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "tool_result" and value.get("role") == "user":
+            text = _text(block.get("content") or "", f"{where}.content[{i}].content")
+            results.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id")), "content": text})
+        elif kind == "tool_use" and value.get("role") == "assistant":
+            calls.append(_call_of(block, f"{where}.content[{i}]"))
+        else:
+            others.append(block)
+    if calls:
+        text = _text(others, f"{where}.content") if others else ""
+        return [{"role": "assistant", "content": text, "tool_calls": calls}]
+    return [*results, *([_turn({**value, "content": others}, where)] if others or not results else [])]
+
+
+def _call_of(block: dict[str, Any], where: str) -> dict[str, Any]:
+    name, given = block.get("name"), block.get("input")
+    if not isinstance(name, str) or not isinstance(given, dict):
+        raise wrong(where, "needs a name and an input")
+    return {"id": str(block.get("id")), "type": "function", "function": {"name": name, "arguments": given}}
+
+
+def _turn(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong(where, "must be an object with a role and a content")
     if value.get("role") not in ("user", "assistant", "system"):
@@ -148,7 +211,14 @@ def _usage(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _stop(last: TextEvent) -> dict[str, Any]:
+def _use(call: ToolCall) -> dict[str, Any]:
+    arguments = json.loads(call.arguments)
+    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": call.name, "input": arguments}
+
+
+def _stop(last: TextEvent, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+    if calls:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if last.finish_reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
     if last.stop_string is not None:
@@ -156,21 +226,37 @@ def _stop(last: TextEvent) -> dict[str, Any]:
     return {"stop_reason": "end_turn", "stop_sequence": None}
 
 
-async def _events(answers: Answers) -> AsyncIterator[bytes]:
-    def event(kind: str, **fields: Any) -> bytes:
-        return http.sse({"type": kind, **fields}, kind)
+def _event(kind: str, **fields: Any) -> bytes:
+    return http.sse({"type": kind, **fields}, kind)
 
-    yield event("message_start", message=_message(answers.model.name, [], _usage(answers)))
-    yield event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    yield event("ping")
+
+async def _events(answers: Answers, tools: Tools) -> AsyncIterator[bytes]:
+    """The events of a stream: a block of text, or a block for each call."""
+    reader, begun = ToolCallReader(tools.names), False
+    calls: list[ToolCall] = []
     last: TextEvent | None = None
+    yield _event("message_start", message=_message(answers.model.name, [], _usage(answers)))
+    yield _event("ping")
     async for _, last in answers.pieces():
-        if last.text:
-            yield event("content_block_delta", index=0, delta={"type": "text_delta", "text": last.text})
+        text = reader.push(last.text) if tools.offered else last.text
+        if last.finish_reason is not None and tools.offered:
+            rest, calls = reader.finish()
+            text += rest
+        if not begun and (text or (last.finish_reason is not None and not calls)):
+            begun = True
+            yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        if text:
+            yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
     assert last is not None
-    yield event("content_block_stop", index=0)
-    yield event("message_delta", delta=_stop(last), usage=_usage(answers))
-    yield event("message_stop")
+    if begun:
+        yield _event("content_block_stop", index=0)
+    for i, call in enumerate(calls):
+        yield _event("content_block_start", index=i, content_block={**_use(call), "input": {}})
+        delta = {"type": "input_json_delta", "partial_json": call.arguments}
+        yield _event("content_block_delta", index=i, delta=delta)
+        yield _event("content_block_stop", index=i)
+    yield _event("message_delta", delta=_stop(last, calls), usage=_usage(answers))
+    yield _event("message_stop")
 
 
 def _failed(error: HTTPError) -> bytes:

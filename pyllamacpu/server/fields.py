@@ -29,17 +29,17 @@ class Fields:
         if not isinstance(values, Mapping):
             name = where.rstrip(".") or "the body"
             raise HTTPError(f"{name} must be a JSON object", param=where.rstrip(".") or None)
-        self._values = values
+        self.values: Mapping[str, Any] = values
         self._where = where
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return self._values.get(name) is not None
+        return self.values.get(name) is not None
 
     def raw(self, name: str) -> Any:
         """The value as it stands; None when it is absent."""
         self._read.add(name)
-        return self._values.get(name)
+        return self.values.get(name)
 
     def wrong(self, name: str, message: str) -> HTTPError:
         return wrong(self._where + name, message)
@@ -125,7 +125,7 @@ class Fields:
 
     def finish(self, strict: bool) -> None:
         """Fields that nobody read: refused when `strict`, else noted in the log, each name once."""
-        unknown = sorted(name for name in self._values if name not in self._read)
+        unknown = sorted(name for name in self.values if name not in self._read)
         if unknown and strict:
             raise self.wrong(unknown[0][:100], "there is no such field")
         for name in unknown:

@@ -40,15 +40,3 @@ def _check_content(content: Any, where: str) -> None:
             raise wrong(f"{where}[{i}]", f"only text can be read, not a part of type {kind!r:.40}")
         if not isinstance(part.get("text"), str):
             raise wrong(f"{where}[{i}].text", "must be a string")
-
-
-def refuse_tools(fields: Fields) -> None:
-    """Tools cannot be called yet: a 400 for anything but "none"."""
-    if fields.raw("tool_choice") == "none":
-        fields.ignore("tools", "functions", "parallel_tool_calls")
-        return
-    fields.refuse("tools", "tools are not supported yet", [])
-    fields.refuse("functions", "functions are not supported yet", [])
-    fields.refuse("tool_choice", "tools are not supported yet", "auto")
-    fields.refuse("function_call", "functions are not supported yet", "auto", "none")
-    fields.ignore("parallel_tool_calls")

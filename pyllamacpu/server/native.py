@@ -22,10 +22,11 @@ from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
 from pyllamacpu.server.logprobs import chat_logprobs
-from pyllamacpu.server.messages import read_messages, refuse_tools
+from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs
 from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
 
 _NO_EFFECT = ("cache_prompt", "id_slot", "n_keep", "timings_per_token", "samplers_seed")
@@ -118,9 +119,10 @@ async def _detokenize(service: Service, fields: Fields, strict: bool) -> Respons
 async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         messages = read_messages(fields)
-        refuse_tools(fields)
+        tools = [*read_tools(fields).offered] or None
         fields.finish(strict)
-        return http.json_response({"prompt": await service.off_loop(model.template.render, messages)})
+        prompt = await service.off_loop(model.template.render, messages, tools)
+        return http.json_response({"prompt": prompt})
 
 
 async def _embedding(service: Service, fields: Fields, strict: bool) -> Response:

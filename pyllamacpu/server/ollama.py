@@ -6,9 +6,10 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Answers are stre
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
 from typing import Any
@@ -26,6 +27,8 @@ from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs
 from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+from pyllamacpu.server.tools import NO_TOOLS, read_tools
+from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
 # Options of Ollama that only touch speed and memory.
 _NO_EFFECT = ("num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread", "numa",
@@ -91,13 +94,14 @@ class _Endpoint:
         self.service, self.fields, self.strict = service, fields, strict
         self.started = time.perf_counter()
         self.load_seconds = 0.0
+        self.tools = NO_TOOLS
 
     def prompt(self, model: Model) -> Chat | Text | None:
         """None: only the model is to be loaded (or unloaded)."""
         raise NotImplementedError
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """The field that carries text."""
+    def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        """The field that carries text and calls."""
         raise NotImplementedError
 
     def more(self, answers: Answers) -> dict[str, Any]:
@@ -146,13 +150,16 @@ class _Endpoint:
         assert limit is not None
         if limit == 0:
             raise options.wrong("num_predict", "0 tokens cannot be generated; -1 is until the end")
+        form = ollama_grammar(fields)
+        if form is not None and self.tools.offered:
+            raise fields.wrong("tools", "do not go with a form of the answer")
         sampling = make(options, read_options(options, WIDE), model.engine.n_vocab)
         request = Generate(
             prompt,
             sampling,
             max_tokens=None if limit < 0 else limit,
             stop=options.strings("stop"),
-            grammar=ollama_grammar(fields),
+            grammar=self.tools.forced or form,
         )
         options.finish(self.strict)
         return request
@@ -161,18 +168,23 @@ class _Endpoint:
         return {"model": self.model, "created_at": now()}
 
     async def lines(self, answers: Answers) -> AsyncIterator[bytes]:
+        reader = ToolCallReader(self.tools.names) if self.tools.offered else None
         async for _, event in answers.pieces():
-            if event.text:
-                yield http.ndjson({**self.head(), **self.piece(event.text), "done": False})
+            text, calls = event.text if reader is None else reader.push(event.text), list[ToolCall]()
+            if reader is not None and event.finish_reason is not None:
+                rest, calls = reader.finish()
+                text += rest
+            if text or calls:
+                yield http.ndjson({**self.head(), **self.piece(text, calls), "done": False})
             if event.finish_reason is not None:
                 yield http.ndjson(self.final(answers, event, ""))
 
     def final(self, answers: Answers, last: TextEvent, text: str) -> dict[str, Any]:
-        stats = last.stats
+        stats, calls = last.stats, parse_calls(text, self.tools.names)
         assert stats is not None
         return {
             **self.head(),
-            **self.piece(text),
+            **self.piece("" if calls else text, calls),
             "done": True,
             "done_reason": last.finish_reason,
             "total_duration": _nanoseconds(time.perf_counter() - self.started),
@@ -201,23 +213,27 @@ class _Generate(_Endpoint):
         messages = [{"role": "system", "content": system}] if system else []
         return Chat([*messages, {"role": "user", "content": text}])
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         return {"response": text}
 
 
 class _Chat(_Endpoint):
     def prompt(self, model: Model) -> Chat | Text | None:
-        self.fields.refuse("tools", "tools are not supported yet", [])
+        self.tools = read_tools(self.fields)
         if self.fields.raw("messages") in (None, []):
             return None
         messages = read_messages(self.fields)
         for i, message in enumerate(messages):
             if message.get("images"):
                 raise self.fields.wrong(f"messages[{i}].images", "images are not supported")
-        return Chat(messages)
+        return Chat(messages, tools=self.tools)
 
-    def piece(self, text: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": text}}
+    def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls:
+            rows = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
+            message["tool_calls"] = [{"function": row} for row in rows]
+        return {"message": message}
 
 
 def _model(fields: Fields) -> str:

@@ -22,9 +22,11 @@ from pyllamacpu.server.errors import openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text, prompt_ids
 from pyllamacpu.server.logprobs import chat_logprobs, prompt_logprobs
-from pyllamacpu.server.messages import read_messages, refuse_tools
+from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, sampling
+from pyllamacpu.server.tools import call_id, read_tools
+from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
 _MAX_ANSWERS = 128
 _MAX_TOP = 20
@@ -155,10 +157,16 @@ class _Endpoint:
                 shown = self.delta(index, event)
                 yield http.sse(wrap(heading, self.chunk_kind, [shown], **more))
             if event.finish_reason is not None:
+                for shown in self.ending(index):
+                    yield http.sse(wrap(heading, self.chunk_kind, [shown], **more))
                 yield http.sse(wrap(heading, self.chunk_kind, [self.closing(index, event)], **more))
         if self.include_usage:
             yield http.sse(wrap(heading, self.chunk_kind, [], usage=usage(answers)))
         yield http.sse("[DONE]")
+
+    def ending(self, index: int) -> list[dict[str, Any]]:
+        """What was held back until the end of an answer."""
+        return []
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
         raise NotImplementedError
@@ -181,7 +189,7 @@ class _Chat(_Endpoint):
 
     def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]:
         messages = read_messages(fields)
-        refuse_tools(fields)
+        self.tools = read_tools(fields)
         for name, why in _NOT_HERE.items():
             fields.refuse(name, why)
         _check_modalities(fields)
@@ -193,29 +201,38 @@ class _Chat(_Endpoint):
         self.logprobs = (n_top or 0) if wanted else None
         limit = fields.integer("max_completion_tokens", 1, BIG)
         older = fields.integer("max_tokens", 1, BIG)
+        form = openai_grammar(fields)
+        if form is not None and self.tools.offered:
+            raise fields.wrong("tools", "do not go with a form of the answer")
         request = Generate(
-            Chat(messages, extra=_template_extra(fields)),
+            Chat(messages, tools=self.tools, extra=_template_extra(fields)),
             sampling(fields, model.engine.n_vocab),
             max_tokens=older if limit is None else limit,
             stop=fields.strings("stop"),
             logprobs=self.logprobs,
             n=fields.integer("n", 1, _MAX_ANSWERS) or 1,
             ignore_eos=fields.flag("ignore_eos"),
-            grammar=openai_grammar(fields),
+            grammar=self.tools.forced or form,
         )
         return [request]
 
     def choice(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
         text = "".join(event.text for event in events)
+        calls = parse_calls(text, self.tools.names)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if calls:
+            message |= {"content": None, "tool_calls": [_call(call) for call in calls]}
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self.entries(events),
-            "finish_reason": events[-1].finish_reason,
+            "finish_reason": "tool_calls" if calls else events[-1].finish_reason,
         }
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
         self.tokenizer = answers.model.tokenizer
+        self.readers: dict[int, ToolCallReader] = {}
+        self.called: dict[int, bool] = {}  # answers that are calls
 
     def entries(self, events: Sequence[TextEvent]) -> dict[str, Any] | None:
         if self.logprobs is None:
@@ -227,15 +244,31 @@ class _Chat(_Endpoint):
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
     def delta(self, index: int, event: TextEvent) -> dict[str, Any]:
-        return {
-            "index": index,
-            "delta": {"content": event.text},
-            "logprobs": self.entries([event]),
-            "finish_reason": None,
-        }
+        text = self.reader(index).push(event.text) if self.tools.offered else event.text
+        return self.shown(index, {"content": text}, self.entries([event]))
+
+    def ending(self, index: int) -> list[dict[str, Any]]:
+        if not self.tools.offered:
+            return []
+        text, calls = self.reader(index).finish()
+        self.called.update({index: bool(calls)})
+        rows = [{"tool_calls": [{"index": i, **_call(call)}]} for i, call in enumerate(calls)]
+        return [self.shown(index, row, None) for row in ([{"content": text}] if text else rows)]
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": event.finish_reason}
+        reason = "tool_calls" if self.called.get(index) else event.finish_reason
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+
+    def shown(self, index: int, delta: dict[str, Any], logprobs: Any) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def reader(self, index: int) -> ToolCallReader:
+        return self.readers.setdefault(index, ToolCallReader(self.tools.names))
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call_id(), "type": "function", "function": function}
 
 
 def _check_modalities(fields: Fields) -> None:

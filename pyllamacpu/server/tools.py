@@ -1,0 +1,115 @@
+"""Tools in a request's body: which are offered, whether one must be called, and the form of that call."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.server.fields import Fields, wrong
+
+_MAX_TOOLS = 128
+_ADVICE = (
+    "You can call functions. To call one, answer with nothing but a JSON object "
+    '{"name": function name, "parameters": object of its arguments}. These are the functions:\n\n'
+)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """`offered` in OpenAI's shape; `forced`: the form of the answer when one of them must be called."""
+
+    offered: tuple[Mapping[str, Any], ...] = ()
+    forced: Grammar | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [tool["function"]["name"] for tool in self.offered]
+
+
+NO_TOOLS = Tools()
+
+
+def read_tools(fields: Fields) -> Tools:
+    """OpenAI's `tools` and `tool_choice`. Raises HTTPError."""
+    fields.refuse("functions", "is the old name: give tools", [])
+    fields.refuse("function_call", "is the old name: give tool_choice", "auto", "none")
+    several = fields.flag("parallel_tool_calls", True)
+    return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), several)
+
+
+def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool) -> Tools:
+    """Of tools and a choice in OpenAI's shape; `several`: whether more than one call may come at once."""
+    if len(values) > _MAX_TOOLS:
+        raise fields.wrong("tools", f"{len(values)} tools; allowed: at most {_MAX_TOOLS}")
+    offered = tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
+    forced = isinstance(choice, dict) or choice == "required"
+    if not forced and choice not in (None, "auto", "none"):
+        raise fields.wrong("tool_choice", f"{choice!r:.80} is not auto, none, required or a function")
+    if forced and not offered:
+        raise fields.wrong("tool_choice", "there are no tools to choose from")
+    if choice == "none" or not offered:
+        return NO_TOOLS
+    if not forced:
+        if not several:
+            raise fields.wrong("parallel_tool_calls", "false can only be kept when a call is required")
+        if any(tool["function"].get("strict") for tool in offered):
+            raise wrong("tools", "strict can only be kept when a call is required (tool_choice)")
+        return Tools(offered)
+    return Tools(offered, _form(_chosen(fields, offered, choice)))
+
+
+def _tool(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or value.get("type", "function") != "function":
+        raise wrong(where, 'must be an object of type "function"')
+    function = value.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise wrong(f"{where}.function.name", "must be a string")
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise wrong(f"{where}.function.parameters", "must be a JSON schema: an object")
+    return {"type": "function", "function": function}
+
+
+def _chosen(fields: Fields, offered: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]]:
+    """The tools of which one must be called."""
+    if choice == "required":
+        return list(offered)
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    found = [tool for tool in offered if tool["function"]["name"] == name]
+    if not found:
+        raise fields.wrong("tool_choice", f"{name!r:.80} is not among the tools")
+    return found
+
+
+def _form(tools: Sequence[Mapping[str, Any]]) -> Grammar:
+    """One call of one of these, with arguments of its schema."""
+    forms = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                "parameters": tool["function"].get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return Grammar.json_schema(forms[0] if len(forms) == 1 else {"anyOf": forms})
+
+
+def described(messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[Mapping[str, Any]]:
+    """`messages` with the tools in the system's words, for templates that do not show them."""
+    listed = "\n\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools.offered)
+    first = messages[0] if messages else {}
+    if first.get("role") == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{first['content']}\n\n{_ADVICE}{listed}"}, *messages[1:]]
+    return [{"role": "system", "content": _ADVICE + listed}, *messages]
+
+
+def call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
