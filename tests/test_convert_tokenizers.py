@@ -2,7 +2,8 @@
 file.
 
 Covers convert/tokenizers/sentencepiece_file.py, convert/tokenizers/special_tokens.py,
-convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py, convert/tokenizers/vocab_merges.py.
+convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py, convert/tokenizers/vocab_merges.py,
+convert/tokenizers/unigram.py.
 """
 
 from __future__ import annotations
@@ -518,4 +519,50 @@ def test_vocab_without_bytes_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "vocab.json", {"a": 0, "b": 1})
     write(tmp_path, "merges.txt", "")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        read_vocabulary(tmp_path, {}, 0)
+
+
+# Unigram
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+def test_unigram(tmp_path: Path, fallback: bool) -> None:
+    """The likeliest pieces, as the library that made the file chooses them."""
+    library = LibraryTokenizer(models.Unigram())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+    trainer = trainers.UnigramTrainer(
+        vocab_size=700,
+        special_tokens=["<unk>", "<s>", "</s>", *bytes_],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    library.train_from_iterator([f"{text} {i}" for i in range(40) for text in CORPUS], trainer)
+    made = json.loads(library.to_str())
+    made["model"]["byte_fallback"] = fallback
+    made["added_tokens"] = [item for item in made["added_tokens"] if not item["content"].startswith("<0x")]
+    write(tmp_path, "tokenizer.json", made)
+    write(tmp_path, "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
+    library = LibraryTokenizer.from_str(json.dumps(made))
+    tokenizer, found, _ = converted(tmp_path)
+    assert (found["tokenizer.ggml.model"], found["tokenizer.ggml.bos_token_id"]) == ("t5", 1)
+    assert found["tokenizer.ggml.add_bos_token"] is False and found["tokenizer.ggml.add_space_prefix"] is True
+    for text in [*CORPUS[:4], "the", "They'RE 3333 33 3.14 the end", "🦙"]:
+        ids = library.encode(text).ids
+        assert tokenizer.encode(text, add_special=False) == ids, text
+        if fallback:
+            assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vocab": [["a", "x"]]}, "not a piece with its score"),
+        ({"vocab": [["a", 0.0], ["a", 1.0]], "unk_id": 0}, "same text"),
+        ({"vocab": [["a", 0.0]], "unk_id": 7}, "unk_id"),
+    ],
+)
+def test_damaged_unigram(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    write(tmp_path, "tokenizer.json", {"model": {"type": "Unigram", **change}})
+    with pytest.raises(CheckpointError, match=says):
         read_vocabulary(tmp_path, {}, 0)

@@ -61,8 +61,8 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
     """Make a GGUF file of a checkpoint, without torch and without holding it in memory.
 
     SRC is a folder of Hugging Face (safetensors or pytorch_model*.bin, also GPTQ, AWQ, FP8,
-    compressed-tensors and bitsandbytes), one of Meta (consolidated.NN.pth, params.json), a PEFT LoRA adapter,
-    or a GGUF file.
+    compressed-tensors, bitsandbytes and MLX), one of Meta or Mistral (consolidated.*, params.json), a LoRA
+    adapter of PEFT or MLX, or a GGUF file.
 
     \b
     Examples:

@@ -323,7 +323,7 @@ class _SpecialSpellings:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self._tokens = _list(metadata, "tokenizer.ggml.tokens")
-        sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+        sentencepiece = metadata.get("tokenizer.ggml.model") in ("llama", "t5")
         self.bos = self._spelling("bos", 1 if sentencepiece else None)
         self.eos = self._spelling("eos", 2 if sentencepiece else None)
         named = {"unk_token": self._spelling("unknown", None), "pad_token": self._spelling("padding", None)}
@@ -366,6 +366,6 @@ def _guess(metadata: Mapping[str, Any]) -> tuple[str, str]:
     for word, name in BY_NAME:
         if word in model:
             return name, f"because it is called {metadata['general.name']!r}"
-    if metadata.get("tokenizer.ggml.model") == "llama":
+    if metadata.get("tokenizer.ggml.model") in ("llama", "t5"):
         return "llama2", "because its vocabulary is Llama 2's kind"
     return "chatml", "the most common one"

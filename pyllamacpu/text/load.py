@@ -7,7 +7,7 @@ from typing import Any
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.bpe import ByteLevelTokenizer
-from pyllamacpu.text.spm import SentencePieceTokenizer
+from pyllamacpu.text.spm import SentencePieceTokenizer, UnigramTokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import read_vocabulary
 
@@ -24,9 +24,11 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenize
         raise TokenizerError(f"{path}: tokenizer.ggml.model is {kind!r:.80}, not a text; convert it again")
     if kind == "llama":
         return SentencePieceTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
+    if kind == "t5":
+        return UnigramTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
     if kind == "gpt2":
         return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
     raise TokenizerError(
-        f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' (SentencePiece) and 'gpt2' (byte-level "
-        "BPE) tokenizers are supported"
+        f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' and 't5' (SentencePiece) and 'gpt2' "
+        "(byte-level BPE) tokenizers are supported"
     )

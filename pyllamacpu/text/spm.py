@@ -24,7 +24,7 @@ SPACE = "▁"  # how the vocabulary writes a space
 BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 INVALID_UTF8 = re.compile("[\udc80-\udcff]+")
 VARINT, LENGTH, FIXED32 = 0, 2, 5
-BPE_MODEL = 2
+UNIGRAM_MODEL, BPE_MODEL = 1, 2
 
 
 def _varint(value: int) -> bytes:
@@ -44,11 +44,13 @@ def _message(field: int, data: bytes) -> bytes:
 
 
 def model_proto(
-    pieces: Sequence[str], scores: Sequence[float], types: Sequence[int], byte_fallback: bool
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    byte_fallback: bool,
+    model_type: int = BPE_MODEL,
 ) -> bytes:
-    """A serialized ModelProto: a BPE model over these pieces that leaves whitespace as it is and adds no
-    prefix.
-    """
+    """A serialized ModelProto over these pieces that leaves whitespace as it is and adds no prefix."""
     out = bytearray()
     for piece, score, kind in zip(pieces, scores, types, strict=True):
         out += _message(
@@ -58,7 +60,7 @@ def model_proto(
             + struct.pack("<f", score)
             + _number(3, int(kind)),
         )
-    trainer = _number(3, BPE_MODEL) + _number(4, len(pieces)) + _number(35, int(byte_fallback))
+    trainer = _number(3, model_type) + _number(4, len(pieces)) + _number(35, int(byte_fallback))
     trainer += _number(40, types.index(TokenType.UNKNOWN))
     normalizer = (
         _message(1, b"identity") + _number(3, 0) + _number(4, 0) + _number(5, 1)
@@ -74,6 +76,7 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     kind = "llama"
+    model_type = BPE_MODEL
 
     def __init__(self, vocab: Vocabulary, metadata: Mapping[str, Any]) -> None:
         super().__init__(vocab, metadata, add_bos=True)
@@ -144,7 +147,7 @@ class SentencePieceTokenizer(Tokenizer):
         fallback = len(self._byte_ids) == 256
         _make_loadable(pieces, types, fallback)
         try:
-            proto = model_proto(pieces, scores, types, fallback)
+            proto = model_proto(pieces, scores, types, fallback, self.model_type)
             return sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (RuntimeError, OSError, ValueError, OverflowError) as error:
             raise TokenizerError(
@@ -209,6 +212,13 @@ class SentencePieceTokenizer(Tokenizer):
     @cached_property
     def nl(self) -> int | None:
         return self._byte_ids.get(0x0A, self.vocab.ids.get("\n"))
+
+
+class UnigramTokenizer(SentencePieceTokenizer):
+    """`kind` t5: the same vocabulary, of which the likeliest pieces are chosen that make up the text."""
+
+    kind = "t5"
+    model_type = UNIGRAM_MODEL
 
 
 def scores_of_merges(merges: Sequence[str], ids: Mapping[str, int]) -> list[float]:

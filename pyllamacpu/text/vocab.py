@@ -234,7 +234,8 @@ def _pieces(metadata: Mapping[str, Any], path: str) -> list[str]:
     key = "tokenizer.ggml.tokens"
     if key not in metadata:
         raise TokenizerError(
-            f"{path}: {key} is missing, so text cannot be tokenized; convert the model again"
+            f"{path}: {key} is missing, so text cannot be tokenized (tokenizer.ggml.model is "
+            f"{metadata.get('tokenizer.ggml.model')!r}); convert the model again"
         )
     pieces = string_list(metadata[key], key, path)
     if not pieces:

@@ -123,12 +123,15 @@ def _flags(table: TokenTable, config: Mapping[str, Any]) -> list[KeyValue]:
     """Booleans: what the tokenizer itself says comes before tokenizer_config.json."""
     flags = dict(table.flags)
     stated = {f"add_{role}_token": config.get(f"add_{role}_token") for role in ("bos", "eos")}
-    stated["add_space_prefix"] = config.get("add_prefix_space") if table.kind == "llama" else None
+    stated["add_space_prefix"] = config.get("add_prefix_space") if table.kind in ("llama", "t5") else None
     for name, value in stated.items():
         if isinstance(value, bool):
             flags.setdefault(name, value)
     if table.kind == "gpt2":
         flags.setdefault("add_bos_token", False)
+    if table.kind == "t5":  # whose defaults in readers are those of the T5 models
+        defaults = {"add_bos_token": "bos" in table.special, "add_eos_token": False, "add_space_prefix": True}
+        flags = {**defaults, "remove_extra_whitespaces": False, **flags}
     return [KeyValue(f"tokenizer.ggml.{name}", value, ValueType.BOOL) for name, value in flags.items()]
 
 

@@ -1,4 +1,4 @@
-"""tokenizer.json files of the tokenizers library: byte-level BPE, and BPE with byte fallback (as Llama 2's).
+"""tokenizer.json files of the tokenizers library: byte-level BPE, with byte fallback (Llama 2's), Unigram.
 
 How words are cut before merging is recognised by comparing the file's own patterns with those that this
 package runs, whatever the vocabulary; llama.cpp's converter compares the tokens of a probe text instead.
@@ -6,11 +6,12 @@ package runs, whatever the vocabulary; llama.cpp's converter compares the tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable, check_ids
+from pyllamacpu.convert.tokenizers.unigram import is_unigram, parts_of, prepends_space, read_unigram
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.text.bpe import BYTE_LETTERS
 from pyllamacpu.text.pretokenize import DIGITS_GPT2, GPT2, PRE_TOKENIZERS
@@ -23,7 +24,7 @@ _SPELLINGS = {
     # patterns of one meaning, by the one in text/pretokenize.py
     GPT2: ("'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",),
 }
-_SPACE, _SPACE_LETTER = "▁", BYTE_LETTERS[0x20]
+_SPACE_LETTER = BYTE_LETTERS[0x20]
 
 
 def read_tokenizer_json(path: Path, values: Mapping[str, Any], pre: str | None = None) -> TokenTable:
@@ -36,12 +37,16 @@ def read_tokenizer_json(path: Path, values: Mapping[str, Any], pre: str | None =
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), (dict, list)):
         raise CheckpointError(path, "holds no tokenizer model")
     kind = model.get("type", "BPE")
+    if is_unigram(model):
+        table = read_unigram(path, values)
+        _read_post_processor(table, values)
+        return table
     if kind != "BPE" or not isinstance(model["vocab"], dict):
         raise CheckpointError(path, f"is a {kind} tokenizer; Llama models have BPE ones")
     texts = _ordered(path, model["vocab"])
     merges = _merges(path, model.get("merges", []))
-    parts = list(_parts(values.get("pre_tokenizer"), "pretokenizers"))
-    byte_level = [*parts, *_parts(values.get("decoder"), "decoders")]
+    parts = list(parts_of(values.get("pre_tokenizer"), "pretokenizers"))
+    byte_level = [*parts, *parts_of(values.get("decoder"), "decoders")]
     if any(part.get("type") == "ByteLevel" for part in byte_level):
         return _byte_level(path, values, texts, merges, pre)
     if model.get("byte_fallback"):
@@ -83,18 +88,6 @@ def _merges(path: Path, listed: Any) -> list[tuple[str, str]]:
     return pairs
 
 
-def _parts(part: Any, name: str) -> Iterator[dict[str, Any]]:
-    """A component, or those of a Sequence."""
-    if not isinstance(part, dict):
-        return
-    if part.get("type") == "Sequence":
-        listed = part.get(name)
-        for inner in listed if isinstance(listed, list) else ():
-            yield from _parts(inner, name)
-    else:
-        yield part
-
-
 def _types(texts: list[str], fallback: bool) -> list[int]:
     types = []
     for i, text in enumerate(texts):
@@ -115,11 +108,11 @@ def _byte_level(
 ) -> TokenTable:
     table = TokenTable(path, "gpt2", pre or pre_tokenizer_name(path, values), texts, _types(texts, False))
     table.merges = [" ".join(part.replace(" ", _SPACE_LETTER) for part in pair) for pair in merges]
-    for part in _parts(values.get("normalizer"), "normalizers"):
+    for part in parts_of(values.get("normalizer"), "normalizers"):
         table.notes.append(
             f"the tokenizer normalizes text ({part.get('type')}); GGUF files cannot state that"
         )
-    if any(part.get("add_prefix_space") for part in _parts(values.get("pre_tokenizer"), "pretokenizers")):
+    if any(part.get("add_prefix_space") for part in parts_of(values.get("pre_tokenizer"), "pretokenizers")):
         table.notes.append("the tokenizer puts a space before the text; GGUF files cannot state that")
     _read_post_processor(table, values)
     return table
@@ -148,7 +141,7 @@ def pre_tokenizer_name(path: Path, values: Mapping[str, Any]) -> str:
 def _patterns(path: Path, part: Any) -> tuple[str, ...]:
     """The regular expressions of a pre-tokenizer, in order."""
     found: list[str] = []
-    for step in _parts(part, "pretokenizers"):
+    for step in parts_of(part, "pretokenizers"):
         kind = step.get("type")
         if kind == "Split":
             found.append(_split_pattern(path, step))
@@ -199,7 +192,7 @@ def _byte_fallback(
             "by the "
             "checkpoint's own tokenizer"
         )
-    if not _prepends_space(values):
+    if not prepends_space(values):
         table.flags["add_space_prefix"] = False
     _read_post_processor(table, values)
     return table
@@ -238,20 +231,9 @@ def _is_complete(texts: list[str], merges: list[tuple[str, str]]) -> bool:
     return count == len(set(merges)) and seen <= known
 
 
-def _prepends_space(values: Mapping[str, Any]) -> bool:
-    for part in _parts(values.get("normalizer"), "normalizers"):
-        if part.get("type") == "Prepend" and part.get("prepend") == _SPACE:
-            return True
-    for part in _parts(values.get("pre_tokenizer"), "pretokenizers"):
-        if part.get("type") == "Metaspace":
-            scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
-            return bool(scheme != "never")
-    return False
-
-
 def _read_post_processor(table: TokenTable, values: Mapping[str, Any]) -> None:
     """Which special tokens are put around a text: add_bos_token, add_eos_token."""
-    for part in _parts(values.get("post_processor"), "processors"):
+    for part in parts_of(values.get("post_processor"), "processors"):
         if part.get("type") != "TemplateProcessing":
             continue
         single = part.get("single")
