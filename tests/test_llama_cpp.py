@@ -9,8 +9,10 @@ api/drafts.py, api/grammar.py, api/opening.py, api/tokenizers.py.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+import random
 import subprocess
 import sys
 from itertools import islice
@@ -24,7 +26,7 @@ from tiny_model import BOS, EOS, PIECES
 
 import pyllamacpu.llama_cpp as llama_cpp
 from pyllamacpu import Llama
-from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.errors import ModelError, OptionError, PyllamacpuError
 from pyllamacpu.sampling.options import MAX_SEED
 
 WORDS = "hello the hello the hello"
@@ -309,3 +311,34 @@ def test_draft_models_are_accepted(path: Path) -> None:
         llm = opened(path, draft_model=llama_cpp.LlamaPromptLookupDecoding())
     with llm, opened(path) as plain:
         assert greedy(llm, "hello") == greedy(plain, "hello")
+
+
+def test_a_cache_on_disk_spares_other_files(llm: Llama, tmp_path: Path) -> None:
+    """Its folder may be anyone's: only what it wrote is ever removed, and that is for its owner only."""
+    others = [tmp_path / name for name in ("data.npz", "notes.txt", "model.gguf")]
+    for other in others:
+        other.write_bytes(b"not of the cache" * 100)
+    (tmp_path / ".x.0123abcd.part").write_bytes(b"of a killed run")
+    cache = llama_cpp.LlamaDiskCache(str(tmp_path), capacity_bytes=1)
+    llm.eval([BOS, 6])
+    cache[[BOS, 6]] = llm.save_state()
+    assert sorted(tmp_path.iterdir()) == sorted(others) and cache.cache_size == 0
+    cache.capacity_bytes = 1 << 30
+    cache[[BOS, 6]] = llm.save_state()
+    (file,) = set(tmp_path.iterdir()) - set(others)
+    assert file.stat().st_mode & 0o777 == 0o600 and cache.cache_size == file.stat().st_size
+
+
+def test_any_damage_of_a_file_of_a_cache(llm: Llama, tmp_path: Path) -> None:
+    cache = llama_cpp.LlamaDiskCache(str(tmp_path))
+    llm.eval([BOS, 6])
+    cache[[BOS, 6]] = llm.save_state()
+    (file,) = tmp_path.glob("*.npz")
+    whole, rng = file.read_bytes(), random.Random(5)
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 6)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        file.write_bytes(content[: rng.choice((len(content), len(content), rng.randrange(len(content))))])
+        with contextlib.suppress(KeyError, PyllamacpuError):
+            llm.load_state(cache[[BOS, 6]])

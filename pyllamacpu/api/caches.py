@@ -11,8 +11,7 @@ import abc
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,9 +21,12 @@ import numpy as np
 
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.token_ids import common_prefix
+from pyllamacpu.errors import OutputError
+from pyllamacpu.files import PartialFile
 
 Key = tuple[int, ...]
 CAPACITY = 2 << 30  # bytes
+_NAME = re.compile(r"[0-9a-f]{64}\.npz")
 
 
 class BaseLlamaCache(abc.ABC):
@@ -105,8 +107,9 @@ class LlamaDiskCache(BaseLlamaCache):
         return sum(path.stat().st_size for path in self._files())
 
     def _files(self) -> list[Path]:
-        """Least recently used first."""
-        return sorted(self._folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        """Ours, the least recently used first; other files of the folder are nobody's business here."""
+        ours = (path for path in self._folder.glob("*.npz") if _NAME.fullmatch(path.name))
+        return sorted(ours, key=lambda path: path.stat().st_mtime_ns)
 
     def _keys(self) -> dict[Key, Path]:
         found: dict[Key, Path] = {}
@@ -129,14 +132,12 @@ class LlamaDiskCache(BaseLlamaCache):
 
     def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
         name = hashlib.sha256(np.asarray(key, np.int32).tobytes()).hexdigest()
-        handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **_pack(value))
-            os.replace(temporary, self._folder / f"{name}.npz")
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        target = self._folder / f"{name}.npz"
+        with PartialFile(target, mode=0o600) as part:  # texts of a person are in it
+            try:
+                np.savez(part.file, **_pack(value))
+            except OSError as error:
+                raise OutputError(target, f"cannot be written: {error.strerror or error}") from error
         files = self._files()
         while files and sum(path.stat().st_size for path in files) > self.capacity_bytes:
             files.pop(0).unlink()
@@ -165,5 +166,5 @@ def _read(path: Path, make: Callable[[Any], Any]) -> Any:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return make(arrays)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except Exception:  # of zip, zlib, numpy or JSON: whatever a damaged file makes them run into
         return None

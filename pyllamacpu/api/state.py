@@ -83,7 +83,9 @@ def _holds(check: Callable[[], bool]) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, tuple))
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float))
 
 
 def _are_tokens(ids: Any, n: int, n_vocab: int) -> bool:
