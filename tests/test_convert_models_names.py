@@ -113,6 +113,23 @@ def test_biases_that_are_not_zero_are_refused(tmp_path: Path) -> None:
         plan(source)
 
 
+def test_biases_of_q_k_and_v_only(tmp_path: Path) -> None:
+    """As Llama files made of Qwen models have them."""
+    tensors = {k: v for k, v in weights(BY_NAME["biases"]).items() if not k.endswith("o_proj.bias")}
+    source = write(tmp_path / "m", tensors, BY_NAME["biases"])
+    assert any("no layer has: self_attn.o_proj.bias" in note for note in plan(source).notes)
+    with GGUFFile.open(convert(source, "f32")) as file:
+        assert "blk.0.attn_q.bias" in file.tensors and "blk.0.attn_output.bias" not in file.tensors
+    del tensors["model.layers.1.self_attn.q_proj.bias"]
+    with pytest.raises(CheckpointError, match=r"q_proj\.bias is missing"):
+        plan(write(tmp_path / "n", tensors, BY_NAME["biases"]))
+
+
+def test_code_that_a_model_brings_along_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "m", weights(GQA), auto_map={"AutoModelForCausalLM": "own.OwnLlama"})
+    assert any("own.OwnLlama" in note for note in plan(source).notes)
+
+
 # wrappers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.convert.models.fields import Fields, words
+from pyllamacpu.convert.models.fields import Fields, short, words
 from pyllamacpu.convert.models.llama4 import read_llama4
 from pyllamacpu.convert.models.meta_params import read_params
 from pyllamacpu.convert.models.rope import read_rope
@@ -33,7 +33,7 @@ HARMLESS = words(
     initializer_factor attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob
     resid_pdrop embd_pdrop dropout classifier_dropout residual_dropout pretraining_tp auto_map
     return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss
-    pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size
+    chunk_size_feed_forward is_encoder_decoder is_decoder cross_attention_hidden_size
     add_cross_attention tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
     num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
@@ -101,6 +101,16 @@ def architecture_of(config: Fields) -> str:
     return str(name)
 
 
+def own_code_note(config: Fields, arch: str) -> list[str]:
+    """Some models bring Python code along, which may compute something else."""
+    code = config.get("auto_map")
+    model = isinstance(code, dict) and next((code[key] for key in code if key.startswith("AutoModel")), None)
+    if not model:
+        return []
+    said = f"the config names code of its own ({short(model)}), which is not run"
+    return [f"warning: {said}: the model is converted as a plain {arch}"]
+
+
 def check_neutral(config: Fields) -> None:
     for key, neutral in NEUTRAL.items():
         value = config.get(key)
@@ -124,6 +134,7 @@ def _read_dense(config: Fields, arch: str) -> ModelShape:
     n_ctx = config.whole("max_position_embeddings", usual, low=1)
     rope, n_ctx = read_rope(config, n_ctx)
     window, notes = _window(config, mistral, n_ctx)
+    notes += own_code_note(config, arch)
     if arch == "LlamaModel":
         notes.append(NO_OUTPUT)
     return ModelShape(

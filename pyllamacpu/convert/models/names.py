@@ -87,7 +87,10 @@ def map_tensors(
     divisors = shape.rope.divisors(shape.head_dim)
     if divisors is not None:
         result["rope_freqs.weight"] = from_array(divisors, f"{path}: rope scaling")
+    absent = _absent_biases(shape, found)
     for slot in slots(shape):
+        if slot.source.endswith(absent):
+            continue
         if _EXPERTS in slot.source:
             tensor = _experts(path, found, slot, taken)
         elif slot.source.endswith("_DE"):
@@ -97,7 +100,20 @@ def map_tensors(
             tensor = _take(path, found, slot.source, slot.shape)
             taken.add(slot.source)
         result[slot.name] = take_rows(tensor, pair_order(slot.shape[0], slot.heads)) if slot.heads else tensor
-    return Mapped(result, shape, check_rest(path, shape, found, set(found) - taken))
+    notes = check_rest(path, shape, found, set(found) - taken)
+    if absent:
+        said = f"the config announces biases that no layer has: {', '.join(absent)}; they count as zero"
+        notes = (said, *notes)
+    return Mapped(result, shape, notes)
+
+
+def _absent_biases(shape: ModelShape, found: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """Ends of names of biases that the config announces and no layer has, though they have others (Qwen's q,
+    k and v). Where single layers lack one, or all lack all, the checkpoint is incomplete.
+    """
+    ends = {slot.source.split(".", 2)[2] for slot in slots(shape) if slot.source.endswith(".bias")}
+    held = {name.split(".", 2)[2] for name in found if name.startswith("layers.") and name.endswith(".bias")}
+    return tuple(sorted(ends - held)) if held else ()
 
 
 def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -> ModelShape:
