@@ -28,7 +28,9 @@ def openai_grammar(fields: Fields) -> Grammar | None:
 
 
 def _given(fields: Fields) -> list[tuple[str, Grammar | None]]:
-    rows: list[tuple[str, Grammar | None]] = [("response_format", _response_format(fields))]
+    rows: list[tuple[str, Grammar | None]] = [
+        ("response_format", response_grammar(fields, "response_format"))
+    ]
     rows += [(name, _vllm(name, kind, fields.raw(name))) for name, kind in _GUIDED.items()]
     rows.append(("structured_outputs", _structured(fields)))
     rows.append(("grammar", _make("grammar", Grammar.text, fields.text("grammar") or None)))
@@ -36,11 +38,14 @@ def _given(fields: Fields) -> list[tuple[str, Grammar | None]]:
     return rows
 
 
-def _response_format(fields: Fields) -> Grammar | None:
-    if "response_format" not in fields:
-        fields.ignore("response_format")
+def response_grammar(fields: Fields, name: str) -> Grammar | None:
+    """OpenAI's form of an answer in the field `name`. The schema stands within "json_schema", or beside the
+    type, as responses have it.
+    """
+    if name not in fields:
+        fields.ignore(name)
         return None
-    own = fields.nested("response_format")
+    own = fields.nested(name)
     kind = own.choice("type", ("text", "json_object", "json_schema"))
     if kind is None:
         raise own.wrong("type", "is missing")
@@ -48,13 +53,14 @@ def _response_format(fields: Fields) -> Grammar | None:
         return None
     if kind == "json_object":  # llama.cpp takes a schema here too
         schema = own.raw("schema")
-        return Grammar.json_object() if schema is None else _schema("response_format.schema", schema)
+        return Grammar.json_object() if schema is None else _schema(f"{own.where}schema", schema)
+    own.ignore("name", "description", "strict")
     inner = own.nested("json_schema")
     inner.ignore("name", "description", "strict")
     if "schema" in inner:
-        return _schema("response_format.json_schema.schema", inner.raw("schema"))
+        return _schema(f"{inner.where}schema", inner.raw("schema"))
     if own.raw("schema") is not None:
-        return _schema("response_format.schema", own.raw("schema"))
+        return _schema(f"{own.where}schema", own.raw("schema"))
     raise inner.wrong("schema", "is missing")
 
 

@@ -30,7 +30,7 @@ class Fields:
             name = where.rstrip(".") or "the body"
             raise HTTPError(f"{name} must be a JSON object", param=where.rstrip(".") or None)
         self.values: Mapping[str, Any] = values
-        self._where = where
+        self.where = where
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -42,7 +42,7 @@ class Fields:
         return self.values.get(name)
 
     def wrong(self, name: str, message: str) -> HTTPError:
-        return wrong(self._where + name, message)
+        return wrong(self.where + name, message)
 
     def text(self, name: str, default: str | None = None) -> str | None:
         value = self.raw(name)
@@ -103,7 +103,7 @@ class Fields:
     def nested(self, name: str) -> Fields:
         """An object in this one; an empty one when it is absent."""
         value = self.raw(name)
-        return Fields({} if value is None else value, f"{self._where}{name}.")
+        return Fields({} if value is None else value, f"{self.where}{name}.")
 
     def items(self, name: str) -> list[Any]:
         value = self.raw(name)
@@ -129,7 +129,7 @@ class Fields:
         if unknown and strict:
             raise self.wrong(unknown[0][:100], "there is no such field")
         for name in unknown:
-            key = f"{self._where}{name}"[:100]
+            key = f"{self.where}{name}"[:100]
             if key not in _noted and len(_noted) < 1000:
                 _noted.add(key)
                 log.warning("the field %r is not known and has no effect", key)

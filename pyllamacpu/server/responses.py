@@ -1,0 +1,272 @@
+"""OpenAI's newer dialect: responses, whole and streamed. Nothing is stored between requests.
+
+Source: https://platform.openai.com/docs/api-reference/responses and responses-streaming.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.server import http
+from pyllamacpu.server.constraints import response_grammar
+from pyllamacpu.server.errors import HTTPError, openai_error
+from pyllamacpu.server.fields import Fields, wrong
+from pyllamacpu.server.generation import Answers, Chat, Generate, Service
+from pyllamacpu.server.models import Model
+from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, make, read_options
+from pyllamacpu.server.tools import Tools, call_id, make_tools
+from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+
+_SAMPLING = {"temperature": ("temperature", 0.0, 2.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
+_NO_EFFECT = ("user", "service_tier", "metadata", "store", "safety_identifier", "prompt_cache_key", "include")
+_TEXT_PARTS = ("input_text", "output_text", "text")
+_ROLES = ("system", "developer", "user", "assistant")
+
+
+def router(service: Service, strict: bool) -> APIRouter:
+    """The routes of the dialect; with `strict` unknown fields are refused."""
+    routes = APIRouter()
+
+    @routes.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _answer(service, fields, strict))
+
+    return routes
+
+
+async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
+    async with AsyncExitStack() as stack:
+        model = await stack.enter_async_context(service.models.use(fields.text("model")))
+        request, stream = _request(fields, model), fields.flag("stream")
+        fields.finish(strict)
+        assert isinstance(request.prompt, Chat)
+        shape = _Shape(model.name, request.prompt.tools, request)
+        answers = await stack.enter_async_context(service.generate(model, [request]))
+        if stream:
+            return http.Stream(stack.pop_all(), shape.events(answers), shape.failed)
+        (events,) = await answers.whole()
+        text = "".join(event.text for event in events)
+        calls = parse_calls(text, shape.tools.names)
+        items = [shape.call(call) for call in calls] or [shape.message(text)]
+        return http.json_response(shape.response(items, events[-1], answers))
+
+
+def _request(fields: Fields, model: Model) -> Generate:
+    fields.refuse("previous_response_id", "nothing is stored here: send the conversation as input")
+    fields.refuse("conversation", "nothing is stored here: send the conversation as input")
+    fields.refuse("background", "is not supported", False)
+    fields.refuse("truncation", "prompts are never cut", "disabled")
+    fields.refuse("reasoning", "the model does not think aloud")
+    fields.refuse("prompt", "there are no stored prompts")
+    fields.refuse("top_logprobs", "is not supported", 0)
+    fields.refuse("max_tool_calls", "no tools are run here")
+    fields.ignore(*_NO_EFFECT, "stream_options")
+    tools, form = _tools(fields), _form(fields)
+    if form is not None and tools.offered:
+        raise fields.wrong("tools", "do not go with a form of the answer")
+    return Generate(
+        Chat(_messages(fields), tools=tools),
+        make(fields, read_options(fields, _SAMPLING), model.engine.n_vocab),
+        max_tokens=fields.integer("max_output_tokens", 1, BIG),
+        grammar=tools.forced or form,
+    )
+
+
+def _tools(fields: Fields) -> Tools:
+    """Functions, whose fields stand beside their type here."""
+    values = []
+    for i, value in enumerate(fields.items("tools")):
+        if not isinstance(value, dict) or value.get("type") != "function":
+            raise wrong(f"tools[{i}]", "only functions are supported")
+        function = {key: item for key, item in value.items() if key != "type" and item is not None}
+        values.append({"type": "function", "function": function})
+    return make_tools(fields, values, fields.raw("tool_choice"), fields.flag("parallel_tool_calls", True))
+
+
+def _form(fields: Fields) -> Grammar | None:
+    text = fields.nested("text")
+    text.refuse("verbosity", "the model has no verbosity", "medium")
+    return response_grammar(text, "format")
+
+
+def _messages(fields: Fields) -> list[dict[str, Any]]:
+    given, instructions = fields.raw("input"), fields.text("instructions")
+    if given is None:
+        raise fields.wrong("input", "is missing")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items:
+        raise fields.wrong("input", "must be a text or a list of items")
+    messages = [{"role": "system", "content": instructions}] if instructions else []
+    for i, item in enumerate(items):
+        _add(messages, item, f"input[{i}]")
+    return messages
+
+
+def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
+    """One item of the input as a message; calls that follow each other are one message."""
+    kind = item.get("type", "message") if isinstance(item, dict) else None
+    if kind == "message" and item.get("role") in _ROLES:
+        messages.append({"role": item["role"], "content": _text(item.get("content"), f"{where}.content")})
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        if not all(isinstance(value, str) for value in function.values()):
+            raise wrong(where, "needs a name and arguments")
+        call = {"id": str(item.get("call_id")), "type": "function", "function": function}
+        if not (messages and "tool_calls" in messages[-1]):
+            messages.append({"role": "assistant", "content": "", "tool_calls": []})
+        messages[-1]["tool_calls"].append(call)
+    elif kind == "function_call_output":
+        content = _text(item.get("output"), f"{where}.output")
+        messages.append({"role": "tool", "tool_call_id": str(item.get("call_id")), "content": content})
+    else:
+        raise wrong(where, f"is not a message with a known role, a call or its output: {item!r:.80}")
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(where, "must be a string or a list of parts")
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+            raise wrong(f"{where}[{i}]", f"only text can be read, not a part of type {kind!r:.40}")
+    return "".join(part["text"] for part in content)
+
+
+class _Shape:
+    """One response in its shape, and its events with their numbers."""
+
+    def __init__(self, model: str, tools: Tools, request: Generate) -> None:
+        self.tools = tools
+        self._number = 0
+        self._base: dict[str, Any] = {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": model,
+            "status": "in_progress",
+            "error": None,
+            "incomplete_details": None,
+            "instructions": None,
+            "max_output_tokens": request.max_tokens,
+            "metadata": {},
+            "output": [],
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": request.sampling.temperature,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": "required" if tools.forced else "auto",
+            "tools": [{"type": "function", **tool["function"]} for tool in tools.offered],
+            "top_p": request.sampling.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+    def message(self, text: str, status: str = "completed", item_id: str | None = None) -> dict[str, Any]:
+        return {
+            "id": item_id or f"msg_{uuid.uuid4().hex}",
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": [_part(text)] if status == "completed" else [],
+        }
+
+    def call(self, call: ToolCall) -> dict[str, Any]:
+        return {
+            "id": f"fc_{uuid.uuid4().hex}",
+            "type": "function_call",
+            "call_id": call_id(),
+            "name": call.name,
+            "arguments": call.arguments,
+            "status": "completed",
+        }
+
+    def response(self, items: list[dict[str, Any]], last: TextEvent, answers: Answers) -> dict[str, Any]:
+        cut = last.finish_reason == "length"
+        return {
+            **self._base,
+            "status": "incomplete" if cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": items,
+            "usage": {
+                "input_tokens": answers.n_prompt,
+                "input_tokens_details": {"cached_tokens": answers.n_cached},
+                "output_tokens": answers.n_generated,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": answers.n_prompt + answers.n_generated,
+            },
+        }
+
+    def event(self, kind: str, **fields: Any) -> bytes:
+        number, self._number = self._number, self._number + 1
+        return http.sse({"type": kind, "sequence_number": number, **fields}, kind)
+
+    def failed(self, error: HTTPError) -> bytes:
+        shown = openai_error(error)["error"]
+        return self.event("error", code=str(shown["code"]), message=shown["message"], param=shown["param"])
+
+    async def events(self, answers: Answers) -> AsyncIterator[bytes]:
+        reader, text = ToolCallReader(self.tools.names), ""
+        calls: list[ToolCall] = []
+        item_id: str | None = None
+        last: TextEvent | None = None
+        yield self.event("response.created", response=self._base)
+        yield self.event("response.in_progress", response=self._base)
+        async for _, last in answers.pieces():
+            piece = reader.push(last.text) if self.tools.offered else last.text
+            if last.finish_reason is not None and self.tools.offered:
+                rest, calls = reader.finish()
+                piece += rest
+            if item_id is None and (piece or (last.finish_reason is not None and not calls)):
+                item_id = f"msg_{uuid.uuid4().hex}"
+                for event in self._open(item_id):
+                    yield event
+            if piece:
+                text += piece
+                where = {"item_id": item_id, "output_index": 0, "content_index": 0}
+                yield self.event("response.output_text.delta", **where, delta=piece, logprobs=[])
+        assert last is not None
+        items = [self.call(call) for call in calls] or [self.message(text, item_id=item_id)]
+        for event in self._calls(items) if calls else self._close(str(item_id), text):
+            yield event
+        kind = "response.incomplete" if last.finish_reason == "length" else "response.completed"
+        yield self.event(kind, response=self.response(items, last, answers))
+
+    def _open(self, item_id: str) -> Iterator[bytes]:
+        item = self.message("", "in_progress", item_id)
+        yield self.event("response.output_item.added", output_index=0, item=item)
+        where = {"item_id": item_id, "output_index": 0, "content_index": 0}
+        yield self.event("response.content_part.added", **where, part=_part(""))
+
+    def _close(self, item_id: str, text: str) -> Iterator[bytes]:
+        where = {"item_id": item_id, "output_index": 0, "content_index": 0}
+        yield self.event("response.output_text.done", **where, text=text, logprobs=[])
+        yield self.event("response.content_part.done", **where, part=_part(text))
+        item = self.message(text, item_id=item_id)
+        yield self.event("response.output_item.done", output_index=0, item=item)
+
+    def _calls(self, items: list[dict[str, Any]]) -> Iterator[bytes]:
+        for i, item in enumerate(items):
+            begun = {**item, "arguments": "", "status": "in_progress"}
+            where = {"item_id": item["id"], "output_index": i}
+            yield self.event("response.output_item.added", output_index=i, item=begun)
+            yield self.event("response.function_call_arguments.delta", **where, delta=item["arguments"])
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield self.event("response.function_call_arguments.done", **where, **done)
+            yield self.event("response.output_item.done", output_index=i, item=item)
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
