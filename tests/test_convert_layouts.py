@@ -354,6 +354,8 @@ def test_llama4_inside_a_model_with_a_vision_tower(tmp_path: Path) -> None:
     ("key", "value"),
     [
         ("no_rope_layers", [1, 0, 1]),
+        ("no_rope_layers", 3),
+        ("layer_types", {"a": 1}),
         ("layer_types", ["sliding_attention"] * 4),
         ("attn_scale", "0.2"),
         ("moe_layers", [0, 1]),

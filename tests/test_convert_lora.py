@@ -131,6 +131,8 @@ def test_rows_that_are_no_blocks_become_f16(tmp_path: Path, base: Path) -> None:
         ({"use_dora": True}, {}, "use_dora"),
         ({"bias": "all"}, {}, "bias"),
         ({"alpha_pattern": {"(a+)+$": 4}}, {}, "too complex"),
+        ({"alpha_pattern": {"(.|.)*X": 4}}, {}, "too complex"),
+        ({"alpha_pattern": {".*.*.*.*X": 4}}, {}, "too complex"),
         ({"alpha_pattern": {"q_proj": "4"}}, {}, r"alpha_pattern.*must be a number"),
         ({"alpha_pattern": {"q(": 4}}, {}, "not a regular expression"),
         ({"lora_bias": True}, {}, r"lora_bias.*merge_and_unload"),

@@ -45,8 +45,9 @@ _OWN = (
 )
 _INNOCENT = ("gaussian", "eva", "orthogonal", "true", "false")  # ways to begin that leave the base alone
 _CHANGE_BASE = re.compile(r"pissa(_niter_\d+)?|olora|corda|lora_ga|loftq")
-_NESTED_REPEAT = re.compile(r"[*+}?]\)*[^|]*\)[*+{]")  # may take exponential time
-_MAX_PATTERN = 500  # characters
+_REPEATED_GROUP = re.compile(r"\)[*+{]")  # may take exponential time
+_MAX_PATTERN, _MAX_REPEATS = 500, 2  # characters; each repeat is a power of the length of the name
+_MAX_MODULE = 200  # characters of a name that patterns are tried on
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Scaling:
         """Of a module by its name in the base model, such as model.layers.0.self_attn.q_proj."""
         if self.factor is not None:
             return self.factor
-        found = (alpha for pattern, alpha in self.patterns if pattern.fullmatch(module))
+        patterns = self.patterns if len(module) <= _MAX_MODULE else ()
+        found = (alpha for pattern, alpha in patterns if pattern.fullmatch(module))
         return next(found, self.alpha) / (math.sqrt(rank) if self.stabilised else rank)
 
 
@@ -121,7 +123,11 @@ def _patterns(config: Fields) -> tuple[tuple[re.Pattern[str], float], ...]:
     inner = Fields(config.path, stated, "alpha_pattern.")
     found = []
     for key in stated:
-        if len(key) > _MAX_PATTERN or _NESTED_REPEAT.search(key) or len(re.findall(r"[*+{]", key)) > 4:
+        if (
+            len(key) > _MAX_PATTERN
+            or _REPEATED_GROUP.search(key)
+            or len(re.findall(r"[*+{]", key)) > _MAX_REPEATS
+        ):
             raise inner.error(key, stated[key], "the expression is too complex")
         try:
             found.append((re.compile(rf"(.*\.)?({key})"), inner.real(key)))

@@ -59,7 +59,7 @@ def read_pairs(source: Path, tensors: Mapping[str, LazyTensor]) -> AdapterTensor
     adapters = set()
     for name, tensor in tensors.items():
         match = _PEFT.fullmatch(name) or _MLX.fullmatch(name)
-        if match and len(tensor.shape) == 2:
+        if match and len(tensor.shape) == 2 and tensor.n_elements:
             module = match["module"]
             pair = pairs.setdefault(plain_name(module) + ".weight", Pair(_module(module)))
             value = transpose(tensor) if match["part"] in "ab" else tensor

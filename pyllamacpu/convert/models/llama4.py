@@ -102,7 +102,10 @@ def read_attention(
     Layers with rope are the chunked ones unless `layer_types` says otherwise. A chunk size of null means
     whole attention everywhere, and nothing about rope (Llama Guard 4).
     """
-    listed = config.get("no_rope_layers") or []
+    for key in ("no_rope_layers", "layer_types"):
+        if not isinstance(config.get(key, []), list):
+            raise config.error(key, config.get(key), "must be a list")
+    listed = config.get("no_rope_layers", [])
     interval = config.whole(interval_key, INTERVAL, low=1)
     roped = tuple(bool(x) for x in listed) or every(interval, n_layers)
     names = {"chunked_attention": True, "full_attention": False}

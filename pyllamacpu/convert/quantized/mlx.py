@@ -109,5 +109,9 @@ def _small_floats(words: LazyTensor, scales: LazyTensor, shape: tuple[int, int],
 
 def _number(value: Any, key: str, where: Path) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise CheckpointError(where, f"{key} of an MLX quantization is {value!r}, not a whole number above 0")
+        raise CheckpointError(
+            where,
+            f"the weights are MLX-quantized, and `quantization` in config.json does not say how: {key} is "
+            f"{value!r}; get config.json again",
+        )
     return value
