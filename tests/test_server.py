@@ -242,6 +242,15 @@ def test_who_leaves_is_forgotten_in_every_phase(running: Running) -> None:
     assert model.engine.cache.bytes_in_use <= in_tree
 
 
+def test_half_a_body_is_no_fault_of_the_server(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    started = head("Host: localhost", "Content-Length: 50", path="/v1/completions", method="POST")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as connection:
+        connection.sendall(started + b'{"pro')
+    name = 'pyllamacpu_requests_total{path="/v1/completions",status="499"}'
+    wait_until(lambda: name in running.get("/metrics").text)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_slow_readers_stop_only_themselves(running: Running) -> None:
     held = hold(running, 3)
     try:

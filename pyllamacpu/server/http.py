@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
 from pyllamacpu.server.fields import Fields
@@ -25,7 +26,10 @@ _LEFT = 499  # the status of a request whose client has left; nobody reads it
 
 async def read_fields(request: Request) -> Fields:
     """The body as a JSON object. Raises HTTPError."""
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise HTTPError("the client left before its request was whole", status=_LEFT) from None
     if len(body) <= _SMALL:
         return _parse(body)
     return await asyncio.get_running_loop().run_in_executor(None, _parse, body)
