@@ -20,7 +20,7 @@ export class Answer {
     this.abort.abort();
   }
 
-  // Runs to the end. The promise is an error that the person is to see, or null.
+  // Runs to the end, which `message.state` tells; `message.error` says what went wrong.
   async run() {
     const { message, conversation } = this;
     const path = pathTo(conversation, message.parent);
@@ -31,21 +31,19 @@ export class Answer {
       const result = await this.#stream();
       message.state = result.finishReason === "length" ? "length" : "";
       this.#count(result.usage);
-      return null;
     } catch (error) {
       message.state = error.name === "AbortError" ? "stopped" : "failed";
+      if (message.state === "failed") message.error = describe(error);
       if (message.content) await this.#countHere();
-      return error.name === "AbortError" ? null : error;
     } finally {
       clearTimeout(this.timer);
       this.timer = 0;
-      this.changed();
     }
   }
 
   async #stream() {
     const { conversation } = this;
-    const body = { model: this.message.model, messages: this.messages, ...samplingFields(conversation.settings) };
+    const body = { model: this.message.model || undefined, messages: this.messages, ...samplingFields(conversation.settings) };
     for (;;) {
       try {
         return await streamChat(body, this.abort.signal, (text) => this.#grow(text));
@@ -104,4 +102,8 @@ export class Answer {
       // The server is gone: the context meter stays empty.
     }
   }
+}
+
+function describe(error) {
+  return error instanceof TypeError ? "broken off: the server cannot be reached" : `failed: ${error.message}`;
 }

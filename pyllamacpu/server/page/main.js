@@ -28,7 +28,7 @@ const promptBox = byId("prompt");
 
 async function openConversation(id) {
   const active = running.get(id)?.conversation;
-  conversation = active ?? (id && (await load(id))) ?? freshConversation();
+  conversation = active ?? (id && (await loadWhole(id))) ?? freshConversation();
   endEdit();
   writeSetting("open", id);
   sidebar.select(conversation.id);
@@ -41,6 +41,15 @@ async function openConversation(id) {
   draw();
   list.toEnd();
   promptBox.focus({ preventScroll: true });
+}
+
+// From storage; an answer that was running when the page was closed has ended.
+async function loadWhole(id) {
+  const found = await load(id);
+  for (const message of Object.values(found?.messages ?? {})) {
+    if (["waiting", "running"].includes(message.state)) message.state = "failed";
+  }
+  return found;
 }
 
 function freshConversation() {
@@ -113,20 +122,18 @@ async function answer(question) {
   await keep(own);
   list.toEnd();
   const saving = setInterval(() => keep(own), 3000);
-  const error = await current.run();
+  await current.run();
   clearInterval(saving);
   running.delete(own.id);
-  if (error) report(error, own, message);
+  if (conversation === own) {
+    draw();
+    list.grow(message);
+  }
+  if (message.state === "failed") look();
   await keep(own);
-  if (conversation === own) draw();
+  byId("announcement").textContent = message.error || "The answer is complete.";
+  if (!byId("model").options.length) await learnModels(); // there was no key before
   if (!contexts.has(message.model)) learnContext(message.model);
-}
-
-function report(error, own, message) {
-  if (!message.content) removeMessage(own, message);
-  const unreachable = error instanceof TypeError;
-  notify(unreachable ? "The server cannot be reached; the answer broke off." : `No answer: ${error.message}`);
-  look();
 }
 
 function stop() {
@@ -182,6 +189,16 @@ function regenerateLast() {
   else if (last && !running.has(conversation.id)) answer(last);
 }
 
+// Another tab has changed the conversation that is open here.
+async function showChange({ saved, removed }) {
+  sidebar.refresh();
+  if (running.has(conversation.id) || editing) return;
+  if (removed === conversation.id) await openConversation(null);
+  if (saved !== conversation.id) return;
+  conversation = await loadWhole(saved);
+  draw();
+}
+
 // The server
 
 async function learnModels() {
@@ -232,10 +249,12 @@ function askKey(wrong) {
 
 function fitPrompt() {
   promptBox.style.height = "auto";
-  promptBox.style.height = `${Math.min(promptBox.scrollHeight, innerHeight * 0.4)}px`;
+  const border = promptBox.offsetHeight - promptBox.clientHeight;
+  promptBox.style.height = `${promptBox.scrollHeight + border}px`; // style.css has its limit
 }
 
-const isPhone = () => matchMedia("(max-width: 800px)").matches;
+const PHONE = matchMedia("(max-width: 800px)"); // as in style.css
+const isPhone = () => PHONE.matches;
 
 function toggle(name, open = document.body.classList.contains(`no-${name}`)) {
   document.body.classList.toggle(`no-${name}`, !open);
@@ -259,8 +278,12 @@ function bindControls() {
   for (const name of ["sidebar", "drawer"]) {
     byId(`toggle-${name}`).onclick = () => toggle(name);
     byId(`close-${name}`).onclick = () => toggle(name, false);
-    toggle(name, !isPhone() && readSetting(name, name === "sidebar"));
   }
+  const fitWidth = () => {
+    for (const name of ["sidebar", "drawer"]) toggle(name, !isPhone() && readSetting(name, name === "sidebar"));
+  };
+  PHONE.addEventListener("change", fitWidth);
+  fitWidth();
   byId("model").onchange = () => {
     writeSetting("model", byId("model").value);
     drawMeter(shownPath(conversation));
@@ -280,11 +303,8 @@ async function start() {
   if (!(await openStorage())) notify("This browser keeps nothing: conversations are lost when the page is closed.");
   await openConversation(readSetting("open", null));
   await sidebar.refresh();
-  watchOtherTabs(({ saved, removed }) => {
-    sidebar.refresh();
-    const other = [saved, removed].includes(conversation.id) && !running.has(conversation.id);
-    if (other) openConversation(saved ?? null);
-  });
+  watchOtherTabs(showChange);
+  window.addEventListener("pagehide", () => running.forEach((answer) => save(answer.conversation)));
   watchHealth(serverChanged);
 }
 

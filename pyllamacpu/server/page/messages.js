@@ -36,6 +36,7 @@ export class MessageList {
       const key = `${place} ${message.state ?? ""} ${JSON.stringify(message.stats ?? "")}`;
       let entry = this.shown.get(message.id);
       if (!entry) entry = this.#make(message);
+      else if (entry.message !== message) this.#renew(entry, message);
       if (entry.key !== key) this.#foot(entry, message, place);
       entry.key = key;
       kept.set(message.id, entry);
@@ -73,6 +74,14 @@ export class MessageList {
     body.classList.add("plain");
     this.observer.observe(article);
     return entry;
+  }
+
+  // The same message, read anew.
+  #renew(entry, message) {
+    const changed = entry.message.content !== message.content;
+    entry.message = message;
+    if (changed && entry.view) entry.view.update(message.content);
+    else if (changed) entry.body.textContent = message.content;
   }
 
   #near(entries) {
@@ -134,7 +143,7 @@ export class MessageList {
 }
 
 // What is said below a message: its speed, and how it ended.
-function describe({ stats, state }) {
+function describe({ stats, state, error }) {
   const ends = {
     waiting: "waiting …", running: "", stopped: "stopped", length: "cut off at the token limit",
     failed: "broken off",
@@ -142,6 +151,6 @@ function describe({ stats, state }) {
   const parts = [];
   if (stats?.generated) parts.push(`${stats.generated} tokens`);
   if (stats?.rate) parts.push(`${stats.rate.toFixed(1)} tokens/s`);
-  if (ends[state]) parts.push(ends[state]);
+  if (ends[state]) parts.push(state === "failed" && error ? error : ends[state]);
   return parts.join(" · ");
 }
