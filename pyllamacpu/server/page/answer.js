@@ -34,7 +34,6 @@ export class Answer {
     } catch (error) {
       message.state = error.name === "AbortError" ? "stopped" : "failed";
       if (message.state === "failed") message.error = describe(error);
-      if (message.content) await this.#countHere();
     } finally {
       clearTimeout(this.timer);
       this.timer = 0;
@@ -95,9 +94,12 @@ export class Answer {
   }
 
   // An answer that was stopped has no usage: the prompt is counted apart.
-  async #countHere() {
+  async countPrompt() {
+    const { message } = this;
+    if (!message.stats?.generated || message.stats.prompt) return;
     try {
-      this.message.stats.prompt = await countTokens(this.message.model, this.messages);
+      const prompt = await countTokens(message.model || undefined, this.messages);
+      message.stats = { ...message.stats, prompt };
     } catch {
       // The server is gone: the context meter stays empty.
     }

@@ -131,6 +131,9 @@ async function answer(question) {
   }
   if (message.state === "failed") look();
   await keep(own);
+  await current.countPrompt();
+  await keep(own);
+  if (conversation === own) draw();
   byId("announcement").textContent = message.error || "The answer is complete.";
   if (!byId("model").options.length) await learnModels(); // there was no key before
   if (!contexts.has(message.model)) learnContext(message.model);
