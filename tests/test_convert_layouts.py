@@ -488,6 +488,12 @@ def test_llama4_of_meta(tmp_path: Path) -> None:
                 assert ours.metadata[key] == theirs.metadata[key], key
 
 
+@pytest.mark.parametrize("odd", [3, "x", [1], True])
+def test_experts_of_meta_that_are_no_object(odd: object) -> None:
+    with pytest.raises(CheckpointError, match="moe_args"):
+        read_params(Fields(Path("params.json"), PARAMS | {"moe_args": odd}))
+
+
 def test_bf16_is_copied_bit_for_bit(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "bf16", BY_NAME["gqa"])
     bits = {name: bf16_bits(array) for name, array in weights(BY_NAME["gqa"]).items()}

@@ -560,9 +560,11 @@ def test_unigram(tmp_path: Path, fallback: bool) -> None:
         ({"vocab": [["a", "x"]]}, "not a piece with its score"),
         ({"vocab": [["a", 0.0], ["a", 1.0]], "unk_id": 0}, "same text"),
         ({"vocab": [["a", 0.0]], "unk_id": 7}, "unk_id"),
+        ({"vocab": [["a", 0.0]], "unk_id": 0, "pre": {"type": {"odd": 1}}}, "pre-tokenizer"),
     ],
 )
 def test_damaged_unigram(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    write(tmp_path, "tokenizer.json", {"model": {"type": "Unigram", **change}})
+    values = {"model": {"type": "Unigram", **change}, "pre_tokenizer": change.get("pre")}
+    write(tmp_path, "tokenizer.json", values)
     with pytest.raises(CheckpointError, match=says):
         read_vocabulary(tmp_path, {}, 0)

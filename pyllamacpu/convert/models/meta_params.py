@@ -72,7 +72,10 @@ def read_params(params: Fields) -> ModelShape:
 
 def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
     """Llama 4: sizes of feed-forward layers come from the tensors. Raises CheckpointError."""
-    experts = Fields(params.path, params.get("moe_args") or {}, "moe_args.")
+    stated = params.get("moe_args", {})
+    if not isinstance(stated, dict):
+        raise params.error("moe_args", stated, "must be an object")
+    experts = Fields(params.path, stated, "moe_args.")
     experts.only(_EXPERTS, ignorable=False)
     n_experts = max(0, int(experts.real("num_experts", 0)))
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0

@@ -61,10 +61,10 @@ def _pieces(path: Path, vocab: list[Any]) -> tuple[list[str], list[float]]:
 
 def _read_preparation(table: TokenTable, values: Mapping[str, Any]) -> None:
     """Normalizers and what cuts words. Raises CheckpointError for others than those of SentencePiece."""
-    cutters = {part.get("type") for part in parts_of(values.get("pre_tokenizer"), "pretokenizers")}
+    cutters = {str(part.get("type")) for part in parts_of(values.get("pre_tokenizer"), "pretokenizers")}
     if "WhitespaceSplit" in cutters:
         table.flags["remove_extra_whitespaces"] = True
-    if others := sorted(str(kind) for kind in cutters - {"Metaspace", "WhitespaceSplit"}):
+    if others := sorted(cutters - {"Metaspace", "WhitespaceSplit"}):
         raise CheckpointError(
             table.path, f"is a Unigram model with the pre-tokenizer {others[0]}, which GGUF cannot state"
         )
