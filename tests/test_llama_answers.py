@@ -289,7 +289,7 @@ def test_content_parts(llm: Llama) -> None:
 
 
 def test_chat_formats(path: Path) -> None:
-    with Llama(str(path), chat_format="llama-2") as llm:
+    with Llama(str(path), chat_format="llama2") as llm:
         prompt = "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\nhello [/INST]"
         assert chat(llm)["choices"][0]["message"]["content"] == greedy(llm, prompt, 6)
     with (
@@ -360,8 +360,10 @@ def test_the_shape_of_an_embedding_answer(llm: Llama) -> None:
 def test_texts_too_long_to_embed(llm: Llama) -> None:
     llm.eval([BOS, 9])
     with pytest.raises(ContextError):
-        llm.embed("x" * 500)
-    assert len(llm.embed("x" * 500, truncate=True)) == DIM
+        llm.embed("x" * 500, truncate=False)
+    with pytest.warns(UserWarning, match="leaves out a text's tokens behind the first 128"):
+        assert len(llm.embed("x" * 500)) == DIM
+    assert llm.create_embedding("x" * 500)["usage"]["prompt_tokens"] == 128
     assert llm.n_tokens == 2
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
+from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.api.compat import as_tuple, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
+from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     check_messages,
     chosen_tools,
     infill_prompt,
+    stop_strings,
     stop_token_ids,
     text_prompt,
+    token_count,
     warn_retired,
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
@@ -50,6 +55,7 @@ class Completions(Tokens):
 
     model_path: str
     chat_handler: Callable[..., Any] | None = None
+    chat_format: str | None
     spm_infill: bool = False
     verbose: bool = False
     pooling: int = -1
@@ -133,6 +139,7 @@ class Completions(Tokens):
         stopping_criteria: Sequence[Callable[..., bool]] = (),
         end_tokens: Iterable[int] = (),
         stop_loops: bool = False,
+        penalize_prompt: bool = True,
         grammar: Grammar | None = None,
         ahead: int | None = STREAMED_AHEAD,
     ) -> Iterator[TextEvent]:
@@ -141,6 +148,7 @@ class Completions(Tokens):
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
         holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
+        `penalize_prompt`: penalties count the prompt's tokens too.
         `grammar`: the form that the answer must have; it ends with it.
         `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
         any number. The arguments are checked at once, the work begins with the first event.
@@ -155,13 +163,16 @@ class Completions(Tokens):
             criteria=tuple(stopping_criteria),
             end_tokens=frozenset(end_tokens),
             stop_loops=stop_loops,
+            penalize_prompt=penalize_prompt,
             grammar=self.compiled(grammar),
         )
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")
         token_limit(len(request.prompt), max_tokens, self.engine.n_ctx)
         TextDecoder(self.text_tokenizer, request.stop)
-        events = self._log_timings(self._events(request, on_prompt, ahead))
+        by_hand = is_overridden(self, Tokens, "generate", "eval", "sample")
+        made = events_by_hand(self, request) if by_hand else self._events(request, on_prompt, ahead)
+        events = self._log_timings(made)
         return events if self.cache is None else self._cached(request.prompt, events)
 
     def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
@@ -212,24 +223,18 @@ class Completions(Tokens):
         """
         warn_retired(tfs_z)
         options = self._options("create_completion", sampling, self._next_seed() if seed is None else seed)
-        tokenizer = self._text()
+        n_top = None if logprobs is None else token_count("logprobs", logprobs)
         ids, appended = self._completion_prompt(prompt, suffix)
-        text = prompt if isinstance(prompt, str) else tokenizer.decode(ids)
-        plan = Plan(
-            heading=Heading(model or self.model_path),
-            n_prompt=len(ids),
-            before=text if echo else "",
-            after=appended,
-            logprobs=None if logprobs is None else LogprobWriter(tokenizer, 0 if echo else len(text)),
-            first_logprobs=self._prompt_logprobs(ids, logprobs) if echo and logprobs is not None else (),
-        )
+        text = prompt if isinstance(prompt, str) else self._text().decode(ids)
+        plan = replace(self._completion_plan(model, text, ids, echo, n_top), after=appended)
         events = self.stream(
             ids,
             options,
-            max_tokens if max_tokens and max_tokens > 0 else None,
-            _stop_strings(stop),
+            token_count("max_tokens", max_tokens) or None,
+            stop_strings(stop),
+            penalize_prompt=False,
             logits_processors=as_tuple(logits_processor),
-            logprobs=logprobs,
+            logprobs=n_top,
             stopping_criteria=as_tuple(stopping_criteria),
             grammar=chosen_grammar(grammar),
             ahead=STREAMED_AHEAD if stream else None,
@@ -277,30 +282,55 @@ class Completions(Tokens):
         `create_completion`. Raises TemplateError when the template refuses the messages, OptionError for a
         form that cannot be enforced, and for a forced tool, which is not supported yet.
         """
-        if self.chat_handler is not None:
-            return self.chat_handler(llama=self, **_handler_arguments(locals()))
+        if (handler := self.chat_handler or registered_handler(self.chat_format)) is not None:
+            return handler(llama=self, **_handler_arguments(locals()))
         form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
         described = chosen_tools(tools, tool_choice, functions, function_call)
         tokenizer, template = self._text(), self._chat_template()
-        ids = encode_chat(tokenizer, template, check_messages(messages), tools=described)
-        n_top = (top_logprobs or 0) if logprobs else None
+        ids = encode_chat(tokenizer, template, check_messages(messages), described)
+        n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
+        ends = [*stop_strings(stop), *template.stop_strings]
+        if is_overridden(self, Completions, "create_completion"):
+            own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
+            more = {"stop": ends, "max_tokens": max_tokens, "grammar": form, "stream": stream}
+            return self._chat_by_completion(ids, **own, **more, **sampling)
         events = self.stream(
             ids,
             options,
-            max_tokens if max_tokens and max_tokens > 0 else None,
-            (*_stop_strings(stop), *template.stop_strings),
+            token_count("max_tokens", max_tokens) or None,
+            ends,
+            penalize_prompt=False,
             logits_processors=as_tuple(logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
             grammar=form,
             ahead=STREAMED_AHEAD if stream else None,
         )
-        writer = None if n_top is None else LogprobWriter(tokenizer, 0)
-        plan = Plan(Heading(model or self.model_path), len(ids), logprobs=writer)
+        plan = self._completion_plan(model, "", ids, False, n_top)
         return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
+
+    def _chat_by_completion(self, ids: Sequence[int], **options: Any) -> Answer:
+        """A chat's answer by a program's own `create_completion`."""
+        answer = self.create_completion(ids, **options)
+        if isinstance(answer, dict):
+            return responses.chat_of_completion(answer)
+        return responses.chat_of_chunks(answer)
+
+    def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
+        """`create_chat_completion` as the objects of the openai package, which must be installed: a
+        ChatCompletion, or an iterator of ChatCompletionChunks.
+        """
+        try:
+            from openai.types.chat import ChatCompletion, ChatCompletionChunk
+        except ImportError:
+            raise ImportError("create_chat_completion_openai_v1 needs: pip install openai") from None
+        answer = self.create_chat_completion(*args, **kwargs)
+        if isinstance(answer, dict):
+            return ChatCompletion(**answer)
+        return (ChatCompletionChunk(**chunk) for chunk in answer)
 
     def _answer(
         self,
@@ -312,6 +342,17 @@ class Completions(Tokens):
     ) -> Answer:
         """The whole answer, or its chunks as they come."""
         return chunks(plan, events) if stream else whole(plan, events)
+
+    def _completion_plan(
+        self, model: str | None, text: str, ids: Sequence[int], echo: bool, n_top: int | None
+    ) -> Plan:
+        return Plan(
+            heading=Heading(model or self.model_path),
+            n_prompt=len(ids),
+            before=text if echo else "",
+            logprobs=None if n_top is None else LogprobWriter(self._text(), 0 if echo else len(text)),
+            first_logprobs=self._prompt_logprobs(ids, n_top) if echo and n_top is not None else (),
+        )
 
     def _completion_prompt(self, prompt: str | Sequence[int], suffix: str | None) -> tuple[list[int], str]:
         """(token ids, text to append to the answer)."""
@@ -350,14 +391,14 @@ class Completions(Tokens):
         self,
         input: str | Sequence[str],
         normalize: bool = False,
-        truncate: bool = False,
+        truncate: bool = True,
         return_count: bool = False,
     ) -> Any:
         """The embedding of a text as a list of n_embd floats, or a list of them for a list of texts.
 
         The mean of the final hidden states, unless `pooling_type` says otherwise. With `normalize` its length
-        is 1. A text longer than the context raises ContextError, or with `truncate` loses its end. With
-        `return_count`, a pair of the result and the number of tokens.
+        is 1. A text longer than the context loses its end, with a UserWarning, or without `truncate` raises
+        ContextError. With `return_count`, a pair of the result and the number of tokens.
         """
         texts = [input] if isinstance(input, str) else list(input)
         vectors, n_tokens = [], 0
@@ -367,7 +408,8 @@ class Completions(Tokens):
                 raise OptionError(
                     "there is nothing to embed: the text is empty and this model puts no BOS before it"
                 )
-            if truncate:
+            if truncate and len(ids) > self.n_ctx():
+                warn_once("truncate", f"embed() leaves out a text's tokens behind the first {self.n_ctx()}")
                 ids = ids[: self.n_ctx()]
             check_length(len(ids), self.n_ctx())
             n_tokens += len(ids)
@@ -391,13 +433,10 @@ class Completions(Tokens):
         return responses.embedding_response(model or self.model_path, vectors, n_tokens)
 
 
-def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
-
-
 def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """What a chat handler is called with: the method's arguments by name."""
-    rest = {name: value for name, value in arguments.items() if name not in ("self", "sampling")}
+    inner = ("self", "sampling", "handler")
+    rest = {name: value for name, value in arguments.items() if name not in inner}
     return {**rest, **arguments["sampling"]}
 
 

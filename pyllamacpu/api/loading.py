@@ -17,6 +17,7 @@ from pyllamacpu.store.hub import parse_hub_ref
 from pyllamacpu.store.resolve import resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template, load_tokenizer
 from pyllamacpu.text.chat import warn_of_foreign_tokens
+from pyllamacpu.text.formats import Format
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LoadOptions:
     type_v: str = "f16"
     rope_freq_base: float = 0.0  # 0: as the file says
     rope_freq_scale: float = 0.0  # 0: as the file says
-    chat_template: str | None = None  # a Jinja source or the name of a format; None: the file's own
+    chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
     vocab_only: bool = False
 
 
@@ -43,7 +44,7 @@ class LoadedModel:
     file: GGUFFile
     engine: Engine | None
     tokenizer: Tokenizer | None
-    chat_template: str | None  # a Jinja source or the name of a format, instead of the file's own
+    chat_template: str | Format | None  # a Jinja source, a format or its name, instead of the file's own
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -60,7 +61,7 @@ class LoadedModel:
         warn_of_foreign_tokens(template, self.tokenizer)
         return template
 
-    def with_template(self, chosen: str | None) -> LoadedModel:
+    def with_template(self, chosen: str | Format | None) -> LoadedModel:
         """The same model with another way to make prompts. Raises TemplateError."""
         if self.tokenizer is not None:
             choose_template(self.metadata, chosen)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.errors import OptionError
+from pyllamacpu.text.formats import Format
+from pyllamacpu.text.named_formats import NAMED_FORMATS
 
 
 def load_options(given: Mapping[str, Any]) -> LoadOptions:
@@ -32,14 +35,18 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
     )
 
 
-def template_choice(chat_format: str | None, chat_template: str | None) -> str | None:
-    """The one way that was named to make prompts; llama-cpp-python calls the file's own
-    "chat_template.default".
+def template_choice(chat_format: str | None, chat_template: str | None) -> str | Format | None:
+    """The one way that was named to make prompts, where llama-cpp-python's names mean its prompts.
+
+    None is the file's own template, which it calls "chat_template.default"; a name that the program
+    registered a handler for needs none.
     """
     if chat_format is not None and chat_template is not None:
         raise OptionError("give chat_format or chat_template, not both")
-    chosen = chat_format if chat_template is None else chat_template
-    return None if chosen == "chat_template.default" else chosen
+    if chat_format == "chat_template.default" or registered_handler(chat_format) is not None:
+        return None
+    named = None if chat_format is None else NAMED_FORMATS.get(chat_format)
+    return named or chat_format or chat_template
 
 
 def warn_of_model(path: str, parts: LoadedModel, options: LoadOptions) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.api.compat import warn_once
@@ -97,6 +98,26 @@ def chosen_tools(
     if tool_choice not in (None, "auto", "none"):
         raise OptionError(f"tool_choice={tool_choice!r}: {_NO_TOOLS}")
     return None if not tools or tool_choice == "none" else list(tools)
+
+
+def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The texts that end an answer. Raises OptionError for what is none."""
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Iterable):
+        raise OptionError(f"stop={stop!r:.80}: give a text, or a list of texts")
+    texts = tuple(stop)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise OptionError(f"stop: {wrong[0]!r:.80} is not a text")
+    return texts
+
+
+def token_count(name: str, value: int | None) -> int:
+    """A number of tokens; None and less than 0 are 0. Raises OptionError for what is no whole number."""
+    try:
+        return max(0, operator.index(0 if value is None else value))
+    except TypeError:
+        raise OptionError(f"{name}={value!r:.80}: give a whole number, or None") from None
 
 
 def warn_retired(tfs_z: float, penalize_nl: bool = True) -> None:

@@ -9,7 +9,7 @@ import codecs
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyllamacpu.engine.generate import FinishReason, TextEvent
@@ -70,6 +70,10 @@ class LogprobWriter:
             for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs")
         }
 
+    def chat(self, entries: Iterable[TokenLogprobs]) -> Response:
+        """The same in the chat API's shape."""
+        return chat_logprobs(self._tokenizer, entries)
+
     def _row(self, entry: TokenLogprobs | int) -> Response:
         token = entry if isinstance(entry, int) else entry.token
         text = self._text(token)
@@ -89,8 +93,24 @@ class LogprobWriter:
         return self._raw(token).decode("utf-8", "ignore")
 
 
-def chat_logprobs(table: Response | None) -> Response | None:
-    """A completion's logprobs table in the chat API's shape."""
+def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> Response:
+    """Each token with its bytes (a part of a character has no text of its own) and its alternatives."""
+
+    def shown(token: int, logprob: float) -> Response:
+        raw = tokenizer.token_bytes(token, special=True) if token < tokenizer.n_vocab else b""
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+
+    content = [
+        {**shown(entry.token, entry.logprob), "top_logprobs": [shown(*other) for other in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _logprobs_of_table(table: Response | None) -> Response | None:
+    """A completion's logprobs table in the chat API's shape. It has texts only, so no bytes of characters'
+    parts.
+    """
     if table is None:
         return None
     rows = zip(table["tokens"], table["token_logprobs"], table["top_logprobs"], strict=True)
@@ -99,9 +119,9 @@ def chat_logprobs(table: Response | None) -> Response | None:
             {
                 "token": token,
                 "logprob": logprob,
-                "bytes": list(token.encode("utf-8")),
+                "bytes": list(token.encode("utf-8")) or None,
                 "top_logprobs": [
-                    {"token": text, "logprob": value, "bytes": list(text.encode("utf-8"))}
+                    {"token": text, "logprob": value, "bytes": list(text.encode("utf-8")) or None}
                     for text, value in top.items()
                 ],
             }
@@ -161,10 +181,11 @@ def _chunk(plan: Plan, text: str, entries: Sequence[TokenLogprobs | int]) -> Res
 
 def whole_chat(plan: Plan, events: Iterable[TextEvent]) -> Response:
     """The assistant's message when all of it is there."""
-    answer = whole_completion(plan, events)
+    seen = list(events)
+    answer = whole_completion(replace(plan, logprobs=None), seen)
     choice = answer["choices"][0]
     message = {"role": "assistant", "content": choice["text"]}
-    logprobs = chat_logprobs(choice["logprobs"])
+    logprobs = plan.logprobs and plan.logprobs.chat(entry for event in seen for entry in event.logprobs)
     return plan.heading.wrap(
         "chat.completion",
         {"message": message, "logprobs": logprobs, "finish_reason": choice["finish_reason"]},
@@ -177,16 +198,55 @@ def chat_chunks(plan: Plan, events: Iterable[TextEvent]) -> Iterator[Response]:
     reason.
     """
     yield _chat_chunk(plan, {"role": "assistant"}, None, None)
-    for chunk in completion_chunks(plan, events):
-        choice = chunk["choices"][0]
-        reason = choice["finish_reason"]
-        delta = {"content": choice["text"]} if reason is None else {}
-        yield _chat_chunk(plan, delta, chat_logprobs(choice["logprobs"]), reason)
+    reason: FinishReason | None = None
+    for event in events:
+        reason = event.finish_reason
+        if event.text or event.tokens:
+            logprobs = None if plan.logprobs is None else plan.logprobs.chat(event.logprobs)
+            yield _chat_chunk(plan, {"content": event.text}, logprobs, None)
+    yield _chat_chunk(plan, {}, None, reason)
 
 
 def _chat_chunk(plan: Plan, delta: Response, logprobs: Response | None, reason: str | None) -> Response:
     choice = {"delta": delta, "logprobs": logprobs, "finish_reason": reason}
     return plan.heading.wrap("chat.completion.chunk", choice)
+
+
+def chat_of_completion(answer: Response) -> Response:
+    """A chat's answer from a completion's."""
+    choice = answer["choices"][0]
+    return {
+        **_chat_head(answer, "chat.completion"),
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": choice["text"]},
+                "logprobs": _logprobs_of_table(choice["logprobs"]),
+                "finish_reason": choice["finish_reason"],
+            }
+        ],
+        "usage": answer["usage"],
+    }
+
+
+def chat_of_chunks(chunks: Iterable[Response]) -> Iterator[Response]:
+    """A chat's chunks from a completion's: the role before the first, an empty delta at the end."""
+    for i, chunk in enumerate(chunks):
+        head, choice = _chat_head(chunk, "chat.completion.chunk"), chunk["choices"][0]
+        if i == 0:
+            yield {**head, "choices": [_delta({"role": "assistant"}, None, None)]}
+        reason = choice["finish_reason"]
+        delta = {"content": choice["text"]} if reason is None else {}
+        yield {**head, "choices": [_delta(delta, _logprobs_of_table(choice["logprobs"]), reason)]}
+
+
+def _chat_head(answer: Response, kind: str) -> Response:
+    head = {name: answer[name] for name in ("created", "model")}
+    return {"id": "chat" + answer["id"], "object": kind, **head}
+
+
+def _delta(delta: Response, logprobs: Response | None, reason: str | None) -> Response:
+    return {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
 # Embeddings

@@ -121,13 +121,25 @@ def sampling_options(function: str, keywords: Mapping[str, Any], seed: int, last
     for name in keywords:
         if name not in _KNOWN:
             raise unknown_keyword(function, name, _KNOWN)
-    values = {"seed": seed, **keywords}
+    values = {"seed": seed, **_as_given(keywords)}
     if any(keywords.get(name, off) not in (off, None) for name, off in _PENALTIES_OFF.items()):
         values.setdefault("repeat_last_n", last_n)
     options = SamplingOptions.from_mapping(values)
     for sentence in effective(options).warnings():
         warnings.warn(sentence, UserWarning, stacklevel=5)
     return options
+
+
+def _as_given(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keywords; for a temperature below 0 those that llama-cpp-python then heeds: penalties and bias, and
+    a draw from all tokens.
+    """
+    temperature = keywords.get("temperature", keywords.get("temp"))
+    if not isinstance(temperature, (int, float)) or temperature >= 0:
+        return keywords
+    kept = {*_PENALTIES_OFF, "repeat_last_n", "logit_bias"}
+    heeded = {name: value for name, value in keywords.items() if name in kept}
+    return {**heeded, "temperature": 1.0, "samplers": ["penalties", "temperature"]}
 
 
 def effective(options: SamplingOptions) -> SamplingOptions:

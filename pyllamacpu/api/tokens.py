@@ -15,6 +15,7 @@ from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_tuple
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.loading import LoadedModel
+from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
 from pyllamacpu.api.state import LlamaState, check_state
@@ -340,11 +341,15 @@ class Tokens:
         warn_retired(tfs_z, penalize_nl)
         options = self._options("generate", sampling, self._seed)
         ids = check_tokens(tokens, self.engine.n_vocab)
+        if is_overridden(self, Tokens, "eval", "sample"):
+            keywords = {**sampling, "logits_processor": logits_processor}
+            return generate_by_hand(self, ids, reset, as_tuple(stopping_criteria), form, keywords)
         request = Request(
             ids,
             options,
             processors=as_tuple(logits_processor),
             criteria=as_tuple(stopping_criteria),
+            penalize_prompt=False,
             endless=True,
             grammar=form,
         )

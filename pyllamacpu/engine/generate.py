@@ -85,6 +85,7 @@ class Request:
     criteria: tuple[StoppingCriterion, ...] = ()
     end_tokens: frozenset[int] = frozenset()  # that end the answer, beside the vocabulary's own
     stop_loops: bool = False  # end the answer, with the reason "loop", when a passage repeats again and again
+    penalize_prompt: bool = True  # whether penalties count the prompt, as llama-cli; not in llama-cpp-python
     endless: bool = False  # tokens without text or end, until the context is full: then a ContextError
     progress: bool = False  # events tell how much of the prompt is read
     grammar: CompiledGrammar | None = None  # the form of the answer, which ends when nothing can follow
@@ -294,7 +295,7 @@ class Generation:
         self._pending = _Pending()
         self._text = ""  # for the last event
         self.sampler = make_sampler(request.sampling, n_vocab, n_ctx, tokenizer, request.processors)
-        self.sampler.accept_prompt(request.prompt)
+        self.sampler.accept_prompt(request.prompt, request.penalize_prompt)
         self.n_generated = 0
         self.reason: FinishReason | None = None
 
@@ -348,7 +349,7 @@ class Generation:
 
     def push(self, tokens: Sequence[int]) -> None:
         """Puts `tokens` behind the history."""
-        self.sampler.accept_prompt(tokens)
+        self.sampler.accept_prompt(tokens, self._request.penalize_prompt)
         self.history.extend(tokens)
 
     def last_event(self, stats: GenerationStats) -> TextEvent:

@@ -10,6 +10,11 @@ from pyllamacpu.errors import ContextError, TokenizerError
 
 def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
     """`tokens` as ints, each inside the vocabulary. Raises TokenizerError for any that is not."""
+    if isinstance(tokens, (str, bytes, bytearray, memoryview)):
+        kind = type(tokens).__name__
+        raise TokenizerError(
+            f"token ids are a list of whole numbers, not {kind}: tokenize() makes them of text"
+        )
     try:
         ids = list(map(operator.index, tokens))
     except TypeError:

@@ -9,7 +9,7 @@ or `import pyllamacpu.llama_cpp as llama_cpp`. The package has the Python level 
 are not part of it, and asking for one says so.
 
 What differs is in the docstring of `pyllamacpu.api`, for prompt formats in that of
-`pyllamacpu.text.format_names`.
+`pyllamacpu.text.named_formats`.
 """
 
 from __future__ import annotations

@@ -276,8 +276,10 @@ class Sampler:
         if self.processors:
             self._remember(np.array([token], np.int32))
 
-    def accept_prompt(self, tokens: Sequence[int] | npt.NDArray[np.integer]) -> None:
-        """These tokens are history too: penalties and DRY see a prompt as they see the answer."""
+    def accept_prompt(self, tokens: Sequence[int] | npt.NDArray[np.integer], penalize: bool = True) -> None:
+        """These tokens are history too: penalties and DRY see a prompt as they see the answer. Without
+        `penalize` it is not counted by the penalties, if there is no DRY that needs it.
+        """
         try:
             wide = np.asarray(tokens, dtype=np.int64)
         except OverflowError:
@@ -285,7 +287,8 @@ class Sampler:
         if wide.size and not 0 <= wide.min() <= wide.max() < self.n_tokens:
             self._refuse(wide[(wide < 0) | (wide >= self.n_tokens)][0])
         ids = np.ascontiguousarray(wide, dtype=np.int32)
-        lib.pl_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), ids.size)
+        if penalize or self.options.dry_on:
+            lib.pl_sampler_accept(self._state, ffi.from_buffer("int32_t[]", ids), ids.size)
         if self.processors:
             self._remember(ids)
 

@@ -1,11 +1,10 @@
-"""Log-probabilities: in the shape of OpenAI's chats, and those of a prompt's own tokens, for `echo`."""
+"""Log-probabilities of a prompt's own tokens, for `echo`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.pages import Sequence as KVSequence
@@ -13,23 +12,8 @@ from pyllamacpu.sampling.rows import top_logprobs_rows
 from pyllamacpu.sampling.sampler import TokenLogprobs
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.models import Model
-from pyllamacpu.text import Tokenizer
 
 _CHUNK = 32  # tokens: what runs beside the prompt waits for no more
-
-
-def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> dict[str, Any]:
-    """Each token with its bytes (a part of a character has no text of its own) and its alternatives."""
-
-    def shown(token: int, logprob: float) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(token, special=True) if token < tokenizer.n_vocab else b""
-        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
-
-    content = [
-        {**shown(entry.token, entry.logprob), "top_logprobs": [shown(*other) for other in entry.top]}
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
 
 
 async def prompt_logprobs(

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pyllamacpu import __version__
+from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.server import http
@@ -21,7 +22,6 @@ from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
-from pyllamacpu.server.logprobs import chat_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs

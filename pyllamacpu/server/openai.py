@@ -14,14 +14,14 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from pyllamacpu.api.responses import Heading, LogprobWriter
+from pyllamacpu.api.responses import Heading, LogprobWriter, chat_logprobs
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text, prompt_ids
-from pyllamacpu.server.logprobs import chat_logprobs, prompt_logprobs
+from pyllamacpu.server.logprobs import prompt_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, sampling

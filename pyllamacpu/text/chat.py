@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.formats import ALIASES, FORMATS, find_format
+from pyllamacpu.text.formats import ALIASES, FORMATS, Format, find_format
 from pyllamacpu.text.messages import Message, MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.named_formats import NAMED_FORMATS, find_named
 from pyllamacpu.text.template import ADVICE, ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import END_NAMES, START_NAMES
@@ -43,23 +44,26 @@ BY_NAME = (
 )
 
 
-def choose_template(metadata: Mapping[str, Any], name: str | None = None) -> ChatTemplate:
+def choose_template(metadata: Mapping[str, Any], name: str | Format | None = None) -> ChatTemplate:
     """The chat template for a model file.
 
-    `name` is a format (see `formats.FORMATS`), a Jinja source, or None for the file's own template. A file
-    without one gets the format that its vocabulary or its name points to, and the result's `warning` says so.
+    `name` is a format or its name (see `formats.FORMATS`, then `named_formats`), a Jinja source, or None for
+    the file's own template. A file without one gets the format that its vocabulary or its name points to, and
+    the result's `warning` says so.
     Raises TemplateError for an unknown name or a broken template.
     """
     tokens = _SpecialSpellings(metadata)
+    if isinstance(name, Format):
+        return _from_format("chosen", name, tokens)
     if name is not None:
-        found = find_format(name)
+        found = find_format(name) or find_named(name)
         if found is not None:
-            return _from_format(found[0], tokens)
+            return _from_format(*found, tokens)
         if "{{" in name or "{%" in name:
             return ChatTemplate(
                 name, tokens.bos, tokens.eos, name="the given chat template", variables=tokens.others
             )
-        known = ", ".join(sorted([*FORMATS, *ALIASES]))
+        known = ", ".join(sorted({*FORMATS, *ALIASES, *NAMED_FORMATS}))
         raise TemplateError(f"there is no chat format {name!r}; known are {known}, or give a Jinja template")
     own = metadata.get(TEMPLATE_KEY)
     tool_use = metadata.get(f"{TEMPLATE_KEY}.tool_use")
@@ -77,6 +81,7 @@ def choose_template(metadata: Mapping[str, Any], name: str | None = None) -> Cha
     guess, reason = _guess(metadata)
     return _from_format(
         guess,
+        FORMATS[guess],
         tokens,
         warning=f"the model file has no chat template; using the {guess} format, {reason}. "
         f"If answers look wrong, {ADVICE}",
@@ -335,8 +340,9 @@ class _SpecialSpellings:
         return str(self._tokens[int(token)]) if known else ""
 
 
-def _from_format(name: str, tokens: _SpecialSpellings, warning: str | None = None) -> ChatTemplate:
-    chosen = FORMATS[name]
+def _from_format(
+    name: str, chosen: Format, tokens: _SpecialSpellings, warning: str | None = None
+) -> ChatTemplate:
     return ChatTemplate(
         chosen.source,
         tokens.bos,

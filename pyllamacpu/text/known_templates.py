@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from pyllamacpu.text.formats import FORMATS
+from pyllamacpu.text.named_formats import NAMED_FORMATS
 
 LIST = Path(__file__).with_name("known_templates.txt")
 
@@ -19,7 +20,7 @@ def is_known(source: str) -> bool:
 
 @cache
 def _own() -> frozenset[str]:
-    return frozenset(chosen.source for chosen in FORMATS.values())
+    return frozenset(chosen.source for chosen in (*FORMATS.values(), *NAMED_FORMATS.values()))
 
 
 @cache

@@ -1,0 +1,186 @@
+"""What llama-cpp-python's users rely on in calls: replaced methods, penalties, odd arguments, logprobs.
+
+Covers api/overrides.py.
+"""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_llama import greedy, llm, nothing_was_warned_of, path, text_of  # noqa: F401
+from tiny_model import BOS, PIECES, byte
+
+from pyllamacpu import Llama
+from pyllamacpu.errors import OptionError, TokenizerError
+
+QUESTION = [{"role": "user", "content": "hello"}]
+
+
+class Recording(Llama):
+    """Notes which of its methods are called."""
+
+    def __init__(self, path: Path, *names: str) -> None:
+        super().__init__(str(path), n_ctx=128, n_threads=1, kv_type="f32")
+        self.called: list[str] = []
+        for name in names:
+            setattr(self, name, self._noting(name, getattr(self, name)))
+
+    def _noting(self, name: str, method: Any) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            self.called.append(name)
+            return method(*args, **keywords)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("replaced", "call"),
+    [
+        ("tokenize", lambda llm: llm("hello", max_tokens=1)),
+        ("tokenize", lambda llm: llm.embed("hello")),
+        ("embed", lambda llm: llm.create_embedding("hello")),
+        ("create_completion", lambda llm: llm("hello", max_tokens=1)),
+        ("create_completion", lambda llm: llm.create_chat_completion(QUESTION, max_tokens=1)),
+        (
+            "create_completion",
+            lambda llm: list(llm.create_chat_completion(QUESTION, max_tokens=2, stream=True)),
+        ),
+        ("generate", lambda llm: llm("hello", max_tokens=2)),
+        ("sample", lambda llm: llm("hello", max_tokens=2)),
+        ("eval", lambda llm: llm("hello", max_tokens=2)),
+        ("eval", lambda llm: list(islice(llm.generate([BOS, 6], temp=0.0), 2))),
+        ("load_state", lambda llm: llm.load_state(llm.save_state())),
+    ],
+)
+def test_replaced_methods_are_called(path: Path, replaced: str, call: Any) -> None:
+    with Recording(path, replaced) as llm:
+        call(llm)
+        assert replaced in llm.called
+
+
+class Seventh(Llama):
+    """Always says the token 7."""
+
+    def sample(self, *args: Any, **keywords: Any) -> int:
+        return 7
+
+
+def test_what_a_replaced_method_says_counts(path: Path) -> None:
+    with Seventh(str(path), n_ctx=128, n_threads=1) as llm:
+        assert list(islice(llm.generate([BOS, 6]), 3)) == [7, 7, 7]
+        answer = llm("hello", max_tokens=3)
+        assert answer["choices"][0]["text"] == llm.detokenize([7, 7, 7]).decode()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert "".join(map(text_of, llm("hello", max_tokens=3, stream=True))) == text_of(answer)
+        with pytest.raises(OptionError, match="replaces generate"):
+            llm("hello", grammar='root ::= "a"')
+
+
+@pytest.mark.parametrize("names", [("eval",), ("sample", "eval"), ("generate",)])
+def test_answers_are_the_same_through_replaced_methods(path: Path, llm: Llama, names: Sequence[str]) -> None:
+    with Recording(path, *names) as own:
+        for prompt in ("hello the", "hello there", "hello the"):
+            options: dict[str, Any] = {"stop": ["\u2581zzz"], "logprobs": 2}
+            assert greedy(own, prompt, **options) == greedy(llm, prompt, **options)
+        assert greedy(own, "a", repeat_penalty=1.5) == greedy(llm, "a", repeat_penalty=1.5)
+
+
+# Penalties and temperatures
+
+
+def test_penalties_count_the_answer_and_not_the_prompt(llm: Llama) -> None:
+    first = llm("hello the hello", max_tokens=1, temperature=0.0)
+    assert (
+        llm("hello the hello", max_tokens=1, temperature=0.0, presence_penalty=50.0)["choices"]
+        == first["choices"]
+    )
+    token = next(llm.generate([BOS, 6], temp=0.0))
+    assert next(llm.generate([BOS, 6, token, 6], temp=0.0)) == next(
+        llm.generate([BOS, 6, token, 6], temp=0.0, presence_penalty=100.0)
+    )
+    answer = list(islice(llm.generate([BOS, 6], temp=0.0, presence_penalty=1000.0), 8))
+    assert len(set(answer)) == 8
+
+
+def test_penalties_count_the_prompt_where_the_command_line_asks(llm: Llama) -> None:
+    from pyllamacpu import SamplingOptions
+
+    plain = SamplingOptions(temperature=0.0)
+    token = next(llm.stream([BOS, 6], plain, 1)).tokens[0]
+    prompt = [BOS, 6, token, 6]
+    likely = int(np.argmax(llm.logits(prompt)[-1]))
+    strong = SamplingOptions(temperature=0.0, presence_penalty=1000.0)
+    assert next(llm.stream([*prompt, likely], strong, 1)).tokens[0] not in prompt
+
+
+def test_a_temperature_below_0_draws_from_all_tokens(llm: Llama) -> None:
+    drawn = {
+        llm("a", max_tokens=1, temperature=-1.0, top_k=1, seed=s)["choices"][0]["text"] for s in range(40)
+    }
+    assert len(drawn) > 4  # top_k is not heeded, nor is it the likeliest one
+    assert len({text_of(llm("a", max_tokens=1, temperature=0.0, seed=s)) for s in range(4)}) == 1
+
+
+# Arguments of a wrong kind
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": b"hello"},
+        {"prompt": bytearray(b"hello")},
+        {"stop": 3},
+        {"stop": [3]},
+        {"stop": b"x"},
+        {"max_tokens": "3"},
+        {"max_tokens": 2.5},
+        {"logprobs": "2"},
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_typed_errors(llm: Llama, wrong: dict[str, Any]) -> None:
+    with pytest.raises((OptionError, TokenizerError)):
+        llm(**{"prompt": "hello", **wrong})
+    chat = {name: value for name, value in wrong.items() if name in ("stop", "max_tokens")}
+    if chat:
+        with pytest.raises(OptionError):
+            llm.create_chat_completion(QUESTION, **chat)
+
+
+def test_bytes_are_no_token_ids(llm: Llama) -> None:
+    for call in (llm.eval, llm.logits, llm.detokenize, lambda text: next(llm.generate(text))):
+        with pytest.raises(TokenizerError, match="tokenize"):
+            call(b"hello")
+
+
+# Logprobs of chats
+
+
+def test_chat_logprobs_have_the_bytes_of_parts_of_characters(llm: Llama) -> None:
+    part = byte(0xC3)
+    answer = llm.create_chat_completion(
+        QUESTION, max_tokens=1, logprobs=True, top_logprobs=5, logit_bias={part: 1000.0}, temperature=0.0
+    )
+    (entry,) = answer["choices"][0]["logprobs"]["content"]
+    assert entry["bytes"] == [0xC3]
+    assert len(entry["top_logprobs"]) == 5
+    chunks = list(
+        llm.create_chat_completion(
+            QUESTION, max_tokens=1, logprobs=True, logit_bias={part: 1000.0}, temperature=0.0, stream=True
+        )
+    )
+    assert [0xC3] in [
+        e["bytes"] for c in chunks for e in (c["choices"][0]["logprobs"] or {"content": []})["content"]
+    ]
+
+
+def test_chat_logprobs_do_not_merge_equal_texts(llm: Llama) -> None:
+    answer = llm.create_chat_completion(QUESTION, max_tokens=1, logprobs=True, top_logprobs=len(PIECES) - 1)
+    (entry,) = answer["choices"][0]["logprobs"]["content"]
+    assert len(entry["top_logprobs"]) == len(PIECES) - 1  # parts of characters share a text
