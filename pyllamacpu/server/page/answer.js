@@ -25,7 +25,6 @@ export class Answer {
     const { message, conversation } = this;
     const path = pathTo(conversation, message.parent);
     this.messages = requestMessages(conversation, path);
-    message.state = "waiting";
     this.changed();
     try {
       const result = await this.#stream();

@@ -111,6 +111,7 @@ async function answer(question) {
   own.model = byId("model").value || own.model;
   const message = addMessage(own, question.id, "assistant", "");
   message.model = own.model;
+  message.state = "waiting";
   const current = new Answer(own, message, () => {
     if (conversation !== own) return;
     draw();
