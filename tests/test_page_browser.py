@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from chromium import BINARY, Browser, chromium
 from serving import Running, serving, wait_until
 from tiny_model import write_model
 
+from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.server.guard import GuardOptions
 from pyllamacpu.server.models import ModelPool
 
@@ -128,8 +130,27 @@ def test_branches_by_editing_and_regenerating(page: Browser) -> None:
     assert len(conversation["messages"]) == 5
 
 
-def test_an_answer_is_stopped_and_kept(page: Browser, running: Running) -> None:
-    start(page, running.url, max_tokens=7000, temperature=1)
+def seed_of_a_long_answer(running: Running, text: str, n_tokens: int) -> int:
+    """A seed with which the tiny model does not end before `n_tokens`."""
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "temperature": 1}
+    for seed in range(100):
+        answer = running.post("/v1/chat/completions", **body, seed=seed, max_tokens=n_tokens).json()
+        if answer["choices"][0]["finish_reason"] == "length":
+            return seed
+    raise AssertionError("every answer is short")
+
+
+def test_an_answer_is_stopped_and_kept(
+    page: Browser, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed, step = seed_of_a_long_answer(running, "long", 200), Scheduler.step
+
+    def slowly(scheduler: Scheduler) -> Any:
+        time.sleep(0.05)
+        return step(scheduler)
+
+    monkeypatch.setattr(Scheduler, "step", slowly)  # 200 tokens take ten seconds at least
+    start(page, running.url, max_tokens=7000, temperature=1, seed=seed)
     say(page, "long")
     page.wait(f"{LAST}?.dataset.state === 'running'")
     page.press("Escape")
