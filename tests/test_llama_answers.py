@@ -8,6 +8,7 @@ Covers api/completions.py, api/prompts.py, api/responses.py, api/sampling_argume
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 from itertools import islice
 from pathlib import Path
@@ -259,17 +260,39 @@ def test_tools_reach_the_template(llm: Llama) -> None:
     assert chat(llm, functions=[tool["function"]])["usage"] == given
 
 
+def test_any_tool_cannot_be_forced(llm: Llama) -> None:
+    with pytest.raises(OptionError, match="not supported yet"):
+        chat(llm, tools=[{}], tool_choice="required")
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
+FUNCTION = {"name": "f", "parameters": SCHEMA}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"tools": [{}], "tool_choice": "required"},
-        {"tools": [{}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"functions": [{}], "function_call": {"name": "f"}},
+        {"tools": [{"function": FUNCTION}], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"functions": [FUNCTION], "function_call": {"name": "f"}},
     ],
 )
-def test_forced_tools_are_refused(llm: Llama, options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="not supported yet"):
-        chat(llm, **options)
+def test_a_named_tool_is_called(path: Path, options: dict[str, Any]) -> None:
+    llm = Llama(str(path), n_ctx=256)
+    (choice,) = chat(llm, max_tokens=60, **options)["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "f" and choice["message"]["content"] is None
+    if choice["finish_reason"] == "tool_calls":
+        assert json.loads(call["function"]["arguments"]) == {"a": "x"}
+    else:  # this model likes spaces
+        assert choice["finish_reason"] == "length" and call["function"]["arguments"].startswith("{")
+    chunks = list(chat(llm, max_tokens=60, stream=True, **options))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    pieces = [delta["tool_calls"][0]["function"]["arguments"] for delta in deltas if "tool_calls" in delta]
+    assert "".join(pieces).startswith("{")
+    missing = {"tools": [], "tool_choice": {"function": {"name": "g"}}}
+    with pytest.raises(OptionError, match="'g' is not among the tools"):
+        chat(llm, **missing)
+    llm.close()
 
 
 @pytest.mark.parametrize(

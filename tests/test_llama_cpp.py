@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import pickle
 import random
 import subprocess
@@ -80,6 +81,18 @@ def test_functions_of_c_are_named_as_such() -> None:
 def test_grammars(llm: Llama) -> None:
     grammar = llama_cpp.LlamaGrammar.from_string('root ::= "a" | "b"')
     assert text_of(llm("hello", max_tokens=4, grammar=grammar)) in ("a", "b")
+
+
+def test_the_pieces_of_the_vocabulary(llm: Llama) -> None:
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    buffer = (ctypes.c_char * 8)()
+    token = PIECES.index("▁hello")
+    n = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, 8, 0, True)
+    assert buffer[:n] == b" hello"
+    assert llama_cpp.llama_token_to_piece(vocabulary, token, buffer, 8, 1, True) == 5
+    assert llama_cpp.llama_token_to_piece(vocabulary, token, buffer, 3, 0, True) == -6
+    n = llama_cpp.llama_token_to_piece(vocabulary, EOS, buffer, 8, 0, True)
+    assert buffer[:n] == b"</s>"
 
 
 # The object

@@ -16,6 +16,7 @@ from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     check_messages,
     chosen_tools,
+    forced_tool,
     infill_prompt,
     stop_strings,
     stop_token_ids,
@@ -276,14 +277,15 @@ class Completions(Tokens):
         """Answers a conversation: an OpenAI chat completion as a dict, or with `stream` an iterator of its
         chunks.
 
-        The prompt is made by the model's chat template, which is also given `tools`; what the model says
-        about them comes as text. `messages` are dicts with `role` and `content` (text, or a list of text
-        parts). `response_format` is OpenAI's: JSON, or JSON of a schema. Other arguments are those of
-        `create_completion`. Raises TemplateError when the template refuses the messages, OptionError for a
-        form that cannot be enforced, and for a forced tool, which is not supported yet.
+        The chat template makes the prompt, and is given `tools`; what is said comes as text. A tool that
+        `tool_choice` names is called, with arguments of its schema. `response_format` is OpenAI's. Other
+        arguments are those of `create_completion`. Raises TemplateError for messages that the template
+        refuses, OptionError for a form that cannot be enforced.
         """
         if (handler := self.chat_handler or registered_handler(self.chat_format)) is not None:
             return handler(llama=self, **_handler_arguments(locals()))
+        if (tool := forced_tool(tools, tool_choice, functions, function_call)) is not None:
+            return self._call_tool(tool, _handler_arguments(locals()))
         form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
@@ -311,6 +313,23 @@ class Completions(Tokens):
         )
         plan = self._completion_plan(model, "", ids, False, n_top)
         return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
+
+    def _call_tool(self, tool: tuple[str, Any], arguments: dict[str, Any]) -> Answer:
+        """A chat whose answer is the arguments of a tool."""
+        name, schema = tool
+        form = {"type": "json_object", "schema": schema}
+        if functions := arguments["functions"]:
+            arguments["tools"] = [{"type": "function", "function": function} for function in functions]
+        arguments |= {
+            "functions": None,
+            "function_call": None,
+            "tool_choice": "auto",
+            "response_format": form,
+        }
+        answer = self.create_chat_completion(**arguments)
+        if isinstance(answer, dict):
+            return responses.call_of_chat(name, answer)
+        return responses.call_of_chunks(name, answer)
 
     def _chat_by_completion(self, ids: Sequence[int], **options: Any) -> Answer:
         """A chat's answer by a program's own `create_completion`."""
@@ -435,7 +454,7 @@ class Completions(Tokens):
 
 def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """What a chat handler is called with: the method's arguments by name."""
-    inner = ("self", "sampling", "handler")
+    inner = ("self", "sampling", "handler", "tool")
     rest = {name: value for name, value in arguments.items() if name not in inner}
     return {**rest, **arguments["sampling"]}
 

@@ -180,6 +180,11 @@ class Llama(Completions):
         return -1 if token is None else int(token)
 
     @property
+    def model(self) -> Llama:
+        """What `llama_cpp.llama_model_get_vocab` takes."""
+        return self
+
+    @property
     def n_threads(self) -> int:
         """Threads of the pool."""
         return self.engine.n_threads

@@ -89,7 +89,7 @@ def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[in
 def chosen_tools(
     tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
 ) -> list[Any] | None:
-    """The tools that the template shall describe. Raises OptionError when one of them is to be forced."""
+    """The tools that the template shall describe. Raises OptionError when any one is to be called."""
     if functions is not None and tools is not None:
         raise OptionError("give tools or functions, not both")
     if functions is not None:
@@ -98,6 +98,24 @@ def chosen_tools(
     if tool_choice not in (None, "auto", "none"):
         raise OptionError(f"tool_choice={tool_choice!r}: {_NO_TOOLS}")
     return None if not tools or tool_choice == "none" else list(tools)
+
+
+def forced_tool(
+    tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
+) -> tuple[str, Any] | None:
+    """The name and the parameters' schema of the tool that must be called, None if none must. Raises
+    OptionError for one that was not offered.
+    """
+    choice = function_call if functions is not None else tool_choice
+    if not isinstance(choice, Mapping):
+        return None
+    inner = choice.get("function")
+    name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
+    offered = functions if functions is not None else [tool.get("function", {}) for tool in tools or ()]
+    for function in offered:
+        if name is not None and function.get("name") == name:
+            return str(name), function.get("parameters") or {"type": "object"}
+    raise OptionError(f"tool_choice: the tool {name!r:.80} is not among the tools")
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -73,6 +73,23 @@ def llama_backend_free() -> None:
     """Nothing needs it."""
 
 
+def llama_model_get_vocab(model: Any) -> Any:
+    """The vocabulary of `Llama.model`."""
+    return model.text_tokenizer
+
+
+def llama_token_to_piece(vocab: Any, token: int, buf: Any, length: int, lstrip: int, special: bool) -> int:
+    """Writes the bytes of a token into `buf`, without its first `lstrip` spaces. Returns how many; if they do
+    not fit, that number below 0, and nothing is written.
+    """
+    raw = vocab.token_bytes(token, special=special) if token < vocab.n_vocab else b""
+    raw = raw[min(lstrip, len(raw) - len(raw.lstrip(b" "))) :]
+    if len(raw) > length:
+        return -len(raw)
+    buf[: len(raw)] = raw
+    return len(raw)
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith(("llama_", "ggml_", "LLAMA_", "GGML_")):
         raise AttributeError(
