@@ -23,10 +23,18 @@ What is good to know:
 - A file without a tokenizer serves token ids (`generate`, `eval`, `stream`, `logits`); text calls raise
   `TokenizerError`. `vocab_only=True` opens only the tokenizer.
 - `embed` gives the mean of a text's final states unless `pooling_type` says otherwise (0 none, 2 first, 3
-  last). A text longer than the context is an error unless `truncate=True`.
+  last). A text longer than the context loses its end, with a UserWarning, or with `truncate=False` is an
+  error.
 - Options about GPUs, mmap, NUMA and the like are accepted; one that asks for something that will not
-  happen is reported by a `UserWarning`, once. A forced tool, LoRA
-  adapters and `kv_overrides` raise `OptionError`: they are not supported yet.
+  happen is reported by a `UserWarning`, once, and so is a keyword that nobody knows. LoRA adapters,
+  `kv_overrides` and `tool_choice="required"` raise `OptionError`: they are not supported yet.
+- Penalties count the answer's tokens, as in llama-cpp-python; with DRY the prompt's too. `stream` and the
+  command line count the prompt, as llama-cli does. A bare `sample` counts what was evaluated, where
+  llama-cpp-python counts nothing. A temperature below 0 draws from all tokens.
+- `chat_format` takes llama-cpp-python's names: see `pyllamacpu.text.named_formats` for what differs.
+- Methods that a subclass replaces (`tokenize`, `eval`, `sample`, `generate`, `create_completion` ...) are
+  called; answers are then made token by token in Python, and slower.
+- `pyllamacpu.llama_cpp` has these and llama-cpp-python's other names, for programs that import `llama_cpp`.
 - `grammar=LlamaGrammar...` (GBNF, Lark, a JSON schema, a regular expression, a choice) and `response_format`
   give an answer its form. What cannot be enforced is an `OptionError`; an answer that reached `max_tokens`
   has the finish reason "length", and is not whole.
