@@ -78,6 +78,6 @@ def test_turned_and_packed(tmp_path: Path) -> None:
         "a.scales": ("F16", (64, 16384)),
     }
     sparse(tmp_path / "model.safetensors", shapes)
-    facts = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    facts = {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq_v2"}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": facts}))
     assert read_with(tmp_path, (64 + 128) * MIB) == 4 * 8192 * 16384

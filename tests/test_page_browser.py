@@ -124,8 +124,8 @@ def test_branches_by_editing_and_regenerating(page: Browser) -> None:
     page.wait(f"document.querySelector('.message.user .branch') && {ANSWERED}")
     assert texts(page)[0] == "one changed"
     page.click(".message.user .branch button")
-    assert texts(page)[0] == "one"
-    assert "2 / 2" in page.run("document.querySelector('.message.assistant .branch').textContent")
+    page.wait("document.querySelector('.message .body').textContent === 'one'")
+    page.wait("document.querySelector('.message.assistant .branch')?.textContent.includes('2 / 2')")
     (conversation,) = stored(page)
     assert len(conversation["messages"]) == 5
 
