@@ -251,20 +251,6 @@ def test_chat_logprobs(llm: Llama) -> None:
     assert chat(llm, top_logprobs=2)["choices"][0]["logprobs"] is None
 
 
-def test_tools_reach_the_template(llm: Llama) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    plain = chat(llm)["usage"]["prompt_tokens"]
-    assert chat(llm, tools=[tool])["usage"]["prompt_tokens"] > plain
-    assert chat(llm, tools=[tool], tool_choice="none")["usage"]["prompt_tokens"] == plain
-    given = chat(llm, tools=[tool], tool_choice="auto")["usage"]
-    assert chat(llm, functions=[tool["function"]])["usage"] == given
-
-
-def test_any_tool_cannot_be_forced(llm: Llama) -> None:
-    with pytest.raises(OptionError, match="not supported yet"):
-        chat(llm, tools=[{}], tool_choice="required")
-
-
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x"]}}, "required": ["a"]}
 FUNCTION = {"name": "f", "parameters": SCHEMA}
 

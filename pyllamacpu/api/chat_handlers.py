@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Protocol
 
 from pyllamacpu.api.compat import StoppingCriteriaList
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.prompts import chosen_tools
 from pyllamacpu.api.responses import chat_of_chunks, chat_of_completion
+from pyllamacpu.api.tools import checked_offer, with_calls
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate
 from pyllamacpu.text.formats import Format
@@ -117,22 +117,26 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
         names = ("functions", "function_call", "tools", "tool_choice")
         about_tools = {name: options.pop(name, None) for name in names}
         made = chat_formatter(messages=messages, **about_tools)
-        described = chosen_tools(*(about_tools[name] for name in ("tools", "tool_choice", *names[:2])))
-        if described and not all(tool["function"]["name"] in made.prompt for tool in described):
+        response_format = options.pop("response_format", None)
+        grammar = chosen_grammar(options.pop("grammar", None), response_format)
+        offer = checked_offer(
+            grammar, response_format, *(about_tools[name] for name in ("tools", "tool_choice", *names[:2]))
+        )
+        if not all(name in made.prompt for name in offer.names):
             raise OptionError("this chat format does not show the model any tools; leave them out")
         n_top = options.pop("top_logprobs", None) or 0
-        grammar = chosen_grammar(options.pop("grammar", None), options.pop("response_format", None))
         answer = llama.create_completion(
             prompt=llama.tokenize(made.prompt.encode(), add_bos=not made.added_special, special=True),
             stop=[*_listed(options.pop("stop", None)), *_listed(made.stop)],
             stopping_criteria=made.stopping_criteria,
             logprobs=n_top if options.pop("logprobs", None) else None,
-            grammar=grammar,
+            grammar=offer.forced or grammar,
             temperature=options.pop("temperature", 0.2),
             max_tokens=options.pop("max_tokens", None),
             **options,
         )
-        return chat_of_chunks(answer) if options.get("stream") else chat_of_completion(answer)
+        chat = chat_of_chunks(answer) if options.get("stream") else chat_of_completion(answer)
+        return with_calls(chat, offer)
 
     return handler
 

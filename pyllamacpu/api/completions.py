@@ -15,7 +15,6 @@ from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     check_messages,
-    chosen_tools,
     forced_tool,
     infill_prompt,
     stop_strings,
@@ -28,6 +27,7 @@ from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
+from pyllamacpu.api.tools import checked_offer, shown_tools, with_calls
 from pyllamacpu.engine.generate import (
     GenerationStats,
     HiddenRequest,
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Answer = Response | Iterator[Response]
+
+_CHAT_SHAPES = (responses.whole_chat, responses.chat_chunks)
 
 
 class Completions(Tokens):
@@ -274,13 +276,12 @@ class Completions(Tokens):
         top_logprobs: int | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Any:
-        """Answers a conversation: an OpenAI chat completion as a dict, or with `stream` an iterator of its
-        chunks.
+        """Answers a conversation: an OpenAI chat completion, or with `stream` an iterator of its chunks.
 
-        The chat template makes the prompt, and is given `tools`; what is said comes as text. A tool that
-        `tool_choice` names is called, with arguments of its schema. `response_format` is OpenAI's. Other
-        arguments are those of `create_completion`. Raises TemplateError for messages that the template
-        refuses, OptionError for a form that cannot be enforced.
+        The chat template makes the prompt, and is given `tools`; the model's calls come as `tool_calls` (for
+        `functions`: `function_call`). What `tool_choice` names or requires is called, with arguments of its
+        schema. `response_format` is OpenAI's. Other arguments are those of `create_completion`. Raises
+        TemplateError for messages that the template refuses, OptionError for what cannot be enforced.
         """
         if (handler := self.chat_handler or registered_handler(self.chat_format)) is not None:
             return handler(llama=self, **_handler_arguments(locals()))
@@ -290,15 +291,17 @@ class Completions(Tokens):
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
-        described = chosen_tools(tools, tool_choice, functions, function_call)
+        offer = checked_offer(form, response_format, tools, tool_choice, functions, function_call)
         tokenizer, template = self._text(), self._chat_template()
-        ids = encode_chat(tokenizer, template, check_messages(messages), described)
+        ids = encode_chat(
+            tokenizer, template, *shown_tools(template, check_messages(messages), offer.offered)
+        )
         n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
         ends = [*stop_strings(stop), *template.stop_strings]
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
-            more = {"stop": ends, "max_tokens": max_tokens, "grammar": form, "stream": stream}
-            return self._chat_by_completion(ids, **own, **more, **sampling)
+            more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.forced or form, "stream": stream}
+            return with_calls(self._chat_by_completion(ids, **own, **more, **sampling), offer)
         events = self.stream(
             ids,
             options,
@@ -308,15 +311,17 @@ class Completions(Tokens):
             logits_processors=as_tuple(logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
-            grammar=form,
+            grammar=offer.forced or form,
             ahead=STREAMED_AHEAD if stream else None,
         )
         plan = self._completion_plan(model, "", ids, False, n_top)
-        return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
+        return with_calls(self._answer(plan, events, stream, *_CHAT_SHAPES), offer)
 
     def _call_tool(self, tool: tuple[str, Any], arguments: dict[str, Any]) -> Answer:
         """A chat whose answer is the arguments of a tool."""
         name, schema = tool
+        if chosen_grammar(arguments["grammar"], arguments["response_format"]) is not None:
+            raise OptionError("a call that must come does not go with a grammar or response_format")
         form = {"type": "json_object", "schema": schema}
         if functions := arguments["functions"]:
             arguments["tools"] = [{"type": "function", "function": function} for function in functions]

@@ -11,8 +11,6 @@ from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
-_NO_TOOLS = "forced tools are not supported yet; leave it out"
-
 
 def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int) -> list[int]:
     """Ids of `prompt`: text gets BOS where the model wants it and may spell special tokens; ids stay as they
@@ -84,20 +82,6 @@ def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[in
     """Ids of the tokens that end a turn in this template, beside those that the vocabulary names."""
     ids = (tokenizer.token_id(spelling) for spelling in template.stop_tokens)
     return frozenset(token for token in ids if token is not None)
-
-
-def chosen_tools(
-    tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
-) -> list[Any] | None:
-    """The tools that the template shall describe. Raises OptionError when any one is to be called."""
-    if functions is not None and tools is not None:
-        raise OptionError("give tools or functions, not both")
-    if functions is not None:
-        tools = [{"type": "function", "function": function} for function in functions]
-        tool_choice = function_call
-    if tool_choice not in (None, "auto", "none"):
-        raise OptionError(f"tool_choice={tool_choice!r}: {_NO_TOOLS}")
-    return None if not tools or tool_choice == "none" else list(tools)
 
 
 def forced_tool(

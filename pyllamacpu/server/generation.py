@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pyllamacpu.api.prompts import infill_prompt, stop_token_ids, text_prompt
+from pyllamacpu.api.tools import shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length
@@ -25,7 +26,7 @@ from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
-from pyllamacpu.server.tools import NO_TOOLS, Tools, described
+from pyllamacpu.server.tools import NO_TOOLS, Tools
 from pyllamacpu.text import encode_chat
 
 Result = TypeVar("Result")
@@ -230,7 +231,7 @@ class Service:
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
     """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
     if isinstance(prompt, Chat):
-        messages, tools = _with_tools(model, prompt)
+        messages, tools = shown_tools(model.template, prompt.messages, prompt.tools.offered, **prompt.extra)
         ids = encode_chat(model.tokenizer, model.template, messages, tools, **prompt.extra)
         return [*ids, *model.tokenizer.encode_fragment(prompt.beginning, ids)] if prompt.beginning else ids
     if prompt.suffix is None:
@@ -241,17 +242,6 @@ def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
             f"suffix: the model {model.name!r} was not trained to fill in the middle", param="suffix"
         )
     return filled
-
-
-def _with_tools(model: Model, prompt: Chat) -> tuple[Sequence[Mapping[str, Any]], Sequence[Any] | None]:
-    """(messages, tools for the template): a template that does not show tools gets them as words."""
-    if not prompt.tools.offered:
-        return prompt.messages, None
-    offered = list(prompt.tools.offered)
-    shown = model.template.render(prompt.messages, offered, **prompt.extra)
-    if shown == model.template.render(prompt.messages, **prompt.extra):
-        return described(prompt.messages, prompt.tools), None
-    return prompt.messages, offered
 
 
 def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Request:

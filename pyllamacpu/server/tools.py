@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyllamacpu.api.tools import form_of_call
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server.fields import Fields, wrong
 
 _MAX_TOOLS = 128
-_ADVICE = (
-    "You can call functions. To call one, answer with nothing but a JSON object "
-    '{"name": function name, "parameters": object of its arguments}. These are the functions:\n\n'
-)
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool
         if any(tool["function"].get("strict") for tool in offered):
             raise wrong("tools", "strict can only be kept when a call is required (tool_choice)")
         return Tools(offered)
-    return Tools(offered, _form(_chosen(fields, offered, choice)))
+    return Tools(offered, form_of_call(_chosen(fields, offered, choice)))
 
 
 def _tool(value: Any, where: str) -> Mapping[str, Any]:
@@ -83,32 +79,6 @@ def _chosen(fields: Fields, offered: Sequence[Mapping[str, Any]], choice: Any) -
     if not found:
         raise fields.wrong("tool_choice", f"{name!r:.80} is not among the tools")
     return found
-
-
-def _form(tools: Sequence[Mapping[str, Any]]) -> Grammar:
-    """One call of one of these, with arguments of its schema."""
-    forms = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["function"]["name"]},
-                "parameters": tool["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    return Grammar.json_schema(forms[0] if len(forms) == 1 else {"anyOf": forms})
-
-
-def described(messages: Sequence[Mapping[str, Any]], tools: Tools) -> list[Mapping[str, Any]]:
-    """`messages` with the tools in the system's words, for templates that do not show them."""
-    listed = "\n\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools.offered)
-    first = messages[0] if messages else {}
-    if first.get("role") == "system" and isinstance(first.get("content"), str):
-        return [{**first, "content": f"{first['content']}\n\n{_ADVICE}{listed}"}, *messages[1:]]
-    return [{"role": "system", "content": _ADVICE + listed}, *messages]
 
 
 def call_id() -> str:

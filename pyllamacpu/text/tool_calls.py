@@ -11,7 +11,8 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,15 @@ _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>{}]+)>(.*?)</function>[;,\s]*", re.DOTALL)
 _BUILT_IN = re.compile(r'([\w.]+)\.call\(query="([^"]*)"\)[;,\s]*')
+_TAG = "|".join(map(re.escape, _TAGS))
+_BEFORE = re.compile(rf"\A(?:\s|{_TAG})+")
+_AFTER = re.compile(rf"(?:\s|{_TAG})+\Z")
+_FENCE_BEGINNING = re.compile(r"\A```[\w-]*[ \t]*\n")
+_FENCE_LINE = re.compile(r"```[\w-]*[ \t]*")
+_MAX_BEGINNING = 1 << 12  # characters that are looked at until the first key or name
 _BETWEEN = re.compile(r"[;,\s]*")
-_BEGINNINGS = ("{", "[", "```", "<function=", *_TAGS)
 _MAX_PYTHON = 1 << 16  # characters that are read as Python
+_CALL_KEYS = {"name", "parameters", "arguments", "function", "type", "id", "index"}
 
 
 @dataclass(frozen=True)
@@ -36,23 +43,28 @@ class _NoCall(Exception):
     """The text is something else."""
 
 
-def parse_calls(text: str, names: Collection[str]) -> list[ToolCall]:
-    """The calls that `text` consists of, of the tools that were offered; none for any other text."""
-    if not names:
+def parse_calls(text: str, names: Collection[str], several: bool = True) -> list[ToolCall]:
+    """The calls that `text` consists of, of the tools that were offered; none for any other text, and with
+    `several` false none for more than one.
+    """
+    if not names or not _may_be_calls(text, names):
         return []
-    for tag in _TAGS:
-        text = text.replace(tag, "")
-    text = text.strip()
+    text = _without_tags(text)
     if fenced := _FENCE.match(text):
-        text = fenced[1].strip()
+        text = _without_tags(fenced[1])
     for read in (_read_json, _read_tagged, _read_python, _read_built_in):
         try:
             calls = read(text)
         except (_NoCall, ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if calls and all(call.name in names for call in calls):
-            return calls
+            return calls if several or len(calls) == 1 else []
     return []
+
+
+def _without_tags(text: str) -> str:
+    """`text` without white space and tags around it; within it they may be part of an argument."""
+    return _AFTER.sub("", _BEFORE.sub("", text))
 
 
 class ToolCallReader:
@@ -60,31 +72,56 @@ class ToolCallReader:
     outcome is the same however the text is cut.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], several: bool = True) -> None:
         self._names = frozenset(names)
-        self._beginnings = (*_BEGINNINGS, *(f"{name}.call(" for name in sorted(self._names)))
+        self._several = several
         self._held = ""
-        self._is_text = False
+        self._is_text = not names
 
     def push(self, text: str) -> str:
         """The text that is certain to be none of a call."""
         if self._is_text:
             return text
         self._held += text
-        begun = self._held.lstrip()
-        if not begun or any(begun.startswith(b) or b.startswith(begun) for b in self._beginnings):
+        if _may_be_calls(self._held, self._names):
             return ""
         self._is_text = True
         return self._take()
 
     def finish(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, or the calls."""
-        calls = [] if self._is_text else parse_calls(self._held, self._names)
+        calls = [] if self._is_text else parse_calls(self._held, self._names, self._several)
         return ("", calls) if calls else (self._take(), [])
 
     def _take(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+def _may_be_calls(text: str, names: Collection[str]) -> bool:
+    """Whether a text that begins like this may be calls. Once false, it stays false for more text."""
+    begun = text[:_MAX_BEGINNING]
+    for around in (_BEFORE, _FENCE_BEGINNING, _BEFORE):
+        begun = around.sub("", begun)
+    if not begun or _FENCE_LINE.fullmatch(begun):
+        return True
+    if begun[0] == "{":
+        return _may_be_object(begun)
+    if begun[0] == "[":
+        item = begun[1:].lstrip()
+        return _may_be_object(item) or _agree(item, names)
+    marks = (*_TAGS, "```", "<function=", *(f"{name}.call(" for name in names))
+    return _agree(begun, marks)
+
+
+def _may_be_object(begun: str) -> bool:
+    """Whether this may be an object whose first key is one of a call."""
+    return _agree(begun[:1], "{") and _agree(begun[1:].lstrip(), [f'"{key}"' for key in _CALL_KEYS])
+
+
+def _agree(begun: str, marks: Iterable[str]) -> bool:
+    """Whether one of `marks` begins what is there, as far as it goes."""
+    return any(mark.startswith(begun) or begun.startswith(mark) for mark in marks)
 
 
 def _read_json(text: str) -> list[ToolCall]:
@@ -100,14 +137,16 @@ def _read_json(text: str) -> list[ToolCall]:
 def _from_object(value: Any) -> ToolCall:
     """{"name", "parameters" or "arguments"}, also within "function"."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        if not value.keys() <= {"function", "type", "id", "index"}:
+            raise _NoCall
         value = value["function"]
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value.keys() <= _CALL_KEYS:
         raise _NoCall
     name = value.get("name", value.get("function"))
     given = [value[key] for key in ("parameters", "arguments") if key in value]
     if not isinstance(name, str) or len(given) > 1:
         raise _NoCall
-    return ToolCall(name, _arguments(given[0] if given else {}))
+    return ToolCall(name, _arguments(given[0] if given and given[0] is not None else {}))
 
 
 def _arguments(value: Any) -> str:
@@ -116,7 +155,14 @@ def _arguments(value: Any) -> str:
         value = json.loads(value)
     if not isinstance(value, dict):
         raise _NoCall
-    return json.dumps(value, ensure_ascii=False)
+    return _json_text(value)
+
+
+def _json_text(value: dict[str, Any]) -> str:
+    """JSON that any reader takes. Raises ValueError for infinities, NaN and halves of surrogate pairs."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode("utf-8")
+    return text
 
 
 def _read_tagged(text: str) -> list[ToolCall]:
@@ -137,7 +183,9 @@ def _read_python(text: str) -> list[ToolCall]:
     """[name(key=value, …), …] with literals; positional arguments have no name, so they are refused."""
     if len(text) > _MAX_PYTHON or not text.startswith("["):
         raise _NoCall
-    tree = ast.parse(text, mode="eval").body
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a backslash that Python would not write is no matter here
+        tree = ast.parse(text, mode="eval").body
     if not isinstance(tree, ast.List):
         raise _NoCall
     return [_from_call(node) for node in tree.elts]
@@ -151,7 +199,7 @@ def _from_call(node: ast.expr) -> ToolCall:
         if keyword.arg is None or keyword.arg in arguments:
             raise _NoCall
         arguments[keyword.arg] = _literal(keyword.value)
-    return ToolCall(ast.unparse(node.func), json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(ast.unparse(node.func), _json_text(arguments))
 
 
 _CONSTANTS = {"true": True, "false": False, "null": None}
