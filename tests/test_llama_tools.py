@@ -52,7 +52,7 @@ def streamed(llm: Llama, **more: Any) -> tuple[str, list[dict[str, Any]], Any]:
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas[0] == {"role": "assistant"} and deltas[-1] == {}
     calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
-    text = "".join(delta.get("content", "") for delta in deltas)
+    text = "".join(delta.get("content") or "" for delta in deltas)
     return text, calls, chunks[-1]["choices"][0]["finish_reason"]
 
 

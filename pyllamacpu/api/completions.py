@@ -278,10 +278,9 @@ class Completions(Tokens):
     ) -> Any:
         """Answers a conversation: an OpenAI chat completion, or with `stream` an iterator of its chunks.
 
-        The chat template makes the prompt, and is given `tools`; the model's calls come as `tool_calls` (for
-        `functions`: `function_call`). What `tool_choice` names or requires is called, with arguments of its
-        schema. `response_format` is OpenAI's. Other arguments are those of `create_completion`. Raises
-        TemplateError for messages that the template refuses, OptionError for what cannot be enforced.
+        `tools` are shown by the chat template; calls come as `tool_calls` (for `functions`: `function_call`),
+        those of `tool_choice` for certain. `response_format` is OpenAI's. The rest is `create_completion`'s.
+        Raises TemplateError for messages that it refuses, OptionError for what cannot be enforced.
         """
         if (handler := self.chat_handler or registered_handler(self.chat_format)) is not None:
             return handler(llama=self, **_handler_arguments(locals()))
