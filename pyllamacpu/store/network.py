@@ -8,11 +8,11 @@ import re
 import socket
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-PACKAGE_INDEX = "https://pypi.org/simple"  # pip's default
 _SECONDS = 2.0  # for the name and the connection together
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
@@ -68,7 +68,17 @@ def package_index_reachable() -> bool | None:
     url = os.environ.get("PIP_INDEX_URL")
     if url is None and any(path.is_file() for path in _pip_configs()):
         return None
-    return reachable(url or PACKAGE_INDEX)
+    url = url or _default_index()
+    return None if url is None else reachable(url)
+
+
+def _default_index() -> str | None:
+    """pip's own default, as far as this pip says it."""
+    try:
+        module = import_module("pip._internal.models.index")
+        return str(module.PyPI.simple_url)
+    except (ImportError, AttributeError):
+        return None
 
 
 def _pip_configs() -> list[Path]:
