@@ -170,7 +170,7 @@ class PartialFile:
             path = part_path(self.target)
             with self._reported(), contextlib.suppress(FileExistsError):
                 file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, mode), "wb")
-                if _lock(file) is not False and path.exists():
+                if lock_file(file) is not False and path.exists():
                     return path, file
                 file.close()  # another process took it for a leftover just now
         raise OutputError(self.target, "cannot be written: other processes remove its file again and again")
@@ -269,7 +269,7 @@ def remove_leftovers(folder: Path, named: re.Pattern[str] = _LEFTOVER) -> None:
 
 def _remove_leftover(path: Path) -> None:
     with contextlib.suppress(OSError), os.fdopen(os.open(path, _UNFOLLOWED), "r+b") as file:
-        if _lock(file) or os.name == "nt":  # which keeps open files from being removed
+        if lock_file(file) or os.name == "nt":  # which keeps open files from being removed
             path.unlink()
 
 
@@ -278,7 +278,7 @@ def kept(path: Path) -> Iterator[Path]:
     """Locks a temporary file while the block uses it, and removes it at the end."""
     try:
         with open(path, "rb") as file:
-            _lock(file)
+            lock_file(file)
             yield path
     finally:
         path.unlink(missing_ok=True)
@@ -294,8 +294,10 @@ def sync_directory(folder: Path) -> None:
             os.close(handle)
 
 
-def _lock(file: IO[bytes]) -> bool | None:
-    """Locks an open file; False when another process has it, None when this system or disk has no locks."""
+def lock_file(file: IO[bytes]) -> bool | None:
+    """Locks an open file until it is closed; False when another process has it, None when this system or disk
+    has no locks.
+    """
     try:
         import fcntl
 

@@ -81,19 +81,24 @@ def clear_line() -> None:
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[OnCount]:
-    """A line with what is done of what, and the time left; nothing where there is no terminal."""
+def progress_line(lines: bool = False) -> Iterator[OnCount]:
+    """A line with what is done of what, and the time left. Where there is no terminal nothing, or with
+    `lines` a line now and then.
+    """
     line, terminal = StatusLine(sys.stderr), is_terminal(sys.stderr)
-    start, drawn = time.monotonic(), 0.0
+    start = time.monotonic()
+    drawn = 0.0 if terminal else start
 
     def show(text: str, done: int, total: int) -> None:
         nonlocal drawn
         now = time.monotonic()
-        if not terminal or (now - drawn < DRAW_EVERY and done < total):
+        if not terminal and (not lines or now - drawn < LINE_EVERY):
+            return
+        if now - drawn < DRAW_EVERY and done < total:
             return
         drawn = now
         left = (now - start) / max(done, 1) * (total - done)
-        line.show(f"{text}  {done}/{total}, {duration(left)} left")
+        (line.show if terminal else notify)(f"{text}  {done}/{total}, {duration(left)} left")
 
     try:
         yield show

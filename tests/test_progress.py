@@ -77,6 +77,18 @@ def test_lines_now_and_then_where_there_is_no_terminal(
     assert err == "fetching (4.00 KB) ...\nb: 2.00 KB of 4.00 KB (50 %), 400 B/s, 0:05 left\n"
 
 
+def test_counted_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    with progress_line(lines=True) as show:
+        clock[0] += 1
+        show("too soon", 1, 10)
+        clock[0] += progress.LINE_EVERY - 1
+        show("requests", 5, 10)
+        show("too soon", 6, 10)
+    assert capsys.readouterr().err == "requests  5/10, 0:05 left\n"
+
+
 def test_bars_show_what_is_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = on_terminal(monkeypatch)
     with byte_bar(1 << 20, "first") as show:

@@ -25,6 +25,7 @@ _COMMANDS = {
     "chat": ("pyllamacpu.cli.chat", "chat"),
     "complete": ("pyllamacpu.cli.complete", "complete"),
     "serve": ("pyllamacpu.cli.serve", "serve"),
+    "batch": ("pyllamacpu.cli.batch", "batch"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import CACHE_TYPES, force_option, input_files, read_text
+from pyllamacpu.cli.options import CACHE_TYPES, force_option, input_files, options, read_text
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 _positive = click.IntRange(min=1)
 
-
-@click.command()
-@click.option(
+served_models = click.option(
     "-m",
     "--model",
     "models",
@@ -29,22 +27,29 @@ _positive = click.IntRange(min=1)
     help="A GGUF file, a name from `pyllamacpu list` or hf.co/user/repo[:quant]; else the starter model. "
     "Can be repeated: the first is the default, the others are loaded when asked for.",
 )
+engine_options = options(
+    click.option(
+        "-c", "--ctx-size", type=click.IntRange(min=0), help="Context of an answer in tokens; 0: the model's."
+    ),
+    click.option(
+        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
+    ),
+    click.option(
+        "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
+    ),
+    click.option(
+        "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
+    ),
+)
+
+
+@click.command()
+@served_models
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one."
 )
-@click.option(
-    "-c", "--ctx-size", type=click.IntRange(min=0), help="Context of an answer in tokens; 0: the model's."
-)
-@click.option(
-    "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
-)
-@click.option(
-    "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
-)
-@click.option(
-    "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
-)
+@engine_options
 @click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
 @click.option(
     "--max-queue", type=click.IntRange(min=0), default=64, show_default=True, help="Answers that may wait."
@@ -163,8 +168,8 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         keys=tuple(key for key in keys if key),
     )
     return ServeOptions(
-        models=tuple(_served_file(text) for text in parameters["models"] or ("",)),
-        pool=_pool_options(parameters),
+        models=tuple(served_file(text) for text in parameters["models"] or ("",)),
+        pool=pool_options(parameters),
         guard=guard,
         max_queue=parameters["max_queue"],
         strict=parameters["strict"],
@@ -172,7 +177,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
     )
 
 
-def _pool_options(parameters: dict[str, Any]) -> PoolOptions:
+def pool_options(parameters: dict[str, Any]) -> PoolOptions:
     from pyllamacpu.api.loading import LoadOptions
     from pyllamacpu.server.models import PoolOptions
 
@@ -197,7 +202,7 @@ def _split(text: str | None) -> list[str]:
     return [word.strip().lower() for word in (text or "").split(",") if word.strip()]
 
 
-def _served_file(text: str) -> ServedFile:
+def served_file(text: str) -> ServedFile:
     """`NAME=MODEL`, or a model that is called by its own name. Raises StoreError."""
     from pyllamacpu.server.models import ServedFile
     from pyllamacpu.store import resolve_model

@@ -36,14 +36,19 @@ async def read_fields(request: Request) -> Fields:
 
 
 def _parse(body: bytes) -> Fields:
+    return Fields(parse_json(body, "the body"))
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """A value from JSON in UTF-8; messages call the text by `name`. Raises HTTPError."""
     try:
-        return Fields(json.loads(body.decode("utf-8"), parse_constant=_refuse_constant))
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise HTTPError(f"the body is not UTF-8: byte {error.start}") from None
+        raise HTTPError(f"{name} is not UTF-8: byte {error.start}") from None
     except RecursionError:
-        raise HTTPError("the body is nested too deeply") from None
+        raise HTTPError(f"{name} is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, integers of thousands of digits
-        raise HTTPError(f"the body is not JSON: {error}") from None
+        raise HTTPError(f"{name} is not JSON: {error}") from None
 
 
 def _refuse_constant(name: str) -> Any:

@@ -6,7 +6,7 @@ Source: https://platform.openai.com/docs/api-reference. llama.cpp's sampling opt
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -62,18 +62,18 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         fields = await http.read_fields(request)
-        return await http.answer(request, _Chat(service, strict).answer(fields))
+        return await http.answer(request, ENDPOINTS["/v1/chat/completions"](service, fields, strict))
 
     @routes.post("/v1/completions")
     async def completions(request: Request) -> Response:
         fields = await http.read_fields(request)
-        return await http.answer(request, _Completion(service, strict).answer(fields))
+        return await http.answer(request, ENDPOINTS["/v1/completions"](service, fields, strict))
 
     @routes.post("/v1/embeddings")
     @routes.post("/embeddings")
     async def embeddings(request: Request) -> Response:
         fields = await http.read_fields(request)
-        return await http.answer(request, _embeddings(service, fields, strict))
+        return await http.answer(request, ENDPOINTS["/v1/embeddings"](service, fields, strict))
 
     return routes
 
@@ -455,3 +455,19 @@ def read_inputs(fields: Fields, name: str = "input", at_most: int = 2048) -> lis
 
 def _base64(vector: Sequence[float]) -> str:
     return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")
+
+
+def _chat(service: Service, fields: Fields, strict: bool) -> Awaitable[Response]:
+    return _Chat(service, strict).answer(fields)
+
+
+def _completion(service: Service, fields: Fields, strict: bool) -> Awaitable[Response]:
+    return _Completion(service, strict).answer(fields)
+
+
+ENDPOINTS: Mapping[str, Callable[[Service, Fields, bool], Awaitable[Response]]] = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completion,
+    "/v1/embeddings": _embeddings,
+}
+"""What answers a body, by path; with True, unknown fields are refused. They raise HTTPError."""

@@ -1,0 +1,50 @@
+"""`pyllamacpu batch`: a file of requests in OpenAI's batch format, answered without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyllamacpu.cli.options import force_option
+from pyllamacpu.cli.serve import engine_options, pool_options, served_file, served_models
+from pyllamacpu.progress import notify, progress_line
+
+_positive = click.IntRange(min=1)
+_ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, prompts are read in large pieces
+
+
+@click.command()
+@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
+@served_models
+@engine_options
+@click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
+@click.option(
+    "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
+)
+@click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
+@click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
+@force_option
+def batch(**given: Any) -> None:
+    """Answer a file of requests in OpenAI's batch format: chats, completions, embeddings.
+
+    Each line is an object of custom_id, method, url and body. OUT gets a line for each as it is ready; a line
+    that cannot be answered gets its error. The same command again goes on where a run was ended.
+
+    \b
+    Example:
+      pyllamacpu batch -m llama3.2:1b requests.jsonl answers.jsonl
+    """
+    from pyllamacpu.server.batch import BatchOptions, run_batch
+    from pyllamacpu.store import model_files
+
+    models = tuple(served_file(text) for text in given["models"] or ("",))
+    pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None})
+    options = BatchOptions(models, pool, given["strict"], given["force"])
+    inputs = [file for model in models for file in model_files(model.path)]
+    with progress_line(lines=True) as show:
+        counts = run_batch(given["source"], given["target"], inputs, options, show)
+    kept = f", {counts.kept} were there" if counts.kept else ""
+    notify(f"{given['target']}: {counts.answered} answered, {counts.failed} failed{kept}")
