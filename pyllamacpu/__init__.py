@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLlama": "pyllamacpu.api.async_llama",
     "Llama": "pyllamacpu.api.llama",
     "LlamaGrammar": "pyllamacpu.api.grammar",
     "LlamaState": "pyllamacpu.api.state",
@@ -23,6 +24,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncLlama",
     "Llama",
     "LlamaGrammar",
     "LlamaState",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from pyllamacpu.api.async_llama import AsyncLlama
     from pyllamacpu.api.compat import LogitsProcessorList, StoppingCriteriaList
     from pyllamacpu.api.grammar import LlamaGrammar
     from pyllamacpu.api.llama import Llama

@@ -38,6 +38,7 @@ What is good to know:
 - `grammar=LlamaGrammar...` (GBNF, Lark, a JSON schema, a regular expression, a choice) and `response_format`
   give an answer its form. What cannot be enforced is an `OptionError`; an answer that reached `max_tokens`
   has the finish reason "length", and is not whole.
+- `AsyncLlama` has the completions, chats and embeddings for asyncio; a stream that is left ends its request.
 - All errors are classes of `pyllamacpu.errors` under `PyllamacpuError`; those about arguments are
   `ValueError`s too.
 """
