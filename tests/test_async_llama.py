@@ -1,4 +1,7 @@
-"""`AsyncLlama`: answers are those of `Llama`, side by side; streams end when they are left."""
+"""`AsyncLlama`: answers are those of `Llama`, side by side; streams end when they are left.
+
+Covers api/async_llama.py.
+"""
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
 
