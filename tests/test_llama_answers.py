@@ -297,6 +297,12 @@ def test_content_parts(llm: Llama) -> None:
         chat(llm, [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}])
 
 
+@pytest.mark.parametrize("content", [5, b"hello", {"type": "text", "text": "hello"}, [{"type": "text"}]])
+def test_contents_that_are_no_text(llm: Llama, content: Any) -> None:
+    with pytest.raises(OptionError, match=r"messages\[1\].*text"):
+        chat(llm, [HELLO[0], {"role": "user", "content": content}])
+
+
 def test_chat_formats(path: Path) -> None:
     with Llama(str(path), chat_format="llama2") as llm:
         prompt = "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\nhello [/INST]"

@@ -104,14 +104,22 @@ def test_type_k_and_type_v_by_name_and_number(path: Path) -> None:
         {"n_threads": -2},
         {"pooling_type": 4},
         {"seed": 2**40},
-        {"lora_path": "x"},
-        {"kv_overrides": {"a": 1}},
+        {"n_ctx": "512"},
+        {"n_batch": 1.5},
+        {"n_threads": "2"},
+        {"rope_freq_base": "x"},
         {"yarn_orig_ctx": 4096},
         {"chat_format": "llama-2", "chat_template": "{{ messages }}"},
     ],
 )
 def test_options_that_cannot_be_served(path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
+        Llama(str(path), **options)
+
+
+@pytest.mark.parametrize("options", [{"lora_path": "x"}, {"kv_overrides": {"a": 1}}])
+def test_options_of_a_later_version_say_so(path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="later version"):
         Llama(str(path), **options)
 
 

@@ -184,3 +184,8 @@ def test_chat_logprobs_do_not_merge_equal_texts(llm: Llama) -> None:
     answer = llm.create_chat_completion(QUESTION, max_tokens=1, logprobs=True, top_logprobs=len(PIECES) - 1)
     (entry,) = answer["choices"][0]["logprobs"]["content"]
     assert len(entry["top_logprobs"]) == len(PIECES) - 1  # parts of characters share a text
+
+
+def test_a_temperature_that_is_not_a_number_is_refused(llm: Llama) -> None:
+    with pytest.raises(OptionError, match="temperature"):
+        llm("a", max_tokens=1, temperature=float("nan"))

@@ -246,6 +246,18 @@ def test_an_end_behind_every_prompt_is_warned_of() -> None:
     assert load("bpe-llama-bpe.json", add_eos_token=False).warnings == []
 
 
+def test_control_tokens_that_are_not_looked_for_are_told_of() -> None:
+    metadata = fixture("bpe-gpt-2.json")["metadata"]
+    tokens, types = metadata["tokenizer.ggml.tokens"], list(metadata["tokenizer.ggml.token_type"])
+    for piece, warned in (("<" + "x" * 1023, False), ("<" + "x" * 1024, True)):
+        tokenizer = load("bpe-gpt-2.json", tokens=[*tokens, piece], token_type=[*types, 3])
+        assert (tokenizer.encode(piece, parse_special=True) == [len(tokens)]) is not warned
+        assert [text for text in tokenizer.warnings if "more than 1024 characters" in text] == (
+            tokenizer.warnings if warned else []
+        )
+        assert bool(tokenizer.warnings) is warned
+
+
 ADDED = ["<|ud|>", "<tool call>", "ab>", "\n\n"]
 AFTER_ADDED = [
     "<|ud|>the",

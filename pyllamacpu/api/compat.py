@@ -66,6 +66,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "yarn_orig_ctx": (0, None),
 }
 
+# Those that a later version brings, with what there is until then.
+_LATER = {
+    "kv_overrides": "changing metadata while loading comes with a later version; change the file instead "
+    "(`pyllamacpu convert MODEL.gguf --metadata KEY=TYPE:VALUE`)",
+    "lora_path": "LoRA adapters come with a later version; use a model that the adapter is merged into",
+}
+
 _warned: set[str] = set()
 
 
@@ -132,7 +139,8 @@ def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) ->
                 warn_once(name, f"{name}={value!r} does nothing: {reason}")
         elif name in _UNSUPPORTED:
             if not _among(value, _UNSUPPORTED[name]):
-                raise OptionError(f"{name}={value!r} is not supported yet; leave it out")
+                reason = _LATER.get(name, "leave it out")
+                raise OptionError(f"{name}={value!r} is not supported yet: {reason}")
         else:
             hint = close_name(name, [*known, *_WITHOUT_EFFECT, *_UNSUPPORTED])
             warn_once(f"Llama({name})", f"Llama() has no option {name!r}, which does nothing{hint}")

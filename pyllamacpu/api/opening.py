@@ -18,6 +18,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
     n_threads = given["n_threads"]
     if given["n_threads_batch"] not in (None, n_threads):
         warn_once("n_threads_batch", "n_threads_batch does nothing: n_threads serves prompts too")
+    _check_numbers(given)
     _check_sizes(given["n_ctx"], given["n_batch"], given["n_ubatch"], n_threads)
     types = {
         name: cache_type(given["kv_type"] if given[name] is None else given[name], "f16", name)
@@ -65,6 +66,16 @@ def _check_trained(path: str, n_ctx: int, n_ctx_train: int) -> None:
             f"{path}: a context of {n_ctx} tokens is longer than the {n_ctx_train} that the model was "
             "trained with; beyond those its answers may be of no use",
         )
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Raises OptionError for what is not a number where one belongs."""
+    for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads"):
+        if given[name] is not None and not hasattr(given[name], "__index__"):
+            raise OptionError(f"{name}={given[name]!r:.80}: give a whole number")
+    for name in ("rope_freq_base", "rope_freq_scale"):
+        if given[name] is not None and not isinstance(given[name], (int, float)):
+            raise OptionError(f"{name}={given[name]!r:.80}: give a number, or 0 for the file's own")
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None) -> None:

@@ -11,6 +11,8 @@ from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
+_RESULT_ROLES = ("tool", "ipython", "function")
+
 
 def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int) -> list[int]:
     """Ids of `prompt`: text gets BOS where the model wants it and may spell special tokens; ids stay as they
@@ -64,14 +66,22 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise OptionError(f"messages[{i}] must be a dict with a 'role', not {message!r:.80}")
-        _refuse_media(message.get("content"), i)
+        _check_content(message, i)
     return [dict(message) for message in messages]
 
 
-def _refuse_media(content: Any, index: int) -> None:
-    """Raises OptionError for content parts other than text: a template would drop an image silently."""
+def _check_content(message: Mapping[str, Any], index: int) -> None:
+    """Raises OptionError for a content that is neither text nor a list of texts: a template would drop an
+    image silently, and print anything else as Python writes it. Results of tools may be what they are.
+    """
+    content = message.get("content")
+    if not isinstance(content, (str, list, type(None))) and message["role"] not in _RESULT_ROLES:
+        kind = type(content).__name__
+        raise OptionError(f"messages[{index}]: content must be a text or a list of parts, not {kind}")
     for part in content if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise OptionError(f"messages[{index}]: a content part of type 'text' has no text: {part!r:.80}")
         if not isinstance(part, str) and kind != "text":
             raise OptionError(
                 f"messages[{index}]: only text is supported, not a content part of type {kind!r}"

@@ -135,7 +135,7 @@ def _as_given(keywords: Mapping[str, Any]) -> Mapping[str, Any]:
     a draw from all tokens.
     """
     temperature = keywords.get("temperature", keywords.get("temp"))
-    if not isinstance(temperature, (int, float)) or temperature >= 0:
+    if not isinstance(temperature, (int, float)) or not temperature < 0:  # NaN is refused later
         return keywords
     kept = {*_PENALTIES_OFF, "repeat_last_n", "logit_bias"}
     heeded = {name: value for name, value in keywords.items() if name in kept}

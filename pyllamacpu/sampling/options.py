@@ -160,8 +160,13 @@ def parse_logit_bias(
 ) -> tuple[tuple[int, float], ...]:
     """(token id, bias) pairs by id; ids may be strings (JSON), False means -inf, pairs of one id add up."""
     total: dict[int, float] = {}
-    items = value.items() if isinstance(value, Mapping) else value or ()
-    for token, bias in (_bias_pair(*item) for item in items):
+    try:
+        pairs = [
+            (token, bias) for token, bias in (value.items() if isinstance(value, Mapping) else value or ())
+        ]
+    except (TypeError, ValueError):
+        raise OptionError(f"logit_bias: {value!r:.80}; allowed: {{token id: number}}") from None
+    for token, bias in (_bias_pair(*pair) for pair in pairs):
         total[token] = total.get(token, 0.0) + bias
     return tuple(sorted(total.items()))
 

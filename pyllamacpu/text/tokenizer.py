@@ -17,6 +17,10 @@ from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.vocab import ADDS_EOS, TokenType, Vocabulary, flag, found_in_words, word_tokens
 
 MAX_SPECIAL = 1024  # characters of a control token
+NOT_LOOKED_FOR = (
+    "control tokens of more than {most} characters in this file: {n}; they are not looked for in prompts, "
+    "where their spelling is plain text"
+)
 HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN)
 
 
@@ -47,6 +51,8 @@ class Tokenizer(ABC):
             self.warnings.append(ADDS_EOS)
         if words := word_tokens(vocab.pieces, vocab.types):
             self.warnings.append(found_in_words(words))
+        if too_long := sum(len(piece) > MAX_SPECIAL for piece in vocab.of_type(*HIDDEN)):
+            self.warnings.append(NOT_LOOKED_FOR.format(n=too_long, most=MAX_SPECIAL))
 
     # Text → ids
 
