@@ -167,6 +167,8 @@ def test_save_spares_files_that_are_no_conversation(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
     run_command(chat, f"/save --force {tmp_path / 'diary.txt'}")
     run_command(chat, f"/save {tmp_path / 'diary.txt'}")  # its own file by now
+    run_command(chat, f"/save {tmp_path / 'data.json'} --force")
+    assert sorted(contents(tmp_path)) == sorted(before)
     assert (tmp_path / "diary.txt").read_text().startswith('{\n  "messages"')
     assert stat.S_IMODE((tmp_path / "diary.txt").stat().st_mode) == 0o600
 

@@ -47,7 +47,9 @@ def call(arguments: Any, **more: Any) -> list[dict[str, Any]]:
     return [*user("x"), {"role": "assistant", "tool_calls": calls, **more}]
 
 
-@pytest.mark.parametrize("source", [PLAIN, PARTS_ONLY, BOTH, USER_PARTS])
+@pytest.mark.parametrize(
+    "source", [PLAIN, PLAIN.replace("['content']", "['content'] | e"), PARTS_ONLY, BOTH, USER_PARTS]
+)
 @pytest.mark.parametrize("content", ["Hello there", parts("Hello ", "there"), ["Hello ", "there"]])
 def test_text_and_parts_reach_every_template(source: str, content: Any) -> None:
     messages = [{"role": "system", "content": "Be kind."}, *user(content)]

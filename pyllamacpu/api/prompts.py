@@ -76,8 +76,8 @@ def _check_content(message: Mapping[str, Any], index: int) -> None:
     """
     content = message.get("content")
     if not isinstance(content, (str, list, type(None))) and message["role"] not in _RESULT_ROLES:
-        kind = type(content).__name__
-        raise OptionError(f"messages[{index}]: content must be a text or a list of parts, not {kind}")
+        given = type(content).__name__
+        raise OptionError(f"messages[{index}]: content must be a text or a list of parts, not {given}")
     for part in content if isinstance(content, list) else ():
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and not isinstance(part.get("text"), str):

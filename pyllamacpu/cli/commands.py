@@ -124,7 +124,7 @@ def _system(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Rep
 
 
 def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
-    words = rest.removeprefix("--force ")
+    words = rest.removeprefix("--force ").removesuffix(" --force")
     path = _path(words.strip(), "/save")
     session.save(path, force=words != rest)
     return Reply(f"saved {_turns(session)} to {path}")

@@ -51,7 +51,7 @@ class Abilities:
 
         def ask() -> bool:
             text = self._render(_conversation(role, [{"type": "text", "text": _WORD}]))
-            return _WORD in text and not _PRINTED_PART.search(text)
+            return _WORD in text and not _PRINTED_PART.search(html.unescape(text))
 
         return self._once(("parts", role), ask)
 
@@ -64,7 +64,7 @@ class Abilities:
 
         def ask() -> bool:
             text = self._call(dict(_ARGUMENTS))
-            return _WORD in text and not _PRINTED_ARGUMENTS.search(text)
+            return _WORD in text and not _PRINTED_ARGUMENTS.search(html.unescape(text))
 
         return self._once(("arguments", "objects"), ask)
 
