@@ -303,6 +303,18 @@ def test_contents_that_are_no_text(llm: Llama, content: Any) -> None:
         chat(llm, [HELLO[0], {"role": "user", "content": content}])
 
 
+@pytest.mark.parametrize("calls", [5, "look", {"name": "look"}])
+def test_tool_calls_that_are_no_list(llm: Llama, calls: Any) -> None:
+    with pytest.raises(OptionError, match=r"messages\[0\]: tool_calls must be a list"):
+        chat(llm, [{"role": "assistant", "content": "a", "tool_calls": calls}, HELLO[0]])
+
+
+def test_tools_that_are_none_beside_a_forced_one(llm: Llama) -> None:
+    choice = {"type": "function", "function": {"name": "look"}}
+    with pytest.raises(OptionError):
+        chat(llm, HELLO, tools=[1], tool_choice=choice)
+
+
 def test_chat_formats(path: Path) -> None:
     with Llama(str(path), chat_format="llama2") as llm:
         prompt = "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\nhello [/INST]"

@@ -67,6 +67,8 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise OptionError(f"messages[{i}] must be a dict with a 'role', not {message!r:.80}")
         _check_content(message, i)
+        if not isinstance(message.get("tool_calls"), (list, tuple, type(None))):
+            raise OptionError(f"messages[{i}]: tool_calls must be a list, not {message['tool_calls']!r:.80}")
     return [dict(message) for message in messages]
 
 
@@ -105,9 +107,13 @@ def forced_tool(
         return None
     inner = choice.get("function")
     name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
-    offered = functions if functions is not None else [tool.get("function", {}) for tool in tools or ()]
+    offered = (
+        functions
+        if functions is not None
+        else [tool.get("function") for tool in tools or () if isinstance(tool, Mapping)]
+    )
     for function in offered:
-        if name is not None and function.get("name") == name:
+        if name is not None and isinstance(function, Mapping) and function.get("name") == name:
             return str(name), function.get("parameters") or {"type": "object"}
     raise OptionError(f"tool_choice: the tool {name!r:.80} is not among the tools")
 
