@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyllamacpu.errors import StoreError
-from pyllamacpu.store import network, starter
+from pyllamacpu.store import starter
 from pyllamacpu.store.network import package_index_reachable, reachable, without_secrets
 from pyllamacpu.store.resolve import resolve_model
 
@@ -47,7 +47,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> 
         release.wait(10)
         raise OSError
 
-    monkeypatch.setattr(network.socket, "create_connection", wait)
+    monkeypatch.setattr(socket, "create_connection", wait)
     begin = time.monotonic()
     assert not reachable("https://example.invalid/", 0.2)
     assert time.monotonic() - begin < 5
@@ -117,3 +117,9 @@ def test_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     with pytest.raises(StoreError, match=r"hf.co/user/repo: no connection to 127.0.0.1; check the network"):
         resolve_model("hf.co/user/repo")
+
+
+def test_no_command_pays_for_what_only_downloads_need() -> None:
+    code = "import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({'ssl', 'socket'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
 import threading
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 _SECONDS = 2.0  # for the name and the connection together
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -35,6 +33,8 @@ def reachable(url: str, seconds: float = _SECONDS) -> bool:
 
     A name server that does not answer cannot be interrupted, so it is asked in a thread of its own.
     """
+    import socket  # 20 ms of every command's start, with what it brings
+
     parts = urlsplit(_proxied(url))
     if not parts.hostname:
         return False
@@ -53,6 +53,8 @@ def reachable(url: str, seconds: float = _SECONDS) -> bool:
 
 def _proxied(url: str) -> str:
     """The address to connect to: the proxy that the environment names, or `url` itself."""
+    from urllib.request import getproxies, proxy_bypass
+
     parts = urlsplit(url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
