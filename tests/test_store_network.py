@@ -120,6 +120,6 @@ def test_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_command_pays_for_what_only_downloads_need() -> None:
-    code = "import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({'ssl', 'socket'} & set(sys.modules))"
+    code = "import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({'ssl', 'socket'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
