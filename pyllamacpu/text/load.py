@@ -1,4 +1,4 @@
-"""From the metadata of a file to its tokenizer."""
+"""From the metadata of a file to its tokenizer. Only the library that it needs is imported."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.bpe import ByteLevelTokenizer
-from pyllamacpu.text.spm import SentencePieceTokenizer, UnigramTokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import read_vocabulary
 
@@ -22,11 +20,14 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenize
         return None
     if not isinstance(kind, str):
         raise TokenizerError(f"{path}: tokenizer.ggml.model is {kind!r:.80}, not a text; convert it again")
-    if kind == "llama":
-        return SentencePieceTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
-    if kind == "t5":
-        return UnigramTokenizer(read_vocabulary(metadata, path, sentencepiece=True), metadata)
+    if kind in ("llama", "t5"):
+        from pyllamacpu.text.spm import SentencePieceTokenizer, UnigramTokenizer
+
+        made = SentencePieceTokenizer if kind == "llama" else UnigramTokenizer
+        return made(read_vocabulary(metadata, path, sentencepiece=True), metadata)
     if kind == "gpt2":
+        from pyllamacpu.text.bpe import ByteLevelTokenizer
+
         return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
     raise TokenizerError(
         f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' and 't5' (SentencePiece) and 'gpt2' "

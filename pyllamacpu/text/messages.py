@@ -7,7 +7,6 @@ probe, never guessed from its source; and every prompt is checked for the messag
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +26,15 @@ _PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was 
 _PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
 _TOOL_ROLES = ("tool", "ipython", "function")
 _QUESTION = {"role": "user", "content": "x"}
+
+
+def _unescaped(text: str) -> str:
+    """With HTML's character references resolved."""
+    if "&" not in text:
+        return text
+    from html import unescape
+
+    return unescape(text)
 
 
 def _with_call(arguments: Any, **more: Any) -> dict[str, Any]:
@@ -51,7 +59,7 @@ class Abilities:
 
         def ask() -> bool:
             text = self._render(_conversation(role, [{"type": "text", "text": _WORD}]))
-            return _WORD in text and not _PRINTED_PART.search(html.unescape(text))
+            return _WORD in text and not _PRINTED_PART.search(_unescaped(text))
 
         return self._once(("parts", role), ask)
 
@@ -64,7 +72,7 @@ class Abilities:
 
         def ask() -> bool:
             text = self._call(dict(_ARGUMENTS))
-            return _WORD in text and not _PRINTED_ARGUMENTS.search(html.unescape(text))
+            return _WORD in text and not _PRINTED_ARGUMENTS.search(_unescaped(text))
 
         return self._once(("arguments", "objects"), ask)
 
@@ -204,7 +212,7 @@ def _parsed(arguments: str) -> Any:
 
 def missing_messages(prompt: str, messages: Sequence[Message], special: Iterable[str] = ()) -> list[int]:
     """Which of `messages` have words that are not in `prompt`. `special`: what a template may consume."""
-    squeezed = _squeezed(prompt) + "\n" + _squeezed(html.unescape(prompt))
+    squeezed = _squeezed(prompt) + "\n" + _squeezed(_unescaped(prompt))
     cut = "|".join(map(re.escape, sorted(filter(None, special), key=len, reverse=True)))
     pattern = re.compile(cut) if cut else None
     return [

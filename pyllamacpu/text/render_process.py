@@ -17,14 +17,16 @@ import os
 import pickle
 import signal
 import struct
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.text.render import CompiledTemplate, RenderError
+
+if TYPE_CHECKING:
+    import subprocess
 
 CPU_SECONDS = 3.0
 WALL_SECONDS = 30.0
@@ -94,6 +96,8 @@ class RenderProcess:
         return answer if isinstance(answer, dict) else None
 
     def _running(self) -> subprocess.Popen[bytes]:
+        import subprocess  # known templates, most of them, never come here
+
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._process = subprocess.Popen(
