@@ -203,13 +203,10 @@ class ModelChoice:
 
         A single answer (`once`) is its best guess, the same each time; a conversation has some variety.
         """
-        from pyllamacpu.store.resolve import is_starter
-        from pyllamacpu.store.starter import STARTER
+        from pyllamacpu.store.resolve import own_sampling
 
-        if not is_starter(self.model):
-            return {}
-        own = dict(STARTER.sampling)
-        if once:
+        own = own_sampling(self.model)
+        if own and once:
             own["temperature"] = 0.0
             own.pop("top_p")  # has no effect then
         return own

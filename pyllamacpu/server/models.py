@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
+from pyllamacpu.store.resolve import own_sampling
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
 log = logging.getLogger("pyllamacpu.server")
@@ -74,6 +75,7 @@ class Model:
     parts: LoadedModel
     scheduler: Scheduler
     keep_alive: float | None
+    own_sampling: Mapping[str, float] = field(default_factory=dict)  # what a request leaves out
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
     loaded_at: float = field(default_factory=time.time)
@@ -215,7 +217,7 @@ class ModelPool:
         )
         for note in _notes(parts):
             log.warning("%s: %s", source.name, note)
-        return Model(source, parts, scheduler, self.options.keep_alive)
+        return Model(source, parts, scheduler, self.options.keep_alive, own_sampling(str(source.path)))
 
     def _open(self, path: str) -> LoadedModel:
         options = self.options.load

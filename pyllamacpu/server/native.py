@@ -25,7 +25,7 @@ from pyllamacpu.server.generation import Answers, Generate, Service, Text
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs
-from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
 
@@ -70,7 +70,10 @@ def _handler(service: Service, strict: bool, function: Any) -> Any:
 def _props(service: Service, model: Model) -> dict[str, Any]:
     tokenizer = model.tokenizer
     return {
-        "default_generation_settings": {"params": asdict(SamplingOptions()), "n_ctx": model.engine.n_ctx},
+        "default_generation_settings": {
+            "params": {**asdict(SamplingOptions()), **model.own_sampling},
+            "n_ctx": model.engine.n_ctx,
+        },
         "total_slots": service.models.options.parallel,
         "model_path": str(model.source.path),
         "model_alias": model.name,
@@ -233,7 +236,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
     n_probs = fields.integer("n_probs", 0, 100) or 0
     return Generate(
         prompt,
-        make(fields, read_options(fields, WIDE), model.engine.n_vocab),
+        read_sampling(fields, model, WIDE),
         max_tokens=None if limit < 0 else limit,
         stop=fields.strings("stop"),
         logprobs=n_probs or None,

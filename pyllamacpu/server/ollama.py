@@ -26,7 +26,7 @@ from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs
-from pyllamacpu.server.sampling_fields import BIG, WIDE, make, read_options
+from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import NO_TOOLS, read_tools
 from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
@@ -153,7 +153,7 @@ class _Endpoint:
         form = ollama_grammar(fields)
         if form is not None and self.tools.offered:
             raise fields.wrong("tools", "do not go with a form of the answer")
-        sampling = make(options, read_options(options, WIDE), model.engine.n_vocab)
+        sampling = read_sampling(options, model, WIDE)
         request = Generate(
             prompt,
             sampling,

@@ -24,7 +24,7 @@ from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text,
 from pyllamacpu.server.logprobs import prompt_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
-from pyllamacpu.server.sampling_fields import BIG, sampling
+from pyllamacpu.server.sampling_fields import BIG, read_sampling
 from pyllamacpu.server.tools import call_id, read_tools
 from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
@@ -206,7 +206,7 @@ class _Chat(_Endpoint):
             raise fields.wrong("tools", "do not go with a form of the answer")
         request = Generate(
             Chat(messages, tools=self.tools, extra=_template_extra(fields)),
-            sampling(fields, model.engine.n_vocab),
+            read_sampling(fields, model),
             max_tokens=older if limit is None else limit,
             stop=fields.strings("stop"),
             logprobs=self.logprobs,
@@ -306,7 +306,7 @@ class _Completion(_Endpoint):
         limit = fields.integer("max_tokens", 0 if self.echo else 1, BIG)
         self.ranked = best_of > self.n
         n_top = 0 if self.logprobs is None and self.ranked else self.logprobs
-        options = sampling(fields, model.engine.n_vocab)
+        options = read_sampling(fields, model)
         stop, ignore_eos = fields.strings("stop"), fields.flag("ignore_eos")
         grammar = openai_grammar(fields)
         return [

@@ -22,7 +22,7 @@ from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.models import Model
-from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, make, read_options
+from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import Tools, call_id, make_tools
 from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
@@ -76,7 +76,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         raise fields.wrong("tools", "do not go with a form of the answer")
     return Generate(
         Chat(_messages(fields), tools=tools),
-        make(fields, read_options(fields, _SAMPLING), model.engine.n_vocab),
+        read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
         grammar=tools.forced or form,
     )

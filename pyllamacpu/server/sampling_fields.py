@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.errors import as_http_error
 from pyllamacpu.server.fields import Fields, logit_bias
+from pyllamacpu.server.models import Model
 
 BIG = 2**31 - 1
 
-# Field of a body: (option, low, high); an integer range for integers.
-OPENAI: dict[str, tuple[str, float, float]] = {
+Range = tuple[str, float, float]  # (option, low, high) of a body's field; integers for an integer
+
+OPENAI: dict[str, Range] = {
     "temperature": ("temperature", 0.0, 2.0),
     "top_p": ("top_p", 0.0, 1.0),
     "presence_penalty": ("presence_penalty", -2.0, 2.0),
     "frequency_penalty": ("frequency_penalty", -2.0, 2.0),
     "seed": ("seed", RANDOM_SEED, MAX_SEED),
 }
-LLAMA_CPP: dict[str, tuple[str, float, float]] = {
+LLAMA_CPP: dict[str, Range] = {
     "top_k": ("top_k", -1, BIG),
     "min_p": ("min_p", 0.0, 1.0),
     "typical_p": ("typical_p", 0.0, 1.0),
@@ -39,34 +42,16 @@ LLAMA_CPP: dict[str, tuple[str, float, float]] = {
     "mirostat_eta": ("mirostat_eta", 0.0, 1e3),
     "min_keep": ("min_keep", 0, BIG),
 }
-WIDE = {**OPENAI, **LLAMA_CPP, "temperature": ("temperature", 0.0, 1e3)}
+COMMON = {**OPENAI, **LLAMA_CPP}
+WIDE = {**COMMON, "temperature": ("temperature", 0.0, 1e3)}
 
 
-def read_options(
-    fields: Fields, known: dict[str, tuple[str, float, float]], defaults: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The options that `fields` has, by their own names, over `defaults`."""
-    found = dict(defaults or {})
-    for name, (option, low, high) in known.items():
-        value: float | None
-        if isinstance(low, int) and isinstance(high, int):
-            value = fields.integer(name, low, high)
-        else:
-            value = fields.number(name, low, high)
-        if value is not None:
-            found[option] = value
-    return found
-
-
-def sampling(fields: Fields, n_vocab: int, **more: Any) -> SamplingOptions:
-    """OpenAI's and llama.cpp's sampling fields. Raises HTTPError that names one."""
-    options = read_options(fields, {**OPENAI, **LLAMA_CPP}) | more
-    return make(fields, options, n_vocab)
-
-
-def make(fields: Fields, options: dict[str, Any], n_vocab: int) -> SamplingOptions:
-    """`options` with the fields that are no numbers: the bias, the samplers and DRY's breakers."""
-    if bias := logit_bias(fields, n_vocab):
+def read_sampling(fields: Fields, model: Model, known: Mapping[str, Range] = COMMON) -> SamplingOptions:
+    """The sampling fields of a body, those that `known` has and those that are not numbers: the bias, the
+    samplers and DRY's breakers. What is left out is the model's own. Raises HTTPError that names a field.
+    """
+    options: dict[str, Any] = {**model.own_sampling, **_numbers(fields, known)}
+    if bias := logit_bias(fields, model.engine.n_vocab):
         options["logit_bias"] = bias
     if samplers := fields.raw("samplers"):
         options["samplers"] = _names(fields, samplers)
@@ -76,6 +61,20 @@ def make(fields: Fields, options: dict[str, Any], n_vocab: int) -> SamplingOptio
         return SamplingOptions(**options)
     except OptionError as error:
         raise as_http_error(error) from error
+
+
+def _numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:
+    """The options that `fields` has, by their own names."""
+    found: dict[str, float] = {}
+    for name, (option, low, high) in known.items():
+        value: float | None
+        if isinstance(low, int) and isinstance(high, int):
+            value = fields.integer(name, low, high)
+        else:
+            value = fields.number(name, low, high)
+        if value is not None:
+            found[option] = value
+    return found
 
 
 def _names(fields: Fields, value: Any) -> Any:

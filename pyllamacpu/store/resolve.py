@@ -125,6 +125,11 @@ def is_starter(name: str | None) -> bool:
     )
 
 
+def own_sampling(name: str | None) -> dict[str, float]:
+    """Sampler options that a model brings along, for what nobody chose: only the starter model has some."""
+    return dict(STARTER.sampling) if is_starter(name) else {}
+
+
 def _in_store(name: str) -> Path | None:
     """The stored model of this name; the starter model is fetched when it is damaged or missing."""
     files = _store_index()
