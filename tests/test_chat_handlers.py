@@ -16,6 +16,7 @@ from tiny_llama import llm, nothing_was_warned_of, path  # noqa: F401
 
 import pyllamacpu.llama_cpp.llama_chat_format as llama_chat_format
 from pyllamacpu import Llama
+from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text.named_formats import NAMED_FORMATS
 
@@ -139,6 +140,13 @@ def test_formats_are_guessed_by_their_tokens() -> None:
         == "mistral-instruct"
     )
     assert guess({"tokenizer.chat_template": "{{ messages }}"}) is None
+
+
+def test_only_a_programs_own_handlers_take_the_place_of_a_template(unregister: Any) -> None:
+    assert all(registered_handler(name) is None for name in NAMED_FORMATS)
+    llama_chat_format.register_chat_completion_handler("own")(print)
+    unregister("own")
+    assert registered_handler("own") is print
 
 
 def test_handlers_of_images_say_that_they_are_not_there() -> None:

@@ -153,6 +153,107 @@ def test_arguments_of_a_wrong_kind_are_typed_errors(llm: Llama, wrong: dict[str,
             llm.create_chat_completion(QUESTION, **chat)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model_path", None),
+        ("model_path", 5),
+        ("n_ctx", None),
+        ("n_batch", None),
+        ("n_ubatch", None),
+        ("last_n_tokens_size", "64"),
+        ("kv_bytes", "1G"),
+        ("kv_bytes", -1),
+        ("chat_format", 5),
+        ("chat_format", ["chatml"]),
+        ("chat_template", 5),
+        ("chat_handler", 5),
+        ("tokenizer", 5),
+    ],
+)
+def test_the_constructors_arguments_of_a_wrong_kind(path: Path, name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=name):
+        Llama(**{"model_path": str(path), name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("repo_id", None),
+        ("repo_id", 5),
+        ("repo_id", ""),
+        ("filename", 5),
+        ("additional_files", 5),
+        ("additional_files", [5]),
+        ("local_dir", 5),
+        ("cache_dir", 5),
+    ],
+)
+def test_the_hubs_arguments_of_a_wrong_kind(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=name):
+        Llama.from_pretrained(**{"repo_id": "user/repo", name: value})
+
+
+@pytest.mark.parametrize("value", [3, "x", [3], [None], {"a": 1}])
+def test_what_cannot_be_called_is_not_a_processor(llm: Llama, value: Any) -> None:
+    for call in (
+        lambda **wrong: llm("hello", **wrong),
+        lambda **wrong: llm.generate([BOS, 6], **wrong),
+        lambda **wrong: llm.create_chat_completion(QUESTION, **wrong),
+        lambda **wrong: (llm.eval([BOS]), llm.sample(**wrong)),
+    ):
+        with pytest.raises(OptionError, match="logits_processor="):
+            call(logits_processor=value)
+    for call in (
+        lambda **wrong: llm("hello", **wrong),
+        lambda **wrong: llm.generate([BOS, 6], **wrong),
+        lambda **wrong: llm.stream([BOS, 6], **wrong),
+    ):
+        with pytest.raises(OptionError, match="stopping_criteria="):
+            call(stopping_criteria=value)
+    with pytest.raises(OptionError, match="logits_processors="):
+        llm.stream([BOS, 6], logits_processors=value)
+
+
+@pytest.mark.parametrize("value", [5, None, [5], b"x", {"a": 1}])
+def test_what_is_not_a_text_is_not_embedded(llm: Llama, value: Any) -> None:
+    for call in (llm.embed, llm.create_embedding):
+        with pytest.raises(OptionError, match="input"):
+            call(value)
+
+
+@pytest.mark.parametrize("name", ["suffix", "samplers", "dry_sequence_breakers"])
+@pytest.mark.parametrize("value", [3, [3], [[1]]])
+def test_texts_and_lists_of_a_wrong_kind(llm: Llama, name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=name):
+        llm("hello", max_tokens=1, **{name: value})
+
+
+def test_a_cache_that_keeps_nothing_by_its_tokens(llm: Llama) -> None:
+    for value in (5, [None], "x"):
+        with pytest.raises(OptionError, match="cache"):
+            llm.set_cache(value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["tools", "functions"])
+@pytest.mark.parametrize("choice", [None, {"name": "f"}])
+def test_tools_that_are_not_a_list(llm: Llama, name: str, choice: Any) -> None:
+    key = "tool_choice" if name == "tools" else "function_call"
+    for value in (3, "f", {"name": "f"}):
+        with pytest.raises(OptionError, match=f"{name}="):
+            llm.create_chat_completion(QUESTION, **{name: value, key: choice})
+
+
+def test_parts_in_a_tuple_are_parts(llm: Llama) -> None:
+    parts = ({"type": "text", "text": "hello"}, {"type": "text", "text": " the"})
+    options: dict[str, Any] = {"max_tokens": 3, "temperature": 0.0}
+    given = llm.create_chat_completion([{"role": "user", "content": parts}], **options)
+    want = llm.create_chat_completion([{"role": "user", "content": list(parts)}], **options)
+    assert (given["choices"], given["usage"]) == (want["choices"], want["usage"])
+    with pytest.raises(OptionError, match="only text is supported"):
+        llm.create_chat_completion([{"role": "user", "content": ({"type": "image_url"},)}])
+
+
 def test_bytes_are_no_token_ids(llm: Llama) -> None:
     for call in (llm.eval, llm.logits, llm.detokenize, lambda text: next(llm.generate(text))):
         with pytest.raises(TokenizerError, match="tokenize"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from pyllamacpu.api.compat import StoppingCriteriaList
@@ -107,7 +108,7 @@ def register_chat_format(name: str) -> Callable[[Any], Any]:
 def registered_handler(name: str | None) -> LlamaChatCompletionHandler | None:
     """The handler that the program registered under this name; None for ours, which are templates."""
     handler = LlamaChatCompletionHandlerRegistry._chat_handlers.get(name or "")
-    return None if getattr(handler, "is_template", False) else handler
+    return None if isinstance(handler, NamedHandler) else handler
 
 
 def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> LlamaChatCompletionHandler:
@@ -223,15 +224,20 @@ def named_formatter(name: str) -> ChatFormatter:
     return formatter
 
 
-def _register_named(name: str) -> None:
-    """The formatter is made when it is first used: templates are not compiled for nothing."""
+class NamedHandler:
+    """The handler of one of NAMED_FORMATS. `Llama` itself does not call it, but renders the template."""
 
-    def handler(**arguments: Any) -> Any:
-        return chat_formatter_to_chat_completion_handler(named_formatter(name))(**arguments)
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    handler.is_template = True  # type: ignore[attr-defined]
-    LlamaChatCompletionHandlerRegistry().register_chat_completion_handler(name, handler)
+    @cached_property
+    def _answer(self) -> LlamaChatCompletionHandler:
+        """Made when it is first used: templates are not compiled for nothing."""
+        return chat_formatter_to_chat_completion_handler(named_formatter(self.name))
+
+    def __call__(self, *, llama: Any, messages: Messages, **options: Any) -> Any:
+        return self._answer(llama=llama, messages=messages, **options)
 
 
 for _name in NAMED_FORMATS:
-    _register_named(_name)
+    LlamaChatCompletionHandlerRegistry().register_chat_completion_handler(_name, NamedHandler(_name))

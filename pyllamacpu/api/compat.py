@@ -110,13 +110,14 @@ class MinTokensLogitsProcessor:
         return scores
 
 
-def as_tuple(functions: Any) -> tuple[Any, ...]:
-    """One function, a list of them or None, as a tuple."""
-    if functions is None:
+def as_functions(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
+    """One function, a list of them or None, as a tuple. Raises OptionError for anything else."""
+    if value is None:
         return ()
-    if isinstance(functions, Iterable):
-        return tuple(functions)
-    return (functions,)
+    functions = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(map(callable, functions)):
+        raise OptionError(f"{name}={value!r:.80}: give a function, or a list of functions")
+    return functions
 
 
 def warn_once(key: str, message: str) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.chat_handlers import registered_handler
-from pyllamacpu.api.compat import as_tuple, warn_once
+from pyllamacpu.api.compat import as_functions, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
+    as_texts,
     check_messages,
     forced_tool,
     infill_prompt,
@@ -107,6 +108,9 @@ class Completions(Tokens):
         """Completions look up their prompt in `cache`, and put themselves there when they end; None: no
         cache. Earlier calls of this very object are reused without one.
         """
+        has_items = hasattr(cache, "__getitem__") and hasattr(cache, "__setitem__")
+        if cache is not None and (not has_items or isinstance(cache, Sequence)):
+            raise OptionError(f"cache={cache!r:.80}: give a LlamaCache, or None")
         self.cache = cache
 
     def _look_up(self, ids: Sequence[int]) -> None:
@@ -160,10 +164,10 @@ class Completions(Tokens):
             prompt=check_tokens(prompt_tokens, self.engine.n_vocab),
             sampling=options or SamplingOptions(),
             max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=stop_strings(stop),
             logprobs=logprobs,
-            processors=tuple(logits_processors),
-            criteria=tuple(stopping_criteria),
+            processors=as_functions("logits_processors", logits_processors),
+            criteria=as_functions("stopping_criteria", stopping_criteria),
             end_tokens=frozenset(end_tokens),
             stop_loops=stop_loops,
             penalize_prompt=penalize_prompt,
@@ -236,9 +240,9 @@ class Completions(Tokens):
             token_count("max_tokens", max_tokens) or None,
             stop_strings(stop),
             penalize_prompt=False,
-            logits_processors=as_tuple(logits_processor),
+            logits_processors=as_functions("logits_processor", logits_processor),
             logprobs=n_top,
-            stopping_criteria=as_tuple(stopping_criteria),
+            stopping_criteria=as_functions("stopping_criteria", stopping_criteria),
             grammar=chosen_grammar(grammar),
             ahead=STREAMED_AHEAD if stream else None,
         )
@@ -307,7 +311,7 @@ class Completions(Tokens):
             token_count("max_tokens", max_tokens) or None,
             ends,
             penalize_prompt=False,
-            logits_processors=as_tuple(logits_processor),
+            logits_processors=as_functions("logits_processor", logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
             grammar=offer.forced or form,
@@ -380,6 +384,8 @@ class Completions(Tokens):
     def _completion_prompt(self, prompt: str | Sequence[int], suffix: str | None) -> tuple[list[int], str]:
         """(token ids, text to append to the answer)."""
         tokenizer = self._text()
+        if not isinstance(suffix, (str, type(None))):
+            raise OptionError(f"suffix={suffix!r:.80}: give a text")
         if suffix is None:
             return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), ""
         before = prompt if isinstance(prompt, str) else check_tokens(prompt, self.n_vocab())
@@ -423,7 +429,7 @@ class Completions(Tokens):
         is 1. A text longer than the context loses its end, with a UserWarning, or without `truncate` raises
         ContextError. With `return_count`, a pair of the result and the number of tokens.
         """
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = as_texts("input", input)
         vectors, n_tokens = [], 0
         for text in texts:
             ids = self.tokenize(text)
@@ -451,7 +457,7 @@ class Completions(Tokens):
 
     def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Response:
         """Embeddings in the OpenAI API's shape."""
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = as_texts("input", input)
         vectors, n_tokens = self.embed(texts, return_count=True)
         return responses.embedding_response(model or self.model_path, vectors, n_tokens)
 

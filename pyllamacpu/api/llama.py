@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import Completions
 from pyllamacpu.api.loading import model_file, open_model, text_metadata
-from pyllamacpu.api.opening import load_options, template_choice, warn_of_model
+from pyllamacpu.api.opening import check_hub_arguments, load_options, template_choice, warn_of_model
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
@@ -140,7 +140,7 @@ class Llama(Completions):
         """
         if local_dir_use_symlinks != "auto":
             warn_once("symlinks", "local_dir_use_symlinks does nothing: the hub's library no longer links")
-        patterns = [filename, *(additional_files or ())]
+        patterns = check_hub_arguments(repo_id, filename, additional_files, local_dir, cache_dir)
         return cls(str(download(repo_id, patterns, local_dir, cache_dir)), **kwargs)
 
     @property

@@ -77,9 +77,12 @@ def model_file(path: str | os.PathLike[str]) -> str:
     """The file that `Llama` is asked for: a path, or a name as `-m` of the command line takes it.
 
     A name is a stored model's, one such as `llama3.2:1b`, or `[hf.co/]user/repo[:quant]`; what is not here is
-    fetched. Raises StoreError for a name that is not known. A path that is missing is the opener's error.
+    fetched. Raises StoreError for a name that is not known, OptionError for what is no name at all. A path
+    that is missing is the opener's error.
     """
-    name = os.fspath(path)
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise OptionError(f"model_path={path!r:.80}: give the path of a GGUF file, or the name of a model")
+    name = os.fsdecode(path)
     written_as_path = not isinstance(path, str) or name.startswith((".", "~", os.sep)) or not name.strip()
     if written_as_path or os.path.exists(name):
         return name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
+from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text.formats import Format
 from pyllamacpu.text.named_formats import NAMED_FORMATS
@@ -19,6 +21,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
     if given["n_threads_batch"] not in (None, n_threads):
         warn_once("n_threads_batch", "n_threads_batch does nothing: n_threads serves prompts too")
     _check_numbers(given)
+    _check_objects(given)
     _check_sizes(given["n_ctx"], given["n_batch"], given["n_ubatch"], n_threads)
     types = {
         name: cache_type(given["kv_type"] if given[name] is None else given[name], "f16", name)
@@ -42,12 +45,29 @@ def template_choice(chat_format: str | None, chat_template: str | None) -> str |
     None is the file's own template, which it calls "chat_template.default"; a name that the program
     registered a handler for needs none.
     """
+    for name, value in (("chat_format", chat_format), ("chat_template", chat_template)):
+        if not isinstance(value, (str, type(None))):
+            raise OptionError(f"{name}={value!r:.80}: give a text")
     if chat_format is not None and chat_template is not None:
         raise OptionError("give chat_format or chat_template, not both")
     if chat_format == "chat_template.default" or registered_handler(chat_format) is not None:
         return None
     named = None if chat_format is None else NAMED_FORMATS.get(chat_format)
     return named or chat_format or chat_template
+
+
+def check_hub_arguments(
+    repo_id: Any, filename: Any, additional_files: Any, local_dir: Any, cache_dir: Any
+) -> list[str | None]:
+    """The names and patterns of the files to download. Raises OptionError for arguments of a wrong kind."""
+    if not isinstance(repo_id, str) or not repo_id:
+        raise OptionError(f"repo_id={repo_id!r:.80}: give the name of a repository on the hub: USER/REPO")
+    if not isinstance(filename, (str, type(None))):
+        raise OptionError(f"filename={filename!r:.80}: give a name or a pattern, or None")
+    for name, folder in (("local_dir", local_dir), ("cache_dir", cache_dir)):
+        if not isinstance(folder, (str, os.PathLike, type(None))):
+            raise OptionError(f"{name}={folder!r:.80}: give the path of a folder")
+    return [filename, *as_texts("additional_files", additional_files or ())]
 
 
 def warn_of_model(path: str, parts: LoadedModel, options: LoadOptions) -> None:
@@ -70,12 +90,24 @@ def _check_trained(path: str, n_ctx: int, n_ctx_train: int) -> None:
 
 def _check_numbers(given: Mapping[str, Any]) -> None:
     """Raises OptionError for what is not a number where one belongs."""
-    for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads"):
-        if given[name] is not None and not hasattr(given[name], "__index__"):
+    for name in ("n_ctx", "n_batch", "n_ubatch", "last_n_tokens_size", "n_threads", "kv_bytes"):
+        may_be_left = given[name] is None and name in ("n_threads", "kv_bytes")
+        if not may_be_left and not hasattr(given[name], "__index__"):
             raise OptionError(f"{name}={given[name]!r:.80}: give a whole number")
+    if (given["kv_bytes"] or 0) < 0:
+        raise OptionError(f"kv_bytes={given['kv_bytes']}: give a number of bytes, or None")
     for name in ("rope_freq_base", "rope_freq_scale"):
         if given[name] is not None and not isinstance(given[name], (int, float)):
             raise OptionError(f"{name}={given[name]!r:.80}: give a number, or 0 for the file's own")
+
+
+def _check_objects(given: Mapping[str, Any]) -> None:
+    """Raises OptionError for a handler that cannot be called, and a tokenizer without its methods."""
+    handler, tokenizer = given["chat_handler"], given["tokenizer"]
+    if handler is not None and not callable(handler):
+        raise OptionError(f"chat_handler={handler!r:.80}: give a function")
+    if tokenizer is not None and not (hasattr(tokenizer, "tokenize") and hasattr(tokenizer, "detokenize")):
+        raise OptionError(f"tokenizer={tokenizer!r:.80}: give a BaseLlamaTokenizer")
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None) -> None:

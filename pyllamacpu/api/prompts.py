@@ -69,7 +69,13 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
         _check_content(message, i)
         if not isinstance(message.get("tool_calls"), (list, tuple, type(None))):
             raise OptionError(f"messages[{i}]: tool_calls must be a list, not {message['tool_calls']!r:.80}")
-    return [dict(message) for message in messages]
+    return [_with_list(message) for message in messages]
+
+
+def _with_list(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy whose parts are a list, as templates test for."""
+    content = message.get("content")
+    return {**message, "content": list(content)} if isinstance(content, tuple) else dict(message)
 
 
 def _check_content(message: Mapping[str, Any], index: int) -> None:
@@ -77,10 +83,10 @@ def _check_content(message: Mapping[str, Any], index: int) -> None:
     image silently, and print anything else as Python writes it. Results of tools may be what they are.
     """
     content = message.get("content")
-    if not isinstance(content, (str, list, type(None))) and message["role"] not in _RESULT_ROLES:
+    if not isinstance(content, (str, list, tuple, type(None))) and message["role"] not in _RESULT_ROLES:
         given = type(content).__name__
         raise OptionError(f"messages[{index}]: content must be a text or a list of parts, not {given}")
-    for part in content if isinstance(content, list) else ():
+    for part in content if isinstance(content, (list, tuple)) else ():
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and not isinstance(part.get("text"), str):
             raise OptionError(f"messages[{index}]: a content part of type 'text' has no text: {part!r:.80}")
@@ -105,6 +111,8 @@ def forced_tool(
     choice = function_call if functions is not None else tool_choice
     if not isinstance(choice, Mapping):
         return None
+    check_list("tools", tools)
+    check_list("functions", functions)
     inner = choice.get("function")
     name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
     offered = (
@@ -120,14 +128,25 @@ def forced_tool(
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts that end an answer. Raises OptionError for what is none."""
-    if stop is None or isinstance(stop, str):
-        return () if stop is None else (stop,)
-    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Iterable):
-        raise OptionError(f"stop={stop!r:.80}: give a text, or a list of texts")
-    texts = tuple(stop)
+    return () if stop is None else tuple(as_texts("stop", stop))
+
+
+def as_texts(name: str, value: str | Iterable[str]) -> list[str]:
+    """One text or several, as a list. Raises OptionError for anything else."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Iterable):
+        raise OptionError(f"{name}={value!r:.80}: give a text, or a list of texts")
+    texts = list(value)
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise OptionError(f"stop: {wrong[0]!r:.80} is not a text")
+        raise OptionError(f"{name}: {wrong[0]!r:.80} is not a text")
     return texts
+
+
+def check_list(name: str, value: Any) -> None:
+    """Raises OptionError for what is neither a list nor None."""
+    if not isinstance(value, (Sequence, type(None))) or isinstance(value, (str, bytes)):
+        raise OptionError(f"{name}={value!r:.80}: give a list")
 
 
 def token_count(name: str, value: int | None) -> int:

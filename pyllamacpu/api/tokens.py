@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.api.caches import BaseLlamaCache
-from pyllamacpu.api.compat import as_tuple
+from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.loading import LoadedModel
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
@@ -303,7 +303,7 @@ class Tokens:
             if row is None:
                 raise OptionError("there are no logits to sample from: call eval() first")
             return self._step_sampler.sample(
-                session, row, options, self.text_tokenizer, as_tuple(logits_processor)
+                session, row, options, self.text_tokenizer, as_functions("logits_processor", logits_processor)
             )
 
     def _row(self, session: Session, idx: int) -> Logits:
@@ -343,12 +343,14 @@ class Tokens:
         ids = check_tokens(tokens, self.engine.n_vocab)
         if is_overridden(self, Tokens, "eval", "sample"):
             keywords = {**sampling, "logits_processor": logits_processor}
-            return generate_by_hand(self, ids, reset, as_tuple(stopping_criteria), form, keywords)
+            return generate_by_hand(
+                self, ids, reset, as_functions("stopping_criteria", stopping_criteria), form, keywords
+            )
         request = Request(
             ids,
             options,
-            processors=as_tuple(logits_processor),
-            criteria=as_tuple(stopping_criteria),
+            processors=as_functions("logits_processor", logits_processor),
+            criteria=as_functions("stopping_criteria", stopping_criteria),
             penalize_prompt=False,
             endless=True,
             grammar=form,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyllamacpu.api.grammar import chosen_grammar
+from pyllamacpu.api.prompts import check_list
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.text import ChatTemplate
@@ -50,6 +51,8 @@ def chosen_tools(
     """Of the arguments of a chat. Raises OptionError."""
     if functions is not None and tools is not None:
         raise OptionError("give tools or functions, not both")
+    check_list("tools", tools)
+    check_list("functions", functions)
     label, choice, values = "tools", tool_choice, tools
     if functions is not None:
         label, choice = "functions", function_call

@@ -12,17 +12,19 @@ What differs is in the docstring of `pyllamacpu.api`, for prompt formats in that
 `pyllamacpu.text.named_formats`.
 """
 
+# ruff: noqa: F403 (as in llama_cpp, the package has every public name of these modules)
+
 from __future__ import annotations
 
 from typing import Any
 
 from pyllamacpu.llama_cpp import llama_cpp as _constants
-from pyllamacpu.llama_cpp.llama import *  # noqa: F403
-from pyllamacpu.llama_cpp.llama_cache import *  # noqa: F403
-from pyllamacpu.llama_cpp.llama_grammar import *  # noqa: F403
-from pyllamacpu.llama_cpp.llama_speculative import *  # noqa: F403
-from pyllamacpu.llama_cpp.llama_tokenizer import *  # noqa: F403
-from pyllamacpu.llama_cpp.llama_types import *  # noqa: F403
+from pyllamacpu.llama_cpp.llama import *
+from pyllamacpu.llama_cpp.llama_cache import *
+from pyllamacpu.llama_cpp.llama_grammar import *
+from pyllamacpu.llama_cpp.llama_speculative import *
+from pyllamacpu.llama_cpp.llama_tokenizer import *
+from pyllamacpu.llama_cpp.llama_types import *
 
 __version__ = "0.3.36"  # whose names these are: programs compare it
 

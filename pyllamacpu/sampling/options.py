@@ -128,7 +128,7 @@ def samplers_from_letters(letters: str) -> tuple[str, ...]:
 
 def _step_name(name: str) -> str:
     """The chain's own name of a step: `top_k`, `top-k` and `topk` are one. OptionError for any other."""
-    wanted = name.strip().lower().replace("-", "_")
+    wanted = str(name).strip().lower().replace("-", "_")
     wanted = STEP_ALIASES.get(wanted, wanted)
     for step in STEP_OPTIONS:
         if wanted in (step, step.replace("_", "")):
@@ -138,6 +138,8 @@ def _step_name(name: str) -> str:
 
 def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:
     """Step names in order, from "top_k;top_p" or a sequence. OptionError for unknown names or too many."""
+    if not isinstance(value, Iterable):
+        raise OptionError(f"samplers: {value!r} is not a list of samplers")
     names = [n for n in value.split(";") if n.strip()] if isinstance(value, str) else list(value)
     steps = tuple(_step_name(name) for name in names)
     if len(steps) > MAX_STEPS:
@@ -230,6 +232,8 @@ class SamplingOptions:
         self._set("samplers", parse_samplers(self.samplers))
         self._set("logit_bias", parse_logit_bias(self.logit_bias))
         breakers = self.dry_sequence_breakers
+        if not isinstance(breakers, (Iterable, type(None))):
+            raise OptionError(f"dry_sequence_breakers: {breakers!r}; allowed: a list of strings")
         self._set(
             "dry_sequence_breakers", (breakers,) if isinstance(breakers, str) else tuple(breakers or ())
         )
