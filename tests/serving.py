@@ -1,4 +1,4 @@
-"""A server on loopback for tests, in this process; and small helpers to speak to it."""
+"""A server on loopback for tests, in this process; small helpers to speak to it; fixtures of both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from tiny_model import write_model
 
+from pyllamacpu import Llama
 from pyllamacpu.api.loading import LoadOptions
 from pyllamacpu.server.app import ServeOptions, Server, make_app
 from pyllamacpu.server.guard import GuardOptions
@@ -99,3 +102,64 @@ def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterato
         yield running
     finally:
         running.stop()
+
+
+# Makers of a module's fixtures: `path, running = tiny_path(n_ctx=1024), tiny_server()`.
+
+
+def tiny_path(n_ctx: int = 256) -> Any:
+    """`path`, the file of a tiny model."""
+
+    @pytest.fixture(scope="module", name="path")
+    def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_ctx=n_ctx)
+
+    return path
+
+
+def tiny_server() -> Any:
+    """`running`, a server of the model `path` with its whole context, idle again when the module is done."""
+
+    @pytest.fixture(scope="module", name="running")
+    def running(path: Path) -> Iterator[Running]:
+        with serving(("tiny", path), n_ctx=0) as found:
+            yield found
+            found.wait_idle()
+
+    return running
+
+
+def tiny_llama() -> Any:
+    """`llm`, the model of `path` in the class, with the numbers of the server."""
+
+    @pytest.fixture(scope="module", name="llm")
+    def llm(path: Path) -> Iterator[Llama]:
+        with Llama(str(path), n_ctx=0, n_threads=1, kv_type="f32") as opened:
+            yield opened
+
+    return llm
+
+
+def openai_client() -> Any:
+    """`client`, OpenAI's for the server `running`."""
+    import openai
+
+    @pytest.fixture(scope="module", name="client")
+    def client(running: Running) -> Iterator[openai.OpenAI]:
+        url = f"{running.url}/v1"
+        with openai.OpenAI(base_url=url, api_key="k", timeout=PATIENCE, max_retries=0) as found:
+            yield found
+
+    return client
+
+
+def anthropic_client() -> Any:
+    """`client`, Anthropic's for the server `running`."""
+    import anthropic
+
+    @pytest.fixture(scope="module", name="client")
+    def client(running: Running) -> Iterator[anthropic.Anthropic]:
+        with anthropic.Anthropic(base_url=running.url, api_key="k", timeout=PATIENCE, max_retries=0) as found:
+            yield found
+
+    return client

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import pytest
-from serving import PATIENCE, Running, serving
-from tiny_model import write_model
+from serving import Running, anthropic_client, tiny_path, tiny_server
 
 from pyllamacpu import Llama
 
 QUESTION: Any = [{"role": "user", "content": "hello the world"}]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def running(path: Path) -> Iterator[Running]:
-    with serving(("tiny", path)) as found:
-        yield found
-        found.wait_idle()
-
-
-@pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=running.url, api_key="k", timeout=PATIENCE, max_retries=0) as found:
-        yield found
+path, running = tiny_path(), tiny_server()
+client = anthropic_client()
 
 
 def ask(client: anthropic.Anthropic, messages: Any = QUESTION, **more: Any) -> Any:

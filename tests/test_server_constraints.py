@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ollama
 import openai
 import pytest
-from serving import PATIENCE, Running, serving
+from serving import PATIENCE, Running, tiny_path, tiny_server
 from test_grammar import PERSON, QUESTION
-from tiny_model import byte, write_model
+from tiny_model import byte
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    path = write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_ctx=1024)
-    with serving(("tiny", path), n_ctx=1024) as found:
-        yield found
-        found.wait_idle()
+path, running = tiny_path(n_ctx=1024), tiny_server()
 
 
 def chat(running: Running, **more: Any) -> Any:

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, serving
+from serving import Running, serving, tiny_llama, tiny_path, tiny_server
 from tiny_model import BOS, vocabulary, write_model
 
 from pyllamacpu import Llama
 
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def running(path: Path) -> Iterator[Running]:
-    with serving(("tiny", path)) as found:
-        yield found
-        found.wait_idle()
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
-        yield opened
+path, running = tiny_path(), tiny_server()
+llm = tiny_llama()
 
 
 def complete(running: Running, **body: Any) -> Any:

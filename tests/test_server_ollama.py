@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import ollama
 import pytest
-from serving import PATIENCE, Running, serving, wait_until
-from tiny_model import write_model
+from serving import PATIENCE, Running, serving, tiny_llama, tiny_path, wait_until
 
 from pyllamacpu import Llama
 
@@ -19,9 +18,7 @@ QUESTION = [{"role": "user", "content": "hello the world"}]
 GREEDY = {"temperature": 0, "num_predict": 10}
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+path, llm = tiny_path(), tiny_llama()
 
 
 @pytest.fixture
@@ -38,12 +35,6 @@ def client(running: Running) -> Iterator[ollama.Client]:
     found = ollama.Client(host=running.url, timeout=PATIENCE)
     yield found
     found._client.close()
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
-        yield opened
 
 
 def test_chat(client: ollama.Client, llm: Llama) -> None:

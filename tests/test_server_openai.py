@@ -7,7 +7,6 @@ server/sampling_fields.py, server/messages.py.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,38 +14,16 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from serving import PATIENCE, Running, serving
-from tiny_model import PIECES, write_model
+from serving import PATIENCE, Running, openai_client, serving, tiny_llama, tiny_path, tiny_server
+from tiny_model import PIECES
 
 from pyllamacpu import Llama
 
 QUESTION = [{"role": "user", "content": "hello the world"}]
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def running(path: Path) -> Iterator[Running]:
-    with serving(("tiny", path)) as found:
-        yield found
-        found.wait_idle()
-
-
-@pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE, max_retries=0
-    ) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Llama]:
-    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32") as opened:
-        yield opened
+path, running = tiny_path(), tiny_server()
+client, llm = openai_client(), tiny_llama()
 
 
 def chat(client: openai.OpenAI, **more: Any) -> Any:

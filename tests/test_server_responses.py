@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from serving import PATIENCE, Running, serving
+from serving import Running, openai_client, tiny_path, tiny_server
 from test_server_tools import SCHEMA, check
-from tiny_model import write_model
 
 TOOL = {"type": "function", "name": "weather", "description": "Tells it", "parameters": SCHEMA}
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    path = write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_ctx=4096)
-    with serving(("tiny", path), n_ctx=4096) as found:
-        yield found
-        found.wait_idle()
-
-
-@pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="k", timeout=PATIENCE, max_retries=0) as found:
-        yield found
+path, running = tiny_path(n_ctx=4096), tiny_server()
+client = openai_client()
 
 
 def ask(client: openai.OpenAI, **more: Any) -> Any:

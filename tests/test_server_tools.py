@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import anthropic
 import ollama
 import openai
 import pytest
-from serving import PATIENCE, Running, serving
-from tiny_model import write_model
+from serving import PATIENCE, Running, openai_client, serving, tiny_path, tiny_server
 
 SCHEMA = {
     "type": "object",
@@ -33,18 +31,8 @@ QUESTION: Any = [{"role": "user", "content": "hello"}]
 SAID = '{"name": "weather", "parameters": {"city": "Rome", "days": 2}}'
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    path = write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", n_ctx=4096)
-    with serving(("tiny", path), n_ctx=4096) as found:
-        yield found
-        found.wait_idle()
-
-
-@pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="k", timeout=PATIENCE, max_retries=0) as found:
-        yield found
+path, running = tiny_path(n_ctx=4096), tiny_server()
+client = openai_client()
 
 
 def chat(client: openai.OpenAI, **more: Any) -> Any:
