@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_build import write_safetensors
 from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_checkpoint
-from test_convert_layouts import values
+from test_convert_llama4 import values
 from test_convert_models import convert
 from torch_build import write_torch
 

@@ -1,7 +1,7 @@
 """Tokenizers in all the files they come in: the converted one gives the ids of the library that made the
 file.
 
-Covers convert/tokenizers/sentencepiece_file.py, convert/tokenizers/special_tokens.py,
+Covers convert/tokenizers/sentencepiece_file.py,
 convert/tokenizers/tiktoken_file.py, convert/tokenizers/token_table.py, convert/tokenizers/vocab_merges.py,
 convert/tokenizers/unigram.py.
 """
@@ -16,93 +16,17 @@ from typing import Any
 import pytest
 import sentencepiece
 import tiktoken
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizer_build import CORPUS, KINDS, TEXTS, byte_level, converted, metadata, write
 from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pyllamacpu.convert.tokenizers.tokenizer_json import pre_tokenizer_name
-from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
+from pyllamacpu.convert.tokenizers.vocabulary import read_vocabulary
 from pyllamacpu.errors import CheckpointError
-from pyllamacpu.text.load import load_tokenizer
-from pyllamacpu.text.pretokenize import GPT4O, LLAMA3, QWEN2, TEKKEN
-from pyllamacpu.text.tokenizer import Tokenizer
-from pyllamacpu.text.vocab import ADDS_EOS, TokenType
-
-CORPUS = [
-    "The quick brown fox jumps over the lazy dog, and then the dog sleeps again; 12345 times.",
-    "Hello hello world! It's the third of the three things that they'd think of there.",
-    "def hello(world):\n    return world + 1234\n\n\tprint('the end')\n",
-    "Ünïcödé, 日本語 and emoji 🦙🦙 — the rest is the rest.",
-] * 4
-TEXTS = [
-    *CORPUS[:4],
-    "",
-    " ",
-    "   leading and  double   spaces ",
-    "the",
-    "They'RE 3333 33 3.14 the\r\n\r\nend\n",
-    "tabs\tand\u00a0more\u3000ж",
-    "🦙",
-    "\x00\x7f",
-]
-
-
-def metadata(vocabulary: Vocabulary) -> dict[str, Any]:
-    return {key.name: key.value for key in vocabulary.keys}
-
-
-def converted(folder: Path, n_rows: int = 0, **more: Any) -> tuple[Tokenizer, dict[str, Any], Vocabulary]:
-    vocabulary = read_vocabulary(folder, more.pop("config", {}), n_rows, **more)
-    found = metadata(vocabulary)
-    tokenizer = load_tokenizer(found)
-    assert tokenizer is not None
-    assert not {*tokenizer.warnings} - {ADDS_EOS}
-    return tokenizer, found, vocabulary
-
-
-def write(folder: Path, name: str, value: Any) -> None:
-    (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
-
+from pyllamacpu.text.pretokenize import LLAMA3
+from pyllamacpu.text.vocab import TokenType
 
 # Byte-level BPE
-
-
-def split(pattern: str) -> Any:
-    whole = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([whole, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def digits() -> Any:
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
-
-
-KINDS = {
-    "llama-bpe": (lambda: split(LLAMA3), True),
-    "dbrx": (lambda: split(LLAMA3), False),
-    "llama4": (lambda: split(GPT4O), False),
-    "qwen2": (lambda: split(QWEN2), False),
-    "tekken": (lambda: split(TEKKEN), True),
-    "gpt-2": (lambda: pre_tokenizers.ByteLevel(add_prefix_space=False), False),
-    "smollm": (digits, False),
-}
-
-
-def byte_level(pre: str, bos: bool = True, n_vocab: int = 420) -> LibraryTokenizer:
-    made, whole_words = KINDS[pre]
-    tokenizer = LibraryTokenizer(models.BPE(ignore_merges=whole_words))
-    tokenizer.pre_tokenizer = made()
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=n_vocab, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|eot_id|>", "<|eom_id|>"])
-    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
-    if bos:
-        first = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=first
-        )
-    return tokenizer
 
 
 @pytest.mark.parametrize("pre", KINDS)
@@ -373,63 +297,7 @@ def test_damaged_tiktoken(tmp_path: Path) -> None:
         read_vocabulary(tmp_path, {}, 0)
 
 
-# What the files beside it say
-
-
-def test_ends_of_answers(tmp_path: Path) -> None:
-    library = byte_level("llama-bpe")
-    library.save(str(tmp_path / "tokenizer.json"))
-    ids = {
-        name: library.token_to_id(name)
-        for name in ("<|begin|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<tool>")
-    }
-    write(tmp_path, "tokenizer_config.json", {"bos_token": "<|begin|>", "eos_token": "<|eot_id|>"})
-    ends = [ids["<|end|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
-    write(tmp_path, "generation_config.json", {"eos_token_id": ends, "pad_token_id": ids["<tool>"]})
-    tokenizer, found, _ = converted(tmp_path)
-    assert found["tokenizer.ggml.eos_token_id"] == ids["<|eot_id|>"]
-    assert found["tokenizer.ggml.eom_token_id"] == ids["<|eom_id|>"]
-    assert found["tokenizer.ggml.padding_token_id"] == ids["<tool>"]
-    assert set(ends) <= tokenizer.eog
-    write(tmp_path, "generation_config.json", {"eos_token_id": [ids["<tool>"], 5, 6, 7]})
-    tokenizer, found, vocabulary = converted(tmp_path)
-    assert {ids["<tool>"], 5} <= tokenizer.eog
-    assert sum("ends answers" in note for note in vocabulary.notes) == 2
-
-
-def test_ids_of_the_config_count_last(tmp_path: Path) -> None:
-    byte_level("llama-bpe", bos=False).save(str(tmp_path / "tokenizer.json"))
-    _, found, _ = converted(
-        tmp_path, config={"bos_token_id": 7, "eos_token_id": [8, 9], "pad_token_id": 10**9}
-    )
-    assert (found["tokenizer.ggml.bos_token_id"], found["tokenizer.ggml.eos_token_id"]) == (7, 8)
-    assert "tokenizer.ggml.padding_token_id" not in found
-    write(tmp_path, "special_tokens_map.json", {"bos_token": {"content": "<|begin|>"}})
-    _, found, _ = converted(tmp_path, config={"bos_token_id": 7})
-    assert found["tokenizer.ggml.tokens"][found["tokenizer.ggml.bos_token_id"]] == "<|begin|>"
-
-
-def test_chat_templates(tmp_path: Path) -> None:
-    byte_level("gpt-2").save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path, "tokenizer_config.json", {"chat_template": "one"})
-    _, found, _ = converted(tmp_path)
-    assert found["tokenizer.chat_template"] == "one"
-    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
-    write(tmp_path, "tokenizer_config.json", {"chat_template": named})
-    _, found, _ = converted(tmp_path)
-    assert (found["tokenizer.chat_template"], found["tokenizer.chat_template.tool_use"]) == ("one", "two")
-    assert found["tokenizer.chat_templates"] == ["tool_use"]
-    write(tmp_path, "chat_template.jinja", "of the file")
-    (tmp_path / "additional_chat_templates").mkdir()
-    write(tmp_path / "additional_chat_templates", "rag.jinja", "three")
-    _, found, _ = converted(tmp_path)
-    assert found["tokenizer.chat_template"] == "of the file"
-    assert found["tokenizer.chat_template.rag"] == "three"
-    (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "chat_template.jinja").unlink()
-    write(tmp_path, "chat_template.json", {"chat_template": "json"})
-    _, found, _ = converted(tmp_path)
-    assert found["tokenizer.chat_template"] == "json"
+# Damaged files and none
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:
@@ -443,18 +311,6 @@ def test_damaged_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         read_vocabulary(tmp_path, {}, 0)
-
-
-def test_what_may_not_be_meant_is_said(tmp_path: Path, sp_folder: Path) -> None:
-    library = byte_level("llama-bpe", bos=False)
-    library.add_tokens([AddedToken("Fox", single_word=True), AddedToken("dog"), AddedToken("<x>")])
-    library.save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path, "tokenizer_config.json", {"add_eos_token": True, "eos_token": "<|end|>"})
-    (tmp_path / "tokenizer.model").unlink()  # of sp_folder, which is the same folder
-    notes = read_vocabulary(tmp_path, {}, 0).notes
-    assert any("single_word" in note and "'Fox'" in note and "dog" not in note for note in notes)
-    assert any("'dog' is an added token that is found inside words" in note for note in notes)
-    assert f"warning: {ADDS_EOS}" in notes and not any("<x>" in note for note in notes)
 
 
 def test_a_token_that_is_half_a_surrogate(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from fuzz_mutations import mutate_bytes
 from gguf_build import small_file
 
 from pyllamacpu.errors import ModelError, PyllamacpuError
@@ -25,31 +27,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.strings import StringArray
 from pyllamacpu.model.config import ModelConfig
 
-EXTREMES = (0, 1, 2, 4, 8, 9, 31, 255, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
 SLOW = 2.0  # seconds
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """A copy with one to eight changes: bits, bytes, extreme numbers, pieces cut or doubled."""
-    data = bytearray(content)
-    for _ in range(rng.randint(1, 8)):
-        at = rng.randrange(max(1, len(data)))
-        match rng.randrange(7):
-            case 0:
-                data[at : at + 1] = bytes([rng.randrange(256)])
-            case 1 if at < len(data):
-                data[at] ^= 1 << rng.randrange(8)
-            case 2:
-                width, order = rng.choice((4, 8)), rng.choice(("little", "big"))
-                value = rng.choice(EXTREMES) & ((1 << 8 * width) - 1)
-                data[at : at + width] = value.to_bytes(width, "little" if order == "little" else "big")
-            case 3:
-                del data[at : at + rng.randint(1, 16)]
-            case 4:
-                data[at:at] = data[at : at + rng.randint(1, 64)]
-            case 5 if rng.random() < 0.2:
-                del data[at:]
-    return bytes(data)
 
 
 def read_all(path: Path) -> None:
@@ -89,7 +67,7 @@ def fuzz(iterations: int, seed: int, directory: Path) -> int:
     path = directory / "fuzz.gguf"
     opened = 0
     for i in range(iterations):
-        path.write_bytes(mutate(rng.choice(originals), rng))
+        path.write_bytes(mutate_bytes(rng.choice(originals), rng))
         start = time.perf_counter()
         try:
             read_all(path)
