@@ -121,6 +121,8 @@ def test_templates_as_formatters(llm: Llama) -> None:
     assert made.prompt == "<s><user>hello</s><assistant></s>" and made.added_special
     with pytest.raises(OptionError, match="eos_token"):
         llama_chat_format.hf_tokenizer_config_to_chat_formatter({"chat_template": SOURCE, "bos_token": "a"})
+    with pytest.raises(OptionError, match="eos_token"):
+        llama_chat_format.hf_tokenizer_config_to_chat_formatter(None)  # type: ignore[arg-type]
     formatter = llama_chat_format.Jinja2ChatFormatter(SOURCE, "</s>", "<s>", stop_token_ids=[7])
     answer = formatter(messages=QUESTION)
     assert (answer.prompt, answer.stop) == ("<s><user>hello</s>", ["</s>"])

@@ -17,8 +17,9 @@ import pytest
 from tiny_llama import greedy, llm, nothing_was_warned_of, path, text_of  # noqa: F401
 from tiny_model import BOS, PIECES, byte
 
-from pyllamacpu import Llama
-from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu import Llama, LlamaGrammar
+from pyllamacpu.api.caches import LlamaDiskCache
+from pyllamacpu.errors import OptionError, OutputError, TokenizerError
 
 QUESTION = [{"role": "user", "content": "hello"}]
 
@@ -252,6 +253,47 @@ def test_parts_in_a_tuple_are_parts(llm: Llama) -> None:
     assert (given["choices"], given["usage"]) == (want["choices"], want["usage"])
     with pytest.raises(OptionError, match="only text is supported"):
         llm.create_chat_completion([{"role": "user", "content": ({"type": "image_url"},)}])
+
+
+@pytest.mark.parametrize("name", ["options", "max_tokens", "logprobs", "on_prompt", "grammar", "stop"])
+@pytest.mark.parametrize("value", [1.5, [5]])
+def test_streams_arguments_of_a_wrong_kind(llm: Llama, name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=name):
+        llm.stream([BOS, 6], **{name: value})
+
+
+@pytest.mark.parametrize("value", ["x", None, 1.5, [1]])
+def test_what_is_set_of_a_wrong_kind(llm: Llama, value: Any) -> None:
+    llm.eval([BOS, 6])
+    for name in ("n_tokens", "scores"):
+        with pytest.raises(OptionError, match=name):
+            setattr(llm, name, value)
+
+
+@pytest.mark.parametrize("value", [5, None, [5], b"x"])
+def test_grammars_of_a_wrong_kind(value: Any) -> None:
+    for make in (LlamaGrammar, LlamaGrammar.from_string, LlamaGrammar.from_file, LlamaGrammar.from_choice):
+        with pytest.raises(OptionError):
+            make(value)
+
+
+def test_texts_for_a_tokenizer_by_itself(llm: Llama) -> None:
+    for text in ("\ud800", "hello\udcff"):  # halves of pairs, and bytes that were no UTF-8
+        assert llm.tokenizer().encode(text) == llm.tokenize(text, special=True)
+    with pytest.raises(TokenizerError, match="str or bytes"):
+        llm.tokenizer().encode(5)  # type: ignore[arg-type]
+
+
+def test_a_cache_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot be made"):
+        LlamaDiskCache(str(tmp_path / "file"))
+
+
+def test_a_tool_that_json_cannot_say(llm: Llama) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "description": b"x"}}]
+    with pytest.raises(OptionError, match=r"tools\[0\].*JSON"):
+        llm.create_chat_completion(QUESTION, tools=tools)
 
 
 def test_bytes_are_no_token_ids(llm: Llama) -> None:

@@ -100,7 +100,10 @@ class LlamaDiskCache(BaseLlamaCache):
     def __init__(self, cache_dir: str = ".cache/llama_cache", capacity_bytes: int = CAPACITY) -> None:
         super().__init__(capacity_bytes)
         self._folder = Path(cache_dir)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(self._folder, f"cannot be made: {error.strerror or error}") from error
 
     @property
     def cache_size(self) -> int:
@@ -140,7 +143,7 @@ class LlamaDiskCache(BaseLlamaCache):
                 raise OutputError(target, f"cannot be written: {error.strerror or error}") from error
         files = self._files()
         while files and sum(path.stat().st_size for path in files) > self.capacity_bytes:
-            files.pop(0).unlink()
+            files.pop(0).unlink(missing_ok=True)
 
 
 def _pack(state: LlamaState) -> dict[str, Any]:

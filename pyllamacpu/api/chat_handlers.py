@@ -189,7 +189,8 @@ def hf_tokenizer_config_to_chat_formatter(
     unless `add_generation_prompt` is off. Raises OptionError when the template or BOS or EOS are not there.
     """
     names = ("chat_template", "bos_token", "eos_token")
-    if not all(isinstance(tokenizer_config.get(name), str) for name in names):
+    given = tokenizer_config if isinstance(tokenizer_config, Mapping) else {}
+    if not all(isinstance(given.get(name), str) for name in names):
         raise OptionError(f"the tokenizer's configuration must have {', '.join(names)} as text")
     source, bos, eos = (str(tokenizer_config[name]) for name in names)
     template = ChatTemplate(source, bos, eos, name="the tokenizer's chat template")

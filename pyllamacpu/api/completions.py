@@ -160,6 +160,12 @@ class Completions(Tokens):
         `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
         any number. The arguments are checked at once, the work begins with the first event.
         """
+        if not isinstance(options, (SamplingOptions, type(None))):
+            raise OptionError(f"options={options!r:.80}: give SamplingOptions")
+        if on_prompt is not None and not callable(on_prompt):
+            raise OptionError(f"on_prompt={on_prompt!r:.80}: give a function")
+        for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs)):
+            token_count(name, count)
         request = Request(
             prompt=check_tokens(prompt_tokens, self.engine.n_vocab),
             sampling=options or SamplingOptions(),
@@ -171,7 +177,7 @@ class Completions(Tokens):
             end_tokens=frozenset(end_tokens),
             stop_loops=stop_loops,
             penalize_prompt=penalize_prompt,
-            grammar=self.compiled(grammar),
+            grammar=self.compiled(chosen_grammar(grammar)),
         )
         if not request.prompt:
             raise OptionError("the prompt is empty: give at least one token")

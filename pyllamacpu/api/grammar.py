@@ -17,6 +17,8 @@ class LlamaGrammar:
     """
 
     def __init__(self, _grammar: str | Grammar) -> None:
+        if not isinstance(_grammar, (str, Grammar)):
+            raise OptionError(f"grammar={_grammar!r:.80}: give the text of a grammar")
         self.grammar = _grammar if isinstance(_grammar, Grammar) else Grammar.text(_grammar)
 
     @property
@@ -31,6 +33,8 @@ class LlamaGrammar:
     @classmethod
     def from_file(cls, file: str | PathLike[str], verbose: bool = True) -> LlamaGrammar:
         """A grammar in a file. Raises OptionError when it cannot be read."""
+        if not isinstance(file, (str, PathLike)):
+            raise OptionError(f"file={file!r:.80}: give the path of a grammar file")
         try:
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

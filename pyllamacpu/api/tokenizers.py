@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from pyllamacpu.api.loading import LoadOptions, model_file, open_model
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 
 
 class HasTokenizer(Protocol):
@@ -72,7 +72,7 @@ class LlamaTokenizer(BaseLlamaTokenizer):
 
     def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
         """Token ids of text."""
-        return self.tokenize(text.encode("utf-8", "surrogateescape"), add_bos, special)
+        return self.tokenize(to_bytes(text), add_bos, special)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; bytes that are no UTF-8 are left out."""

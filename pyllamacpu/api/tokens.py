@@ -174,8 +174,8 @@ class Tokens:
     @n_tokens.setter
     def n_tokens(self, n: int) -> None:
         with self._busy:
-            if not 0 <= n <= self.n_tokens:
-                raise OptionError(f"n_tokens can only be set to 0 to {self.n_tokens}, not {n}")
+            if not hasattr(n, "__index__") or not 0 <= n <= self.n_tokens:
+                raise OptionError(f"n_tokens can only be set to 0 to {self.n_tokens}, not {n!r:.80}")
             self._changing().truncate(n)
 
     @property
@@ -224,7 +224,11 @@ class Tokens:
     @scores.setter
     def scores(self, rows: npt.ArrayLike) -> None:
         """Rows (n, n_vocab) as `scores` gives them; others raise OptionError."""
-        new, mine = np.asarray(rows, np.float32), self.scores
+        mine = self.scores
+        try:
+            new = np.asarray(rows, np.float32)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"scores: {error}") from None
         if new.shape != mine.shape:
             raise OptionError(f"scores has the shape {mine.shape}, not {new.shape}")
         mine[:] = new

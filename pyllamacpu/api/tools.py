@@ -105,6 +105,10 @@ def _tool(value: Any, where: str) -> Tool:
         raise OptionError(f"{where}: the function has no name")
     if not isinstance(function.get("parameters") or {}, Mapping):
         raise OptionError(f"{where}: parameters must be a JSON schema: a mapping")
+    try:
+        json.dumps(function)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OptionError(f"{where}: the function must be JSON: {error}") from None
     return {"type": "function", "function": dict(function)}
 
 

@@ -62,7 +62,8 @@ class Grammar:
     @classmethod
     def choice(cls, texts: Sequence[str]) -> Grammar:
         """One of some texts. Raises OptionError for none."""
-        if isinstance(texts, str) or not texts or not all(isinstance(t, str) and t for t in texts):
+        is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+        if not is_list or not texts or not all(isinstance(t, str) and t for t in texts):
             raise OptionError("choice: give at least one text, and none that is empty")
         return cls("choice", json.dumps(list(texts)))
 
