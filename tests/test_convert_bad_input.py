@@ -215,3 +215,21 @@ def test_a_vocabulary_needs_no_weights(source: Path) -> None:
     (source / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):
         plan(source, vocab_only=True)
+
+
+def test_files_that_cannot_be_read(source: Path) -> None:
+    """Whichever it is, and whatever the reason."""
+    (source / "vocab.json").write_text(json.dumps({"<unk>": 0, "<0x00>": 1, "a": 2}))
+    (source / "merges.txt").write_text("")
+    templates = source / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "rag.jinja").mkdir()
+    with pytest.raises(CheckpointError, match=r"rag\.jinja: cannot be read: Is a directory"):
+        plan(source)
+    (templates / "rag.jinja").rmdir()
+    (templates / "rag.jinja").symlink_to("nothing")
+    with pytest.raises(CheckpointError, match=r"rag\.jinja: no such file"):
+        plan(source)
+    with pytest.raises(CheckpointError, match="name too long"):
+        plan(source / ("x" * 300))
+    assert nothing_was_written(source.parent)

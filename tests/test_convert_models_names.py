@@ -125,6 +125,13 @@ def test_biases_of_q_k_and_v_only(tmp_path: Path) -> None:
         plan(write(tmp_path / "n", tensors, BY_NAME["biases"]))
 
 
+@pytest.mark.parametrize("name", ["layers.bias", "layers..bias", "model.layers.0.bias", ".bias"])
+def test_biases_of_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    tensors = {**weights(BY_NAME["biases"]), name: np.ones(3, np.float32)}
+    with pytest.raises(CheckpointError, match="not understood"):
+        plan(write(tmp_path / "m", tensors, BY_NAME["biases"]))
+
+
 def test_code_that_a_model_brings_along_is_named(tmp_path: Path) -> None:
     source = write(tmp_path / "m", weights(GQA), auto_map={"AutoModelForCausalLM": "own.OwnLlama"})
     assert any("own.OwnLlama" in note for note in plan(source).notes)

@@ -168,6 +168,33 @@ def test_gptq_groups_outside(group: int, tmp_path: Path) -> None:
         read_all(open_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize("stored", [np.nan, 1e30, -1.0])
+def test_gptq_groups_in_floats(stored: float, tmp_path: Path) -> None:
+    """Also for zero points that only the weights tell the format of."""
+    arrays, kinds = copy("gptq_4bit", tmp_path)
+    name = "model.layers.0.mlp.up_proj"
+    arrays[f"{name}.qzeros"] = arrays[f"{name}.qzeros"] ^ 1
+    groups = arrays[f"{name}.g_idx"].astype(np.float32)
+    arrays[f"{name}.g_idx"], kinds[f"{name}.g_idx"] = groups, "F32"
+    write_safetensors(tmp_path / "model.safetensors", arrays, kinds)
+    read_all(open_checkpoint(tmp_path))
+    groups[7] = stored
+    write_safetensors(tmp_path / "model.safetensors", arrays, kinds)
+    with pytest.raises(CheckpointError, match="groups"):
+        read_all(open_checkpoint(tmp_path))
+
+
+def test_gptq_without_rows(tmp_path: Path) -> None:
+    arrays, kinds = copy("gptq_4bit", tmp_path)
+    name = "model.layers.0.mlp.up_proj"
+    arrays[f"{name}.qzeros"] = arrays[f"{name}.qzeros"] ^ 1
+    arrays[f"{name}.qweight"] = arrays[f"{name}.qweight"][:0]
+    del arrays[f"{name}.g_idx"]
+    write_safetensors(tmp_path / "model.safetensors", arrays, kinds)
+    with pytest.raises(CheckpointError, match="not a matrix"):
+        read_all(open_checkpoint(tmp_path))
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"shape": [-1, 3], "blocksize": 64}', '{"shape": 3}', "\xff"]
 )

@@ -9,13 +9,22 @@ from pyllamacpu.convert.conversion import Conversion, ConvertOptions
 from pyllamacpu.convert.gguf_source import plan_gguf
 from pyllamacpu.convert.lora import is_adapter, plan_adapter
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.files import read_problem
 from pyllamacpu.gguf.values import MAGIC
 
 
 def plan_conversion(source: Path, options: ConvertOptions) -> Conversion:
     """Reads everything but the weights. Raises CheckpointError, GGUFError or OptionError for what cannot be
-    done.
+    done, and for files that cannot be read.
     """
+    try:
+        return _plan(source, options)
+    except OSError as error:
+        path = error.filename if isinstance(error.filename, str) else source
+        raise CheckpointError(path, read_problem(error, "cannot be read: ")) from error
+
+
+def _plan(source: Path, options: ConvertOptions) -> Conversion:
     if not source.exists():
         raise CheckpointError(source, "no such file or folder")
     if source.is_file() and _is_gguf(source):

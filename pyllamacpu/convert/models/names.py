@@ -6,6 +6,7 @@ is known to be of no use. GGUF names: docs/gguf.md of the ggml project and what 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pyllamacpu.weights.lazy_ops import slice_axis, stack, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
 
 _EXPERTS = "feed_forward.experts"
+_BIAS = re.compile(r"layers\.[^.]*\.(.+\.bias)")
 
 _HF_ATTENTION = {
     "self_attn.q_proj": "attn_q",
@@ -112,7 +114,7 @@ def _absent_biases(shape: ModelShape, found: Mapping[str, LazyTensor]) -> tuple[
     k and v). Where single layers lack one, or all lack all, the checkpoint is incomplete.
     """
     ends = {slot.source.split(".", 2)[2] for slot in slots(shape) if slot.source.endswith(".bias")}
-    held = {name.split(".", 2)[2] for name in found if name.startswith("layers.") and name.endswith(".bias")}
+    held = {match[1] for name in found if (match := _BIAS.fullmatch(name))}
     return tuple(sorted(ends - held)) if held else ()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.convert.quantized.packing import Config, Tensors, unpack
+from pyllamacpu.convert.quantized.packing import Config, Tensors, group_numbers, unpack
 from pyllamacpu.errors import CheckpointError
 
 V1, V2 = "gptq", "gptq_v2"
@@ -88,7 +88,7 @@ def _differences(tensors: Tensors, layers: list[tuple[str, int]]) -> Iterator[np
         codes = unpack(np.ascontiguousarray(words.T), bits, n_in)  # (n_out, n_in)
         g_idx = tensors.get(f"{name}.g_idx")
         size = max(1, -(-(qweight.n_rows * 32 // bits) // n_groups))
-        groups = np.arange(n_in) // size if g_idx is None else g_idx.read().reshape(-1)[:n_in]
-        if groups.size == n_in and int(groups.min()) >= 0 and int(groups.max()) < n_groups:
+        groups = np.arange(n_in) // size if g_idx is None else group_numbers(g_idx)[:n_in]
+        if 0 < groups.size == n_in and 0 <= groups.min() <= groups.max() < n_groups:
             yield (codes.astype(np.int16) - stored[groups].T).reshape(-1)
     yield np.empty(0, np.int16)

@@ -101,12 +101,18 @@ def check_matrix(tensor: LazyTensor, dtypes: tuple[str, ...]) -> None:
         )
 
 
+def group_numbers(tensor: LazyTensor) -> npt.NDArray[np.int64]:
+    """The group of each column (n_columns,) as stored, which may be outside."""
+    with np.errstate(invalid="ignore"):  # NaN becomes a number far outside
+        return tensor.read().reshape(-1).astype(np.int64)
+
+
 def read_groups(tensor: LazyTensor, n_columns: int, n_groups: int) -> npt.NDArray[np.int64] | None:
     """The group of each column (n_columns,), or None when they are in order and equally long.
 
     Raises CheckpointError when one is outside 0 to n_groups - 1.
     """
-    groups = tensor.read().reshape(-1).astype(np.int64)
+    groups = group_numbers(tensor)
     if groups.size != n_columns or (groups.size and not 0 <= groups.min() <= groups.max() < n_groups):
         raise CheckpointError(
             tensor.source,
