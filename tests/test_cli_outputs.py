@@ -20,7 +20,7 @@ from tiny_model import write_model
 
 from pyllamacpu.cli.commands import run_command
 from pyllamacpu.cli.session import ChatSession
-from pyllamacpu.errors import OutputError
+from pyllamacpu.errors import OptionError, OutputError
 from pyllamacpu.sampling.options import SamplingOptions
 
 pytestmark = pytest.mark.usefixtures("cli_home")
@@ -165,6 +165,8 @@ def test_save_spares_files_that_are_no_conversation(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"is not a saved conversation.*--force"):
             run_command(chat, f"/save {tmp_path / name}")
     assert contents(tmp_path) == before
+    with pytest.raises(OptionError, match="/save needs a file"):
+        run_command(chat, "/save --force")
     run_command(chat, f"/save --force {tmp_path / 'diary.txt'}")
     run_command(chat, f"/save {tmp_path / 'diary.txt'}")  # its own file by now
     run_command(chat, f"/save {tmp_path / 'data.json'} --force")

@@ -64,6 +64,7 @@ def head(*lines: str, path: str = "/health", method: str = "GET") -> bytes:
         (["Host: localhost", "Origin: http://localhost"], 200),
         (["Host: localhost", "Origin: http://evil.example"], 403),
         (["Host: localhost", "Origin: null"], 403),
+        (["Host: localhost", "Origin: http://[::1"], 403),
         (["Host: localhost", "Origin: https://friend.example"], 200),
         (["Host: localhost", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], 403),
         (["Host: localhost", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"], 200),

@@ -14,7 +14,7 @@ import pytest
 
 from pyllamacpu.errors import StoreError
 from pyllamacpu.store import starter
-from pyllamacpu.store.network import package_index_reachable, reachable, without_secrets
+from pyllamacpu.store.network import package_index_reachable, reachable, split_address, without_secrets
 from pyllamacpu.store.resolve import resolve_model
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -117,3 +117,22 @@ def test_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", NOBODY)
     with pytest.raises(StoreError, match=r"hf.co/user/repo: no connection to 127.0.0.1; check the network"):
         resolve_model("hf.co/user/repo")
+
+
+@pytest.mark.parametrize(
+    "bad", ["http://localhost:abc", "http://localhost:99999", "http://[::1", "mirror.org"]
+)
+def test_what_is_not_an_address(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert split_address(bad) is None and not reachable(bad)
+    with pytest.raises(StoreError):
+        resolve_model(bad)
+    monkeypatch.setenv("PIP_INDEX_URL", bad)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    assert package_index_reachable() is False
+    monkeypatch.setenv("HF_ENDPOINT", bad)
+    for name in ("hf.co/user/repo", "https://huggingface.co/user/repo"):
+        with pytest.raises(StoreError, match=r"^HF_ENDPOINT=.* is not an address"):
+            resolve_model(name)
+    monkeypatch.delenv("HF_ENDPOINT")
+    monkeypatch.setenv("https_proxy", "http://localhost:abc")
+    assert not reachable("https://example.invalid")

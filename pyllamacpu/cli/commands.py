@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -124,9 +125,9 @@ def _system(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Rep
 
 
 def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
-    words = rest.removeprefix("--force ").removesuffix(" --force")
-    path = _path(words.strip(), "/save")
-    session.save(path, force=words != rest)
+    name = re.sub(r"^--force(?:\s+|$)|\s+--force$", "", rest)
+    path = _path(name, "/save")
+    session.save(path, force=name != rest)
     return Reply(f"saved {_turns(session)} to {path}")
 
 
@@ -222,7 +223,7 @@ def _length(name: str, value: str) -> int | None:
 
 
 def _setting(key: str, value: str) -> Any:
-    """The value of a setting that is no plain number; numbers are checked by SamplingOptions itself."""
+    """The value of a setting that is not a plain number; numbers are checked by SamplingOptions itself."""
     if key in ("sampling_seq", "sampler_seq"):
         return samplers_from_letters(value)
     if key == "logit_bias":

@@ -352,14 +352,14 @@ class ChatSession:
     def load(self, path: Path) -> None:
         """Replace the conversation by a saved one; a list of messages as the HTTP API takes it is read too.
 
-        Raises OptionError, with the conversation unchanged, for a file that is none.
+        Raises OptionError, with the conversation unchanged, for any other file.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
         except (ValueError, RecursionError) as error:
-            raise OptionError(f"{path} is no saved conversation: {error}") from error
+            raise OptionError(f"{path} is not a saved conversation: {error}") from error
         self.system, self.turns = _conversation(content, path)
         self.n_dropped = 0
 
@@ -382,7 +382,7 @@ def _conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
     """System prompt and turns from the messages of a saved file."""
     messages = content.get("messages") if isinstance(content, dict) else content
     if not isinstance(messages, list):
-        raise OptionError(f'{path} is no saved conversation: it has no list "messages"')
+        raise OptionError(f'{path} is not a saved conversation: it has no list "messages"')
     system: str | None = None
     turns: list[Turn] = []
     expected: tuple[str, ...] = ("system", "user")

@@ -20,6 +20,7 @@ def open_streams() -> bool:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # which is given the lowest free number
     printed = sys.stdout is not None
+    # These stay open until Python exits, as the streams that they stand for would (hence SIM115).
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:

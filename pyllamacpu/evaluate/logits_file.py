@@ -94,7 +94,7 @@ class LogitsFile:
 
     @classmethod
     def open(cls, path: Path) -> LogitsFile:
-        """Raises OptionError for a file that is no such file, or damaged."""
+        """Raises OptionError for any other file, and for a damaged one."""
         try:
             with open(path, "rb") as file:
                 header = file.read(_HEADER.size)

@@ -37,7 +37,7 @@ def text_windows(metadata: Mapping[str, Any], path: Path, n_tokens: int, n_ctx: 
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise OptionError(f"{path} is no UTF-8 text: {error}") from error
+        raise OptionError(f"{path} is not UTF-8 text: {error}") from error
     ids = tokenizer.encode(text[: 64 * n_tokens])  # more characters than that are no `n_tokens` tokens
     bos = tokenizer.bos if tokenizer.add_bos else None
     return windows(ids, n_ctx, bos=bos, n_chunks=max(1, n_tokens // n_ctx))

@@ -180,7 +180,7 @@ class _Output:
         self.finished = _Finished()
         try:
             # unbuffered: a line that is written is the system's, whatever becomes of this process
-            self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115
+            self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise self._unwritable(error) from error
         try:

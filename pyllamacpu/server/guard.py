@@ -131,7 +131,7 @@ class Guard:
 
     def _is_allowed(self, origin: str, headers: dict[str, str]) -> bool:
         allowed = self._options.origins
-        same = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() != ""
+        same = origin.partition("://")[2].lower() == headers.get("host", "").lower() != ""
         return same or "*" in allowed or origin.lower().rstrip("/") in allowed
 
     def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:

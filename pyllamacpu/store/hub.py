@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pyllamacpu.errors import PyllamacpuError, StoreError
-from pyllamacpu.store.network import reachable, without_secrets
+from pyllamacpu.store.network import reachable, split_address, without_secrets
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import choose_file, is_model, matching_files, part_names
 
@@ -67,9 +67,9 @@ def _hub_path(name: str) -> str | None:
     if name.startswith("hf://"):
         return name[len("hf://") :].removeprefix("models/")
     if name.lower().startswith(("http://", "https://")):
-        parts = urlsplit(name)
-        own = urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc
-        return unquote(parts.path) if parts.netloc in (*_HOSTS, own) and parts.netloc else None
+        parts, own = split_address(name), split_address(hub_endpoint())
+        hosts = (*_HOSTS, own.netloc) if own else _HOSTS
+        return unquote(parts.path) if parts and parts.netloc in hosts else None
     host, _, path = name.partition("/")
     return path if host.lower() in _HOSTS else None
 
@@ -158,9 +158,12 @@ def _connect(name: str) -> HfApi:
 
     Raises StoreError at once where there is no way to the hub: the client would try again and again.
     """
+    address = split_address(hub_endpoint())
+    if address is None:
+        given = without_secrets(hub_endpoint())
+        raise StoreError(f"HF_ENDPOINT={given} is not an address such as https://huggingface.co")
     if not reachable(hub_endpoint()):
-        host = urlsplit(hub_endpoint()).hostname
-        raise _NoConnection(f"{name}: no connection to {host}; check the network")
+        raise _NoConnection(f"{name}: no connection to {address.hostname}; check the network")
     import logging
 
     import huggingface_hub

@@ -9,7 +9,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _SECONDS = 2.0  # for the name and the connection together
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -28,6 +28,15 @@ def without_secrets(text: str) -> str:
     return _TOKENS.sub("…", text)
 
 
+def split_address(url: str) -> SplitResult | None:
+    """The parts of an address with a host and, if any, a port that can be; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
 def reachable(url: str, seconds: float = _SECONDS) -> bool:
     """Whether a connection to the host of `url`, or to the proxy on the way, is there within `seconds`.
 
@@ -35,8 +44,8 @@ def reachable(url: str, seconds: float = _SECONDS) -> bool:
     """
     import socket  # 20 ms of every command's start, with what it brings
 
-    parts = urlsplit(_proxied(url))
-    if not parts.hostname:
+    parts = split_address(_proxied(url))
+    if parts is None:
         return False
     address = (parts.hostname, parts.port or _PORTS.get(parts.scheme, 443))
     found: list[bool] = []
@@ -55,8 +64,9 @@ def _proxied(url: str) -> str:
     """The address to connect to: the proxy that the environment names, or `url` itself."""
     from urllib.request import getproxies, proxy_bypass
 
-    parts = urlsplit(url)
-    proxies = getproxies()
+    parts, proxies = split_address(url), getproxies()
+    if parts is None:
+        return url
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.hostname or ""):
         return url
