@@ -346,9 +346,9 @@ def test_save_and_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, says",
     [
-        ("no json", "no saved conversation"),
+        ("no json", "is not a saved conversation"),
         ("{}", "messages"),
-        ("[" * 5000, "no saved conversation"),
+        ("[" * 5000, "is not a saved conversation"),
         ('[{"role": "assistant", "content": "x"}]', "message 1 is from assistant"),
         ('[{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]', "message 2 is from user"),
         ('[{"role": "user", "content": 5}]', "message 1 needs"),
@@ -369,7 +369,7 @@ def test_save_and_load_of_impossible_files(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for line, says in (
         (f"/load {tmp_path}/none", "cannot read"),
-        (f"/load {tmp_path}/binary", "no saved conversation"),
+        (f"/load {tmp_path}/binary", "is not a saved conversation"),
         (f"/save {tmp_path}/no/such/folder/f", "cannot be written"),
         ("/save", "needs a file"),
         ("/load", "needs a file"),
