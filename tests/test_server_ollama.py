@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,12 @@ def test_durations(running: Running) -> None:
     for given, seconds in (("5m", 300), ("1h30m", 5400), (10, 10), ("-1", None), ("1.5s", 1.5)):
         running.post("/api/generate", model="tiny", keep_alive=given)
         assert service.models.loaded["tiny"].keep_alive == seconds
+
+
+@pytest.mark.parametrize(
+    "stay, least", [(1e300, 4102444800.0), (-1, 4102444800.0), ("1h", time.time() + 3500)]
+)
+def test_when_a_model_goes(running: Running, stay: Any, least: float) -> None:
+    running.post("/api/generate", model="tiny", keep_alive=stay)
+    (model,) = running.get("/api/ps").json()["models"]
+    assert datetime.fromisoformat(model["expires_at"]).timestamp() >= least

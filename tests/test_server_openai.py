@@ -238,6 +238,26 @@ def test_a_long_answer_ends_with_the_context(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == 256
 
 
+@pytest.mark.parametrize("name", ["template", "tokenizer", "self", "offered", "strange"])
+def test_variables_of_the_template_have_any_name(running: Running, name: str) -> None:
+    body: dict[str, Any] = {"messages": QUESTION, "max_tokens": 1, "tools": [{"function": {"name": "f"}}]}
+    response = running.post("/v1/chat/completions", **body, chat_template_kwargs={name: 1})
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    "change, param",
+    [
+        ({"chat_template_kwargs": {"check": False}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"messages": [*QUESTION, {"role": "assistant", "content": "", "tool_calls": 3}]}, "tool_calls"),
+    ],
+)
+def test_odd_conversations_are_named(running: Running, change: dict[str, Any], param: str) -> None:
+    response = running.post("/v1/chat/completions", **{"messages": QUESTION, "max_tokens": 1, **change})
+    assert response.status_code == 400 and response.json()["error"]["param"].endswith(param)
+
+
 def test_the_starter_model_answers(starter_model: Path) -> None:
     question: Any = [{"role": "user", "content": "What is the capital of France?"}]
     with Llama(str(starter_model), n_ctx=512, n_threads=1, kv_type="f32") as llm:

@@ -130,7 +130,7 @@ def form_of_call(tools: Sequence[Tool]) -> Grammar:
 
 
 def shown_tools(
-    template: ChatTemplate, messages: Sequence[Message], offered: Sequence[Tool], **extra: Any
+    template: ChatTemplate, messages: Sequence[Message], offered: Sequence[Tool], /, **extra: Any
 ) -> tuple[Sequence[Message], list[Tool] | None]:
     """(messages, tools) for the template: one that does not show tools gets them in the system's words.
 

@@ -78,7 +78,6 @@ class Model:
     own_sampling: Mapping[str, float] = field(default_factory=dict)  # what a request leaves out
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
-    loaded_at: float = field(default_factory=time.time)
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import datetime, timezone
@@ -37,6 +38,7 @@ from pyllamacpu.store.resolve import model_files
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,120}\Z")
 _HEARTBEAT = 1.0  # seconds between two lines about a download
+_NEVER = 4102444800.0  # the year 2100
 _MANY = 64  # items of an array from which `show` leaves it out unless verbose
 
 
@@ -156,13 +158,13 @@ def _short(n: int) -> str:
 
 
 def _loaded(model: Model) -> dict[str, Any]:
-    stay = None if model.keep_alive is None else model.loaded_at + model.keep_alive
+    until = time.time() + max(0.0, model.idle_until - time.monotonic())
     return {
         **_tag(model.source),
         "size": model.engine.weight_bytes + model.engine.cache.bytes_in_use,
         "size_vram": 0,
         "context_length": model.engine.n_ctx,
-        "expires_at": _time(4102444800.0 if stay is None else stay),  # the year 2100: never
+        "expires_at": _time(min(until, _NEVER)),
     }
 
 

@@ -30,6 +30,7 @@ from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
 _MAX_ANSWERS = 128
 _MAX_TOP = 20
+_NOT_EXTRA = {"messages", "tools", "add_generation_prompt", "check"}  # not the template's own
 _NO_EFFECT = ("user", "service_tier", "store", "metadata", "safety_identifier", "prompt_cache_key")
 _NOT_HERE = {
     "audio": "audio is not supported",
@@ -281,7 +282,7 @@ def _template_extra(fields: Fields) -> dict[str, Any]:
     value = fields.raw("chat_template_kwargs")
     if value is None:
         return {}
-    if not isinstance(value, dict) or {"messages", "tools", "add_generation_prompt"} & value.keys():
+    if not isinstance(value, dict) or _NOT_EXTRA & value.keys():
         raise fields.wrong("chat_template_kwargs", "must be an object of the template's own variables")
     return value
 

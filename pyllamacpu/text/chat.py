@@ -113,6 +113,7 @@ def warn_of_foreign_tokens(template: ChatTemplate, tokenizer: Tokenizer) -> None
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    /,
     messages: Sequence[Message],
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = True,

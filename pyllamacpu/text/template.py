@@ -53,6 +53,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: Sequence[Message],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
@@ -68,6 +69,7 @@ class ChatTemplate:
 
     def render_forms(
         self,
+        /,
         messages: Sequence[Message],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
@@ -81,6 +83,7 @@ class ChatTemplate:
 
     def _render(
         self,
+        /,
         messages: Sequence[Message],
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
