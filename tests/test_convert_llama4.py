@@ -236,6 +236,16 @@ def test_llama4_that_differs_from_what_loaders_have_built_in(tmp_path: Path, nam
         assert read.temperature_scale == pytest.approx(facts.get("attn_scale", 0.1))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("attention_chunk_size", 1 << 31), ("floor_scale", 1 << 31), ("attn_scale", -1.0), ("attn_scale", 1e4)],
+)
+def test_numbers_that_no_reader_takes_are_not_written(tmp_path: Path, key: str, value: float) -> None:
+    source = write_llama4(tmp_path / "llama4", llama4_weights(), LLAMA4 | {key: value})
+    with pytest.raises(CheckpointError, match=f"{key} is"):
+        plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
 def meta_llama4() -> Arrays:
     """The same model as Meta has it: fused matrices on one rank."""
     theirs = llama4_weights()

@@ -94,3 +94,19 @@ def test_a_fault_elsewhere_still_ends_the_process(tmp_path: Path, enabled: str) 
     assert done.stdout == ""
     assert ("Fatal Python error: Bus error" in done.stderr) == (enabled != "never")
     assert done.stderr.count("Fatal Python error") <= 1
+
+
+def test_a_closed_file_guards_nothing(tmp_path: Path) -> None:
+    """What is mapped at its place next has another owner, also while the closed file is still held."""
+    code = """
+        import sys
+        from pyllamacpu.gguf.source import Source
+        from pyllamacpu.native import ffi, lib
+        source = Source(sys.argv[1])
+        source.close()
+        data = ffi.new("char[1]")
+        guards = [lib.pl_mapping_guard(data, 1) for _ in range(4)]  # unused ones come first
+        print(source._guard in guards)
+    """
+    done = run(code, write_model(tmp_path / "tiny.gguf"))
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr

@@ -35,7 +35,7 @@ class Source:
         self._map = _map_file(self.path)
         self._bytes: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
         self.size = len(self._map)
-        self._guard = _guarded(self._map, self._bytes)
+        self._guard, self._end_guard = _guarded(self._map, self._bytes)
         self.byteorder, self.version = self._read_start()
         self.order = "<" if self.byteorder == "little" else ">"  # as struct and numpy spell it
         self.width = 4 if self.version == 1 else 8
@@ -81,13 +81,15 @@ class Source:
         self._bytes = None
         with suppress(BufferError):
             self._map.close()
+            self._end_guard()  # other things may be mapped there next
 
 
-def _guarded(mapped: mmap.mmap, data: npt.NDArray[np.uint8]) -> Any:
-    """The guard of a mapping (platform/mapping.c), which ends together with it."""
+def _guarded(mapped: mmap.mmap, data: npt.NDArray[np.uint8]) -> tuple[Any, Any]:
+    """The guard of a mapping (platform/mapping.c), and what ends it: at the latest the end of the mapping."""
     guard = pointer(lib.pl_mapping_guard(ffi.from_buffer(data), data.size), "guarding a mapped file")
-    weakref.finalize(mapped, lib.pl_mapping_free, guard).atexit = False
-    return guard
+    end = weakref.finalize(mapped, lib.pl_mapping_free, guard)
+    end.atexit = False
+    return guard, end
 
 
 def _map_file(path: str) -> mmap.mmap:

@@ -28,6 +28,7 @@ from pyllamacpu.gguf.values import ValueType
 CHUNK, INTERVAL, TEMPERATURE_LENGTH, TEMPERATURE_SCALE = 8192, 4, 8192, 0.1
 _QK_NORM_EXCEPTION = 128  # experts: Maverick, without q/k norm
 _MAX_TOKENS = (1 << 31) - 1
+MAX_TEMPERATURE_SCALE = 1e3
 
 
 class Keys(Protocol):
@@ -112,7 +113,9 @@ def read_llama4_attention(keys: Keys, n_layers: int, n_experts: int) -> Llama4At
         roped=roped,
         chunk_size=chunk,
         temperature_length=keys.whole("attention.temperature_length", 0, _MAX_TOKENS, TEMPERATURE_LENGTH),
-        temperature_scale=keys.real("attention.temperature_scale", 0.0, 1e3, TEMPERATURE_SCALE),
+        temperature_scale=keys.real(
+            "attention.temperature_scale", 0.0, MAX_TEMPERATURE_SCALE, TEMPERATURE_SCALE
+        ),
         qk_norm=usual_qk_norm(n_experts) if norm is None else bool(norm),
     )
 

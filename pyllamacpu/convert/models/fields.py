@@ -42,7 +42,7 @@ class Fields:
             raise CheckpointError(self.path, f"{self.prefix}{key} is missing")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        high = _HIGHEST.get(key, (1 << 32) - 1)
+        high = _HIGHEST.get(key, (1 << 31) - 1)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(key, value, f"must be a whole number from {low} to {high}")
         return value

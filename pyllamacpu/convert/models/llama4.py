@@ -10,6 +10,7 @@ from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.model.llama4_attention import (
     CHUNK,
     INTERVAL,
+    MAX_TEMPERATURE_SCALE,
     TEMPERATURE_LENGTH,
     TEMPERATURE_SCALE,
     Llama4Attention,
@@ -116,12 +117,15 @@ def read_attention(
     null = "attention_chunk_size" in config.values and config.get("attention_chunk_size") is None
     chunk = 0 if null else config.whole("attention_chunk_size", CHUNK, low=1)
     tuned = config.flag("attn_temperature_tuning", True)
+    scale = config.real("attn_scale", TEMPERATURE_SCALE)
+    if not 0 <= scale <= MAX_TEMPERATURE_SCALE:
+        raise config.error("attn_scale", scale, f"must be from 0 to {MAX_TEMPERATURE_SCALE:g}")
     return Llama4Attention(
         chunked=tuple(names[kind] for kind in kinds) if chunk else (False,) * n_layers,
         roped=roped,
         chunk_size=chunk if any(names[kind] for kind in kinds) else 0,
         temperature_length=config.whole("floor_scale", TEMPERATURE_LENGTH, low=1) if tuned else 0,
-        temperature_scale=config.real("attn_scale", TEMPERATURE_SCALE),
+        temperature_scale=scale,
         qk_norm=config.flag("use_qk_norm", True),
     )
 
