@@ -245,6 +245,13 @@ def test_tools_that_are_not_a_list(llm: Llama, name: str, choice: Any) -> None:
             llm.create_chat_completion(QUESTION, **{name: value, key: choice})
 
 
+@pytest.mark.parametrize("choice", [3, "required", {"name": "f"}])
+def test_a_choice_among_no_functions(llm: Llama, choice: Any) -> None:
+    with pytest.raises(OptionError, match="function_call: there are no functions"):
+        llm.create_chat_completion(QUESTION, function_call=choice)
+    llm.create_chat_completion(QUESTION, function_call="auto", max_tokens=1)
+
+
 def test_parts_in_a_tuple_are_parts(llm: Llama) -> None:
     parts = ({"type": "text", "text": "hello"}, {"type": "text", "text": " the"})
     options: dict[str, Any] = {"max_tokens": 3, "temperature": 0.0}

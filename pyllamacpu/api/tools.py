@@ -54,6 +54,8 @@ def chosen_tools(
     check_list("tools", tools)
     check_list("functions", functions)
     label, choice, values = "tools", tool_choice, tools
+    if functions is None and function_call not in (None, "auto", "none"):
+        raise OptionError("function_call: there are no functions to choose from")
     if functions is not None:
         label, choice = "functions", function_call
         values = [{"type": "function", "function": function} for function in functions]
