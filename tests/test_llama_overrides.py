@@ -297,6 +297,19 @@ def test_a_cache_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
         LlamaDiskCache(str(tmp_path / "file"))
 
 
+def test_files_of_a_cache_that_are_gone_are_left_out(llm: Llama, tmp_path: Path) -> None:
+    (tmp_path / f"{0:064x}.npz").symlink_to(tmp_path / "gone")  # listed, and not there
+    cache = LlamaDiskCache(str(tmp_path))
+    assert cache.cache_size == 0
+    llm.reset()
+    llm.eval([BOS, 6])
+    cache[(BOS, 6)] = llm.save_state()
+    assert cache[(BOS, 6)].tokens == (BOS, 6) and cache.cache_size > 0
+    cache.capacity_bytes = cache.cache_size
+    cache[(BOS,)] = cache[(BOS, 6)]
+    assert 0 < cache.cache_size <= cache.capacity_bytes
+
+
 def test_a_tool_that_json_cannot_say(llm: Llama) -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": b"x"}}]
     with pytest.raises(OptionError, match=r"tools\[0\].*JSON"):

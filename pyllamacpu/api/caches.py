@@ -8,6 +8,7 @@ answers do not depend on it.
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import json
 import os
@@ -107,16 +108,23 @@ class LlamaDiskCache(BaseLlamaCache):
 
     @property
     def cache_size(self) -> int:
-        return sum(path.stat().st_size for path in self._files())
+        return sum(self._sizes().values())
 
-    def _files(self) -> list[Path]:
-        """Ours, the least recently used first; other files of the folder are nobody's business here."""
-        ours = (path for path in self._folder.glob("*.npz") if _NAME.fullmatch(path.name))
-        return sorted(ours, key=lambda path: path.stat().st_mtime_ns)
+    def _sizes(self) -> dict[Path, int]:
+        """Bytes of our files, the least recently used first; other files of the folder are nobody's business
+        here. One that another process removes meanwhile is left out.
+        """
+        found = []
+        for path in self._folder.glob("*.npz"):
+            if _NAME.fullmatch(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    facts = path.stat()
+                    found.append((facts.st_mtime_ns, path, facts.st_size))
+        return {path: size for _, path, size in sorted(found)}
 
     def _keys(self) -> dict[Key, Path]:
         found: dict[Key, Path] = {}
-        for path in self._files():
+        for path in self._sizes():
             if (key := _read(path, lambda arrays: tuple(arrays["input_ids"].tolist()))) is not None:
                 found[key] = path
         return found
@@ -130,7 +138,8 @@ class LlamaDiskCache(BaseLlamaCache):
         state: LlamaState | None = None if found is None else _read(keys[found], _unpack)
         if found is None or state is None:
             raise KeyError("no state begins with these tokens")
-        os.utime(keys[found])
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(keys[found])
         return state
 
     def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
@@ -141,9 +150,13 @@ class LlamaDiskCache(BaseLlamaCache):
                 np.savez(part.file, **_pack(value))
             except OSError as error:
                 raise OutputError(target, f"cannot be written: {error.strerror or error}") from error
-        files = self._files()
-        while files and sum(path.stat().st_size for path in files) > self.capacity_bytes:
-            files.pop(0).unlink(missing_ok=True)
+        sizes = self._sizes()
+        taken = sum(sizes.values())
+        for path, size in sizes.items():
+            if taken <= self.capacity_bytes:
+                break
+            path.unlink(missing_ok=True)
+            taken -= size
 
 
 def _pack(state: LlamaState) -> dict[str, Any]:
