@@ -268,6 +268,9 @@ def test_a_missing_file_has_one_message(args: list[str], run: Callable[..., Resu
         (["chat", "-c", "abc"], "'abc' is not a valid integer."),
         (["serve", "--port", "x"], "'x' is not a valid integer."),
         (["chat", "-c", "-5"], "-5 is not in the range x>=0."),
+        (["quantize", "a.gguf", "--target-bpw", "nan"], "nan is not in the range 1<=x<=32."),
+        (["bench", "--delay", "nan"], "nan is not in the range 0<=x<=3600."),
+        (["serve", "--itl-target", "nan"], "nan is not in the range x>=1."),
         (["bench", "--delay", "x"], "'x' is not a valid number."),
     ],
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pyllamacpu.cli.options import CACHE_TYPES, force_option, options
+from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
@@ -75,9 +75,7 @@ _RUNS = options(
         help="Runs of each test [default: 5; 1 for --batched].",
     ),
     click.option("--no-warmup", is_flag=True, help="No untimed run before each test."),
-    click.option(
-        "--delay", type=click.FloatRange(0, 3600), default=0.0, help="Seconds of rest before each test."
-    ),
+    click.option("--delay", type=Number(0, 3600), default=0.0, help="Seconds of rest before each test."),
     click.option(
         "--prio", type=click.IntRange(-1, 3), default=0, help="Priority of the process; above 0 needs rights."
     ),

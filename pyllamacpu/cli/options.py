@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,16 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
         return command
 
     return apply
+
+
+class Number(click.FloatRange):
+    """A number within a range. click's own type lets NaN pass, which is neither below nor above anything."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 _MODEL = click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import existing_file, force_option, options
+from pyllamacpu.cli.options import Number, existing_file, force_option, options
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal, one_line
 
@@ -84,7 +84,7 @@ _FILES = options(
 )
 _TARGET = options(
     click.option("--target-size", metavar="SIZE", help="Instead of a TYPE: the best file of 4.5GB, 900MiB …"),
-    click.option("--target-bpw", type=click.FloatRange(1, 32), help="The same, in bits per weight."),
+    click.option("--target-bpw", type=Number(1, 32), help="The same, in bits per weight."),
     click.option(
         "-f",
         "--file",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import CACHE_TYPES, force_option, input_files, options, read_text
+from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, input_files, options, read_text
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ engine_options = options(
 @force_option
 @click.option(
     "--itl-target",
-    type=click.FloatRange(min=1),
+    type=Number(min=1),
     default=100.0,
     show_default=True,
     metavar="MS",
@@ -83,7 +83,7 @@ engine_options = options(
 @click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload a model that was idle so long.")
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
