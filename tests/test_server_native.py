@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from serving import Running, serving, tiny_llama, tiny_path, tiny_server
 from tiny_model import BOS, vocabulary, write_model
 
 from pyllamacpu import Llama
+from pyllamacpu.server import http
 
 path, running = tiny_path(), tiny_server()
 llm = tiny_llama()
@@ -50,6 +52,19 @@ def test_a_stream_adds_up(running: Running) -> None:
     assert "".join(chunk["content"] for chunk in chunks) == whole["content"]
     assert [chunk["stop"] for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1]["tokens_predicted"] == 8
+
+
+def test_forbidden_tokens_are_json(running: Running) -> None:
+    """Every number of the answer is one that JSON has."""
+    bias = [[token, False] for token in range(200)]
+    for stream in (False, True):
+        body = {"prompt": "a", "n_predict": 2, "n_probs": 100, "logit_bias": bias, "stream": stream}
+        text = running.post("/completion", **body).text
+        assert "-9999.0" in text and not re.search("Infinity|NaN", text)
+        lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+        shown = json.loads(lines[-1])["generation_settings"]["logit_bias"]
+        assert shown == [[token, -9999.0] for token in range(200)]
+    assert http.dump({"a": (1.5, float("nan"), float("-inf"))}) == '{"a":[1.5,null,-9999.0]}'
 
 
 def test_infill(running: Running, llm: Llama) -> None:

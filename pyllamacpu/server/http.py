@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ log = logging.getLogger("pyllamacpu.server")
 Result = TypeVar("Result")
 
 _SMALL = 1 << 17  # bytes of JSON that are parsed in the event loop
+_IMPOSSIBLE = -9999.0  # a logarithm
 _LEFT = 499  # the status of a request whose client has left; nobody reads it
 
 
@@ -56,7 +58,25 @@ def _refuse_constant(name: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    try:
+        return _dump(value)
+    except ValueError:  # infinite: the bias and the log-probability of a token that is forbidden
+        return _dump(_finite(value))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with numbers that JSON has: instead of -inf the one that OpenAI uses, null for the others."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return _IMPOSSIBLE if value < 0 else None
+    return value
 
 
 def encode(text: str) -> bytes:
