@@ -77,6 +77,6 @@ class Op:
     @property
     def label(self) -> str:
         """What a profile calls it: the kind, and for products the tensors without their layer."""
-        matrices = self.values.get("matrix") or []
+        matrices = self.values.get("matrix") or (self.values.get("matrices") or [])[:1]
         short = [matrix.name.removesuffix(".weight").split(".")[-1] for matrix in matrices if matrix]
         return f"{self.name} {'+'.join(short)}" if short else self.name

@@ -102,6 +102,12 @@ class Recorder:
         out = Tensor(x.recorder, matrix.rows, x.rows, x.times)
         return self.op("matmul", x=x, matrix=[matrix], bias=[bias], out=[out])
 
+    def top_k(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest of each row, largest first and equal ones by place: where they are, and they."""
+        ids, values = self.ints(k, x), Tensor(x.recorder, k, x.rows, x.times)
+        self.op("top_k", x=x, k=k, ids=ids, values=values)
+        return ids, values
+
     def segments(self, ids: Tensor, n_segments: int) -> tuple[Tensor, Tensor, Tensor]:
         """Of ids (…, k), which say to which segments (experts, adapters) a row goes: order, place and ends,
         as csrc/exec/ops_segments.c has them.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-MODULES = {"llama": "pyllamacpu.model.llama"}
+MODULES = {"llama": "pyllamacpu.model.llama", "llama4": "pyllamacpu.model.llama4"}
 """By the name in general.architecture."""
-
-CONFIG_ONLY = ("llama4",)
-"""Those whose config can be read, and that cannot be run yet."""
 
 
 def known() -> tuple[str, ...]:
     """All architectures whose config can be read."""
-    return (*MODULES, *CONFIG_ONLY)
+    return tuple(MODULES)

@@ -116,6 +116,9 @@ class ModelConfig:
     def layer_ffn_dim(self, layer: int) -> int:
         return _at(self.ffn_dim, layer)
 
+    def layer_expert_ffn_dim(self, layer: int) -> int:
+        return _at(self.expert_ffn_dim, layer)
+
     @property
     def score_scale(self) -> float:
         """What query times key is multiplied by."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
-from pyllamacpu.model.weights import Matrix, Table, Vector, Weights
+from pyllamacpu.model.weights import Experts, Matrix, Table, Vector, Weights
 from pyllamacpu.native import ffi, lib, pointer
 
 Blocks = tuple[TensorType, npt.NDArray[np.uint8]]
@@ -35,15 +35,27 @@ def override_weights(weights: Weights, blocks: Mapping[str, Blocks], pool: Any) 
     return Weights(found)
 
 
-def _replaced(part: Matrix | Table, kind: TensorType, data: npt.NDArray[np.uint8], pool: Any) -> Any:
-    if data.size != part.rows * kind.row_bytes(part.cols):
-        raise ModelError(f"{part.name}: {data.size} bytes are no {kind.name} of {part.rows} x {part.cols}")
+def _replaced(
+    part: Matrix | Experts | Table, kind: TensorType, data: npt.NDArray[np.uint8], pool: Any
+) -> Any:
+    n, one = (len(part), part.matrices[0]) if isinstance(part, Experts) else (1, part)
+    if data.size != n * one.rows * kind.row_bytes(one.cols):
+        count = f"{n} x " if n > 1 else ""
+        raise ModelError(
+            f"{part.name}: {data.size} bytes are no {kind.name} of {count}{one.rows} x {one.cols}"
+        )
     ensure_codebook(kind)
-    data = np.ascontiguousarray(data).reshape(-1)
+    data = np.ascontiguousarray(data).reshape(n, -1)
     if isinstance(part, Table):
-        return Table(part.name, part.rows, part.cols, kind, data)
-    handle = lib.pl_matrix_new(pool, ffi.NULL, int(kind), ffi.from_buffer(data), 0, part.rows, part.cols)
-    pointer(handle, f"packing {part.name}")
+        return Table(part.name, part.rows, part.cols, kind, data[0])
+    if isinstance(part, Experts):
+        return Experts(part.name, tuple(_packed(part[0], kind, rows, pool) for rows in data))
+    return _packed(part, kind, data[0], pool)
+
+
+def _packed(like: Matrix, kind: TensorType, data: npt.NDArray[np.uint8], pool: Any) -> Matrix:
+    handle = lib.pl_matrix_new(pool, ffi.NULL, int(kind), ffi.from_buffer(data), 0, like.rows, like.cols)
+    pointer(handle, f"packing {like.name}")
     return Matrix(
-        part.name, part.rows, part.cols, kind, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
+        like.name, like.rows, like.cols, kind, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
     )

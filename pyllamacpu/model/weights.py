@@ -6,7 +6,7 @@ by that list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -45,6 +45,24 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
+class Experts(Sequence[Matrix]):
+    """(n, rows, cols) weights, packed: matrices of one name, shape and type, one for each expert."""
+
+    name: str
+    matrices: tuple[Matrix, ...]
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.matrices[i]
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(matrix.n_bytes for matrix in self.matrices)
+
+
+@dataclass(frozen=True, eq=False)
 class Vector:
     """(size,) float32, padded with zeros to a multiple of 16."""
 
@@ -66,20 +84,20 @@ class Table:
     data: npt.NDArray[np.uint8]
 
 
-Weight: TypeAlias = Matrix | Vector | Table
-W = TypeVar("W", Matrix, Vector, Table)
+Weight: TypeAlias = Matrix | Experts | Vector | Table
+W = TypeVar("W", Matrix, Experts, Vector, Table)
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor of an architecture: its name in the model, how it is read, and its shape.
 
-    matrix: (rows, cols), packed. vector: (size,). table: (rows, cols), looked up row by row. unused: older
-    files have it, and it says nothing new.
+    matrix: (rows, cols), packed. experts: (n, rows, cols), packed. vector: (size,). table: (rows, cols),
+    looked up row by row. unused: older files have it, and it says nothing new.
     """
 
     name: str
-    kind: Literal["matrix", "vector", "table", "unused"]
+    kind: Literal["matrix", "experts", "vector", "table", "unused"]
     shape: tuple[int, ...] = ()
     optional: bool = False
     tensor: str = ""  # the file's name for it, where that is another one (tied weights)
@@ -109,6 +127,9 @@ class Weights(Mapping[str, Weight]):
     def matrix(self, name: str) -> Matrix:
         return self._typed(name, Matrix)
 
+    def experts(self, name: str) -> Experts:
+        return self._typed(name, Experts)
+
     def vector(self, name: str) -> Vector:
         return self._typed(name, Vector)
 
@@ -125,7 +146,7 @@ class Weights(Mapping[str, Weight]):
     @property
     def n_bytes(self) -> int:
         """Bytes of packed matrices; the rest stays in the file, or is small."""
-        matrices = {id(w): w.n_bytes for w in self.values() if isinstance(w, Matrix)}
+        matrices = {id(w): w.n_bytes for w in self.values() if isinstance(w, (Matrix, Experts))}
         return sum(matrices.values())
 
     def _typed(self, name: str, kind: type[W]) -> W:
@@ -133,6 +154,11 @@ class Weights(Mapping[str, Weight]):
         if not isinstance(weight, kind):
             raise TypeError(f"{self._prefix}{name} is a {type(weight).__name__}, not a {kind.__name__}")
         return weight
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading axes of one element, which some writers leave out and others add."""
+    return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
 
 
 def padded_vector(name: str, values: npt.NDArray[np.float32]) -> Vector:
@@ -186,30 +212,47 @@ class _WeightLoader:
         return ModelError(f"{self.file.paths[0]}: {reason}")
 
     def load(self, kind: str, name: str, shape: tuple[int, ...]) -> Weight:
-        if kind == "vector":
-            return self.vector(name, *shape)
-        return self.matrix(name, *shape) if kind == "matrix" else self.table(name, *shape)
+        readers: dict[str, Callable[..., Weight]] = {
+            "vector": self.vector,
+            "matrix": self.matrix,
+            "experts": self.experts,
+            "table": self.table,
+        }
+        return readers[kind](name, *shape)
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         if self.pool is None:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
-        data = self.file.data(name)
+        matrix = self._packed(name, info.type, self.file.data(name), rows, cols)
+        self.file.release(name)
+        return matrix
+
+    def experts(self, name: str, n: int, rows: int, cols: int) -> Experts:
+        if self.pool is None:
+            return Experts(name, (Matrix(name, rows, cols, self._type(name), ffi.NULL),) * n)
+        info = self._info(name, (n, rows, cols))
+        data = self.file.data(name).reshape(n, -1)
+        matrices = tuple(self._packed(name, info.type, data[i], rows, cols) for i in range(n))
+        self.file.release(name)
+        return Experts(name, matrices)
+
+    def _packed(
+        self, name: str, kind: TensorType, data: npt.NDArray[np.uint8], rows: int, cols: int
+    ) -> Matrix:
+        """The matrix of a tensor's bytes, or of a part of them."""
         mapped = self.file.byteorder == "little"  # otherwise the data is a copy in our byte order
         handle = lib.pl_matrix_new(
-            self.pool, self._arena, int(info.type), ffi.from_buffer(data), mapped, rows, cols
+            self.pool, self._arena, int(kind), ffi.from_buffer(data), mapped, rows, cols
         )
         try:
-            pointer(handle, f"loading {name} ({info.n_bytes / 1e6:.1f} MB)")
+            pointer(handle, f"loading {name} ({data.size / 1e6:.1f} MB)")
         except NativeError as error:
             raise self.error(str(error)) from None
-        self.file.release(name)
-        self.done += info.n_bytes
+        self.done += data.size
         if self.on_bytes:
             self.on_bytes(self.done, self.total)
-        return Matrix(
-            name, rows, cols, info.type, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
-        )
+        return Matrix(name, rows, cols, kind, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle)))
 
     def vector(self, name: str, size: int) -> Vector:
         if self.pool is None:
@@ -240,9 +283,7 @@ class _WeightLoader:
         if info is None:
             raise self.error(f"the tensor {name} is missing; the file is incomplete")
         found = tuple(info.shape)
-        while len(found) > len(shape) and found[0] == 1:
-            found = found[1:]
-        if found != shape:
+        if _without_ones(found) != _without_ones(shape):
             raise self.error(
                 f"the tensor {name} has shape {found}, not {shape} as its config says; the file is damaged"
             )

@@ -1,0 +1,111 @@
+"""Llama 4's text model against transformers, and its bits against whatever surrounds them.
+
+Covers model/llama4.py, model/llama4_attention.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama4_models import NAMES, converted, expected, llama4, opened
+from test_batch_invariance import assert_same_bits, logits, prompt
+
+from pyllamacpu.engine.engine import Entry
+from pyllamacpu.errors import ModelError
+from pyllamacpu.gguf import GGUFFile, GGUFWriter
+from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.registry import load
+
+__all__ = ["llama4"]
+
+
+def test_there_is_a_fixture_for_every_shape() -> None:
+    """Experts in every layer and in some, one and several of them, none; chunks of whole pages and others."""
+    assert NAMES == ["guard4", "maverick", "odd", "scout", "scout_8192"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_agree_with_transformers(name: str, llama4: dict[str, Path], tmp_path: Path) -> None:
+    ids, rows, wanted = expected(name)
+    for path, limit in ((llama4[name], 2e-4), (converted(name, tmp_path, "f16"), 2e-3)):
+        engine = opened(path)
+        difference = np.abs(logits(engine, ids)[rows] - wanted).max() / wanted.std()
+        engine.close()
+        assert difference <= limit, f"off by {difference:.1e} of the spread"
+
+
+@pytest.mark.parametrize("name", ["scout", "odd"])
+def test_bits_do_not_depend_on_steps_threads_or_neighbours(name: str, llama4: dict[str, Path]) -> None:
+    engine = opened(llama4[name])
+    tokens = prompt(engine, 300)
+    whole = logits(engine, tokens)
+    for cut in (1, 7, 64):
+        assert_same_bits(logits(engine, tokens, cut), whole)
+    for n_threads, n_batch in ((1, 256), (3, 17)):
+        other = opened(llama4[name], n_threads=n_threads, n_batch=n_batch)
+        assert_same_bits(logits(other, tokens), whole)
+        other.close()
+    sequences = [engine.sequence() for _ in range(4)]
+    others = [prompt(engine, 50 * i + 5, seed=i) for i in range(3)]
+    mixed = engine.step([*map(Entry, sequences[:3], others), Entry(sequences[3], tokens[:70], "all")])
+    assert_same_bits(mixed[3:], whole[:70])
+    for row, other in zip(mixed[:3], others, strict=True):
+        assert_same_bits(row[None], logits(engine, other)[-1:])
+    engine.close()
+
+
+def edited(path: Path, target: Path, tensors: dict[str, np.ndarray | None], **metadata: object) -> Path:
+    """A copy with other tensors (None: without them) and other values of keys below `llama4.`"""
+    keys = {f"llama4.{key.replace('__', '.')}": value for key, value in metadata.items()}
+    with GGUFFile.open(path) as file, GGUFWriter(target, "llama4") as writer:
+        for key in file.metadata:
+            if key not in keys and key not in ("general.architecture", "general.alignment"):
+                writer.add(key, file.metadata[key])
+        for key, value in keys.items():
+            writer.add(key, value)
+        for name, info in file.tensors.items():
+            stored = file.data(name).view(np.float32).reshape(info.shape)
+            array = tensors.get(name, stored)
+            if array is not None:
+                writer.add_array(name, array)
+    return target
+
+
+def test_the_number_of_experts_used_may_be_overridden(llama4: dict[str, Path], tmp_path: Path) -> None:
+    """All experts for every token: their order among the slots is that of their scores, not of their ids."""
+    path = edited(llama4["scout"], tmp_path / "all.gguf", {}, expert_used_count=4)
+    engine, usual = opened(path), opened(llama4["scout"])
+    tokens = prompt(engine, 90)
+    found = logits(engine, tokens)
+    assert not np.allclose(found, logits(usual, tokens), atol=1e-2)
+    assert_same_bits(logits(engine, tokens, 11), found)
+    assert engine.plan.names.count("top_k") == 4
+    engine.close()
+    usual.close()
+
+
+@pytest.mark.parametrize("part", ["gate_exps", "down_exps", "up_shexp", "gate_inp"])
+def test_expert_tensors_that_are_missing_or_misshapen(
+    part: str, llama4: dict[str, Path], tmp_path: Path
+) -> None:
+    name = f"blk.1.ffn_{part}.weight"
+    missing = edited(llama4["scout"], tmp_path / "missing.gguf", {name: None})
+    with pytest.raises(ModelError, match=rf"missing\.gguf: the tensor {name} is missing"):
+        opened(missing)
+    with GGUFFile.open(llama4["scout"]) as file:
+        shape = file.tensors[name].shape
+    wrong = np.zeros((shape[0] - 1, *shape[1:]), np.float32)
+    misshapen = edited(llama4["scout"], tmp_path / "misshapen.gguf", {name: wrong})
+    with pytest.raises(ModelError, match=rf"{name} has shape \({shape[0] - 1}, .* not \({shape[0]}, "):
+        opened(misshapen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_enumeration_is_the_files_tensors(name: str, llama4: dict[str, Path]) -> None:
+    with GGUFFile.open(llama4[name]) as file:
+        config = ModelConfig.from_metadata(file.metadata, file.tensors)
+        model = load(file, config, None)
+        assert {weight.name for weight in model.weights.values()} == set(file.tensors)
+        assert sum(space.n_layers for space in model.kv_spaces) == config.n_layers
