@@ -386,3 +386,51 @@ def test_the_scheduler_is_measured_beside_bare_steps(
     _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["1", "3"]
     assert all(float(number) > 0 for line in lines for number in line.split())
+
+
+# serve.py
+
+
+def test_a_server_is_measured_beside_the_bench(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tiny_model import write_model as write_tiny
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    model = write_tiny(tmp_path / "tiny.gguf", n_ctx=1024)
+    sizes = ["--clients", "1,2", "--prompt", "8", "--tokens", "64", "--long", "256", "--streams", "2"]
+    more = ["--requests", "4", "-t", "1", "--rounds", "1", "--json", str(tmp_path / "rows.json")]
+    assert script("serve").main(["--model", str(model), *sizes, *more]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["clients"] for row in rows if row["program"] == "bench"] == [1, 2]
+    found = {row["part"] for row in rows if row["program"] == "pyllamacpu"}
+    assert found == set(script("serve_parts").PARTS)
+    numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
+    assert numbers and min(numbers) >= 0
+    shown = capsys.readouterr().out
+    assert "| 1 " in shown and "cancelled while it streams" in shown and "memory: scratch" in shown
+
+
+def test_ratios_of_servers_are_taken_within_rounds(script: Any) -> None:
+    rows = [
+        {"round": i, "program": name, "part": "throughput", "tokens_per_second": speed}
+        for name, speeds in (("pyllamacpu", (10.0, 100.0, 30.0)), ("bench", (20.0, 100.0, 40.0)))
+        for i, speed in enumerate(speeds)
+    ]
+    figures = script("serve").Figures(rows)
+    name = "tokens_per_second"
+    assert figures.median(name, program="pyllamacpu") == 30.0
+    assert figures.ratio(name, {"program": "pyllamacpu"}, name, {"program": "bench"}) == 0.75
+    assert figures.median(name, program="nobody") is None
+
+
+def test_times_of_a_streamed_answer(script: Any) -> None:
+    """An event that comes in two pieces came with the second."""
+    client = script("streaming_client")
+    one = b'data: {"choices":[{"text":"a"}]}\n\n'
+    end = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n'
+    pieces = [(1.5, b"HTTP/1.1 200 OK\r\n\r\n" + one[:9]), (2.0, one[9:] + one), (3.0, end)]
+    answer = client.Answer(1.0, pieces)
+    assert answer.text_times == [2.0, 2.0] and answer.first == 1.0 and answer.n_tokens == (3, 2)
+    with pytest.raises(client.ServerFailure, match="503"):
+        client.Answer(1.0, [(1.1, b"HTTP/1.1 503 no")]).events  # noqa: B018

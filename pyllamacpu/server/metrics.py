@@ -67,6 +67,7 @@ class _State:
             ("requests_waiting", "Answers that wait", lambda m: m.scheduler.n_waiting),
             ("kv_bytes", "Bytes of keys and values", lambda m: m.engine.cache.bytes_in_use),
             ("weight_bytes", "Bytes of weights", lambda m: m.engine.weight_bytes),
+            ("scratch_bytes", "Bytes of buffers", lambda m: m.engine.scratch_bytes),
             ("steps", "Steps so far", lambda m: m.scheduler.n_steps),
         ]
         for name, words, value in rows:
