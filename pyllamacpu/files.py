@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,6 +137,8 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
 def check_space(path: Path, n_bytes: int) -> None:
     """Raises OutputError when the disk has no room for `n_bytes` more beside `path`."""
     try:
+        import shutil
+
         free = shutil.disk_usage(path.absolute().parent).free
     except OSError as error:
         raise OutputError(path, f"cannot be written: {error.strerror or error}") from error
@@ -255,7 +255,11 @@ def publish_all(parts: Sequence[PartialFile]) -> None:
 def part_path(target: Path) -> Path:
     """A name beside `target` that nobody can foresee, and that is not too long where the target's is not."""
     name = os.fsdecode(os.fsencode(target.name)[:_MAX_NAME])
-    return target.with_name(f".{name}.{secrets.token_hex(4)}.part")
+    return target.with_name(f".{name}.{_random_hex()}.part")
+
+
+def _random_hex() -> str:
+    return os.urandom(4).hex()
 
 
 def remove_leftovers(folder: Path, named: re.Pattern[str] = _LEFTOVER) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +63,8 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """The text, as far as one line holds it: more could not be taken back."""
+        import shutil
+
         text = text[: max(shutil.get_terminal_size().columns - 1, 1)]
         print(f"\r\x1b[K{text.translate(CONTROL)}", end="", file=self.stream, flush=True)
         self.shown = True

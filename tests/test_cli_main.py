@@ -62,8 +62,9 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 
 def test_the_class_is_imported_without_what_few_need() -> None:
-    """Downloads, child processes, and the tokenizers' libraries, of which a model needs one."""
+    """Downloads, child processes, chats, and the tokenizers' libraries, of which a model needs one."""
     rare = {"ssl", "socket", "subprocess", "zipfile", "html", "regex", "sentencepiece", "huggingface_hub"}
+    rare |= {"jinja2", "pyllamacpu.text.tool_calls", "pyllamacpu.store.hub", "pyllamacpu.gguf.writer"}
     script = f"import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({rare} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)

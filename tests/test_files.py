@@ -70,7 +70,7 @@ def test_a_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / ".x.11111111.part").write_bytes(b"")
     holder = open(tmp_path / ".x.11111111.part", "r+b")  # noqa: SIM115
     tokens = iter(["00000000", "22222222"])
-    monkeypatch.setattr("pyllamacpu.files.secrets.token_hex", lambda _: next(tokens))
+    monkeypatch.setattr("pyllamacpu.files._random_hex", lambda: next(tokens))
     monkeypatch.setattr("pyllamacpu.files.remove_leftovers", lambda *_: None)
     with PartialFile(tmp_path / "x") as part:
         part.write(b"mine")

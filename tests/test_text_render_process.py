@@ -16,7 +16,8 @@ import pytest
 from pyllamacpu.text import render_process
 from pyllamacpu.text.formats import FORMATS
 from pyllamacpu.text.known_templates import LIST, is_known
-from pyllamacpu.text.render import CompiledTemplate, RenderError
+from pyllamacpu.text.render import CompiledTemplate
+from pyllamacpu.text.render_error import RenderError
 from pyllamacpu.text.render_process import RemoteTemplate, RenderProcess
 from pyllamacpu.text.template import ChatTemplate
 

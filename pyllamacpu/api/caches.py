@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -143,6 +142,8 @@ class LlamaDiskCache(BaseLlamaCache):
         return state
 
     def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
+        import hashlib
+
         name = hashlib.sha256(np.asarray(key, np.int32).tobytes()).hexdigest()
         target = self._folder / f"{name}.npz"
         with PartialFile(target, mode=0o600) as part:  # texts of a person are in it

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
-from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.api.compat import as_functions, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden
@@ -28,7 +27,6 @@ from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
-from pyllamacpu.api.tools import checked_offer, shown_tools, with_calls
 from pyllamacpu.engine.generate import (
     GenerationStats,
     HiddenRequest,
@@ -43,15 +41,14 @@ from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
-from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
-from pyllamacpu.text.tokenizer import to_bytes
+from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Answer = Response | Iterator[Response]
+    from pyllamacpu.text.template import ChatTemplate
 
-_CHAT_SHAPES = (responses.whole_chat, responses.chat_chunks)
+Answer = Response | Iterator[Response]
 
 
 class Completions(Tokens):
@@ -292,21 +289,22 @@ class Completions(Tokens):
         those of `tool_choice` for certain. `response_format` is OpenAI's. The rest is `create_completion`'s.
         Raises TemplateError for messages that it refuses, OptionError for what cannot be enforced.
         """
-        if (handler := self.chat_handler or registered_handler(self.chat_format)) is not None:
-            return handler(llama=self, **_handler_arguments(locals()))
+        given = _handler_arguments(locals())
+        if (handler := self._registered_handler()) is not None:
+            return handler(llama=self, **given)
         if (tool := forced_tool(tools, tool_choice, functions, function_call)) is not None:
-            return self._call_tool(tool, _handler_arguments(locals()))
+            return self._call_tool(tool, given)
+        from pyllamacpu.api.tools import chat_ids, checked_offer, with_calls
+
         form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
         offer = checked_offer(form, response_format, tools, tool_choice, functions, function_call)
         tokenizer, template = self._text(), self._chat_template()
-        ids = encode_chat(
-            tokenizer, template, *shown_tools(template, check_messages(messages), offer.offered)
-        )
+        ends = _ends(stop, template)
+        ids = chat_ids(tokenizer, template, check_messages(messages), offer)
         n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
-        ends = [*stop_strings(stop), *template.stop_strings]
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
             more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.forced or form, "stream": stream}
@@ -323,8 +321,12 @@ class Completions(Tokens):
             grammar=offer.forced or form,
             ahead=STREAMED_AHEAD if stream else None,
         )
-        plan = self._completion_plan(model, "", ids, False, n_top)
-        return with_calls(self._answer(plan, events, stream, *_CHAT_SHAPES), offer)
+        return with_calls(self._chat_answer(model, ids, n_top, events, stream), offer)
+
+    def _registered_handler(self) -> Callable[..., Any] | None:
+        from pyllamacpu.api.chat_handlers import registered_handler  # only for chats
+
+        return self.chat_handler or registered_handler(self.chat_format)
 
     def _call_tool(self, tool: tuple[str, Any], arguments: dict[str, Any]) -> Answer:
         """A chat whose answer is the arguments of a tool."""
@@ -375,6 +377,17 @@ class Completions(Tokens):
     ) -> Answer:
         """The whole answer, or its chunks as they come."""
         return chunks(plan, events) if stream else whole(plan, events)
+
+    def _chat_answer(
+        self,
+        model: str | None,
+        ids: Sequence[int],
+        n_top: int | None,
+        events: Iterator[TextEvent],
+        stream: bool,
+    ) -> Answer:
+        plan = self._completion_plan(model, "", ids, False, n_top)
+        return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
 
     def _completion_plan(
         self, model: str | None, text: str, ids: Sequence[int], echo: bool, n_top: int | None
@@ -468,9 +481,14 @@ class Completions(Tokens):
         return responses.embedding_response(model or self.model_path, vectors, n_tokens)
 
 
+def _ends(stop: str | Sequence[str] | None, template: ChatTemplate) -> list[str]:
+    """What ends an answer of a chat: the caller's texts and the template's."""
+    return [*stop_strings(stop), *template.stop_strings]
+
+
 def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """What a chat handler is called with: the method's arguments by name."""
-    inner = ("self", "sampling", "handler", "tool")
+    inner = ("self", "sampling")
     rest = {name: value for name, value in arguments.items() if name not in inner}
     return {**rest, **arguments["sampling"]}
 

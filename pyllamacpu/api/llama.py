@@ -24,7 +24,6 @@ from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.model.config import kv_type
 from pyllamacpu.sampling.options import MAX_SEED
-from pyllamacpu.store.hub import download
 
 
 class Llama(Completions):
@@ -141,6 +140,8 @@ class Llama(Completions):
         if local_dir_use_symlinks != "auto":
             warn_once("symlinks", "local_dir_use_symlinks does nothing: the hub's library no longer links")
         patterns = check_hub_arguments(repo_id, filename, additional_files, local_dir, cache_dir)
+        from pyllamacpu.store.hub import download
+
         return cls(str(download(repo_id, patterns, local_dir, cache_dir)), **kwargs)
 
     @property

@@ -6,18 +6,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.config import kv_type
-from pyllamacpu.store.hub import parse_hub_ref
-from pyllamacpu.store.resolve import resolve_model
-from pyllamacpu.text import ChatTemplate, Tokenizer, choose_template, load_tokenizer
-from pyllamacpu.text.chat import warn_of_foreign_tokens
-from pyllamacpu.text.formats import Format
+from pyllamacpu.text.load import load_tokenizer
+from pyllamacpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pyllamacpu.text.formats import Format
+    from pyllamacpu.text.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class LoadedModel:
         """
         if self.tokenizer is None:
             return None
+        from pyllamacpu.text.chat import choose_template, warn_of_foreign_tokens
+
         template = choose_template(self.metadata, self.chat_template)
         warn_of_foreign_tokens(template, self.tokenizer)
         return template
@@ -64,6 +67,8 @@ class LoadedModel:
     def with_template(self, chosen: str | Format | None) -> LoadedModel:
         """The same model with another way to make prompts. Raises TemplateError."""
         if self.tokenizer is not None:
+            from pyllamacpu.text.chat import choose_template
+
             choose_template(self.metadata, chosen)
         return replace(self, chat_template=chosen)
 
@@ -86,6 +91,9 @@ def model_file(path: str | os.PathLike[str]) -> str:
     written_as_path = not isinstance(path, str) or name.startswith((".", "~", os.sep)) or not name.strip()
     if written_as_path or os.path.exists(name):
         return name
+    from pyllamacpu.store.hub import parse_hub_ref
+    from pyllamacpu.store.resolve import resolve_model
+
     if name.lower().endswith(".gguf") and parse_hub_ref(name) is None:
         return name
     return str(resolve_model(name))
@@ -101,6 +109,8 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
         if tokenizer is None and options.vocab_only:
             raise TokenizerError(f"{path}: this file has no tokenizer, so vocab_only opens nothing")
         if options.chat_template is not None and tokenizer is not None:
+            from pyllamacpu.text.chat import choose_template
+
             choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
         engine = None if options.vocab_only else open_engine(file, options)
     except BaseException:

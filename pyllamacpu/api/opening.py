@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyllamacpu.api.chat_handlers import registered_handler
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import OptionError
-from pyllamacpu.text.formats import Format
-from pyllamacpu.text.named_formats import NAMED_FORMATS
+
+if TYPE_CHECKING:
+    from pyllamacpu.text.formats import Format
 
 
 def load_options(given: Mapping[str, Any]) -> LoadOptions:
@@ -50,10 +50,14 @@ def template_choice(chat_format: str | None, chat_template: str | None) -> str |
             raise OptionError(f"{name}={value!r:.80}: give a text")
     if chat_format is not None and chat_template is not None:
         raise OptionError("give chat_format or chat_template, not both")
+    if chat_format is None:
+        return chat_template
+    from pyllamacpu.api.chat_handlers import registered_handler
+    from pyllamacpu.text.named_formats import NAMED_FORMATS
+
     if chat_format == "chat_template.default" or registered_handler(chat_format) is not None:
         return None
-    named = None if chat_format is None else NAMED_FORMATS.get(chat_format)
-    return named or chat_format or chat_template
+    return NAMED_FORMATS.get(chat_format, chat_format)
 
 
 def check_hub_arguments(

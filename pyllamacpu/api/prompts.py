@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
-from pyllamacpu.text import ChatTemplate, Tokenizer
+from pyllamacpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pyllamacpu.text.template import ChatTemplate
 
 _RESULT_ROLES = ("tool", "ipython", "function")
 

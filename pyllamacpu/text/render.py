@@ -9,21 +9,12 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 
+from pyllamacpu.text.render_error import RenderError
 from pyllamacpu.text.sandbox import LimitError, TemplateEnvironment, limited
-
-Kind = Literal["syntax", "compile", "refused", "stopped", "failed"]
-
-
-class RenderError(Exception):
-    """`kind` says at what a template failed, `words` why, `line` where (0: unknown)."""
-
-    def __init__(self, kind: Kind, words: str, line: int = 0) -> None:
-        super().__init__(kind, words, line)
-        self.kind, self.words, self.line = kind, words, line
 
 
 class CompiledTemplate:

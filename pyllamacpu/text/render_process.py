@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any
 
 from pyllamacpu.forks import fork_safe_lock
-from pyllamacpu.text.render import CompiledTemplate, RenderError
+from pyllamacpu.text.render import CompiledTemplate
+from pyllamacpu.text.render_error import RenderError
 
 if TYPE_CHECKING:
     import subprocess

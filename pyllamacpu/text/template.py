@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.known_templates import is_known
 from pyllamacpu.text.messages import Abilities, Message, MessageForms
-from pyllamacpu.text.render import CompiledTemplate, RenderError
+from pyllamacpu.text.render_error import RenderError
 
 ADVICE = "choose another format with --chat-template NAME (Python: chat_format=NAME)"
 
@@ -107,9 +106,14 @@ class ChatTemplate:
 
     def _compile(self, source: str) -> Renderer:
         try:
+            # Jinja, and a process for strangers, only where there is a template to compile.
+            from pyllamacpu.text.known_templates import is_known
+
             if is_known(source):
+                from pyllamacpu.text.render import CompiledTemplate
+
                 return CompiledTemplate(source)
-            from pyllamacpu.text.render_process import RemoteTemplate  # starts a process: only for strangers
+            from pyllamacpu.text.render_process import RemoteTemplate
 
             return RemoteTemplate(source)
         except RenderError as error:
