@@ -19,11 +19,11 @@ def model(tmp_path: Path) -> Path:
     return written(tmp_path / "m.gguf", "llama")
 
 
-def written(path: Path, arch: str, template: str | None = TEMPLATE) -> Path:
+def written(path: Path, arch: str, template: str | None = TEMPLATE, **more: int) -> Path:
     with GGUFWriter(path, arch) as writer:
         for key, value in {
             "block_count": 2, "embedding_length": 64, "feed_forward_length": 128, "attention.head_count": 4,
-            "attention.head_count_kv": 2, "context_length": 3000, "vocab_size": 32,
+            "attention.head_count_kv": 2, "context_length": 3000, "vocab_size": 32, **more,
         }.items():  # fmt: skip
             writer.add(f"{arch}.{key}", value)
         writer.add(f"{arch}.attention.layer_norm_rms_epsilon", 1e-5)
@@ -70,7 +70,7 @@ def test_memory_per_context(model: Path) -> None:
     assert [row["context"] for row in rows] == [512, 1024, 2048, 3000]
     for row in rows:
         assert row["weights"] == 8192 + 2176
-        assert row["kv"] == row["context"] * 2 * 2 * 16 * (4 + 2)
+        assert row["kv"] == -(-row["context"] // 32) * 32 * 2 * 2 * 16 * (4 + 2)
         assert row["total"] == row["weights"] + row["kv"] + row["scratch"]
     assert "Metadata" not in (only := run(model, "--memory")) and "2048" in only
 
@@ -122,5 +122,5 @@ def test_the_plan_of_a_step() -> None:
 
 
 def test_no_plan_of_what_cannot_be_run(tmp_path: Path) -> None:
-    path = written(tmp_path / "l4.gguf", "llama4")
-    assert "llama4 models cannot be run yet" in fails(ModelError, path, "--plan")
+    path = written(tmp_path / "moe.gguf", "llama", expert_count=4, expert_used_count=2)
+    assert "llama with 4 experts models cannot be run yet" in fails(ModelError, path, "--plan")

@@ -13,6 +13,8 @@ from llama4_models import NAMES, converted, expected, llama4, opened
 from test_batch_invariance import assert_same_bits, logits, prompt
 
 from pyllamacpu.engine.engine import Entry
+from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.session import Session
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf import GGUFFile, GGUFWriter
 from pyllamacpu.model.config import ModelConfig
@@ -53,6 +55,36 @@ def test_bits_do_not_depend_on_steps_threads_or_neighbours(name: str, llama4: di
     assert_same_bits(mixed[3:], whole[:70])
     for row, other in zip(mixed[:3], others, strict=True):
         assert_same_bits(row[None], logits(engine, other)[-1:])
+    engine.close()
+
+
+def test_pages_of_past_chunks_are_freed(llama4: dict[str, Path]) -> None:
+    """And what is cut back into a past chunk, forked or found in the prefix cache keeps its bits."""
+    engine = opened(llama4["scout"], n_batch=64)
+    tokens = prompt(engine, 400)
+    whole = logits(engine, tokens)
+    assert engine.cache.pages_in_use == 0
+    session = Session(engine)
+    session.append(tokens[:330])
+    chunked, causal = 3, 11  # pages: of the chunks that the last 64 tokens have read, and of all tokens
+    assert engine.cache.pages_in_use == chunked + causal
+    assert session.sequence.reusable(300) == 300 and session.sequence.reusable(250) == 192
+    for n in (329, 250, 3):  # no page is gone, those of a chunk, all
+        session.truncate(n)
+        assert len(session) == n
+        fork = session.fork()
+        fork.append(tokens[n : n + 40])
+        assert_same_bits(fork.last[None], whole[n + 39 : n + 40])
+        fork.close()
+    prefixes = PrefixCache(engine.cache)
+    session.append(tokens[3:330])
+    prefixes.insert(session.sequence)
+    session.close()
+    for n, reused in ((330, 330), (250, 192), (100, 64)):
+        sequence = engine.sequence()
+        assert prefixes.extend(sequence, tokens[:n]) == reused
+        assert_same_bits(engine.eval(sequence, tokens[reused:], logits="all"), whole[reused:])
+        sequence.close()
     engine.close()
 
 

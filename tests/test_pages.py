@@ -82,6 +82,30 @@ def test_past_chunks_may_be_dropped_and_cannot_be_continued() -> None:
     assert kv.pages_in_use == 0
 
 
+def test_chunks_that_the_last_tokens_read_may_be_kept() -> None:
+    kv = cache(TEXT, LOCAL)
+    sequence = Sequence(kv)
+    grow(sequence, 4 * PAGE + 3)
+    sequence.drop_past_chunks(4)
+    assert marks(sequence)[1] == [0, 0, 6, 8, 10] and sequence.reusable(4 * PAGE - 1) == 4 * PAGE - 1
+    sequence.truncate(4 * PAGE - 1)
+    sequence.drop_past_chunks(4)
+    assert marks(sequence)[1] == [0, 0, 6, 8]
+    sequence.truncate(0)
+    grow(sequence, 3 * PAGE)  # none of its new pages counts as let go
+    sequence.drop_past_chunks()
+    assert marks(sequence)[1] == [0, 0, 6]
+    sequence.close()
+
+
+def test_bytes_of_a_context() -> None:
+    kv = cache(TEXT, LOCAL)
+    text, local = kv.space_page_bytes
+    assert kv.context_bytes(0, 8) == 0
+    assert kv.context_bytes(PAGE + 1, 8) == 2 * (text + local)
+    assert kv.context_bytes(100 * PAGE, PAGE) == 100 * text + 5 * local  # a chunk, a step, and 64 tokens
+
+
 def test_chunks_are_whole_pages() -> None:
     with pytest.raises(ModelError, match="chunks of 33"):
         cache(KVSpace("odd", 1, 1, 16, 16, "chunked", 33))

@@ -221,6 +221,32 @@ def test_without_room_for_a_copy_only_full_pages_are_reused() -> None:
     assert cache.pages_in_use == 2 * len(SPACES)
 
 
+def test_a_chunk_that_another_sequence_still_has_is_completed() -> None:
+    """The tree has the first page of a chunk from one sequence, and lacks the second, which a longer one had
+    let go: until a third one brings it.
+    """
+    local = KVSpace("local", 1, 1, 64, 64, "chunked", 2 * PAGE)
+    cache = KVCache((SPACES[0], local), "f32", "f32")
+    prefixes = PrefixCache(cache)
+    short, long, whole = (Sequence(cache) for _ in range(3))
+    read(short, range(PAGE))
+    prefixes.insert(short)
+    prefixes.extend(long, range(PAGE))
+    read(long, range(PAGE, 3 * PAGE))
+    long.drop_past_chunks()
+    prefixes.insert(long)
+    again = Sequence(cache)
+    assert prefixes.extend(again, range(2 * PAGE - 1)) == PAGE
+    read(whole, range(2 * PAGE))
+    prefixes.insert(whole)
+    again.truncate(0)
+    assert prefixes.extend(again, range(2 * PAGE - 1)) == 2 * PAGE - 1
+    for sequence in (short, long, whole, again):
+        sequence.close()
+    prefixes.clear()
+    assert cache.pages_in_use == 0
+
+
 def test_pages_of_past_chunks_are_not_needed() -> None:
     local = KVSpace("local", 1, 1, 64, 64, "chunked", 2 * PAGE)
     cache = KVCache((SPACES[0], local), "f32", "f32")

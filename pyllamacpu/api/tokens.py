@@ -22,7 +22,6 @@ from pyllamacpu.api.state import LlamaState, check_state
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
-from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
@@ -485,7 +484,8 @@ def default_kv_bytes(engine: Engine) -> int:
     """What the keys and values of running and earlier calls may take: a few whole contexts, of a quarter of
     the memory at most, but one in any case.
     """
-    one = (-(-engine.n_ctx // PAGE) + 2) * engine.cache.page_bytes  # and a page that is copied when shared
+    one = engine.cache.context_bytes(engine.n_ctx, engine.n_batch)
+    one += 2 * engine.cache.page_bytes  # of pages that are copied when shared
     return max(one, min(_CONTEXTS * one, memory_usable() // 4))
 
 

@@ -135,7 +135,7 @@ class _Bench:
 
     def _fill(self, depth: int) -> None:
         """Makes the sequence `depth` tokens long. What is there stays: it would be the same bits."""
-        self.sequence.truncate(depth)
+        self.sequence.truncate(self.sequence.reusable(depth))
         missing = depth - len(self.sequence)
         if missing:
             self.engine.eval(self.sequence, self.tokens.take(depth - missing, missing), logits="none")
@@ -151,7 +151,7 @@ class _Bench:
         for token in generated:
             engine.eval(sequence, token)
         took = time.perf_counter_ns() - start
-        sequence.truncate(depth)
+        self._fill(depth)
         return took
 
     def _profile(self, case: Case) -> tuple[OpTime, ...]:

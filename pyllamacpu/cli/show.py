@@ -123,15 +123,14 @@ def _tensors(file: GGUFFile) -> list[dict[str, Any]]:
 
 def _memory(file: GGUFFile, type_k: str, type_v: str) -> list[dict[str, int]]:
     """Bytes needed per context length. Raises ModelError when the file's architecture cannot be run."""
-    from pyllamacpu.engine.engine import scratch_bytes
+    from pyllamacpu.engine.engine import kv_bytes, scratch_bytes
     from pyllamacpu.model.config import ModelConfig
 
     config = ModelConfig.from_metadata(file.metadata, file.tensors)
     weights = sum(info.n_bytes for info in file.tensors.values())
-    per_token = config.kv_bytes_per_token(type_k, type_v)
     rows = []
     for n_ctx in _context_lengths(config.n_ctx_train):
-        kv = n_ctx * per_token
+        kv = kv_bytes(file, config, n_ctx, type_k=type_k, type_v=type_v)
         scratch = scratch_bytes(file, config, n_ctx, type_k=type_k, type_v=type_v)
         rows.append(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from pyllamacpu.engine.batch import (
     check_rows,
     n_wanted,
 )
-from pyllamacpu.engine.pages import PAGE, KVCache, Sequence
+from pyllamacpu.engine.pages import KEPT_BEHIND, PAGE, KVCache, Sequence
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
@@ -97,7 +98,7 @@ class Engine:
                 f"{file.paths[0]}: heads of {dims} cannot be run; {lib.PL_MAX_HEAD_DIM} is the limit"
             )
         self.cache = KVCache(spaces, type_k, type_v)
-        check_memory(file, self.n_ctx, self.cache.page_bytes)
+        check_memory(file, self.n_ctx, self.cache, self.n_batch)
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
@@ -280,13 +281,14 @@ class Engine:
                 raise
             for entry in entries:
                 entry.sequence.tokens.extend(entry.tokens)
+                entry.sequence.drop_past_chunks(KEPT_BEHIND)
         if not n_hidden:
             return hidden
         found = hidden[batch.hidden_rows] if batch.hidden_rows != list(range(n_hidden)) else hidden
         return found[:, : self.dim]
 
 
-def check_memory(file: GGUFFile, n_ctx: int, page_bytes: int) -> None:
+def check_memory(file: GGUFFile, n_ctx: int, cache: KVCache, n_batch: int) -> None:
     """Refuses a model, or a context, that is larger than the memory this process may use, before anything is
     loaded. Raises ModelError, ContextError.
     """
@@ -299,9 +301,13 @@ def check_memory(file: GGUFFile, n_ctx: int, page_bytes: int) -> None:
         raise ModelError(
             f"{file.paths[0]}: its weights take {weights / 1e9:.1f} GB, and {have}; {_smaller(file, memory)}"
         )
-    needed = -(-n_ctx // PAGE) * page_bytes
+    needed = cache.context_bytes(n_ctx, n_batch)
     if weights + needed > memory:
-        fits = (memory - weights) // page_bytes * PAGE
+        pages = range(-(-n_ctx // PAGE))
+        fits = PAGE * bisect_right(
+            pages, memory - weights, key=lambda n: cache.context_bytes(PAGE * n, n_batch)
+        )
+        fits = max(0, fits - PAGE)
         raise ContextError(
             f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values beside "
             f"{weights / 1e9:.1f} GB of weights, and {have}; "
@@ -335,6 +341,22 @@ def scratch_bytes(
     plan = described_plan(file, config)
     spaces = KVCache(architecture(config, file.paths[0]).kv_spaces(config), type_k, type_v).handles
     return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or cpus_usable())
+
+
+def kv_bytes(
+    file: GGUFFile,
+    config: ModelConfig,
+    n_ctx: int,
+    *,
+    n_batch: int = DEFAULT_BATCH,
+    type_k: str = "f16",
+    type_v: str = "f16",
+) -> int:
+    """Bytes of keys and values of one sequence of `n_ctx` tokens, at most. Raises ModelError when the
+    architecture cannot be run.
+    """
+    spaces = architecture(config, file.paths[0]).kv_spaces(config)
+    return KVCache(spaces, type_k, type_v).context_bytes(n_ctx, min(n_batch, n_ctx))
 
 
 def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:

@@ -20,6 +20,7 @@ from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.native import ffi, lib, pointer
 
 PAGE: int = lib.PL_PAGE_POSITIONS
+KEPT_BEHIND = 64  # tokens that a sequence can be cut back by, whatever chunks are over
 STATE_MAGIC = b"PLKV1\0\0\0"
 _STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
 _DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
@@ -65,6 +66,15 @@ class KVCache:
     def page_bytes(self) -> int:
         """Bytes of keys and values of 32 tokens, in all spaces that keep tokens."""
         return sum(self.space_page_bytes[space] for space in self.token_spaces)
+
+    def context_bytes(self, n_tokens: int, n_batch: int) -> int:
+        """Bytes that one sequence of `n_tokens` takes at most, read `n_batch` tokens at a time."""
+        total = 0
+        for i in self.token_spaces:
+            chunk = self.spaces[i].chunk
+            most = min(n_tokens, chunk + KEPT_BEHIND + n_batch) if chunk else n_tokens
+            total += -(-most // PAGE) * self.space_page_bytes[i]
+        return total
 
     @property
     def pages_in_use(self) -> int:
@@ -132,11 +142,12 @@ class KVCache:
 class _PageTable:
     """The pages of one sequence in one space, and their addresses as the array that C reads."""
 
-    __slots__ = ("_array", "cache", "pages", "space")
+    __slots__ = ("_array", "_dropped", "cache", "pages", "space")
 
     def __init__(self, cache: KVCache, space: int) -> None:
         self.cache, self.space = cache, space
         self.pages: list[int] = []  # 0: a page of a past chunk that was let go
+        self._dropped = 0  # the first so many were all let go
         self._array = ffi.new("uintptr_t[]", 16)
 
     @property
@@ -154,6 +165,7 @@ class _PageTable:
     def pop(self) -> None:
         if page := self.pages.pop():
             self.cache.release(page, self.space)
+        self._dropped = min(self._dropped, len(self.pages))
 
     def prepare(self, start: int, end: int) -> None:
         """Makes positions `start` to `end` writable: a page of their own, where it was shared, and new
@@ -168,9 +180,10 @@ class _PageTable:
 
     def drop(self, end: int) -> None:
         """Lets go of the first pages, those of the positions before `end`."""
-        for i in range(end // PAGE):
+        for i in range(self._dropped, end // PAGE):
             if self.pages[i]:
                 self._replace(i, 0)
+        self._dropped = max(self._dropped, end // PAGE)
 
     def _replace(self, i: int, page: int) -> None:
         old, self.pages[i] = self.pages[i], page
@@ -216,8 +229,8 @@ class Sequence:
         self.trim()
 
     def reusable(self, n: int) -> int:
-        """The most tokens, at most `n`, that this sequence can be cut to and continued from: of a chunk whose
-        pages were let go nothing can be continued.
+        """The most tokens, at most `n`, that this sequence can be cut to and continued from: all pages of
+        the chunk that they end in must be there.
         """
         n = min(n, len(self.tokens))
         cut = -1
@@ -225,8 +238,10 @@ class Sequence:
             cut = n
             for table in self._tables:
                 chunk = self.cache.spaces[table.space].chunk
-                if chunk and n % chunk and not table.pages[n // chunk * chunk // PAGE]:
-                    n = n // chunk * chunk
+                start = n // chunk * chunk if chunk else n
+                pages = table.pages[start // PAGE : -(-n // PAGE)] if start < n else ()
+                if 0 in pages:
+                    n = start + pages.index(0) * PAGE
         return n
 
     def fork(self) -> Sequence:
@@ -255,11 +270,13 @@ class Sequence:
             while len(table.pages) > kept:
                 table.pop()
 
-    def drop_past_chunks(self) -> None:
-        """Lets chunked spaces forget the chunks that are over: the next token does not read them."""
+    def drop_past_chunks(self, kept: int = 0) -> None:
+        """Lets chunked spaces forget the chunks that are over: the next token does not read them. Those that
+        the last `kept` tokens read stay.
+        """
         for table in self._tables:
             if chunk := self.cache.spaces[table.space].chunk:
-                table.drop(len(self.tokens) // chunk * chunk)
+                table.drop(max(0, len(self.tokens) - kept) // chunk * chunk)
 
     # For the prefix cache
 

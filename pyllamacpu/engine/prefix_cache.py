@@ -71,6 +71,7 @@ class PrefixCache:
                     path.append(nearest)
             self._touch(path[1:])
             sequence.truncate(sequence.reusable(len(sequence)))
+            sequence.drop_past_chunks()
         return len(sequence)
 
     def _copy(self, sequence: Sequence, node: _Node, n: int) -> bool:
@@ -107,6 +108,8 @@ class PrefixCache:
                 n, nearest = node.nearest(key)
                 if nearest is None or n < len(key):
                     nearest = self._add(node, key, sequence.page_set(i))
+                elif 0 in nearest.pages and len(nearest.key) == PAGE:
+                    self._complete(nearest, sequence.page_set(i))
                 node = nearest
                 path.append(node)
             self._touch(path)
@@ -123,6 +126,13 @@ class PrefixCache:
         parent.children[key] = node
         insort(parent.order, key)
         return node
+
+    def _complete(self, node: _Node, pages: PageSet) -> None:
+        """Takes over what the page lacks: pages of a chunk that was over for the sequence it came from."""
+        found = []
+        for space, own, other in zip(self._cache.token_spaces, node.pages, pages, strict=True):
+            found.append(own or (other and self._cache.share(other, space)))
+        node.pages = tuple(found)
 
     def _touch(self, path: list[_Node]) -> None:
         for node in reversed(path):

@@ -91,9 +91,15 @@ class Session:
             self.scores[: self.n_scored] = other.scores[: self.n_scored]
 
     def truncate(self, n: int) -> None:
-        """Forgets all tokens from position `n` on."""
+        """Forgets all tokens from position `n` on. Those before it are evaluated again as far as their keys
+        were let go (`Sequence.reusable`).
+        """
         if n < len(self):
-            self.sequence.truncate(n)
+            kept = self.sequence.reusable(n)
+            lost = list(self.tokens[kept:n])
+            self.sequence.truncate(kept)
+            if lost:
+                self.engine.eval(self.sequence, lost, logits="none")
             self.n_scored = min(self.n_scored, n)
             self.last = None if self.scores is None or n == 0 else self.scores[n - 1].copy()
 
