@@ -1,6 +1,6 @@
 """Files of requests in OpenAI's batch format: answered once each, also after a kill.
 
-Covers server/batch.py, cli/batch.py.
+Covers server/batch.py, server/batch_engine.py, server/batch_file.py, cli/batch.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tiny_model import write_model
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import lock_file
-from pyllamacpu.server import batch
+from pyllamacpu.server import batch_engine, batch_file
 
 CHAT = "/v1/chat/completions"
 
@@ -67,6 +67,7 @@ def test_answers_are_the_servers(model: Path, tmp_path: Path) -> None:
         request("chat", model="tiny", logprobs=True),
         request("text", "/v1/completions", prompt="the world", max_tokens=5, temperature=0, n=2),
         request("vector", "/v1/embeddings", input=["hello", "the world"]),
+        request("response", "/v1/responses", input="hello", max_output_tokens=4, temperature=0),
         request("bad", max_tokens=-1),
         request("nobody's", model="nobody"),
         request("stream", stream=True),
@@ -74,7 +75,7 @@ def test_answers_are_the_servers(model: Path, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", *requests), tmp_path / "out.jsonl"
     result = run(model, source, target)
     assert result.exit_code == 0, result.output
-    assert "3 answered, 3 failed" in result.stderr
+    assert "4 answered, 3 failed" in result.stderr
     found = {line["custom_id"]: line for line in answers(target)}
     assert len(found) == len(requests) and len({line["id"] for line in found.values()}) == len(requests)
     with serving(("tiny", model)) as running:
@@ -90,8 +91,11 @@ def test_answers_are_the_servers(model: Path, tmp_path: Path) -> None:
 
 
 def without_names(body: dict[str, Any]) -> dict[str, Any]:
-    body = {key: value for key, value in body.items() if key not in ("id", "created")}
-    body.get("usage", {}).pop("prompt_tokens_details", None)
+    body = {key: value for key, value in body.items() if key not in ("id", "created", "created_at")}
+    for details in ("prompt_tokens_details", "input_tokens_details"):
+        body.get("usage", {}).pop(details, None)
+    for item in body.get("output", ()):
+        item.pop("id")
     return body
 
 
@@ -137,7 +141,7 @@ def test_a_body_that_is_none_is_a_400(model: Path, tmp_path: Path, body: Any) ->
 
 
 def test_a_line_that_is_too_long(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "MAX_LINE", 1000)
+    monkeypatch.setattr(batch_file, "MAX_LINE", 1000)
     source = write(tmp_path / "in.jsonl", b'{"' + b"x" * 5000, request("a"))
     assert run(model, source, tmp_path / "out.jsonl").exit_code == 0
     refused, answered = answers(tmp_path / "out.jsonl")
@@ -219,6 +223,17 @@ def test_an_input_that_is_not_there(model: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, OptionError) and not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize("names", [("-", "out.jsonl"), ("in.jsonl", "-")])
+def test_standard_streams_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in.jsonl", request("a"))
+    result = run(model, Path(names[0]), Path(names[1]))
+    assert isinstance(result.exception, OptionError) and "files' names" in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_two_models_that_have_no_room_beside_each_other(model: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", seed=1)
     lines = [request(str(i), model=("tiny", "other")[i % 2]) for i in range(6)]
@@ -233,7 +248,7 @@ def test_two_models_that_have_no_room_beside_each_other(model: Path, tmp_path: P
 
 def test_requests_run_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
-    plain = batch.ENDPOINTS[CHAT]
+    plain = batch_engine.ENDPOINTS[CHAT]
 
     async def watched(service: Any, *given: Any) -> Any:
         nonlocal most
@@ -243,7 +258,7 @@ def test_requests_run_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.M
             await asyncio.sleep(0.001)
         return await task
 
-    monkeypatch.setattr(batch, "ENDPOINTS", {**batch.ENDPOINTS, CHAT: watched})
+    monkeypatch.setattr(batch_engine, "ENDPOINTS", {**batch_engine.ENDPOINTS, CHAT: watched})
     source = write(
         tmp_path / "in.jsonl", *(request(str(i), max_tokens=100, ignore_eos=True) for i in range(12))
     )

@@ -1,52 +1,22 @@
-"""Files of requests in OpenAI's batch format, answered without HTTP: JSON lines in, JSON lines out.
-
-The output grows by whole lines, in the order in which answers are ready. A later run with the same files goes
-on where an earlier one ended, however it ended: a torn last line is cut off, and what has a line is not asked
-again.
-Source: https://platform.openai.com/docs/api-reference/batch (request input and output objects).
-"""
+"""A batch: the requests of a file that have no answer yet, answered by the engine of this process."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from fastapi.responses import Response
-
-from pyllamacpu.errors import OptionError, OutputError
-from pyllamacpu.files import FileKind, check_output, lock_file, read_problem, read_start
+from pyllamacpu.errors import OptionError
+from pyllamacpu.files import check_output
 from pyllamacpu.progress import OnCount
-from pyllamacpu.server import http
-from pyllamacpu.server.engine_thread import EngineThread
-from pyllamacpu.server.errors import HTTPError, as_http_error
-from pyllamacpu.server.fields import Fields
-from pyllamacpu.server.generation import Service
-from pyllamacpu.server.metrics import Metrics
-from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
-from pyllamacpu.server.openai import ENDPOINTS
-
-MAX_LINE = 64 << 20  # bytes
-_UNLIMITED = 1 << 30  # answers that may wait: the number of workers is the limit
-_DUPLICATE = "duplicate_custom_id"
-_STARTS = (b'{"id":"batch_req_', b'{"id": "batch_req_')
-
-
-def _is_output(path: Path) -> bool:
-    """Whether a file begins like a batch's output; its only line may be torn."""
-    start = read_start(path, max(map(len, _STARTS)))
-    return any(start[: len(known)] == known[: len(start)] for known in _STARTS)
-
-
-BATCH_OUTPUT = FileKind("the output of a batch", _is_output)
+from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
+from pyllamacpu.server.batch_file import BATCH_OUTPUT, BatchOutput, Line, read_lines
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.models import PoolOptions, ServedFile
 
 
 @dataclass(frozen=True)
@@ -72,179 +42,76 @@ class BatchCounts:
         return self.answered + self.failed
 
 
-@dataclass
-class _Finished:
-    """What the output has. A refused duplicate does not answer the line that had its custom_id first."""
+class BatchRun:
+    """The lines that are left, and the output that gets a line for each."""
 
-    ids: set[str] = field(default_factory=set)
-    custom_ids: set[str] = field(default_factory=set)
-    n_lines: int = 0
-
-    def add(self, line: dict[str, Any]) -> None:
-        self.n_lines += 1
-        self.ids.add(str(line["id"]))
-        refusal, custom_id = line.get("error"), line.get("custom_id")
-        duplicate = isinstance(refusal, dict) and refusal.get("code") == _DUPLICATE
-        if isinstance(custom_id, str) and not duplicate:
-            self.custom_ids.add(custom_id)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of the input: a request, or why it is none. The id follows from its bytes, so that a later run
-    finds it again.
-    """
-
-    id: str
-    custom_id: str | None
-    url: str = ""
-    body: Any = None
-    refusal: HTTPError | None = None
-
-    def output(self, response: dict[str, Any] | None, error: dict[str, Any] | None = None) -> bytes:
-        return http.ndjson({"id": self.id, "custom_id": self.custom_id, "response": response, "error": error})
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of the lines that are not empty; of one that is too long, its beginning."""
-    number = 0
-    try:
-        with open(path, "rb") as file:
-            while raw := file.readline(MAX_LINE + 1):
-                number, end = number + 1, raw
-                while len(end) > MAX_LINE and not end.endswith(b"\n"):
-                    end = file.readline(MAX_LINE + 1)
-                if raw.strip():
-                    yield number, raw
-    except OSError as error:
-        raise OptionError(f"{path}: {read_problem(error)}") from error
-
-
-def _lines(path: Path, finished: _Finished) -> Iterator[_Line]:
-    """The lines of the input that have none in the output."""
-    times: Counter[bytes] = Counter()
-    seen: set[str] = set()
-    for number, raw in _raw_lines(path):
-        digest = hashlib.sha256(raw.strip()).digest()
-        times[digest] += 1
-        name = hashlib.sha256(digest + str(times[digest]).encode()).hexdigest()
-        line = _read_line(f"batch_req_{name[:24]}", number, raw, seen)
-        if line.refusal is None and line.custom_id in finished.custom_ids:
-            continue
-        if line.id not in finished.ids:
-            yield line
-
-
-def _read_line(line_id: str, number: int, raw: bytes, seen: set[str]) -> _Line:
-    """Reads one line; `seen` are the custom_ids before it."""
-    custom_id = None
-    try:
-        if len(raw) > MAX_LINE:
-            raise HTTPError(f"the line is longer than {MAX_LINE} bytes", code="line_too_long")
-        value = http.parse_json(raw.strip(), "the line")
-        if not isinstance(value, dict):
-            raise HTTPError("the line must be a JSON object")
-        fields = Fields(value)
-        custom_id = _custom_id(fields)
-        if custom_id in seen:
-            raise HTTPError(f"custom_id: {custom_id!r} is an earlier line's", code=_DUPLICATE)
-        seen.add(custom_id)
-        if fields.text("method") != "POST":
-            raise fields.wrong("method", "must be POST")
-        url = fields.text("url")
-        if url is None or url not in ENDPOINTS:
-            raise fields.wrong("url", f"must be one of {', '.join(ENDPOINTS)}")
-        return _Line(line_id, custom_id, url, fields.raw("body"))
-    except HTTPError as error:
-        code = error.code or "invalid_line"
-        refusal = HTTPError(f"line {number}: {error}", param=error.param, code=code)
-        return _Line(line_id, custom_id, refusal=refusal)
-
-
-def _custom_id(fields: Fields) -> str:
-    custom_id = fields.text("custom_id")
-    if not custom_id:
-        raise fields.wrong("custom_id", "is missing")
-    try:
-        custom_id.encode("utf-8")
-    except UnicodeEncodeError:
-        raise fields.wrong("custom_id", "has half of a surrogate pair") from None
-    return custom_id
-
-
-class _Output:
-    """The output file, locked while it is open. Raises OutputError."""
-
-    def __init__(self, path: Path, force: bool) -> None:
-        self.path = path
-        self.finished = _Finished()
-        try:
-            # unbuffered: a line that is written is the system's, whatever becomes of this process
-            self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            if lock_file(self._file) is False:
-                raise OutputError(path, "is being written by another process; wait for its end")
-            if not _is_output(path):
-                assert force  # or check_output would have refused it
-                self._file.truncate(0)
-            self._read()
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read(self) -> None:
-        """Finds what is finished, and cuts off what a kill left of the last line."""
-        whole = 0
-        with open(self.path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                if not raw.endswith(b"\n"):
-                    break
-                self.finished.add(self._parse(number, raw))
-                whole += len(raw)
-        self._file.truncate(whole)
-
-    def _parse(self, number: int, raw: bytes) -> dict[str, Any]:
-        try:
-            value = http.parse_json(raw, "it")
-        except HTTPError:
-            value = None
-        if not isinstance(value, dict) or not {"id", "custom_id", "response", "error"} <= value.keys():
-            reason = f"line {number} is not one of a batch's output; remove it, or choose another name"
-            raise OutputError(self.path, reason)
-        return value
-
-    def write(self, line: bytes) -> None:
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def close(self) -> None:
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise self._unwritable(error) from error
-        finally:
-            self._file.close()
-
-    def _unwritable(self, error: OSError) -> OutputError:
-        return OutputError(self.path, f"cannot be written: {error.strerror or error}")
-
-
-class _Batch:
-    """One run over the lines that are left."""
-
-    def __init__(self, service: Service, output: _Output, total: int, strict: bool, show: OnCount) -> None:
-        self.service, self.output, self.strict, self.show = service, output, strict, show
-        self.total = total
+    def __init__(self, source: Path, output: BatchOutput, show: OnCount) -> None:
+        self.total = sum(1 for _ in read_lines(source, output.finished))
         self.counts = BatchCounts(kept=output.finished.n_lines)
-        self._n_busy = 0  # requests that are being answered, not waiting for memory
+        self._lines = read_lines(source, output.finished)
+        self._output, self._show = output, show
 
-    async def run(self, lines: Iterator[_Line], n_workers: int) -> None:
-        workers = [asyncio.ensure_future(self._work(lines)) for _ in range(n_workers)]
+    def next_request(self) -> Line | None:
+        """The next line that is a request; those before it that are none get their errors."""
+        for line in self._lines:
+            if line.refusal is None:
+                return line
+            self.refuse(line, line.refusal)
+        return None
+
+    def refuse(self, line: Line, refusal: HTTPError) -> None:
+        error = {"code": refusal.code, "message": str(refusal), "param": refusal.param}
+        self._write(line.output(None, error), failed=True)
+
+    def write_answer(self, line: Line, status: int, body: bytes) -> None:
+        request_id = f"req_{uuid.uuid4().hex}"
+        response = {"status_code": status, "request_id": request_id, "body": json.loads(body)}
+        self._write(line.output(response), failed=status != 200)
+
+    def _write(self, line: bytes, failed: bool) -> None:
+        self._output.write(line)
+        if failed:
+            self.counts.failed += 1
+        else:
+            self.counts.answered += 1
+        self._show("requests", self.counts.written, self.total)
+
+
+@contextmanager
+def open_run(
+    source: Path, target: Path, inputs: Sequence[Path], force: bool, show: OnCount
+) -> Iterator[BatchRun]:
+    """What has no line in `target` yet. inputs: other files that are read, which `target` must not be.
+    Raises OptionError for an input that cannot be read, OutputError.
+    """
+    for path in (source, target):
+        if str(path) == "-":
+            raise OptionError("-: a batch reads its input twice and goes on after a kill: give files' names")
+    if not source.is_file():
+        raise OptionError(f"{source}: {'is not a regular file' if source.exists() else 'no such file'}")
+    check_output(target, [source, *inputs], BATCH_OUTPUT, force)
+    output = BatchOutput(target, force)
+    try:
+        yield BatchRun(source, output, show)
+    finally:
+        output.close()
+
+
+def run_batch(
+    source: Path, target: Path, inputs: Sequence[Path], options: BatchOptions, show: OnCount
+) -> BatchCounts:
+    """Answers what has no line in `target` yet. Raises what `open_run` raises, and loading the model."""
+    with open_run(source, target, inputs, options.force, show) as run:
+        if run.total:
+            asyncio.run(_answer_all(run, options))
+        return run.counts
+
+
+async def _answer_all(run: BatchRun, options: BatchOptions) -> None:
+    async with batch_engine(options.models, options.pool, options.strict) as engine:
+        await engine.load()  # a model that cannot be loaded ends the run, not every line
+        n_workers = min(run.total, 2 * options.pool.parallel)  # the next prompts are ready when one ends
+        workers = [asyncio.ensure_future(_work(run, engine)) for _ in range(n_workers)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -252,87 +119,7 @@ class _Batch:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, lines: Iterator[_Line]) -> None:
-        for line in lines:
-            if (refusal := line.refusal) is not None:
-                error = {"code": refusal.code, "message": str(refusal), "param": refusal.param}
-                self._write(line.output(None, error), failed=True)
-                continue
-            response = await self._answer(line)
-            body = json.loads(bytes(response.body))
-            status = response.status_code
-            shown = {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body}
-            self._write(line.output(shown), failed=status != 200)
 
-    async def _answer(self, line: _Line) -> Response:
-        """What the server would answer. A model that has no memory because of others waits for them."""
-        while True:
-            self._n_busy += 1
-            try:
-                return await self._respond(line)
-            except Exception as error:
-                refusal = as_http_error(error)
-                if refusal.status != 503 or refusal.retry_after is None or self._n_busy == 1:
-                    return http.error_response(line.url, error)
-            finally:
-                self._n_busy -= 1
-            await asyncio.sleep(refusal.retry_after)
-
-    async def _respond(self, line: _Line) -> Response:
-        if line.body is None:
-            raise HTTPError("body: is missing", param="body")
-        fields = Fields(line.body)
-        if fields.flag("stream"):
-            raise fields.wrong("stream", "the answers of a batch are not streamed")
-        return await ENDPOINTS[line.url](self.service, fields, self.strict)
-
-    def _write(self, line: bytes, failed: bool) -> None:
-        self.output.write(line)
-        if failed:
-            self.counts.failed += 1
-        else:
-            self.counts.answered += 1
-        self.show("requests", self.counts.written, self.total)
-
-
-@asynccontextmanager
-async def _service(models: Sequence[ServedFile], options: PoolOptions) -> AsyncIterator[Service]:
-    thread = EngineThread(asyncio.get_running_loop())
-    pool = ModelPool(models, options, thread)
-    service = Service(pool, thread, Metrics(), _UNLIMITED)
-    try:
-        yield service
-    finally:
-        await pool.close()
-        thread.stop()
-        service.close()
-
-
-def run_batch(
-    source: Path, target: Path, inputs: Sequence[Path], options: BatchOptions, show: OnCount
-) -> BatchCounts:
-    """Answers what has no line in `target` yet. inputs: other files that are read, which `target` must not
-    be. Raises OptionError for an input that cannot be read, OutputError, and what loading the model raises.
-    """
-    if not source.is_file():
-        raise OptionError(f"{source}: {'is not a regular file' if source.exists() else 'no such file'}")
-    check_output(target, [source, *inputs], BATCH_OUTPUT, options.force)
-    output = _Output(target, options.force)
-    try:
-        total = sum(1 for _ in _lines(source, output.finished))
-        return asyncio.run(_run(source, output, total, options, show))
-    finally:
-        output.close()
-
-
-async def _run(
-    source: Path, output: _Output, total: int, options: BatchOptions, show: OnCount
-) -> BatchCounts:
-    async with _service(options.models, options.pool) as service:
-        batch = _Batch(service, output, total, options.strict, show)
-        if total:
-            async with service.models.use(None):  # one that cannot be loaded ends the run, not every line
-                pass
-            n_workers = min(total, 2 * options.pool.parallel)  # the next prompts are ready when one ends
-            await batch.run(_lines(source, output.finished), n_workers)
-        return batch.counts
+async def _work(run: BatchRun, engine: BatchEngine) -> None:
+    while (line := run.next_request()) is not None:
+        run.write_answer(line, *await engine.answer(line.url, line.body))

@@ -39,12 +39,12 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/v1/responses")
     async def responses(request: Request) -> Response:
         fields = await http.read_fields(request)
-        return await http.answer(request, _answer(service, fields, strict))
+        return await http.answer(request, answer(service, fields, strict))
 
     return routes
 
 
-async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
+async def answer(service: Service, fields: Fields, strict: bool) -> Response:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(service.models.use(fields.text("model")))
         request, stream = _request(fields, model), fields.flag("stream")
