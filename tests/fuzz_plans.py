@@ -64,6 +64,7 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     y = plan.gather_rows(h, order, 2, factors)
     y = plan.segment_linear(y, ends, [weights(32, 32, TensorType.Q8_0)] * 3)
     plan.op("squares", x=h, sums=np.zeros(32))
+    plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)
     ids = plan.ints(1, h)
     plan.op("adapter_ids", ids=ids)

@@ -109,6 +109,22 @@ def test_sums_are_as_many_as_columns() -> None:
             native(compiled(lambda plan, x, n=n: record(plan, x, n), [32]))  # type: ignore[misc]
 
 
+def test_sums_of_segments_are_as_many_as_their_columns() -> None:
+    def record(plan: Recorder, x: Tensor, n_sums: int, n_counts: int) -> Tensor:
+        ids = plan.ints(1, x)
+        plan.op("adapter_ids", ids=ids)
+        _, _, ends = plan.segments(ids, 3)
+        plan.op("segment_squares", x=x, ends=ends, sums=np.zeros(n_sums), counts=np.zeros(n_counts))
+        return plan.op("copy", x=x)
+
+    native(compiled(lambda plan, x: record(plan, x, 96, 3), [32]))
+    for n in ((95, 3), (97, 3), (96, 2), (32, 1)):
+        with pytest.raises(
+            NativeError, match=r"op 3 \(segment_squares\): there is not a count for each segment"
+        ):
+            native(compiled(lambda plan, x, n=n: record(plan, x, *n), [32]))  # type: ignore[misc]
+
+
 def test_an_op_that_does_not_exist() -> None:
     recorder = Recorder()
     with pytest.raises(NativeError, match="no op square_root"):

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from llama4_models import FOLDER as LLAMA4
+from llama4_models import llama4, opened
 from numpy_tiny import NumpyTiny
 from tiny_model import BOS, DIM, FFN, LAYERS, PIECES, write_model
 
-from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.evaluate import perplexity
 from pyllamacpu.evaluate.windows import windows
 from pyllamacpu.gguf import GGUFWriter
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.quantize.collect import Collector, collect, merged
 from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+
+__all__ = ["llama4"]
 
 TOKENS = np.random.default_rng(4).integers(6, len(PIECES), 300).tolist()
 N_CTX = 64
@@ -113,6 +118,48 @@ def test_a_tied_output_goes_by_the_name_of_its_tensor(path: Path, tmp_path: Path
     found = collect(tied, windows(TOKENS, N_CTX), process_output=True).imatrix.entries
     assert "token_embd.weight" in found and "output.weight" not in found
     assert "token_embd.weight" not in collect(tied, windows(TOKENS, N_CTX)).imatrix.entries
+
+
+@pytest.mark.parametrize("name", ["scout_8192", "maverick"])
+def test_each_expert_has_its_own_sums(name: str, llama4: dict[str, Path]) -> None:
+    """Against transformers; down's inputs are what gate and up make of them."""
+    with np.load(LLAMA4 / f"{name}.npz") as data:
+        ids, wanted, counts = data["ids"].tolist(), data["squares"], data["counts"]
+    found = []
+    for n_threads, n_batch in ((1, 700), (2, 128), (3, 17)):
+        sums: InputSquares = {}
+        engine = opened(llama4[name], n_threads=n_threads, n_batch=n_batch, input_squares=sums)
+        sequence = engine.sequence()
+        for at in range(0, len(ids), n_batch):
+            engine.read([Entry(sequence, ids[at : at + n_batch], "all")])
+        engine.close()
+        found.append(sums)
+    up, down = (found[0][f"blk.3.ffn_{part}_exps.weight"] for part in ("up", "down"))
+    assert up.sums == pytest.approx(wanted, rel=1e-4) and up.counts.tolist() == counts.tolist()
+    assert up is found[0]["blk.3.ffn_gate_exps.weight"]
+    assert np.array_equal(down.counts, up.counts) and down.sums.shape[1] == 32
+    assert ((down.sums > 0).all(1) == (up.counts > 0)).all()
+    for other in found[1:]:
+        for key, squares in found[0].items():
+            assert np.array_equal(squares.sums, other[key].sums)
+            assert squares.counts is None or np.array_equal(squares.counts, other[key].counts)
+
+
+def test_experts_in_files_of_either_format(llama4: dict[str, Path], tmp_path: Path) -> None:
+    """Also one that no token came to."""
+    collector = Collector(llama4["maverick"], n_ctx=16)
+    collector.read(windows(np.arange(6, 22), 16), with_perplexity=False)
+    imatrix = collector.imatrix(16, ["text"])
+    collector.close()
+    entry = imatrix.entries["blk.3.ffn_down_exps.weight"]
+    assert entry.sums.shape == (12, 32) and entry.counts.sum() == 16 and entry.counts.min() == 0
+    assert (entry.importance()[entry.counts == 0] == 1).all()
+    write_imatrix(tmp_path / "i.gguf", imatrix)
+    again = read_imatrix(tmp_path / "i.gguf").entries["blk.3.ffn_down_exps.weight"]
+    assert np.array_equal(again.counts, entry.counts) and again.sums == pytest.approx(entry.sums)
+    write_imatrix(tmp_path / "i.dat", imatrix, legacy=True)
+    means = read_imatrix(tmp_path / "i.dat").importance("blk.3.ffn_down_exps.weight")
+    assert means is not None and means.reshape(12, 32) == pytest.approx(entry.importance())
 
 
 def test_a_copy_so_far_is_no_view(path: Path) -> None:

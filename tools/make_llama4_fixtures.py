@@ -4,9 +4,11 @@
 
 Needs torch and transformers. NAME/ is a checkpoint as Hugging Face's `save_pretrained` writes it, its weights
 in bfloat16; NAME.npz has the logits of these weights in float32: `ids` (n,) int32, `rows` (the positions
-kept) and `logits` (rows, n_vocab), plus `meta`: JSON with the makers' versions, and the smallest difference
-between the last expert that the router took for a token and the first that it did not. The next seed is tried
-where that is so small that another order of additions may choose another expert.
+kept) and `logits` (rows, n_vocab). Where there are experts, also the squares of the inputs of the last
+layer's, added up for each: `squares` (n_experts, dim), over `counts` (n_experts,) tokens. `meta` is JSON with
+the makers' versions, and the smallest difference between the last expert that the router took for a token and
+the first that it did not. The next seed is tried where that is so small that another order of additions may
+choose another expert.
 """
 
 from __future__ import annotations
@@ -89,28 +91,39 @@ def smallest_gap(routed: list[torch.Tensor], k: int) -> float:
     return min((float((x[:, k - 1] - x[:, k]).min()) for x in ordered), default=float("inf"))
 
 
+def squares_of(routed: torch.Tensor, n_experts: int) -> dict[str, np.ndarray]:
+    """Of the experts' inputs, expert by expert for all tokens: zeros where a token goes elsewhere."""
+    inputs = routed.double().numpy().reshape(n_experts, LENGTH, -1)
+    return {"squares": (inputs**2).sum(1), "counts": (inputs != 0).any(2).sum(1)}
+
+
 @torch.no_grad()
-def computed(config: Llama4TextConfig, seed: int) -> tuple[Llama4ForCausalLM, np.ndarray, np.ndarray, float]:
-    """The model, token ids, their logits, and the router's smallest gap."""
+def computed(
+    config: Llama4TextConfig, seed: int
+) -> tuple[Llama4ForCausalLM, dict[str, np.ndarray], np.ndarray, float]:
+    """The model, token ids and squares, logits, and the router's smallest gap."""
     model = Llama4ForCausalLM(config).eval().float()
     rng = np.random.default_rng(seed)
     random_weights(model, rng)
     ids = rng.integers(0, config.vocab_size, LENGTH).astype(np.int32)
     routed: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     for layer in model.model.layers:
         if layer.is_moe_layer:
             layer.feed_forward.router.register_forward_hook(lambda _m, _i, out: routed.append(out[1]))
+            layer.feed_forward.experts.register_forward_hook(lambda _m, i, _out: inputs.append(i[0]))
     logits = model(torch.from_numpy(ids).long()[None]).logits[0].numpy()
-    return model, ids, logits, smallest_gap(routed, config.num_experts_per_tok)
+    found = {"ids": ids} | (squares_of(inputs[-1], config.num_local_experts) if inputs else {})
+    return model, found, logits, smallest_gap(routed, config.num_experts_per_tok)
 
 
 def make(name: str) -> None:
     config = Llama4TextConfig(**SHAPES[name], attn_implementation="eager")
     seed = zlib.crc32(name.encode())
-    model, ids, logits, gap = computed(config, seed)
+    model, found, logits, gap = computed(config, seed)
     while gap < NEAR_TIE:
         seed += 1
-        model, ids, logits, gap = computed(config, seed)
+        model, found, logits, gap = computed(config, seed)
     folder = OUT / name
     shutil.rmtree(folder, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -124,7 +137,7 @@ def make(name: str) -> None:
         "router_gap": gap,
     }
     np.savez_compressed(
-        OUT / f"{name}.npz", meta=np.array(json.dumps(meta)), ids=ids, rows=rows, logits=logits[rows]
+        OUT / f"{name}.npz", meta=np.array(json.dumps(meta)), rows=rows, logits=logits[rows], **found
     )
     size = sum(path.stat().st_size for path in (*folder.iterdir(), OUT / f"{name}.npz"))
     print(

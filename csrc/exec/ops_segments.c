@@ -294,3 +294,39 @@ int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     }
     return f->matrices.n * items;
 }
+
+/* ---- segment_squares: what an importance matrix of experts is made of; an item is some columns of one segment ---- */
+
+#define COLUMNS 64 /* of an item: whole cache lines of every row */
+
+const char *check_segment_squares(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_segment_squares *f = &op->segment_squares;
+    int64_t n = plan->buffers[f->ends].width;
+    return f->counts.n == n && f->sums.n == n * plan->buffers[f->x].width
+               ? NULL
+               : "there is not a count for each segment, or not a sum for each of its columns";
+}
+
+/* Rows are added in their order, whichever thread has the columns. */
+int64_t run_segment_squares(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_segment_squares *f = &op->segment_squares;
+    const pl_plan_buffer *b = &plan->buffers[f->x];
+    const int64_t pieces = (b->width + COLUMNS - 1) / COLUMNS, rows = pl_op_rows(plan, op);
+    int64_t begin, end;
+    while (PL_TAKE(f->counts.n * pieces, 1, 1)) {
+        const int64_t s = begin / pieces, c0 = begin % pieces * COLUMNS, c1 = c0 + COLUMNS < b->width ? c0 + COLUMNS : b->width;
+        const int32_t *ends = pl_int_row(plan, f->ends, 0);
+        const int64_t first = s > 0 ? ends[s - 1] : 0, last = ends[s];
+        double *sums = f->sums.values + s * b->width;
+        if (first != last && row_ok(plan, first, rows) && row_ok(plan, last - 1, rows))
+            for (int64_t row = first; row < last; row++)
+                for (int64_t c = c0; c < c1; c++)
+                    sums[c] += (double)pl_row(plan, f->x, row)[c] * (double)pl_row(plan, f->x, row)[c];
+        if (c0 == 0)
+            f->counts.values[s] += (double)(last - first);
+        PL_DONE();
+    }
+    return f->counts.n * pieces;
+}

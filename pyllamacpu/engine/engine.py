@@ -78,7 +78,7 @@ class Engine:
     ) -> None:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. `on_load(done, total)`: bytes of weights
-        packed. `input_squares` is filled with an array for each weight, to which every step adds the squares
+        packed. `input_squares` is filled with sums for each weight, to which every step adds the squares
         of the weight's input (of the tokens that want outputs, behind the last layer's attention).
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.

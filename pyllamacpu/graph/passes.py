@@ -12,6 +12,7 @@ A pass may change the ops that it is given, and returns new ones.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,19 @@ from pyllamacpu.native import lib
 Q8_BLOCK = 32
 PRODUCTS = 3  # in one op
 
-InputSquares = dict[str, npt.NDArray[np.float64]]
-"""By a weight's name, of each column of its input: the squares added up over all tokens. (cols,)"""
+
+@dataclass(frozen=True)
+class Squares:
+    """Of each column of a weight's input: the squares added up over all tokens, or over those that came to an
+    expert. sums: (1, cols), or (n_experts, cols). counts: those tokens (n_experts,), None: all.
+    """
+
+    sums: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.float64] | None = None
+
+
+InputSquares = dict[str, Squares]
+"""By a weight's name."""
 
 
 def optimized(ops: list[Op], sums: InputSquares | None = None) -> list[Op]:
@@ -110,16 +122,29 @@ def with_squares(ops: list[Op], sums: InputSquares) -> list[Op]:
     sums.
     """
     result: list[Op] = []
-    of_tensor: dict[int, npt.NDArray[np.float64]] = {}
+    of_tensor: dict[int, Squares] = {}
     for op in ops:
-        if _is_product(op):
+        if _is_product(op) or op.name == "segment_matmul":
             x = op.values["x"]
             if id(x) not in of_tensor:
-                of_tensor[id(x)] = np.zeros(x.width, np.float64)
-                result.append(Op(KINDS["squares"], op.rows, {"x": x, "sums": of_tensor[id(x)]}, op.times))
-            sums.update({matrix.name: of_tensor[id(x)] for matrix in op.values["matrix"]})
+                of_tensor[id(x)], adding = _squares_of(op)
+                result.append(adding)
+            matrices = op.values.get("matrix") or op.values["matrices"]
+            sums.update({matrix.name: of_tensor[id(x)] for matrix in matrices})
         result.append(op)
     return result
+
+
+def _squares_of(product: Op) -> tuple[Squares, Op]:
+    """Room for the sums of a product's input, and the op that adds them up there."""
+    x, matrices = product.values["x"], product.values.get("matrices")
+    if matrices is None:
+        squares = Squares(np.zeros((1, x.width), np.float64))
+        return squares, Op(KINDS["squares"], product.rows, {"x": x, "sums": squares.sums}, product.times)
+    n = len(matrices)
+    squares = Squares(np.zeros((n, x.width), np.float64), np.zeros(n, np.float64))
+    values = {"x": x, "ends": product.values["ends"], "sums": squares.sums, "counts": squares.counts}
+    return squares, Op(KINDS["segment_squares"], product.rows, values, product.times)
 
 
 def _matrix_of(op: Op) -> object:

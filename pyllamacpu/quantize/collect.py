@@ -57,10 +57,11 @@ class Collector:
         """A copy of what has been collected. Raises ModelError for sums that are not numbers."""
         entries = {}
         for name in self.names:
-            sums = self._sums[name]
-            if not np.isfinite(sums).all():
+            squares = self._sums[name]
+            if not np.isfinite(squares.sums).all():
                 raise ModelError(f"{name}: its input holds NaN or infinite values; the weights are damaged")
-            entries[name] = ImatrixEntry(sums[None, :].copy(), np.array([self.n_tokens], np.int64))
+            counts = np.array([self.n_tokens]) if squares.counts is None else squares.counts
+            entries[name] = ImatrixEntry(squares.sums.copy(), counts.astype(np.int64))
         return Imatrix(entries, tuple(datasets), self.n_windows, chunk_size)
 
     def read(
