@@ -15,7 +15,17 @@ from starlette.exceptions import HTTPException
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
-from pyllamacpu.server import anthropic, http, native, ollama, ollama_models, openai, page_routes, responses
+from pyllamacpu.server import (
+    anthropic,
+    http,
+    native,
+    ollama,
+    ollama_create,
+    ollama_models,
+    openai,
+    page_routes,
+    responses,
+)
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
@@ -25,7 +35,7 @@ from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
 log = logging.getLogger("pyllamacpu.server")
 
-_DIALECTS = (openai, responses, anthropic, ollama, ollama_models, native)
+_DIALECTS = (openai, responses, anthropic, ollama, ollama_create, ollama_models, native)
 _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 
 

@@ -27,6 +27,7 @@ from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
 from pyllamacpu.server.tools import NO_TOOLS, Tools
+from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
 
 Result = TypeVar("Result")
@@ -231,7 +232,8 @@ class Service:
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
     """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
     if isinstance(prompt, Chat):
-        messages, tools = shown_tools(model.template, prompt.messages, prompt.tools.offered, **prompt.extra)
+        whole = model.conversation(prompt.messages)
+        messages, tools = shown_tools(model.template, whole, prompt.tools.offered, **prompt.extra)
         ids = encode_chat(model.tokenizer, model.template, messages, tools, **prompt.extra)
         return [*ids, *model.tokenizer.encode_fragment(prompt.beginning, ids)] if prompt.beginning else ids
     if prompt.suffix is None:
@@ -252,11 +254,12 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
     if request.ignore_eos:
         never = [(token, float("-inf")) for token in sorted(model.tokenizer.eog)]
         sampling = replace(sampling, logit_bias=[*sampling.logit_bias, *never])
+    own = model.card or ModelCard(model.name)
     return Request(
         ids,
         sampling,
-        max_tokens=request.max_tokens,
-        stop=(*request.stop, *(template.stop_strings if template else ())),
+        max_tokens=own.max_tokens if request.max_tokens is None else request.max_tokens,
+        stop=(*(request.stop or own.stop), *(template.stop_strings if template else ())),
         logprobs=request.logprobs,
         end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),

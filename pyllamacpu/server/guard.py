@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_HEADERS = 32 << 10  # bytes
 _PUBLIC = ("/", "/health", "/v1/health")  # need no key
+_FILES = "/api/blobs/"  # whose bodies are files: they are as large as the disk takes
 _PAGE = "/page/"  # nor do the files of the page, which asks for the key itself
 _CORS = {
     "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
@@ -79,16 +81,17 @@ class Guard:
                 await _respond(answer, 204, b"", [(k.encode(), v.encode()) for k, v in _CORS.items()])
                 return
             self._check_key(headers, scope["path"])
-            self._check_length(headers)
+            limit = math.inf if scope["path"].startswith(_FILES) else self._options.max_body
+            _check_length(headers, limit)
         except HTTPError as error:
             body = json.dumps(error_body(scope["path"], error)).encode()
             more = [(k.encode(), v.encode()) for k, v in error.headers.items()]
             more += [(b"content-type", b"application/json"), (b"connection", b"close")]
             await _respond(answer, error.status, body, more)
             return
-        await self._app(scope, self._limited(receive), answer)
+        await self._app(scope, self._limited(receive, limit), answer)
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, limit: float) -> Receive:
         """`receive` with the limits of a body's size and time; they raise HTTPError in the application."""
         size, complete = 0, False
 
@@ -104,8 +107,8 @@ class Guard:
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
-                if size > self._options.max_body:
-                    raise _too_large(self._options.max_body)
+                if size > limit:
+                    raise _too_large(limit)
             return message
 
         return limited
@@ -156,12 +159,14 @@ class Guard:
                 code="invalid_api_key",
             )
 
-    def _check_length(self, headers: dict[str, str]) -> None:
-        if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADERS:
-            raise HTTPError(f"the headers are larger than {MAX_HEADERS} bytes", status=431)
-        stated = headers.get("content-length", "0")
-        if stated.isdecimal() and int(stated[:20]) > self._options.max_body:
-            raise _too_large(self._options.max_body)
+
+def _check_length(headers: dict[str, str], limit: float) -> None:
+    """Raises HTTPError for headers that are too large, or a stated body of more than `limit` bytes."""
+    if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADERS:
+        raise HTTPError(f"the headers are larger than {MAX_HEADERS} bytes", status=431)
+    stated = headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated[:20]) > limit:
+        raise _too_large(limit)
 
 
 def host_name(header: str) -> str | None:
@@ -201,8 +206,8 @@ def _foreign(origin: str) -> HTTPError:
     )
 
 
-def _too_large(limit: int) -> HTTPError:
-    return HTTPError(f"the body is larger than {limit} bytes", status=413, code="body_too_large")
+def _too_large(limit: float) -> HTTPError:
+    return HTTPError(f"the body is larger than {limit:.0f} bytes", status=413, code="body_too_large")
 
 
 def _counted_path(scope: Scope) -> str:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, open_model
 from pyllamacpu.api.tokens import default_kv_bytes
@@ -22,6 +23,7 @@ from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
+from pyllamacpu.store.created import ModelCard, card_of
 from pyllamacpu.store.resolve import own_sampling
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
@@ -47,10 +49,16 @@ class ServedFile:
             return 0
 
     @property
+    def card(self) -> ModelCard | None:
+        """What belongs to the name of a model that was created here. Raises StoreError."""
+        return card_of(self.path)
+
+    @property
     def modified(self) -> float:
         """Seconds since 1970."""
         try:
-            return self.path.stat().st_mtime
+            card = self.card  # the weights may be another model's too
+            return self.path.stat().st_mtime if card is None else card.created
         except OSError:
             return 0.0
 
@@ -76,6 +84,8 @@ class Model:
     scheduler: Scheduler
     keep_alive: float | None
     own_sampling: Mapping[str, float] = field(default_factory=dict)  # what a request leaves out
+    card: ModelCard | None = None
+    retired: bool = False  # no request finds it any more: it is freed when nobody uses it
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
 
@@ -105,6 +115,19 @@ class Model:
     def grammars(self) -> GrammarCompiler:
         """Of the model's vocabulary."""
         return GrammarCompiler(self.tokenizer)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """`messages` with those that a created model brings along: its system prompt unless they have one,
+        and then its own.
+        """
+        if self.card is None:
+            return list(messages)
+        begin, rest = list(messages[:1]), messages[1:]
+        if not begin or begin[0].get("role") not in ("system", "developer"):
+            begin, rest = [], messages
+        if not begin and self.card.system:
+            begin = [{"role": "system", "content": self.card.system}]
+        return [*begin, *self.card.messages, *rest]
 
     @property
     def idle_until(self) -> float:
@@ -175,6 +198,8 @@ class ModelPool:
         finally:
             model.n_users -= 1
             model.last_used = time.monotonic()
+            if model.retired and model.n_users == 0:
+                await self._free(model)
 
     async def _ensure(self, source: ServedFile) -> Model:
         if (model := self.loaded.get(source.name)) is not None:
@@ -207,7 +232,7 @@ class ModelPool:
         self.loaded[model.name] = model
 
     def _load(self, source: ServedFile) -> Model:
-        parts = self._open(str(source.path))
+        parts = self._open(str(source.path), source.card)
         engine = parts.engine
         assert engine is not None
         engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
@@ -216,10 +241,14 @@ class ModelPool:
         )
         for note in _notes(parts):
             log.warning("%s: %s", source.name, note)
-        return Model(source, parts, scheduler, self.options.keep_alive, own_sampling(str(source.path)))
+        own = own_sampling(str(source.path))
+        return Model(source, parts, scheduler, self.options.keep_alive, own, source.card)
 
-    def _open(self, path: str) -> LoadedModel:
+    def _open(self, path: str, card: ModelCard | None) -> LoadedModel:
         options = self.options.load
+        if card is not None:
+            n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
+            options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)
         for smaller in _SMALLER_CONTEXTS if options.n_ctx == 0 else ():
             try:
                 return open_model(path, options)
@@ -243,8 +272,17 @@ class ModelPool:
 
     async def unload(self, model: Model) -> None:
         """Frees a model; who still uses it gets errors."""
-        if self.loaded.pop(model.name, None) is None:
-            return
+        if self.loaded.pop(model.name, None) is not None:
+            await self._free(model)
+
+    async def forget(self, name: str) -> None:
+        """The next request for `name` loads it anew; who uses it now keeps what is loaded."""
+        if (model := self.loaded.pop(name, None)) is not None:
+            model.retired = True
+            if model.n_users == 0:
+                await self._free(model)
+
+    async def _free(self, model: Model) -> None:
         await asyncio.wrap_future(self.thread.remove(model.scheduler))
         await asyncio.get_running_loop().run_in_executor(self._loader, model.parts.close)
         log.info("unloaded %s", model.name)
@@ -259,6 +297,11 @@ class ModelPool:
         for model in list(self.loaded.values()):
             await self.unload(model)
         self._loader.shutdown(wait=True)
+
+
+def _smaller(*sizes: int) -> int:
+    """The smallest context that is asked for; 0 is the model's own."""
+    return min(filter(None, sizes), default=0)
 
 
 def _plain_name(name: str) -> str:

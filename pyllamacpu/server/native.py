@@ -124,7 +124,7 @@ async def _apply_template(service: Service, fields: Fields, strict: bool) -> Res
         messages = read_messages(fields)
         tools = [*read_tools(fields).offered] or None
         fields.finish(strict)
-        prompt = await service.off_loop(model.template.render, messages, tools)
+        prompt = await service.off_loop(model.template.render, model.conversation(messages), tools)
         return http.json_response({"prompt": prompt})
 
 

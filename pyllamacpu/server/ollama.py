@@ -7,11 +7,9 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md. Answers are stre
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,22 +18,16 @@ from fastapi.responses import Response
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import ollama_grammar
-from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
+from pyllamacpu.server.ollama_create import NO_EFFECT
+from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.openai import read_inputs
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import NO_TOOLS, read_tools
 from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
-
-# Options of Ollama that only touch speed and memory.
-_NO_EFFECT = ("num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread", "numa",
-              "num_keep", "f16_kv", "vocab_only")  # fmt: skip
-_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-NDJSON = "application/x-ndjson"
 
 
 def router(service: Service, strict: bool) -> APIRouter:
@@ -65,28 +57,6 @@ def router(service: Service, strict: bool) -> APIRouter:
     return routes
 
 
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")
-
-
-def keep_alive(fields: Fields) -> float | None:
-    """Seconds; below 0 for good, None when it is not given."""
-    value = fields.raw("keep_alive")
-    if value is None:
-        return None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
-        return float(value)
-    if isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value):
-        return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(value))
-    raise fields.wrong("keep_alive", f'{value!r:.40} is not a duration such as 300 or "5m"')
-
-
-def _nanoseconds(seconds: float) -> int:
-    return int(seconds * 1e9)
-
-
 class _Endpoint:
     """What generate and chat share."""
 
@@ -112,7 +82,7 @@ class _Endpoint:
         fields, models = self.fields, self.service.models
         stay, stream = keep_alive(fields), fields.flag("stream", True)
         async with AsyncExitStack() as stack:
-            model = await stack.enter_async_context(models.use(_model(fields), stay))
+            model = await stack.enter_async_context(models.use(model_name(fields), stay))
             self.load_seconds = time.perf_counter() - self.started
             self.model = model.name
             prompt = self.prompt(model)
@@ -122,7 +92,7 @@ class _Endpoint:
                 return await self.only_load(model, stay)
             answers = await stack.enter_async_context(self.service.generate(model, [request]))
             if stream:
-                return http.Stream(stack.pop_all(), self.lines(answers), _failed, NDJSON)
+                return http.Stream(stack.pop_all(), self.lines(answers), failed, NDJSON)
             (events,) = await answers.whole()
             text = "".join(event.text for event in events)
             return http.json_response(self.final(answers, events[-1], text))
@@ -144,10 +114,9 @@ class _Endpoint:
         wanted = options.integer("num_ctx", 1, BIG)
         if wanted is not None and wanted > n_ctx:
             raise options.wrong("num_ctx", f"{wanted} is more than this server's context of {n_ctx} (-c)")
-        options.ignore(*_NO_EFFECT)
+        options.ignore(*NO_EFFECT)
         options.refuse("penalize_newline", "newlines are penalized like other tokens", True)
-        limit = options.integer("num_predict", -2, BIG, -1)
-        assert limit is not None
+        limit = options.integer("num_predict", -2, BIG)
         if limit == 0:
             raise options.wrong("num_predict", "0 tokens cannot be generated; -1 is until the end")
         form = ollama_grammar(fields)
@@ -157,7 +126,7 @@ class _Endpoint:
         request = Generate(
             prompt,
             sampling,
-            max_tokens=None if limit < 0 else limit,
+            max_tokens=n_ctx if limit is not None and limit < 0 else limit,
             stop=options.strings("stop"),
             grammar=self.tools.forced or form,
         )
@@ -187,12 +156,12 @@ class _Endpoint:
             **self.piece("" if calls else text, calls),
             "done": True,
             "done_reason": last.finish_reason,
-            "total_duration": _nanoseconds(time.perf_counter() - self.started),
-            "load_duration": _nanoseconds(self.load_seconds),
+            "total_duration": nanoseconds(time.perf_counter() - self.started),
+            "load_duration": nanoseconds(self.load_seconds),
             "prompt_eval_count": stats.n_prompt,
-            "prompt_eval_duration": _nanoseconds(stats.prompt_seconds),
+            "prompt_eval_duration": nanoseconds(stats.prompt_seconds),
             "eval_count": stats.n_generated,
-            "eval_duration": _nanoseconds(stats.generate_seconds),
+            "eval_duration": nanoseconds(stats.generate_seconds),
             **self.more(answers),
         }
 
@@ -236,22 +205,11 @@ class _Chat(_Endpoint):
         return {"message": message}
 
 
-def _model(fields: Fields) -> str:
-    name = fields.text("model") or fields.text("name")
-    if not name:
-        raise fields.wrong("model", "is missing")
-    return name
-
-
-def _failed(error: HTTPError) -> bytes:
-    return http.ndjson({"error": str(error)})
-
-
 async def _vectors(
     service: Service, fields: Fields, strict: bool, name: str, shape: Callable[[list[Any]], dict[str, Any]]
 ) -> Response:
     started = time.perf_counter()
-    async with service.models.use(_model(fields), keep_alive(fields)) as model:
+    async with service.models.use(model_name(fields), keep_alive(fields)) as model:
         loaded = time.perf_counter() - started
         inputs = read_inputs(fields, name)
         truncate = fields.flag("truncate")
@@ -264,8 +222,8 @@ async def _vectors(
             {
                 "model": model.name,
                 **shape(vectors),
-                "total_duration": _nanoseconds(time.perf_counter() - started),
-                "load_duration": _nanoseconds(loaded),
+                "total_duration": nanoseconds(time.perf_counter() - started),
+                "load_duration": nanoseconds(loaded),
                 "prompt_eval_count": n_tokens,
             }
         )

@@ -1,43 +1,39 @@
 """Ollama's model management over the store: tags, show, ps, version, pull, delete, copy.
 
-Models are only ever named, never given as paths: only files of the store are copied or deleted.
+Models are only ever named, never given as paths: only files of the store are deleted.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import re
-import shutil
+import hashlib
+import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from datetime import datetime, timezone
-from functools import lru_cache
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
-from pyllamacpu.files import PartialFile
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, find_file_type
 from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError
-from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.models import Model, ServedFile
-from pyllamacpu.server.ollama import NDJSON
+from pyllamacpu.server.ollama_shapes import Report, model_name, progress, timestamp
 from pyllamacpu.store import resolve_model
+from pyllamacpu.store.blobs import remove_unused
+from pyllamacpu.store.created import NAME, ModelCard, created_dir, link_files, make_model, remove_model
 from pyllamacpu.store.hub import parse_hub_ref
 from pyllamacpu.store.paths import models_dir
 from pyllamacpu.store.quants import quant_of
-from pyllamacpu.store.resolve import model_files
+from pyllamacpu.store.resolve import model_files, own_sampling
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,120}\Z")
-_HEARTBEAT = 1.0  # seconds between two lines about a download
 _NEVER = 4102444800.0  # the year 2100
 _MANY = 64  # items of an array from which `show` leaves it out unless verbose
 
@@ -62,7 +58,7 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/api/show")
     async def show(request: Request) -> Response:
         fields = await http.read_fields(request)
-        file = await service.off_loop(service.models.find, _named(fields))
+        file = await service.off_loop(service.models.find, model_name(fields))
         verbose = fields.flag("verbose")
         fields.finish(strict)
         return http.json_response(await service.off_loop(_show, file, verbose))
@@ -70,20 +66,17 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/api/pull")
     async def pull(request: Request) -> Response:
         fields = await http.read_fields(request)
-        name, stream = _named(fields), fields.flag("stream", True)
+        name, stream = model_name(fields), fields.flag("stream", True)
         fields.refuse("insecure", "only checked connections are made", False)
         fields.finish(strict)
-        if not (parse_hub_ref(name) or _NAME.match(name)):
+        if not (parse_hub_ref(name) or NAME.match(name)):
             raise fields.wrong("model", f"{name!r:.80} is not the name of a model")
-        if stream:
-            return http.Stream(AsyncExitStack(), _pull(name), _failed, NDJSON)
-        await service.off_loop(resolve_model, name)
-        return http.json_response({"status": "success"})
+        return await http.answer(request, progress(partial(_pull, name), stream))
 
     @routes.delete("/api/delete")
     async def delete(request: Request) -> Response:
         fields = await http.read_fields(request)
-        file = await service.off_loop(service.models.find, _named(fields))
+        file = await service.off_loop(service.models.find, model_name(fields))
         fields.finish(strict)
         await _delete(service, file)
         return Response(status_code=200)
@@ -92,9 +85,9 @@ def router(service: Service, strict: bool) -> APIRouter:
     async def copy(request: Request) -> Response:
         fields = await http.read_fields(request)
         file = await service.off_loop(service.models.find, fields.text("source") or "?")
-        target = fields.text("destination") or ""
+        target = (fields.text("destination") or "").removesuffix(":latest")
         fields.finish(strict)
-        if not _NAME.match(target):
+        if not NAME.match(target):
             raise fields.wrong("destination", "a name has letters, digits and . _ - : only")
         await service.off_loop(_copy, service, file, target)
         return Response(status_code=200)
@@ -102,55 +95,57 @@ def router(service: Service, strict: bool) -> APIRouter:
     return routes
 
 
-def _named(fields: Fields) -> str:
-    name = fields.text("model") or fields.text("name")
-    if not name:
-        raise fields.wrong("model", "is missing")
-    return name
-
-
-def _failed(error: HTTPError) -> bytes:
-    return http.ndjson({"error": str(error)})
-
-
 # What there is
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat()
 
 
 def _tag(file: ServedFile) -> dict[str, Any]:
     return {
         "name": file.name,
         "model": file.name,
-        "modified_at": _time(file.modified),
-        "size": file.size,
+        "modified_at": timestamp(file.modified),
+        "size": sum(path.stat().st_size for path in _files(file)),
+        "digest": _digest(file),
         "details": _details(file),
     }
 
 
+def _files(file: ServedFile) -> list[Path]:
+    return [path for path in model_files(file.path) if path.is_file()]
+
+
+def _digest(file: ServedFile) -> str:
+    """Of what a model is: its files as the disk knows them, and its card."""
+    stats = [path.stat() for path in _files(file)]
+    known = [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in stats]
+    card = file.card
+    words = json.dumps([file.name, known, None if card is None else asdict(card)], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
 def _details(file: ServedFile) -> dict[str, Any]:
-    family, size = _family(file.path, file.modified)
+    family, size, kind = _family(file.path, file.modified)
+    card = file.card
     return {
-        "parent_model": "",
+        "parent_model": "" if card is None else card.parent,
         "format": "gguf",
         "family": family,
         "families": [family],
         "parameter_size": size,
-        "quantization_level": quant_of(file.path.name) or "unknown",
+        "quantization_level": quant_of(file.path.name) or kind,
     }
 
 
 @lru_cache(maxsize=256)
-def _family(path: Path, modified: float) -> tuple[str, str]:
-    """(architecture, parameters) of a file that was last changed at `modified`."""
+def _family(path: Path, modified: float) -> tuple[str, str, str]:
+    """(architecture, parameters, file type) of a file that was last changed at `modified`."""
     try:
-        with contextlib.closing(GGUFFile.open(path)) as opened:
+        with GGUFFile.open(path) as opened:
             n = sum(info.n_elements for info in opened.tensors.values())
-            return str(opened.metadata.get("general.architecture", "unknown")), _short(n)
+            kind = find_file_type(str(opened.metadata.get(FILE_TYPE_KEY, "")))
+            name = "unknown" if kind is None else kind.mix
+            return str(opened.metadata.get("general.architecture", "unknown")), _short(n), name
     except PyllamacpuError:
-        return "unknown", "unknown"
+        return "unknown", "unknown", "unknown"
 
 
 def _short(n: int) -> str:
@@ -164,77 +159,105 @@ def _loaded(model: Model) -> dict[str, Any]:
         "size": model.engine.weight_bytes + model.engine.cache.bytes_in_use,
         "size_vram": 0,
         "context_length": model.engine.n_ctx,
-        "expires_at": _time(min(until, _NEVER)),
+        "expires_at": timestamp(min(until, _NEVER)),
     }
 
 
 def _show(file: ServedFile, verbose: bool) -> dict[str, Any]:
-    with contextlib.closing(GGUFFile.open(file.path)) as opened:
+    with GGUFFile.open(file.path) as opened:
         info = {key: _shown(value, verbose) for key, value in opened.metadata.items()}
         template = opened.metadata.get("tokenizer.chat_template")
         fills = "tokenizer.ggml.prefix_token_id" in opened.metadata
+    card = file.card or ModelCard(file.name)
+    own = card.template or (template if isinstance(template, str) else "")
     return {
-        "modelfile": f"FROM {file.name}\n",
-        "parameters": "",
-        "template": template if isinstance(template, str) else "",
-        "modified_at": _time(file.modified),
+        "modelfile": _modelfile(file.name, card),
+        "parameters": "\n".join(_parameters(card)),
+        "template": own,
+        "system": card.system,
+        "license": "\n".join(card.license),
+        "messages": [dict(message) for message in card.messages],
+        "modified_at": timestamp(file.modified),
         "details": _details(file),
         "model_info": info,
         "capabilities": ["completion", "embedding", *(["insert"] if fills else [])],
     }
 
 
+def _parameters(card: ModelCard) -> list[str]:
+    """A line for each, as a Modelfile has them."""
+    rows = []
+    for name, value in card.parameters.items():
+        rows += [(name, item) for item in value] if isinstance(value, (list, tuple)) else [(name, value)]
+    return [f"{name:<30} {json.dumps(value) if isinstance(value, str) else value}" for name, value in rows]
+
+
+def _modelfile(name: str, card: ModelCard) -> str:
+    """What would make the model again."""
+    lines = [f"FROM {card.parent or name}"]
+    lines += [f"PARAMETER {' '.join(line.split(None, 1))}" for line in _parameters(card)]
+    lines += [
+        f'{word} """{text}"""'
+        for word, text in (("TEMPLATE", card.template), ("SYSTEM", card.system))
+        if text
+    ]
+    lines += [f'LICENSE """{text}"""' for text in card.license]
+    lines += [f'MESSAGE {m["role"]} """{m.get("content") or ""}"""' for m in card.messages]
+    return "\n".join(lines) + "\n"
+
+
 def _shown(value: Any, verbose: bool) -> Any:
     """Metadata as JSON has it; long arrays are null unless asked for, as in Ollama."""
     if isinstance(value, (str, bool, int, float)):
         return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.generic):
+        return value.item()
     items = list(value)
     if len(items) > _MANY and not verbose:
         return None
-    return [item if isinstance(item, (str, bool)) else float(item) for item in items]
+    return [_shown(item, verbose) for item in items]
 
 
 # Changes
 
 
-async def _pull(name: str) -> AsyncIterator[bytes]:
-    yield http.ndjson({"status": "pulling manifest"})
-    work = asyncio.get_running_loop().run_in_executor(None, resolve_model, name)
-    while not (await asyncio.wait([work], timeout=_HEARTBEAT))[0]:
-        yield http.ndjson({"status": f"pulling {name}"})
-    path = work.result()
+def _pull(name: str, report: Report) -> None:
+    report("pulling manifest")
+    path = resolve_model(name)
     size = path.stat().st_size
-    yield http.ndjson({"status": f"pulling {name}", "total": size, "completed": size})
-    yield http.ndjson({"status": "success"})
+    report(f"pulling {name}", total=size, completed=size)
 
 
-def _check_stored(file: ServedFile) -> None:
-    if not file.path.resolve().is_relative_to(models_dir().resolve()):
+def _check_stored(service: Service, file: ServedFile) -> None:
+    own = (models_dir(), created_dir())
+    stored = any(file.path.resolve().is_relative_to(folder.resolve()) for folder in own)
+    if not stored or file in service.models.configured:
         raise HTTPError(f"{file.name!r} is not in the store of this server: it stays", status=403)
 
 
 async def _delete(service: Service, file: ServedFile) -> None:
-    _check_stored(file)
+    _check_stored(service, file)
     model = service.models.loaded.get(file.name)
     if model is not None:
         if model.n_users:
             raise HTTPError(f"{file.name!r} is in use", status=409)
         await service.models.unload(model)
-    await service.off_loop(_unlink, file.path)
+    await service.off_loop(_remove, file.path)
 
 
-def _unlink(path: Path) -> None:
-    for part in model_files(path):
-        part.unlink(missing_ok=True)
+def _remove(path: Path) -> None:
+    files = [part for part in model_files(path) if part.is_file()]
+    remove_unused(files)
+    if not remove_model(path):
+        for part in files:
+            part.unlink(missing_ok=True)
 
 
 def _copy(service: Service, file: ServedFile, name: str) -> None:
-    """A second name in the store for the same weights. Parts of a split file belong together by name."""
-    if len(model_files(file.path)) > 1:
-        raise HTTPError(f"{file.name!r} has several files: it cannot be copied under another name")
-    target = models_dir() / f"{name.removesuffix(':latest')}.gguf"
+    """A second name in the store for the same weights."""
     if service.models.exists(name):
         raise HTTPError(f"there is a model {name!r} already", status=409, code="exists")
-    models_dir().mkdir(parents=True, exist_ok=True)
-    with open(file.path, "rb") as source, PartialFile(target) as out:
-        shutil.copyfileobj(source, out, 1 << 20)
+    old = file.card or ModelCard(file.name, file.name, parameters=own_sampling(str(file.path)))
+    make_model(replace(old, name=name), lambda target: link_files(model_files(file.path), target))

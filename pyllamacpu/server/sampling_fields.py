@@ -50,7 +50,7 @@ def read_sampling(fields: Fields, model: Model, known: Mapping[str, Range] = COM
     """The sampling fields of a body, those that `known` has and those that are not numbers: the bias, the
     samplers and DRY's breakers. What is left out is the model's own. Raises HTTPError that names a field.
     """
-    options: dict[str, Any] = {**model.own_sampling, **_numbers(fields, known)}
+    options: dict[str, Any] = {**model.own_sampling, **numbers(fields, known)}
     if bias := logit_bias(fields, model.engine.n_vocab):
         options["logit_bias"] = bias
     if samplers := fields.raw("samplers"):
@@ -63,8 +63,8 @@ def read_sampling(fields: Fields, model: Model, known: Mapping[str, Range] = COM
         raise as_http_error(error) from error
 
 
-def _numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:
-    """The options that `fields` has, by their own names."""
+def numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:
+    """The options that `fields` has, by their own names. Raises HTTPError."""
     found: dict[str, float] = {}
     for name, (option, low, high) in known.items():
         value: float | None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.errors import StoreError
+from pyllamacpu.store.created import ModelCard, card_of, created_models
 from pyllamacpu.store.paths import expanded, models_dir
 from pyllamacpu.store.quants import is_model, part_names, quant_of
 from pyllamacpu.store.starter_model import STARTER
@@ -65,6 +66,7 @@ def list_models() -> list[StoredModel]:
     from pyllamacpu.store.hub import cached_models
 
     stored = [_entry(_store_name(path), model_files(path)) for path in _store_files()]
+    stored += [_created_entry(name, path) for name, path in created_models().items()]
     cached = [_entry(str(reference), parts) for reference, parts in cached_models()]
     return sorted((entry for entry in stored + cached if entry), key=lambda entry: entry.name.lower())
 
@@ -83,6 +85,12 @@ def _entry(name: str, parts: Sequence[Path]) -> StoredModel | None:
     return StoredModel(
         name, parts[0], sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
     )
+
+
+def _created_entry(name: str, path: Path) -> StoredModel | None:
+    """As old as its card: the weights may be another model's too."""
+    entry, card = _entry(name, model_files(path)), card_of(path)
+    return replace(entry, modified=card.created) if entry and card else entry
 
 
 def _is_file(path: Path) -> bool:
@@ -130,9 +138,27 @@ def is_starter(name: str | None) -> bool:
     )
 
 
-def own_sampling(name: str | None) -> dict[str, float]:
-    """Sampler options that a model brings along, for what nobody chose: only the starter model has some."""
+def own_sampling(name: str | None) -> dict[str, Any]:
+    """Sampler options that a model brings along, for what nobody chose: the starter model has some, and those
+    that were created with some.
+    """
+    if card := own_card(name):
+        return card.sampling
     return dict(STARTER.sampling) if is_starter(name) else {}
+
+
+def own_card(name: str | None) -> ModelCard | None:
+    """What a created model has beside its weights; None for any other, and for a name that is not known.
+    Nothing is fetched. Raises StoreError for a name that fits several models.
+    """
+    if name is None:
+        return None
+    path = expanded(name)
+    if _is_file(path):
+        return card_of(path)
+    found = created_models()
+    stored = _stored_name(name, _store_index()) if found else None
+    return card_of(found[stored]) if stored in found else None
 
 
 def _in_store(name: str) -> Path | None:
@@ -182,7 +208,8 @@ def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
 
 
 def _store_index() -> dict[str, Path]:
-    return {_store_name(path): path for path in _store_files()}
+    """All that has a plain name here; a file of the store goes before a created model."""
+    return {**created_models(), **{_store_name(path): path for path in _store_files()}}
 
 
 def _stored_name(name: str, files: dict[str, Path]) -> str | None:
