@@ -278,3 +278,19 @@ def test_damaged_cards(home: Path, path: Path, content: str) -> None:
 def test_files_elsewhere_have_no_card(tmp_path: Path) -> None:
     assert card_of(write_model(tmp_path / "tiny.gguf")) is None
     assert hashlib.sha256(b"x").hexdigest().startswith("2d711642")
+
+
+def test_the_terminal_knows_it_too(home: Path, path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """System prompt, messages, parameters and template of a created model in `chat`."""
+    before = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "world"}]
+    parameters = {"temperature": 0.0, "num_predict": 9, "num_ctx": 128}
+    card = ModelCard(
+        "mine", "", "the hello", "{% for m in messages %}{{ m.content }} {% endfor %}", parameters, before
+    )
+    make_model(card, lambda target: link_files([path], target))
+    with pytest.raises(SystemExit) as ended:
+        main(["chat", "-m", "mine", "-st", "-p", "hello", "--no-show-timings"])
+    assert ended.value.code == 0
+    with Llama(str(path), n_ctx=128, n_threads=1) as llm:
+        expected = llm("the hello hello world hello ", max_tokens=9, temperature=0)["choices"][0]["text"]
+    assert capfd.readouterr().out.strip() == expected.strip()

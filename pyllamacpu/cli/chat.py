@@ -145,21 +145,24 @@ def _session(
 ) -> ChatSession:
     """Load the model and begin a conversation with it."""
     from pyllamacpu.cli.chat_engine import ChatEngine, without_end
-    from pyllamacpu.cli.session import ChatSession
+    from pyllamacpu.cli.session import ChatSession, conversation
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
     if engine.warning:
         say(f"warning: {one_line(engine.warning)}")
     looping = parameters["stop_loops"]
     engine.stop_loops = not ignore_eos if looping is None else looping
+    card, stop = choice.card, stop_texts(parameters["reverse_prompt"], parameters["escape"])
     session = ChatSession(
         engine,
         without_end(sampling, engine.tokenizer) if ignore_eos else sampling,
-        system=system,
-        max_tokens=None if limit < 0 else limit,
-        stop=stop_texts(parameters["reverse_prompt"], parameters["escape"]),
+        system=system if card is None or system is not None else card.system,
+        max_tokens=limit if limit >= 0 else card.max_tokens if card else None,
+        stop=stop or (card.stop if card else ()),
         inputs=_inputs(engine.llm.model_path, choice, parameters),
     )
+    if card and card.messages:
+        session.turns = conversation({"messages": list(card.messages)}, Path(engine.llm.model_path))[1]
     engine.form = parameters["form"]
     session.has_form = engine.form is not None
     session.show_timings = parameters["show_timings"]

@@ -19,6 +19,7 @@ from pyllamacpu.sampling.options import SamplingOptions  # imports nothing heavy
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
+    from pyllamacpu.store.created import ModelCard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -210,17 +211,24 @@ class ModelChoice:
         return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
 
     def own_sampling(self, once: bool) -> dict[str, float]:
-        """Defaults for chats that the model brings along: only the starter model does.
+        """Defaults for chats that the model brings along: the starter model, and those created with some.
 
         A single answer (`once`) is its best guess, the same each time; a conversation has some variety.
         """
         from pyllamacpu.store.resolve import own_sampling
 
         own = own_sampling(self.model)
-        if own and once:
+        if own and once and self.card is None:
             own["temperature"] = 0.0
-            own.pop("top_p")  # has no effect then
+            own.pop("top_p", None)  # has no effect then
         return own
+
+    @property
+    def card(self) -> ModelCard | None:
+        """What belongs to the name of a model that was created here."""
+        from pyllamacpu.store.resolve import own_card
+
+        return own_card(self.model)
 
     def load(self) -> Llama:
         """Find (or fetch) the model and load it. Raises PyllamacpuError.
@@ -232,6 +240,9 @@ class ModelChoice:
         from pyllamacpu.store import resolve_model
 
         path, arguments = str(resolve_model(self.model)), self.arguments()
+        if card := self.card:
+            chosen = template_arguments(self.chat_template or card.template or None)
+            arguments |= {"n_ctx": self.ctx_size or card.n_ctx or 0, **chosen}
         for smaller in _SMALLER_CONTEXTS if self.ctx_size is None else ():
             try:
                 return Llama(path, **arguments)

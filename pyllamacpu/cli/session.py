@@ -360,7 +360,7 @@ class ChatSession:
             raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{path} is not a saved conversation: {error}") from error
-        self.system, self.turns = _conversation(content, path)
+        self.system, self.turns = conversation(content, path)
         self.n_dropped = 0
 
 
@@ -369,7 +369,7 @@ def is_saved_chat(path: Path) -> bool:
     try:
         if path.stat().st_size > _MAX_SAVED:
             return False
-        _conversation(json.loads(path.read_text(encoding="utf-8")), path)
+        conversation(json.loads(path.read_text(encoding="utf-8")), path)
     except (OSError, ValueError, RecursionError):
         return False
     return True
@@ -378,8 +378,8 @@ def is_saved_chat(path: Path) -> bool:
 SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)
 
 
-def _conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
-    """System prompt and turns from the messages of a saved file."""
+def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
+    """System prompt and turns from the messages of a saved file. Raises OptionError."""
     messages = content.get("messages") if isinstance(content, dict) else content
     if not isinstance(messages, list):
         raise OptionError(f'{path} is not a saved conversation: it has no list "messages"')
