@@ -1,4 +1,6 @@
-"""Ollama's dialect, through its own client. Covers server/ollama.py, server/ollama_models.py."""
+"""Ollama's dialect, through its own client. Covers server/ollama.py, server/ollama_models.py,
+server/ollama_shapes.py.
+"""
 
 from __future__ import annotations
 
