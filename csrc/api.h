@@ -319,12 +319,12 @@ int64_t pl_plan_hidden_stride(const pl_plan *plan);
 /* Tokens of one sequence stand together, at consecutive positions below n_ctx; each of the n_sequences has some.
  * Wherever an array is needed, it must not be NULL. */
 typedef struct {
-    int32_t n_tokens, n_outputs, n_logits, n_sequences, n_embeddings;
+    int32_t n_tokens, n_outputs, n_logits, n_sequences, n_embeddings, n_adapters;
     const int32_t *tokens;                /* (n_tokens,) ids; -1 - i: row i of `embeddings` stands in its place */
     const int32_t *positions;             /* (n_tokens,) */
     const int32_t *sequences;             /* (n_tokens,) */
     const int32_t *outputs;               /* (n_outputs,) rows of tokens; logits are wanted of the first n_logits of them */
-    const int32_t *adapters;              /* (n_sequences,) of each sequence, or -1; NULL: none has one */
+    const float *adapter_scales;          /* (n_sequences, n_adapters), 0: not used; NULL: no sequence uses any */
     const float *embeddings;              /* (n_embeddings, embedding_stride) */
     int64_t embedding_stride;             /* floats, at least the model's dim */
     const uintptr_t *const *const *pages; /* pages[space][sequence][position / PL_PAGE_POSITIONS] */

@@ -53,6 +53,17 @@ class ModelError(PyllamacpuError):
     """
 
 
+class AdapterError(PyllamacpuError):
+    """An adapter that cannot be applied: damaged, of another kind, or of another model. `path` is the file,
+    `reason` what is wrong with it.
+    """
+
+    def __init__(self, path: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
 class TokenizerError(PyllamacpuError, ValueError):
     """A tokenizer that cannot be built from the file, or a token id outside the vocabulary."""
 

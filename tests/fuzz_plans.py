@@ -22,6 +22,7 @@ from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.model.weights import Table
 from pyllamacpu.native import ffi, lib
 
 SPACES = (KVSpace("a", 2, 2, 8, 12), KVSpace("b", 1, 1, 16, 16))
@@ -34,6 +35,8 @@ POINTERS = {
     lib.PL_FIELD_TABLE,
     lib.PL_FIELD_SUMS,
 }
+SCALES_OF = np.array([[0.5, 0.0], [0.0, -2.0]] * 8, np.float32)  # of adapters
+SCALES = ffi.cast("const float *", SCALES_OF.ctypes.data)
 NUMBERS = (-(2**31), -3, -2, -1, 0, 1, 2, 3, 7, 8, 16, 31, 32, 64, 1000, 2**24, 2**31 - 1)
 
 
@@ -66,14 +69,30 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     plan.op("squares", x=h, sums=np.zeros(32))
     plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)
-    ids = plan.ints(1, h)
-    plan.op("adapter_ids", ids=ids)
-    order, place, ends = plan.segments(ids, 1)
-    y = plan.segment_linear(plan.gather_rows(h, order, 1), ends, [weights(32, 32)])
-    h = plan.op("sigmoid", x=plan.scatter_rows(y, place, residual=h))
+    adapted(plan, h)
+    h = plan.op("sigmoid", x=h)
     h = plan.select(h)
     plan.output_logits(h, weights(48, 32))
     return h
+
+
+def adapted(plan: Recorder, h: Tensor) -> None:
+    """Adds to h what two adapters make of it; the second has no part in the first product."""
+    table = Table("a", 48, 16, TensorType.F32, np.zeros(48 * 64, np.uint8))
+    looked_up = plan.op("adapter_embed", table=table, adapter=1, factor=0.5, width=16)
+    up = {"n_adapters": 2, "out": [h]}
+    plan.op("adapter_up", x=looked_up, matrices=[None, weights(32, 16)], **up)
+    between = plan.op(
+        "adapter_down",
+        x=h,
+        n_adapters=2,
+        matrices=[weights(8, 32), None, weights(8, 32), weights(20, 32)],
+        factors=vector(np.ones(4)),
+        width=64,
+    )
+    other = plan.op("copy", x=h)
+    matrices = [weights(32, 8), None, weights(32, 8), weights(32, 20)]
+    plan.op("adapter_up", x=between, n_adapters=2, matrices=matrices, out=[h, other])
 
 
 def batch_for(pages: list[Pages], native: NativePlan, rng: random.Random) -> tuple[BatchArrays, Any]:
@@ -86,6 +105,8 @@ def batch_for(pages: list[Pages], native: NativePlan, rng: random.Random) -> tup
     made.embed(np.random.default_rng(n).standard_normal((n, DIM)).astype(np.float32))
     made.pages(pages, {})
     made.native.n_logits = rng.choice((0, 1))
+    if rng.random() < 0.7:
+        made.native.adapter_scales, made.native.n_adapters = SCALES, 2
     outputs = aligned_rows(4, max(16, native.logits_stride)), aligned_rows(4, max(16, native.hidden_stride))
     made.native.logits, made.native.hidden = (ffi.cast("float *", rows.ctypes.data) for rows in outputs)
     return made, outputs

@@ -92,18 +92,18 @@ class Plan:
         sequences: Sequence[int] | None = None,
         lengths: dict[int, Sequence[int]] | None = None,
         outputs: Sequence[int] | None = None,
-        adapters: Sequence[int] | None = None,
+        scales: Floats | None = None,
     ) -> Floats:
-        """The result's rows for `outputs` (all). lengths: by space, of each sequence. adapters: of each
-        sequence.
+        """The result's rows for `outputs` (all). lengths: by space, of each sequence. scales: of
+        adapters, (n_sequences, n_adapters).
         """
         rows = np.ascontiguousarray(np.concatenate(inputs, axis=1), np.float32)
         batch = BatchArrays(len(rows), positions, sequences, outputs)
         batch.embed(rows)
         batch.pages(self.pages, lengths or {})
-        given = np.array([] if adapters is None else adapters, np.int32)
-        if adapters is not None:
-            batch.native.adapters = ffi.cast("const int32_t *", given.ctypes.data)
+        if scales is not None:
+            batch.native.adapter_scales = ffi.cast("const float *", scales.ctypes.data)
+            batch.native.n_adapters = scales.shape[1]
         hidden = aligned_rows(len(batch.outputs), self.native.hidden_stride)
         hidden[:] = np.nan
         batch.native.hidden = ffi.cast("float *", hidden.ctypes.data)

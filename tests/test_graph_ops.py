@@ -191,38 +191,6 @@ def test_scaled_inputs_and_rows_of_no_segment() -> None:
     assert_same_bits(found[best >= 3], x[best >= 3])
 
 
-def test_adapters_of_sequences_as_segments() -> None:
-    """x + B (A x) with the A and B of a sequence's adapter; without one, the bits of x."""
-    lengths, adapters = (5, 1, 40, 3), [1, -1, 0, 1]
-    sequences = np.repeat(range(4), lengths)
-    positions = np.concatenate([np.arange(n) for n in lengths]).tolist()
-    x = random(17, len(sequences), 48)
-    down, up = [random(70 + i, 8, 48) for i in range(2)], [random(80 + i, 48, 8) for i in range(2)]
-    a, b = [matrix(m) for m in down], [matrix(m) for m in up]
-
-    def record(plan: Recorder, t: Tensor) -> Tensor:
-        ids = plan.ints(1, t)
-        plan.op("adapter_ids", ids=ids)
-        order, place, ends = plan.segments(ids, 2)
-        inner = plan.segment_linear(plan.gather_rows(t, order, 1), ends, a)
-        return plan.scatter_rows(plan.segment_linear(inner, ends, b), place, residual=t)
-
-    of_token = np.array(adapters)[sequences]
-    expected = x.astype(np.float64)
-    for t, adapter in enumerate(of_token):
-        if adapter >= 0:
-            expected[t] += up[adapter].astype(np.float64) @ (down[adapter].astype(np.float64) @ x[t])
-    plan = Plan(record, [48])
-    mixed = {"positions": positions, "sequences": sequences.tolist()}
-    found = plan.run(x, **mixed, adapters=adapters)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
-    assert_same_bits(found[of_token < 0], x[of_token < 0])
-    assert_same_bits(plan.run(x, **mixed), x)  # nobody has an adapter
-    for s in range(4):
-        rows = sequences == s
-        assert_same_bits(plan.run(x[rows], adapters=[adapters[s]]), found[rows])
-
-
 # Attention
 
 

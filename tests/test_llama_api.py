@@ -117,7 +117,7 @@ def test_options_that_cannot_be_served(path: Path, options: dict[str, Any]) -> N
         Llama(str(path), **options)
 
 
-@pytest.mark.parametrize("options", [{"lora_path": "x"}, {"kv_overrides": {"a": 1}}])
+@pytest.mark.parametrize("options", [{"kv_overrides": {"a": 1}}])
 def test_options_of_a_later_version_say_so(path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="later version"):
         Llama(str(path), **options)

@@ -66,8 +66,8 @@ static int matrices_ok(const pl_matrices *list, const pl_op_field *f, pl_plan_er
     if (list->n < 1 || list->n > 1 << 20 || !list->items)
         return fail(error, "%s: matrices are missing", f->name);
     for (int64_t i = 0; i < list->n; i++)
-        if (!list->items[i] || !matrix_ok(list->items[i], f, error))
-            return fail(error, "%s: matrix %d is missing", f->name, (int)i);
+        if (!matrix_ok(list->items[i], f, error))
+            return 0;
     return 1;
 }
 

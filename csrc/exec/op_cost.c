@@ -64,6 +64,15 @@ void cost_segments(const pl_plan *plan, const pl_op *op, const pl_workload *w, p
     add_product(op->segment_matmul.matrices.items[0], rows, rows < n ? rows : n, cost);
 }
 
+void cost_low_rank(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
+{
+    (void)plan;
+    const pl_matrices *list = op->head.kind == PL_OP_adapter_down ? &op->adapter_down.matrices : &op->adapter_up.matrices;
+    for (int64_t i = 0; i < list->n; i++)
+        if (list->items[i])
+            add_product(list->items[i], rows_of(op, w), 1, cost);
+}
+
 /* (query, key) pairs of the tokens after `depth`, each seeing up to `window` keys, or those of its chunk. */
 static double pairs_of(const pl_op_attention *f, const pl_workload *w)
 {

@@ -9,6 +9,7 @@ pl_cost_of cost_lookup;   /* a row of a table for each token */
 pl_cost_of cost_elements; /* `amount` operations for each element of `out`, or of the first buffer */
 pl_cost_of cost_products; /* each matrix read once, times all rows */
 pl_cost_of cost_segments; /* likewise, of the matrices that rows can go to */
+pl_cost_of cost_low_rank; /* adapters: as if every sequence used them all */
 pl_cost_of cost_keys;     /* attention over pages */
 pl_cost_of cost_tokens;   /* attention among the tokens of the batch */
 

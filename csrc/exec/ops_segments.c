@@ -1,4 +1,4 @@
-/* Rows in another order, and products of each run of them with a matrix of its own: experts, adapters.
+/* Rows in another order, and products of each run of them with a matrix of its own: experts.
  *
  * top_k says which k segments (experts) each row goes to; segment_rows sorts the (row, slot) pairs by segment:
  *     order[j] = row * k + slot of the j-th pair, place[row][slot] = j, ends[s] = the pairs of segments 0 … s.
@@ -58,25 +58,6 @@ int64_t run_top_k(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     while (PL_TAKE(n, 1, 1)) {
         top_k_of(pl_row(plan, f->x, begin), (int)plan->buffers[f->x].width, f->k, pl_int_row(plan, f->ids, begin),
                  pl_row(plan, f->values, begin));
-        PL_DONE();
-    }
-    return n;
-}
-
-/* ---- adapter_ids ---- */
-
-const char *check_adapter_ids(const pl_plan *plan, const pl_op *op)
-{
-    return plan->buffers[op->adapter_ids.ids].width == 1 ? NULL : "ids are not 1 wide";
-}
-
-int64_t run_adapter_ids(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
-{
-    const pl_batch *b = &plan->batch;
-    int64_t n = b->n_tokens, begin, end;
-    while (PL_TAKE(n, 1, 32)) {
-        for (int64_t t = begin; t < end; t++)
-            pl_int_row(plan, op->adapter_ids.ids, t)[0] = b->adapters ? b->adapters[b->sequences[t]] : -1;
         PL_DONE();
     }
     return n;

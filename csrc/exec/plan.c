@@ -120,6 +120,13 @@ static void note_demands(pl_plan *plan, const pl_op *op)
         int64_t width = plan->buffers[op->embed.out].width;
         plan->embedding_width = width > plan->embedding_width ? width : plan->embedding_width;
     }
+    if (op->head.kind == PL_OP_adapter_embed && op->adapter_embed.table.rows < plan->n_embeddable)
+        plan->n_embeddable = op->adapter_embed.table.rows;
+    int32_t adapters = op->head.kind == PL_OP_adapter_embed  ? op->adapter_embed.adapter + 1
+                       : op->head.kind == PL_OP_adapter_down ? op->adapter_down.n_adapters
+                       : op->head.kind == PL_OP_adapter_up   ? op->adapter_up.n_adapters
+                                                             : 0;
+    plan->n_adapters = adapters > plan->n_adapters ? adapters : plan->n_adapters;
     if (op->head.kind == PL_OP_rope_store)
         plan->uses[op->rope_store.space].stored = 1;
     if (op->head.kind != PL_OP_attention)
@@ -149,6 +156,17 @@ static int64_t scratch_of(const pl_op *ops, int n_ops, const pl_plan_buffer *buf
     return round_up(bytes, 64);
 }
 
+/* The list of matrices that an op has, if it is of such a kind. */
+static pl_matrices *matrices_of(pl_op *op)
+{
+    int n;
+    const pl_op_field *fields = pl_op_kinds[op->head.kind].fields(&n);
+    for (int i = 0; i < n; i++)
+        if (fields[i].type == PL_FIELD_MATRICES)
+            return (pl_matrices *)(void *)((char *)op + fields[i].offset);
+    return NULL;
+}
+
 /* Calls `visit` with every matrix that an op has, of a copy that may be changed. */
 static void each_matrix(pl_op *op, void (*visit)(void *arg, const pl_matrix **matrix), void *arg)
 {
@@ -160,10 +178,11 @@ static void each_matrix(pl_op *op, void (*visit)(void *arg, const pl_matrix **ma
             for (int j = 0; j < fields[i].n; j++)
                 if (((const pl_matrix **)at)[j])
                     visit(arg, (const pl_matrix **)at + j);
-        if (fields[i].type == PL_FIELD_MATRICES)
-            for (int64_t j = 0; j < ((pl_matrices *)at)->n; j++)
-                visit(arg, (const pl_matrix **)(uintptr_t)((pl_matrices *)at)->items + j);
     }
+    pl_matrices *list = matrices_of(op);
+    for (int64_t j = 0; list && j < list->n; j++)
+        if (list->items[j])
+            visit(arg, (const pl_matrix **)(uintptr_t)list->items + j);
 }
 
 static void count_matrix(void *arg, const pl_matrix **matrix)
@@ -182,16 +201,19 @@ static void copy_matrix(void *arg, const pl_matrix **matrix)
 /* Late threads look at matrices while their owner may free them: the plan has copies. */
 static int copy_matrices(pl_plan *plan)
 {
-    int64_t n = 0, listed = 0;
-    for (int i = 0; i < plan->n_ops; i++)
+    int64_t n = 0, n_listed = 0, listed = 0;
+    for (int i = 0; i < plan->n_ops; i++) {
+        const pl_matrices *list = matrices_of(&plan->ops[i]);
+        n_listed += list ? list->n : 0;
         each_matrix(&plan->ops[i], count_matrix, &n);
+    }
     plan->matrices = calloc((size_t)n + 1, sizeof *plan->matrices);
-    plan->matrix_lists = calloc((size_t)n + 1, sizeof *plan->matrix_lists);
+    plan->matrix_lists = calloc((size_t)n_listed + 1, sizeof *plan->matrix_lists);
     if (!plan->matrices || !plan->matrix_lists)
         return 0;
     for (int i = 0; i < plan->n_ops; i++) {
-        pl_matrices *list = &plan->ops[i].segment_matmul.matrices;
-        if (plan->ops[i].head.kind == PL_OP_segment_matmul) {
+        pl_matrices *list = matrices_of(&plan->ops[i]);
+        if (list) {
             memcpy(plan->matrix_lists + listed, list->items, sizeof *list->items * (size_t)list->n);
             list->items = plan->matrix_lists + listed;
             listed += list->n;

@@ -19,7 +19,7 @@ static int counts_ok(const pl_plan *plan, const pl_batch *b)
            b->n_logits >= 0 && b->n_logits <= b->n_outputs && b->n_sequences >= 1 && b->n_sequences <= b->n_tokens &&
            b->n_embeddings >= 0 && b->tokens && b->positions && b->sequences && (b->outputs || b->n_outputs == 0) &&
            (b->n_embeddings == 0 || (b->embeddings && b->embedding_stride >= plan->embedding_width)) && aligned64(b->logits) &&
-           aligned64(b->hidden);
+           aligned64(b->hidden) && (!b->adapter_scales || b->n_adapters >= plan->n_adapters);
 }
 
 static int outputs_ok(const pl_batch *b)

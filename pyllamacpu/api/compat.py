@@ -42,7 +42,6 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "numa": ((False, 0, None), "the thread pool keeps to the CPUs that the process may use"),
     "draft_model": ((None,), "drafts are not used; the tokens are the same without them"),
     "attention_type": ((-1, 0, None), "the attention of a Llama is causal"),
-    "lora_scale": ((1.0, None), "no adapter is loaded"),
     # Retired in llama-cpp-python, still passed by its clients.
     "f16_kv": ((True, None), "the type of the cache is kv_type"),
     "n_parts": ((-1, 1, None), "files in parts are found by themselves"),
@@ -56,7 +55,6 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
 # name: values at which nothing is asked for; others would change the answers
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "kv_overrides": (None, {}),
-    "lora_path": (None,),
     "lora_base": (None,),
     "rope_scaling_type": (-1, None),
     "yarn_ext_factor": (-1.0, None),
@@ -70,7 +68,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _LATER = {
     "kv_overrides": "changing metadata while loading comes with a later version; change the file instead "
     "(`pyllamacpu convert MODEL.gguf --metadata KEY=TYPE:VALUE`)",
-    "lora_path": "LoRA adapters come with a later version; use a model that the adapter is merged into",
 }
 
 _warned: set[str] = set()

@@ -59,6 +59,8 @@ class Llama(Completions):
         kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
             or a quarter of the memory if that is less, but at least one context.
         spm_infill: put the suffix first when filling in the middle.
+        lora_path: a LoRA adapter (GGUF), or a list of files and (file, scale); all of them are applied.
+        lora_scale: the scale of adapters that are given without one.
         verbose: write timings to stderr.
         kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`. A name
             that nobody knows is a UserWarning.
@@ -93,6 +95,8 @@ class Llama(Completions):
         type_v: str | int | None = None,
         kv_bytes: int | None = None,
         spm_infill: bool = False,
+        lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
+        lora_scale: float = 1.0,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -36,6 +36,7 @@ class LoadOptions:
     rope_freq_scale: float = 0.0  # 0: as the file says
     chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
     vocab_only: bool = False
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
 
 
 def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
-    return Engine(
+    engine = Engine(
         file,
         n_ctx=options.n_ctx,
         n_batch=options.n_batch,
@@ -130,6 +131,12 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         rope_freq_base=options.rope_freq_base or None,
         rope_freq_scale=options.rope_freq_scale or None,
     )
+    try:
+        engine.load_adapters(options.adapters)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def cache_type(value: str | int | None, default: str, option: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
+from pyllamacpu.engine.adapters import check_scale
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,8 +36,28 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         rope_freq_scale=given["rope_freq_scale"],
         chat_template=template_choice(given["chat_format"], given["chat_template"]),
         vocab_only=given["vocab_only"],
+        adapters=adapter_files(given["lora_path"], given["lora_scale"]),
         **types,
     )
+
+
+def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:
+    """LoRA files with their scales, of one path or a list of paths and (path, scale). Raises OptionError."""
+    scale = check_scale(1.0 if lora_scale is None else lora_scale)
+    given = (
+        [] if lora_path is None else [lora_path] if isinstance(lora_path, (str, os.PathLike)) else lora_path
+    )
+    if not isinstance(given, (list, tuple)):
+        raise OptionError(f"lora_path={lora_path!r:.80}: give a file, or a list of files and (file, scale)")
+    found = []
+    for item in given:
+        path, own = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, scale)
+        if not isinstance(path, (str, os.PathLike)):
+            raise OptionError(f"lora_path: {item!r:.80} is neither a file nor (file, scale)")
+        if not os.path.exists(path):
+            raise OptionError(f"{os.fsdecode(path)}: no such file; give the path of a LoRA adapter (GGUF)")
+        found.append((os.fsdecode(path), check_scale(own)))
+    return tuple(found)
 
 
 def template_choice(chat_format: str | None, chat_template: str | None) -> str | Format | None:

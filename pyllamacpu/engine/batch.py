@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.engine.adapters import LoadedAdapters
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ContextError, OptionError
@@ -49,7 +50,15 @@ class Batch:
     `hidden_rows`: where the rows of hidden states are among the outputs, in the entries' order.
     """
 
-    def __init__(self, entries: Seq[Entry], n_vocab: int, dim: int, n_batch: int, n_ctx: int) -> None:
+    def __init__(
+        self,
+        entries: Seq[Entry],
+        n_vocab: int,
+        dim: int,
+        n_batch: int,
+        n_ctx: int,
+        adapters: LoadedAdapters | None = None,
+    ) -> None:
         counts = [len(entry.tokens) for entry in entries]
         n_tokens = sum(counts)
         if not 0 < n_tokens <= n_batch:
@@ -80,6 +89,9 @@ class Batch:
         if self.embeddings is not None:
             self.native.embeddings = _floats(self.embeddings)
             self.native.n_embeddings, self.native.embedding_stride = self.embeddings.shape
+        self._scales = None if adapters is None else adapters.rows([e.sequence.adapters for e in entries])
+        if self._scales is not None:
+            self.native.adapter_scales, self.native.n_adapters = _floats(self._scales), self._scales.shape[1]
         tables = [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
         self._spaces = [ffi.new("uintptr_t *[]", space) for space in zip(*tables, strict=True)]
         self._pages = ffi.new("uintptr_t **[]", self._spaces)

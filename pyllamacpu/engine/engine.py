@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllamacpu.engine.adapters import LoadedAdapters
 from pyllamacpu.engine.batch import (
     Batch,
     Entry,
@@ -26,12 +27,14 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.graph.adapters import GraphAdapters
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.limits import cpus_usable, memory_usable
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.lora import AdapterScales, load_adapter
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, pointer
@@ -105,6 +108,9 @@ class Engine:
         self.model = load(file, self.config, self._pool, on_load)
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
+        self.adapters = LoadedAdapters()
+        self.default_adapters: AdapterScales = ()
+        """What new sequences use."""
         self.plan, self._native = self._planned(self.model, input_squares)
         output = self.plan.logits_matrix
         rows = 0 if output is None else output.rows
@@ -133,7 +139,23 @@ class Engine:
         return self._native.n_bytes
 
     def sequence(self) -> Sequence:
-        return Sequence(self.cache)
+        return Sequence(self.cache, self.default_adapters)
+
+    def load_adapters(self, files: Iterable[tuple[str | os.PathLike[str], float]]) -> None:
+        """Loads LoRA adapters beside the model, behind those in `adapters`. New sequences use them at the
+        scales given; others may be told by `Sequence.adapters`.
+
+        Raises AdapterError when one cannot be applied to this model, GGUFError when it is damaged, and
+        OptionError for a scale that is none; then nothing has changed.
+        """
+        with self._lock:
+            arch, weights = self.config.arch, self.model.weights
+            more = [(load_adapter(path, arch, weights, self._pool), scale) for path, scale in files]
+            adapters = self.adapters.extended(adapter for adapter, _ in more)
+            scales = [(len(self.adapters) + i, scale) for i, (_, scale) in enumerate(more)]
+            chosen = (*self.default_adapters, *adapters.scales(scales))
+            self.plan, self._native = self._planned(self.model, adapters=adapters)
+            self.adapters, self.default_adapters = adapters, chosen
 
     def eval(
         self,
@@ -258,9 +280,13 @@ class Engine:
                 del self.model
                 self.file.close()
 
-    def _planned(self, model: Model, sums: InputSquares | None = None) -> tuple[CompiledPlan, NativePlan]:
-        """The plan of a model with this one's config, and its native form."""
-        plan = _recorded(model, sums)
+    def _planned(
+        self, model: Model, sums: InputSquares | None = None, adapters: LoadedAdapters | None = None
+    ) -> tuple[CompiledPlan, NativePlan]:
+        """The plan of a model with this one's config, with those adapters or the loaded ones, and its native
+        form.
+        """
+        plan = _recorded(model, sums, (adapters or self.adapters).of_weights(model.weights))
         return plan, NativePlan(plan, self._pool, self.cache.handles, self.n_batch, self.n_ctx)
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
@@ -269,7 +295,7 @@ class Engine:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
-                batch = Batch(entries, self.n_vocab, self.dim, self.n_batch, self.n_ctx)
+                batch = Batch(entries, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters)
                 n_hidden = batch.n_outputs if batch.hidden_rows else 0
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride) if n_hidden else self._no_hidden
                 batch.point(logits, hidden if n_hidden else None)
@@ -366,10 +392,12 @@ def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:
     return _recorded(load(file, config, None))
 
 
-def _recorded(model: Model, sums: InputSquares | None = None) -> CompiledPlan:
+def _recorded(
+    model: Model, sums: InputSquares | None = None, adapters: GraphAdapters | None = None
+) -> CompiledPlan:
     recorder = Recorder(model.kv_spaces)
     model.record(recorder)
-    return recorder.compile(sums)
+    return recorder.compile(sums, adapters)
 
 
 def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:

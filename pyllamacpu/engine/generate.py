@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError, TokenizerError
+from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import CompiledGrammar
 from pyllamacpu.sampling.loops import LoopDetector
 from pyllamacpu.sampling.rows import Mask
@@ -89,6 +90,7 @@ class Request:
     endless: bool = False  # tokens without text or end, until the context is full: then a ContextError
     progress: bool = False  # events tell how much of the prompt is read
     grammar: CompiledGrammar | None = None  # the form of the answer, which ends when nothing can follow
+    adapters: AdapterScales | None = None  # that the model is changed by; None: the engine's own choice
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
 
 
@@ -97,6 +99,7 @@ class HiddenRequest:
     """Asks for the states (n_tokens, dim) of a text after the final norm."""
 
     prompt: Sequence[int]
+    adapters: AdapterScales | None = None  # as of a Request
 
 
 def make_sampler(

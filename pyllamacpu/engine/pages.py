@@ -6,6 +6,7 @@ sequence has one page table per space.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -17,11 +18,12 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.native import ffi, lib, pointer
 
 PAGE: int = lib.PL_PAGE_POSITIONS
 KEPT_BEHIND = 64  # tokens that a sequence can be cut back by, whatever chunks are over
-STATE_MAGIC = b"PLKV1\0\0\0"
+_STATE_KIND = b"PLKV1"
 _STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
 _DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
 
@@ -197,8 +199,9 @@ class Sequence:
     Made by `Engine.sequence`; freed by `close`, or when it is garbage.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, adapters: AdapterScales = ()) -> None:
         self.cache = cache
+        self.adapters = adapters  # that its keys and values were computed with, and all further ones are
         self.tokens: list[int] = []
         self._tables = [_PageTable(cache, space) for space in cache.token_spaces]
 
@@ -246,7 +249,7 @@ class Sequence:
 
     def fork(self) -> Sequence:
         """A sequence with the same tokens. Pages are shared until one of the two writes to them."""
-        other = Sequence(self.cache)
+        other = Sequence(self.cache, self.adapters)
         other.tokens = list(self.tokens)
         n = -(-len(self.tokens) // PAGE)
         for mine, theirs in zip(self._tables, other._tables, strict=True):
@@ -302,7 +305,7 @@ class Sequence:
         """Tokens, keys and values, for `load` into a sequence of an engine with the same model and cache
         types, as buffers that are good until the next one is asked for.
         """
-        yield _STATE.pack(STATE_MAGIC, self.cache.page_bytes, len(self.tokens))
+        yield _STATE.pack(_state_magic(self.adapters), self.cache.page_bytes, len(self.tokens))
         yield np.asarray(self.tokens, np.int32).tobytes()
         n = -(-len(self.tokens) // PAGE)
         for table in self._tables:
@@ -322,7 +325,13 @@ class Sequence:
         Raises OptionError when the state is damaged or of another model, ContextError when it does not fit.
         """
         magic, page_bytes, n_tokens = _STATE.unpack(_exactly(source, _STATE.size))
-        if magic != STATE_MAGIC or page_bytes != self.cache.page_bytes or n_tokens >= 1 << 31:
+        if magic != _state_magic(self.adapters) and magic[: len(_STATE_KIND)] == _STATE_KIND:
+            raise OptionError("the saved state was computed with other adapters, or other scales of them")
+        if (
+            magic[: len(_STATE_KIND)] != _STATE_KIND
+            or page_bytes != self.cache.page_bytes
+            or n_tokens >= 1 << 31
+        ):
             raise OptionError("the saved state is damaged, or of another model or KV cache type")
         self.close()
         try:
@@ -347,6 +356,14 @@ class Sequence:
             table.push(0 if i < dropped else self.cache.new_page(table.space))
             if i >= dropped:
                 _fill(source, self.cache.bytes_of(table.pages[i], table.space))
+
+
+def _state_magic(adapters: AdapterScales) -> bytes:
+    """A saved state's first 8 bytes: the last three tell adapters and scales apart; zeros: none."""
+    if not adapters:
+        return _STATE_KIND + bytes(3)
+    text = " ".join(f"{adapter.digest} {scale!r}" for adapter, scale in adapters)
+    return _STATE_KIND + hashlib.sha256(text.encode()).digest()[:3]
 
 
 def _exactly(source: BinaryIO, n: int) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Sequence as Seq
 from pyllamacpu.engine.pages import PAGE, KVCache, PageSet, Sequence
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.errors import ContextError
+from pyllamacpu.model.lora import AdapterScales
 
 Key = tuple[int, ...]
 """Tokens of a page: 32, or fewer in a leaf."""
@@ -44,7 +45,8 @@ class PrefixCache:
     """The tree over one `KVCache`, whose limit it shares: it lets go of the least recently used leaves when a
     new page needs room. Pages that running sequences use too stay.
 
-    `extra` keeps apart what has the same tokens and other keys and values (adapters, images).
+    What has the same tokens and other keys and values is kept apart: sequences with other adapters, or other
+    scales of them, and whatever else `extra` tells (images).
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -61,7 +63,7 @@ class PrefixCache:
     def extend(self, sequence: Sequence, tokens: Seq[int], extra: Hashable = None) -> int:
         """Gives an empty `sequence` the longest beginning of `tokens` that is here; returns its length."""
         with self._cache.lock:
-            path = self._path(tokens, extra)
+            path = self._path(tokens, (sequence.adapters, extra))
             for node in path[1:]:
                 sequence.extend_shared(node.key, node.pages)
             at = len(sequence)
@@ -83,14 +85,14 @@ class PrefixCache:
             return False
         return True
 
-    def n_in_use(self, tokens: Seq[int], extra: Hashable = None) -> int:
+    def n_in_use(self, tokens: Seq[int], adapters: AdapterScales = (), extra: Hashable = None) -> int:
         """Full pages of `tokens` that are here and that running sequences use as well."""
         with self._cache.lock:
-            return sum(self._is_pinned(node) for node in self._path(tokens, extra)[1:])
+            return sum(self._is_pinned(node) for node in self._path(tokens, (adapters, extra))[1:])
 
-    def _path(self, tokens: Seq[int], extra: Hashable) -> list[_Node]:
+    def _path(self, tokens: Seq[int], root: Hashable) -> list[_Node]:
         """The root and the full pages that `tokens` begin with."""
-        node = self._roots.get(extra)
+        node = self._roots.get(root)
         path = []
         while node is not None:
             path.append(node)
@@ -100,9 +102,9 @@ class PrefixCache:
 
     def insert(self, sequence: Sequence, extra: Hashable = None) -> None:
         """Keeps the pages of `sequence`, which goes on as before."""
-        tokens, path = sequence.tokens, []
+        tokens, path, root = sequence.tokens, [], (sequence.adapters, extra)
         with self._cache.lock:
-            node = self._roots.setdefault(extra, _Node(None, (), ()))
+            node = self._roots.setdefault(root, _Node(None, (), ()))
             for i in range(-(-len(tokens) // PAGE)):
                 key = tuple(tokens[i * PAGE : (i + 1) * PAGE])
                 n, nearest = node.nearest(key)
@@ -113,7 +115,7 @@ class PrefixCache:
                 node = nearest
                 path.append(node)
             self._touch(path)
-            self._forget_empty(extra)
+            self._forget_empty(root)
 
     def _add(self, parent: _Node, key: Key, pages: PageSet) -> _Node:
         at = bisect_left(parent.order, key)
@@ -176,6 +178,6 @@ class PrefixCache:
                 self._remove(node)
             self._roots.clear()
 
-    def _forget_empty(self, extra: Hashable) -> None:
-        if not self._roots[extra].children:
-            del self._roots[extra]
+    def _forget_empty(self, root: Hashable) -> None:
+        if not self._roots[root].children:
+            del self._roots[root]

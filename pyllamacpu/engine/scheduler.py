@@ -194,6 +194,10 @@ class Scheduler:
     def _admit(self) -> None:
         """Lets requests run in the order of their coming, as long as their pages fit."""
         while handle := next((h for h in self._waiting if not h.paused), None):
+            if handle._sequence is None:
+                handle._sequence = self.engine.sequence()
+                if handle.request.adapters is not None:
+                    handle._sequence.adapters = handle.request.adapters
             if self._running and not self._fits(handle):
                 if any(not h.paused for h in self._running):
                     return
@@ -214,12 +218,10 @@ class Scheduler:
         free = (cache.limit_bytes - cache.bytes_in_use) // cache.page_bytes
         if needed <= free:
             return True
-        there = self.prefixes.evictable_bytes() // cache.page_bytes + self.prefixes.n_in_use(handle.history)
-        return needed <= free + there
+        shared = self.prefixes.n_in_use(handle.history, handle.sequence.adapters)
+        return needed <= free + self.prefixes.evictable_bytes() // cache.page_bytes + shared
 
     def _begin(self, handle: Handle) -> None:
-        if handle._sequence is None:
-            handle._sequence = self.engine.sequence()
         handle._admitted_at = handle._admitted_at or time.perf_counter()
         handle.state = "reading"
         self._running.append(handle)

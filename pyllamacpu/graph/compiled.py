@@ -131,8 +131,10 @@ def _write_matrix(plan: CompiledPlan, at: Any, i: int, value: Matrix | None) -> 
     ffi.cast("const pl_matrix **", at)[i] = ffi.NULL if value is None else value.handle
 
 
-def _write_matrices(plan: CompiledPlan, at: Any, i: int, value: list[Matrix] | None) -> None:
-    handles = ffi.new("const pl_matrix *[]", [matrix.handle for matrix in value or []])
+def _write_matrices(plan: CompiledPlan, at: Any, i: int, value: list[Matrix | None] | None) -> None:
+    handles = ffi.new(
+        "const pl_matrix *[]", [ffi.NULL if matrix is None else matrix.handle for matrix in value or []]
+    )
     plan._lists.append(handles)
     target = ffi.cast("pl_matrices *", at)
     target.items, target.n = handles, len(value or [])

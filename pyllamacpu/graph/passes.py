@@ -2,9 +2,10 @@
 
   1. an addition is folded into the product that made one of its sides (a residual),
   2. neighbouring products of one input (q, k, v; gate, up) become one op: one barrier instead of three,
-  3. silu(gate) * up is folded into the op that makes both, where their matrices are of one type,
-  4. (on request) squares of the products' inputs are added up,
-  5. 8-bit copies that quantized matrices read are made, by the op that makes the input where it can.
+  3. (where there are adapters) what they change follows its product (adapters.py),
+  4. silu(gate) * up is folded into the op that makes both, where their matrices are of one type,
+  5. (on request) squares of the products' inputs are added up,
+  6. 8-bit copies that quantized matrices read are made, by the op that makes the input where it can.
 
 A pass may change the ops that it is given, and returns new ones.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import NativeError
+from pyllamacpu.graph.adapters import GraphAdapters, with_adapters
 from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Op, Tensor
 from pyllamacpu.native import lib
@@ -40,9 +42,14 @@ InputSquares = dict[str, Squares]
 """By a weight's name."""
 
 
-def optimized(ops: list[Op], sums: InputSquares | None = None) -> list[Op]:
+def optimized(
+    ops: list[Op], sums: InputSquares | None = None, adapters: GraphAdapters | None = None
+) -> list[Op]:
     """All passes."""
-    ops = with_gates(with_groups(with_residuals(ops)))
+    ops = with_groups(with_residuals(ops))
+    if adapters is not None:
+        ops = with_adapters(ops, adapters)
+    ops = with_gates(ops)
     if sums is not None:
         ops = with_squares(ops, sums)
     return with_q8(ops)

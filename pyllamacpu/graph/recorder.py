@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pyllamacpu.errors import NativeError
+from pyllamacpu.graph.adapters import GraphAdapters
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Op, Tensor
@@ -109,7 +110,7 @@ class Recorder:
         return ids, values
 
     def segments(self, ids: Tensor, n_segments: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of ids (…, k), which say to which segments (experts, adapters) a row goes: order, place and ends,
+        """Of ids (…, k), which say to which segments (experts) a row goes: order, place and ends,
         as csrc/exec/ops_segments.c has them.
         """
         k = ids.width
@@ -185,6 +186,10 @@ class Recorder:
 
     # ---- the plan ----
 
-    def compile(self, sums: InputSquares | None = None) -> CompiledPlan:
-        """The plan. With `sums`, it also adds up the squares of every product's input in them."""
-        return CompiledPlan(optimized([op.copy() for op in self.ops], sums))
+    def compile(
+        self, sums: InputSquares | None = None, adapters: GraphAdapters | None = None
+    ) -> CompiledPlan:
+        """The plan. With `sums`, it also adds up the squares of every product's input in them; with
+        `adapters`, products also give what these change of them.
+        """
+        return CompiledPlan(optimized([op.copy() for op in self.ops], sums, adapters))

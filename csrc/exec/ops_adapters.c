@@ -1,0 +1,225 @@
+/* Adapters (LoRA): what those of a row's sequence add to the row's products, sum over adapters of scale * factor * B (A x).
+ *
+ * Any number of adapters is there, and a batch mixes sequences that use some of them, or none, each at a scale of its own
+ * (pl_batch.adapter_scales; 0: not used). Lists of matrices have n_adapters items for each product, NULL where an adapter
+ * leaves the product as it is. adapter_down multiplies with every A, side by side in `out`, each in whole panels of columns;
+ * adapter_up multiplies those columns with the B's and adds them to the products, adapter after adapter. Neighbouring rows
+ * that use an adapter go through its matrices together, others are not touched: a row has the same bits in every batch, and
+ * without adapters those that it has where there are none. */
+#include "exec/plan.h"
+#include "types/blocks.h"
+#include "types/matrix.h"
+#include "types/panel.h"
+#include <string.h>
+
+#define ROWS_OF_ITEM 64
+#define UP_PANELS 8 /* of an item */
+
+/* ---- rows and their scales ---- */
+
+static float scale_of(const pl_plan *plan, const pl_op *op, int64_t row, int adapter)
+{
+    const pl_batch *b = &plan->batch;
+    int64_t i = row / op->head.times, t = op->head.rows == PL_ROWS_TOKENS ? i : b->outputs[i];
+    return b->adapter_scales[(int64_t)b->sequences[t] * b->n_adapters + adapter];
+}
+
+/* The next run of rows from *row on, below `end`, that use the adapter -> its end; *row >= end: there is none. */
+static int64_t next_run(const pl_plan *plan, const pl_op *op, int adapter, int64_t *row, int64_t end)
+{
+    int64_t last;
+    while (*row < end && scale_of(plan, op, *row, adapter) == 0)
+        ++*row;
+    for (last = *row; last < end && scale_of(plan, op, last, adapter) != 0;)
+        last++;
+    return last;
+}
+
+static int64_t row_blocks(const pl_plan *plan, const pl_op *op)
+{
+    return plan->batch.adapter_scales ? (pl_op_rows(plan, op) + ROWS_OF_ITEM - 1) / ROWS_OF_ITEM : 0;
+}
+
+static int64_t block_end(const pl_plan *plan, const pl_op *op, int64_t block)
+{
+    int64_t n = pl_op_rows(plan, op), end = (block + 1) * ROWS_OF_ITEM;
+    return end < n ? end : n;
+}
+
+/* Columns that a matrix of `n` ranks takes in the rows between down and up. */
+static int64_t columns_of(int64_t n) { return (n + PL_ROWS - 1) / PL_ROWS * PL_ROWS; }
+
+/* ---- adapter_down ---- */
+
+const char *check_adapter_down(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_adapter_down *f = &op->adapter_down;
+    int64_t columns = 0;
+    if (f->n_adapters < 1 || f->matrices.n % f->n_adapters || f->factors.n != f->matrices.n)
+        return "there is not a matrix and a factor for each adapter of each product";
+    for (int64_t i = 0; i < f->matrices.n; i++) {
+        const pl_matrix *m = f->matrices.items[i];
+        if (m && (!pl_panel_is_float(m->type) || m->cols != plan->buffers[f->x].width))
+            return "a matrix is not of floats, or has other columns than its input";
+        columns += m ? m->panels * PL_ROWS : 0;
+    }
+    return columns <= plan->buffers[f->out].padded && f->out != f->x ? NULL : "out is x, or not wide enough for the matrices' rows";
+}
+
+/* Rows [row, end) of `out` from `column` on: a panel of m times x, times factor and scale. */
+static void down_panel(pl_plan *plan, const pl_op *op, int64_t i, int64_t panel, int64_t column, int64_t row, int64_t end)
+{
+    const pl_op_adapter_down *f = &op->adapter_down;
+    const pl_matrix *m = f->matrices.items[i];
+    const int adapter = (int)(i % f->n_adapters);
+    const pl_plan_buffer *x = &plan->buffers[f->x], *out = &plan->buffers[f->out];
+    for (int64_t last; (last = next_run(plan, op, adapter, &row, end)) > row; row = last) {
+        pl_matmul_run(plan->kernels, &(pl_matmul){.type = m->type,
+                                                  .panels = m->data,
+                                                  .cols = m->cols,
+                                                  .panel0 = panel,
+                                                  .panel1 = panel + 1,
+                                                  .x = x->floats,
+                                                  .x_stride = x->stride,
+                                                  .token0 = row,
+                                                  .token1 = last,
+                                                  .out = out->floats + column,
+                                                  .out_stride = out->stride});
+        for (int64_t r = row; r < last; r++) {
+            float *y = pl_row(plan, f->out, r) + column + panel * PL_ROWS, scale = f->factors.values[i] * scale_of(plan, op, r, adapter);
+            for (int c = 0; c < PL_ROWS; c++)
+                y[c] *= scale;
+        }
+    }
+}
+
+/* An item is a panel of one of the matrices, with a block of rows. */
+int64_t run_adapter_down(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_adapter_down *f = &op->adapter_down;
+    int64_t begin, end, panels = 0, blocks = row_blocks(plan, op);
+    for (int64_t i = 0; i < f->matrices.n; i++)
+        panels += f->matrices.items[i] ? f->matrices.items[i]->panels : 0;
+    while (PL_TAKE(panels * blocks, 1, 1)) {
+        int64_t i = 0, panel = begin % panels, column = 0, block = begin / panels;
+        for (; !f->matrices.items[i] || panel >= f->matrices.items[i]->panels; i++)
+            if (f->matrices.items[i]) {
+                panel -= f->matrices.items[i]->panels;
+                column += f->matrices.items[i]->panels * PL_ROWS;
+            }
+        down_panel(plan, op, i, panel, column, block * ROWS_OF_ITEM, block_end(plan, op, block));
+        PL_DONE();
+    }
+    return panels * blocks;
+}
+
+/* ---- adapter_up ---- */
+
+const char *check_adapter_up(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_adapter_up *f = &op->adapter_up;
+    int64_t columns = 0;
+    if (f->n_adapters < 1 || f->matrices.n % f->n_adapters || f->matrices.n / f->n_adapters > 3)
+        return "there is not a matrix for each adapter of each of up to 3 products";
+    for (int i = 0; i < 3; i++)
+        if ((f->out[i] != PL_NONE) != (i < f->matrices.n / f->n_adapters) || f->out[i] == f->x || f->out[i] == PL_HIDDEN)
+            return "there is not an output for each product, or it is x or the hidden states";
+    for (int64_t i = 0; i < f->matrices.n; i++) {
+        const pl_matrix *m = f->matrices.items[i];
+        const int out = f->out[i / f->n_adapters];
+        if (m && (!pl_panel_is_float(m->type) ||
+                  m->panels * PL_ROWS > (out == PL_LOGITS ? plan->logits_stride : plan->buffers[out].padded)))
+            return "a matrix is not of floats, or out is not wide enough for its rows";
+        columns += m ? columns_of(m->cols) : 0;
+    }
+    return columns <= plan->buffers[f->x].padded ? NULL : "x is not as wide as all the matrices' columns";
+}
+
+/* Panels of the widest matrix of a product; 0: no adapter changes it. */
+static int64_t panels_of(const pl_op_adapter_up *f, int product)
+{
+    int64_t panels = 0;
+    for (int a = 0; a < f->n_adapters; a++) {
+        const pl_matrix *m = f->matrices.items[product * f->n_adapters + a];
+        panels = m && m->panels > panels ? m->panels : panels;
+    }
+    return panels;
+}
+
+/* Adds to rows [row0, end) of a product, in panels from `panel` on, what each adapter in turn gives. */
+static void up_panels(pl_plan *plan, const pl_op *op, int product, int64_t panel, int64_t row0, int64_t end)
+{
+    const pl_op_adapter_up *f = &op->adapter_up;
+    const pl_plan_buffer *x = &plan->buffers[f->x];
+    int64_t stride, column = 0;
+    float *out = pl_result_rows(plan, f->out[product], &stride);
+    for (int64_t i = 0; i < (int64_t)(product + 1) * f->n_adapters; i++) {
+        const pl_matrix *m = f->matrices.items[i];
+        int64_t row = row0, first = column;
+        column += m ? columns_of(m->cols) : 0;
+        if (!m || i < (int64_t)product * f->n_adapters || panel >= m->panels)
+            continue;
+        for (int64_t last; (last = next_run(plan, op, (int)(i % f->n_adapters), &row, end)) > row; row = last)
+            pl_matmul_run(plan->kernels, &(pl_matmul){.type = m->type,
+                                                      .panels = m->data,
+                                                      .cols = m->cols,
+                                                      .panel0 = panel,
+                                                      .panel1 = panel + UP_PANELS < m->panels ? panel + UP_PANELS : m->panels,
+                                                      .x = x->floats + first,
+                                                      .x_stride = x->stride,
+                                                      .token0 = row,
+                                                      .token1 = last,
+                                                      .residual = out,
+                                                      .out = out,
+                                                      .out_stride = stride});
+    }
+}
+
+/* An item is a few panels of one product, with a block of rows. */
+int64_t run_adapter_up(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_adapter_up *f = &op->adapter_up;
+    int64_t begin, end, stride, first[4] = {0}, blocks = row_blocks(plan, op);
+    if (!pl_result_rows(plan, f->out[0], &stride))
+        return 0;
+    for (int i = 0; i < 3; i++)
+        first[i + 1] = first[i] + (f->out[i] == PL_NONE ? 0 : (panels_of(f, i) + UP_PANELS - 1) / UP_PANELS);
+    while (PL_TAKE(first[3] * blocks, 1, 1)) {
+        int64_t item = begin % first[3], block = begin / first[3];
+        int product = item < first[1] ? 0 : item < first[2] ? 1 : 2;
+        up_panels(plan, op, product, (item - first[product]) * UP_PANELS, block * ROWS_OF_ITEM, block_end(plan, op, block));
+        PL_DONE();
+    }
+    return first[3] * blocks;
+}
+
+/* ---- adapter_embed: A is a table, of which the tokens' rows are looked up ---- */
+
+const char *check_adapter_embed(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_adapter_embed *f = &op->adapter_embed;
+    const pl_type_info *info = pl_type_find(f->table.type);
+    if (f->adapter < 0 || f->adapter >= 1 << 20)
+        return "there is no such adapter";
+    return f->table.row_bytes / info->block_bytes * info->block_elements == plan->buffers[f->out].width
+               ? NULL
+               : "out is not as wide as the table";
+}
+
+int64_t run_adapter_embed(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_adapter_embed *f = &op->adapter_embed;
+    const pl_plan_buffer *out = &plan->buffers[f->out];
+    int64_t begin, end, n = plan->batch.adapter_scales ? plan->batch.n_tokens : 0;
+    while (PL_TAKE(n, 1, 1)) {
+        float *y = pl_row(plan, f->out, begin), scale = f->factor * scale_of(plan, op, begin, f->adapter);
+        int64_t token = plan->batch.tokens[begin];
+        memset(y, 0, sizeof(float) * (size_t)out->padded);
+        if (token >= 0) /* otherwise an image's row stands there */
+            pl_dequantize(f->table.type, f->table.data + token * f->table.row_bytes, y, out->width);
+        for (int64_t c = 0; c < out->width; c++)
+            y[c] *= scale;
+        PL_DONE();
+    }
+    return n;
+}

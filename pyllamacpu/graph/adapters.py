@@ -1,0 +1,100 @@
+"""The pass that puts adapters (LoRA) behind the products whose weights they change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pyllamacpu.errors import NativeError
+from pyllamacpu.graph.op_kinds import KINDS
+from pyllamacpu.graph.ops import Op, Tensor
+from pyllamacpu.model.lora import LowRankPair
+from pyllamacpu.model.weights import Matrix, Table, padded_vector
+from pyllamacpu.native import lib
+
+PANEL = 16  # columns between A and B are whole panels
+
+Pairs = Sequence[LowRankPair | None]
+"""Of a weight, for each adapter in turn; None: it leaves the weight as it is."""
+
+
+@dataclass(frozen=True)
+class GraphAdapters:
+    """`n` adapters; `pairs` by id() of the model's weights that some of them change."""
+
+    n: int
+    pairs: Mapping[int, Pairs]
+
+
+def with_adapters(ops: list[Op], adapters: GraphAdapters) -> list[Op]:
+    """After each product of changed weights: all its A's in one op, then all its B's. Products keep their own
+    ops, so rows that use no adapter keep their bits.
+
+    Raises NativeError when a changed weight is in no product that can be changed.
+    """
+    result: list[Op] = []
+    left = set(adapters.pairs)
+    for op in ops:
+        result.append(op)
+        changed = [w for w in _weights(op) if id(w) in adapters.pairs]
+        if changed:
+            left -= {id(w) for w in changed}
+            result += _embedded(op, adapters) if op.name == "embed" else _multiplied(op, adapters)
+    if left:
+        raise NativeError(f"{len(left)} weights that adapters change are in no product that they can change")
+    return result
+
+
+def _weights(op: Op) -> Iterable[Matrix | Table]:
+    if op.name == "embed":
+        return [op.values["table"]]
+    return [m for m in op.values["matrix"] if m is not None] if op.name == "matmul" else []
+
+
+def _multiplied(op: Op, adapters: GraphAdapters) -> list[Op]:
+    """Ops that add to the outputs of a product what adapters change of them."""
+    changed = [i for i, m in enumerate(op.values["matrix"]) if id(m) in adapters.pairs]
+    pairs = [pair for i in changed for pair in adapters.pairs[id(op.values["matrix"][i])]]
+    factors = np.array([pair.factor if pair else 0.0 for pair in pairs], np.float32)
+    x = op.values["x"]
+    between = Tensor(x.recorder, sum(columns(pair) for pair in pairs), x.rows, op.times)
+    down = {
+        "x": x,
+        "n_adapters": adapters.n,
+        "matrices": [pair and pair.a for pair in pairs],
+        "factors": padded_vector("factors", factors),
+        "out": between,
+    }
+    up = _up(between, adapters.n, pairs, [op.values["out"][i] for i in changed])
+    return [
+        Op(KINDS["adapter_down"], op.rows, down, op.times),
+        Op(KINDS["adapter_up"], op.rows, up, op.times),
+    ]
+
+
+def _embedded(op: Op, adapters: GraphAdapters) -> list[Op]:
+    """Likewise for rows of the embedding, of one adapter after another."""
+    ops: list[Op] = []
+    out: Tensor = op.values["out"]
+    for i, pair in enumerate(adapters.pairs[id(op.values["table"])]):
+        if pair is None:
+            continue
+        between = Tensor(out.recorder, pair.b.cols, out.rows)
+        down = {"table": pair.a, "adapter": i, "factor": pair.factor, "out": between}
+        only = [pair if j == i else None for j in range(adapters.n)]
+        ops += [
+            Op(KINDS["adapter_embed"], lib.PL_ROWS_TOKENS, down),
+            Op(KINDS["adapter_up"], lib.PL_ROWS_TOKENS, _up(between, adapters.n, only, [out])),
+        ]
+    return ops
+
+
+def _up(x: Tensor, n: int, pairs: Pairs, out: Sequence[Tensor | int]) -> dict[str, object]:
+    return {"x": x, "n_adapters": n, "matrices": [pair and pair.b for pair in pairs], "out": list(out)}
+
+
+def columns(pair: LowRankPair | None) -> int:
+    """Between A and B."""
+    return 0 if pair is None else -(-pair.b.cols // PANEL) * PANEL

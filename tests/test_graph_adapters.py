@@ -1,0 +1,132 @@
+"""Adapters as ops of a plan, against numpy: graph/adapters.py and csrc/exec/ops_adapters.c."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from plan_harness import Floats, Plan, matrix, vector
+from test_graph_ops import assert_same_bits, random
+
+from pyllamacpu.errors import NativeError
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.graph.adapters import GraphAdapters, with_adapters
+from pyllamacpu.graph.ops import Op, Tensor
+from pyllamacpu.graph.passes import with_groups
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.lora import LowRankPair
+from pyllamacpu.model.weights import Table
+
+LENGTHS = (5, 1, 130, 3, 2)
+SEQUENCES = np.repeat(range(len(LENGTHS)), LENGTHS)
+SCALES = np.array([[0.5, 0], [0, 0], [-2, 1], [1, 0.25], [0, 3]], np.float32)  # of two adapters
+MIXED = {
+    "positions": np.concatenate([np.arange(n) for n in LENGTHS]).tolist(),
+    "sequences": SEQUENCES.tolist(),
+}
+WIDTH, RANKS = 300, (5, 40)
+
+
+def low_rank(
+    seed: int, rank: int, rows: int = WIDTH, kind: TensorType = TensorType.F32
+) -> tuple[Floats, Floats, LowRankPair]:
+    a, b = random(seed, rank, WIDTH) / 16, random(seed + 1, rows, rank)
+    a, b = (x.astype(np.float16).astype(np.float32) for x in (a, b))
+    return a, b, LowRankPair(matrix(a, kind), matrix(b, kind), 0.5)
+
+
+@pytest.mark.parametrize("kind", [TensorType.F32, TensorType.F16])
+def test_down_and_up(kind: TensorType) -> None:
+    """x + the sum over adapters of scale * factor * B A x; the second leaves the first product as it is."""
+    first, second, third = (low_rank(s, r, kind=kind) for s, r in zip((1, 3, 5), (*RANKS, 16), strict=True))
+    x = random(9, len(SEQUENCES), WIDTH)
+
+    def record(plan: Recorder, t: Tensor) -> Tensor:
+        down = [first[2].a, None, second[2].a, third[2].a]
+        between = plan.op(
+            "adapter_down", x=t, n_adapters=2, matrices=down, factors=vector([0.5] * 4), width=80
+        )
+        up = [first[2].b, None, second[2].b, third[2].b]
+        one, two = plan.op("copy", x=t), plan.op("copy", x=t)
+        plan.op("adapter_up", x=between, n_adapters=2, matrices=up, out=[one, two])
+        return plan.add(one, plan.op("scale", x=two, factor=16.0))
+
+    def changed(rows: Floats, used: tuple[tuple[int, tuple[Floats, Floats, LowRankPair]], ...]) -> Floats:
+        total = rows.astype(np.float64)
+        for adapter, (a, b, _) in used:
+            scale = SCALES[SEQUENCES, adapter].astype(np.float64)[:, None] * 0.5
+            total = total + scale * (rows.astype(np.float64) @ a.T @ b.T)
+        return total
+
+    expected = changed(x, ((0, first),)) + 16 * changed(x, ((0, second), (1, third)))
+    plan = Plan(record, [WIDTH])
+    found = plan.run(x, **MIXED, scales=SCALES)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4 * np.abs(expected).max())
+    plain = plan.run(x, **MIXED)
+    assert_same_bits(plain, x + 16 * x)  # nobody uses any
+    assert_same_bits(found[SEQUENCES == 1], plain[SEQUENCES == 1])
+    for n_threads in (1, 3):
+        assert_same_bits(Plan(record, [WIDTH], n_threads=n_threads).run(x, **MIXED, scales=SCALES), found)
+    for i in (0, 4, 5, 6, 40, 135, 140):  # row by row
+        row = plan.run(x[i : i + 1], scales=SCALES[SEQUENCES[i]][None])
+        assert_same_bits(row, found[i : i + 1])
+
+
+def test_rows_of_outputs_have_their_sequences_scales() -> None:
+    a, b, pair = low_rank(1, 16)
+    x = random(9, len(SEQUENCES), WIDTH)
+
+    def record(plan: Recorder, t: Tensor) -> Tensor:
+        t = plan.op("scale", x=plan.select(t), factor=1.0)
+        between = plan.op(
+            "adapter_down", x=t, n_adapters=2, matrices=[None, pair.a], factors=vector([0, 1]), width=16
+        )
+        out = plan.op("copy", x=t)
+        plan.op("adapter_up", x=between, n_adapters=2, matrices=[None, pair.b], out=[out])
+        return out
+
+    outputs = [140, 3, 5, 70, 137]
+    found = Plan(record, [WIDTH]).run(x, **MIXED, outputs=outputs, scales=SCALES)
+    scale = SCALES[SEQUENCES[outputs], 1][:, None]
+    np.testing.assert_allclose(found, x[outputs] + scale * (x[outputs] @ a.T @ b.T), rtol=1e-4, atol=1e-3)
+
+
+def test_the_pass_keeps_products_whole_and_adds_two_ops_for_neighbours() -> None:
+    """q, k and v stay one product; A's of both that are changed are in one op, and so are the B's."""
+    *_, pair = low_rank(1, 4, rows=32)
+    recorder = Recorder()
+    q, k, v = (matrix(random(i, 32, WIDTH), name=name) for i, name in enumerate("qkv"))
+    x = recorder.embed(Table("t", 1, WIDTH, TensorType.F32, np.zeros(4 * WIDTH, np.uint8)))
+    for weight in (q, k, v):
+        recorder.linear(x, weight)
+    adapters = GraphAdapters(2, {id(q): [pair, None], id(v): [pair, pair]})
+    ops = recorder_ops(recorder, adapters)
+    assert [op.name for op in ops] == ["embed", "matmul", "adapter_down", "adapter_up"]
+    assert ops[2].values["matrices"] == [pair.a, None, pair.a, pair.a]
+    product = ops[1].values["out"]
+    assert ops[3].values["out"] == [product[0], product[2]]
+    with pytest.raises(NativeError, match="1 weights that adapters change"):
+        recorder_ops(recorder, GraphAdapters(1, {id(pair.a): [pair]}))
+
+
+def recorder_ops(recorder: Recorder, adapters: GraphAdapters) -> list[Op]:
+    return with_adapters(with_groups([op.copy() for op in recorder.ops]), adapters)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"width": 16}, "not wide enough"),
+        ({"factors": vector([1.0])}, "a factor for each"),
+        ({"n_adapters": 3}, "a factor for each"),
+    ],
+)
+def test_wrong_ops_are_refused(change: dict, says: str) -> None:
+    *_, pair = low_rank(1, 40)
+    fields = {
+        "n_adapters": 2,
+        "matrices": [pair.a, None],
+        "factors": vector([1.0, 1.0]),
+        "width": 48,
+    } | change
+    with pytest.raises(NativeError, match=says):
+        Plan(lambda plan, t: plan.op("adapter_down", x=t, **fields), [WIDTH])
