@@ -108,9 +108,9 @@ def _parent(p: Prefix) -> Prefix:
 
 
 def nodes(prefixes: PrefixCache) -> dict[Place, Any]:
-    """The nodes of the tree by their place."""
+    """The nodes of the tree by their place, without what tells adapters apart: none are used here."""
     found: dict[Place, Any] = {}
-    for extra, root in prefixes._roots.items():
+    for (_, extra), root in prefixes._roots.items():
         todo: list[tuple[Any, Prefix]] = [(root, ())]
         while todo:
             node, before = todo.pop()
