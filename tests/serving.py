@@ -66,6 +66,13 @@ class Running:
             connection.sendall(data)
             return connection.recv(n)
 
+    def whole(self, data: bytes) -> bytes:
+        """All that comes back for `data` on a fresh connection, which the server closes."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(data)
+            with connection.makefile("rb") as file:
+                return file.read()
+
     def wait_idle(self) -> None:
         """Until nothing is running: a client's leaving takes a moment to be noticed."""
         service = self.server.service

@@ -132,12 +132,68 @@ def test_only_this_machine_without_a_key(capfd: pytest.CaptureFixture[str]) -> N
         (b"[" * 100000, "nested too deeply"),
         (b'{"temperature": NaN}', "NaN"),
         (b'{"n": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"temperature": 1e400}', "too large"),
+        (b'{"user": "a", "n": 1, "user": "b"}', "user: is given twice"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800 x"}]}', "surrogate"),
+        (b'{"\\uDFFF": 1}', "surrogate"),
+        (b'\xef\xbb\xbf{"model": "tiny"}', "BOM"),
     ],
 )
 def test_bodies_that_are_none(running: Running, body: bytes, says: str) -> None:
+    """In the shape of each dialect."""
     with running.client() as client:
-        response = client.post("/v1/chat/completions", content=body)
-    assert response.status_code == 400 and says in response.json()["error"]["message"]
+        for url in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/completion"):
+            response = client.post(url, content=body)
+            error = response.json()["error"]
+            assert response.status_code == 400 and says in (error if url == "/api/chat" else error["message"])
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Content-Type": "application/json; charset=UTF-8"}, 200),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 200),  # of curl -d
+        ({"Content-Type": "application/vnd.x+json"}, 200),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
+        ({"Content-Type": "text/html"}, 415),
+        ({"Content-Type": "application/json; charset=latin-1"}, 415),
+        ({"Content-Encoding": "gzip"}, 415),
+    ],
+)
+def test_kinds_of_bodies(running: Running, headers: dict[str, str], status: int) -> None:
+    with running.client() as client:
+        response = client.post("/tokenize", content='{"content": "\\ud83d\\ude00"}', headers=headers)
+    assert response.status_code == status
+
+
+@pytest.mark.parametrize("lines", [["bad header"], ["Content-Length: -3"], ["X: " + "y" * 100000], []])
+def test_malformed_http_is_refused_in_the_shape_of_the_dialect(running: Running, lines: list[str]) -> None:
+    hosts = ["Host: localhost"] if lines else []
+    for url in ("/v1/messages", "/api/chat", "/v1/completions"):
+        answer = running.whole(head(*hosts, *lines, path=url, method="POST"))
+        status, body = answer.split(b" ")[1], json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert status in (b"400", b"431") and b"content-type: application/json" in answer.lower()
+        assert ("type" in body) == (url == "/v1/messages")
+        assert isinstance(body["error"], str) == (url == "/api/chat")
+
+
+def test_internal_errors_are_answers(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also of routes that belong to no dialect."""
+
+    def broken(*_: object) -> None:
+        raise KeyError("bug")
+
+    with serving(("tiny", path)) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        running.server.metrics.text = broken  # type: ignore[assignment]
+        running.server.service.models.files = broken  # type: ignore[union-attr,assignment]
+        for url in ("/metrics", "/v1/models", "/api/tags"):
+            response = running.get(url)
+            assert response.status_code == 500 and "KeyError" in response.text
+        running.server.health = broken  # type: ignore[assignment]
+        assert running.get("/health").status_code == 500
+    assert "bug" in caplog.text
 
 
 def test_sizes_are_limited(running: Running) -> None:
@@ -172,6 +228,7 @@ def test_a_body_that_does_not_come_is_given_up(path: Path) -> None:
 
 
 def test_unknown_paths_and_methods(running: Running) -> None:
+    assert running.get("/v1/chat/completions").headers["allow"] == "POST"
     for url, status in (("/nope", 404), ("/v1/chat/completions", 405), ("/../../etc/passwd", 404)):
         response = running.get(url)
         assert response.status_code == status and response.json()["error"]["message"]

@@ -109,7 +109,8 @@ def test_properties(running: Running) -> None:
     assert props["default_generation_settings"]["n_ctx"] == 256 and props["bos_token"] == "<s>"
     slots = running.get("/slots").json()
     assert len(slots) == props["total_slots"] and not any(slot["is_processing"] for slot in slots)
-    assert running.post("/rerank", query="x", documents=["y"]).status_code == 501
+    refused = running.post("/rerank", query="x", documents=["y"])
+    assert refused.status_code == 400 and "reranker" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

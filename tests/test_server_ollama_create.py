@@ -123,6 +123,10 @@ def test_files_that_were_sent(client: ollama.Client, running: Running, path: Pat
         wrong = http.post(f"/api/blobs/sha256:{'0' * 64}", content=b"x")
         assert wrong.status_code == 400 and "sha256:2d711642" in wrong.json()["error"]
         assert http.post(f"/api/blobs/{digest}", content=b"").status_code == 200
+    head = (
+        f"POST /api/blobs/sha256:{'0' * 64} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**15}\r\n\r\n"
+    )
+    assert running.raw(head.encode()).startswith(b"HTTP/1.1 413")
     steps = list(client.create("sent", files={"x.gguf": digest}, stream=True))
     assert steps[-1].status == "success"
     expected = client.chat("tiny", QUESTION, options=GREEDY).message.content

@@ -148,11 +148,12 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         words = {404: "there is no such path", 405: "this path does not take that method"}
         message = words.get(error.status_code, str(error.detail))
-        return http.error_response(request.url.path, HTTPError(message, status=error.status_code))
+        response = http.error_response(request.url.path, HTTPError(message, status=error.status_code))
+        response.headers.update(error.headers or {})  # the methods that a path takes
+        return response
 
     app.add_exception_handler(PyllamacpuError, failed)
     app.add_exception_handler(HTTPException, refused)
-    app.add_exception_handler(Exception, failed)
 
 
 def _add_own_routes(app: FastAPI, server: Server) -> None:

@@ -13,7 +13,6 @@ _OPENAI_TYPES = {
     404: "not_found_error",
     413: "invalid_request_error",
     500: "server_error",
-    501: "not_supported_error",
     503: "unavailable_error",
 }
 _ANTHROPIC_TYPES = {

@@ -10,19 +10,22 @@ import asyncio
 import hmac
 import ipaddress
 import json
+import logging
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pyllamacpu.server.errors import HTTPError, error_body
+from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("pyllamacpu.server")
 
 MAX_HEADERS = 32 << 10  # bytes
 _PUBLIC = ("/", "/health", "/v1/health")  # need no key
@@ -68,8 +71,12 @@ class Guard:
         }
         cors = self._cors(headers)
 
+        begun = False
+
         async def answer(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._count(_counted_path(scope), message["status"])
                 message["headers"] = [*message.get("headers", []), *cors]
             await send(message)
@@ -84,12 +91,15 @@ class Guard:
             limit = math.inf if scope["path"].startswith(_FILES) else self._options.max_body
             _check_length(headers, limit)
         except HTTPError as error:
-            body = json.dumps(error_body(scope["path"], error)).encode()
-            more = [(k.encode(), v.encode()) for k, v in error.headers.items()]
-            more += [(b"content-type", b"application/json"), (b"connection", b"close")]
-            await _respond(answer, error.status, body, more)
+            await _refuse(answer, scope["path"], error)
             return
-        await self._app(scope, self._limited(receive, limit), answer)
+        try:
+            await self._app(scope, self._limited(receive, limit), answer)
+        except Exception as error:
+            log.error("%s failed", scope["path"], exc_info=error)
+            if begun:  # the answer ends where it is
+                raise
+            await _refuse(answer, scope["path"], as_http_error(error))
 
     def _limited(self, receive: Receive, limit: float) -> Receive:
         """`receive` with the limits of a body's size and time; they raise HTTPError in the application."""
@@ -214,6 +224,14 @@ def _counted_path(scope: Scope) -> str:
     """The path of a known route: others are one, so that a client cannot make endless labels."""
     route = scope.get("route")
     return getattr(route, "path", None) or "other"
+
+
+async def _refuse(send: Send, path: str, error: HTTPError) -> None:
+    """An error in the shape of the path's dialect; the connection ends, as its request may not be read."""
+    body = json.dumps(error_body(path, error)).encode()
+    more = [(k.encode(), v.encode()) for k, v in error.headers.items()]
+    more += [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await _respond(send, error.status, body, more)
 
 
 async def _respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -23,18 +24,40 @@ Result = TypeVar("Result")
 
 _SMALL = 1 << 17  # bytes of JSON that are parsed in the event loop
 _IMPOSSIBLE = -9999.0  # a logarithm
-_LEFT = 499  # the status of a request whose client has left; nobody reads it
+_KINDS = ("", "application/json", "text/json", "text/plain", "application/x-www-form-urlencoded")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+LEFT = 499  # the status of a request whose client has left; nobody reads it
 
 
 async def read_fields(request: Request) -> Fields:
     """The body as a JSON object. Raises HTTPError."""
+    _check_kind(request)
     try:
         body = await request.body()
     except ClientDisconnect:
-        raise HTTPError("the client left before its request was whole", status=_LEFT) from None
+        raise HTTPError("the client left before its request was whole", status=LEFT) from None
     if len(body) <= _SMALL:
         return _parse(body)
     return await asyncio.get_running_loop().run_in_executor(None, _parse, body)
+
+
+def _check_kind(request: Request) -> None:
+    """Raises HTTPError for a body that says it is something other than JSON. One that says nothing, or what
+    `curl -d` says of every body, is read as JSON.
+    """
+    stated = request.headers.get("content-type", "")
+    kind, _, rest = stated.partition(";")
+    kind = kind.strip().lower()
+    if kind not in _KINDS and not kind.endswith("+json"):
+        raise HTTPError(
+            f"the body must be JSON (Content-Type: application/json), not {kind[:80]}", status=415
+        )
+    charset = re.search(r"charset=\"?([\w-]+)", rest, re.IGNORECASE)
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise HTTPError(f"the body must be UTF-8, not {charset[1]}", status=415)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise HTTPError(f"the body must be plain: {coding[:40]} is not read", status=415)
 
 
 def _parse(body: bytes) -> Fields:
@@ -44,9 +67,17 @@ def _parse(body: bytes) -> Fields:
 def parse_json(data: bytes, name: str) -> Any:
     """A value from JSON in UTF-8; messages call the text by `name`. Raises HTTPError."""
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        text = data.decode("utf-8")
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_number, object_pairs_hook=_without_doubles
+        )
+        if _SURROGATE.search(text):
+            _dump(value).encode("utf-8")  # pairs are letters, lone ones are none
+        return value
     except UnicodeDecodeError as error:
         raise HTTPError(f"{name} is not UTF-8: byte {error.start}") from None
+    except UnicodeEncodeError:
+        raise HTTPError(f"{name} has a lone surrogate (\\ud800 to \\udfff), which is not text") from None
     except RecursionError:
         raise HTTPError(f"{name} is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, integers of thousands of digits
@@ -55,6 +86,23 @@ def parse_json(data: bytes, name: str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is too large for a number")
+    return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two fields with one name nobody knows which is meant. Raises HTTPError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise HTTPError(f"{name[:80]}: is given twice in one object", param=name[:80], code="invalid_value")
+    return found
 
 
 def dump(value: Any) -> str:
@@ -134,7 +182,7 @@ async def answer(request: Request, work: Awaitable[Response]) -> Response:
     except asyncio.CancelledError:
         if not await request.is_disconnected():
             raise
-        return JSONResponse(None, _LEFT)
+        return JSONResponse(None, LEFT)
 
 
 class Stream(StreamingResponse):

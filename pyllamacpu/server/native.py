@@ -53,8 +53,9 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/rerank")
     @routes.post("/reranking")
     @routes.post("/v1/rerank")
-    async def rerank() -> Response:
-        raise HTTPError("a language model cannot rank documents; that takes a reranker", status=501)
+    async def rerank(request: Request) -> Response:
+        await http.read_fields(request)
+        raise HTTPError("a language model cannot rank documents; that takes a reranker", code="not_supported")
 
     return routes
 

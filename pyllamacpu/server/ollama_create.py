@@ -12,7 +12,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
+from pyllamacpu.errors import OutputError
 from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields
@@ -59,7 +61,10 @@ async def _take(request: Request, digest: str) -> None:
     """The body into the store, piece by piece; the client may stop at any time."""
     loop, stated = asyncio.get_running_loop(), request.headers.get("content-length", "")
     size = int(stated) if stated.isdecimal() and len(stated) < 16 else 0
-    writer = await loop.run_in_executor(None, BlobWriter, digest, size)
+    try:
+        writer = await loop.run_in_executor(None, BlobWriter, digest, size)
+    except OutputError as error:
+        raise HTTPError(f"the file cannot be taken: {error.reason}", status=413, code="no_room") from None
     try:
         held = bytearray()
         async for chunk in request.stream():
@@ -69,6 +74,8 @@ async def _take(request: Request, digest: str) -> None:
                 held.clear()
         await loop.run_in_executor(None, writer.write, bytes(held))
         await loop.run_in_executor(None, writer.publish)
+    except ClientDisconnect:
+        raise HTTPError("the client left before the file was whole", status=http.LEFT) from None
     finally:
         writer.discard()
 

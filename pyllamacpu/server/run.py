@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.guard import MAX_HEADERS
 
 log = logging.getLogger("pyllamacpu.server")
 
 HEADER_SECONDS = 15.0  # that a request's headers may take to come
+_MAX_LINE = 4096  # bytes of a request's first line that are looked at for its path
 
 
 class Protocol(H11Protocol):
@@ -26,11 +33,40 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._head = b""  # the beginning of the request that comes
         self._impatience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._head = data[:_MAX_LINE]
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._impatience.cancel()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is not HTTP: the reason, in the shape of the path's dialect as far as there is a path."""
+        error = sys.exc_info()[1]
+        hint = getattr(error, "error_status_hint", 400)
+        words = re.sub(r"bytearray\(b(.*)\)", r"\1", str(error or msg))
+        refusal = HTTPError(f"malformed HTTP: {words}", status=hint if 400 <= hint < 500 else 400)
+        data = json.dumps(error_body(self._path(), refusal)).encode("ascii", "replace")
+        reason = HTTPStatus(refusal.status).phrase
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+        headers.append((b"connection", b"close"))
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer that has begun ends where it is
+            start = h11.Response(status_code=refusal.status, headers=headers, reason=reason.encode())
+            events = (start, h11.Data(data=data), h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
+
+    def _path(self) -> str:
+        """Of the request whose body comes, or of the one whose headers cannot be read."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            return str(self.scope["path"])
+        words = self._head.split(b"\r\n")[0].split(b" ")
+        return words[1].decode("latin-1") if len(words) > 1 else ""
 
     def _give_up(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
