@@ -60,7 +60,7 @@ def router(service: Service, strict: bool) -> APIRouter:
 async def _take(request: Request, digest: str) -> None:
     """The body into the store, piece by piece; the client may stop at any time."""
     loop, stated = asyncio.get_running_loop(), request.headers.get("content-length", "")
-    size = int(stated) if stated.isdecimal() and len(stated) < 16 else 0
+    size = int(stated) if stated.isdecimal() and len(stated) < 19 else 0
     try:
         writer = await loop.run_in_executor(None, BlobWriter, digest, size)
     except OutputError as error:
