@@ -19,6 +19,7 @@ from pyllamacpu.engine.pages import PAGE
 _WINDOW = 64  # measured steps of each kind that count
 _REFIT_AFTER = 16  # measured steps
 _ROUNDS = 4  # of weighing down outliers
+_CAREFUL = 0.9  # of the wanted time is planned for: steps take longer than expected as often as shorter
 _OUTLIER = 0.3  # relative error from which a step counts less
 
 Floats = npt.NDArray[np.float64]
@@ -60,7 +61,7 @@ class CostModel:
         most `target` seconds: whole pages, one at the least.
         """
         _, b, _, d = self._fitted()
-        left = target - self.seconds(decoding)
+        left = _CAREFUL * target - self.seconds(decoding)
         per_token = b + d * depth
         tokens = left / per_token if per_token > 0 else 0.0
         return max(PAGE, int(min(tokens, self._known(target))) // PAGE * PAGE)

@@ -26,6 +26,7 @@ log = logging.getLogger("pyllamacpu.server")
 
 HEADER_SECONDS = 15.0  # that a request's headers may take to come
 _MAX_LINE = 4096  # bytes of a request's first line that are looked at for its path
+SWITCH_SECONDS = 0.001  # that threads with prompts may keep the interpreter from the engine's, after a step
 
 
 class Protocol(H11Protocol):
@@ -142,6 +143,7 @@ def make_server(
 def run(app: FastAPI, host: str, port: int, grace: float, on_ready: Callable[[str], None]) -> bool:
     """Serves until a signal; whether it could start."""
     server = make_server(app, host, port, grace, on_ready)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         asyncio.run(server.serve())
     except SystemExit:  # uvicorn's way to say that it cannot listen; the log has the reason

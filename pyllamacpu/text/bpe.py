@@ -75,8 +75,7 @@ class ByteLevelTokenizer(Tokenizer):
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
         ids: list[int] = []
         cache = self._cache
-        # Bytes that are not UTF-8 pass through as lone surrogates: no letters, no digits, no space.
-        for word in self._words.split(text.decode("utf-8", "surrogateescape").translate(self._replaced)):
+        for word in self._words.split(self._decoded(text)):
             known = cache.get(word)
             if known is None:
                 known = tuple(self._encode_word(word.encode("utf-8", "surrogateescape")))
@@ -86,6 +85,13 @@ class ByteLevelTokenizer(Tokenizer):
                     cache[word] = known
             ids.extend(known)
         return ids
+
+    def _decoded(self, text: bytes) -> str:
+        """Bytes that are not UTF-8 pass through as lone surrogates: no letters, no digits, no space."""
+        try:
+            return text.decode("utf-8")
+        except UnicodeDecodeError:
+            return text.decode("utf-8", "surrogateescape").translate(self._replaced)
 
     def _encode_word(self, word: bytes) -> list[int]:
         letters = to_letters(word)
