@@ -20,7 +20,7 @@
 static float scale_of(const pl_plan *plan, const pl_op *op, int64_t row, int adapter)
 {
     const pl_batch *b = &plan->batch;
-    int64_t i = row / op->head.times, t = op->head.rows == PL_ROWS_TOKENS ? i : b->outputs[i];
+    int64_t i = op->head.times == 1 ? row : row / op->head.times, t = op->head.rows == PL_ROWS_TOKENS ? i : b->outputs[i];
     return b->adapter_scales[(int64_t)b->sequences[t] * b->n_adapters + adapter];
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.model.config import kv_type
+from pyllamacpu.model.lora import Adapter
 from pyllamacpu.sampling.options import MAX_SEED
 
 
@@ -124,6 +125,36 @@ class Llama(Completions):
         self._types, self.n_batch = (options.type_k, options.type_v), options.n_batch
         warn_of_model(self.model_path, parts, options)
         self._own_attributes = frozenset(self.__dict__)
+
+    @property
+    def adapters(self) -> list[tuple[Adapter, float]]:
+        """The LoRA adapters that are loaded, in their order, and the scales at which calls apply them."""
+        engine = self.engine
+        applied = {id(adapter): scale for adapter, scale in engine.default_adapters}
+        return [(adapter, applied.get(id(adapter), 0.0)) for adapter in engine.adapters]
+
+    def set_adapters(self, scales: Mapping[int, float]) -> None:
+        """From now on calls apply the adapters of these numbers at these scales, and no others.
+
+        What was evaluated before is evaluated again when it is needed. Raises OptionError.
+        """
+        engine = self.engine
+        chosen = engine.adapters.scales(scales.items())
+        self._use_adapters(lambda: setattr(engine, "default_adapters", chosen))
+
+    def load_adapters(self, files: Iterable[tuple[str | os.PathLike[str], float]]) -> None:
+        """Loads LoRA adapters behind those that are loaded, and applies them at the scales given.
+
+        Raises AdapterError, GGUFError, OptionError; then nothing has changed.
+        """
+        self._use_adapters(lambda: self.engine.load_adapters(files))
+
+    def _use_adapters(self, change: Callable[[], None]) -> None:
+        with self._busy:
+            session = self._changing()
+            change()
+            session.truncate(0)
+            session.sequence.adapters = self.engine.default_adapters
 
     @classmethod
     def from_pretrained(

@@ -29,6 +29,7 @@ class BenchOptions:
     type_k: tuple[str, ...] = ("f16",)
     type_v: tuple[str, ...] = ("f16",)
     n_threads: tuple[int, ...] = (0,)
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0
@@ -48,6 +49,7 @@ class Setup:
     type_v: str
     n_batch: int
     n_ubatch: int
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
 
     @property
     def step_tokens(self) -> int:
@@ -106,4 +108,4 @@ def _setups(options: BenchOptions) -> Iterator[Setup]:
         options.n_batch,
         options.n_ubatch,
     ):
-        yield Setup(*values)
+        yield Setup(*values, options.adapters)

@@ -176,7 +176,9 @@ def open_engine(setup: Setup, n_ctx: int) -> Engine:
     options |= {"n_threads": setup.n_threads or None, "type_k": setup.type_k, "type_v": setup.type_v}
     file = GGUFFile.open(setup.model)
     try:
-        return Engine(file, **options)
+        engine = Engine(file, **options)
+        engine.load_adapters(setup.adapters)
+        return engine
     except BaseException:
         file.close()
         raise

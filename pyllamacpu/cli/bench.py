@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
@@ -52,6 +53,7 @@ _TESTS = options(
     click.option(
         "-m", "--model", "models", multiple=True, metavar="MODEL", help="A model; the starter model if none."
     ),
+    lora_option,
     _many("-p", "--n-prompt", default="512", text="Tokens of a prompt; 0 for none."),
     _many("-n", "--n-gen", default="128", text="Tokens to generate; 0 for none."),
     _many(
@@ -180,6 +182,7 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
     values |= {"n_depth": _numbers(given, "n_depth", "-d"), "n_pg": pairs(given["n_pg"], "-pg")}
     return BenchOptions(
         models=tuple(resolve_model(name) for name in given["models"] or (None,)),
+        adapters=adapter_files(given["lora"]),
         **{key: value for key, value in values.items() if value},  # the others have defaults
         repetitions=given["repetitions"] or 5,
         warmup=not given["no_warmup"],
@@ -237,7 +240,11 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
         "n_sequences": _numbers(given, "batched_pl", "-npl", 1),
     }
     return BatchedOptions(
-        Setup(resolve_model(given["models"][0] if given["models"] else None), **chosen),
+        Setup(
+            resolve_model(given["models"][0] if given["models"] else None),
+            **chosen,
+            adapters=adapter_files(given["lora"]),
+        ),
         **{key: value for key, value in sizes.items() if value},
         shared=given["batched_shared"],
         repetitions=given["repetitions"] or 1,

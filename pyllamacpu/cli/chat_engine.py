@@ -12,7 +12,9 @@ from pyllamacpu.errors import ModelError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
+    from pyllamacpu.cli.adapter_options import AdapterFiles
     from pyllamacpu.cli.session import OnPrompt
+    from pyllamacpu.model.lora import Adapter
     from pyllamacpu.sampling.grammar import Grammar
     from pyllamacpu.sampling.options import SamplingOptions
     from pyllamacpu.text import Tokenizer
@@ -50,6 +52,18 @@ class ChatEngine:
         """What a person should know about the chat format or the tokenizer, if anything."""
         notes = [*self.tokenizer.warnings, *([self.template.warning] if self.template.warning else [])]
         return "; ".join(notes) or None
+
+    @property
+    def adapters(self) -> list[tuple[Adapter, float]]:
+        """The LoRA adapters that are loaded, and the scales at which they are applied."""
+        return self.llm.adapters
+
+    def set_adapters(self, scales: dict[int, float]) -> None:
+        """From now on adapters are applied at these scales, by their numbers."""
+        self.llm.set_adapters(scales)
+
+    def load_adapters(self, files: AdapterFiles) -> None:
+        self.llm.load_adapters(files)
 
     def title(self) -> str:
         """The model's name as its file says it, else the file's name."""

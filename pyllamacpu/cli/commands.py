@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pyllamacpu.cli.adapter_options import lora_command
 from pyllamacpu.cli.options import parse_bias, parse_breakers, unescape
 from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
 from pyllamacpu.errors import OptionError
@@ -24,6 +25,7 @@ HELP = """\
 /undo              forget the last message and its answer
 /set               the settings; /set temp 0.5 changes one
 /system [TEXT]     show or change the system prompt; /system none removes it
+/lora              the adapters; /lora 0 0.5 sets a scale, /lora FILE loads one
 /save FILE         write the conversation as JSON (--force FILE: over any file)
 /load FILE         go on with a saved conversation
 /stats             tokens, speed and how full the context is
@@ -38,7 +40,7 @@ Ctrl-W, Ctrl-U     delete the word, the line before the cursor
 Ctrl-L             clear the screen
 Ctrl-C             stop the answer; empty the line; twice: leave"""
 
-FILE_COMMANDS = ("/save", "/load")
+FILE_COMMANDS = ("/save", "/load", "/lora")
 """Commands that are followed by a file's name."""
 
 OWN_SETTINGS = ("n_predict", "stop_loops", "show_timings")
@@ -135,6 +137,10 @@ def _load(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply
     path = _path(rest, "/load")
     session.load(path)
     return Reply(f"loaded {_turns(session)} from {path}")
+
+
+def _lora(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    return Reply(lora_command(session.engine, rest))
 
 
 def _turns(session: ChatSession) -> str:
@@ -270,6 +276,7 @@ _HANDLERS: dict[str, Handler] = {
     "/system": _system,
     "/save": _save,
     "/load": _load,
+    "/lora": _lora,
     "/stats": _stats,
     "/bye": _bye,
     "/exit": _bye,

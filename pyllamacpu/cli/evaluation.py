@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.options import CACHE_TYPES, model_option, options
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.progress import one_line
@@ -63,7 +64,14 @@ def open_engine(model: str | None, given: dict[str, Any], width: int) -> Engine:
     from pyllamacpu.engine.engine import Engine
     from pyllamacpu.store import resolve_model
 
-    return Engine.open(resolve_model(model), **engine_options(given, width))
+    files = adapter_files(given.get("lora", ()))
+    engine = Engine.open(resolve_model(model), **engine_options(given, width))
+    try:
+        engine.load_adapters(files)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
 
 
 def tokenizer_of(engine: Engine) -> Tokenizer:

@@ -207,6 +207,7 @@ _IGNORED_OF["quantize"] = "--nthreads N\n--keep-bpw-state\n--bpw-state FILE"
 
 _RENAMED = {
     "--chat-template-file": "--chat-template",
+    "--lora-scaled": "--lora",
     "-mu": "--model",
     "--model-url": "--model",
 }
@@ -215,8 +216,6 @@ _ENVIRONMENT = {"-hft": "HF_TOKEN", "--hf-token": "HF_TOKEN"}
 _OFFLINE = "--offline"
 
 _REFUSED = {
-    "--lora": "adapters at run time are not there yet; merge it before converting",
-    "--lora-scaled": "adapters at run time are not there yet; merge it before converting",
     "--control-vector": "control vectors are not supported",
     "--control-vector-scaled": "control vectors are not supported",
     "-mm": "images are not there yet",

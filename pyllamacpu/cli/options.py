@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -94,6 +95,7 @@ model_options = options(
         type=click.Choice(CACHE_TYPES, False),
         help="Type of the cached values.  [default: f16]",
     ),
+    lora_option,
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
 )
 
@@ -204,6 +206,7 @@ class ModelChoice:
     cache_type_v: str | None = None
     verbose: bool = False
     chat_template: str | None = None
+    lora: tuple[str, ...] = ()
 
     @classmethod
     def take(cls, parameters: dict[str, Any]) -> ModelChoice:
@@ -261,6 +264,8 @@ class ModelChoice:
             "type_v": self.cache_type_v,
             **template_arguments(self.chat_template),
         }
+        if self.lora:
+            named["lora_path"] = list(adapter_files(self.lora))
         chosen = {name: value for name, value in named.items() if value is not None}
         return {"n_ctx": self.ctx_size or 0, "verbose": self.verbose, **chosen}
 

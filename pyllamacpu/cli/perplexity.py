@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.adapter_options import lora_option
 from pyllamacpu.cli.evaluation import (
     model_and_text,
     open_engine,
@@ -74,6 +75,7 @@ _TASKS = options(
 
 @click.command(epilog=EPILOG)
 @model_and_text
+@lora_option
 @run_options
 @click.option(
     "--ppl-stride",
@@ -232,7 +234,7 @@ def _compare(given: dict[str, Any]) -> None:
         else:
             content = read_bytes(required(given["file"]))
             engine = open_engine(given["model"], given, given["ctx_size"])
-            other = open_engine(given["base_model"], given, given["ctx_size"])
+            other = open_engine(given["base_model"], {**given, "lora": ()}, given["ctx_size"])
             check_vocabulary(other, engine)
             result = kl_divergence(other, engine, _windows(engine, content, given), on_window=on_window)
             base = str(other.file.paths[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from pyllamacpu.cli.adapter_options import AdapterHolder
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import FileKind, check_output, read_problem, write_whole
 
@@ -48,7 +49,7 @@ class TextEvent(Protocol):
     stats: Any
 
 
-class Engine(Protocol):
+class Engine(AdapterHolder, Protocol):
     """What a conversation needs of a model."""
 
     def title(self) -> str: ...

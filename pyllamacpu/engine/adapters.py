@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -24,6 +24,9 @@ class LoadedAdapters:
 
     def __len__(self) -> int:
         return len(self._adapters)
+
+    def __iter__(self) -> Iterator[Adapter]:
+        return iter(self._adapters)
 
     def __getitem__(self, i: int) -> Adapter:
         return self._adapters[i]

@@ -111,6 +111,7 @@ class Engine:
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()
         """What new sequences use."""
+        self._plain: NativePlan | None = None  # of steps in which nobody uses an adapter, if there are any
         self.plan, self._native = self._planned(self.model, input_squares)
         output = self.plan.logits_matrix
         rows = 0 if output is None else output.rows
@@ -136,7 +137,7 @@ class Engine:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of buffers that do not depend on the context in use."""
-        return self._native.n_bytes
+        return self._native.n_bytes + (self._plain.n_bytes if self._plain else 0)
 
     def sequence(self) -> Sequence:
         return Sequence(self.cache, self.default_adapters)
@@ -154,7 +155,10 @@ class Engine:
             adapters = self.adapters.extended(adapter for adapter, _ in more)
             scales = [(len(self.adapters) + i, scale) for i, (_, scale) in enumerate(more)]
             chosen = (*self.default_adapters, *adapters.scales(scales))
-            self.plan, self._native = self._planned(self.model, adapters=adapters)
+            if adapters:
+                plain = self._plain or self._native
+                self.plan, self._native = self._planned(self.model, adapters=adapters)
+                self._plain = plain
             self.adapters, self.default_adapters = adapters, chosen
 
     def eval(
@@ -260,14 +264,14 @@ class Engine:
         Raises ModelError when there is no such matrix, or the bytes do not fit it.
         """
         with self._lock:
-            kept = self.model, self.plan, self._native
+            kept = self.model, self.plan, self._native, self._plain
             model = replace(self.model, weights=override_weights(self.model.weights, blocks, self._pool))
-            self.model, (self.plan, self._native) = model, self._planned(model)
+            self.model, (self.plan, self._native), self._plain = model, self._planned(model), None
         try:
             yield
         finally:
             with self._lock:
-                self.model, self.plan, self._native = kept
+                self.model, self.plan, self._native, self._plain = kept
 
     def close(self) -> None:
         """Frees weights, threads and the file; sequences become useless."""
@@ -275,6 +279,8 @@ class Engine:
             if not self._closed:
                 self._closed = True
                 self._native.release()
+                if self._plain:
+                    self._plain.release()
                 ffi.release(self._pool)
                 self.plan.release()
                 del self.model
@@ -299,7 +305,8 @@ class Engine:
                 n_hidden = batch.n_outputs if batch.hidden_rows else 0
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride) if n_hidden else self._no_hidden
                 batch.point(logits, hidden if n_hidden else None)
-                self._native.run(batch.native, poll_signals)
+                plain = self._plain if batch.native.adapter_scales == ffi.NULL else None
+                (plain or self._native).run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
             except BaseException:
                 for entry in entries:
