@@ -26,7 +26,7 @@ from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
 from pyllamacpu.server.tools import call_id, read_tools
-from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+from pyllamacpu.text.tool_calls import Part, ToolCallDelta, ToolCallReader
 
 _MAX_ANSWERS = 128
 _MAX_TOP = 20
@@ -139,7 +139,8 @@ class _Endpoint:
     def choice(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
         raise NotImplementedError
 
-    def delta(self, index: int, event: TextEvent) -> dict[str, Any]:
+    def deltas(self, index: int, event: TextEvent) -> list[dict[str, Any]]:
+        """What an event brings."""
         raise NotImplementedError
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -154,8 +155,7 @@ class _Endpoint:
                 opened.add(index)
                 if (first := self.opening(index)) is not None:
                     yield http.sse(wrap(heading, self.chunk_kind, [first], **more))
-            if event.text or event.tokens:
-                shown = self.delta(index, event)
+            for shown in self.deltas(index, event):
                 yield http.sse(wrap(heading, self.chunk_kind, [shown], **more))
             if event.finish_reason is not None:
                 for shown in self.ending(index):
@@ -218,22 +218,22 @@ class _Chat(_Endpoint):
         return [request]
 
     def choice(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
-        text = "".join(event.text for event in events)
-        calls = parse_calls(text, self.tools.names)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if calls:
-            message |= {"content": None, "tool_calls": [_call(call) for call in calls]}
+        answer = self.tools.read("".join(event.text for event in events))
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            calls = [_begun(call.name, call.arguments) for call in answer.calls]
+            message |= {"content": answer.text or None, "tool_calls": calls}
         return {
             "index": index,
             "message": message,
             "logprobs": self.entries(events),
-            "finish_reason": "tool_calls" if calls else events[-1].finish_reason,
+            "finish_reason": _reason(events[-1], answer.has_called),
         }
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
         self.tokenizer = answers.model.tokenizer
         self.readers: dict[int, ToolCallReader] = {}
-        self.called: dict[int, bool] = {}  # answers that are calls
+        self.silent: set[int] = set()  # answers of which no text or call was sent yet
 
     def entries(self, events: Sequence[TextEvent]) -> dict[str, Any] | None:
         if self.logprobs is None:
@@ -241,35 +241,53 @@ class _Chat(_Endpoint):
         return chat_logprobs(self.tokenizer, [entry for event in events for entry in event.logprobs])
 
     def opening(self, index: int) -> dict[str, Any]:
-        delta = {"role": "assistant", "content": ""}
+        self.silent.add(index)
+        delta = {"role": "assistant", "content": None if self.tools.offered else ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, index: int, event: TextEvent) -> dict[str, Any]:
-        text = self.reader(index).push(event.text) if self.tools.offered else event.text
-        return self.shown(index, {"content": text}, self.entries([event]))
+    def deltas(self, index: int, event: TextEvent) -> list[dict[str, Any]]:
+        if not event.text and not event.tokens:
+            return []
+        parts, entries = self.reader(index).push(event.text), self.entries([event])
+        if not parts and entries is not None:
+            parts = [""]  # what is held back has its logprobs all the same
+        return [self.shown(index, part, None if i else entries) for i, part in enumerate(parts)]
 
     def ending(self, index: int) -> list[dict[str, Any]]:
-        if not self.tools.offered:
-            return []
-        text, calls = self.reader(index).finish()
-        self.called.update({index: bool(calls)})
-        rows = [{"tool_calls": [{"index": i, **_call(call)}]} for i, call in enumerate(calls)]
-        return [self.shown(index, row, None) for row in ([{"content": text}] if text else rows)]
+        parts = self.reader(index).finish()
+        if index in self.silent and not parts:
+            parts = [""]  # an answer without calls has a content
+        return [self.shown(index, part, None) for part in parts]
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
-        reason = "tool_calls" if self.called.get(index) else event.finish_reason
+        reason = _reason(event, self.reader(index).has_called)
         return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
 
-    def shown(self, index: int, delta: dict[str, Any], logprobs: Any) -> dict[str, Any]:
+    def shown(self, index: int, part: Part, logprobs: Any) -> dict[str, Any]:
+        self.silent.discard(index)
+        delta = {"content": part} if isinstance(part, str) else {"tool_calls": [_call_delta(part)]}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def reader(self, index: int) -> ToolCallReader:
-        return self.readers.setdefault(index, ToolCallReader(self.tools.names))
+        if index not in self.readers:
+            self.readers[index] = self.tools.reader()
+        return self.readers[index]
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call_id(), "type": "function", "function": function}
+def _begun(name: str, arguments: str = "") -> dict[str, Any]:
+    return {"id": call_id(), "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _call_delta(part: ToolCallDelta) -> dict[str, Any]:
+    """Id and name stand in the first piece only."""
+    if part.name is not None:
+        return {"index": part.index, **_begun(part.name)}
+    return {"index": part.index, "function": {"arguments": part.arguments}}
+
+
+def _reason(last: TextEvent, has_called: bool) -> str | None:
+    """Calls that were cut short are told by the reason that cut them."""
+    return "tool_calls" if has_called and last.finish_reason == "stop" else last.finish_reason
 
 
 def _check_modalities(fields: Fields) -> None:
@@ -376,9 +394,11 @@ class _Completion(_Endpoint):
         table = None if self.logprobs is None else self.writers[index].table(self.first[prompt])
         return {"text": self.echoed[prompt], "index": index, "logprobs": table, "finish_reason": None}
 
-    def delta(self, index: int, event: TextEvent) -> dict[str, Any]:
+    def deltas(self, index: int, event: TextEvent) -> list[dict[str, Any]]:
+        if not event.text and not event.tokens:
+            return []
         table = self.table(index, [event])
-        return {"text": event.text, "index": index, "logprobs": table, "finish_reason": None}
+        return [{"text": event.text, "index": index, "logprobs": table, "finish_reason": None}]
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
         return {"text": "", "index": index, "logprobs": None, "finish_reason": event.finish_reason}

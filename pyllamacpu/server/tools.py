@@ -10,6 +10,7 @@ from typing import Any
 from pyllamacpu.api.tools import form_of_call
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server.fields import Fields, wrong
+from pyllamacpu.text.tool_calls import Answer, ToolCallReader, join_parts
 
 _MAX_TOOLS = 128
 
@@ -24,6 +25,15 @@ class Tools:
     @property
     def names(self) -> list[str]:
         return [tool["function"]["name"] for tool in self.offered]
+
+    def reader(self) -> ToolCallReader:
+        """For the text of an answer, piece by piece."""
+        return ToolCallReader(self.names)
+
+    def read(self, text: str) -> Answer:
+        """The whole text of an answer."""
+        reader = self.reader()
+        return join_parts([*reader.push(text), *reader.finish()])
 
 
 NO_TOOLS = Tools()

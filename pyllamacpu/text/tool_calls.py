@@ -1,223 +1,399 @@
-"""Tool calls in what a model wrote.
+"""Tool calls in what a model writes, as it comes.
 
-An answer is either text or calls: calls begin it, and nothing but calls is in it. JSON in the middle of prose
+An answer is text, or calls and what the model wrote behind them: calls begin it. JSON in the middle of prose
 stays prose, and a name that was not offered is no call. The forms are those of Llama 3.1 to 4, as their
-prompt formats and their models' habits have them: JSON objects one after the other or in a list, Python calls
-in a list, `<function=name>{…}</function>`, `name.call(query="…")`; in a code fence or between python tags.
+prompt formats and their models' habits have them: JSON objects one after the other or in a list, and those of
+`call_forms`; in a code fence or between python tags.
+
+A call in JSON begins when its name is known and its arguments open: from then on its arguments come as they
+are written, and nothing takes it back. What does not go on as calls do, and all behind it, is text. The other
+forms are read at the end of the answer, and only if it consists of nothing else.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Generator, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
+
+from pyllamacpu.text.call_forms import NoCall, ToolCall, calls_of
+from pyllamacpu.text.json_scanner import SPACE, JsonScanner, is_json_object
 
 _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
-_FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL)
-_FUNCTION = re.compile(r"<function=([^>{}]+)>(.*?)</function>[;,\s]*", re.DOTALL)
-_BUILT_IN = re.compile(r'([\w.]+)\.call\(query="([^"]*)"\)[;,\s]*')
-_TAG = "|".join(map(re.escape, _TAGS))
-_BEFORE = re.compile(rf"\A(?:\s|{_TAG})+")
-_AFTER = re.compile(rf"(?:\s|{_TAG})+\Z")
-_FENCE_BEGINNING = re.compile(r"\A```[\w-]*[ \t]*\n")
-_FENCE_LINE = re.compile(r"```[\w-]*[ \t]*")
-_MAX_BEGINNING = 1 << 12  # characters that are looked at until the first key or name
-_BETWEEN = re.compile(r"[;,\s]*")
-_MAX_PYTHON = 1 << 16  # characters that are read as Python
-_CALL_KEYS = {"name", "parameters", "arguments", "function", "type", "id", "index"}
+_FUNCTION = "<function="
+_FENCE = "```"
+_FENCE_LINE = re.compile(r"```[\w-]*[ \t]*\n")
+_ARGUMENT_KEYS = ('"parameters"', '"arguments"')
+_OTHER_KEYS = ('"type"', '"id"', '"index"')
+_KEYS = ('"name"', '"function"', *_ARGUMENT_KEYS, *_OTHER_KEYS)
 
 
 @dataclass(frozen=True)
-class ToolCall:
-    """`arguments` is the JSON text of an object."""
-
-    name: str
-    arguments: str
-
-
-class _NoCall(Exception):
-    """The text is something else."""
-
-
-def parse_calls(text: str, names: Collection[str], several: bool = True) -> list[ToolCall]:
-    """The calls that `text` consists of, of the tools that were offered; none for any other text, and with
-    `several` false none for more than one.
+class ToolCallDelta:
+    """A piece of call number `index`: the first has its `name` and no arguments yet; after the last, `done`,
+    the arguments are the JSON text of an object. A call without a last piece was cut short.
     """
-    if not names or not _may_be_calls(text, names):
-        return []
-    text = _without_tags(text)
-    if fenced := _FENCE.match(text):
-        text = _without_tags(fenced[1])
-    for read in (_read_json, _read_tagged, _read_python, _read_built_in):
-        try:
-            calls = read(text)
-        except (_NoCall, ValueError, SyntaxError, RecursionError, MemoryError):
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+    done: bool = False
+
+
+Part = str | ToolCallDelta
+"""Text of the answer, or a piece of a call."""
+
+
+class Answer(NamedTuple):
+    """A whole answer: the text that is not part of a call, and the calls."""
+
+    text: str
+    calls: list[ToolCall]
+
+    @property
+    def has_called(self) -> bool:
+        """Whether there are calls, and all of them are whole."""
+        return bool(self.calls) and all(call.whole for call in self.calls)
+
+
+def read_answer(text: str, names: Collection[str], most: int | None = None) -> Answer:
+    """Of the tools that were offered, at most so many calls."""
+    reader = ToolCallReader(names, most)
+    return join_parts([*reader.push(text), *reader.finish()])
+
+
+def join_parts(parts: Iterable[Part]) -> Answer:
+    """The answer that a stream of parts makes."""
+    text: list[str] = []
+    names: list[str] = []
+    pieces: list[list[str]] = []
+    whole: set[int] = set()
+    for part in parts:
+        if isinstance(part, str):
+            text.append(part)
             continue
-        if calls and all(call.name in names for call in calls):
-            return calls if several or len(calls) == 1 else []
-    return []
+        if part.name is not None:
+            names.append(part.name)
+            pieces.append([])
+        pieces[part.index].append(part.arguments)
+        if part.done:
+            whole.add(part.index)
+    joined = map("".join, pieces)
+    calls = [ToolCall(n, a, i in whole) for i, (n, a) in enumerate(zip(names, joined, strict=True))]
+    return Answer("".join(text), calls)
 
 
-def _without_tags(text: str) -> str:
-    """`text` without white space and tags around it; within it they may be part of an argument."""
-    return _AFTER.sub("", _BEFORE.sub("", text))
+@dataclass
+class _Call:
+    """What is known of the call that is being read."""
+
+    name: str | None = None
+    arguments: str | None = None  # held until the name is known
+    begun: bool = False
 
 
 class ToolCallReader:
-    """Reads an answer piece by piece: text passes through, what may be calls is held back until the end. The
-    outcome is the same however the text is cut.
+    """Reads an answer piece by piece; what may become a call is held back until that is decided. The outcome
+    is the same however the text is cut.
     """
 
-    def __init__(self, names: Collection[str], several: bool = True) -> None:
+    def __init__(self, names: Collection[str], most: int | None = None, plain: bool = False) -> None:
+        """most: calls that may come, the rest is text. plain: only JSON that begins the answer is a call."""
         self._names = frozenset(names)
-        self._several = several
-        self._held = ""
-        self._is_text = not names
+        self._most = most
+        self._plain = plain
+        self._parts: list[Part] = []
+        self._piece: list[str] = []  # of the arguments, for the next part
+        self._held = ""  # what no part has yet
+        self._at_end = False  # the text is read when it is whole
+        self._between = False  # what is held stands between calls, or behind the last
+        self._open = False  # a call has begun and is not done
+        self.n_calls = 0  # that are done
+        self._machine: Generator[None, str, None] | None = None
+        if names and most != 0:
+            self._machine = self._answer()
+            next(self._machine)
 
-    def push(self, text: str) -> str:
-        """The text that is certain to be none of a call."""
-        if self._is_text:
-            return text
-        self._held += text
-        if _may_be_calls(self._held, self._names):
-            return ""
-        self._is_text = True
-        return self._take()
+    @property
+    def has_called(self) -> bool:
+        """Whether there are calls, and all of them are whole."""
+        return self.n_calls > 0 and not self._open
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The rest of the text, or the calls."""
-        calls = [] if self._is_text else parse_calls(self._held, self._names, self._several)
-        return ("", calls) if calls else (self._take(), [])
+    def push(self, text: str) -> list[Part]:
+        """The parts that `text` completes."""
+        for i, c in enumerate(text):
+            if self._machine is None:
+                self._text(text[i:])
+                break
+            if self._at_end:
+                self._held += text[i:]
+                break
+            self._held += c
+            try:
+                self._machine.send(c)
+            except NoCall:
+                self._machine = None
+                self._text(self._take() + text[i + 1 :])
+                break
+        return self._take_parts()
+
+    def finish(self) -> list[Part]:
+        """The parts of what was held back, at the end of the answer."""
+        if self._at_end:
+            self._read_at_end()
+        elif self._between:
+            self._take()
+        self._text(self._take())
+        self._machine = None
+        return self._take_parts()
 
     def _take(self) -> str:
         held, self._held = self._held, ""
         return held
 
+    def _take_parts(self) -> list[Part]:
+        self._put_piece()
+        parts, self._parts = self._parts, []
+        return parts
 
-def _may_be_calls(text: str, names: Collection[str]) -> bool:
-    """Whether a text that begins like this may be calls. Once false, it stays false for more text."""
-    begun = text[:_MAX_BEGINNING]
-    for around in (_BEFORE, _FENCE_BEGINNING, _BEFORE):
-        begun = around.sub("", begun)
-    if not begun or _FENCE_LINE.fullmatch(begun):
-        return True
-    if begun[0] == "{":
-        return _may_be_object(begun)
-    if begun[0] == "[":
-        item = begun[1:].lstrip()
-        return _may_be_object(item) or _agree(item, names)
-    marks = (*_TAGS, "```", "<function=", *(f"{name}.call(" for name in names))
-    return _agree(begun, marks)
+    def _text(self, text: str) -> None:
+        self._put_piece()
+        if text:
+            self._parts.append(text)
+
+    # Calls
+
+    def _begin(self, name: str) -> None:
+        self._take()
+        self._open = True
+        self._parts.append(ToolCallDelta(self.n_calls, name))
+
+    def _put_piece(self, done: bool = False) -> None:
+        """What has come of the arguments, as one part."""
+        if self._piece:
+            self._parts.append(ToolCallDelta(self.n_calls, None, "".join(self._piece), done))
+            self._piece.clear()
+
+    def _end(self) -> None:
+        self._put_piece(done=True)
+        self.n_calls += 1
+        self._open, self._between = False, True
+
+    def _whole_call(self, name: str, arguments: str) -> None:
+        self._begin(name)
+        self._piece.append(arguments)
+        self._end()
+
+    def _read_at_end(self) -> None:
+        text = _without_tags(self._held)
+        if (fence := _FENCE_LINE.match(text)) and text.endswith(_FENCE):
+            text = _without_tags(text[fence.end() : -len(_FENCE)])
+        try:
+            calls = calls_of(text)
+        except NoCall:
+            return
+        if all(call.name in self._names for call in calls) and (self._most is None or len(calls) <= self._most):
+            for call in calls:
+                self._whole_call(call.name, call.arguments)
+
+    # The machine: it is sent one character after the other. Its parts get the character that they begin with,
+    # and give back the first one behind them. NoCall: what is held is text, and so is all that comes.
+
+    def _answer(self) -> Generator[None, str, None]:
+        c = yield from self._opening((yield))
+        if self._plain and c != "{":
+            raise NoCall
+        fenced = c == _FENCE[0]
+        if fenced:
+            yield from self._one_of(c, [_FENCE])
+            c = yield from self._fence_line((yield))
+            c = yield from self._opening(c)
+        if c not in "{[":
+            yield from self._one_of(c, [f"{name}.call(" for name in self._names])
+            yield from self._hold()
+        if c == "[":
+            c = yield from self._space((yield))
+            if c != "{":
+                yield from self._one_of(c, list(self._names))
+                yield from self._hold()
+            c = yield from self._list(c)
+        else:
+            yield from self._call()
+        yield from self._more(fenced)
+
+    def _more(self, fenced: bool) -> Generator[None, str, None]:
+        """Behind the first value."""
+        while True:
+            self._take()
+            c = yield from self._separators((yield), fenced)
+            if self.n_calls == self._most:
+                raise NoCall
+            self._between = False
+            if c == "{":
+                yield from self._call()
+            elif c == "[":
+                c = yield from self._space((yield))
+                yield from self._list(c)
+            else:
+                raise NoCall
+
+    def _list(self, c: str) -> Generator[None, str, str]:
+        """Calls behind the "[" of a list, to its end."""
+        while c == "{":
+            self._between = False
+            yield from self._call()
+            self._take()
+            c = yield from self._space((yield))
+            if c == "]":
+                return c
+            if c != "," or self.n_calls == self._most:
+                break
+            c = yield from self._space((yield))
+        raise NoCall
+
+    def _call(self) -> Generator[None, str, None]:
+        """Behind the "{" of a call, to its "}"."""
+        call = _Call()
+        yield from self._pairs(call, _KEYS)
+        if call.name not in self._names:
+            raise NoCall
+        if not call.begun:
+            self._whole_call(call.name, call.arguments or "{}")
+
+    def _pairs(self, call: _Call, keys: Collection[str]) -> Generator[None, str, None]:
+        """Keys and values, to the "}". A key stands there once."""
+        left = set(keys)
+        c = yield from self._space((yield))
+        while True:
+            key = yield from self._one_of(c, left)
+            left -= set(_ARGUMENT_KEYS) if key in _ARGUMENT_KEYS else {key}
+            c = yield from self._space((yield))
+            if c != ":":
+                raise NoCall
+            c = yield from self._space((yield))
+            c = yield from self._pair(call, key, c)
+            c = yield from self._space(c)
+            if c == "}":
+                return
+            if c != ",":
+                raise NoCall
+            c = yield from self._space((yield))
+
+    def _pair(self, call: _Call, key: str, c: str) -> Generator[None, str, str]:
+        """The value of a key."""
+        if key in _ARGUMENT_KEYS:
+            return (yield from self._arguments(call, c))
+        if key == '"function"' and c == "{":
+            yield from self._pairs(call, ('"name"', *_ARGUMENT_KEYS))
+            return (yield)
+        raw, c = yield from self._value(c)
+        if key in ('"name"', '"function"'):
+            if call.name is not None or raw[0] != '"':
+                raise NoCall
+            call.name = json.loads(raw)
+            if call.name not in self._names:
+                raise NoCall
+        return c
+
+    def _arguments(self, call: _Call, c: str) -> Generator[None, str, str]:
+        if c == "{" and call.name is not None:
+            call.begun = True
+            self._begin(call.name)
+            self._held = c
+            yield from self._stream_object(c)
+            return (yield)
+        raw, c = yield from self._value(c)
+        if raw == "null":
+            return c
+        text: str = json.loads(raw) if raw[0] == '"' else raw
+        if not is_json_object(text):
+            raise NoCall
+        call.arguments = text.strip(SPACE)
+        return c
+
+    def _stream_object(self, c: str) -> Generator[None, str, None]:
+        """The arguments, piece by piece."""
+        scanner = JsonScanner()
+        while scanner.push(c):
+            self._piece.append(self._take())
+            if scanner.is_whole:
+                self._end()
+                return
+            c = yield
+        raise NoCall
+
+    def _value(self, c: str) -> Generator[None, str, tuple[str, str]]:
+        """(the text of any value, the character behind it)."""
+        scanner, raw = JsonScanner(), ""
+        while scanner.push(c):
+            raw += c
+            c = yield
+            if scanner.is_whole:
+                return raw, c
+        if not scanner.is_whole:
+            raise NoCall
+        return raw, c
+
+    def _hold(self) -> Generator[None, str, None]:
+        self._at_end = True
+        while True:
+            yield
+
+    def _space(self, c: str) -> Generator[None, str, str]:
+        while c in SPACE:
+            c = yield
+        return c
+
+    def _opening(self, c: str) -> Generator[None, str, str]:
+        """White space and tags; the "<" of a function's tag is left."""
+        while True:
+            if c == "<" and not self._plain:
+                mark = yield from self._one_of(c, [*_TAGS, _FUNCTION])
+                if mark == _FUNCTION:
+                    yield from self._hold()
+            elif not c.isspace():
+                return c
+            c = yield
+
+    def _fence_line(self, c: str) -> Generator[None, str, str]:
+        """The rest of the line that opens a fence; what follows it."""
+        while c.isalnum() or c in "_-":
+            c = yield
+        while c in " \t":
+            c = yield
+        if c != "\n":
+            raise NoCall
+        return (yield)
+
+    def _separators(self, c: str, fenced: bool) -> Generator[None, str, str]:
+        """Between calls, and behind the last: white space, semicolons, commas, tags, the end of the fence."""
+        while True:
+            if c == "<" and not self._plain:
+                yield from self._one_of(c, _TAGS)
+            elif c == _FENCE[0] and fenced:
+                yield from self._one_of(c, [_FENCE])
+                fenced = False
+            elif not c.isspace() and c not in ";,":
+                return c
+            c = yield
+
+    def _one_of(self, c: str, marks: Collection[str]) -> Generator[None, str, str]:
+        """The mark that the text goes on with."""
+        found = c
+        while found not in marks:
+            if not any(mark.startswith(found) for mark in marks):
+                raise NoCall
+            found += yield
+        return found
 
 
-def _may_be_object(begun: str) -> bool:
-    """Whether this may be an object whose first key is one of a call."""
-    return _agree(begun[:1], "{") and _agree(begun[1:].lstrip(), [f'"{key}"' for key in _CALL_KEYS])
-
-
-def _agree(begun: str, marks: Iterable[str]) -> bool:
-    """Whether one of `marks` begins what is there, as far as it goes."""
-    return any(mark.startswith(begun) or begun.startswith(mark) for mark in marks)
-
-
-def _read_json(text: str) -> list[ToolCall]:
-    decoder, at, calls = json.JSONDecoder(), 0, []
-    while at < len(text):
-        value, at = decoder.raw_decode(text, at)
-        calls += [_from_object(item) for item in (value if isinstance(value, list) else [value])]
-        separator = _BETWEEN.match(text, at)
-        at = at if separator is None else separator.end()
-    return calls
-
-
-def _from_object(value: Any) -> ToolCall:
-    """{"name", "parameters" or "arguments"}, also within "function"."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        if not value.keys() <= {"function", "type", "id", "index"}:
-            raise _NoCall
-        value = value["function"]
-    if not isinstance(value, dict) or not value.keys() <= _CALL_KEYS:
-        raise _NoCall
-    name = value.get("name", value.get("function"))
-    given = [value[key] for key in ("parameters", "arguments") if key in value]
-    if not isinstance(name, str) or len(given) > 1:
-        raise _NoCall
-    return ToolCall(name, _arguments(given[0] if given and given[0] is not None else {}))
-
-
-def _arguments(value: Any) -> str:
-    """An object, or the text of one, as JSON text."""
-    if isinstance(value, str):
-        value = json.loads(value)
-    if not isinstance(value, dict):
-        raise _NoCall
-    return _json_text(value)
-
-
-def _json_text(value: dict[str, Any]) -> str:
-    """JSON that any reader takes. Raises ValueError for infinities, NaN and halves of surrogate pairs."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    text.encode("utf-8")
+def _without_tags(text: str) -> str:
+    """`text` without white space and tags around it; within it they may be part of an argument."""
+    length = -1
+    while len(text) != length:
+        length, text = len(text), text.strip()
+        for tag in _TAGS:
+            text = text.removeprefix(tag).removesuffix(tag)
     return text
-
-
-def _read_tagged(text: str) -> list[ToolCall]:
-    found = list(_FUNCTION.finditer(text))
-    if "".join(match.group() for match in found) != text:
-        raise _NoCall
-    return [ToolCall(match[1].strip(), _arguments(match[2].strip() or "{}")) for match in found]
-
-
-def _read_built_in(text: str) -> list[ToolCall]:
-    found = list(_BUILT_IN.finditer(text))
-    if "".join(match.group() for match in found) != text:
-        raise _NoCall
-    return [ToolCall(match[1], _arguments({"query": match[2]})) for match in found]
-
-
-def _read_python(text: str) -> list[ToolCall]:
-    """[name(key=value, …), …] with literals; positional arguments have no name, so they are refused."""
-    if len(text) > _MAX_PYTHON or not text.startswith("["):
-        raise _NoCall
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a backslash that Python would not write is no matter here
-        tree = ast.parse(text, mode="eval").body
-    if not isinstance(tree, ast.List):
-        raise _NoCall
-    return [_from_call(node) for node in tree.elts]
-
-
-def _from_call(node: ast.expr) -> ToolCall:
-    if not isinstance(node, ast.Call) or node.args:
-        raise _NoCall
-    arguments = {}
-    for keyword in node.keywords:
-        if keyword.arg is None or keyword.arg in arguments:
-            raise _NoCall
-        arguments[keyword.arg] = _literal(keyword.value)
-    return ToolCall(ast.unparse(node.func), _json_text(arguments))
-
-
-_CONSTANTS = {"true": True, "false": False, "null": None}
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Constant) and isinstance(node.value, (str, int, float, bool, type(None))):
-        return node.value
-    if isinstance(node, ast.Name) and node.id in _CONSTANTS:
-        return _CONSTANTS[node.id]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        value = _literal(node.operand)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return -value
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict) and all(key is not None for key in node.keys):
-        keys = [_literal(key) for key in node.keys if key is not None]
-        if all(isinstance(key, str) for key in keys):
-            return dict(zip(keys, map(_literal, node.values), strict=True))
-    raise _NoCall
