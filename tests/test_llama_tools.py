@@ -1,4 +1,6 @@
-"""Tools of the `Llama` class: OpenAI's shapes, whole and streamed. Covers api/tools.py."""
+"""Tools of the `Llama` class: OpenAI's shapes, whole and streamed. Covers api/tools.py and
+api/tool_answers.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 from tiny_llama import nothing_was_warned_of  # noqa: F401
-from tiny_model import write_model
+from tiny_model import byte, write_model
 
 from pyllamacpu import Llama
 from pyllamacpu.api.grammar import LlamaGrammar
@@ -21,10 +23,15 @@ SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
 TIME = {
     "type": "function",
     "function": {"name": "time", "parameters": {"type": "object", "additionalProperties": False}},
+}
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+UNCHECKABLE: Any = {
+    "type": "function",
+    "function": {"name": "f", "strict": True, "parameters": {"properties": {"a": {"uniqueItems": True}}}},
 }
 CALL = '{"name": "weather", "parameters": {"city": "Rome"}}'
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -47,11 +54,21 @@ def saying(text: str) -> dict[str, Any]:
 
 
 def streamed(llm: Llama, **more: Any) -> tuple[str, list[dict[str, Any]], Any]:
-    """(text, calls, finish reason) of a stream."""
+    """(text, calls with their pieces put together, finish reason) of a stream."""
     chunks = list(chat(llm, stream=True, **more))
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert deltas[0] == {"role": "assistant"} and deltas[-1] == {}
-    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    calls: list[dict[str, Any]] = []
+    for piece in (call for delta in deltas for call in delta.get("tool_calls", ())):
+        if piece["index"] == len(calls):  # the first piece has id, type and name, and no arguments
+            assert (
+                piece.keys() == {"index", "id", "type", "function"} and piece["function"]["arguments"] == ""
+            )
+            calls.append({**piece, "function": dict(piece["function"]), "n_pieces": 0})
+        else:
+            assert piece.keys() == {"index", "function"} and piece["function"].keys() == {"arguments"}
+            calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+            calls[piece["index"]]["n_pieces"] += 1
     text = "".join(delta.get("content") or "" for delta in deltas)
     return text, calls, chunks[-1]["choices"][0]["finish_reason"]
 
@@ -74,9 +91,11 @@ def test_calls_of_the_models_own_accord(llm: Llama, text: str, expected: list[An
     assert (content, reason) == ("", "tool_calls")
     assert [part["function"] for part in parts] == [call["function"] for call in calls]
     assert [part["index"] for part in parts] == list(range(len(calls)))
+    if text.startswith("{"):  # a token of this model is a byte
+        assert all(part["n_pieces"] == len(part["function"]["arguments"]) for part in parts)
 
 
-@pytest.mark.parametrize("text", [f"Say {CALL}", CALL + " is it", '{"name": "other", "parameters": {}}'])
+@pytest.mark.parametrize("text", [f"Say {CALL}", '{"name": "other", "parameters": {}}'])
 def test_prose_stays_prose(llm: Llama, text: str) -> None:
     message = chat(llm, **saying(text))["choices"][0]["message"]
     assert message == {"role": "assistant", "content": text}
@@ -103,11 +122,27 @@ def test_a_required_call_comes(llm: Llama, choice: Any) -> None:
     assert "".join(part["function"]["arguments"] for part in parts) == call["function"]["arguments"]
 
 
-def test_a_call_that_is_cut_off_is_text(llm: Llama) -> None:
-    choice = chat(llm, tools=[WEATHER], tool_choice="required", max_tokens=4)["choices"][0]
+def test_a_call_that_is_cut_off_is_told_by_the_reason(llm: Llama) -> None:
+    """Before its arguments it is text; behind, it has the beginning of them."""
+    own: Any = {"tools": [WEATHER], "tool_choice": "required"}
+    choice = chat(llm, **own, max_tokens=4)["choices"][0]
     assert choice["finish_reason"] == "length" and "tool_calls" not in choice["message"]
-    content, calls, reason = streamed(llm, tools=[WEATHER], tool_choice="required", max_tokens=4)
+    content, calls, reason = streamed(llm, **own, max_tokens=4)
     assert (content, calls, reason) == (choice["message"]["content"], [], "length")
+    n_tokens = len('{"name": "weather", "parameters": {"ci')
+    choice = chat(llm, **{**saying(CALL), "max_tokens": n_tokens})["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather" and '{"city"'.startswith(call["function"]["arguments"])
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", None)
+    content, calls, reason = streamed(llm, **{**saying(CALL), "max_tokens": n_tokens})
+    assert (content, calls[0]["function"], reason) == ("", call["function"], "length")
+
+
+def test_text_behind_a_call_is_content(llm: Llama) -> None:
+    choice = chat(llm, **saying(f"{CALL} is it"))["choices"][0]
+    assert choice["message"]["content"] == " is it" and len(choice["message"]["tool_calls"]) == 1
+    content, calls, reason = streamed(llm, **saying(f"{CALL} is it"))
+    assert (content, len(calls), reason) == (" is it", 1, "tool_calls")
 
 
 def test_functions_are_the_older_shape(llm: Llama) -> None:
@@ -117,9 +152,13 @@ def test_functions_are_the_older_shape(llm: Llama) -> None:
     assert answer["finish_reason"] == "function_call"
     assert answer["message"]["function_call"]["name"] == "weather"
     chunks = list(chat(llm, **own, stream=True))
-    assert chunks[-2]["choices"][0]["delta"] == {"function_call": answer["message"]["function_call"]}
+    pieces = [piece for c in chunks if (piece := c["choices"][0]["delta"].get("function_call"))]
+    assert pieces[0] == {"name": "weather", "arguments": ""} and all("name" not in p for p in pieces[1:])
+    joined = "".join(piece["arguments"] for piece in pieces)
+    assert joined == answer["message"]["function_call"]["arguments"]
     two = {**saying(f"{CALL}\n{CALL}"), "tools": None, "functions": functions}
-    assert chat(llm, **two)["choices"][0]["message"]["content"] == f"{CALL}\n{CALL}"  # no room for two
+    message = chat(llm, **two)["choices"][0]["message"]  # there is no room for the second
+    assert message["function_call"]["name"] == "weather" and message["content"] == f"\n{CALL}"
 
 
 def test_tools_reach_the_prompt(llm: Llama) -> None:
@@ -157,7 +196,10 @@ def test_logprobs_beside_calls(llm: Llama) -> None:
         ({"tools": [WEATHER], "tool_choice": {"function": {"name": "nope"}}}, "nope"),
         ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "'g'"),
         ({"tools": [], "tool_choice": "required"}, "no tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "strict"),
+        ({**saying("x"), "tools": [STRICT]}, "strict"),
+        ({**saying("x"), "parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"tools": [WEATHER], "parallel_tool_calls": 3}, "parallel_tool_calls"),
+        ({"tools": [UNCHECKABLE]}, "tool_calls: .*uniqueItems"),
         ({**saying("x"), "tool_choice": "required"}, "grammar"),
         ({**saying("x"), "tool_choice": {"function": {"name": "time"}}}, "grammar"),
     ],
@@ -187,7 +229,55 @@ def test_json_that_was_asked_for_is_never_a_call(llm: Llama) -> None:
 
 
 def test_a_named_tool_may_be_strict(llm: Llama) -> None:
-    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
     choice = {"type": "function", "function": {"name": "weather"}}
-    (call,) = chat(llm, tools=[strict], tool_choice=choice)["choices"][0]["message"]["tool_calls"]
+    (call,) = chat(llm, tools=[STRICT], tool_choice=choice)["choices"][0]["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+
+
+def test_a_named_tool_comes_in_both_shapes(llm: Llama) -> None:
+    """As llama-cpp-python's callers expect; streamed, name and id come once, as OpenAI's callers expect."""
+    choice = {"type": "function", "function": {"name": "weather"}}
+    answer = chat(llm, tools=[WEATHER], tool_choice=choice)["choices"][0]
+    (call,) = answer["message"]["tool_calls"]
+    assert answer["message"]["function_call"] == call["function"] and answer["finish_reason"] == "tool_calls"
+    own: Any = {"functions": [WEATHER["function"]], "function_call": {"name": "weather"}}
+    older = chat(llm, **own)["choices"][0]
+    assert older["message"]["function_call"] == call["function"] and older["finish_reason"] == "tool_calls"
+    chunks = [chunk["choices"][0]["delta"] for chunk in chat(llm, stream=True, **own)]
+    names = [chunk["function_call"].get("name") for chunk in chunks if "function_call" in chunk]
+    assert names[0] == "weather" and set(names[1:]) == {None} and len(names) > 5
+
+
+ASK: Any = {"temperature": 1.0, "max_tokens": 120, "top_k": 0}
+
+
+def braces(weight: float) -> dict[int, float]:
+    """The bias with which a model of random weights begins with a brace, or never writes one."""
+    return {byte(ord("{")): weight}
+
+
+def test_strict_tools_that_need_not_be_called(llm: Llama) -> None:
+    """An answer that begins with a brace is a call that fits; any other text is a text."""
+    texts = []
+    for seed in range(3):
+        own: Any = {"tools": [STRICT, TIME], "seed": seed, **ASK}
+        choice = chat(llm, **own, logit_bias=braces(100))["choices"][0]
+        for call in choice["message"]["tool_calls"]:
+            if call["function"]["name"] == "weather":
+                assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+        prose = chat(llm, **own, logit_bias=braces(-100))["choices"][0]
+        assert "tool_calls" not in prose["message"]
+        texts.append(prose["message"]["content"])
+    assert len(set(texts)) > 1
+
+
+def test_never_more_calls_than_one(llm: Llama) -> None:
+    """A model that only wants to go on with calls, and is let, or not."""
+    more = {"tools": [TIME], "logit_bias": {**braces(100), byte(ord("\n")): 50}, **ASK}
+    for own in ({"tool_choice": "required"}, {"tool_choice": "required", "parallel_tool_calls": False}):
+        choice = chat(llm, **more, **own)["choices"][0]
+        assert len(choice["message"]["tool_calls"]) == 1 and choice["finish_reason"] == "tool_calls"
+    choice = chat(llm, **more, parallel_tool_calls=False)["choices"][0]
+    assert len(choice["message"]["tool_calls"]) == 1 and choice["finish_reason"] == "tool_calls"
+    choice = chat(llm, **more, tool_choice="required", parallel_tool_calls=True)["choices"][0]
+    assert len(choice["message"]["tool_calls"]) > 1

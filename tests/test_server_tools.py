@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import ollama
 import openai
 import pytest
 from serving import PATIENCE, Running, openai_client, serving, tiny_path, tiny_server
+
+from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.server import generation
+from pyllamacpu.server.generation import Generate
 
 SCHEMA = {
     "type": "object",
@@ -22,11 +28,11 @@ SCHEMA = {
     "additionalProperties": False,
 }
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-WEATHER = {
+WEATHER: Any = {
     "type": "function",
     "function": {"name": "weather", "description": "Tells it", "parameters": SCHEMA},
 }
-TIME = {"type": "function", "function": {"name": "time", "parameters": NOTHING}}
+TIME: Any = {"type": "function", "function": {"name": "time", "parameters": NOTHING}}
 QUESTION: Any = [{"role": "user", "content": "hello"}]
 SAID = '{"name": "weather", "parameters": {"city": "Rome", "days": 2}}'
 
@@ -59,15 +65,170 @@ def test_a_required_call_comes(client: openai.OpenAI, choice: Any) -> None:
     ids = [one.message.tool_calls[0].id for one in answer.choices]
     assert len(set(ids)) == 3
     chunks = list(chat(client, tool_choice=choice, stream=True))
-    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    pieces = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ""
-    assert [call.index for call in calls] == [0] and chunks[-1].choices[0].finish_reason == "tool_calls"
-    check(str(calls[0].function.name), json.loads(calls[0].function.arguments))
+    assert {piece.index for piece in pieces} == {0} and chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert pieces[0].id and pieces[0].function.name and pieces[0].function.arguments == ""
+    assert not any(piece.id or piece.function.name for piece in pieces[1:]) and len(pieces) > 2
+    arguments = "".join(piece.function.arguments for piece in pieces)
+    check(pieces[0].function.name, json.loads(arguments))
 
 
-def test_a_call_that_is_cut_off_is_none(client: openai.OpenAI) -> None:
+def test_a_call_that_is_cut_off_is_text_before_its_arguments(client: openai.OpenAI) -> None:
     choice = chat(client, tool_choice="required", max_tokens=4).choices[0]
     assert choice.finish_reason == "length" and not choice.message.tool_calls
+
+
+# What models write, of their own accord: the request gets a grammar that leaves no choice.
+
+CALL, NONE = ("weather", '{"city": "Rome", "days": 2}'), ("time", "{}")
+WRITTEN: list[tuple[str, list[tuple[str, str]], str]] = [
+    (SAID, [CALL], ""),
+    (f"{SAID};\n{SAID}", [CALL, CALL], ""),
+    (f'[{SAID}, {{"name": "time"}}]', [CALL, NONE], ""),
+    ("[weather(city='Rome', days=2), time()]", [CALL, NONE], ""),
+    (f"{SAID} is it.", [CALL], " is it."),
+    (f"Say {SAID}", [], f"Say {SAID}"),
+    ('{"name": "time"', [], '{"name": "time"'),
+]
+
+
+@pytest.fixture
+def write(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets all answers be a text."""
+
+    def will_write(text: str) -> None:
+        def forced(model: Any, request: Generate, ids: Any) -> Any:
+            return make(model, replace(request, grammar=Grammar.choice([text])), ids)
+
+        monkeypatch.setattr(generation, "engine_request", forced)
+
+    make = generation.engine_request
+    return will_write
+
+
+Writer = Callable[[str], None]
+
+
+@pytest.mark.parametrize("text, calls, rest", WRITTEN)
+def test_openai_streams_what_it_gives_whole(
+    client: openai.OpenAI, write: Writer, text: str, calls: list[tuple[str, str]], rest: str
+) -> None:
+    write(text)
+    whole = chat(client).choices[0]
+    found = [(call.function.name, call.function.arguments) for call in whole.message.tool_calls or ()]
+    assert found == calls and (whole.message.content or "") == rest
+    assert whole.finish_reason == ("tool_calls" if calls else "stop")
+    strict: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in (WEATHER, TIME)]
+    with client.chat.completions.stream(model="tiny", messages=QUESTION, tools=strict, seed=1) as stream:
+        events = list(stream)
+        final = stream.get_final_completion().choices[0]
+    if not text.startswith("["):  # strict calls are the JSON of objects
+        streamed = [(c.function.name, c.function.arguments) for c in final.message.tool_calls or ()]
+        assert (streamed, final.message.content, final.finish_reason) == (
+            calls, whole.message.content, whole.finish_reason
+        )  # fmt: skip
+        done = [e for e in events if e.type == "tool_calls.function.arguments.done"]
+        assert [(e.name, e.arguments) for e in done] == calls
+
+
+@pytest.mark.parametrize("text, calls, rest", WRITTEN)
+def test_responses_stream_what_they_give_whole(
+    client: openai.OpenAI, write: Writer, text: str, calls: list[tuple[str, str]], rest: str
+) -> None:
+    write(text)
+    tools: Any = [{"type": "function", **tool["function"]} for tool in (WEATHER, TIME)]
+    own: Any = {"model": "tiny", "input": "hello", "tools": tools}
+    whole = client.responses.create(**own)
+    with client.responses.stream(**own) as stream:
+        deltas = [event for event in stream if event.type == "response.function_call_arguments.delta"]
+        final = stream.get_final_response()
+
+    def shown(response: Any) -> list[Any]:
+        return [
+            (item.name, item.arguments) if item.type == "function_call" else item.content[0].text
+            for item in response.output
+        ]
+
+    assert shown(whole) == shown(final) == [*calls, *([rest] if rest else [])]
+    assert {item.status for item in (*whole.output, *final.output)} == {"completed"}
+    if text.startswith("{") and calls:
+        assert len(deltas) > 2 * len(calls)
+    assert "".join(event.delta for event in deltas) == "".join(arguments for _, arguments in calls)
+
+
+@pytest.mark.parametrize("text, calls, rest", WRITTEN)
+def test_anthropic_streams_what_it_gives_whole(
+    running: Running, write: Writer, text: str, calls: list[tuple[str, str]], rest: str
+) -> None:
+    write(text)
+    tools: Any = [
+        {"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]}
+        for tool in (WEATHER, TIME)
+    ]
+    own: Any = {"model": "tiny", "messages": QUESTION, "max_tokens": 200, "tools": tools}
+    with anthropic.Anthropic(base_url=running.url, api_key="k", timeout=PATIENCE, max_retries=0) as client:
+        whole = client.messages.create(**own)
+        with client.messages.stream(**own) as stream:
+            deltas = [event for event in stream if event.type == "input_json"]
+            final = stream.get_final_message()
+
+    def shown(message: Any) -> list[Any]:
+        return [(b.name, b.input) if b.type == "tool_use" else b.text for b in message.content]
+
+    uses = [(name, json.loads(arguments)) for name, arguments in calls]
+    assert shown(whole) == [*uses, *([rest] if rest else [])] == shown(final)
+    assert whole.stop_reason == final.stop_reason == ("tool_use" if calls else "end_turn")
+    if text.startswith("{") and calls:
+        assert len(deltas) > 2 * len(calls)
+
+
+@pytest.mark.parametrize("text, calls, rest", WRITTEN)
+def test_ollama_gives_whole_calls(
+    running: Running, write: Writer, text: str, calls: list[tuple[str, str]], rest: str
+) -> None:
+    write(text)
+    client = ollama.Client(host=running.url, timeout=PATIENCE)
+    whole = client.chat("tiny", QUESTION, tools=[WEATHER, TIME])
+    parts = list(client.chat("tiny", QUESTION, tools=[WEATHER, TIME], stream=True))
+    client._client.close()
+    found = [(c.function.name, c.function.arguments) for c in whole.message.tool_calls or ()]
+    assert found == [(name, json.loads(arguments)) for name, arguments in calls]
+    streamed = [c for part in parts for c in part.message.tool_calls or ()]
+    assert [(c.function.name, c.function.arguments) for c in streamed] == found
+    assert "".join(part.message.content or "" for part in parts) == whole.message.content == rest
+
+
+def test_calls_that_are_cut_short(running: Running, client: openai.OpenAI, write: Writer) -> None:
+    """Told by the reason, whole or streamed; Ollama has whole calls only, so it is text there."""
+    write(SAID)
+    n = len('{"name": "weather", "parameters": {"city": ')
+    whole = chat(client, max_tokens=n).choices[0]
+    (call,) = whole.message.tool_calls
+    assert whole.finish_reason == "length" and SAID.find(call.function.arguments) > 0
+    pieces = [c for chunk in chat(client, max_tokens=n, stream=True)
+              for c in chunk.choices[0].delta.tool_calls or ()]  # fmt: skip
+    assert "".join(piece.function.arguments for piece in pieces) == call.function.arguments
+    tools: Any = [{"type": "function", **WEATHER["function"]}]
+    own: Any = {"model": "tiny", "input": "hello", "tools": tools, "max_output_tokens": n}
+    response = client.responses.create(**own)
+    assert response.status == "incomplete" and response.output[0].status == "incomplete"
+    events = list(client.responses.create(**own, stream=True))
+    assert events[-1].type == "response.incomplete" and events[-1].response.output[0].status == "incomplete"
+    message: Any = {"model": "tiny", "messages": QUESTION, "max_tokens": n}
+    message["tools"] = [{"name": "weather", "input_schema": SCHEMA}]
+    with anthropic.Anthropic(base_url=running.url, api_key="k", timeout=PATIENCE, max_retries=0) as other:
+        cut = other.messages.create(**message)
+        with other.messages.stream(**message) as stream:
+            final = stream.get_final_message()
+    assert cut.stop_reason == final.stop_reason == "max_tokens"
+    assert cut.content[0].input == final.content[0].input
+    body: Any = {"model": "tiny", "messages": QUESTION, "tools": [WEATHER], "options": {"num_predict": n}}
+    answer = running.post("/api/chat", **body, stream=False).json()
+    assert answer["message"]["content"] == SAID[: len(answer["message"]["content"])]
+    lines = [json.loads(line) for line in running.post("/api/chat", **body).text.splitlines()]
+    assert "".join(line["message"]["content"] for line in lines) == answer["message"]["content"]
+    assert answer["done_reason"] == lines[-1]["done_reason"] == "length"
 
 
 def test_calls_of_the_models_own_accord(client: openai.OpenAI) -> None:
@@ -141,8 +302,7 @@ def test_ollama(running: Running) -> None:
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "tool_choice"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": 3}, "parallel_tool_calls"),
         ({"response_format": {"type": "json_object"}}, "tools"),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],

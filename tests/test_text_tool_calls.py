@@ -211,7 +211,13 @@ def test_without_tools_nothing_is_a_call() -> None:
 
 def test_long_answers_are_read_in_time() -> None:
     """Ten times the length takes no hundred times the time."""
-    for begun in ("", '{"name": "add", "parameters": {"a": "', "[add(a='", "add.call(query=", "<function=add>"):
+    for begun in (
+        "",
+        '{"name": "add", "parameters": {"a": "',
+        "[add(a='",
+        "add.call(query=",
+        "<function=add>",
+    ):
         for more in ("x", " ", "\n ", "```", "<", "\\"):
             text = begun + more * 60_000
             started = time.process_time()
@@ -229,7 +235,8 @@ def scanned(text: str) -> bool:
 
 @pytest.mark.parametrize("text", [
     "{}", "[]", "{}{", "[1", "[1,]", '{"a":1,}', '{"a" 1}', "[01]", "[-]", "[1.]", "[1e5, -0.5E-3]", "[tru]",
-    "[true,false , null]", '["\\x"]', '["\\u12"]', '["\t"]', '["\u00e9"]', '["\\ud83d\\ude00"]', '["\\ude00"]',
+    "[true,false , null]", '["\\x"]', '["\\u12"]', '["\t"]', '["\u00e9"]', '["\\ud83d\\ude00"]',
+    '["\\ude00"]',
     '["\\ud83dx"]', "[ ]", "{ }", '{"a": {"b": [{}, [[]]]}}', "[nulll]", "[1 2]", '{1: 2}', "]", "[}", "[+1]",
 ])  # fmt: skip
 def test_what_is_json(text: str) -> None:

@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Protocol
 from pyllamacpu.api.compat import StoppingCriteriaList
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.responses import chat_of_chunks, chat_of_completion
-from pyllamacpu.api.tools import checked_offer, with_calls
+from pyllamacpu.api.tool_answers import with_calls
+from pyllamacpu.api.tools import checked_offer
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text import ChatTemplate
 from pyllamacpu.text.formats import Format
@@ -120,9 +121,9 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
         made = chat_formatter(messages=messages, **about_tools)
         response_format = options.pop("response_format", None)
         grammar = chosen_grammar(options.pop("grammar", None), response_format)
-        offer = checked_offer(
-            grammar, response_format, *(about_tools[name] for name in ("tools", "tool_choice", *names[:2]))
-        )
+        asked = [about_tools[name] for name in ("tools", "tool_choice", *names[:2])]
+        asked.append(options.pop("parallel_tool_calls", None))
+        offer = checked_offer(grammar, response_format, *asked)
         if not all(name in made.prompt for name in offer.names):
             raise OptionError("this chat format does not show the model any tools; leave them out")
         n_top = options.pop("top_logprobs", None) or 0
@@ -131,7 +132,7 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
             stop=[*_listed(options.pop("stop", None)), *_listed(made.stop)],
             stopping_criteria=made.stopping_criteria,
             logprobs=n_top if options.pop("logprobs", None) else None,
-            grammar=offer.forced or grammar,
+            grammar=offer.form or grammar,
             temperature=options.pop("temperature", 0.2),
             max_tokens=options.pop("max_tokens", None),
             **options,

@@ -15,7 +15,6 @@ from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     as_texts,
     check_messages,
-    forced_tool,
     infill_prompt,
     stop_strings,
     stop_token_ids,
@@ -281,33 +280,35 @@ class Completions(Tokens):
         grammar: Any = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
+        parallel_tool_calls: bool | None = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Any:
         """Answers a conversation: an OpenAI chat completion, or with `stream` an iterator of its chunks.
 
         `tools` are shown by the chat template; calls come as `tool_calls` (for `functions`: `function_call`),
-        those of `tool_choice` for certain. `response_format` is OpenAI's. The rest is `create_completion`'s.
+        those of `tool_choice` for certain, one of them unless `parallel_tool_calls`; False: never more.
+        `response_format` is OpenAI's. The rest is `create_completion`'s.
         Raises TemplateError for messages that it refuses, OptionError for what cannot be enforced.
         """
         given = _handler_arguments(locals())
         if (handler := self._registered_handler()) is not None:
             return handler(llama=self, **given)
-        if (tool := forced_tool(tools, tool_choice, functions, function_call)) is not None:
-            return self._call_tool(tool, given)
-        from pyllamacpu.api.tools import chat_ids, checked_offer, with_calls
+        from pyllamacpu.api.tool_answers import with_calls
+        from pyllamacpu.api.tools import chat_ids, checked_offer
 
         form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
-        offer = checked_offer(form, response_format, tools, tool_choice, functions, function_call)
+        choice = (tools, tool_choice, functions, function_call, parallel_tool_calls)
+        offer = checked_offer(form, response_format, *choice)
         tokenizer, template = self._text(), self._chat_template()
         ends = _ends(stop, template)
         ids = chat_ids(tokenizer, template, check_messages(messages), offer)
         n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
-            more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.forced or form, "stream": stream}
+            more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.form or form, "stream": stream}
             return with_calls(self._chat_by_completion(ids, **own, **more, **sampling), offer)
         events = self.stream(
             ids,
@@ -318,7 +319,7 @@ class Completions(Tokens):
             logits_processors=as_functions("logits_processor", logits_processor),
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
-            grammar=offer.forced or form,
+            grammar=offer.form or form,
             ahead=STREAMED_AHEAD if stream else None,
         )
         return with_calls(self._chat_answer(model, ids, n_top, events, stream), offer)
@@ -327,25 +328,6 @@ class Completions(Tokens):
         from pyllamacpu.api.chat_handlers import registered_handler  # only for chats
 
         return self.chat_handler or registered_handler(self.chat_format)
-
-    def _call_tool(self, tool: tuple[str, Any], arguments: dict[str, Any]) -> Answer:
-        """A chat whose answer is the arguments of a tool."""
-        name, schema = tool
-        if chosen_grammar(arguments["grammar"], arguments["response_format"]) is not None:
-            raise OptionError("a call that must come does not go with a grammar or response_format")
-        form = {"type": "json_object", "schema": schema}
-        if functions := arguments["functions"]:
-            arguments["tools"] = [{"type": "function", "function": function} for function in functions]
-        arguments |= {
-            "functions": None,
-            "function_call": None,
-            "tool_choice": "auto",
-            "response_format": form,
-        }
-        answer = self.create_chat_completion(**arguments)
-        if isinstance(answer, dict):
-            return responses.call_of_chat(name, answer)
-        return responses.call_of_chunks(name, answer)
 
     def _chat_by_completion(self, ids: Sequence[int], **options: Any) -> Answer:
         """A chat's answer by a program's own `create_completion`."""
@@ -490,6 +472,8 @@ def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """What a chat handler is called with: the method's arguments by name."""
     inner = ("self", "sampling")
     rest = {name: value for name, value in arguments.items() if name not in inner}
+    if rest["parallel_tool_calls"] is None:
+        del rest["parallel_tool_calls"]  # which llama-cpp-python's handlers do not take
     return {**rest, **arguments["sampling"]}
 
 

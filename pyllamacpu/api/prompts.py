@@ -105,30 +105,6 @@ def stop_token_ids(tokenizer: Tokenizer, template: ChatTemplate) -> frozenset[in
     return frozenset(token for token in ids if token is not None)
 
 
-def forced_tool(
-    tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
-) -> tuple[str, Any] | None:
-    """The name and the parameters' schema of the tool that must be called, None if none must. Raises
-    OptionError for one that was not offered.
-    """
-    choice = function_call if functions is not None else tool_choice
-    if not isinstance(choice, Mapping):
-        return None
-    check_list("tools", tools)
-    check_list("functions", functions)
-    inner = choice.get("function")
-    name = inner.get("name") if isinstance(inner, Mapping) else choice.get("name")
-    offered = (
-        functions
-        if functions is not None
-        else [tool.get("function") for tool in tools or () if isinstance(tool, Mapping)]
-    )
-    for function in offered:
-        if name is not None and isinstance(function, Mapping) and function.get("name") == name:
-            return str(name), function.get("parameters") or {"type": "object"}
-    raise OptionError(f"tool_choice: the tool {name!r:.80} is not among the tools")
-
-
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts that end an answer. Raises OptionError for what is none."""
     return () if stop is None else tuple(as_texts("stop", stop))

@@ -245,37 +245,6 @@ def chat_of_chunks(chunks: Iterable[Response]) -> Iterator[Response]:
         yield {**head, "choices": [_delta(delta, _logprobs_of_table(choice["logprobs"]), reason)]}
 
 
-def call_of_chat(name: str, answer: Response) -> Response:
-    """An answer that is a tool's arguments as a call of the tool. One that was cut short stays "length"."""
-    choice = answer["choices"][0]
-    called = {"name": name, "arguments": choice["message"]["content"]}
-    message = {
-        "role": "assistant",
-        "content": None,
-        "function_call": called,
-        "tool_calls": [{"id": _call_id(name, answer), "type": "function", "function": called}],
-    }
-    reason = "tool_calls" if choice["finish_reason"] == "stop" else choice["finish_reason"]
-    return {**answer, "choices": [{**choice, "message": message, "finish_reason": reason}]}
-
-
-def call_of_chunks(name: str, chunks: Iterable[Response]) -> Iterator[Response]:
-    """The same piece by piece."""
-    for chunk in chunks:
-        choice = chunk["choices"][0]
-        delta, reason = choice["delta"], choice["finish_reason"]
-        if "content" in delta:
-            called = {"name": name, "arguments": delta["content"]}
-            call = {"index": 0, "id": _call_id(name, chunk), "type": "function", "function": called}
-            delta = {"content": None, "function_call": called, "tool_calls": [call]}
-        reason = "tool_calls" if reason == "stop" else reason
-        yield {**chunk, "choices": [{**choice, "delta": delta, "finish_reason": reason}]}
-
-
-def _call_id(name: str, answer: Response) -> str:
-    return f"call__0_{name}_{answer['id']}"
-
-
 def _chat_head(answer: Response, kind: str) -> Response:
     head = {name: answer[name] for name in ("created", "model")}
     return {"id": "chat" + answer["id"], "object": kind, **head}

@@ -6,8 +6,7 @@ Source of the shapes: https://platform.openai.com/docs/api-reference/chat (tools
 from __future__ import annotations
 
 import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +15,10 @@ from pyllamacpu.api.prompts import check_list
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
-from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+from pyllamacpu.text.tool_calls import Answer, ToolCallReader, join_parts
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
-Response = dict[str, Any]
 
 _ADVICE = (
     "You can call functions. To call one, answer with nothing but a JSON object "
@@ -30,25 +28,47 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class ChatTools:
-    """`offered` in OpenAI's shape; `forced`: the form of the answer when one of them must be called;
-    `as_function`: calls are told in the older shape, `function_call`; `may_call`: whether the answer may be
-    calls, which one with a `response_format` never is.
+    """`offered` in OpenAI's shape. `form`: of the answer, where calls must have one (`form_of_answer`).
+    `forced`: one of them must be called. `most`: calls that may come at once. `as_function`: calls are told
+    in the older shape, `function_call`, and when one is `named` in both. `may_call`: whether the answer may
+    be calls, which one with a `response_format` never is.
     """
 
     offered: tuple[Tool, ...] = ()
-    forced: Grammar | None = None
+    form: Grammar | None = None
+    forced: bool = False
+    most: int | None = None
     as_function: bool = False
+    named: bool = False
     may_call: bool = True
 
     @property
     def names(self) -> list[str]:
         return [tool["function"]["name"] for tool in self.offered]
 
+    def reader(self) -> ToolCallReader:
+        """For the text of an answer, piece by piece."""
+        return ToolCallReader(self.names if self.may_call else (), self.most, plain=self.form is not None)
+
+    def read(self, text: str) -> Answer:
+        """The whole text of an answer."""
+        reader = self.reader()
+        return join_parts([*reader.push(text), *reader.finish()])
+
+
+NO_TOOLS = ChatTools()
+
 
 def chosen_tools(
-    tools: Sequence[Any] | None, tool_choice: Any, functions: Sequence[Any] | None, function_call: Any
+    tools: Sequence[Any] | None,
+    tool_choice: Any,
+    functions: Sequence[Any] | None,
+    function_call: Any,
+    parallel_tool_calls: bool | None = None,
 ) -> ChatTools:
     """Of the arguments of a chat. Raises OptionError."""
+    if not isinstance(parallel_tool_calls, (bool, type(None))):
+        raise OptionError(f"parallel_tool_calls={parallel_tool_calls!r:.80}: give True or False")
     if functions is not None and tools is not None:
         raise OptionError("give tools or functions, not both")
     check_list("tools", tools)
@@ -60,36 +80,46 @@ def chosen_tools(
         label, choice = "functions", function_call
         values = [{"type": "function", "function": function} for function in functions]
     offered = tuple(_tool(value, f"{label}[{i}]") for i, value in enumerate(values or ()))
-    return _choose(offered, choice, functions is not None)
+    return choose(offered, choice, functions is not None, parallel_tool_calls)
 
 
 def checked_offer(form: Grammar | None, response_format: Any, *arguments: Any) -> ChatTools:
     """`chosen_tools`, beside the form that was asked of the answer. Raises OptionError."""
     offer = chosen_tools(*arguments)
-    if offer.forced is None and chosen_grammar(None, response_format) is not None:
-        return replace(offer, may_call=False)
-    if offer.forced is None and any(tool["function"].get("strict") for tool in offer.offered):
-        raise OptionError("tools: strict can only be kept when a call is required (tool_choice)")
-    if form is not None and offer.forced is not None:
+    if form is None:
+        return offer
+    if offer.forced:
         raise OptionError("a call that must come does not go with a grammar or response_format")
+    if chosen_grammar(None, response_format) is not None:
+        return replace(offer, may_call=False, form=None)
+    if offer.form is not None:
+        raise OptionError("strict tools and parallel_tool_calls=False do not go with a grammar")
     return offer
 
 
-def _choose(offered: tuple[Tool, ...], choice: Any, as_function: bool) -> ChatTools:
-    """Of checked tools and a choice: a word, or an object that names one of them."""
+def choose(offered: tuple[Tool, ...], choice: Any, as_function: bool, parallel: bool | None) -> ChatTools:
+    """Of checked tools and a choice: a word, or an object that names one of them. `parallel`: whether several
+    calls may come at once; None: if the model wants to, but a call that must come is one.
+    """
     label = "function_call" if as_function else "tool_choice"
-    if choice in (None, "auto", "none"):
-        if choice == "none" or not offered:
-            return ChatTools()
-        return ChatTools(offered, as_function=as_function)
+    if choice == "none" or (choice in (None, "auto") and not offered):
+        return NO_TOOLS
+    most = 1 if as_function or parallel is False else None
+    if choice in (None, "auto"):
+        strict = any(tool["function"].get("strict") for tool in offered)
+        form = form_of_answer(offered, False, most is None) if strict or parallel is False else None
+        return ChatTools(offered, form, most=most, as_function=as_function)
     if choice != "required" and not isinstance(choice, Mapping):
         raise OptionError(f"{label}: {choice!r:.80} is not auto, none, required or a function")
-    if not offered:
+    if not offered and choice == "required":
         raise OptionError(f"{label}: there are no tools to choose from")
     chosen = [tool for tool in offered if choice == "required" or tool["function"]["name"] == _name(choice)]
     if not chosen:
         raise OptionError(f"{label}: {_name(choice)!r:.80} is not among the tools")
-    return ChatTools(offered, form_of_call(chosen), as_function)
+    several = most is None and parallel is True
+    form = form_of_answer(chosen, True, several)
+    named = isinstance(choice, Mapping)
+    return ChatTools(offered, form, True, None if several else 1, as_function, named)
 
 
 def _name(choice: Mapping[str, Any]) -> Any:
@@ -114,8 +144,10 @@ def _tool(value: Any, where: str) -> Tool:
     return {"type": "function", "function": dict(function)}
 
 
-def form_of_call(tools: Sequence[Tool]) -> Grammar:
-    """One call of one of these, with arguments of its schema."""
+def form_of_answer(tools: Sequence[Tool], forced: bool, several: bool) -> Grammar:
+    """Calls of these, with arguments of their schemas; unless `forced`, or a text. The JSON of a call is at
+    the beginning of the answer then, and a text does not begin with a brace.
+    """
     forms = [
         {
             "type": "object",
@@ -128,7 +160,10 @@ def form_of_call(tools: Sequence[Tool]) -> Grammar:
         }
         for tool in tools
     ]
-    return Grammar.json_schema(forms[0] if len(forms) == 1 else {"anyOf": forms})
+    form = forms[0] if len(forms) == 1 else {"anyOf": forms}
+    return (
+        Grammar.tool_calls(form, several, not forced) if several or not forced else Grammar.json_schema(form)
+    )
 
 
 def chat_ids(
@@ -159,65 +194,3 @@ def _described(messages: Sequence[Message], offered: Sequence[Tool]) -> list[Mes
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         return [{**first, "content": f"{first['content']}\n\n{_ADVICE}{listed}"}, *messages[1:]]
     return [{"role": "system", "content": _ADVICE + listed}, *messages]
-
-
-# Answers
-
-
-def with_calls(answer: Any, offer: ChatTools) -> Any:
-    """A chat's answer, or the iterator of its chunks, with the calls that its text consists of as calls."""
-    if not offer.offered or not offer.may_call:
-        return answer
-    return _whole(answer, offer) if isinstance(answer, dict) else _chunks(answer, offer)
-
-
-def _whole(answer: Response, offer: ChatTools) -> Response:
-    choice = answer["choices"][0]
-    calls = parse_calls(choice["message"]["content"] or "", offer.names, several=not offer.as_function)
-    if not calls:
-        return answer
-    rows, reason = _parts(calls, offer)
-    merged = rows[0] if offer.as_function else {"tool_calls": [_unnumbered(row) for row in rows]}
-    message = {**choice["message"], "content": None, **merged}
-    return {**answer, "choices": [{**choice, "message": message, "finish_reason": reason}]}
-
-
-def _unnumbered(row: Response) -> Response:
-    return {name: value for name, value in row["tool_calls"][0].items() if name != "index"}
-
-
-def _chunks(chunks: Iterator[Response], offer: ChatTools) -> Iterator[Response]:
-    """Text that may be calls is held back until that is decided."""
-    reader = ToolCallReader(offer.names, several=not offer.as_function)
-    for chunk in chunks:
-        choice = chunk["choices"][0]
-        if choice["finish_reason"] is not None:
-            deltas, reason = _last_deltas(reader, offer, choice["finish_reason"])
-            for delta in deltas:
-                yield _with_choice(chunk, delta=delta, logprobs=None, finish_reason=None)
-            yield _with_choice(chunk, finish_reason=reason)
-        elif "content" not in choice["delta"]:
-            yield chunk
-        elif (text := reader.push(choice["delta"]["content"])) or choice["logprobs"] is not None:
-            yield _with_choice(chunk, delta={**choice["delta"], "content": text})
-
-
-def _with_choice(chunk: Response, **changes: Any) -> Response:
-    return {**chunk, "choices": [{**chunk["choices"][0], **changes}]}
-
-
-def _last_deltas(reader: ToolCallReader, offer: ChatTools, reason: str) -> tuple[list[Response], str]:
-    """What was held back of an answer that has ended, and why it ended."""
-    text, calls = reader.finish()
-    if calls:
-        return _parts(calls, offer)
-    return [{"content": text}] if text else [], reason
-
-
-def _parts(calls: Sequence[ToolCall], offer: ChatTools) -> tuple[list[Response], str]:
-    """(each call as a part of a message, the finish reason)."""
-    functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
-    if offer.as_function:
-        return [{"function_call": function} for function in functions], "function_call"
-    rows = [{"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": each} for each in functions]
-    return [{"tool_calls": [{"index": i, **row}]} for i, row in enumerate(rows)], "tool_calls"

@@ -22,7 +22,7 @@ from pyllamacpu.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark"]
+Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark", "tool_calls"]
 
 _CACHED = 64  # compiled grammars of a model
 _MAX_SOURCE = 1 << 20  # characters
@@ -33,7 +33,7 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 @dataclass(frozen=True)
 class Grammar:
     """The form of an answer. `source` is the JSON text of a schema or of a list of choices, a regular
-    expression (Rust's syntax, of the whole answer), or a grammar.
+    expression (Rust's syntax, of the whole answer), or a grammar; for tool calls JSON too (`tool_calls`).
     """
 
     kind: Kind
@@ -66,6 +66,17 @@ class Grammar:
         if not is_list or not texts or not all(isinstance(t, str) and t for t in texts):
             raise OptionError("choice: give at least one text, and none that is empty")
         return cls("choice", json.dumps(list(texts)))
+
+    @classmethod
+    def tool_calls(cls, call: Mapping[str, Any], several: bool, or_text: bool) -> Grammar:
+        """A call in JSON, of the schema `call`; `several`: or more of them, a line or a semicolon between
+        two; `or_text`: or a text that does not begin as a call does, with a brace.
+        """
+        parts = {"call": call, "several": several, "or_text": or_text}
+        try:
+            return cls("tool_calls", json.dumps(parts))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OptionError(f"tools: {error}") from None
 
     @classmethod
     def text(cls, source: str) -> Grammar:
@@ -180,12 +191,21 @@ def _definition(grammar: Grammar) -> str:
     if grammar.kind == "choice":
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
         return LLMatcher.grammar_from_lark(f"start: {texts}")
+    if grammar.kind == "tool_calls":
+        return LLMatcher.grammar_from_lark(_calls_in_lark(**json.loads(grammar.source)))
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(grammar.source)
     try:
         return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source))
     except Exception as error:  # a converter's own classes
         raise OptionError(_first_line(str(error))) from None
+
+
+def _calls_in_lark(call: dict[str, Any], several: bool, or_text: bool) -> str:
+    start = "call (/[;\\n] ?/ call)*" if several else "call"
+    text = r"/(?s:([ \t\r\n]*[^ \t\r\n{].*)?)/"
+    schema = json.dumps({**call, "x-guidance": _JSON_OPTIONS})
+    return f"start: {start}{' | text' if or_text else ''}\ntext: {text}\ncall: %json {schema}\n"
 
 
 class _Tokens:

@@ -6,15 +6,15 @@ Source: https://docs.anthropic.com/en/api/messages and messages-streaming. Token
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import anthropic_grammar
@@ -23,8 +23,8 @@ from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, prompt_ids
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import Tools, make_tools
-from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+from pyllamacpu.server.tools import make_tools, partial_arguments
+from pyllamacpu.text.tool_calls import Part
 
 PATH = "/v1/messages"
 _SAMPLING = {"temperature": ("temperature", 0.0, 1.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
@@ -59,11 +59,12 @@ async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
         if stream:
             return http.Stream(stack.pop_all(), _events(answers, tools), _failed)
         (events,) = await answers.whole()
-        text = "".join(event.text for event in events)
-        calls = parse_calls(text, tools.names)
-        content = [_use(call) for call in calls] or [{"type": "text", "text": text}]
+        found = tools.read("".join(event.text for event in events))
+        content = [_use(call.name, partial_arguments(call)) for call in found.calls]
+        if found.text or not content:
+            content.append({"type": "text", "text": found.text})
         message = _message(model.name, content, _usage(answers))
-        return http.json_response(message | _stop(events[-1], calls))
+        return http.json_response(message | _stop(events[-1], found.has_called))
 
 
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
@@ -89,7 +90,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         read_sampling(fields, model, _SAMPLING),
         max_tokens=limit,
         stop=fields.strings("stop_sequences"),
-        grammar=chat.tools.forced or form,
+        grammar=chat.tools.form or form,
     )
 
 
@@ -115,7 +116,7 @@ def _chat(fields: Fields) -> Chat:
     return Chat(messages, beginning, tools)
 
 
-def _tools(fields: Fields) -> Tools:
+def _tools(fields: Fields) -> ChatTools:
     """`tools` and `tool_choice` as Anthropic has them."""
     own = fields.nested("tool_choice")
     kind, name = own.choice("type", ("auto", "any", "tool", "none"), "auto"), own.text("name")
@@ -134,7 +135,7 @@ def _tools(fields: Fields) -> Tools:
         fields,
         [{"type": "function", "function": function} for function in offered],
         choices.get(kind or "auto", kind),
-        several=not single,
+        several=False if single else None,
     )
 
 
@@ -211,13 +212,12 @@ def _usage(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _use(call: ToolCall) -> dict[str, Any]:
-    arguments = json.loads(call.arguments)
-    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": call.name, "input": arguments}
+def _use(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": name, "input": arguments}
 
 
-def _stop(last: TextEvent, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
-    if calls:
+def _stop(last: TextEvent, has_called: bool) -> dict[str, Any]:
+    if has_called and last.finish_reason == "stop":
         return {"stop_reason": "tool_use", "stop_sequence": None}
     if last.finish_reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
@@ -230,32 +230,58 @@ def _event(kind: str, **fields: Any) -> bytes:
     return http.sse({"type": kind, **fields}, kind)
 
 
-async def _events(answers: Answers, tools: Tools) -> AsyncIterator[bytes]:
-    """The events of a stream: a block of text, or a block for each call."""
-    reader, begun = ToolCallReader(tools.names), False
-    calls: list[ToolCall] = []
+class _Blocks:
+    """The blocks of a message that is streamed, one after the other: text, or a call."""
+
+    def __init__(self) -> None:
+        self.n_blocks = 0  # that have begun
+        self._is_text = self._is_open = False
+
+    def part(self, part: Part) -> Iterator[bytes]:
+        if isinstance(part, str):
+            if not (self._is_open and self._is_text):
+                yield from self._begin({"type": "text", "text": ""})
+            yield self._delta({"type": "text_delta", "text": part})
+            return
+        if part.name is not None:
+            yield from self._begin(_use(part.name, {}))
+        if part.arguments:
+            yield self._delta({"type": "input_json_delta", "partial_json": part.arguments})
+
+    def _begin(self, block: dict[str, Any]) -> Iterator[bytes]:
+        yield from self.end()
+        self._is_text, self._is_open = block["type"] == "text", True
+        self.n_blocks += 1
+        yield _event("content_block_start", index=self.n_blocks - 1, content_block=block)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", index=self.n_blocks - 1, delta=delta)
+
+    def end(self) -> Iterator[bytes]:
+        if self._is_open:
+            self._is_open = False
+            yield _event("content_block_stop", index=self.n_blocks - 1)
+
+
+async def _events(answers: Answers, tools: ChatTools) -> AsyncIterator[bytes]:
+    """The events of a stream."""
+    reader, blocks = tools.reader(), _Blocks()
     last: TextEvent | None = None
     yield _event("message_start", message=_message(answers.model.name, [], _usage(answers)))
     yield _event("ping")
     async for _, last in answers.pieces():
-        text = reader.push(last.text) if tools.offered else last.text
-        if last.finish_reason is not None and tools.offered:
-            rest, calls = reader.finish()
-            text += rest
-        if not begun and (text or (last.finish_reason is not None and not calls)):
-            begun = True
-            yield _event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-        if text:
-            yield _event("content_block_delta", index=0, delta={"type": "text_delta", "text": text})
+        parts = reader.push(last.text)
+        if last.finish_reason is not None:
+            parts += reader.finish()
+            if not parts and not blocks.n_blocks:
+                parts = [""]
+        for part in parts:
+            for event in blocks.part(part):
+                yield event
     assert last is not None
-    if begun:
-        yield _event("content_block_stop", index=0)
-    for i, call in enumerate(calls):
-        yield _event("content_block_start", index=i, content_block={**_use(call), "input": {}})
-        delta = {"type": "input_json_delta", "partial_json": call.arguments}
-        yield _event("content_block_delta", index=i, delta=delta)
-        yield _event("content_block_stop", index=i)
-    yield _event("message_delta", delta=_stop(last, calls), usage=_usage(answers))
+    for event in blocks.end():
+        yield event
+    yield _event("message_delta", delta=_stop(last, reader.has_called), usage=_usage(answers))
     yield _event("message_stop")
 
 

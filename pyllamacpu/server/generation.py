@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pyllamacpu.api.prompts import infill_prompt, stop_token_ids, text_prompt
-from pyllamacpu.api.tools import shown_tools
+from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length
@@ -26,7 +26,6 @@ from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
-from pyllamacpu.server.tools import NO_TOOLS, Tools
 from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
 
@@ -41,7 +40,7 @@ class Chat:
 
     messages: Sequence[Mapping[str, Any]]
     beginning: str = ""
-    tools: Tools = NO_TOOLS
+    tools: ChatTools = NO_TOOLS
     extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pyllamacpu.api.tools import NO_TOOLS
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import ollama_grammar
@@ -26,8 +27,9 @@ from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.openai import read_inputs
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
-from pyllamacpu.server.tools import NO_TOOLS, read_tools
-from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
+from pyllamacpu.text.call_forms import ToolCall
+from pyllamacpu.text.tool_calls import Part
 
 
 def router(service: Service, strict: bool) -> APIRouter:
@@ -128,7 +130,7 @@ class _Endpoint:
             sampling,
             max_tokens=n_ctx if limit is not None and limit < 0 else limit,
             stop=options.strings("stop"),
-            grammar=self.tools.forced or form,
+            grammar=self.tools.form or form,
         )
         options.finish(self.strict)
         return request
@@ -137,23 +139,23 @@ class _Endpoint:
         return {"model": self.model, "created_at": now()}
 
     async def lines(self, answers: Answers) -> AsyncIterator[bytes]:
-        reader = ToolCallReader(self.tools.names) if self.tools.offered else None
+        reader = self.tools.reader()
+        unfinished: list[Part] = []  # calls come whole here
         async for _, event in answers.pieces():
-            text, calls = event.text if reader is None else reader.push(event.text), list[ToolCall]()
-            if reader is not None and event.finish_reason is not None:
-                rest, calls = reader.finish()
-                text += rest
-            if text or calls:
-                yield http.ndjson({**self.head(), **self.piece(text, calls), "done": False})
-            if event.finish_reason is not None:
+            parts = [*unfinished, *reader.push(event.text)]
+            is_last = event.finish_reason is not None
+            found, unfinished = split_whole([*parts, *reader.finish()] if is_last else parts, is_last)
+            if found.text or found.calls:
+                yield http.ndjson({**self.head(), **self.piece(found.text, found.calls), "done": False})
+            if is_last:
                 yield http.ndjson(self.final(answers, event, ""))
 
     def final(self, answers: Answers, last: TextEvent, text: str) -> dict[str, Any]:
-        stats, calls = last.stats, parse_calls(text, self.tools.names)
+        stats, found = last.stats, with_cut_as_text(self.tools.read(text))
         assert stats is not None
         return {
             **self.head(),
-            **self.piece("" if calls else text, calls),
+            **self.piece(found.text, found.calls),
             "done": True,
             "done_reason": last.finish_reason,
             "total_duration": nanoseconds(time.perf_counter() - self.started),

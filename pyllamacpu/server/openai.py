@@ -213,7 +213,7 @@ class _Chat(_Endpoint):
             logprobs=self.logprobs,
             n=fields.integer("n", 1, _MAX_ANSWERS) or 1,
             ignore_eos=fields.flag("ignore_eos"),
-            grammar=self.tools.forced or form,
+            grammar=self.tools.form or form,
         )
         return [request]
 

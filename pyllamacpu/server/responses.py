@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server import http
@@ -23,8 +24,9 @@ from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import Tools, call_id, make_tools
-from pyllamacpu.text.tool_calls import ToolCall, ToolCallReader, parse_calls
+from pyllamacpu.server.tools import call_id, make_tools, read_parallel
+from pyllamacpu.text.call_forms import ToolCall
+from pyllamacpu.text.tool_calls import Part
 
 _SAMPLING = {"temperature": ("temperature", 0.0, 2.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
 _NO_EFFECT = ("user", "service_tier", "metadata", "store", "safety_identifier", "prompt_cache_key", "include")
@@ -55,9 +57,10 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
         if stream:
             return http.Stream(stack.pop_all(), shape.events(answers), shape.failed)
         (events,) = await answers.whole()
-        text = "".join(event.text for event in events)
-        calls = parse_calls(text, shape.tools.names)
-        items = [shape.call(call) for call in calls] or [shape.message(text)]
+        found = shape.tools.read("".join(event.text for event in events))
+        items = [shape.call(call, _status(call.whole)) for call in found.calls]
+        if found.text or not items:
+            items.append(shape.message(found.text))
         return http.json_response(shape.response(items, events[-1], answers))
 
 
@@ -78,11 +81,11 @@ def _request(fields: Fields, model: Model) -> Generate:
         Chat(_messages(fields), tools=tools),
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
-        grammar=tools.forced or form,
+        grammar=tools.form or form,
     )
 
 
-def _tools(fields: Fields) -> Tools:
+def _tools(fields: Fields) -> ChatTools:
     """Functions, whose fields stand beside their type here."""
     values = []
     for i, value in enumerate(fields.items("tools")):
@@ -90,7 +93,7 @@ def _tools(fields: Fields) -> Tools:
             raise wrong(f"tools[{i}]", "only functions are supported")
         function = {key: item for key, item in value.items() if key != "type" and item is not None}
         values.append({"type": "function", "function": function})
-    return make_tools(fields, values, fields.raw("tool_choice"), fields.flag("parallel_tool_calls", True))
+    return make_tools(fields, values, fields.raw("tool_choice"), read_parallel(fields))
 
 
 def _form(fields: Fields) -> Grammar | None:
@@ -147,7 +150,7 @@ def _text(content: Any, where: str) -> str:
 class _Shape:
     """One response in its shape, and its events with their numbers."""
 
-    def __init__(self, model: str, tools: Tools, request: Generate) -> None:
+    def __init__(self, model: str, tools: ChatTools, request: Generate) -> None:
         self.tools = tools
         self._number = 0
         self._base: dict[str, Any] = {
@@ -162,7 +165,7 @@ class _Shape:
             "max_output_tokens": request.max_tokens,
             "metadata": {},
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": tools.most is None,
             "previous_response_id": None,
             "store": False,
             "temperature": request.sampling.temperature,
@@ -183,14 +186,14 @@ class _Shape:
             "content": [_part(text)] if status == "completed" else [],
         }
 
-    def call(self, call: ToolCall) -> dict[str, Any]:
+    def call(self, call: ToolCall, status: str) -> dict[str, Any]:
         return {
             "id": f"fc_{uuid.uuid4().hex}",
             "type": "function_call",
             "call_id": call_id(),
             "name": call.name,
             "arguments": call.arguments,
-            "status": "completed",
+            "status": status,
         }
 
     def response(self, items: list[dict[str, Any]], last: TextEvent, answers: Answers) -> dict[str, Any]:
@@ -218,54 +221,91 @@ class _Shape:
         return self.event("error", code=str(shown["code"]), message=shown["message"], param=shown["param"])
 
     async def events(self, answers: Answers) -> AsyncIterator[bytes]:
-        reader, text = ToolCallReader(self.tools.names), ""
-        calls: list[ToolCall] = []
-        item_id: str | None = None
+        reader, items = self.tools.reader(), _Items(self)
         last: TextEvent | None = None
         yield self.event("response.created", response=self._base)
         yield self.event("response.in_progress", response=self._base)
         async for _, last in answers.pieces():
-            piece = reader.push(last.text) if self.tools.offered else last.text
-            if last.finish_reason is not None and self.tools.offered:
-                rest, calls = reader.finish()
-                piece += rest
-            if item_id is None and (piece or (last.finish_reason is not None and not calls)):
-                item_id = f"msg_{uuid.uuid4().hex}"
-                for event in self._open(item_id):
+            parts = reader.push(last.text)
+            if last.finish_reason is not None:
+                parts += reader.finish()
+                if not parts and not items.done and not items.is_open:
+                    parts = [""]
+            for part in parts:
+                for event in items.part(part):
                     yield event
-            if piece:
-                text += piece
-                where = {"item_id": item_id, "output_index": 0, "content_index": 0}
-                yield self.event("response.output_text.delta", **where, delta=piece, logprobs=[])
         assert last is not None
-        items = [self.call(call) for call in calls] or [self.message(text, item_id=item_id)]
-        for event in self._calls(items) if calls else self._close(str(item_id), text):
+        for event in items.end():
             yield event
         kind = "response.incomplete" if last.finish_reason == "length" else "response.completed"
-        yield self.event(kind, response=self.response(items, last, answers))
+        yield self.event(kind, response=self.response(items.done, last, answers))
 
-    def _open(self, item_id: str) -> Iterator[bytes]:
-        item = self.message("", "in_progress", item_id)
-        yield self.event("response.output_item.added", output_index=0, item=item)
-        where = {"item_id": item_id, "output_index": 0, "content_index": 0}
-        yield self.event("response.content_part.added", **where, part=_part(""))
 
-    def _close(self, item_id: str, text: str) -> Iterator[bytes]:
-        where = {"item_id": item_id, "output_index": 0, "content_index": 0}
-        yield self.event("response.output_text.done", **where, text=text, logprobs=[])
-        yield self.event("response.content_part.done", **where, part=_part(text))
-        item = self.message(text, item_id=item_id)
-        yield self.event("response.output_item.done", output_index=0, item=item)
+class _Items:
+    """The items of a response that is streamed, one after the other: a message, or a call."""
 
-    def _calls(self, items: list[dict[str, Any]]) -> Iterator[bytes]:
-        for i, item in enumerate(items):
-            begun = {**item, "arguments": "", "status": "in_progress"}
-            where = {"item_id": item["id"], "output_index": i}
-            yield self.event("response.output_item.added", output_index=i, item=begun)
-            yield self.event("response.function_call_arguments.delta", **where, delta=item["arguments"])
-            done = {"arguments": item["arguments"], "name": item["name"]}
-            yield self.event("response.function_call_arguments.done", **where, **done)
-            yield self.event("response.output_item.done", output_index=i, item=item)
+    def __init__(self, shape: _Shape) -> None:
+        self.done: list[dict[str, Any]] = []
+        self._shape = shape
+        self._item: dict[str, Any] = {}  # the one that is open
+        self._text: list[str] = []  # of the message, or the call's arguments
+        self._whole = True
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._item)
+
+    def part(self, part: Part) -> Iterator[bytes]:
+        if isinstance(part, str):
+            if self._item.get("type") != "message":
+                yield from self.end()
+                yield from self._open_message()
+            if part:
+                yield self._event("response.output_text.delta", delta=part, content_index=0, logprobs=[])
+                self._text.append(part)
+            return
+        if part.name is not None:
+            yield from self.end()
+            self._whole = False
+            yield self._added(self._shape.call(ToolCall(part.name, "", whole=False), "in_progress"))
+        if part.arguments:
+            yield self._event("response.function_call_arguments.delta", delta=part.arguments)
+            self._text.append(part.arguments)
+        self._whole = part.done
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        where = {"item_id": self._item["id"], "output_index": len(self.done)}
+        return self._shape.event(kind, **where, **fields)
+
+    def _added(self, item: dict[str, Any]) -> bytes:
+        self._item = item
+        self._text.clear()
+        return self._shape.event("response.output_item.added", output_index=len(self.done), item=item)
+
+    def _open_message(self) -> Iterator[bytes]:
+        yield self._added(self._shape.message("", "in_progress"))
+        yield self._event("response.content_part.added", content_index=0, part=_part(""))
+
+    def end(self) -> Iterator[bytes]:
+        """Closes what is open."""
+        if not self.is_open:
+            return
+        item, text = self._item, "".join(self._text)
+        if item["type"] == "message":
+            item = self._shape.message(text, item_id=item["id"])
+            yield self._event("response.output_text.done", content_index=0, text=text, logprobs=[])
+            yield self._event("response.content_part.done", content_index=0, part=_part(text))
+        else:
+            item = {**item, "arguments": text, "status": _status(self._whole)}
+            done = {"arguments": text, "name": item["name"]}
+            yield self._event("response.function_call_arguments.done", **done)
+        yield self._shape.event("response.output_item.done", output_index=len(self.done), item=item)
+        self.done.append(item)
+        self._item = {}
+
+
+def _status(is_whole: bool) -> str:
+    return "completed" if is_whole else "incomplete"
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -2,70 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pyllamacpu.api.tools import form_of_call
-from pyllamacpu.sampling.grammar import Grammar
+from pydantic_core import from_json
+
+from pyllamacpu.api.tools import ChatTools, choose
+from pyllamacpu.errors import OptionError
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.text.tool_calls import Answer, ToolCallReader, join_parts
+from pyllamacpu.text.call_forms import ToolCall
+from pyllamacpu.text.tool_calls import Answer, Part, join_parts
 
 _MAX_TOOLS = 128
 
 
-@dataclass(frozen=True)
-class Tools:
-    """`offered` in OpenAI's shape; `forced`: the form of the answer when one of them must be called."""
-
-    offered: tuple[Mapping[str, Any], ...] = ()
-    forced: Grammar | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return [tool["function"]["name"] for tool in self.offered]
-
-    def reader(self) -> ToolCallReader:
-        """For the text of an answer, piece by piece."""
-        return ToolCallReader(self.names)
-
-    def read(self, text: str) -> Answer:
-        """The whole text of an answer."""
-        reader = self.reader()
-        return join_parts([*reader.push(text), *reader.finish()])
-
-
-NO_TOOLS = Tools()
-
-
-def read_tools(fields: Fields) -> Tools:
+def read_tools(fields: Fields) -> ChatTools:
     """OpenAI's `tools` and `tool_choice`. Raises HTTPError."""
     fields.refuse("functions", "is the old name: give tools", [])
     fields.refuse("function_call", "is the old name: give tool_choice", "auto", "none")
-    several = fields.flag("parallel_tool_calls", True)
-    return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), several)
+    return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), read_parallel(fields))
 
 
-def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool) -> Tools:
-    """Of tools and a choice in OpenAI's shape; `several`: whether more than one call may come at once."""
+def read_parallel(fields: Fields) -> bool | None:
+    """`parallel_tool_calls`, None when it is not given."""
+    given = "parallel_tool_calls" in fields
+    return fields.flag("parallel_tool_calls") if given else None
+
+
+def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool | None) -> ChatTools:
+    """Of tools and a choice in OpenAI's shape; `several`: see `choose`. Raises HTTPError."""
     if len(values) > _MAX_TOOLS:
         raise fields.wrong("tools", f"{len(values)} tools; allowed: at most {_MAX_TOOLS}")
     offered = tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
-    forced = isinstance(choice, dict) or choice == "required"
-    if not forced and choice not in (None, "auto", "none"):
+    known = choice in (None, "auto", "none", "required") or isinstance(choice, dict)
+    if not known:
         raise fields.wrong("tool_choice", f"{choice!r:.80} is not auto, none, required or a function")
-    if forced and not offered:
-        raise fields.wrong("tool_choice", "there are no tools to choose from")
-    if choice == "none" or not offered:
-        return NO_TOOLS
-    if not forced:
-        if not several:
-            raise fields.wrong("parallel_tool_calls", "false can only be kept when a call is required")
-        if any(tool["function"].get("strict") for tool in offered):
-            raise wrong("tools", "strict can only be kept when a call is required (tool_choice)")
-        return Tools(offered)
-    return Tools(offered, form_of_call(_chosen(fields, offered, choice)))
+    try:
+        return choose(offered, choice, False, several)
+    except OptionError as error:
+        raise fields.wrong("tool_choice", str(error).removeprefix("tool_choice: ")) from None
 
 
 def _tool(value: Any, where: str) -> Mapping[str, Any]:
@@ -79,16 +56,30 @@ def _tool(value: Any, where: str) -> Mapping[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _chosen(fields: Fields, offered: Sequence[Mapping[str, Any]], choice: Any) -> list[Mapping[str, Any]]:
-    """The tools of which one must be called."""
-    if choice == "required":
-        return list(offered)
-    function = choice.get("function")
-    name = function.get("name") if isinstance(function, dict) else choice.get("name")
-    found = [tool for tool in offered if tool["function"]["name"] == name]
-    if not found:
-        raise fields.wrong("tool_choice", f"{name!r:.80} is not among the tools")
-    return found
+def partial_arguments(call: ToolCall) -> dict[str, Any]:
+    """Of a call that was cut short, as much as is whole, as clients read what was streamed of it."""
+    try:
+        value = from_json(call.arguments, allow_partial=not call.whole, allow_inf_nan=False)
+    except ValueError:
+        value = {}
+    return value if isinstance(value, dict) else {}
+
+
+def split_whole(parts: Sequence[Part], is_last: bool) -> tuple[Answer, list[Part]]:
+    """(the text and the whole calls of some parts, the parts of a call that goes on): for a dialect without
+    pieces of calls. At the end of an answer nothing goes on.
+    """
+    begun = max((i for i, part in enumerate(parts) if not isinstance(part, str) and part.name), default=0)
+    goes_on = bool(parts) and not is_last and not isinstance(parts[-1], str) and not parts[-1].done
+    at = begun if goes_on else len(parts)
+    return with_cut_as_text(join_parts(parts[:at])), list(parts[at:])
+
+
+def with_cut_as_text(answer: Answer) -> Answer:
+    """A call that was cut short as text."""
+    cut = [call for call in answer.calls if not call.whole]
+    texts = [f'{{"name": {json.dumps(c.name)}, "parameters": {c.arguments}' for c in cut]
+    return Answer("".join(texts) + answer.text, [call for call in answer.calls if call.whole])
 
 
 def call_id() -> str:

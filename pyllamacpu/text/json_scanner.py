@@ -24,8 +24,7 @@ _Expected = Literal["value", "first item", "first key", "key", "colon", "after",
 
 
 class JsonScanner:
-    """Follows one value. Characters go in one by one; a number by itself ends with the first one behind it.
-    """
+    """Follows one value. Characters go in one by one; a number by itself ends with the one behind it."""
 
     def __init__(self) -> None:
         self._closers: list[str] = []  # of the containers that are open
@@ -39,7 +38,7 @@ class JsonScanner:
         return self._expected == "nothing"
 
     def push(self, c: str) -> bool:
-        """Whether the value goes on with `c`, or white space is behind it. Once false, nothing more goes in."""
+        """Whether the value goes on with `c`, or is followed by white space. Once false, that is all."""
         if self._expected == "string":
             return self._in_string(c)
         if self._expected == "word":

@@ -68,21 +68,19 @@ def join_parts(parts: Iterable[Part]) -> Answer:
     """The answer that a stream of parts makes."""
     text: list[str] = []
     names: list[str] = []
-    pieces: list[list[str]] = []
-    whole: set[int] = set()
+    arguments: list[list[str]] = []
+    whole: list[bool] = []
     for part in parts:
         if isinstance(part, str):
             text.append(part)
             continue
         if part.name is not None:
             names.append(part.name)
-            pieces.append([])
-        pieces[part.index].append(part.arguments)
-        if part.done:
-            whole.add(part.index)
-    joined = map("".join, pieces)
-    calls = [ToolCall(n, a, i in whole) for i, (n, a) in enumerate(zip(names, joined, strict=True))]
-    return Answer("".join(text), calls)
+            arguments.append([])
+            whole.append(False)
+        arguments[-1].append(part.arguments)
+        whole[-1] = part.done
+    return Answer("".join(text), list(map(ToolCall, names, map("".join, arguments), whole)))
 
 
 @dataclass
@@ -194,7 +192,9 @@ class ToolCallReader:
             calls = calls_of(text)
         except NoCall:
             return
-        if all(call.name in self._names for call in calls) and (self._most is None or len(calls) <= self._most):
+        if all(call.name in self._names for call in calls) and (
+            self._most is None or len(calls) <= self._most
+        ):
             for call in calls:
                 self._whole_call(call.name, call.arguments)
 
