@@ -121,9 +121,9 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
         made = chat_formatter(messages=messages, **about_tools)
         response_format = options.pop("response_format", None)
         grammar = chosen_grammar(options.pop("grammar", None), response_format)
-        asked = [about_tools[name] for name in ("tools", "tool_choice", *names[:2])]
-        asked.append(options.pop("parallel_tool_calls", None))
-        offer = checked_offer(grammar, response_format, *asked)
+        several = options.pop("parallel_tool_calls", None)
+        asked = {**about_tools, "parallel_tool_calls": several, "response_format": response_format}
+        offer = checked_offer(grammar, asked)
         if not all(name in made.prompt for name in offer.names):
             raise OptionError("this chat format does not show the model any tools; leave them out")
         n_top = options.pop("top_logprobs", None) or 0

@@ -300,8 +300,7 @@ class Completions(Tokens):
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
-        choice = (tools, tool_choice, functions, function_call, parallel_tool_calls)
-        offer = checked_offer(form, response_format, *choice)
+        offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
         ends = _ends(stop, template)
         ids = chat_ids(tokenizer, template, check_messages(messages), offer)

@@ -83,14 +83,15 @@ def chosen_tools(
     return choose(offered, choice, functions is not None, parallel_tool_calls)
 
 
-def checked_offer(form: Grammar | None, response_format: Any, *arguments: Any) -> ChatTools:
-    """`chosen_tools`, beside the form that was asked of the answer. Raises OptionError."""
-    offer = chosen_tools(*arguments)
+def checked_offer(form: Grammar | None, asked: Mapping[str, Any]) -> ChatTools:
+    """`chosen_tools` of a chat's arguments, beside the form of its answer. Raises OptionError."""
+    names = ("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls")
+    offer = chosen_tools(*map(asked.get, names))
     if form is None:
         return offer
     if offer.forced:
         raise OptionError("a call that must come does not go with a grammar or response_format")
-    if chosen_grammar(None, response_format) is not None:
+    if chosen_grammar(None, asked.get("response_format")) is not None:
         return replace(offer, may_call=False, form=None)
     if offer.form is not None:
         raise OptionError("strict tools and parallel_tool_calls=False do not go with a grammar")
