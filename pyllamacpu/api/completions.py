@@ -286,12 +286,11 @@ class Completions(Tokens):
         """Answers a conversation: an OpenAI chat completion, or with `stream` an iterator of its chunks.
 
         `tools` are shown by the chat template; calls come as `tool_calls` (for `functions`: `function_call`),
-        those of `tool_choice` for certain, one of them unless `parallel_tool_calls`; False: never more.
-        `response_format` is OpenAI's. The rest is `create_completion`'s.
-        Raises TemplateError for messages that it refuses, OptionError for what cannot be enforced.
+        those of `tool_choice` for certain, one of them unless `parallel_tool_calls`; False: never more. The
+        rest is `create_completion`'s. Raises TemplateError, and OptionError for what cannot be enforced.
         """
         given = _handler_arguments(locals())
-        if (handler := self._registered_handler()) is not None:
+        if handler := self._registered_handler():
             return handler(llama=self, **given)
         from pyllamacpu.api.tool_answers import with_calls
         from pyllamacpu.api.tools import chat_ids, checked_offer
