@@ -26,6 +26,13 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 )
 @click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
+@click.option(
+    "--ray",
+    "cluster",
+    metavar="ADDRESS",
+    help="Answer on every node of a Ray cluster: host:port, ray://host:port or auto. Each needs the model, "
+    "at the same path or by a name.",
+)
 @force_option
 def batch(**given: Any) -> None:
     """Answer a file of requests in OpenAI's batch format: chats, completions, embeddings.
@@ -34,8 +41,9 @@ def batch(**given: Any) -> None:
     that cannot be answered gets its error. The same command again goes on where a run was ended.
 
     \b
-    Example:
+    Examples:
       pyllamacpu batch -m llama3.2:1b requests.jsonl answers.jsonl
+      pyllamacpu batch -m llama3.2:1b --ray head:6379 requests.jsonl answers.jsonl
     """
     from pyllamacpu.server.batch import BatchOptions, run_batch
     from pyllamacpu.store import model_files
@@ -45,6 +53,11 @@ def batch(**given: Any) -> None:
     options = BatchOptions(models, pool, given["strict"], given["force"])
     inputs = [file for model in models for file in model_files(model.path)]
     with progress_line(lines=True) as show:
-        counts = run_batch(given["source"], given["target"], inputs, options, show)
+        if given["cluster"] is None:
+            counts = run_batch(given["source"], given["target"], inputs, options, show)
+        else:
+            from pyllamacpu.server.ray_batch import run_on_ray
+
+            counts = run_on_ray(given["cluster"], given["source"], given["target"], inputs, options, show)
     kept = f", {counts.kept} were there" if counts.kept else ""
     notify(f"{given['target']}: {counts.answered} answered, {counts.failed} failed{kept}")

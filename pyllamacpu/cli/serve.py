@@ -211,6 +211,5 @@ def served_file(text: str) -> ServedFile:
     if not equals or Path(text).exists():
         name, model = "", text
     path = resolve_model(model or None)
-    if not name:
-        name = path.stem if not model or Path(model).expanduser().exists() else model
-    return ServedFile(name, path)
+    given = "" if Path(model).expanduser().exists() else model
+    return ServedFile(name or given or path.stem, path, given)

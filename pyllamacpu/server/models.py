@@ -35,10 +35,11 @@ _MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
 
 @dataclass(frozen=True)
 class ServedFile:
-    """A model that can be asked for by its name."""
+    """A model that can be asked for by its name. given: the store's or hub's name of it, or ""."""
 
     name: str
     path: Path
+    given: str = ""
 
     @property
     def size(self) -> int:
