@@ -120,7 +120,6 @@ def test_properties(running: Running) -> None:
         ({"n_predict": 0}, "n_predict"),
         ({"temperature": -1}, "temperature"),
         ({"logit_bias": [[10**6, 1]]}, "logit_bias"),
-        ({"lora": [{"id": 0}]}, "lora"),
         ({"n_probs": -1}, "n_probs"),
         ({"response_fields": ["content"]}, "response_fields"),
     ],

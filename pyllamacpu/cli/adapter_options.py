@@ -27,6 +27,12 @@ def adapter_files(given: Sequence[str]) -> AdapterFiles:
     return tuple(_one(part) for text in given for part in _parts(text))
 
 
+def named_adapter(text: str) -> tuple[str, str]:
+    """`NAME=FILE…` as (name, the rest); without a name it is ""."""
+    name, equals, rest = text.partition("=")
+    return (name, rest) if equals and name and not os.path.exists(text) else ("", text)
+
+
 def _parts(text: str) -> list[str]:
     path, _, scale = text.rpartition(":")
     single = os.path.exists(text) or (os.path.exists(path) and "," not in scale)

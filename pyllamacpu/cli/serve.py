@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
 from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, input_files, options, read_text
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
@@ -26,6 +28,18 @@ served_models = click.option(
     metavar="[NAME=]MODEL",
     help="A GGUF file, a name from `pyllamacpu list` or hf.co/user/repo[:quant]; else the starter model. "
     "Can be repeated: the first is the default, the others are loaded when asked for.",
+)
+adapter_options = options(
+    click.option(
+        "--lora",
+        multiple=True,
+        metavar="[NAME=]FILE[:SCALE]",
+        help="Load a LoRA adapter beside the first model (can be repeated). Requests say which they want, by "
+        "`lora` or its name as the model; those that do not get all.",
+    ),
+    click.option(
+        "--lora-init-without-apply", is_flag=True, help="Apply no adapter to requests that do not ask for it."
+    ),
 )
 engine_options = options(
     click.option(
@@ -50,6 +64,7 @@ engine_options = options(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free one."
 )
 @engine_options
+@adapter_options
 @click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
 @click.option(
     "--max-queue", type=click.IntRange(min=0), default=64, show_default=True, help="Answers that may wait."
@@ -168,13 +183,32 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         keys=tuple(key for key in keys if key),
     )
     return ServeOptions(
-        models=tuple(served_file(text) for text in parameters["models"] or ("",)),
+        models=_models(parameters),
         pool=pool_options(parameters),
         guard=guard,
         max_queue=parameters["max_queue"],
         strict=parameters["strict"],
         metrics=parameters["metrics"],
     )
+
+
+def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
+    """Those that are served; the first one has the adapters. Raises StoreError, OptionError."""
+    from pyllamacpu.server.models import ServedAdapter
+
+    models = [served_file(text) for text in parameters["models"] or ("",)]
+    applied = not parameters["lora_init_without_apply"]
+    found = []
+    for text in parameters["lora"]:
+        name, rest = named_adapter(text)
+        for path, scale in adapter_files([rest]):
+            found.append(ServedAdapter(name or Path(path).stem, Path(path), scale, applied))
+    models[0] = replace(models[0], adapters=tuple(found))
+    names = [file.name for model in models for file in model.with_adapters]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if found and twice is not None:
+        raise OptionError(f"two models or adapters are called {twice}: give one another name, as NAME=FILE")
+    return tuple(models)
 
 
 def pool_options(parameters: dict[str, Any]) -> PoolOptions:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.server import (
+    adapters,
     anthropic,
     http,
     native,
@@ -35,7 +36,7 @@ from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
 log = logging.getLogger("pyllamacpu.server")
 
-_DIALECTS = (openai, responses, anthropic, ollama, ollama_create, ollama_models, native)
+_DIALECTS = (adapters, openai, responses, anthropic, ollama, ollama_create, ollama_models, native)
 _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 
 

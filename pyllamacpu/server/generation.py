@@ -20,6 +20,7 @@ from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pooling import pool
 from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
@@ -65,6 +66,7 @@ class Generate:
     n: int = 1  # answers to one prompt; each has the seed behind the one before it
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    adapters: AdapterScales | None = None  # that are applied; None: the model's own
 
 
 class Piece(NamedTuple):
@@ -215,7 +217,7 @@ class Service:
             vectors: dict[int, Any] = {}
             try:
                 for i, prompt in enumerate(prompts):
-                    stream.submit(i, HiddenRequest(prompt))
+                    stream.submit(i, HiddenRequest(prompt, model.adapters))
                 for _ in prompts:
                     i, event = await stream.next()
                     assert event.hidden is not None
@@ -262,6 +264,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         logprobs=request.logprobs,
         end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
+        adapters=model.adapters if request.adapters is None else request.adapters,
     )
 
 

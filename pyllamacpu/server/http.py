@@ -41,6 +41,18 @@ async def read_fields(request: Request) -> Fields:
     return await asyncio.get_running_loop().run_in_executor(None, _parse, body)
 
 
+async def read_list(request: Request) -> list[Any]:
+    """The body as a JSON list. Raises HTTPError."""
+    _check_kind(request)
+    try:
+        value = parse_json(await request.body(), "the body")
+    except ClientDisconnect:
+        raise HTTPError("the client left before its request was whole", status=LEFT) from None
+    if not isinstance(value, list):
+        raise HTTPError("the body must be a JSON list")
+    return value
+
+
 def _check_kind(request: Request) -> None:
     """Raises HTTPError for a body that says it is something other than JSON. One that says nothing, or what
     `curl -d` says of every body, is read as JSON.

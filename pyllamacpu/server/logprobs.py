@@ -8,6 +8,7 @@ from functools import partial
 
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.pages import Sequence as KVSequence
+from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.rows import top_logprobs_rows
 from pyllamacpu.sampling.sampler import TokenLogprobs
 from pyllamacpu.server.generation import Service
@@ -17,10 +18,14 @@ _CHUNK = 32  # tokens: what runs beside the prompt waits for no more
 
 
 async def prompt_logprobs(
-    service: Service, model: Model, ids: Sequence[int], n: int
+    service: Service, model: Model, ids: Sequence[int], n: int, adapters: AdapterScales | None
 ) -> tuple[TokenLogprobs | int, ...]:
-    """Entries for the prompt's tokens but BOS, each with its `n` best; the first token is a bare id."""
+    """Entries for the prompt's tokens but BOS, each with its `n` best; the first token is a bare id.
+    adapters: as of a request.
+    """
     sequence = model.engine.sequence()
+    if (chosen := model.adapters if adapters is None else adapters) is not None:
+        sequence.adapters = chosen
     found: list[TokenLogprobs | int] = []
     try:
         async with service.places(1):

@@ -19,6 +19,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
 from pyllamacpu.errors import ContextError
 from pyllamacpu.limits import memory_usable
+from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
@@ -34,12 +35,34 @@ _MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
 
 
 @dataclass(frozen=True)
+class ServedAdapter:
+    """A LoRA adapter beside a model. `applied`: to requests that do not say which adapters they want."""
+
+    name: str
+    path: Path
+    scale: float = 1.0
+    applied: bool = True
+
+
+@dataclass(frozen=True)
 class ServedFile:
-    """A model that can be asked for by its name. given: the store's or hub's name of it, or ""."""
+    """A model that can be asked for by its name, and the `adapters` that are loaded with it. The name of an
+    adapter stands for its `base` with this one alone, which is number `adapter` there. given: the store's or
+    hub's name of it, or "".
+    """
 
     name: str
     path: Path
     given: str = ""
+    adapters: tuple[ServedAdapter, ...] = ()
+    base: ServedFile | None = None
+    adapter: int = 0
+
+    @property
+    def with_adapters(self) -> list[ServedFile]:
+        """The model, and one for each of its adapters."""
+        own = [ServedFile(a.name, self.path, base=self, adapter=i) for i, a in enumerate(self.adapters)]
+        return [self, *own]
 
     @property
     def size(self) -> int:
@@ -86,6 +109,8 @@ class Model:
     keep_alive: float | None
     own_sampling: Mapping[str, float] = field(default_factory=dict)  # what a request leaves out
     card: ModelCard | None = None
+    adapters: AdapterScales | None = None  # of requests that do not say; None: the engine's own
+    whole: Model | None = None  # what this is another name for, with adapters of its own
     retired: bool = False  # no request finds it any more: it is freed when nobody uses it
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
@@ -112,10 +137,21 @@ class Model:
         assert self.parts.template is not None
         return self.parts.template
 
-    @cached_property
+    @property
     def grammars(self) -> GrammarCompiler:
         """Of the model's vocabulary."""
+        return (self.whole or self)._grammars
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
         return GrammarCompiler(self.tokenizer)
+
+    def adapted(self, source: ServedFile) -> Model:
+        """Itself, under the name of one of its adapters, which is then applied alone."""
+        assert source.base is not None
+        scale = source.base.adapters[source.adapter].scale or 1.0
+        chosen = self.engine.adapters.scales([(source.adapter, scale)])
+        return replace(self, source=source, adapters=chosen, whole=self)
 
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """`messages` with those that a created model brings along: its system prompt unless they have one,
@@ -141,7 +177,7 @@ class ModelPool:
 
     def __init__(self, configured: Sequence[ServedFile], options: PoolOptions, thread: EngineThread) -> None:
         """configured: the models of the command line; the first is the default. Beside them the store's."""
-        self.configured = list(configured)
+        self.configured = [file for model in configured for file in model.with_adapters]
         self.options = options
         self.thread = thread
         self.loaded: dict[str, Model] = {}
@@ -190,12 +226,12 @@ class ModelPool:
     async def use(self, name: str | None, keep_alive: float | None = None) -> AsyncIterator[Model]:
         """The model, loaded, for as long as the block lasts. `keep_alive`: seconds, instead of the usual."""
         source = self.find(name)
-        model = await self._ensure(source)
+        model = await self._ensure(source.base or source)
         if keep_alive is not None:
             model.keep_alive = None if keep_alive < 0 else keep_alive
         model.n_users += 1
         try:
-            yield model
+            yield model.adapted(source) if source.base else model
         finally:
             model.n_users -= 1
             model.last_used = time.monotonic()
@@ -233,7 +269,7 @@ class ModelPool:
         self.loaded[model.name] = model
 
     def _load(self, source: ServedFile) -> Model:
-        parts = self._open(str(source.path), source.card)
+        parts = self._open(source)
         engine = parts.engine
         assert engine is not None
         engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
@@ -245,8 +281,10 @@ class ModelPool:
         own = own_sampling(str(source.path))
         return Model(source, parts, scheduler, self.options.keep_alive, own, source.card)
 
-    def _open(self, path: str, card: ModelCard | None) -> LoadedModel:
-        options = self.options.load
+    def _open(self, source: ServedFile) -> LoadedModel:
+        path, card = str(source.path), source.card
+        files = tuple((str(a.path), a.scale if a.applied else 0.0) for a in source.adapters)
+        options = replace(self.options.load, adapters=files)
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
             options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)

@@ -18,6 +18,7 @@ from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
@@ -228,7 +229,6 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
     assert limit is not None
     if limit == 0:
         raise fields.wrong("n_predict", "0 tokens cannot be generated; -1 is until the end")
-    fields.refuse("lora", "adapters are not supported yet", [])
     fields.refuse("t_max_predict_ms", "is not supported", 0, -1)
     fields.refuse("n_indent", "is not supported", 0)
     fields.refuse("post_sampling_probs", "is not supported", False)
@@ -243,6 +243,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
         logprobs=n_probs or None,
         ignore_eos=fields.flag("ignore_eos"),
         grammar=openai_grammar(fields),
+        adapters=read_lora(fields, model),
     )
 
 

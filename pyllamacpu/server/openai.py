@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from pyllamacpu.api.responses import Heading, LogprobWriter, chat_logprobs
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import openai_error
 from pyllamacpu.server.fields import Fields
@@ -214,6 +215,7 @@ class _Chat(_Endpoint):
             n=fields.integer("n", 1, _MAX_ANSWERS) or 1,
             ignore_eos=fields.flag("ignore_eos"),
             grammar=self.tools.form or form,
+            adapters=read_lora(fields, model),
         )
         return [request]
 
@@ -327,7 +329,7 @@ class _Completion(_Endpoint):
         n_top = 0 if self.logprobs is None and self.ranked else self.logprobs
         options = read_sampling(fields, model)
         stop, ignore_eos = fields.strings("stop"), fields.flag("ignore_eos")
-        grammar = openai_grammar(fields)
+        grammar, adapters = openai_grammar(fields), read_lora(fields, model)
         return [
             Generate(
                 Text(prompt, suffix),
@@ -338,6 +340,7 @@ class _Completion(_Endpoint):
                 n=best_of,
                 ignore_eos=ignore_eos,
                 grammar=grammar,
+                adapters=adapters,
             )
             for prompt in prompts
         ]
@@ -353,7 +356,7 @@ class _Completion(_Endpoint):
             self.first.append(
                 ()
                 if self.logprobs is None
-                else await prompt_logprobs(self.service, model, ids, self.logprobs)
+                else await prompt_logprobs(self.service, model, ids, self.logprobs, request.adapters)
             )
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:

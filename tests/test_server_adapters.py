@@ -1,0 +1,147 @@
+"""Adapters over HTTP: `lora` in requests, names as models, /lora-adapters.
+
+Covers server/adapters.py, cli/serve.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from serving import Running, serving
+from test_engine_adapters import write_adapter
+from tiny_model import write_model
+
+from pyllamacpu import Llama
+from pyllamacpu.api.loading import LoadOptions
+from pyllamacpu.cli.serve import _models
+from pyllamacpu.errors import OptionError
+from pyllamacpu.server.app import ServeOptions
+from pyllamacpu.server.models import PoolOptions, ServedAdapter, ServedFile
+
+PROMPT: dict[str, Any] = {"prompt": "hello the world", "n_predict": 8, "temperature": 0, "ignore_eos": True}
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A model, and two adapters for it."""
+    folder = tmp_path_factory.mktemp("served")
+    model = write_model(folder / "tiny.gguf")
+    with Llama(model, n_threads=1) as llm:
+        adapters = [
+            write_adapter(folder / f"{name}.gguf", llm.engine, 4, i, 1) for i, name in enumerate("ab")
+        ]
+    return [model, *adapters]
+
+
+@pytest.fixture(scope="module")
+def running(paths: list[Path]) -> Iterator[Running]:
+    model, a, b = paths
+    load = LoadOptions(n_ctx=256, n_threads=1, type_k="f32", type_v="f32")
+    adapters = (ServedAdapter("a", a, 8.0), ServedAdapter("other", b, 8.0, applied=False))
+    running = Running(ServeOptions((ServedFile("tiny", model, adapters=adapters),), PoolOptions(load)))
+    yield running
+    running.stop()
+
+
+def alone(paths: list[Path], *scales: float) -> str:
+    """The completion of PROMPT by a `Llama` with the adapters at these scales."""
+    files = list(zip(paths[1:], scales, strict=False))
+    with Llama(paths[0], n_ctx=256, n_threads=1, kv_type="f32", lora_path=files) as llm:
+        never = dict.fromkeys(map(str, sorted(llm.text_tokenizer.eog)), -100.0)
+        found = llm(PROMPT["prompt"], max_tokens=8, temperature=0, logit_bias=never)
+        return str(found["choices"][0]["text"])
+
+
+def test_requests_say_which_adapters_they_want(paths: list[Path], running: Running) -> None:
+    texts = {}
+    for name, more, scales in (
+        ("default", {}, (8.0,)),
+        ("none", {"lora": []}, ()),
+        ("second", {"lora": [{"id": 1, "scale": -8}]}, (0.0, -8.0)),
+        ("both", {"lora": [{"id": 1, "scale": 8}, {"id": 0, "scale": 4}]}, (4.0, 8.0)),
+        ("named", {"model": "other"}, (0.0, 8.0)),
+        ("named a", {"model": "a"}, (8.0,)),
+    ):
+        answer = running.post("/completion", **PROMPT, **more).json()
+        texts[name] = answer["content"]
+        assert texts[name] == alone(paths, *scales), name
+        assert answer["model"] == {"named": "other", "named a": "a"}.get(name, "tiny")
+    assert len(set(texts.values())) >= 4
+
+
+def test_openais_dialect_too(running: Running) -> None:
+    names = {entry["id"] for entry in running.get("/v1/models").json()["data"]}
+    assert {"tiny", "a", "other"} <= names
+
+    def chat(**more: Any) -> Any:
+        answer = running.post("/v1/chat/completions", **CHAT, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["message"]["content"]
+
+    named, listed = chat(model="other"), chat(model="tiny", lora=[{"id": 1, "scale": 8}])
+    assert named == listed != chat(model="tiny", lora=[])
+    vectors = [
+        running.post("/v1/embeddings", model=name, input="hello").json()["data"][0]["embedding"]
+        for name in ("tiny", "other", "a")
+    ]
+    assert not np.allclose(vectors[0], vectors[1])
+    assert vectors[0] == vectors[2]  # which is applied to both
+    echo = {"prompt": "hello the world", "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    first, second = (
+        running.post("/v1/completions", model=name, **echo).json()["choices"][0]["logprobs"]["token_logprobs"]
+        for name in ("tiny", "other")
+    )
+    assert first[1:3] != second[1:3]
+
+
+def test_the_scales_of_all_requests(paths: list[Path], running: Running) -> None:
+    before = running.get("/lora-adapters").json()
+    assert [(row["id"], row["name"], row["scale"]) for row in before] == [(0, "a", 8.0), (1, "other", 0.0)]
+    with running.client() as client:
+        assert client.post("/lora-adapters", json=[{"id": 1, "scale": 2}]).json() == {"success": True}
+        assert [row["scale"] for row in running.get("/lora-adapters").json()] == [0.0, 2.0]
+        assert running.post("/completion", **PROMPT).json()["content"] == alone(paths, 0.0, 2.0)
+        for body in ({}, [3], [{"id": 0}], [{"id": 2, "scale": 1}], [{"id": 0, "scale": "1"}]):
+            assert client.post("/lora-adapters", json=body).status_code == 400
+        assert client.post("/lora-adapters", json=before).json() == {"success": True}
+    assert running.get("/lora-adapters").json() == before
+
+
+@pytest.mark.parametrize(
+    ("lora", "says"),
+    [
+        ([{"id": 2, "scale": 1}], r"lora[0].id: 2 is out of range; allowed: 0 to 1"),
+        ([{"id": 0, "scale": 1}, {"id": 0, "scale": 2}], "lora[1].id: adapter 0 is given twice"),
+        ([{"id": 0}], "lora[0].scale: is missing"),
+        ([{"scale": 1}], "lora[0].id: is missing"),
+        ([{"id": 0, "scale": 1e9}], "lora[0].scale: "),
+        ("a", "lora: must be a list"),
+    ],
+)
+def test_what_is_not_a_list_of_adapters(running: Running, lora: Any, says: str) -> None:
+    answer = running.post("/completion", **PROMPT, lora=lora)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(says)
+
+
+def test_without_adapters(paths: list[Path]) -> None:
+    with serving(("tiny", paths[0])) as running:
+        assert running.get("/lora-adapters").json() == []
+        answer = running.post("/completion", **PROMPT, lora=[{"id": 0, "scale": 1}])
+        assert (answer.status_code, "start the server with --lora" in answer.text) == (400, True)
+
+
+def test_the_commands_options(paths: list[Path]) -> None:
+    given = {"models": [f"m={paths[0]}"], "lora": [f"x={paths[1]}:2", str(paths[2])]}
+    (model,) = _models({**given, "lora_init_without_apply": False})
+    assert model.adapters == (ServedAdapter("x", paths[1], 2.0), ServedAdapter("b", paths[2]))
+    (model,) = _models({**given, "lora_init_without_apply": True})
+    assert [adapter.applied for adapter in model.adapters] == [False, False]
+    given["lora"].append(f"m={paths[1]}")
+    with pytest.raises(OptionError, match="two models or adapters are called m"):
+        _models({**given, "lora_init_without_apply": False})
