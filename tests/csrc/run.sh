@@ -39,36 +39,55 @@ build() { # name, compiler, flags…: two compilations at a time, one program
     "$compiler" "$@" "$BUILD/$name"/*.o -o "$BUILD/$name/check" -lm
 }
 
-echo "== native, $CC -O3"
+start() { # title, command…: a check program runs while the next one is built; `finish` shows what it wrote
+    n_started=$((n_started + 1))
+    log=$BUILD/$n_started.log
+    echo "== $1" > "$log"
+    shift
+    { "$@" >> "$log" 2>&1 || echo "failed with exit code $?" >> "$log"; } &
+}
+
+finish() { # every log in order; fails when a check did
+    wait
+    for n in $(seq "$n_started"); do
+        cat "$BUILD/$n.log"
+    done
+    for n in $(seq "$n_started"); do
+        ! grep -q "^failed with exit code" "$BUILD/$n.log" || { head -n 1 "$BUILD/$n.log"; return 1; }
+    done
+}
+
+emulated() { # CPU, the tiers that must be found, and must run there
+    "$QEMU_AARCH64" -cpu "$1" "$BUILD/aarch64/check" --quick $options > "$BUILD/$1.out" || { cat "$BUILD/$1.out"; return 1; }
+    grep "^tiers: $2;" "$BUILD/$1.out" || { echo "expected tiers: $2; but"; grep "^tiers:" "$BUILD/$1.out"; return 1; }
+}
+
+n_started=0 options="$*"
+
 build native "$CC" -O3
-"$BUILD/native/check" "$@"
+start "native, $CC -O3" "$BUILD/native/check" "$@"
 
 if have "$CLANG" "native with clang"; then
-    echo "== native, $CLANG -O2"
     build clang "$CLANG" -O2
-    "$BUILD/clang/check" --quick "$@"
+    start "native, $CLANG -O2" "$BUILD/clang/check" --quick "$@"
 fi
 
-echo "== address and undefined-behaviour sanitizers"
 if printf 'int main(void) { return 0; }\n' | "$CC" -x c - -fsanitize=address,undefined -o "$BUILD/probe" 2> /dev/null; then
     build sanitize "$CC" -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all
-    "$BUILD/sanitize/check" --quick "$@"
+    start "address and undefined-behaviour sanitizers" "$BUILD/sanitize/check" --quick "$@"
 else
     have "the sanitizers of $CC" "the sanitizer run" || true
 fi
 
 if have "$AARCH64_CC" "the Arm tiers" && have "$QEMU_AARCH64" "the Arm tiers"; then
-    echo "== aarch64, $AARCH64_CC -O2, static, under $QEMU_AARCH64"
     build aarch64 "$AARCH64_CC" -O2 -static
-    "$QEMU_AARCH64" -cpu max "$BUILD/aarch64/check" --quick "$@"
-    # CPUs without dot products, then without i8mm: the tiers found must be theirs, and must run there.
-    for cpu in "cortex-a53: scalar neon;" "neoverse-n1: scalar neon neon_dotprod;"; do
-        echo "== aarch64 as ${cpu%%:*}"
-        "$QEMU_AARCH64" -cpu "${cpu%%:*}" "$BUILD/aarch64/check" --quick "$@" > "$BUILD/log" || { cat "$BUILD/log"; exit 1; }
-        grep "^tiers:${cpu#*:}" "$BUILD/log" || { echo "expected tiers:${cpu#*:} but"; grep "^tiers:" "$BUILD/log"; exit 1; }
-    done
+    start "aarch64 under $QEMU_AARCH64" "$QEMU_AARCH64" -cpu max "$BUILD/aarch64/check" --quick "$@"
+    # CPUs without dot products, then without i8mm.
+    start "aarch64 as cortex-a53" emulated cortex-a53 "scalar neon"
+    start "aarch64 as neoverse-n1" emulated neoverse-n1 "scalar neon neon_dotprod"
 fi
 
+finish || { echo "failed" >&2; exit 1; }
 if [ "$skipped" = 1 ] && [ "${CI:-}" = true ]; then
     echo "with CI=true every part must run" >&2
     exit 1
