@@ -1,4 +1,6 @@
-"""The tiny Llama 4 checkpoints of tools/make_llama4_fixtures.py, converted to GGUF files."""
+"""The tiny Llama 4 checkpoints of tools/make_llama4_fixtures.py (Hugging Face's layout) and of
+tools/make_llama4_meta_fixtures.py (Meta's), converted to GGUF files.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ def converted(name: str, folder: Path, outtype: str = "f32") -> Path:
 
 
 def expected(name: str) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Token ids, the positions kept, and their logits by transformers (rows, n_vocab)."""
+    """Token ids, the positions kept, and their logits by transformers or Meta's code (rows, n_vocab)."""
     with np.load(FOLDER / f"{name}.npz") as data:
         return data["ids"].tolist(), data["rows"], data["logits"]
 

@@ -1,4 +1,4 @@
-"""Llama 4's text model against transformers, and its bits against whatever surrounds them.
+"""Llama 4's text model against transformers and Meta's own code, and its bits whatever surrounds them.
 
 Covers model/llama4.py, model/llama4_attention.py.
 """
@@ -16,20 +16,26 @@ from pyllamacpu.engine.engine import Entry
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.session import Session
 from pyllamacpu.errors import ModelError
-from pyllamacpu.gguf import GGUFFile, GGUFWriter
+from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.registry import load
+from pyllamacpu.quantize.driver import run
+from pyllamacpu.quantize.file_types import parse_file_type
+from pyllamacpu.quantize.imatrix import Imatrix, ImatrixEntry
+from pyllamacpu.quantize.plan import Settings, make_plan
 
 __all__ = ["llama4"]
 
 
 def test_there_is_a_fixture_for_every_shape() -> None:
     """Experts in every layer and in some, one and several of them, none; chunks of whole pages and others."""
-    assert NAMES == ["guard4", "maverick", "odd", "scout", "scout_8192"]
+    assert NAMES == ["guard4", "maverick", "meta_maverick", "meta_scout", "odd", "scout", "scout_8192"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_agree_with_transformers(name: str, llama4: dict[str, Path], tmp_path: Path) -> None:
+def test_logits_agree_with_transformers_or_metas_code(
+    name: str, llama4: dict[str, Path], tmp_path: Path
+) -> None:
     ids, rows, wanted = expected(name)
     for path, limit in ((llama4[name], 2e-4), (converted(name, tmp_path, "f16"), 2e-3)):
         engine = opened(path)
@@ -116,6 +122,50 @@ def test_the_number_of_experts_used_may_be_overridden(llama4: dict[str, Path], t
     assert engine.plan.names.count("top_k") == 4
     engine.close()
     usual.close()
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_quantized_experts_agree_with_their_decoded_values(
+    kind: str, llama4: dict[str, Path], tmp_path: Path
+) -> None:
+    """With all experts for each token, so that rounding changes none of the router's choices; importance of
+    one expert that counts, of others that do not.
+    """
+    source = edited(llama4["scout"], tmp_path / "all.gguf", {}, expert_used_count=4)
+    importance = np.ones((4, 64)) + 99 * (np.arange(4) == 2)[:, None] * (np.arange(64) % 7 == 0)
+    entry = ImatrixEntry(importance, np.ones(4, np.int64))
+    matrix = Imatrix({f"blk.{i}.ffn_up_exps.weight": entry for i in range(4)}, ("text",), 1, 64)
+    steps = ((source, kind, {"imatrix": matrix}), (tmp_path / kind, "F32", {"allow_requantize": True}))
+    for path, name, settings in steps:
+        with GGUFFile.open(path) as file:
+            plan = make_plan(file, Settings(parse_file_type(name), **settings))  # type: ignore[arg-type]
+            list(run(plan, tmp_path / name))
+    packed, decoded = opened(tmp_path / kind), opened(tmp_path / "F32")
+    tokens = prompt(packed, 150)
+    found, wanted = logits(packed, tokens), logits(decoded, tokens)
+    assert np.sqrt(((found - wanted) ** 2).mean()) < 0.05 * wanted.std()
+    assert_same_bits(logits(packed, tokens, 1), found)
+    assert "segment_matmul ffn_up_exps" in packed.plan.names
+    assert "4 x blk.2.ffn_up_exps.weight 32x64" in " ".join(str(packed.plan).split())
+    packed.close()
+    decoded.close()
+
+
+def test_experts_may_be_replaced(llama4: dict[str, Path]) -> None:
+    name = "blk.3.ffn_down_exps.weight"
+    engine = opened(llama4["scout"])
+    tokens = prompt(engine, 20)
+    before, data = logits(engine, tokens), engine.file.data(name)
+    with engine.replaced({name: (TensorType.F32, (2 * data.view(np.float32)).view(np.uint8))}):
+        assert not np.array_equal(logits(engine, tokens), before)
+    with engine.replaced({name: (TensorType.F32, data.copy())}):
+        assert_same_bits(logits(engine, tokens), before)
+    with (
+        pytest.raises(ModelError, match=f"{name}: .* are no F32 of 4 x 64 x 32"),
+        engine.replaced({name: (TensorType.F32, data[:-4].copy())}),
+    ):
+        pass
+    engine.close()
 
 
 @pytest.mark.parametrize("part", ["gate_exps", "down_exps", "up_shexp", "gate_inp"])

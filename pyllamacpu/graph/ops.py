@@ -60,7 +60,8 @@ class Op:
     def each(self, field: Field) -> list[Any]:
         """The field's elements that are given."""
         value = self.values.get(field.name)
-        items = value if isinstance(value, list) else [value]
+        whole = field.type == lib.PL_FIELD_MATRICES  # one element, which is a list
+        items = value if isinstance(value, list) and not whole else [value]
         return [item for item in items if item is not None]
 
     def _tensors(self, fields: Iterator[Field]) -> list[Tensor]:

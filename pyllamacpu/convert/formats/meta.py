@@ -242,10 +242,11 @@ def _gate_up(name: str, parts: list[LazyTensor], _params: _Params) -> Merged:
 
 
 def _experts(axis: int) -> Merge:
-    """(n_experts * rows, columns) per part, cut along `axis` of (n_experts, rows, columns)."""
+    """(n_experts * rows, columns) or (n_experts, rows, columns) per part, cut along `axis` of the latter."""
 
     def merge(name: str, parts: list[LazyTensor], params: _Params) -> Merged:
-        _check_matrix(parts, 1)
+        if len(parts[0].shape) != 3:
+            _check_matrix(parts, 1)
         if not params.n_experts or parts[0].shape[0] % params.n_experts:
             raise CheckpointError(params.path, f"moe_args.num_experts does not fit {parts[0].source}")
         cubes = [reshape(part, (params.n_experts, -1, part.shape[-1])) for part in parts]
@@ -282,6 +283,10 @@ _TABLE: dict[str, Merge] = {
     ),
     _L + r"feed_forward\.experts\.(moe_w_in_eD_F|moe_w_swiglu_eD_F)": _experts(2),
     _L + r"feed_forward\.experts\.moe_w_out_eF_D": _experts(1),
+    # and as its code names them when it is run
+    _L + r"feed_forward\.experts\.w1": _renamed("feed_forward.experts.moe_w_in_eD_F", _experts(2)),
+    _L + r"feed_forward\.experts\.w3": _renamed("feed_forward.experts.moe_w_swiglu_eD_F", _experts(2)),
+    _L + r"feed_forward\.experts\.w2": _renamed("feed_forward.experts.moe_w_out_eF_D", _experts(1)),
     # vision towers (Llama 3.2 Vision and 4)
     r"vision.*\.(wo|c_proj)\.weight": _along(1),
     r"vision.*\.((wq|wk|wv|c_fc)\.(weight|bias)|conv1\._linear\.weight)|vision_projection\.weight": _along(0),

@@ -8,7 +8,6 @@ from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.llama4 import attention_notes, read_attention
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.convert.models.shape import ModelShape, window_note
-from pyllamacpu.model.llama4_attention import usual_qk_norm
 
 _READ = words(
     """
@@ -81,7 +80,7 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0
     roped_only = params.get("nope_layer_interval") is None
     absent: dict[str, int | None] = {
-        "use_qk_norm": usual_qk_norm(n_experts),
+        "use_qk_norm": False,
         "attn_temperature_tuning": not roped_only,
         "attention_chunk_size": None,  # whole attention
         "nope_layer_interval": shape.n_layers + 1,  # none
