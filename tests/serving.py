@@ -100,7 +100,9 @@ def wait_until(condition: Any, seconds: float = PATIENCE) -> None:
 @contextlib.contextmanager
 def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterator[Running]:
     """A server of these (name, path), in f32 caches. `more`: fields of its options."""
-    pool = {name: more.pop(name) for name in ("parallel", "keep_alive", "memory") if name in more}
+    pool = {
+        name: more.pop(name) for name in ("parallel", "keep_alive", "memory", "stop_loops") if name in more
+    }
     load = LoadOptions(n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32")
     guard = more.pop("guard", GuardOptions())
     files = tuple(ServedFile(name, path) for name, path in models)

@@ -49,7 +49,7 @@ def batch(**given: Any) -> None:
     from pyllamacpu.store import model_files
 
     models = tuple(served_file(text) for text in given["models"] or ("",))
-    pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None})
+    pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
     options = BatchOptions(models, pool, given["strict"], given["force"])
     inputs = [file for model in models for file in model_files(model.path)]
     with progress_line(lines=True) as show:

@@ -104,6 +104,12 @@ engine_options = options(
     metavar="SECONDS",
     help="Time that running answers get when the server is told to stop.",
 )
+@click.option(
+    "--stop-loops/--no-stop-loops",
+    default=True,
+    show_default=True,
+    help="End answers that repeat themselves; a request's stop_loops goes before.",
+)
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 def serve(**parameters: Any) -> None:
     """Serve models over HTTP to programs made for OpenAI, Anthropic, Ollama and llama.cpp.
@@ -229,6 +235,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         kv_bytes=parameters["cache_ram"],
         keep_alive=None if keep_alive is None or keep_alive < 0 else keep_alive,
         memory=parameters["memory"],
+        stop_loops=parameters["stop_loops"],
     )
 
 

@@ -18,6 +18,7 @@ from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import anthropic_grammar
+from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, prompt_ids
@@ -91,6 +92,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         max_tokens=limit,
         stop=fields.strings("stop_sequences"),
         grammar=chat.tools.form or form,
+        stop_loops=fields.optional_flag("stop_loops"),
     )
 
 
@@ -219,8 +221,8 @@ def _use(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _stop(last: TextEvent, has_called: bool) -> dict[str, Any]:
     if has_called and last.finish_reason == "stop":
         return {"stop_reason": "tool_use", "stop_sequence": None}
-    if last.finish_reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if is_cut(last):
+        return {"stop_reason": "max_tokens", "stop_sequence": None, **stopped_by(last)}
     if last.stop_string is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": last.stop_string}
     return {"stop_reason": "end_turn", "stop_sequence": None}

@@ -60,6 +60,10 @@ class Fields:
             raise self.wrong(name, f"must be true or false, not {_kind(value)}")
         return value
 
+    def optional_flag(self, name: str) -> bool | None:
+        """None when it is not given."""
+        return None if self.raw(name) is None else self.flag(name)
+
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
         value = self.raw(name)
         if value is None:

@@ -67,6 +67,7 @@ class Generate:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     adapters: AdapterScales | None = None  # that are applied; None: the model's own
+    stop_loops: bool | None = None  # end an answer that repeats itself; None: as the server does it
 
 
 class Piece(NamedTuple):
@@ -256,6 +257,9 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         never = [(token, float("-inf")) for token in sorted(model.tokenizer.eog)]
         sampling = replace(sampling, logit_bias=[*sampling.logit_bias, *never])
     own = model.card or ModelCard(model.name)
+    stop_loops = request.stop_loops
+    if stop_loops is None:  # who wants no end gets none
+        stop_loops = model.stop_loops and not request.ignore_eos
     return Request(
         ids,
         sampling,
@@ -263,6 +267,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         stop=(*(request.stop or own.stop), *(template.stop_strings if template else ())),
         logprobs=request.logprobs,
         end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
+        stop_loops=stop_loops,
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
         adapters=model.adapters if request.adapters is None else request.adapters,
     )

@@ -97,6 +97,7 @@ class PoolOptions:
     kv_bytes: int | None = None
     keep_alive: float | None = None
     memory: int | None = None  # bytes of all loaded weights
+    stop_loops: bool = True  # end answers that repeat themselves, unless a request has its own wish
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Model:
     scheduler: Scheduler
     keep_alive: float | None
     own_sampling: Mapping[str, float] = field(default_factory=dict)  # what a request leaves out
+    stop_loops: bool = True
     card: ModelCard | None = None
     adapters: AdapterScales | None = None  # of requests that do not say; None: the engine's own
     whole: Model | None = None  # what this is another name for, with adapters of its own
@@ -279,7 +281,8 @@ class ModelPool:
         for note in _notes(parts):
             log.warning("%s: %s", source.name, note)
         own = own_sampling(str(source.path))
-        return Model(source, parts, scheduler, self.options.keep_alive, own, source.card)
+        loops, keep_alive = self.options.stop_loops, self.options.keep_alive
+        return Model(source, parts, scheduler, keep_alive, own, loops, source.card)
 
     def _open(self, source: ServedFile) -> LoadedModel:
         path, card = str(source.path), source.card

@@ -244,6 +244,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
         ignore_eos=fields.flag("ignore_eos"),
         grammar=openai_grammar(fields),
         adapters=read_lora(fields, model),
+        stop_loops=fields.optional_flag("stop_loops"),
     )
 
 
@@ -268,8 +269,8 @@ class _Shape:
         last, answers = events[-1], self._answers
         assert last.stats is not None
         tokens = [token for event in events for token in event.tokens]
-        by_word = last.stop_string is not None
-        kind = "limit" if last.finish_reason == "length" else "word" if by_word else "eos"
+        by_word = "word" if last.stop_string is not None else "eos"
+        kind = {"length": "limit", "loop": "loop"}.get(str(last.finish_reason), by_word)
         return {
             "index": index,
             "content": text,

@@ -131,6 +131,7 @@ class _Endpoint:
             max_tokens=n_ctx if limit is not None and limit < 0 else limit,
             stop=options.strings("stop"),
             grammar=self.tools.form or form,
+            stop_loops=options.optional_flag("stop_loops"),
         )
         options.finish(self.strict)
         return request

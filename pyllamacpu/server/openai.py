@@ -19,6 +19,7 @@ from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
+from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.errors import openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text, prompt_ids
@@ -216,6 +217,7 @@ class _Chat(_Endpoint):
             ignore_eos=fields.flag("ignore_eos"),
             grammar=self.tools.form or form,
             adapters=read_lora(fields, model),
+            stop_loops=fields.optional_flag("stop_loops"),
         )
         return [request]
 
@@ -229,7 +231,7 @@ class _Chat(_Endpoint):
             "index": index,
             "message": message,
             "logprobs": self.entries(events),
-            "finish_reason": _reason(events[-1], answer.has_called),
+            **openai_reason(events[-1], answer.has_called),
         }
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
@@ -262,8 +264,8 @@ class _Chat(_Endpoint):
         return [self.shown(index, part, None) for part in parts]
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
-        reason = _reason(event, self.reader(index).has_called)
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
+        reason = openai_reason(event, self.reader(index).has_called)
+        return {"index": index, "delta": {}, "logprobs": None, **reason}
 
     def shown(self, index: int, part: Part, logprobs: Any) -> dict[str, Any]:
         self.silent.discard(index)
@@ -285,11 +287,6 @@ def _call_delta(part: ToolCallDelta) -> dict[str, Any]:
     if part.name is not None:
         return {"index": part.index, **_begun(part.name)}
     return {"index": part.index, "function": {"arguments": part.arguments}}
-
-
-def _reason(last: TextEvent, has_called: bool) -> str | None:
-    """Calls that were cut short are told by the reason that cut them."""
-    return "tool_calls" if has_called and last.finish_reason == "stop" else last.finish_reason
 
 
 def _check_modalities(fields: Fields) -> None:
@@ -330,6 +327,7 @@ class _Completion(_Endpoint):
         options = read_sampling(fields, model)
         stop, ignore_eos = fields.strings("stop"), fields.flag("ignore_eos")
         grammar, adapters = openai_grammar(fields), read_lora(fields, model)
+        stop_loops = fields.optional_flag("stop_loops")
         return [
             Generate(
                 Text(prompt, suffix),
@@ -341,6 +339,7 @@ class _Completion(_Endpoint):
                 ignore_eos=ignore_eos,
                 grammar=grammar,
                 adapters=adapters,
+                stop_loops=stop_loops,
             )
             for prompt in prompts
         ]
@@ -388,7 +387,7 @@ class _Completion(_Endpoint):
         table = self.table(index, events)
         if table is not None and before["logprobs"] is not None:
             table = {name: before["logprobs"][name] + table[name] for name in table}
-        return {"text": text, "index": index, "logprobs": table, "finish_reason": events[-1].finish_reason}
+        return {"text": text, "index": index, "logprobs": table, **openai_reason(events[-1])}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         if not self.echo:
@@ -404,7 +403,7 @@ class _Completion(_Endpoint):
         return [{"text": event.text, "index": index, "logprobs": table, "finish_reason": None}]
 
     def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
-        return {"text": "", "index": index, "logprobs": None, "finish_reason": event.finish_reason}
+        return {"text": "", "index": index, "logprobs": None, **openai_reason(event)}
 
 
 def _n_characters(model: Model, prompt: Chat | Text) -> int:

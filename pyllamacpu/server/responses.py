@@ -19,12 +19,13 @@ from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import response_grammar
+from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import call_id, make_tools, read_parallel
+from pyllamacpu.server.tools import call_id, make_tools
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
 
@@ -82,6 +83,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
         grammar=tools.form or form,
+        stop_loops=fields.optional_flag("stop_loops"),
     )
 
 
@@ -93,7 +95,7 @@ def _tools(fields: Fields) -> ChatTools:
             raise wrong(f"tools[{i}]", "only functions are supported")
         function = {key: item for key, item in value.items() if key != "type" and item is not None}
         values.append({"type": "function", "function": function})
-    return make_tools(fields, values, fields.raw("tool_choice"), read_parallel(fields))
+    return make_tools(fields, values, fields.raw("tool_choice"), fields.optional_flag("parallel_tool_calls"))
 
 
 def _form(fields: Fields) -> Grammar | None:
@@ -197,11 +199,11 @@ class _Shape:
         }
 
     def response(self, items: list[dict[str, Any]], last: TextEvent, answers: Answers) -> dict[str, Any]:
-        cut = last.finish_reason == "length"
+        cut = is_cut(last)
         return {
             **self._base,
             "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": "max_output_tokens", **stopped_by(last)} if cut else None,
             "output": items,
             "usage": {
                 "input_tokens": answers.n_prompt,
@@ -237,7 +239,7 @@ class _Shape:
         assert last is not None
         for event in items.end():
             yield event
-        kind = "response.incomplete" if last.finish_reason == "length" else "response.completed"
+        kind = "response.incomplete" if is_cut(last) else "response.completed"
         yield self.event(kind, response=self.response(items.done, last, answers))
 
 

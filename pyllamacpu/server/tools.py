@@ -22,13 +22,8 @@ def read_tools(fields: Fields) -> ChatTools:
     """OpenAI's `tools` and `tool_choice`. Raises HTTPError."""
     fields.refuse("functions", "is the old name: give tools", [])
     fields.refuse("function_call", "is the old name: give tool_choice", "auto", "none")
-    return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), read_parallel(fields))
-
-
-def read_parallel(fields: Fields) -> bool | None:
-    """`parallel_tool_calls`, None when it is not given."""
-    given = "parallel_tool_calls" in fields
-    return fields.flag("parallel_tool_calls") if given else None
+    several = fields.optional_flag("parallel_tool_calls")
+    return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), several)
 
 
 def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool | None) -> ChatTools:

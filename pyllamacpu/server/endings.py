@@ -1,0 +1,29 @@
+"""Why an answer ended, as the dialects tell it.
+
+An answer that has run into a loop (`sampling/loops.py`) is ended. Where a dialect's reasons are a closed set,
+that is its word for an answer that was cut, with `"stopped_by": "loop"` beside; where they are any text
+(Ollama's `done_reason`, llama.cpp's `stop_type`), it is "loop".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyllamacpu.engine.generate import TextEvent
+
+
+def is_cut(last: TextEvent) -> bool:
+    """Whether the answer might have gone on."""
+    return last.finish_reason in ("length", "loop")
+
+
+def stopped_by(last: TextEvent) -> dict[str, str]:
+    """What tells a loop from a limit; nothing for other ends."""
+    return {"stopped_by": "loop"} if last.finish_reason == "loop" else {}
+
+
+def openai_reason(last: TextEvent, has_called: bool = False) -> dict[str, Any]:
+    """OpenAI's `finish_reason` of an answer; calls that were cut short are told by what cut them."""
+    if has_called and last.finish_reason == "stop":
+        return {"finish_reason": "tool_calls"}
+    return {"finish_reason": "length" if is_cut(last) else last.finish_reason, **stopped_by(last)}
