@@ -27,6 +27,7 @@ from tiny_model import BOS, EOS, PIECES
 
 import pyllamacpu.llama_cpp as llama_cpp
 from pyllamacpu import Llama
+from pyllamacpu.engine.drafts import CalledDrafts, PromptLookup
 from pyllamacpu.errors import ModelError, OptionError, PyllamacpuError
 from pyllamacpu.sampling.options import MAX_SEED
 
@@ -319,11 +320,24 @@ def test_drafts_look_up_the_prompt() -> None:
     assert draft(np.array([5])).tolist() == []
 
 
-def test_draft_models_are_accepted(path: Path) -> None:
-    with pytest.warns(UserWarning, match="drafts are not used"):
-        llm = opened(path, draft_model=llama_cpp.LlamaPromptLookupDecoding())
-    with llm, opened(path) as plain:
-        assert greedy(llm, "hello") == greedy(plain, "hello")
+class _Repeats(llama_cpp.LlamaDraftModel):
+    def __call__(self, input_ids: Any, /, **kwargs: Any) -> Any:
+        return np.array([input_ids[-1]] * 3)
+
+
+@pytest.mark.parametrize("draft", ["lookup", llama_cpp.LlamaPromptLookupDecoding(), _Repeats()])
+def test_drafts_do_not_change_answers(path: Path, draft: Any) -> None:
+    with opened(path, draft_model=draft) as llm, opened(path) as plain:
+        assert greedy(llm, "hello hello") == greedy(plain, "hello hello")
+        repeated = llm("hello hello hello", max_tokens=40, logprobs=2, seed=1)
+        assert repeated["choices"] == plain("hello hello hello", max_tokens=40, logprobs=2, seed=1)["choices"]
+        expected = CalledDrafts if isinstance(draft, _Repeats) else PromptLookup
+        assert isinstance(llm._parts.drafts, expected)
+
+
+def test_what_makes_no_drafts_is_an_error(path: Path) -> None:
+    with pytest.raises(OptionError, match="draft_model=7: give 'lookup'"):
+        opened(path, draft_model=7)
 
 
 def test_a_cache_on_disk_spares_other_files(llm: Llama, tmp_path: Path) -> None:

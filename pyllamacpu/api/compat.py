@@ -40,7 +40,6 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_mmap": ((True, None), _PANELS),
     "use_mlock": ((False, None), _PANELS),
     "numa": ((False, 0, None), "the thread pool keeps to the CPUs that the process may use"),
-    "draft_model": ((None,), "drafts are not used; the tokens are the same without them"),
     "attention_type": ((-1, 0, None), "the attention of a Llama is causal"),
     # Retired in llama-cpp-python, still passed by its clients.
     "f16_kv": ((True, None), "the type of the cache is kv_type"),

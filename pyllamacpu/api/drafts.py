@@ -1,4 +1,4 @@
-"""Draft models: what proposes the next tokens, for code that brings its own. `Llama` accepts them.
+"""Draft models: what proposes the next tokens, for code that brings its own (`Llama(draft_model=...)`).
 
 The tokens of an answer are the same with and without a draft; only the time differs.
 """
@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pyllamacpu.engine.drafts import CalledDrafts, DraftSource, PromptLookup
+from pyllamacpu.errors import OptionError
 
 Ids = npt.NDArray[np.intc]
 
@@ -45,3 +48,19 @@ class LlamaPromptLookupDecoding(LlamaDraftModel):
                 start = int(places[0]) + size
                 return input_ids[start : start + num_pred_tokens]
         return np.array([], np.intc)
+
+
+def source_of_drafts(given: Any) -> DraftSource:
+    """What `Llama` takes for `draft_model` and is not a file, as the scheduler takes it. Raises OptionError.
+
+    llama-cpp-python's own lookup, if nothing of it is changed, is the scheduler's, which finds more.
+    """
+    if given == "lookup":
+        return PromptLookup()
+    if type(given) is LlamaPromptLookupDecoding:
+        if given.num_pred_tokens < 1:
+            raise OptionError(f"num_pred_tokens={given.num_pred_tokens}: give at least 1")
+        return PromptLookup(given.num_pred_tokens)
+    if callable(given):
+        return CalledDrafts(given)
+    raise OptionError(f"draft_model={given!r:.80}: give 'lookup', a model file, or a LlamaDraftModel")

@@ -62,6 +62,9 @@ class Llama(Completions):
         spm_infill: put the suffix first when filling in the middle.
         lora_path: a LoRA adapter (GGUF), or a list of files and (file, scale); all of them are applied.
         lora_scale: the scale of adapters that are given without one.
+        draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
+            (what followed the newest tokens in the text before), or a `LlamaDraftModel`. Speed only: the
+            tokens are the same.
         verbose: write timings to stderr.
         kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`. A name
             that nobody knows is a UserWarning.
@@ -98,6 +101,7 @@ class Llama(Completions):
         spm_infill: bool = False,
         lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
         lora_scale: float = 1.0,
+        draft_model: Any = None,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:

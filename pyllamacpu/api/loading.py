@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pyllamacpu.api.drafts import source_of_drafts
+from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
@@ -37,6 +39,7 @@ class LoadOptions:
     chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
     vocab_only: bool = False
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
+    draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class LoadedModel:
     engine: Engine | None
     tokenizer: Tokenizer | None
     chat_template: str | Format | None  # a Jinja source, a format or its name, instead of the file's own
+    drafts: DraftSource | None = None
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -74,6 +78,8 @@ class LoadedModel:
         return replace(self, chat_template=chosen)
 
     def close(self) -> None:
+        if self.drafts is not None:
+            self.drafts.close()
         if self.engine is not None:
             self.engine.close()
         self.file.close()
@@ -113,11 +119,12 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
             from pyllamacpu.text.chat import choose_template
 
             choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
+        drafts = None if options.draft is None else source_of_drafts(options.draft)
         engine = None if options.vocab_only else open_engine(file, options)
     except BaseException:
         file.close()
         raise
-    return LoadedModel(file, engine, tokenizer, options.chat_template)
+    return LoadedModel(file, engine, tokenizer, options.chat_template, drafts)
 
 
 def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:

@@ -94,7 +94,7 @@ class Tokens:
         self.set_seed(seed)
         if parts.engine is not None:
             parts.engine.cache.limit_bytes = kv_bytes or default_kv_bytes(parts.engine)
-            self._driver = Driver(Scheduler(parts.engine, parts.tokenizer))
+            self._driver = Driver(Scheduler(parts.engine, parts.tokenizer, drafts=parts.drafts))
             self._own_session = _new_session(parts.engine, logits_all)
 
     # The session

@@ -62,6 +62,26 @@ _MODEL = click.option(
 )
 _positive = click.IntRange(min=1)
 
+
+def draft_choice(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
+    """A click callback: "lookup", or None. llama.cpp's number of tokens is of no use."""
+    if given is None or given == "lookup":
+        return given
+    if given.isdecimal():
+        say(f"note: --draft {given} does nothing: how many tokens are guessed is chosen from what it saves")
+        return None
+    raise click.BadParameter(f"{given!r} is not known: give lookup")
+
+
+draft_options = options(
+    click.option(
+        "--draft",
+        metavar="lookup",
+        callback=draft_choice,
+        help="Guess tokens ahead by what stood in the text before: faster where an answer quotes. The answer "
+        "stays the same.",
+    ),
+)
 model_option = options(_MODEL)
 model_options = options(
     _MODEL,
@@ -96,6 +116,7 @@ model_options = options(
         help="Type of the cached values.  [default: f16]",
     ),
     lora_option,
+    draft_options,
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
 )
 
@@ -207,6 +228,7 @@ class ModelChoice:
     verbose: bool = False
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
+    draft: str | None = None
 
     @classmethod
     def take(cls, parameters: dict[str, Any]) -> ModelChoice:
@@ -262,6 +284,7 @@ class ModelChoice:
             "n_ubatch": self.ubatch_size,
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
+            "draft_model": self.draft,
             **template_arguments(self.chat_template),
         }
         if self.lora:

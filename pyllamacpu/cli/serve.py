@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
-from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, input_files, options, read_text
+from pyllamacpu.cli.options import (
+    CACHE_TYPES,
+    Number,
+    draft_options,
+    force_option,
+    input_files,
+    options,
+    read_text,
+)
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
@@ -54,6 +62,7 @@ engine_options = options(
     click.option(
         "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
     ),
+    draft_options,
 )
 
 
@@ -227,6 +236,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         n_threads=None if threads in (0, -1) else threads,
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
+        draft=parameters["draft"],
     )
     return PoolOptions(
         load,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import chain
+from math import exp, log
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,14 @@ _REFIT_AFTER = 16  # measured steps
 _ROUNDS = 4  # of weighing down outliers
 _CAREFUL = 0.9  # of the wanted time is planned for: steps take longer than expected as often as shorter
 _OUTLIER = 0.3  # relative error from which a step counts less
+
+_ROW_COST = 0.13  # of a step, that one more row costs as long as nothing is measured
+_MAX_ERROR = 0.7  # log, of one measurement
+_FOLLOW = 0.25  # of the error, for the time of a single row
+_WELL_KNOWN = 32  # measurements of a ratio
+_LEAST_WEIGHT = 0.05  # of the error, for a ratio that was measured often
+_STALE = 100  # steps since a ratio was measured
+_DISBELIEF = 0.01  # of the way back to what is assumed, for a stale ratio with each step
 
 Floats = npt.NDArray[np.float64]
 
@@ -45,10 +54,13 @@ class CostModel:
         self._decoding: deque[tuple[StepSize, float]] = deque(maxlen=_WINDOW)
         self._coefficients: Floats | None = None
         self._unseen = 0
+        self.rows = RowCosts()
 
     def observe(self, size: StepSize, seconds: float) -> None:
         """A step of this size took this long."""
         if seconds > 0:
+            if size.decoding and not size.prompt:
+                self.rows.observe(size.decoding, seconds)
             (self._with_prompt if size.prompt else self._decoding).append((size, seconds))
             self._unseen += 1
 
@@ -83,6 +95,55 @@ class CostModel:
             self._coefficients = fit(rows, np.array([seconds for _, seconds in steps]))
             self._unseen = 0
         return np.zeros(4) if self._coefficients is None else self._coefficients
+
+
+class RowCosts:
+    """How many times as long a step with n decoded rows takes as a step with one.
+
+    The time of a single row changes with the length of the texts and with what else runs on the machine, so
+    it is followed quickly, and the ratios slowly.
+    """
+
+    def __init__(self) -> None:
+        self._single: float | None = None  # log seconds of a step with one row
+        self._ratios: dict[int, float] = {}  # log, of those that were measured
+        self._seen: dict[int, int] = {}
+        self._last: dict[int, int] = {}  # the number of the step that was measured last
+        self._n_steps = 0
+
+    def ratio(self, n: int) -> float:
+        """Of one that was never measured, what the nearest that was makes likely."""
+        return exp(self._log_ratio(n))
+
+    def _log_ratio(self, n: int) -> float:
+        if n <= 1:
+            return 0.0
+        if (known := self._ratios.get(n)) is not None or not self._ratios:
+            return _assumed(n) if known is None else known
+        nearest = min(self._ratios, key=lambda other: abs(other - n))
+        return max(0.0, _assumed(n) + self._ratios[nearest] - _assumed(nearest))
+
+    def observe(self, n: int, seconds: float) -> None:
+        """A step with `n` rows took this long."""
+        self._n_steps += 1
+        self._last[n] = self._n_steps
+        ratio, time = self._log_ratio(n), log(seconds)
+        if self._single is None:
+            self._single = time - ratio
+            return
+        error = max(-_MAX_ERROR, min(_MAX_ERROR, time - self._single - ratio))
+        seen = self._seen[n] = self._seen.get(n, 0) + 1
+        # The error of a ratio that is hardly known says little about the time of a single row.
+        self._single += _FOLLOW * error * (1.0 if n == 1 else min(1.0, seen / _WELL_KNOWN))
+        if n > 1:
+            self._ratios[n] = max(0.0, ratio + error * max(_LEAST_WEIGHT, 0.5 / seen))
+        for other in self._ratios:
+            if self._n_steps - self._last[other] > _STALE:  # is believed less and less, and so tried again
+                self._ratios[other] += _DISBELIEF * (_assumed(other) - self._ratios[other])
+
+
+def _assumed(n: int) -> float:
+    return log(1 + _ROW_COST * (n - 1))
 
 
 def _row(size: StepSize) -> Floats:

@@ -38,6 +38,8 @@ class GenerationStats:
     n_generated: int
     prompt_seconds: float
     generate_seconds: float
+    n_drafted: int = 0  # tokens that were guessed and verified
+    n_accepted: int = 0  # of those, tokens that came true
 
     @property
     def prompt_rate(self) -> float:
@@ -91,6 +93,7 @@ class Request:
     progress: bool = False  # events tell how much of the prompt is read
     grammar: CompiledGrammar | None = None  # the form of the answer, which ends when nothing can follow
     adapters: AdapterScales | None = None  # that the model is changed by; None: the engine's own choice
+    draft: bool = True  # guess tokens ahead, where the scheduler knows how; endless ones are never guessed
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
 
 

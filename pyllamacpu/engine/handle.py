@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pyllamacpu.engine.batch import Entry, Wanted
 from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pages import Sequence as KVSequence
+from pyllamacpu.engine.speculation import DraftedAnswer
 
 RESERVED = 256  # tokens of an answer that must fit before its request is admitted
 
@@ -58,6 +59,7 @@ class Handle:
         self._states: list[Floats] = []  # hidden states, of the tokens that were evaluated
         self._passed_over = 0  # steps since it got a chunk of its prompt
         self._row: int | None = None  # of the scheduler's logits: a token is to be chosen from it
+        self.drafts: DraftedAnswer | None = None
         self._admitted_at = self._read_at = 0.0
 
     @property
@@ -80,8 +82,33 @@ class Handle:
 
     @property
     def unread(self) -> int:
-        """Tokens that are to be evaluated before the next one can be chosen."""
+        """Tokens that are to be evaluated before the next one can be chosen; below 0: drafted tokens that
+        were evaluated ahead.
+        """
         return len(self.history) - len(self.sequence)
+
+    @property
+    def draft(self) -> list[int]:
+        """The drafted tokens that the step at hand verifies."""
+        return [] if self.drafts is None else self.drafts.draft
+
+    @property
+    def n_drafted(self) -> tuple[int, int]:
+        """Drafted tokens that were verified, and those that came true."""
+        drafts = self.drafts
+        if drafts is None:
+            return 0, 0
+        return drafts.n_drafted + len(drafts.draft), drafts.n_accepted + drafts.n_true
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether tokens may be guessed ahead: not where others may come between two of them."""
+        return isinstance(self.request, Request) and self.request.draft and not self.request.endless
+
+    def forget_draft(self) -> None:
+        """The step at hand verifies nothing."""
+        if self.drafts is not None:
+            self.drafts.draft, self.drafts.n_true = [], 0
 
     @property
     def n_tokens_most(self) -> int:
@@ -96,9 +123,39 @@ class Handle:
         if self._generation is None:
             return Entry(self.sequence, tokens, "none", "all")
         wanted: Wanted = "last" if start + n == len(history) else "none"
+        if draft := self.draft:
+            return Entry(self.sequence, [*tokens, *draft], "all")
         if session is not None and session.scores is not None:
             wanted = "all"
         return Entry(self.sequence, tokens, wanted)
+
+    def verify(self, token: int | Exception) -> bool:
+        """Whether the token that is chosen was evaluated ahead, as a draft. If not, what was is dropped."""
+        n = len(self.history)
+        if self.sequence.tokens[n : n + 1] != [token]:
+            self.drop_unverified()
+            return False
+        if self.drafts is not None:
+            self.drafts.n_true += 1
+        return True
+
+    def drop_unverified(self) -> None:
+        """Takes drafted tokens, which nobody has chosen, out of the sequence."""
+        if self._sequence is not None and self.unread < 0:
+            self.sequence.truncate(len(self.history))
+
+    def next_row(self, logits: Floats, n: int) -> None:
+        """The token behind the first `n` came true: the next one is to be chosen from the row behind it."""
+        assert self._row is not None
+        self._row += 1
+        if self._session is not None:
+            self._session.follow(n, logits[self._row : self._row + 1, : self._session.n_vocab])
+
+    def no_row(self, n: int) -> None:
+        """No more tokens can be chosen before the next step; of those evaluated, the first `n` are chosen."""
+        self._row = None
+        if len(self.sequence) > n:
+            self.sequence.truncate(n)
 
     def push(self, tokens: Sequence[int]) -> None:
         """Puts `tokens` behind the history. Only while no step is running."""

@@ -266,6 +266,15 @@ class Sequence:
             table.prepare(start, start + n)
         return [table.pointer for table in self._tables]
 
+    def try_prepare(self, n: int) -> bool:
+        """Whether there is room for `n` more tokens, which is made then."""
+        try:
+            self.prepare(n)
+            return True
+        except ContextError:
+            self.trim()
+            return False
+
     def trim(self) -> None:
         """Gives back the room that was prepared and not used."""
         kept = -(-len(self.tokens) // PAGE)

@@ -17,11 +17,13 @@ import numpy as np
 from pyllamacpu.engine.batch import Entry, n_wanted
 from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
+from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Floats, Handle
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.speculation import Speculation, most_drafted
 from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.sampling.rows import Mask, sample_rows
@@ -61,9 +63,11 @@ class Scheduler:
         itl_target: float = ITL_TARGET,
         prefixes: PrefixCache | None = None,
         max_running: int | None = None,
+        drafts: DraftSource | None = None,
     ) -> None:
         """itl_target: seconds that a step may take while an answer is being written. prefixes: another
         scheduler's of the same engine, to share them. max_running: requests at a time; None: as a step holds.
+        drafts: where guesses of the next tokens come from, which steps then verify; None: no guesses.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -71,6 +75,7 @@ class Scheduler:
         self.max_running = min(max_running or engine.n_batch, engine.n_batch)
         self.prefixes = PrefixCache(engine.cache) if prefixes is None else prefixes
         self.costs = CostModel()
+        self._speculation = None if drafts is None else Speculation(drafts, self.costs.rows)
         self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
         self._n_submitted = 0
         self._any_cancelled = False
@@ -96,6 +101,8 @@ class Scheduler:
             check_length(len(prompt), self.engine.n_ctx)
         self._n_submitted += 1
         handle = Handle(request, self._n_submitted, generation, owner)
+        if self._speculation is not None and handle.may_draft:
+            handle.drafts = self._speculation.start()
         self._arrived.append(handle)
         return handle
 
@@ -132,7 +139,7 @@ class Scheduler:
         """Goes one step on with all requests; what happened. Nothing is lost when it is interrupted."""
         self.settle()
         if unsampled := [h for h in self._running if h._row is not None]:
-            self._sample(unsampled)  # an interrupt came in the middle of the last step
+            self._sample_all(unsampled)  # an interrupt came in the middle of the last step
         else:
             self._admit()
             if work := self._plan():
@@ -164,6 +171,7 @@ class Scheduler:
 
     def _leave(self, handle: Handle, keep_pages: bool = True) -> None:
         """Takes a request out. Its pages stay in the prefix cache, and with whoever gave it a session."""
+        handle.drop_unverified()
         if keep_pages and handle._generation is not None and handle._sequence is not None:
             self.prefixes.insert(handle._sequence)
         if handle._session is None and handle._sequence is not None:
@@ -185,6 +193,7 @@ class Scheduler:
             generation.n_generated,
             handle._read_at - handle._admitted_at,
             now - handle._read_at,
+            *handle.n_drafted,
         )
         self._leave(handle)
         self._events.append(Event(handle, text=generation.last_event(stats)))
@@ -242,6 +251,7 @@ class Scheduler:
         """Sends a running request back to wait. It goes on later where it was: its pages are left in the
         prefix cache, and what is gone by then is evaluated again.
         """
+        handle.drop_unverified()
         if handle._generation is not None:
             self.prefixes.insert(handle.sequence)
         handle.sequence.truncate(0)
@@ -275,9 +285,10 @@ class Scheduler:
         reading: list[Handle] = []
         n_ctx = self.engine.n_ctx
         for handle in list(self._running):
+            handle.forget_draft()
             unread = handle.unread
-            if unread == 0:  # its logits were lost to an interrupt
-                handle.sequence.truncate(len(handle.sequence) - 1)
+            if unread <= 0:  # its logits were lost to an interrupt
+                handle.sequence.truncate(len(handle.history) - 1)
                 unread = 1
             if handle.paused:
                 continue
@@ -290,7 +301,23 @@ class Scheduler:
         work = [(h, 1) for h in self._rotated(decoding) if h.is_running and self._reserve(h, 1)]
         if reading:
             work += self._plan_prompts([h for h in reading if h.is_running], work)
-        return [(h, n) for h, n in work if h.is_running]
+        work = [(h, n) for h, n in work if h.is_running]
+        return work if self._speculation is None or reading else self._with_drafts(self._speculation, work)
+
+    def _with_drafts(
+        self, speculation: Speculation, work: list[tuple[Handle, int]]
+    ) -> list[tuple[Handle, int]]:
+        """The work of a step that only writes answers, with the drafted tokens that it verifies."""
+        drafted = [(h, h.drafts) for h, _ in work if h.drafts is not None]
+        for handle, drafts in drafted:
+            room = self.engine.n_ctx - len(handle.history)
+            drafts.propose(handle.history, most_drafted(_generation(handle).n_left, room))
+        others = len(work) - len(drafted)
+        speculation.choose([drafts for _, drafts in drafted], others, self.engine.n_batch)
+        for handle, drafts in drafted:
+            if drafts.draft and not handle.sequence.try_prepare(1 + len(drafts.draft)):
+                handle.forget_draft()  # nobody is sent away for a draft
+        return [(h, n + len(h.draft)) for h, n in work]
 
     def _rotated(self, decoding: list[Handle]) -> list[Handle]:
         """As many as a step holds, each in its turn."""
@@ -342,7 +369,20 @@ class Scheduler:
             else:
                 states += n
                 self._take_hidden(handle, hidden[states - n : states])
-        self._sample([h for h, _ in work if h._row is not None])
+        self._sample_all([h for h, _ in work if h._row is not None])
+        if self._speculation is not None:
+            self._count_drafts(self._speculation, [h for h, _ in work])
+
+    def _sample_all(self, handles: list[Handle]) -> None:
+        """A round for the next token of each, and one more for each drafted token that came true."""
+        while handles:
+            self._sample(handles)
+            handles = [h for h in handles if h._row is not None]
+
+    def _count_drafts(self, speculation: Speculation, handles: list[Handle]) -> None:
+        drafts = [h.drafts for h in handles if h.drafts is not None and h.drafts.draft]
+        if drafts:
+            speculation.verified(len(handles), drafts)
 
     def _evaluate_apart(self, work: list[tuple[Handle, int]], error: Exception) -> None:
         """A step failed: whoever fails alone too is out."""
@@ -362,10 +402,12 @@ class Scheduler:
         """Tokens of a request were evaluated; the last of its `n_rows` rows of logits is `row`."""
         session, request = handle._session, handle.request
         assert isinstance(request, Request)
+        if row is not None and handle.draft:  # first the row behind the history, then those of the draft
+            row, n_rows = row - len(handle.draft), n_rows - len(handle.draft)
         if row is not None and session is not None:
             logits = self._logits[row + 1 - n_rows : row + 1, : self.engine.n_vocab]
-            session.follow(len(handle.sequence) - n_rows, logits)
-        is_read = handle.unread == 0
+            session.follow(len(handle.sequence) - len(handle.draft) - n_rows, logits)
+        is_read = handle.unread <= 0
         if handle.state == "reading":
             if request.progress:
                 read = min(len(handle.sequence), len(request.prompt))
@@ -409,7 +451,8 @@ class Scheduler:
             self._chosen.popleft()
 
     def _take(self, handle: Handle, token: int | Exception) -> None:
-        generation = _generation(handle)
+        generation, n = _generation(handle), len(handle.history)
+        is_drafted = handle.verify(token)
         try:
             if isinstance(token, Exception):
                 raise token
@@ -417,7 +460,8 @@ class Scheduler:
         except Exception as error:
             self._fail(handle, error)
             return
-        handle._row = None
+        goes_on = is_drafted and generation.reason is None
+        handle.next_row(self._logits, n) if goes_on else handle.no_row(n)
         if event is not None:
             self._events.append(Event(handle, text=event))
         if generation.reason is not None:
@@ -445,6 +489,6 @@ def _pages(n_tokens: int) -> int:
 
 def _size(work: list[tuple[Handle, int]]) -> StepSize:
     """Of a step, before it is run."""
-    decoding = sum(n == 1 for _, n in work)
+    decoding = sum(n for h, n in work if n == 1 or h.draft)
     positions = sum(n * len(h.sequence) for h, n in work)
     return StepSize(sum(n for _, n in work) - decoding, decoding, positions)

@@ -93,6 +93,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         stop=fields.strings("stop_sequences"),
         grammar=chat.tools.form or form,
         stop_loops=fields.optional_flag("stop_loops"),
+        draft=fields.flag("draft", True),
     )
 
 

@@ -68,6 +68,7 @@ class Generate:
     grammar: Grammar | None = None
     adapters: AdapterScales | None = None  # that are applied; None: the model's own
     stop_loops: bool | None = None  # end an answer that repeats itself; None: as the server does it
+    draft: bool = True  # tokens may be guessed ahead, where the model is served so
 
 
 class Piece(NamedTuple):
@@ -270,6 +271,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         stop_loops=stop_loops,
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
         adapters=model.adapters if request.adapters is None else request.adapters,
+        draft=request.draft,
     )
 
 

@@ -276,7 +276,11 @@ class ModelPool:
         assert engine is not None
         engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
         scheduler = Scheduler(
-            engine, parts.tokenizer, self.options.itl_target, max_running=self.options.parallel
+            engine,
+            parts.tokenizer,
+            self.options.itl_target,
+            max_running=self.options.parallel,
+            drafts=parts.drafts,
         )
         for note in _notes(parts):
             log.warning("%s: %s", source.name, note)

@@ -245,6 +245,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
         grammar=openai_grammar(fields),
         adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
+        draft=fields.flag("draft", True) and fields.integer("speculative.n_max", 0, BIG) != 0,
     )
 
 
@@ -309,6 +310,7 @@ def timings(stats: GenerationStats) -> dict[str, Any]:
         "predicted_ms": 1000 * stats.generate_seconds,
         "predicted_per_token_ms": 1000 * stats.generate_seconds / max(stats.n_generated, 1),
         "predicted_per_second": stats.generate_rate,
+        **({"draft_n": stats.n_drafted, "draft_n_accepted": stats.n_accepted} if stats.n_drafted else {}),
     }
 
 

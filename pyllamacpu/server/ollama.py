@@ -132,6 +132,7 @@ class _Endpoint:
             stop=options.strings("stop"),
             grammar=self.tools.form or form,
             stop_loops=options.optional_flag("stop_loops"),
+            draft=options.flag("draft", True),
         )
         options.finish(self.strict)
         return request

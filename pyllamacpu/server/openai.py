@@ -218,6 +218,7 @@ class _Chat(_Endpoint):
             grammar=self.tools.form or form,
             adapters=read_lora(fields, model),
             stop_loops=fields.optional_flag("stop_loops"),
+            draft=fields.flag("draft", True),
         )
         return [request]
 
@@ -328,6 +329,7 @@ class _Completion(_Endpoint):
         stop, ignore_eos = fields.strings("stop"), fields.flag("ignore_eos")
         grammar, adapters = openai_grammar(fields), read_lora(fields, model)
         stop_loops = fields.optional_flag("stop_loops")
+        draft = fields.flag("draft", True)
         return [
             Generate(
                 Text(prompt, suffix),
@@ -340,6 +342,7 @@ class _Completion(_Endpoint):
                 grammar=grammar,
                 adapters=adapters,
                 stop_loops=stop_loops,
+                draft=draft,
             )
             for prompt in prompts
         ]

@@ -84,6 +84,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
         grammar=tools.form or form,
         stop_loops=fields.optional_flag("stop_loops"),
+        draft=fields.flag("draft", True),
     )
 
 

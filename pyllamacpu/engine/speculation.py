@@ -1,0 +1,134 @@
+"""Speculative decoding: how many drafted tokens of which answers a step verifies beside its own.
+
+A step with more rows takes longer, so a row has to be worth its time: the number is chosen that makes the
+most tokens per second, by what steps cost (`cost_model.RowCosts`) and how often drafted tokens came true.
+That is counted for every draft, also those that were not verified: the answer shows what they were worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pyllamacpu.engine.cost_model import RowCosts
+from pyllamacpu.engine.drafts import MAX_DRAFT, NO_DRAFT, Draft, Drafter, DraftSource, Evidence
+
+_FORGET = 0.98  # of a count's weight with each new observation of its kind
+_PRIOR_WEIGHT = 6.0  # observations that the prior stands for
+_SHARED_WEIGHT = 4.0  # observations of the same answer that all answers' together stand for
+_MIN_GAIN = 1.03  # expected, for a draft to be verified: estimates have errors
+_MAX_LOSS = 1.5  # steps that drafts may have cost on the whole before they pause
+_ACCOUNT = 0.99  # of gains and losses that are remembered from step to step
+_PAUSE = 32  # steps; twice as many each time, until drafts win again
+_MAX_PAUSE = 1024
+
+
+class Acceptance:
+    """How often drafted tokens came true, by the kind of their evidence."""
+
+    def __init__(self, shared: Acceptance | None = None) -> None:
+        self._shared = shared
+        self._counts: dict[str, tuple[float, float]] = {}  # those that came true, all
+
+    def observe(self, evidence: Evidence, came_true: bool) -> None:
+        hits, n = self._counts.get(evidence.kind, (0.0, 0.0))
+        self._counts[evidence.kind] = _FORGET * hits + came_true, _FORGET * n + 1
+        if self._shared is not None:
+            self._shared.observe(evidence, came_true)
+
+    def probability(self, evidence: Evidence) -> float:
+        hits, n = self._counts.get(evidence.kind, (0.0, 0.0))
+        if self._shared is None:
+            return (hits + _PRIOR_WEIGHT * evidence.prior) / (n + _PRIOR_WEIGHT)
+        return (hits + _SHARED_WEIGHT * self._shared.probability(evidence)) / (n + _SHARED_WEIGHT)
+
+
+@dataclass
+class DraftedAnswer:
+    """The drafts of one answer. `draft` is what the step at hand verifies."""
+
+    drafter: Drafter
+    acceptance: Acceptance
+    draft: list[int] = field(default_factory=list)
+    proposal: Draft = NO_DRAFT  # for the tokens from position `start` on
+    start: int = 0
+    n_true: int = 0  # tokens of `draft` that came true
+    n_drafted: int = 0  # tokens that were verified
+    n_accepted: int = 0  # of those, tokens that the answer has
+
+    def propose(self, history: Sequence[int], n: int) -> None:
+        self.learn(history)
+        self.proposal = self.drafter.propose(history, n) if n > 0 else NO_DRAFT
+        self.start = len(history)
+
+    def learn(self, history: Sequence[int]) -> None:
+        """Compares the last proposal with what came."""
+        for token, evidence, came in zip(*self.proposal, history[self.start :], strict=False):
+            self.acceptance.observe(evidence, token == came)
+            if token != came:
+                break
+        self.proposal = NO_DRAFT
+
+    def chances(self) -> list[float]:
+        """How likely each token of the proposal is to come true, with all before it."""
+        chance, found = 1.0, []
+        for evidence in self.proposal.evidence:
+            chance *= self.acceptance.probability(evidence)
+            found.append(chance)
+        return found
+
+
+class Speculation:
+    """Chooses the drafts that each step verifies."""
+
+    def __init__(self, source: DraftSource, costs: RowCosts) -> None:
+        self._source = source
+        self._costs = costs
+        self._acceptance = Acceptance()
+        self._account = 0.0  # steps that drafts have saved, or cost
+        self._paused = 0  # steps for which nothing is verified
+        self._pause = _PAUSE
+
+    def start(self) -> DraftedAnswer:
+        """For a new answer."""
+        return DraftedAnswer(self._source.start(), Acceptance(self._acceptance))
+
+    def choose(self, answers: Sequence[DraftedAnswer], n_others: int, n_rows: int) -> None:
+        """Sets the `draft` of each answer, whose proposals are made, for a step with `n_others` rows beside
+        theirs and at most `n_rows` in all.
+        """
+        n = len(answers) + n_others
+        if self._paused:
+            self._paused -= 1
+            return
+        # Chances fall along a draft, so the best rows are always beginnings of drafts.
+        rows = [(chance, i) for i, answer in enumerate(answers) for chance in answer.chances()]
+        rows.sort(key=lambda row: -row[0])
+        best, best_rate, tokens = 0, _MIN_GAIN * n / self._costs.ratio(n), float(n)
+        for k, (chance, _) in enumerate(rows[: max(0, n_rows - n)], 1):
+            tokens += chance
+            if (rate := tokens / self._costs.ratio(n + k)) > best_rate:
+                best, best_rate = k, rate
+        for _, i in rows[:best]:
+            answers[i].draft.append(answers[i].proposal.tokens[len(answers[i].draft)])
+
+    def verified(self, n: int, answers: Sequence[DraftedAnswer]) -> None:
+        """A step for `n` answers verified the drafts of some of them."""
+        for answer in answers:
+            answer.n_drafted += len(answer.draft)
+            answer.n_accepted += answer.n_true
+        n_drafted, n_accepted = sum(len(a.draft) for a in answers), sum(a.n_true for a in answers)
+        alone, together = self._costs.ratio(n), self._costs.ratio(n + n_drafted)
+        self._account = _ACCOUNT * self._account + (n + n_accepted) / n - together / alone
+        self._account = min(self._account, _MAX_LOSS)  # what was won long ago does not pay for losses now
+        if self._account > 0:
+            self._pause = _PAUSE
+        elif self._account < -_MAX_LOSS:
+            self._account, self._paused = 0.0, self._pause
+            self._pause = min(2 * self._pause, _MAX_PAUSE)
+
+
+def most_drafted(n_left: int | None, n_room: int) -> int:
+    """Tokens that are worth drafting when `n_left` may still come (None: any number) and `n_room` fit."""
+    most = MAX_DRAFT if n_left is None else min(MAX_DRAFT, n_left - 1)
+    return max(0, min(most, n_room))
