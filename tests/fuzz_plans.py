@@ -80,8 +80,7 @@ def adapted(plan: Recorder, h: Tensor) -> None:
     """Adds to h what two adapters make of it; the second has no part in the first product."""
     table = Table("a", 48, 16, TensorType.F32, np.zeros(48 * 64, np.uint8))
     looked_up = plan.op("adapter_embed", table=table, adapter=1, factor=0.5, width=16)
-    up = {"n_adapters": 2, "out": [h]}
-    plan.op("adapter_up", x=looked_up, matrices=[None, weights(32, 16)], **up)
+    plan.op("adapter_up", x=looked_up, n_adapters=2, matrices=[None, weights(32, 16)], out=h)
     between = plan.op(
         "adapter_down",
         x=h,
@@ -90,9 +89,11 @@ def adapted(plan: Recorder, h: Tensor) -> None:
         factors=vector(np.ones(4)),
         width=64,
     )
-    other = plan.op("copy", x=h)
-    matrices = [weights(32, 8), None, weights(32, 8), weights(32, 20)]
-    plan.op("adapter_up", x=between, n_adapters=2, matrices=matrices, out=[h, other])
+    outs = [Tensor(h.recorder, 32, h.rows, h.times) for _ in range(2)]
+    up = [weights(32, 8), None, weights(32, 8), weights(32, 20)]
+    matrices = [weights(32, 32), weights(32, 32)]
+    adapters = {"low_rank": between, "n_adapters": 2, "up": up}
+    plan.op("matmul", x=h, matrix=matrices, bias=[None, None], out=outs, **adapters)
 
 
 def batch_for(pages: list[Pages], native: NativePlan, rng: random.Random) -> tuple[BatchArrays, Any]:

@@ -24,6 +24,7 @@ MIXED = {
     "sequences": SEQUENCES.tolist(),
 }
 WIDTH, RANKS = 300, (5, 40)
+SAME = matrix(np.eye(WIDTH, dtype=np.float32))  # the product with it is its input
 
 
 def low_rank(
@@ -46,8 +47,9 @@ def test_down_and_up(kind: TensorType) -> None:
             "adapter_down", x=t, n_adapters=2, matrices=down, factors=vector([0.5] * 4), width=80
         )
         up = [first[2].b, None, second[2].b, third[2].b]
-        one, two = plan.op("copy", x=t), plan.op("copy", x=t)
-        plan.op("adapter_up", x=between, n_adapters=2, matrices=up, out=[one, two])
+        one, two = Tensor(t.recorder, WIDTH), Tensor(t.recorder, WIDTH)
+        adapters = {"low_rank": between, "n_adapters": 2, "up": up}
+        plan.op("matmul", x=t, matrix=[SAME, SAME], bias=[None, None], out=[one, two], **adapters)
         return plan.add(one, plan.op("scale", x=two, factor=16.0))
 
     def changed(rows: Floats, used: tuple[tuple[int, tuple[Floats, Floats, LowRankPair]], ...]) -> Floats:
@@ -81,7 +83,7 @@ def test_rows_of_outputs_have_their_sequences_scales() -> None:
             "adapter_down", x=t, n_adapters=2, matrices=[None, pair.a], factors=vector([0, 1]), width=16
         )
         out = plan.op("copy", x=t)
-        plan.op("adapter_up", x=between, n_adapters=2, matrices=[None, pair.b], out=[out])
+        plan.op("adapter_up", x=between, n_adapters=2, matrices=[None, pair.b], out=out)
         return out
 
     outputs = [140, 3, 5, 70, 137]
@@ -90,8 +92,8 @@ def test_rows_of_outputs_have_their_sequences_scales() -> None:
     np.testing.assert_allclose(found, x[outputs] + scale * (x[outputs] @ a.T @ b.T), rtol=1e-4, atol=1e-3)
 
 
-def test_the_pass_keeps_products_whole_and_adds_two_ops_for_neighbours() -> None:
-    """q, k and v stay one product; A's of both that are changed are in one op, and so are the B's."""
+def test_the_pass_keeps_products_whole_and_adds_one_op_for_neighbours() -> None:
+    """q, k and v stay one product; A's of both that are changed are in one op, and the B's are its own."""
     *_, pair = low_rank(1, 4, rows=32)
     recorder = Recorder()
     q, k, v = (matrix(random(i, 32, WIDTH), name=name) for i, name in enumerate("qkv"))
@@ -100,10 +102,9 @@ def test_the_pass_keeps_products_whole_and_adds_two_ops_for_neighbours() -> None
         recorder.linear(x, weight)
     adapters = GraphAdapters(2, {id(q): [pair, None], id(v): [pair, pair]})
     ops = recorder_ops(recorder, adapters)
-    assert [op.name for op in ops] == ["embed", "matmul", "adapter_down", "adapter_up"]
-    assert ops[2].values["matrices"] == [pair.a, None, pair.a, pair.a]
-    product = ops[1].values["out"]
-    assert ops[3].values["out"] == [product[0], product[2]]
+    assert [op.name for op in ops] == ["embed", "adapter_down", "matmul"]
+    assert ops[1].values["matrices"] == [pair.a, None, None, None, pair.a, pair.a]
+    assert ops[2].values["up"] == [pair.b, None, None, None, pair.b, pair.b]
     with pytest.raises(NativeError, match="1 weights that adapters change"):
         recorder_ops(recorder, GraphAdapters(1, {id(pair.a): [pair]}))
 

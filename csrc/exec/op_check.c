@@ -63,6 +63,8 @@ static int matrix_ok(const pl_matrix *m, const pl_op_field *f, pl_plan_error *er
 
 static int matrices_ok(const pl_matrices *list, const pl_op_field *f, pl_plan_error *error)
 {
+    if (list->n == 0 && f->optional)
+        return 1;
     if (list->n < 1 || list->n > 1 << 20 || !list->items)
         return fail(error, "%s: matrices are missing", f->name);
     for (int64_t i = 0; i < list->n; i++)

@@ -48,9 +48,17 @@ static void add_product(const pl_matrix *m, double rows, double times_read, pl_c
         cost->int8 += ops;
 }
 
+static void add_listed(const pl_matrices *list, double rows, pl_cost *cost)
+{
+    for (int64_t i = 0; i < list->n; i++)
+        if (list->items[i])
+            add_product(list->items[i], rows, 1, cost);
+}
+
 void cost_products(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
 {
     (void)plan;
+    add_listed(&op->matmul.up, rows_of(op, w), cost);
     for (int i = 0; i < 3; i++)
         if (op->matmul.matrix[i])
             add_product(op->matmul.matrix[i], rows_of(op, w), 1, cost);
@@ -67,10 +75,8 @@ void cost_segments(const pl_plan *plan, const pl_op *op, const pl_workload *w, p
 void cost_low_rank(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
 {
     (void)plan;
-    const pl_matrices *list = op->head.kind == PL_OP_adapter_down ? &op->adapter_down.matrices : &op->adapter_up.matrices;
-    for (int64_t i = 0; i < list->n; i++)
-        if (list->items[i])
-            add_product(list->items[i], rows_of(op, w), 1, cost);
+    const int down = op->head.kind == PL_OP_adapter_down;
+    add_listed(down ? &op->adapter_down.matrices : &op->adapter_up.matrices, rows_of(op, w), cost);
 }
 
 /* (query, key) pairs of the tokens after `depth`, each seeing up to `window` keys, or those of its chunk. */

@@ -3,9 +3,11 @@
  * Any number of adapters is there, and a batch mixes sequences that use some of them, or none, each at a scale of its own
  * (pl_batch.adapter_scales; 0: not used). Lists of matrices have n_adapters items for each product, NULL where an adapter
  * leaves the product as it is. adapter_down multiplies with every A, side by side in `out`, each in whole panels of columns;
- * adapter_up multiplies those columns with the B's and adds them to the products, adapter after adapter. Neighbouring rows
+ * the product itself (`up` of a matmul) multiplies those columns with the B's and adds them to its own rows while they are in
+ * the cache, adapter after adapter; adapter_up does it for rows that are not products. Neighbouring rows
  * that use an adapter go through its matrices together, others are not touched: a row has the same bits in every batch, and
  * without adapters those that it has where there are none. */
+#include "exec/adapters.h"
 #include "exec/plan.h"
 #include "types/blocks.h"
 #include "types/matrix.h"
@@ -113,84 +115,81 @@ int64_t run_adapter_down(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return panels * blocks;
 }
 
-/* ---- adapter_up ---- */
+/* ---- adapter_up, and what it shares with the products ---- */
 
-const char *check_adapter_up(const pl_plan *plan, const pl_op *op)
+const char *pl_check_up(const pl_plan *plan, const pl_matrices *up, int n_adapters, int low_rank, const int32_t *out)
 {
-    const pl_op_adapter_up *f = &op->adapter_up;
     int64_t columns = 0;
-    if (f->n_adapters < 1 || f->matrices.n % f->n_adapters || f->matrices.n / f->n_adapters > 3)
+    if (n_adapters < 1 || up->n < 1 || up->n % n_adapters || up->n / n_adapters > 3)
         return "there is not a matrix for each adapter of each of up to 3 products";
     for (int i = 0; i < 3; i++)
-        if ((f->out[i] != PL_NONE) != (i < f->matrices.n / f->n_adapters) || f->out[i] == f->x || f->out[i] == PL_HIDDEN)
-            return "there is not an output for each product, or it is x or the hidden states";
-    for (int64_t i = 0; i < f->matrices.n; i++) {
-        const pl_matrix *m = f->matrices.items[i];
-        const int out = f->out[i / f->n_adapters];
+        if ((out[i] != PL_NONE) != (i < up->n / n_adapters) || out[i] == low_rank || out[i] == PL_HIDDEN)
+            return "there is not an output for each product, or it is low_rank or the hidden states";
+    for (int64_t i = 0; i < up->n; i++) {
+        const pl_matrix *m = up->items[i];
+        const int to = out[i / n_adapters];
         if (m && (!pl_panel_is_float(m->type) ||
-                  m->panels * PL_ROWS > (out == PL_LOGITS ? plan->logits_stride : plan->buffers[out].padded)))
-            return "a matrix is not of floats, or out is not wide enough for its rows";
+                  m->panels * PL_ROWS > (to == PL_LOGITS ? plan->logits_stride : plan->buffers[to].padded)))
+            return "a matrix of an adapter is not of floats, or out is not wide enough for its rows";
         columns += m ? columns_of(m->cols) : 0;
     }
-    return columns <= plan->buffers[f->x].padded ? NULL : "x is not as wide as all the matrices' columns";
+    return columns <= plan->buffers[low_rank].padded ? NULL : "low_rank is not as wide as all the matrices' columns";
 }
 
-/* Panels of the widest matrix of a product; 0: no adapter changes it. */
-static int64_t panels_of(const pl_op_adapter_up *f, int product)
+void pl_run_up(pl_plan *plan, const pl_op *op, const pl_up *f)
 {
-    int64_t panels = 0;
-    for (int a = 0; a < f->n_adapters; a++) {
-        const pl_matrix *m = f->matrices.items[product * f->n_adapters + a];
-        panels = m && m->panels > panels ? m->panels : panels;
-    }
-    return panels;
-}
-
-/* Adds to rows [row0, end) of a product, in panels from `panel` on, what each adapter in turn gives. */
-static void up_panels(pl_plan *plan, const pl_op *op, int product, int64_t panel, int64_t row0, int64_t end)
-{
-    const pl_op_adapter_up *f = &op->adapter_up;
-    const pl_plan_buffer *x = &plan->buffers[f->x];
-    int64_t stride, column = 0;
-    float *out = pl_result_rows(plan, f->out[product], &stride);
-    for (int64_t i = 0; i < (int64_t)(product + 1) * f->n_adapters; i++) {
-        const pl_matrix *m = f->matrices.items[i];
-        int64_t row = row0, first = column;
+    const pl_plan_buffer *x = &plan->buffers[f->low_rank];
+    int64_t column = 0;
+    for (int64_t i = 0; i < (int64_t)(f->product + 1) * f->n_adapters; i++) {
+        const pl_matrix *m = f->up->items[i];
+        int64_t row = f->row0, first = column;
         column += m ? columns_of(m->cols) : 0;
-        if (!m || i < (int64_t)product * f->n_adapters || panel >= m->panels)
+        if (!m || i < (int64_t)f->product * f->n_adapters || f->panel0 >= m->panels)
             continue;
-        for (int64_t last; (last = next_run(plan, op, (int)(i % f->n_adapters), &row, end)) > row; row = last)
+        for (int64_t last; (last = next_run(plan, op, (int)(i % f->n_adapters), &row, f->row1)) > row; row = last)
             pl_matmul_run(plan->kernels, &(pl_matmul){.type = m->type,
                                                       .panels = m->data,
                                                       .cols = m->cols,
-                                                      .panel0 = panel,
-                                                      .panel1 = panel + UP_PANELS < m->panels ? panel + UP_PANELS : m->panels,
+                                                      .panel0 = f->panel0,
+                                                      .panel1 = f->panel1 < m->panels ? f->panel1 : m->panels,
                                                       .x = x->floats + first,
                                                       .x_stride = x->stride,
                                                       .token0 = row,
                                                       .token1 = last,
-                                                      .residual = out,
-                                                      .out = out,
-                                                      .out_stride = stride});
+                                                      .residual = f->out,
+                                                      .out = f->out,
+                                                      .out_stride = f->stride});
     }
 }
 
-/* An item is a few panels of one product, with a block of rows. */
+const char *check_adapter_up(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_adapter_up *f = &op->adapter_up;
+    return pl_check_up(plan, &f->matrices, f->n_adapters, f->x, (int32_t[]){f->out, PL_NONE, PL_NONE});
+}
+
+/* An item is a few panels, with a block of rows. */
 int64_t run_adapter_up(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_adapter_up *f = &op->adapter_up;
-    int64_t begin, end, stride, first[4] = {0}, blocks = row_blocks(plan, op);
-    if (!pl_result_rows(plan, f->out[0], &stride))
-        return 0;
-    for (int i = 0; i < 3; i++)
-        first[i + 1] = first[i] + (f->out[i] == PL_NONE ? 0 : (panels_of(f, i) + UP_PANELS - 1) / UP_PANELS);
-    while (PL_TAKE(first[3] * blocks, 1, 1)) {
-        int64_t item = begin % first[3], block = begin / first[3];
-        int product = item < first[1] ? 0 : item < first[2] ? 1 : 2;
-        up_panels(plan, op, product, (item - first[product]) * UP_PANELS, block * ROWS_OF_ITEM, block_end(plan, op, block));
+    int64_t begin, end, stride, items = (plan->buffers[f->out].padded / PL_ROWS + UP_PANELS - 1) / UP_PANELS;
+    int64_t blocks = row_blocks(plan, op);
+    float *out = pl_result_rows(plan, f->out, &stride);
+    while (PL_TAKE(items * blocks, 1, 1)) {
+        int64_t panel = begin % items * UP_PANELS, block = begin / items;
+        pl_run_up(plan, op,
+                  &(pl_up){.up = &f->matrices,
+                           .n_adapters = f->n_adapters,
+                           .low_rank = f->x,
+                           .out = out,
+                           .stride = stride,
+                           .panel0 = panel,
+                           .panel1 = panel + UP_PANELS,
+                           .row0 = block * ROWS_OF_ITEM,
+                           .row1 = block_end(plan, op, block)});
         PL_DONE();
     }
-    return first[3] * blocks;
+    return items * blocks;
 }
 
 /* ---- adapter_embed: A is a table, of which the tokens' rows are looked up ---- */

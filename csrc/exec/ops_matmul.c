@@ -1,4 +1,5 @@
 /* Products of the rows of the batch with weight matrices. */
+#include "exec/adapters.h"
 #include "exec/plan.h"
 #include "exec/residual_blocks.h"
 #include "types/matrix.h"
@@ -34,6 +35,8 @@ static const char *check_gated(const pl_plan *plan, const pl_op *op)
 const char *check_matmul(const pl_plan *plan, const pl_op *op)
 {
     const pl_op_matmul *f = &op->matmul;
+    if ((f->low_rank >= 0) != (f->up.n > 0) || (f->gated && f->up.n > 0))
+        return "adapters without rows between A and B, or these without adapters, or a gated product with them";
     if (f->gated)
         return check_gated(plan, op);
     if (!f->matrix[0])
@@ -56,7 +59,7 @@ const char *check_matmul(const pl_plan *plan, const pl_op *op)
     }
     if (f->residual >= 0 && (f->out[0] < 0 || plan->buffers[f->residual].stride != plan->buffers[f->out[0]].stride))
         return "the residual is not as wide as out";
-    return NULL;
+    return f->low_rank >= 0 ? pl_check_up(plan, &f->up, f->n_adapters, f->low_rank, f->out) : NULL;
 }
 
 /* Work items: units of panels, matrix after matrix, times blocks of tokens. */
@@ -112,6 +115,18 @@ static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int 
                       .out = out,
                       .out_stride = stride,
                   });
+    if (f->low_rank >= 0 && plan->batch.adapter_scales)
+        pl_run_up(plan, op,
+                  &(pl_up){.up = &f->up,
+                           .n_adapters = f->n_adapters,
+                           .low_rank = f->low_rank,
+                           .product = i,
+                           .out = out,
+                           .stride = stride,
+                           .panel0 = panel0,
+                           .panel1 = panel1 < m->panels ? panel1 : m->panels,
+                           .row0 = token0,
+                           .row1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n});
 }
 
 int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)

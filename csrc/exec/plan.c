@@ -122,10 +122,11 @@ static void note_demands(pl_plan *plan, const pl_op *op)
     }
     if (op->head.kind == PL_OP_adapter_embed && op->adapter_embed.table.rows < plan->n_embeddable)
         plan->n_embeddable = op->adapter_embed.table.rows;
-    int32_t adapters = op->head.kind == PL_OP_adapter_embed  ? op->adapter_embed.adapter + 1
-                       : op->head.kind == PL_OP_adapter_down ? op->adapter_down.n_adapters
-                       : op->head.kind == PL_OP_adapter_up   ? op->adapter_up.n_adapters
-                                                             : 0;
+    int32_t adapters = op->head.kind == PL_OP_adapter_embed                       ? op->adapter_embed.adapter + 1
+                       : op->head.kind == PL_OP_adapter_down                      ? op->adapter_down.n_adapters
+                       : op->head.kind == PL_OP_adapter_up                        ? op->adapter_up.n_adapters
+                       : op->head.kind == PL_OP_matmul && op->matmul.low_rank >= 0 ? op->matmul.n_adapters
+                                                                                  : 0;
     plan->n_adapters = adapters > plan->n_adapters ? adapters : plan->n_adapters;
     if (op->head.kind == PL_OP_rope_store)
         plan->uses[op->rope_store.space].stored = 1;
@@ -213,7 +214,7 @@ static int copy_matrices(pl_plan *plan)
         return 0;
     for (int i = 0; i < plan->n_ops; i++) {
         pl_matrices *list = matrices_of(&plan->ops[i]);
-        if (list) {
+        if (list && list->n) {
             memcpy(plan->matrix_lists + listed, list->items, sizeof *list->items * (size_t)list->n);
             list->items = plan->matrix_lists + listed;
             listed += list->n;

@@ -1,4 +1,4 @@
-"""The pass that puts adapters (LoRA) behind the products whose weights they change."""
+"""The pass that gives adapters (LoRA) to the products whose weights they change."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ class GraphAdapters:
 
 
 def with_adapters(ops: list[Op], adapters: GraphAdapters) -> list[Op]:
-    """After each product of changed weights: all its A's in one op, then all its B's. Products keep their own
-    ops, so rows that use no adapter keep their bits.
+    """Before each product of changed weights all its A's in one op; the B's are the product's own. It is
+    otherwise as it was, so rows that use no adapter keep their bits.
 
     Raises NativeError when a changed weight is in no product that can be changed.
     """
     result: list[Op] = []
     left = set(adapters.pairs)
     for op in ops:
-        result.append(op)
-        changed = [w for w in _weights(op) if id(w) in adapters.pairs]
+        changed = {id(w) for w in _weights(op) if id(w) in adapters.pairs}
+        left -= changed
         if changed:
-            left -= {id(w) for w in changed}
             result += _embedded(op, adapters) if op.name == "embed" else _multiplied(op, adapters)
+        else:
+            result.append(op)
     if left:
         raise NativeError(f"{len(left)} weights that adapters change are in no product that they can change")
     return result
@@ -54,45 +55,38 @@ def _weights(op: Op) -> Iterable[Matrix | Table]:
 
 
 def _multiplied(op: Op, adapters: GraphAdapters) -> list[Op]:
-    """Ops that add to the outputs of a product what adapters change of them."""
-    changed = [i for i, m in enumerate(op.values["matrix"]) if id(m) in adapters.pairs]
-    pairs = [pair for i in changed for pair in adapters.pairs[id(op.values["matrix"][i])]]
+    """A product, with what adapters add to its outputs."""
+    none: Pairs = [None] * adapters.n
+    pairs = [pair for m in op.values["matrix"] for pair in adapters.pairs.get(id(m), none)]
     factors = np.array([pair.factor if pair else 0.0 for pair in pairs], np.float32)
     x = op.values["x"]
-    between = Tensor(x.recorder, sum(columns(pair) for pair in pairs), x.rows, op.times)
+    low_rank = Tensor(x.recorder, sum(columns(pair) for pair in pairs), x.rows, op.times)
     down = {
         "x": x,
         "n_adapters": adapters.n,
         "matrices": [pair and pair.a for pair in pairs],
         "factors": padded_vector("factors", factors),
-        "out": between,
+        "out": low_rank,
     }
-    up = _up(between, adapters.n, pairs, [op.values["out"][i] for i in changed])
-    return [
-        Op(KINDS["adapter_down"], op.rows, down, op.times),
-        Op(KINDS["adapter_up"], op.rows, up, op.times),
-    ]
+    up = {"low_rank": low_rank, "n_adapters": adapters.n, "up": [pair and pair.b for pair in pairs]}
+    op.values.update(up)
+    return [Op(KINDS["adapter_down"], op.rows, down, op.times), op]
 
 
 def _embedded(op: Op, adapters: GraphAdapters) -> list[Op]:
     """Likewise for rows of the embedding, of one adapter after another."""
-    ops: list[Op] = []
+    ops = [op]
     out: Tensor = op.values["out"]
     for i, pair in enumerate(adapters.pairs[id(op.values["table"])]):
         if pair is None:
             continue
-        between = Tensor(out.recorder, pair.b.cols, out.rows)
-        down = {"table": pair.a, "adapter": i, "factor": pair.factor, "out": between}
-        only = [pair if j == i else None for j in range(adapters.n)]
-        ops += [
-            Op(KINDS["adapter_embed"], lib.PL_ROWS_TOKENS, down),
-            Op(KINDS["adapter_up"], lib.PL_ROWS_TOKENS, _up(between, adapters.n, only, [out])),
-        ]
+        low_rank = Tensor(out.recorder, pair.b.cols, out.rows)
+        down = {"table": pair.a, "adapter": i, "factor": pair.factor, "out": low_rank}
+        only = [pair.b if j == i else None for j in range(adapters.n)]
+        up = {"x": low_rank, "n_adapters": adapters.n, "matrices": only, "out": out}
+        ops.append(Op(KINDS["adapter_embed"], lib.PL_ROWS_TOKENS, down))
+        ops.append(Op(KINDS["adapter_up"], lib.PL_ROWS_TOKENS, up))
     return ops
-
-
-def _up(x: Tensor, n: int, pairs: Pairs, out: Sequence[Tensor | int]) -> dict[str, object]:
-    return {"x": x, "n_adapters": n, "matrices": [pair and pair.b for pair in pairs], "out": list(out)}
 
 
 def columns(pair: LowRankPair | None) -> int:

@@ -2,7 +2,7 @@
 
   1. an addition is folded into the product that made one of its sides (a residual),
   2. neighbouring products of one input (q, k, v; gate, up) become one op: one barrier instead of three,
-  3. (where there are adapters) what they change follows its product (adapters.py),
+  3. (where there are adapters) products of what they change get their A and B (adapters.py),
   4. silu(gate) * up is folded into the op that makes both, where their matrices are of one type,
   5. (on request) squares of the products' inputs are added up,
   6. 8-bit copies that quantized matrices read are made, by the op that makes the input where it can.
@@ -115,6 +115,7 @@ def with_gates(ops: list[Op]) -> list[Op]:
                 and all(a is b for a, b in zip(made, read, strict=True))
                 and all(readers[id(tensor)] == 1 for tensor in read)
                 and matrices[0].quantized
+                and not last.values.get("up")
                 and matrices[0].type == matrices[1].type
             ):
                 last.values["out"] = [op.values["out"]]
