@@ -7,7 +7,9 @@ environment variable `PYLLAMACPU_ISA` names (an unknown name, or one that this C
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import NativeError
@@ -20,7 +22,7 @@ except ImportError as error:  # a source tree that was never built, or a wheel f
         "with `pip install .`"
     ) from error
 
-__all__ = ["check", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
+__all__ = ["check", "extension_content", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
 
 ISA_VARIABLE = "PYLLAMACPU_ISA"
 
@@ -80,6 +82,11 @@ def isa_names(available: bool = True) -> list[str]:
             names.append(ffi.string(lib.pl_isa_name(index)).decode())
         index += 1
     return names
+
+
+def extension_content() -> bytes:
+    """The bytes of the compiled extension's file: other kernels are other bytes."""
+    return Path(str(sys.modules[f"{__package__}._native"].__file__)).read_bytes()
 
 
 def _select_isa(name: str | None) -> str:

@@ -100,9 +100,8 @@ def wait_until(condition: Any, seconds: float = PATIENCE) -> None:
 @contextlib.contextmanager
 def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterator[Running]:
     """A server of these (name, path), in f32 caches. `more`: fields of its options."""
-    pool = {
-        name: more.pop(name) for name in ("parallel", "keep_alive", "memory", "stop_loops") if name in more
-    }
+    names = ("parallel", "keep_alive", "memory", "stop_loops", "cache_disk", "cache_disk_limit")
+    pool = {name: more.pop(name) for name in names if name in more}
     load = LoadOptions(n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32")
     guard = more.pop("guard", GuardOptions())
     files = tuple(ServedFile(name, path) for name, path in models)

@@ -17,7 +17,13 @@ import numpy.typing as npt
 from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import Completions
 from pyllamacpu.api.loading import model_file, open_model, text_metadata
-from pyllamacpu.api.opening import check_hub_arguments, load_options, template_choice, warn_of_model
+from pyllamacpu.api.opening import (
+    check_hub_arguments,
+    load_options,
+    page_folder,
+    template_choice,
+    warn_of_model,
+)
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
@@ -59,6 +65,9 @@ class Llama(Completions):
         type_k, type_v: the same for keys and for values alone.
         kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
             or a quarter of the memory if that is less, but at least one context.
+        cache_disk: a folder in which keys and values are kept too, so that a later process does not compute
+            them again; it may be shared, and deleted at any time.
+        cache_disk_limit: bytes in that folder at most; None is 8 GiB.
         spm_infill: put the suffix first when filling in the middle.
         lora_path: a LoRA adapter (GGUF), or a list of files and (file, scale); all of them are applied.
         lora_scale: the scale of adapters that are given without one.
@@ -98,6 +107,8 @@ class Llama(Completions):
         type_k: str | int | None = None,
         type_v: str | int | None = None,
         kv_bytes: int | None = None,
+        cache_disk: str | os.PathLike[str] | None = None,
+        cache_disk_limit: int | None = None,
         spm_infill: bool = False,
         lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
         lora_scale: float = 1.0,
@@ -113,6 +124,7 @@ class Llama(Completions):
         self._chat_format, self.chat_handler, self._tokenizer_given = chat_format, chat_handler, tokenizer
         self.spm_infill, self.verbose = spm_infill, verbose
         options = load_options(given)
+        disk = page_folder(cache_disk, cache_disk_limit)
         parts = open_model(self.model_path, options)
         try:
             super().__init__(
@@ -121,6 +133,7 @@ class Llama(Completions):
                 seed=seed,
                 last_n_tokens_size=last_n_tokens_size,
                 kv_bytes=kv_bytes,
+                disk=disk,
             )
         except BaseException:
             parts.close()

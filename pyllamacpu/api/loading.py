@@ -9,8 +9,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.drafts import source_of_drafts
+from pyllamacpu.engine.disk_cache import DiskCache
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.page_files import PageFiles
+from pyllamacpu.engine.page_keys import base_key
+from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
@@ -144,6 +149,19 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         engine.close()
         raise
     return engine
+
+
+def make_scheduler(
+    engine: Engine, tokenizer: Tokenizer | None, disk: PageFiles | None = None, **options: Any
+) -> Scheduler:
+    """A scheduler, whose pages are kept in a folder too. `options`: see `Scheduler`. Raises GGUFError."""
+    prefixes = PrefixCache(engine.cache)
+    behind = None
+    if disk is not None:
+        behind = DiskCache(
+            prefixes, engine.cache, disk, base_key(engine.file, engine.plan, engine.cache, disk)
+        )
+    return Scheduler(engine, tokenizer, prefixes=prefixes, disk=behind, **options)
 
 
 def cache_type(value: str | int | None, default: str, option: str) -> str:

@@ -10,6 +10,7 @@ from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.engine.adapters import check_scale
+from pyllamacpu.engine.page_files import PageFiles, open_page_files
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -59,6 +60,21 @@ def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], .
             raise OptionError(f"{os.fsdecode(path)}: no such file; give the path of a LoRA adapter (GGUF)")
         found.append((os.fsdecode(path), check_scale(own)))
     return tuple(found)
+
+
+def page_folder(folder: Any, limit_bytes: Any) -> PageFiles | None:
+    """The folder that keys and values are kept in, of the arguments cache_disk and cache_disk_limit. Raises
+    OptionError.
+    """
+    if folder is None:
+        if limit_bytes is not None:
+            raise OptionError("cache_disk_limit: name the folder too, with cache_disk")
+        return None
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise OptionError(f"cache_disk={folder!r:.80}: give the path of a folder")
+    if limit_bytes is not None and not hasattr(limit_bytes, "__index__"):
+        raise OptionError(f"cache_disk_limit={limit_bytes!r:.80}: give a number of bytes")
+    return open_page_files(folder, limit_bytes)
 
 
 def template_choice(chat_format: str | None, chat_template: str | None) -> str | Format | None:

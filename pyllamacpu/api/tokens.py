@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.loading import LoadedModel
+from pyllamacpu.api.loading import LoadedModel, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
@@ -22,7 +22,7 @@ from pyllamacpu.api.state import LlamaState, check_state
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
-from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
@@ -82,6 +82,7 @@ class Tokens:
         seed: int | None,
         last_n_tokens_size: int,
         kv_bytes: int | None = None,
+        disk: PageFiles | None = None,
     ) -> None:
         self._parts = parts
         self._logits_all = logits_all
@@ -94,7 +95,7 @@ class Tokens:
         self.set_seed(seed)
         if parts.engine is not None:
             parts.engine.cache.limit_bytes = kv_bytes or default_kv_bytes(parts.engine)
-            self._driver = Driver(Scheduler(parts.engine, parts.tokenizer, drafts=parts.drafts))
+            self._driver = Driver(make_scheduler(parts.engine, parts.tokenizer, disk, drafts=parts.drafts))
             self._own_session = _new_session(parts.engine, logits_all)
 
     # The session

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pyllamacpu.cli.options import force_option
-from pyllamacpu.cli.serve import engine_options, pool_options, served_file, served_models
+from pyllamacpu.cli.serve import disk_options, engine_options, pool_options, served_file, served_models
 from pyllamacpu.progress import notify, progress_line
 
 _positive = click.IntRange(min=1)
@@ -24,6 +24,7 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 @click.option(
     "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
 )
+@disk_options
 @click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(

@@ -65,6 +65,17 @@ engine_options = options(
     draft_options,
 )
 
+disk_options = options(
+    click.option(
+        "--cache-disk",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Keep keys and values there too: a prompt is not read again after a restart. Private, shared by "
+        "the processes that name it, safe to delete.",
+    ),
+    click.option("--cache-disk-limit", type=_positive, metavar="BYTES", help="Of that folder; 8 GiB."),
+)
+
 
 @click.command()
 @served_models
@@ -103,6 +114,7 @@ engine_options = options(
 @click.option(
     "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
 )
+@disk_options
 @click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
 @click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload a model that was idle so long.")
 @click.option(
@@ -246,7 +258,19 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         keep_alive=None if keep_alive is None or keep_alive < 0 else keep_alive,
         memory=parameters["memory"],
         stop_loops=parameters["stop_loops"],
+        cache_disk=_checked_folder(parameters["cache_disk"], parameters["cache_disk_limit"]),
+        cache_disk_limit=parameters["cache_disk_limit"],
     )
+
+
+def _checked_folder(folder: Path | None, limit_bytes: int | None) -> Path | None:
+    """Raises OptionError for a folder that cannot be used."""
+    from pyllamacpu.engine.page_files import open_page_files
+
+    if folder is None and limit_bytes is not None:
+        raise OptionError("--cache-disk-limit: name the folder too, with --cache-disk")
+    open_page_files(folder, limit_bytes)
+    return folder
 
 
 def _split(text: str | None) -> list[str]:

@@ -52,6 +52,8 @@ class Handle:
         self.state: State = "waiting"
         self.paused = False
         self.cancelled = False
+        self.is_loading = False  # pages of it are being read from the disk
+        self._looked_up = False  # on the disk, since it last began to wait
         self.n_cached = 0  # prompt tokens that were found in the prefix cache
         self._generation = generation
         self._session = request.session if isinstance(request, Request) else None
@@ -69,6 +71,11 @@ class Handle:
     @property
     def is_running(self) -> bool:
         return self.state == "reading" or self.state == "decoding"
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether steps are to care for it."""
+        return not self.paused and not self.is_loading
 
     @property
     def history(self) -> Sequence[int]:
@@ -109,6 +116,12 @@ class Handle:
         """The step at hand verifies nothing."""
         if self.drafts is not None:
             self.drafts.draft, self.drafts.n_true = [], 0
+
+    @property
+    def n_reusable(self) -> int:
+        """Tokens that need not be evaluated if they are found; the last one's logits are needed."""
+        n = len(self.history) - 1
+        return n if self._session is None or self._session.scores is None else min(n, self._session.n_scored)
 
     @property
     def n_tokens_most(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Seq
 
 from pyllamacpu.engine.pages import PAGE, KVCache, PageSet, Sequence
@@ -19,21 +19,26 @@ from pyllamacpu.model.lora import AdapterScales
 
 Key = tuple[int, ...]
 """Tokens of a page: 32, or fewer in a leaf."""
+Root = tuple[AdapterScales, Hashable]
+"""What decides keys and values beside the tokens: adapters, and an extra key (images)."""
 
 
-class _Node:
+class Node:
     """A page of the tree in every space. `order` has the children's keys sorted: the one that has most tokens
     in common with a text stands beside its place. No child's key is the beginning of another's.
     """
 
-    __slots__ = ("children", "key", "order", "pages", "parent")
+    __slots__ = ("children", "digest", "key", "order", "pages", "parent", "stored_at", "stored_spaces")
 
-    def __init__(self, parent: _Node | None, key: Key, pages: PageSet) -> None:
+    def __init__(self, parent: Node | None, key: Key, pages: PageSet) -> None:
         self.parent, self.key, self.pages = parent, key, pages
-        self.children: dict[Key, _Node] = {}
+        self.digest: bytes | None = None  # its name outside of this process, once somebody needed it
+        self.stored_at = 0.0  # monotonic seconds: when it was last written to the disk, or was there
+        self.stored_spaces = 0  # bits of the spaces whose pages are known to be there
+        self.children: dict[Key, Node] = {}
         self.order: list[Key] = []
 
-    def nearest(self, tokens: Key) -> tuple[int, _Node | None]:
+    def nearest(self, tokens: Key) -> tuple[int, Node | None]:
         """The child with most tokens in common with `tokens`, and how many."""
         at = bisect_left(self.order, tokens)
         beside = self.order[max(at - 1, 0) : at + 1]
@@ -51,10 +56,11 @@ class PrefixCache:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self._roots: dict[Hashable, _Node] = {}
+        self._roots: dict[Root, Node] = {}
         # Least recently used first. Whoever uses a page uses those before it, so children stand first.
-        self._recent: OrderedDict[_Node, None] = OrderedDict()
+        self._recent: OrderedDict[Node, None] = OrderedDict()
         cache.on_full = self.evict
+        self.on_insert: Callable[[list[Node], Root], None] | None = None  # told of the full pages
 
     def __len__(self) -> int:
         """Pages in the tree."""
@@ -76,7 +82,7 @@ class PrefixCache:
             sequence.drop_past_chunks()
         return len(sequence)
 
-    def _copy(self, sequence: Sequence, node: _Node, n: int) -> bool:
+    def _copy(self, sequence: Sequence, node: Node, n: int) -> bool:
         """Reuses the first `n` tokens of a page; False when there is no room for the copy."""
         try:
             sequence.extend_copied(node.key[:n], node.pages)
@@ -90,7 +96,7 @@ class PrefixCache:
         with self._cache.lock:
             return sum(self._is_pinned(node) for node in self._path(tokens, (adapters, extra))[1:])
 
-    def _path(self, tokens: Seq[int], root: Hashable) -> list[_Node]:
+    def _path(self, tokens: Seq[int], root: Root) -> list[Node]:
         """The root and the full pages that `tokens` begin with."""
         node = self._roots.get(root)
         path = []
@@ -104,7 +110,7 @@ class PrefixCache:
         """Keeps the pages of `sequence`, which goes on as before."""
         tokens, path, root = sequence.tokens, [], (sequence.adapters, extra)
         with self._cache.lock:
-            node = self._roots.setdefault(root, _Node(None, (), ()))
+            node = self._roots.setdefault(root, Node(None, (), ()))
             for i in range(-(-len(tokens) // PAGE)):
                 key = tuple(tokens[i * PAGE : (i + 1) * PAGE])
                 n, nearest = node.nearest(key)
@@ -116,32 +122,72 @@ class PrefixCache:
                 path.append(node)
             self._touch(path)
             self._forget_empty(root)
+            full = path if len(tokens) % PAGE == 0 else path[:-1]
+            if self.on_insert is not None and full:
+                self.on_insert(full, root)
 
-    def _add(self, parent: _Node, key: Key, pages: PageSet) -> _Node:
+    # Pages that come from elsewhere, and go there
+
+    def n_pages(self, tokens: Seq[int], root: Root) -> int:
+        """Full pages of `tokens` that are here."""
+        with self._cache.lock:
+            return max(len(self._path(tokens, root)) - 1, 0)
+
+    def attach(self, tokens: Seq[int], pages: PageSet, root: Root) -> Node | None:
+        """Takes over the last 32 of `tokens`, whose pages are nobody else's; None if those before them are
+        not here.
+        """
+        with self._cache.lock:
+            path = self._path(tokens, root) or [self._roots.setdefault(root, Node(None, (), ()))]
+            n = len(tokens) // PAGE
+            if len(path) == n:
+                path.append(self._add(path[-1], tuple(tokens[-PAGE:]), pages))
+            for space, page in zip(self._cache.token_spaces, pages, strict=True):
+                if page:
+                    self._cache.release(page, space)  # the tree counts it, or has its own
+            self._touch(path[1:])
+            self._forget_empty(root)
+        return path[n] if len(path) > n else None
+
+    def copy_pages(self, node: Node, buffers: Seq[memoryview]) -> int:
+        """Copies a page into a buffer for each space; bits of the spaces that it is there for, none when it
+        has left the tree.
+        """
+        spaces = 0
+        with self._cache.lock:
+            if node not in self._recent:
+                return 0
+            for i, space in enumerate(self._cache.token_spaces):
+                if page := node.pages[i]:
+                    buffers[i][:] = self._cache.bytes_of(page, space)
+                    spaces |= 1 << i
+        return spaces
+
+    def _add(self, parent: Node, key: Key, pages: PageSet) -> Node:
         at = bisect_left(parent.order, key)
         if at and key[: len(parent.order[at - 1])] == parent.order[at - 1]:
             self._remove(parent.children[parent.order[at - 1]])  # a partly used page that this one continues
         for space, page in zip(self._cache.token_spaces, pages, strict=True):
             if page:
                 self._cache.share(page, space)
-        node = _Node(parent, key, pages)
+        node = Node(parent, key, pages)
         parent.children[key] = node
         insort(parent.order, key)
         return node
 
-    def _complete(self, node: _Node, pages: PageSet) -> None:
+    def _complete(self, node: Node, pages: PageSet) -> None:
         """Takes over what the page lacks: pages of a chunk that was over for the sequence it came from."""
         found = []
         for space, own, other in zip(self._cache.token_spaces, node.pages, pages, strict=True):
             found.append(own or (other and self._cache.share(other, space)))
-        node.pages = tuple(found)
+        node.pages, node.stored_at = tuple(found), 0.0
 
-    def _touch(self, path: list[_Node]) -> None:
+    def _touch(self, path: list[Node]) -> None:
         for node in reversed(path):
             self._recent[node] = None
             self._recent.move_to_end(node)
 
-    def _is_pinned(self, node: _Node) -> bool:
+    def _is_pinned(self, node: Node) -> bool:
         spaces = zip(self._cache.token_spaces, node.pages, strict=True)
         return any(page and self._cache.is_shared(page, space) for space, page in spaces)
 
@@ -159,10 +205,10 @@ class PrefixCache:
                 freed += self._cache.page_bytes
         return freed > 0
 
-    def _oldest_leaf(self) -> _Node | None:
+    def _oldest_leaf(self) -> Node | None:
         return next((n for n in self._recent if not n.children and not self._is_pinned(n)), None)
 
-    def _remove(self, node: _Node) -> None:
+    def _remove(self, node: Node) -> None:
         assert node.parent is not None and not node.children
         del node.parent.children[node.key]
         del node.parent.order[bisect_left(node.parent.order, node.key)]
@@ -178,6 +224,6 @@ class PrefixCache:
                 self._remove(node)
             self._roots.clear()
 
-    def _forget_empty(self, root: Hashable) -> None:
+    def _forget_empty(self, root: Root) -> None:
         if not self._roots[root].children:
             del self._roots[root]

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from pyllamacpu.engine.admission import begin_reading, fits
 from pyllamacpu.engine.batch import Entry, n_wanted
 from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
+from pyllamacpu.engine.disk_cache import DiskCache
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Floats, Handle
@@ -30,6 +32,7 @@ from pyllamacpu.sampling.rows import Mask, sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
 
 ITL_TARGET = 0.1  # seconds between two tokens of an answer, while prompts are read beside it
+_LOADING_LOOK = 0.001  # seconds
 
 
 class StepEngine(Protocol):
@@ -64,16 +67,20 @@ class Scheduler:
         prefixes: PrefixCache | None = None,
         max_running: int | None = None,
         drafts: DraftSource | None = None,
+        disk: DiskCache | None = None,
     ) -> None:
         """itl_target: seconds that a step may take while an answer is being written. prefixes: another
         scheduler's of the same engine, to share them. max_running: requests at a time; None: as a step holds.
         drafts: where guesses of the next tokens come from, which steps then verify; None: no guesses.
+        disk: where pages of `prefixes` are kept too; closed with the scheduler.
         """
         self.engine = engine
         self.tokenizer = tokenizer
         self.itl_target = itl_target
         self.max_running = min(max_running or engine.n_batch, engine.n_batch)
         self.prefixes = PrefixCache(engine.cache) if prefixes is None else prefixes
+        self.disk = disk
+        self.on_loaded: Callable[[], None] | None = None  # called by the disk's thread when there is work
         self.costs = CostModel()
         self._speculation = None if drafts is None else Speculation(drafts, self.costs.rows)
         self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
@@ -112,12 +119,12 @@ class Scheduler:
 
     def nested(self) -> Scheduler:
         """A scheduler for requests that are made in the middle of a step of this one."""
-        return Scheduler(self.engine, self.tokenizer, self.itl_target, self.prefixes)
+        return Scheduler(self.engine, self.tokenizer, self.itl_target, self.prefixes)  # without a disk
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._arrived or self._events) or any(not h.paused for h in self._unfinished())
+        return bool(self._arrived or self._events) or any(h.can_go_on for h in self._unfinished())
 
     @property
     def n_running(self) -> int:
@@ -144,12 +151,16 @@ class Scheduler:
             self._admit()
             if work := self._plan():
                 self._evaluate(work)
+            elif any(h.is_loading for h in self._waiting):
+                time.sleep(_LOADING_LOOK)  # whoever steps all the time shall not spin
         events, self._events = self._events, []
         return events
 
     def close(self) -> None:
         """Ends all requests without events, and lets go of all pages."""
         self.end_all()
+        if self.disk is not None:
+            self.disk.close()
         self.prefixes.clear()
 
     def end_all(self) -> None:
@@ -202,47 +213,35 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Lets requests run in the order of their coming, as long as their pages fit."""
-        while handle := next((h for h in self._waiting if not h.paused), None):
+        while handle := next((h for h in self._waiting if h.can_go_on), None):
             if handle._sequence is None:
                 handle._sequence = self.engine.sequence()
                 if handle.request.adapters is not None:
                     handle._sequence.adapters = handle.request.adapters
-            if self._running and not self._fits(handle):
-                if any(not h.paused for h in self._running):
+            claiming = [*self._running, *(h for h in self._waiting if h.is_loading)]
+            if claiming and not self._fits(handle, claiming):
+                if any(h.is_loading or not h.paused for h in claiming):
                     return
                 self._preempt(self._youngest())  # all that run wait for their readers
+                continue
+            page_seconds = self.costs.seconds(StepSize(prompt=PAGE))
+            if self.disk is not None and begin_reading(self.disk, handle, page_seconds, self.on_loaded):
                 continue
             self._waiting.remove(handle)
             self._begin(handle)
 
-    def _fits(self, handle: Handle) -> bool:
-        """Whether its prompt and the beginning of its answer fit beside what the others may come to need."""
-        cache = self.engine.cache
-        if len(self._running) >= self.max_running:
+    def _fits(self, handle: Handle, claiming: Sequence[Handle]) -> bool:
+        if len(claiming) >= self.max_running:
             return False
-        if cache.limit_bytes is None:
-            return True
-        promised = sum(max(0, _pages(h.n_tokens_most) - h.sequence.n_pages) for h in self._running)
-        needed = _pages(handle.n_tokens_most) + promised
-        free = (cache.limit_bytes - cache.bytes_in_use) // cache.page_bytes
-        if needed <= free:
-            return True
-        shared = self.prefixes.n_in_use(handle.history, handle.sequence.adapters)
-        return needed <= free + self.prefixes.evictable_bytes() // cache.page_bytes + shared
+        return fits(handle, claiming, self.engine.cache, self.prefixes)
 
     def _begin(self, handle: Handle) -> None:
         handle._admitted_at = handle._admitted_at or time.perf_counter()
         handle.state = "reading"
         self._running.append(handle)
         if handle._generation is not None:
-            n = self.prefixes.extend(handle.sequence, handle.history[: self._most_reused(handle)])
+            n = self.prefixes.extend(handle.sequence, handle.history[: handle.n_reusable])
             handle.n_cached = handle.n_cached or min(n, len(handle.request.prompt))
-
-    def _most_reused(self, handle: Handle) -> int:
-        """Tokens that need not be evaluated if they are found; the last one's logits are needed."""
-        session = handle._session
-        n = len(handle.history) - 1
-        return n if session is None or session.scores is None else min(n, session.n_scored)
 
     def _youngest(self) -> Handle:
         return max(self._running, key=lambda h: h.number)
@@ -256,7 +255,7 @@ class Scheduler:
             self.prefixes.insert(handle.sequence)
         handle.sequence.truncate(0)
         handle._states.clear()
-        handle.state = "waiting"
+        handle.state, handle._looked_up = "waiting", False
         self._running.remove(handle)
         self._waiting.append(handle)
         self._waiting.sort(key=lambda h: h.number)
@@ -481,10 +480,6 @@ def _full(handle: Handle, n_ctx: int) -> ContextError:
     return ContextError(
         f"{len(handle.history)} tokens do not fit in the context of {n_ctx}: ask for fewer or raise n_ctx"
     )
-
-
-def _pages(n_tokens: int) -> int:
-    return -(-n_tokens // PAGE)
 
 
 def _size(work: list[tuple[Handle, int]]) -> StepSize:

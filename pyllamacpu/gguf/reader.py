@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -102,6 +102,21 @@ class GGUFFile:
         if not self._closed:
             for source in self._sources:
                 source.release(0, source.size)
+
+    @property
+    def statuses(self) -> tuple[os.stat_result, ...]:
+        """What the system said about each part when it was opened."""
+        return tuple(source.status for source in self._sources)
+
+    def content(self, piece_bytes: int = 16 << 20) -> Iterator[npt.NDArray[np.uint8]]:
+        """All bytes of all parts in pieces, each dropped from this process's memory when the next is asked
+        for. Raises GGUFError when a part was cut short.
+        """
+        for source in self._sources:
+            for start in range(0, source.size, piece_bytes):
+                yield source.bytes[start : start + piece_bytes]
+                source.release(start, piece_bytes)
+            source.check_intact()
 
     def check_intact(self) -> None:
         """Raises GGUFError when a part was cut short since it was opened: what was read may be wrong."""

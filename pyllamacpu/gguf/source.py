@@ -32,7 +32,7 @@ class Source:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._map = _map_file(self.path)
+        self._map, self.status = _map_file(self.path)
         self._bytes: npt.NDArray[np.uint8] | None = np.frombuffer(self._map, np.uint8)
         self.size = len(self._map)
         self._guard, self._end_guard = _guarded(self._map, self._bytes)
@@ -92,16 +92,17 @@ def _guarded(mapped: mmap.mmap, data: npt.NDArray[np.uint8]) -> tuple[Any, Any]:
     return guard, end
 
 
-def _map_file(path: str) -> mmap.mmap:
+def _map_file(path: str) -> tuple[mmap.mmap, os.stat_result]:
+    """The mapping, and what the system said about the file when it was opened."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             raise GGUFError(path, "is a directory" if stat.S_ISDIR(mode) else "not a regular file")
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < 8:
-                raise GGUFError(path, f"not a GGUF file: only {size} bytes")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            status = os.fstat(file.fileno())
+            if status.st_size < 8:
+                raise GGUFError(path, f"not a GGUF file: only {status.st_size} bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
     except OSError as error:
         raise GGUFError(path, read_problem(error, "cannot be opened: ")) from error
     except ValueError as error:  # a null byte in the path, a file that shrank to nothing

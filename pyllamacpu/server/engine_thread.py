@@ -108,6 +108,7 @@ class EngineThread:
         return future
 
     def add(self, scheduler: Scheduler) -> None:
+        scheduler.on_loaded = self.wake
         self.call(lambda: self._schedulers.append(scheduler))
 
     def remove(self, scheduler: Scheduler) -> Future[None]:

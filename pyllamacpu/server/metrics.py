@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from pyllamacpu.engine.generate import GenerationStats
+from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.server.models import ModelPool
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -75,3 +76,24 @@ class _State:
             for model in models:
                 gauge.add_metric([model.name], value(model))
             yield gauge
+        if (disk := self._models.disk) is not None:
+            yield from _disk_rows(disk)
+
+
+def _disk_rows(disk: PageFiles) -> Iterator[Any]:
+    counts = disk.counts
+    yield GaugeMetricFamily(
+        "pyllamacpu_disk_cache_bytes", "Bytes of keys and values in the folder", value=disk.n_bytes
+    )
+    rows: list[tuple[str, str, int]] = [
+        ("hits", "Pages found on the disk", counts.n_read),
+        ("read_bytes", "Bytes of those", counts.bytes_read),
+        ("written_pages", "Pages written", counts.n_written),
+        ("written_bytes", "Bytes of those", counts.bytes_written),
+        ("evicted_pages", "Pages removed to keep within the limit", counts.n_evicted),
+        ("damaged_pages", "Pages removed because they were damaged", counts.n_rejected),
+        ("dropped_pages", "Pages not written: the disk was slow or failed", counts.n_dropped),
+        ("failures", "Reads and writes that failed", counts.n_failures),
+    ]
+    for name, words, value in rows:
+        yield CounterMetricFamily(f"pyllamacpu_disk_cache_{name}", words, value=value)

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.api.loading import LoadedModel, LoadOptions, open_model
+from pyllamacpu.api.loading import LoadedModel, LoadOptions, make_scheduler, open_model
 from pyllamacpu.api.tokens import default_kv_bytes
 from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
 from pyllamacpu.errors import ContextError
 from pyllamacpu.limits import memory_usable
@@ -98,6 +99,8 @@ class PoolOptions:
     keep_alive: float | None = None
     memory: int | None = None  # bytes of all loaded weights
     stop_loops: bool = True  # end answers that repeat themselves, unless a request has its own wish
+    cache_disk: Path | None = None  # the folder where keys and values are kept too
+    cache_disk_limit: int | None = None  # bytes
 
 
 @dataclass
@@ -186,6 +189,7 @@ class ModelPool:
         self.failed: str | None = None  # why the default model could not be loaded
         self.ready = False  # the default model has been loaded once
         self._loading = asyncio.Lock()
+        self.disk = open_page_files(options.cache_disk, options.cache_disk_limit)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
     @property
@@ -275,10 +279,11 @@ class ModelPool:
         engine = parts.engine
         assert engine is not None
         engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
-        scheduler = Scheduler(
+        scheduler = make_scheduler(
             engine,
             parts.tokenizer,
-            self.options.itl_target,
+            self.disk,
+            itl_target=self.options.itl_target,
             max_running=self.options.parallel,
             drafts=parts.drafts,
         )
@@ -329,8 +334,11 @@ class ModelPool:
                 await self._free(model)
 
     async def _free(self, model: Model) -> None:
+        loop = asyncio.get_running_loop()
+        if model.scheduler.disk is not None:  # its last pages are written; not in the engine's thread
+            await loop.run_in_executor(self._loader, model.scheduler.disk.close)
         await asyncio.wrap_future(self.thread.remove(model.scheduler))
-        await asyncio.get_running_loop().run_in_executor(self._loader, model.parts.close)
+        await loop.run_in_executor(self._loader, model.parts.close)
         log.info("unloaded %s", model.name)
 
     async def unload_idle(self) -> None:
