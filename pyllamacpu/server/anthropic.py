@@ -71,7 +71,7 @@ async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         chat = _chat(fields)
-        fields.ignore("output_config", "output_format")
+        anthropic_grammar(fields)  # takes no tokens
         fields.finish(strict)
         ids = await service.off_loop(prompt_ids, model, chat)
         return http.json_response({"input_tokens": len(ids)})

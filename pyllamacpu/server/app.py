@@ -7,11 +7,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
@@ -27,6 +29,7 @@ from pyllamacpu.server import (
     page_routes,
     responses,
 )
+from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
@@ -122,7 +125,9 @@ def make_app(options: ServeOptions) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = server.start()
         for dialect in _DIALECTS:
-            app.include_router(dialect.router(service, options.strict))
+            routes = dialect.router(service, options.strict)
+            app.include_router(routes)
+            app.state.routes += routes.routes
         try:
             yield
         finally:
@@ -130,8 +135,11 @@ def make_app(options: ServeOptions) -> FastAPI:
 
     app = FastAPI(title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.server = server
+    app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]
     app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
-    app.include_router(page_routes.router())
+    page = page_routes.router()
+    app.include_router(page)
+    app.state.routes = [*page.routes]  # of all routers, each as it is
     _add_errors(app)
     _add_own_routes(app, server)
     return app
@@ -150,11 +158,19 @@ def _add_errors(app: FastAPI) -> None:
         words = {404: "there is no such path", 405: "this path does not take that method"}
         message = words.get(error.status_code, str(error.detail))
         response = http.error_response(request.url.path, HTTPError(message, status=error.status_code))
-        response.headers.update(error.headers or {})  # the methods that a path takes
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_methods(request))
         return response
 
     app.add_exception_handler(PyllamacpuError, failed)
     app.add_exception_handler(HTTPException, refused)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the path of a request takes."""
+    routes = [*request.app.state.routes, *request.app.routes]
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in fitting for method in getattr(route, "methods", None) or ()})
 
 
 def _add_own_routes(app: FastAPI, server: Server) -> None:

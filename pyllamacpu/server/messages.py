@@ -26,8 +26,9 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if content is None and not value.get("tool_calls") and not value.get("function_call"):
         raise wrong(f"{where}.content", "is missing")
     _check_content(content, f"{where}.content")
-    if not isinstance(value.get("tool_calls"), (list, type(None))):
-        raise wrong(f"{where}.tool_calls", "must be a list")
+    calls = value.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise wrong(f"{where}.tool_calls", "must be a list of objects")
     return dict(value)
 
 

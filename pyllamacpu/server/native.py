@@ -115,6 +115,8 @@ def _piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 async def _detokenize(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         ids = fields.items("tokens")
+        if "tokens" not in fields:
+            raise fields.wrong("tokens", "is missing")
         if not all(type(i) is int and 0 <= i < model.tokenizer.n_vocab for i in ids):
             raise fields.wrong("tokens", f"must be ids from 0 to {model.tokenizer.n_vocab - 1}")
         fields.finish(strict)

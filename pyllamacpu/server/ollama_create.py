@@ -45,11 +45,11 @@ def router(service: Service, strict: bool) -> APIRouter:
 
     @routes.head("/api/blobs/{digest}")
     async def has_blob(digest: str) -> Response:
-        return Response(status_code=200 if blob_path(digest).is_file() else 404)
+        return Response(status_code=200 if await service.off_loop(blob_path(digest).is_file) else 404)
 
     @routes.post("/api/blobs/{digest}")
     async def take_blob(request: Request, digest: str) -> Response:
-        if blob_path(digest).is_file():
+        if await service.off_loop(blob_path(digest).is_file):
             return Response(status_code=200)
         await _take(request, digest)
         return Response(status_code=201)
