@@ -1,6 +1,4 @@
-"""The description of the API is what the server does. Covers server/description.py, server/shapes.py,
-tools/make_api_description.py.
-"""
+"""The description of the API is what the server does. Covers server/description.py, server/shapes.py."""
 
 from __future__ import annotations
 

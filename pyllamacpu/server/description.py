@@ -16,7 +16,17 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pyllamacpu.server.ollama_shapes import NDJSON
-from pyllamacpu.server.shapes import ANSWERS, ANYWHERE, BY_PATH, ERRORS, OLDER_NAMES, REQUIRED, Shape, or_null
+from pyllamacpu.server.shapes import (
+    ANSWERS,
+    ANYWHERE,
+    BY_PATH,
+    DIGEST,
+    EITHER,
+    ERRORS,
+    REQUIRED,
+    Shape,
+    or_null,
+)
 
 FIELDS_FILE = Path(__file__).with_name("body_fields.json")
 
@@ -51,7 +61,6 @@ _STREAMED = {
     NDJSON: ("/api/generate", "/api/chat", "/api/create", "/api/pull"),
 }  # fmt: skip
 _BLOB = "/api/blobs/{digest}"
-_DIGEST = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -93,16 +102,13 @@ def body_schema(path: str) -> Shape:
 
 def _require(root: Shape, path: str, own: dict[str, Shape]) -> None:
     """Marks the fields that must be there, and are never null."""
-    needed = REQUIRED.get(path, ())
-    for name in needed:
+    either = EITHER.get(path, ())
+    root["required"] = [name for name in REQUIRED.get(path, ()) if name not in either]
+    for name in root["required"]:
         root["properties"][name] = own.get(name) or body_fields()[path][name]
-    older = [name for name in needed if path.startswith("/api/") and name in OLDER_NAMES]
-    root["required"] = [name for name in needed if name not in older]
-    for name in older:
-        names, text = (name, OLDER_NAMES[name]), root["properties"][name]
-        root["properties"].update({one: or_null(text) for one in names})
-        given = {**text, "minLength": 1}
-        root["anyOf"] = [{"required": [one], "properties": {one: given}} for one in names]
+    if either:
+        given = own.get(either[0]) or {**body_fields()[path][either[0]], "minLength": 1}
+        root["anyOf"] = [{"required": [name], "properties": {name: given}} for name in either]
 
 
 @cache
@@ -146,7 +152,7 @@ def _answer(path: str) -> dict[str, Any]:
 
 
 def _complete_blob(method: str, operation: dict[str, Any]) -> None:
-    operation["parameters"] = [{"name": "digest", "in": "path", "required": True, "schema": _DIGEST}]
+    operation["parameters"] = [{"name": "digest", "in": "path", "required": True, "schema": DIGEST}]
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/ollama_error"}}}
     there = {"200": {"description": "The file is here"}}
     statuses = [400, 401, 403, 431, 500]

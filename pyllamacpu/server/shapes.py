@@ -51,12 +51,17 @@ _SAYS_OR_CALLS = [obj(content=_CONTENT), obj(tool_calls={**_CALLS, "minItems": 1
 _CHAT_MESSAGE = obj({"content": or_null(_CONTENT), "tool_calls": or_null(_CALLS), "name": ANY}, role=_ROLE)
 MESSAGES = array({**_CHAT_MESSAGE, "anyOf": _SAYS_OR_CALLS}, minItems=1)
 _FUNCTION = obj({"description": ANY, "parameters": or_null(OBJECT)}, name={"type": "string", "minLength": 1})
-TOOLS = array(obj(type=words("function"), function=_FUNCTION), maxItems=128)
+TOOLS = array(obj({"type": words("function")}, function=_FUNCTION), maxItems=128)
 TOOL_CHOICE = one_of(words("auto", "none", "required"), OBJECT)
 PROMPT = one_of(TEXT, TOKENS, array(one_of(TEXT, TOKENS), minItems=1))
 FORM = obj({"json_schema": ANY, "schema": ANY}, type=words("text", "json_object", "json_schema"))
 BIAS = one_of({"type": "object", "additionalProperties": NUMBER}, array(array(ANY)))
-KEEP_ALIVE = one_of(NUMBER, TEXT)
+DURATION: Shape = {"type": "string", "pattern": r"^(-?\d+(\.\d+)?(ns|us|ms|s|m|h))+$|^-?\d+(\.\d+)?$"}
+KEEP_ALIVE = one_of(NUMBER, DURATION)
+LIMIT = one_of(  # of tokens; below 0: until the end
+    {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}, {"type": "integer", "minimum": -2, "maximum": -1}
+)
+DIGEST: Shape = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 JSON_SCHEMA = one_of(OBJECT, FLAG)
 
 _BLOCK = obj({"text": TEXT}, type=words("text", "tool_use", "tool_result"))
@@ -79,7 +84,9 @@ ANYWHERE: dict[str, Shape] = {
     "response_format": FORM,
     "structured_outputs": OBJECT,
     "guided_json": JSON_SCHEMA,
-    "guided_choice": array(TEXT),
+    "guided_choice": array({"type": "string", "minLength": 1}, minItems=1),
+    "n_predict": LIMIT,
+    "num_predict": LIMIT,
     "guided_regex": TEXT,
     "guided_grammar": TEXT,
     "json_schema": JSON_SCHEMA,
@@ -100,12 +107,13 @@ BY_PATH: dict[str, dict[str, Shape]] = {
     "/v1/responses": {
         "input": one_of(TEXT, _ITEMS),
         "tools": array(obj(type=words("function"), name={"type": "string", "minLength": 1}), maxItems=128),
-        "text": obj({"format": FORM}),
+        "text": obj({"format": or_null(FORM)}),
     },
     "/v1/messages": {
         "messages": _ANTHROPIC_MESSAGES,
         "system": one_of(TEXT, array(_PART, minItems=1)),
         "tools": _ANTHROPIC_TOOLS,
+        "tool_choice": obj({"name": or_null(TEXT)}, type=words("auto", "any", "tool", "none")),
         "output_config": OBJECT,
         "output_format": OBJECT,
         "thinking": obj(type=words("disabled")),
@@ -113,7 +121,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
     "/api/generate": {"prompt": TEXT, "format": one_of(words("json", ""), OBJECT)},
     "/api/chat": {"messages": {**MESSAGES, "minItems": 0}, "format": one_of(words("json", ""), OBJECT)},
     "/api/create": {
-        "files": {"type": "object", "additionalProperties": TEXT, "minProperties": 1},
+        "files": {"type": "object", "additionalProperties": DIGEST, "minProperties": 1},
         "messages": {**MESSAGES, "minItems": 0},
         "license": one_of({"type": "string", "minLength": 1}, array({"type": "string", "minLength": 1})),
     },
@@ -144,8 +152,11 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "/detokenize": ("tokens",),
     "/apply-template": ("messages",),
 }
-OLDER_NAMES: dict[str, str] = {"model": "name"}
-"""Of required fields, which may be given instead in Ollama's dialect."""
+EITHER: dict[str, tuple[str, str]] = {
+    "/embedding": ("content", "input"),
+    **{path: ("model", "name") for path, names in REQUIRED.items() if "model" in names},
+}
+"""Two names of one field, of which one must be there."""
 
 # What is answered
 
