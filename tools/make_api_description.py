@@ -27,14 +27,14 @@ Shape = dict[str, Any]
 _QUESTION = [{"role": "user", "content": "hello"}]
 _OPTIONS = {"options": {"num_predict": 1}, "stream": False, "model": "tiny"}
 REQUESTS: dict[str, Shape] = {
-    "/v1/chat/completions": {"messages": _QUESTION, "max_tokens": 1},
+    "/v1/chat/completions": {"messages": _QUESTION, "max_tokens": 1, "parallel_tool_calls": True},
     "/v1/completions": {"prompt": "hello", "max_tokens": 1},
     "/v1/embeddings": {"input": "hello"},
-    "/v1/responses": {"input": "hello", "max_output_tokens": 1},
+    "/v1/responses": {"input": "hello", "max_output_tokens": 1, "parallel_tool_calls": True},
     "/v1/messages": {"messages": _QUESTION, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": _QUESTION},
     "/api/generate": {"prompt": "hello", **_OPTIONS},
-    "/api/chat": {"messages": _QUESTION, **_OPTIONS},
+    "/api/chat": {"messages": _QUESTION, "parallel_tool_calls": True, **_OPTIONS},
     "/api/embed": {"model": "tiny", "input": "hello"},
     "/api/embeddings": {"model": "tiny", "prompt": "hello"},
     "/api/create": {"model": "new", "from": "tiny", "stream": False},
@@ -46,7 +46,7 @@ REQUESTS: dict[str, Shape] = {
     "/infill": {"input_prefix": "a", "input_suffix": "b", "n_predict": 1},
     "/tokenize": {"content": "hello"},
     "/detokenize": {"tokens": [1]},
-    "/apply-template": {"messages": _QUESTION},
+    "/apply-template": {"messages": _QUESTION, "parallel_tool_calls": True},
     "/embedding": {"content": "hello"},
     "/rerank": {},
 }

@@ -85,6 +85,7 @@ ANYWHERE: dict[str, Shape] = {
     "structured_outputs": OBJECT,
     "guided_json": JSON_SCHEMA,
     "guided_choice": array({"type": "string", "minLength": 1}, minItems=1),
+    "lora": array(OBJECT),
     "n_predict": LIMIT,
     "num_predict": LIMIT,
     "guided_regex": TEXT,
