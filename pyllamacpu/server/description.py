@@ -122,9 +122,9 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     if path == _BLOB:
         _complete_blob(method, operation)
         return
-    has_body = path in body_fields()
+    has_body = path in body_fields() or (path in LISTS and method == "post")
     if has_body:
-        content = {"application/json": {"schema": body_schema(path)}}
+        content = {"application/json": {"schema": LISTS.get(path) or body_schema(path)}}
         operation["requestBody"] = {"required": True, "content": content}
     statuses = [400, 401, 403, 404, 431, 500, 503, *((408, 413, 415) if has_body else ())]
     statuses += [409] if path in _CONFLICTS else []

@@ -77,6 +77,9 @@ _ANTHROPIC_TOOLS = array(
 )
 _ITEMS = array(obj({"type": TEXT, "role": TEXT, "content": or_null(one_of(TEXT, array(OBJECT)))}), minItems=1)
 
+LISTS: dict[str, Shape] = {"/lora-adapters": array(obj(id=COUNT, scale=NUMBER))}
+"""Bodies that are lists."""
+
 ANYWHERE: dict[str, Shape] = {
     "messages": MESSAGES,
     "tools": TOOLS,
@@ -85,7 +88,7 @@ ANYWHERE: dict[str, Shape] = {
     "structured_outputs": OBJECT,
     "guided_json": JSON_SCHEMA,
     "guided_choice": array({"type": "string", "minLength": 1}, minItems=1),
-    "lora": array(OBJECT),
+    "lora": LISTS["/lora-adapters"],
     "n_predict": LIMIT,
     "num_predict": LIMIT,
     "guided_regex": TEXT,
@@ -215,6 +218,7 @@ ANSWERS: dict[str, Shape] = {
     "/apply-template": obj(prompt=TEXT),
     "/embedding": array(obj(index=COUNT, embedding=array(one_of(VECTOR, array(VECTOR))))),
     "/props": obj(default_generation_settings=OBJECT, total_slots=COUNT, model_alias=TEXT),
+    "/lora-adapters": one_of(array(obj(id=COUNT, path=TEXT, scale=NUMBER)), obj(success=FLAG)),
     "/slots": array(obj(id=COUNT, n_ctx=COUNT, is_processing=FLAG)),
     "/health": obj(status=TEXT),
 }  # fmt: skip
