@@ -23,6 +23,7 @@ from pyllamacpu.server.shapes import (
     DIGEST,
     EITHER,
     ERRORS,
+    LISTS,
     REQUIRED,
     Shape,
     or_null,
