@@ -15,7 +15,6 @@ from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     as_texts,
     check_messages,
-    infill_prompt,
     stop_strings,
     stop_token_ids,
     text_prompt,
@@ -40,6 +39,7 @@ from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
+from pyllamacpu.text.infill import infill_prompt, prompt_with_hole
 from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 
 if TYPE_CHECKING:
@@ -386,6 +386,9 @@ class Completions(Tokens):
         if not isinstance(suffix, (str, type(None))):
             raise OptionError(f"suffix={suffix!r:.80}: give a text")
         if suffix is None:
+            hole = prompt_with_hole(tokenizer, prompt, self.spm_infill) if isinstance(prompt, str) else None
+            if hole is not None:
+                return hole, ""
             return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), ""
         before = prompt if isinstance(prompt, str) else check_tokens(prompt, self.n_vocab())
         ids = infill_prompt(tokenizer, before, suffix, self.spm_infill)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
+from pyllamacpu.text.infill import prompt_with_hole
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,9 +22,12 @@ def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int)
     """Ids of `prompt`: text gets BOS where the model wants it and may spell special tokens; ids stay as they
     are.
 
-    An empty text is just BOS. Raises OptionError when nothing is left to evaluate.
+    A text with `<FILL_ME>` asks a model that can fill in for what belongs there. An empty text is just BOS.
+    Raises OptionError when nothing is left to evaluate, TokenizerError for several holes.
     """
     if isinstance(prompt, str):
+        if (filled := prompt_with_hole(tokenizer, prompt)) is not None:
+            return filled
         ids = tokenizer.encode(prompt, parse_special=True)
     else:
         ids = check_tokens(prompt, n_vocab)
@@ -32,32 +36,6 @@ def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int)
             "the prompt is empty, and this model puts no BOS before it: give at least one token"
         )
     return ids
-
-
-def infill_prompt(
-    tokenizer: Tokenizer, prompt: str | Sequence[int], suffix: str, suffix_first: bool
-) -> list[int] | None:
-    """Ids that ask for the text between `prompt` and `suffix`; None for a model that was not trained to fill
-    in.
-
-    The order is that of the Code Llama paper (arXiv 2308.12950): prefix, suffix, middle; or with
-    `suffix_first` the suffix before the prefix.
-    """
-    pre, suf, mid = (tokenizer.fim.get(role) for role in ("pre", "suf", "mid"))
-    if pre is None or suf is None or mid is None:
-        return None
-    before = tokenizer.encode(prompt, add_special=False) if isinstance(prompt, str) else list(prompt)
-    first, second = [pre, *before], [suf, *_continuation(tokenizer, suffix)]
-    body = [*second, *first] if suffix_first else [*first, *second]
-    bos = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
-    return [*bos, *body, mid]
-
-
-def _continuation(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of `text` without the space that SentencePiece puts before a first word, as in training."""
-    mark = tokenizer.encode("☺", add_special=False)
-    ids = tokenizer.encode("☺" + text, add_special=False)
-    return ids[len(mark) :] if ids[: len(mark)] == mark else tokenizer.encode(text, add_special=False)
 
 
 def check_messages(messages: Any) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pyllamacpu.cli.options import (
     sampling_options,
     stop_texts,
     take_sampling,
+    unescape,
     unescape_bytes,
 )
 from pyllamacpu.errors import OptionError
@@ -34,6 +35,15 @@ if TYPE_CHECKING:
 @click.option(
     "--display-prompt/--no-display-prompt", default=True, help="Print the prompt before its continuation."
 )
+@click.option(
+    "--suffix",
+    metavar="TEXT",
+    help="What comes behind: a model that fills in the middle (Code Llama) writes what is between. "
+    "Or one <FILL_ME> in the prompt.",
+)
+@click.option(
+    "--spm-infill", is_flag=True, help="Give the model the suffix first (for a hole inside a word)."
+)
 @click.option("--perf/--no-perf", default=False, help="Say on stderr how fast it was.")
 @sampling_options
 @grammar_options
@@ -48,6 +58,7 @@ def complete(**parameters: Any) -> None:
       pyllamacpu complete -p "The capital of France is" -n 40 --temp 0
       pyllamacpu complete -p "A colour:" --grammar 'root ::= " red" | " blue"'
       pyllamacpu complete -m model.gguf -f story.txt -n 200 --no-display-prompt
+      pyllamacpu complete -m codellama.gguf -p "def add(a, b):" --suffix "    return c"
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     if parameters["stop_loops"] is None:
@@ -56,7 +67,7 @@ def complete(**parameters: Any) -> None:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
     sampling, parameters["form"] = take_sampling(parameters), take_grammar(parameters)
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
-    if not prompt:
+    if not prompt and parameters["suffix"] is None:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")
     llm = choice.load()
     if ignore_eos:
@@ -92,7 +103,7 @@ def _continue(
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.session import Usage
 
-    tokens = tokenizer_of(llm).encode(prompt, add_special=True, parse_special=True)
+    tokens, behind = _prompt_ids(llm, prompt, parameters)
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
     events = llm.stream(
@@ -111,9 +122,34 @@ def _continue(
         screen.text(event.text)
         if event.stats is not None:
             usage += event.stats
+    if parameters["display_prompt"]:
+        screen.text(behind)
     screen.end_text()
     click.echo()
     if event.finish_reason == "loop":
         click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)
     if perf:
         click.echo(usage_text(usage), err=True)
+
+
+def _prompt_ids(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], str]:
+    """(ids of the prompt, the text behind what is filled in). Raises OptionError for a model that fills in
+    nothing.
+    """
+    from pyllamacpu.text.infill import HOLE, infill_prompt, prompt_with_hole
+
+    tokenizer, suffix_first = tokenizer_of(llm), parameters["spm_infill"]
+    if (suffix := parameters["suffix"]) is not None:
+        if parameters["escape"] is not False:
+            suffix = unescape(suffix)
+        filled = infill_prompt(tokenizer, prompt, suffix, suffix_first)
+        if filled is None:
+            raise OptionError(
+                "--suffix: this model was not trained to fill in the middle; Code Llama 7B and 13B were"
+            )
+        return filled, suffix
+    if (filled := prompt_with_hole(tokenizer, prompt, suffix_first)) is not None:
+        return filled, ""
+    if suffix_first:
+        raise OptionError(f"--spm-infill: give --suffix, or {HOLE} in the prompt of a model that fills in")
+    return tokenizer.encode(prompt, add_special=True, parse_special=True), ""

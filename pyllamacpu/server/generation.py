@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from pyllamacpu.api.prompts import infill_prompt, stop_token_ids, text_prompt
+from pyllamacpu.api.prompts import stop_token_ids, text_prompt
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pooling import pool
@@ -29,6 +29,7 @@ from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
 from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
+from pyllamacpu.text.infill import infill_prompt
 
 Result = TypeVar("Result")
 
