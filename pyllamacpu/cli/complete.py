@@ -58,7 +58,7 @@ def complete(**parameters: Any) -> None:
       pyllamacpu complete -p "The capital of France is" -n 40 --temp 0
       pyllamacpu complete -p "A colour:" --grammar 'root ::= " red" | " blue"'
       pyllamacpu complete -m model.gguf -f story.txt -n 200 --no-display-prompt
-      pyllamacpu complete -m codellama.gguf -p "def add(a, b):" --suffix "    return c"
+      pyllamacpu complete -m code.gguf -p "def add(a, b):" --suffix "  return c"
     """
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     if parameters["stop_loops"] is None:
