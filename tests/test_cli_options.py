@@ -14,6 +14,7 @@ from typing import Any
 import click
 import pytest
 from cli_letters import LetterLlama, Result, cli_home, letters, run  # noqa: F401
+from click.testing import CliRunner
 
 from pyllamacpu.cli import options
 from pyllamacpu.cli.main import cli
@@ -133,3 +134,23 @@ def test_model_options_reach_the_model(letters: type[LetterLlama], run: Callable
         "n_ctx": 64, "n_threads": 2, "n_batch": 32, "n_ubatch": 16, "type_k": "q8_0", "type_v": "f32",
         "verbose": False,
     }  # fmt: skip
+
+
+def test_draft_options() -> None:
+    """Lookup or a model; llama.cpp's number of tokens does nothing, and that is said."""
+
+    @click.command()
+    @options.draft_options
+    def command(draft: str | None, draft_model: str | None) -> None:
+        click.echo(repr(options.draft_source(draft, draft_model)))
+
+    def outcome(*args: str) -> tuple[str, str, int]:
+        result = CliRunner().invoke(command, args)
+        return result.stdout.strip(), result.stderr, result.exit_code
+
+    assert outcome() == ("None", "", 0)
+    assert outcome("--draft", "lookup") == ("'lookup'", "", 0)
+    assert outcome("--draft", "16")[0] == "None" and "does nothing" in outcome("--draft", "16")[1]
+    assert outcome("-md", __file__) == (repr(__file__), "", 0)
+    assert "not both" in outcome("-md", __file__, "--draft", "lookup")[1]
+    assert outcome("--draft", "x")[2] == 2

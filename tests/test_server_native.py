@@ -128,3 +128,16 @@ def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, An
     response = running.post("/completion", **{"prompt": "x", **change})
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(says)
+
+
+def test_drafts_are_the_servers_and_a_request_may_decline(path: Path, running: Running) -> None:
+    """The answers are the same; timings count the guesses, of which a request may want none."""
+    body = {"prompt": "hello hello hello hello", "n_predict": 60, "n_probs": 2}
+    expected = complete(running, **body)
+    with serving(("tiny", path), ("other", path), draft="lookup") as drafting:
+        ways: list[dict[str, Any]] = [{}, {"draft": False}, {"speculative.n_max": 0}]
+        asked = [complete(drafting, **body, **way) for way in ways]
+    same = ("content", "tokens_predicted", "completion_probabilities")
+    for answer in asked:
+        assert [answer[name] for name in same] == [expected[name] for name in same]
+    assert "draft_n" not in asked[1]["timings"] and "draft_n" not in asked[2]["timings"]

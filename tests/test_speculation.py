@@ -13,7 +13,7 @@ from fake_engine import FakeEngine
 from tiny_model import byte, write_model
 
 from pyllamacpu.engine.cost_model import RowCosts
-from pyllamacpu.engine.drafts import CalledDrafts, Draft, Drafter, Evidence, PromptLookup
+from pyllamacpu.engine.drafts import CalledDrafts, Draft, DraftSource, Evidence, PromptLookup, Wish
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request
 from pyllamacpu.engine.handle import Handle
@@ -28,7 +28,7 @@ GREEDY = SamplingOptions(temperature=0.0)
 N_CTX = 200
 
 
-class Oracle:
+class Oracle(CalledDrafts):
     """Drafts that are right with a chance, for answers that are known, and always believed in."""
 
     def __init__(self, answers: Sequence[Sequence[int]], chance: float = 1.0, seed: int = 0) -> None:
@@ -36,17 +36,43 @@ class Oracle:
         self.random = random.Random(seed)
         self.n_proposed = 0
 
-    def start(self) -> Drafter:
-        return self
+    is_free = True
 
-    def close(self) -> None: ...
-
-    def propose(self, history: Sequence[int], n: int) -> Draft:
+    def _draft(self, history: Sequence[int], n: int) -> Draft:
         n = self.random.randint(0, n)
         here = next((a[len(history) :] for a in self.answers if list(a[: len(history)]) == list(history)), ())
         tokens = [t if self.random.random() < self.chance else self.random.randint(10, 200) for t in here[:n]]
         self.n_proposed += len(tokens)
         return Draft(tokens, [Evidence("oracle", 1.0)] * len(tokens))
+
+
+class FixedCosts(RowCosts):
+    """Rows cost little, whatever the machine does."""
+
+    def ratio(self, n: int) -> float:
+        return 1 + 0.1 * (n - 1)
+
+    def seconds(self, n: int) -> float:
+        return 0.0
+
+
+def drafting(engine: Any, tokenizer: Tokenizer | None, source: DraftSource | None) -> Watched:
+    scheduler = Watched(engine, tokenizer, drafts=source)
+    scheduler._speculation = None if source is None else Speculation(source, FixedCosts())
+    return scheduler
+
+
+class Watched(Scheduler):
+    """Looks at every sequence that goes into the prefix cache."""
+
+    def watch(self, allowed: Sequence[Sequence[int]]) -> None:
+        insert = self.prefixes.insert
+
+        def checked(sequence: Any, *more: Any) -> None:
+            assert any(list(a[: len(sequence)]) == list(sequence.tokens) for a in allowed)
+            insert(sequence, *more)
+
+        self.prefixes.insert = checked  # type: ignore[assignment,method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +168,9 @@ def test_answers_are_the_same_bit_for_bit(engine: Engine, tokenizer: Tokenizer) 
         for alone in (True, False):
             requests = requests_of(engine, tokenizer)
             schedulers = (
-                [Scheduler(engine, tokenizer, drafts=source) for _ in requests]
+                [drafting(engine, tokenizer, source) for _ in requests]
                 if alone
-                else [Scheduler(engine, tokenizer, drafts=source)]
+                else [drafting(engine, tokenizer, source)]
             )
             parts = [[request] for request in requests] if alone else [requests]
             found = [a for s, part in zip(schedulers, parts, strict=True) for a in run(s, part)]
@@ -162,24 +188,11 @@ def test_sessions_end_as_without_drafts(engine: Engine) -> None:
     for drafts in (None, Oracle([[*request.prompt, *tokens]]), Oracle([[*request.prompt, *tokens]], 0.5)):
         session = Session(engine, keep_all=True)
         one = Request(request.prompt, request.sampling, 30, session=session)
-        run(Scheduler(engine, None, drafts=drafts), [one])
+        run(drafting(engine, None, drafts), [one])
         assert session.scores is not None and session.last is not None
         scores = session.scores[: session.n_scored].tobytes()
         kept.append((list(session.tokens), session.n_scored, scores, session.last.tobytes()))
     assert kept[0] == kept[1] == kept[2]
-
-
-class Watched(Scheduler):
-    """Looks at every sequence that goes into the prefix cache."""
-
-    def watch(self, allowed: Sequence[Sequence[int]]) -> None:
-        insert = self.prefixes.insert
-
-        def checked(sequence: Any, *more: Any) -> None:
-            assert any(list(a[: len(sequence)]) == list(sequence.tokens) for a in allowed)
-            insert(sequence, *more)
-
-        self.prefixes.insert = checked  # type: ignore[assignment,method-assign]
 
 
 def test_the_prefix_cache_never_holds_a_rejected_token(tmp_path: Path) -> None:
@@ -190,7 +203,7 @@ def test_the_prefix_cache_never_holds_a_rejected_token(tmp_path: Path) -> None:
     plain = [run(first, [request])[0] for request in requests]
     first.close()
     known = [[*r.prompt, *a[0]] for r, a in zip(requests, plain, strict=True)]
-    scheduler = Watched(engine, None, drafts=Oracle(known, 0.6))
+    scheduler = drafting(engine, None, Oracle(known, 0.6))
     scheduler.watch(known)
     engine.cache.limit_bytes = 12 * engine.cache.page_bytes
     try:
@@ -211,7 +224,7 @@ def test_interrupts_lose_nothing() -> None:
     """The next step goes on, wherever the last one was left."""
     script = [byte(65 + i % 7) for i in range(30)]
     engine = FakeEngine(script, n_prompt=3)
-    scheduler = Scheduler(engine, None, drafts=Oracle([[1, 2, 3, *script]]))
+    scheduler = drafting(engine, None, Oracle([[1, 2, 3, *script]]))
     handle = scheduler.submit(Request([1, 2, 3], GREEDY, 30))
     tokens: list[int] = []
     chance = random.Random(1)
@@ -229,7 +242,7 @@ def test_interrupts_lose_nothing() -> None:
 
 def test_endless_requests_and_those_that_decline_have_no_drafts() -> None:
     oracle = Oracle([[1, 2, 3, *range(10, 40)]])
-    scheduler = Scheduler(FakeEngine(list(range(10, 40)), n_prompt=3), None, drafts=oracle)
+    scheduler = drafting(FakeEngine(list(range(10, 40)), n_prompt=3), None, oracle)
     run(scheduler, [Request([1, 2, 3], GREEDY, 5, draft=False)])
     endless = scheduler.submit(Request([1, 2, 3], GREEDY, endless=True))
     for _ in range(4):
@@ -273,8 +286,9 @@ def test_lookup_goes_on_behind_a_token_that_was_changed() -> None:
 
 def test_functions_of_other_programs() -> None:
     source = CalledDrafts(lambda ids: np.array([ids[-1] + 1, ids[-1] + 2, 7]))
-    assert source.start().propose([4, 5], 2).tokens == [6, 7]
-    assert CalledDrafts(lambda ids: []).start().propose([4, 5], 2).tokens == []
+    wish = Wish(source.start(), [4, 5], 2, lambda evidence: 0.5)
+    assert source.propose([wish], 0.0)[0].tokens == [6, 7]
+    assert CalledDrafts(lambda ids: []).propose([wish], 0.0) == [Draft([], [])]
 
 
 # What is chosen
@@ -284,7 +298,7 @@ def choose(costs: RowCosts, priors: Sequence[Sequence[float]], n_rows: int = 64)
     """The lengths of the drafts that are verified, for tokens with these chances."""
     oracle = Oracle([])
     speculation = Speculation(oracle, costs)
-    answers = [speculation.start() for _ in priors]
+    answers = [speculation.start([]) for _ in priors]
     for answer, chances in zip(answers, priors, strict=True):
         answer.proposal = Draft(list(range(len(chances))), [Evidence(f"{p}", p) for p in chances])
     speculation.choose(answers, 0, n_rows)
@@ -329,7 +343,7 @@ def test_drafts_that_lose_are_switched_off_and_come_back() -> None:
     script = [byte(c) for c in np.random.default_rng(1).integers(0, 250, 55)]
     engine = FakeEngine(script, n_prompt=3)
     wrong = Oracle([[1, 2, 3, *script]], 0.0)
-    scheduler = Scheduler(engine, None, drafts=wrong)
+    scheduler = drafting(engine, None, wrong)
     run(scheduler, [Request([1, 2, 3], GREEDY, 55)])
     assert sum(len(tokens) > 1 for tokens in engine.evaluated[1:]) < 8
     wrong.chance = 1.0

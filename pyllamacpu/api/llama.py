@@ -72,8 +72,8 @@ class Llama(Completions):
         lora_path: a LoRA adapter (GGUF), or a list of files and (file, scale); all of them are applied.
         lora_scale: the scale of adapters that are given without one.
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
-            (what followed the newest tokens in the text before), or a `LlamaDraftModel`. Speed only: the
-            tokens are the same.
+            (what followed the newest tokens in the text before), the file or name of a smaller model with
+            the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
         verbose: write timings to stderr.
         kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`. A name
             that nobody knows is a UserWarning.

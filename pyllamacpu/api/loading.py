@@ -19,7 +19,7 @@ from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.model.config import kv_type
+from pyllamacpu.model.config import ModelConfig, kv_type
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -124,12 +124,34 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
             from pyllamacpu.text.chat import choose_template
 
             choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
-        drafts = None if options.draft is None else source_of_drafts(options.draft)
+        drafts = None if options.draft is None or options.vocab_only else open_drafts(file, options)
         engine = None if options.vocab_only else open_engine(file, options)
     except BaseException:
         file.close()
         raise
     return LoadedModel(file, engine, tokenizer, options.chat_template, drafts)
+
+
+def open_drafts(file: GGUFFile, options: LoadOptions) -> DraftSource:
+    """What makes drafts for the model of `file`. Raises OptionError for a draft model with other tokens."""
+    given = options.draft
+    if given == "lookup" or not isinstance(given, (str, os.PathLike)):
+        return source_of_drafts(given)
+    from pyllamacpu.engine.draft_model import ModelDrafts, vocabulary_difference
+
+    path = model_file(given)
+    if not os.path.exists(path):
+        raise OptionError(f"{path}: no such file; give the path of a draft model, or 'lookup'")
+    draft = GGUFFile.open(path)
+    try:
+        if difference := vocabulary_difference(draft.metadata, file.metadata):
+            raise OptionError(f"{path} cannot draft for {file.paths[0]}: {difference}")
+        own = replace(options, adapters=(), rope_freq_base=0.0, rope_freq_scale=0.0)
+        n_ctx = ModelConfig.from_metadata(draft.metadata, draft.tensors).n_ctx_train
+        return ModelDrafts(open_engine(draft, replace(own, n_ctx=min(n_ctx, options.n_ctx or n_ctx))))
+    except BaseException:
+        draft.close()
+        raise
 
 
 def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:

@@ -81,7 +81,29 @@ draft_options = options(
         help="Guess tokens ahead by what stood in the text before: faster where an answer quotes. The answer "
         "stays the same.",
     ),
+    click.option(
+        "-md",
+        "--draft-model",
+        "--model-draft",
+        "--spec-draft-model",
+        "draft_model",
+        metavar="MODEL",
+        help="Guess tokens ahead by this smaller model, which has the same tokens.",
+    ),
 )
+
+
+def draft_source(draft: str | None, draft_model: str | None) -> str | None:
+    """What --draft and --draft-model mean to `Llama`. Raises click.UsageError for both, StoreError."""
+    if draft is not None and draft_model is not None:
+        raise click.UsageError("give --draft lookup or --draft-model, not both")
+    if draft_model is None:
+        return draft
+    from pyllamacpu.store import resolve_model
+
+    return str(resolve_model(draft_model))
+
+
 model_option = options(_MODEL)
 model_options = options(
     _MODEL,
@@ -229,6 +251,7 @@ class ModelChoice:
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
     draft: str | None = None
+    draft_model: str | None = None
 
     @classmethod
     def take(cls, parameters: dict[str, Any]) -> ModelChoice:
@@ -284,7 +307,7 @@ class ModelChoice:
             "n_ubatch": self.ubatch_size,
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
-            "draft_model": self.draft,
+            "draft_model": draft_source(self.draft, self.draft_model),
             **template_arguments(self.chat_template),
         }
         if self.lora:

@@ -15,6 +15,7 @@ from pyllamacpu.cli.options import (
     CACHE_TYPES,
     Number,
     draft_options,
+    draft_source,
     force_option,
     input_files,
     options,
@@ -248,7 +249,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         n_threads=None if threads in (0, -1) else threads,
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
-        draft=parameters["draft"],
+        draft=draft_source(parameters["draft"], parameters["draft_model"]),
     )
     return PoolOptions(
         load,

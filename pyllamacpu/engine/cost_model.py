@@ -115,6 +115,10 @@ class RowCosts:
         """Of one that was never measured, what the nearest that was makes likely."""
         return exp(self._log_ratio(n))
 
+    def seconds(self, n: int) -> float:
+        """Of a step with `n` rows, as things are; 0 before any was measured."""
+        return 0.0 if self._single is None else exp(self._single + self._log_ratio(n))
+
     def _log_ratio(self, n: int) -> float:
         if n <= 1:
             return 0.0

@@ -8,7 +8,7 @@ Decoding", 2023; the search for the longest match is that of LZ77).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,30 +45,59 @@ NO_DRAFT = Draft([], [])
 
 
 class Drafter(Protocol):
-    """Drafts for one answer."""
+    """What a source keeps for one answer; only the source that made it knows more."""
 
-    def propose(self, history: Sequence[int], n: int) -> Draft:
-        """At most `n` tokens behind `history`, which has grown since the last call, if at all."""
-
-
-class DraftSource(Protocol):
-    """Makes a drafter for each answer."""
-
-    def start(self) -> Drafter: ...
     def close(self) -> None: ...
 
 
-class PromptLookup:
+class Wish(NamedTuple):
+    """Asks for at most `n` tokens behind `history`, which has grown since the last time, if at all."""
+
+    drafter: Any
+    history: Sequence[int]
+    n: int
+    probability: Callable[[Evidence], float]  # how often tokens came true for which this speaks
+
+
+class DraftSource(Protocol):
+    """Makes drafts, with a drafter for each answer."""
+
+    is_free: bool  # its drafts take next to no time, so they are made even while none are verified
+
+    def start(self) -> Drafter: ...
+
+    def catch_up(self, wishes: Sequence[Wish]) -> None:
+        """Reads what is new, if that takes long and is to be done once."""
+
+    def propose(self, wishes: Sequence[Wish], step_seconds: float) -> list[Draft]:
+        """A draft for each; a step of the model takes `step_seconds` (0: not known yet)."""
+
+    def close(self) -> None: ...
+
+
+class _Light:
+    """Sources whose drafters make their drafts by themselves, and keep nothing."""
+
+    is_free = True
+
+    def catch_up(self, wishes: Sequence[Wish]) -> None:
+        """There is nothing that takes long."""
+
+    def propose(self, wishes: Sequence[Wish], step_seconds: float) -> list[Draft]:
+        return [wish.drafter.propose(wish.history, wish.n) for wish in wishes]
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class PromptLookup(_Light):
     """Drafts that are copied from the prompt and the answer so far."""
 
     def __init__(self, max_tokens: int = MAX_DRAFT) -> None:
         self.max_tokens = max_tokens
 
-    def start(self) -> Drafter:
-        return _Lookup(self.max_tokens)
-
-    def close(self) -> None:
-        """There is nothing to let go of."""
+    def start(self) -> Lookup:
+        return Lookup(self.max_tokens)
 
 
 class _PairIndex:
@@ -94,13 +123,18 @@ class _PairIndex:
         return found
 
 
-class _Lookup:
+class Lookup:
+    """The text of one answer, searched for what its newest tokens repeat."""
+
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._index = _PairIndex()
         self._n = 0  # tokens at the last call
         self._source: int | None = None  # where the passage goes on that was copied last
         self._gap = 0  # tokens since the text left it
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
 
     def propose(self, history: Sequence[int], n: int) -> Draft:
         self._index.extend(history)
@@ -164,21 +198,23 @@ _EVIDENCE = (
 _CALLED = Evidence("function", 0.5)
 
 
-class CalledDrafts:
+class CalledDrafts(_Light):
     """Drafts of a function that takes the token ids so far and returns some that may follow, as
     llama-cpp-python's draft models do.
     """
 
+    is_free = False
+
     def __init__(self, function: Callable[[npt.NDArray[np.intc]], npt.ArrayLike]) -> None:
         self._function = function
 
-    def start(self) -> Drafter:
+    def start(self) -> CalledDrafts:
         return self
 
-    def close(self) -> None:
-        """There is nothing to let go of."""
+    def propose(self, wishes: Sequence[Wish], step_seconds: float) -> list[Draft]:
+        return [self._draft(wish.history, wish.n) for wish in wishes]
 
-    def propose(self, history: Sequence[int], n: int) -> Draft:
+    def _draft(self, history: Sequence[int], n: int) -> Draft:
         found = self._function(np.array(history, np.intc))
         tokens = [int(token) for token in np.asarray(found).reshape(-1)[:n]]
         return Draft(tokens, [_CALLED] * len(tokens))

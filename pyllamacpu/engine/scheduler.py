@@ -109,7 +109,7 @@ class Scheduler:
         self._n_submitted += 1
         handle = Handle(request, self._n_submitted, generation, owner)
         if self._speculation is not None and handle.may_draft:
-            handle.drafts = self._speculation.start()
+            handle.drafts = self._speculation.start(handle.history)
         self._arrived.append(handle)
         return handle
 
@@ -188,6 +188,8 @@ class Scheduler:
         if handle._session is None and handle._sequence is not None:
             handle._sequence.close()
         handle.state, handle._row = "finished", None
+        if handle.drafts is not None:
+            handle.drafts.drafter.close()
         self._running = [h for h in self._running if h is not handle]
         self._waiting = [h for h in self._waiting if h is not handle]
 
@@ -310,9 +312,9 @@ class Scheduler:
         drafted = [(h, h.drafts) for h, _ in work if h.drafts is not None]
         for handle, drafts in drafted:
             room = self.engine.n_ctx - len(handle.history)
-            drafts.propose(handle.history, most_drafted(_generation(handle).n_left, room))
+            drafts.room = most_drafted(_generation(handle).n_left, room)
         others = len(work) - len(drafted)
-        speculation.choose([drafts for _, drafts in drafted], others, self.engine.n_batch)
+        speculation.plan([drafts for _, drafts in drafted], others, self.engine.n_batch)
         for handle, drafts in drafted:
             if drafts.draft and not handle.sequence.try_prepare(1 + len(drafts.draft)):
                 handle.forget_draft()  # nobody is sent away for a draft
@@ -380,8 +382,7 @@ class Scheduler:
 
     def _count_drafts(self, speculation: Speculation, handles: list[Handle]) -> None:
         drafts = [h.drafts for h in handles if h.drafts is not None and h.drafts.draft]
-        if drafts:
-            speculation.verified(len(handles), drafts)
+        speculation.verified(len(handles), drafts)
 
     def _evaluate_apart(self, work: list[tuple[Handle, int]], error: Exception) -> None:
         """A step failed: whoever fails alone too is out."""

@@ -7,11 +7,12 @@ That is counted for every draft, also those that were not verified: the answer s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pyllamacpu.engine.cost_model import RowCosts
-from pyllamacpu.engine.drafts import MAX_DRAFT, NO_DRAFT, Draft, Drafter, DraftSource, Evidence
+from pyllamacpu.engine.drafts import MAX_DRAFT, NO_DRAFT, Draft, Drafter, DraftSource, Evidence, Wish
 
 _FORGET = 0.98  # of a count's weight with each new observation of its kind
 _PRIOR_WEIGHT = 6.0  # observations that the prior stands for
@@ -49,6 +50,8 @@ class DraftedAnswer:
 
     drafter: Drafter
     acceptance: Acceptance
+    history: Sequence[int]  # the prompt and the tokens chosen so far: it grows
+    room: int = 0  # tokens of a draft at most
     draft: list[int] = field(default_factory=list)
     proposal: Draft = NO_DRAFT  # for the tokens from position `start` on
     start: int = 0
@@ -56,14 +59,9 @@ class DraftedAnswer:
     n_drafted: int = 0  # tokens that were verified
     n_accepted: int = 0  # of those, tokens that the answer has
 
-    def propose(self, history: Sequence[int], n: int) -> None:
-        self.learn(history)
-        self.proposal = self.drafter.propose(history, n) if n > 0 else NO_DRAFT
-        self.start = len(history)
-
-    def learn(self, history: Sequence[int]) -> None:
-        """Compares the last proposal with what came."""
-        for token, evidence, came in zip(*self.proposal, history[self.start :], strict=False):
+    def learn(self) -> None:
+        """Compares the last proposal with what came since."""
+        for token, evidence, came in zip(*self.proposal, self.history[self.start :], strict=False):
             self.acceptance.observe(evidence, token == came)
             if token != came:
                 break
@@ -85,22 +83,37 @@ class Speculation:
         self._source = source
         self._costs = costs
         self._acceptance = Acceptance()
+        self._drafting = 0.0  # seconds that the drafts of the step at hand took
         self._account = 0.0  # steps that drafts have saved, or cost
         self._paused = 0  # steps for which nothing is verified
         self._pause = _PAUSE
 
-    def start(self) -> DraftedAnswer:
-        """For a new answer."""
-        return DraftedAnswer(self._source.start(), Acceptance(self._acceptance))
+    def start(self, history: Sequence[int]) -> DraftedAnswer:
+        """For a new answer, whose prompt and tokens are `history`."""
+        return DraftedAnswer(self._source.start(), Acceptance(self._acceptance), history)
+
+    def plan(self, answers: Sequence[DraftedAnswer], n_others: int, n_rows: int) -> None:
+        """Sets the `draft` of each answer, for a step with `n_others` rows beside and at most `n_rows`."""
+        for answer in answers:
+            answer.learn()
+        self._drafting, pausing = 0.0, self._paused > 0
+        self._paused = max(0, self._paused - 1)
+        if pausing and not self._source.is_free:
+            return
+        asking = [answer for answer in answers if answer.room > 0]
+        wishes = [Wish(a.drafter, a.history, a.room, a.acceptance.probability) for a in asking]
+        self._source.catch_up(wishes)
+        started = time.perf_counter()
+        drafts = self._source.propose(wishes, self._costs.seconds(len(answers) + n_others))
+        self._drafting = time.perf_counter() - started
+        for answer, draft in zip(asking, drafts, strict=True):
+            answer.proposal, answer.start = draft, len(answer.history)
+        if not pausing:
+            self.choose(answers, n_others, n_rows)
 
     def choose(self, answers: Sequence[DraftedAnswer], n_others: int, n_rows: int) -> None:
-        """Sets the `draft` of each answer, whose proposals are made, for a step with `n_others` rows beside
-        theirs and at most `n_rows` in all.
-        """
+        """Sets the `draft` of each answer, whose proposals are made."""
         n = len(answers) + n_others
-        if self._paused:
-            self._paused -= 1
-            return
         # Chances fall along a draft, so the best rows are always beginnings of drafts.
         rows = [(chance, i) for i, answer in enumerate(answers) for chance in answer.chances()]
         rows.sort(key=lambda row: -row[0])
@@ -113,13 +126,17 @@ class Speculation:
             answers[i].draft.append(answers[i].proposal.tokens[len(answers[i].draft)])
 
     def verified(self, n: int, answers: Sequence[DraftedAnswer]) -> None:
-        """A step for `n` answers verified the drafts of some of them."""
+        """A step for `n` answers is over, which verified the drafts of some of them."""
+        if not answers and self._drafting == 0.0:
+            return
         for answer in answers:
             answer.n_drafted += len(answer.draft)
             answer.n_accepted += answer.n_true
         n_drafted, n_accepted = sum(len(a.draft) for a in answers), sum(a.n_true for a in answers)
         alone, together = self._costs.ratio(n), self._costs.ratio(n + n_drafted)
         self._account = _ACCOUNT * self._account + (n + n_accepted) / n - together / alone
+        if (seconds := self._costs.seconds(n)) > 0:
+            self._account -= self._drafting / seconds
         self._account = min(self._account, _MAX_LOSS)  # what was won long ago does not pay for losses now
         if self._account > 0:
             self._pause = _PAUSE

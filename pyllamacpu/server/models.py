@@ -297,6 +297,8 @@ class ModelPool:
         path, card = str(source.path), source.card
         files = tuple((str(a.path), a.scale if a.applied else 0.0) for a in source.adapters)
         options = replace(self.options.load, adapters=files)
+        if options.draft != "lookup" and source != self.default:
+            options = replace(options, draft=None)  # a draft model is for one vocabulary
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
             options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)
