@@ -86,3 +86,7 @@ class StoreError(PyllamacpuError, ValueError):
 
 class NativeError(PyllamacpuError):
     """The compiled extension refused a call: no such CPU tier, out of memory, an impossible plan."""
+
+
+class Abandoned(PyllamacpuError):
+    """Long work whose client has left: it ends, and what it began to write goes."""

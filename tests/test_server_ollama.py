@@ -15,6 +15,7 @@ import numpy as np
 import ollama
 import pytest
 from serving import PATIENCE, Running, serving, tiny_llama, tiny_path, wait_until
+from tiny_model import write_model
 
 from pyllamacpu import Llama
 
@@ -116,6 +117,48 @@ def test_pull(client: ollama.Client, monkeypatch: pytest.MonkeyPatch) -> None:
             client.pull(name)
     with pytest.raises(ollama.ResponseError):
         client.pull("hf.co/nobody/nothing")
+
+
+def test_pull_tells_of_bytes(client: ollama.Client, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = f"sha256:{'a' * 64}"
+
+    def download(name: str, on_download: Any, **_: Any) -> Path:
+        for done in (0, 50, 100):
+            time.sleep(0.15)
+            on_download(digest, done, 100)
+        return path
+
+    monkeypatch.setattr("pyllamacpu.server.ollama_models.resolve_model", download)
+    steps = [step for step in client.pull("hf.co/a/b", stream=True) if step.digest]
+    assert [(step.completed, step.total) for step in steps] == [(0, 100), (50, 100), (100, 100)]
+    assert {step.digest for step in steps} == {digest} and steps[0].status == f"pulling {'a' * 12}"
+
+
+def test_a_file_of_the_folder_is_not_a_name(
+    client: ollama.Client, path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copy(path, home / "other.gguf")
+    monkeypatch.chdir(home)
+    for call in (client.pull, lambda name: client.create("new", from_=name)):
+        with pytest.raises(ollama.ResponseError, match="no such"):
+            call("other.gguf")
+
+
+def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> None:
+    """Also arrays in arrays, which Ollama's own files have none of."""
+    odd = {
+        "x__nested": [[1, 2], [3]],
+        "x__texts": ["a", "b"],
+        "x__flags": [True, False],
+        "x__long": [1.5] * 100,
+    }
+    write_model(home / "models" / "odd.gguf", **odd)
+    info = client.show("odd").modelinfo
+    assert info is not None and info["x.nested"] == [[1, 2], [3]] and info["x.flags"] == [True, False]
+    assert info["x.texts"] == ["a", "b"] and info["x.long"] is None
+    whole = client._request_raw("POST", "/api/show", json={"model": "odd", "verbose": True}).json()
+    assert whole["model_info"]["x.long"] == [1.5] * 100
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
-"""The hub's models, through a server of our own and the cache."""
+"""The hub's models, through a server of our own and the cache. Covers store/watched.py."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from store_build import cache_file
 
-from pyllamacpu.errors import OptionError, StoreError
+from pyllamacpu.errors import Abandoned, OptionError, StoreError
 from pyllamacpu.store.hub import HubRef, download, parse_hub_ref
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import part_names
@@ -57,6 +58,7 @@ class FakeHub(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     asked: list[tuple[str, str, str | None]]
     status = 200
+    seconds = 0.0  # after each piece
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -88,8 +90,9 @@ class FakeHub(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if body:
-            self.wfile.write(content)
+        for i in range(0, len(content) if body else 0, 1 << 17):
+            self.wfile.write(content[i : i + (1 << 17)])
+            time.sleep(self.seconds)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -135,6 +138,26 @@ def test_hub_download_and_reuse(server: type[FakeHub], monkeypatch: pytest.Monke
         "hf.co/user/repo/x-Q4_K_M.gguf",
         "hf.co/user/repo/x-Q8_0.gguf",
     ]
+
+
+def test_a_download_is_watched(server: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    """True bytes, under the digest of the content."""
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1 << 17)
+    content = bytes(range(256)) * 4096
+    server.files, server.seconds = {"x-Q4_K_M.gguf": content}, 0.05
+    seen: list[tuple[str, int, int]] = []
+    resolve_model("hf.co/user/repo", on_download=lambda *told: seen.append(told))
+    assert {told[0] for told in seen} == {f"sha256:{hashlib.sha256(content).hexdigest()}"}
+    assert {told[2] for told in seen} == {len(content)} and seen[-1][1] == len(content)
+    counts = [told[1] for told in seen]
+    assert counts == sorted(counts) and 0 < counts[len(counts) // 2] < len(content)
+
+    def leave(*_: object) -> None:
+        raise Abandoned
+
+    server.files = {"y-Q4_K_M.gguf": content[::-1]}
+    with pytest.raises(Abandoned):
+        resolve_model("hf.co/user/repo/y-Q4_K_M.gguf", on_download=leave)
 
 
 def test_all_parts_are_downloaded(server: type[FakeHub]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.files import GGUF_FILE
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.server.ollama_shapes import Report
+from pyllamacpu.server.ollama_shapes import Report, downloads
 from pyllamacpu.store.blobs import remove_unused
 from pyllamacpu.store.created import ModelCard, link_files, make_model, names_like
 from pyllamacpu.store.resolve import model_files, own_sampling, resolve_model
@@ -95,8 +95,9 @@ def make(recipe: Recipe, report: Report) -> Path:
     """The model, whole or not at all; its first file. Raises PyllamacpuError."""
     source = recipe.source
     if source.path is None and not source.files:
-        report(f"pulling {source.name}")
-        source = replace(source, path=resolve_model(source.name))
+        report("pulling manifest")
+        path = resolve_model(source.name, paths=False, on_download=downloads(report))
+        source = replace(source, path=path)
     files = source.gguf_files
     if not files:
         made = make_model(recipe.card, lambda target: _convert(recipe, source, target, report))

@@ -25,7 +25,7 @@ from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.models import Model, ServedFile
-from pyllamacpu.server.ollama_shapes import Report, model_name, progress, timestamp
+from pyllamacpu.server.ollama_shapes import Report, downloads, model_name, progress, timestamp
 from pyllamacpu.store import resolve_model
 from pyllamacpu.store.blobs import remove_unused
 from pyllamacpu.store.created import NAME, ModelCard, created_dir, link_files, make_model, remove_model
@@ -33,6 +33,7 @@ from pyllamacpu.store.hub import parse_hub_ref
 from pyllamacpu.store.paths import models_dir
 from pyllamacpu.store.quants import quant_of
 from pyllamacpu.store.resolve import model_files, own_sampling
+from pyllamacpu.store.watched import digest_of
 
 _NEVER = 4102444800.0  # the year 2100
 _MANY = 64  # items of an array from which `show` leaves it out unless verbose
@@ -225,9 +226,10 @@ def _shown(value: Any, verbose: bool) -> Any:
 
 def _pull(name: str, report: Report) -> None:
     report("pulling manifest")
-    path = resolve_model(name)
-    size = path.stat().st_size
-    report(f"pulling {name}", total=size, completed=size)
+    path = resolve_model(name, refresh=True, paths=False, on_download=downloads(report))
+    for part in model_files(path):
+        downloads(report)(digest_of(part.resolve().name), part.stat().st_size, part.stat().st_size)
+    report("writing manifest")
 
 
 def _check_stored(service: Service, file: ServedFile) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from fastapi.responses import Response
 
+from pyllamacpu.errors import Abandoned
 from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.fields import Fields
@@ -70,10 +71,6 @@ class Report(Protocol):
     def __call__(self, status: str, **more: Any) -> None: ...
 
 
-class Abandoned(Exception):
-    """The client has left: the work ends, and what it began to write goes."""
-
-
 class _Reports:
     """From a thread that works to the event loop."""
 
@@ -95,6 +92,16 @@ class _Reports:
 
     def leave(self) -> None:
         self._left.set()
+
+
+def downloads(report: Report) -> Callable[[str, int, int], None]:
+    """Reports a download as Ollama does: by the digest of each file, its bytes here and in all."""
+
+    def tell(digest: str, done: int, total: int) -> None:
+        named = {"digest": digest} if digest else {}
+        report(f"pulling {digest.removeprefix('sha256:')[:12]}".strip(), **named, total=total, completed=done)
+
+    return tell
 
 
 async def progress(work: Callable[[Report], object], stream: bool) -> Response:

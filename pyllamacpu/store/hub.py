@@ -20,6 +20,7 @@ from pyllamacpu.errors import PyllamacpuError, StoreError
 from pyllamacpu.store.network import reachable, split_address, without_secrets
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import choose_file, is_model, matching_files, part_names
+from pyllamacpu.store.watched import OnDownload, watched
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -87,10 +88,11 @@ def _ref_to_file(name: str, repo: str, tail: str) -> HubRef:
     return HubRef(repo, filename=filename or None, revision=revision)
 
 
-def fetch(reference: HubRef, refresh: bool = False) -> Path:
+def fetch(reference: HubRef, refresh: bool = False, on_download: OnDownload | None = None) -> Path:
     """The local file of a model on the hub (its first part when it is split), downloaded if it is not cached.
 
-    With `refresh` the hub is asked even when the cache has a fitting file. Raises StoreError.
+    With `refresh` the hub is asked even when the cache has a fitting file. `on_download` is told of each file
+    again and again. Raises StoreError.
     """
     if not refresh and (path := _cached_choice(reference, exact=True)):
         return path
@@ -98,7 +100,7 @@ def fetch(reference: HubRef, refresh: bool = False) -> Path:
         if path := _cached_choice(reference, exact=False):
             return path
         raise StoreError(f"{reference} is not in the cache {hub_cache_dir()}, and HF_HUB_OFFLINE is set")
-    return _download(reference)
+    return _download(reference, on_download)
 
 
 def _offline() -> bool:
@@ -130,22 +132,33 @@ def download(
     return Path(paths[0])
 
 
-def _download(reference: HubRef) -> Path:
+def _download(reference: HubRef, on_download: OnDownload | None = None) -> Path:
     """Ask the hub for its files, choose, and download every part; without a connection take the cache."""
-    revision, cache = reference.revision, hub_cache_dir()
     try:
         api = _connect(str(reference))
         with _typed_errors(str(reference), reference.repo):
             wanted = _wanted_files(api, reference)
-            paths = [
-                api.hf_hub_download(reference.repo, name, revision=revision, cache_dir=cache)
-                for name in wanted
-            ]
+            paths = [_download_file(api, reference, name, on_download) for name in wanted]
     except _NoConnection:
         if path := _cached_choice(reference, exact=False):
             return path
         raise
     return Path(paths[0])
+
+
+def _download_file(api: HfApi, reference: HubRef, name: str, on_download: OnDownload | None) -> str:
+    repo, revision, cache = reference.repo, reference.revision, hub_cache_dir()
+
+    def download() -> str:
+        return str(api.hf_hub_download(repo, name, revision=revision, cache_dir=cache))
+
+    if on_download is None:
+        return download()
+    from huggingface_hub import hf_hub_url
+
+    known = api.get_hf_file_metadata(url=hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint))
+    folder = cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    return watched(download, folder, known.etag or "", known.size or 0, on_download)
 
 
 def hub_endpoint() -> str:

@@ -16,6 +16,7 @@ from pyllamacpu.store.starter_model import STARTER
 
 if TYPE_CHECKING:
     from pyllamacpu.store.hub import HubRef
+    from pyllamacpu.store.watched import OnDownload
 
 _SUFFIX = ".gguf"
 _CUTOFF = 0.6  # likeness from which a name is worth suggesting
@@ -31,12 +32,15 @@ class StoredModel:
     modified: float  # seconds since the epoch
 
 
-def resolve_model(name: str | None, refresh: bool = False) -> Path:
+def resolve_model(
+    name: str | None, refresh: bool = False, *, paths: bool = True, on_download: OnDownload | None = None
+) -> Path:
     """The file of the model that `name` means; None is the starter model.
 
     An existing file wins, then the hub's names, then names in the store, then those of the catalogue, then
-    user/repo[:quant] of the hub. `refresh` asks the hub even if the cache would do. Raises StoreError that
-    says what is near.
+    user/repo[:quant] of the hub. `refresh` asks the hub even if the cache would do; without `paths` a name is
+    never that of a file; `on_download` is told of downloads from the hub. Raises StoreError that says what is
+    near.
     """
     if name is None:
         return starter_path()
@@ -45,19 +49,19 @@ def resolve_model(name: str | None, refresh: bool = False) -> Path:
             "the model's name is empty: give a path, a name from `pyllamacpu list` or hf.co/user/repo"
         )
     path = expanded(name)
-    if _is_file(path):
+    if paths and _is_file(path):
         return path
     from pyllamacpu.store.hub import fetch, parse_hub_ref
     from pyllamacpu.store.network import without_secrets
 
     if reference := parse_hub_ref(name):
-        return fetch(reference, refresh)
+        return fetch(reference, refresh, on_download)
     if found := _in_store(name):
         return found
     if _is_starter_entry(name):
         return starter_path()
     if reference := _catalogued(name) or _bare_hub_ref(name, path):
-        return fetch(reference, refresh)
+        return fetch(reference, refresh, on_download)
     raise StoreError(without_secrets(_unknown(name, path)))
 
 
