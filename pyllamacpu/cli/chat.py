@@ -24,6 +24,7 @@ from pyllamacpu.cli.options import (
     unchosen_options,
     unescape,
 )
+from pyllamacpu.cli.tool_options import take_tools, tool_options
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import one_line
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--markdown", is_flag=True, help="On a terminal, draw answers as Markdown.")
 @sampling_options
 @grammar_options
+@tool_options
 @click.pass_context
 def chat(context: click.Context, /, **parameters: Any) -> None:
     """Talk to a model.
@@ -69,6 +71,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
       pyllamacpu chat llama3.2:1b
       pyllamacpu chat -m model.gguf -sys "You are terse." --temp 0.5
       echo "What is the capital of France?" | pyllamacpu chat
+      pyllamacpu chat llama3.2:3b --tools weather.py
     """
     name = parameters.pop("name")
     if name is not None and parameters["model"] is not None:
@@ -80,6 +83,9 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     own = _own_sampling(choice, parameters, interactive)
     unchosen = unchosen_options(own, parameters)
     sampling, parameters["form"] = take_sampling(parameters, own), take_grammar(parameters)
+    parameters["toolbox"] = take_tools(parameters)
+    if parameters["toolbox"] and parameters["form"]:
+        raise click.UsageError("--tools does not go with a grammar or a schema: an answer has one form")
     message = _first_message(parameters, interactive)
     if interactive and parameters["show_timings"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
@@ -145,7 +151,8 @@ def _session(
 ) -> ChatSession:
     """Load the model and begin a conversation with it."""
     from pyllamacpu.cli.chat_engine import ChatEngine, without_end
-    from pyllamacpu.cli.session import ChatSession, conversation
+    from pyllamacpu.cli.saved_chat import conversation
+    from pyllamacpu.cli.session import ChatSession
 
     engine, limit = ChatEngine(choice.load()), parameters["predict"]
     if engine.warning:
@@ -165,6 +172,8 @@ def _session(
         session.turns = conversation({"messages": list(card.messages)}, Path(engine.llm.model_path))[1]
     engine.form = parameters["form"]
     session.has_form = engine.form is not None
+    session.tools = parameters["toolbox"]
+    engine.offered = session.tools.first.offered if session.tools else ()
     session.show_timings = parameters["show_timings"]
     return session
 

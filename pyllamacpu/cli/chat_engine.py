@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class ChatEngine:
         self.template = llm.template
         self.stop_loops = True
         self.form: Grammar | None = None  # that answers must have
+        self.offered: Sequence[Mapping[str, Any]] = ()  # tools that the prompt shows
 
     @property
     def warning(self) -> str | None:
@@ -85,11 +86,15 @@ class ChatEngine:
 
         return default_system(self.template)
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]:
+    def render(self, messages: list[dict[str, Any]]) -> list[int]:
         """Tokens of the conversation, ending where the answer begins."""
         from pyllamacpu.text import encode_chat
 
-        return encode_chat(self.tokenizer, self.template, messages)
+        if not self.offered:
+            return encode_chat(self.tokenizer, self.template, messages)
+        from pyllamacpu.api.tools import shown_tools
+
+        return encode_chat(self.tokenizer, self.template, *shown_tools(self.template, messages, self.offered))
 
     def stream(
         self,

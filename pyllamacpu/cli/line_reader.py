@@ -75,6 +75,28 @@ def line_reader() -> tuple[ReadLine, Remember]:
 @contextlib.contextmanager
 def keys_not_shown() -> Iterator[None]:
     """Keys that are pressed while an answer comes are kept for the next line, not printed into the answer."""
+    with _echo(False):
+        yield
+
+
+def typed_reply(question: str) -> str:
+    """The line that a person types at a question, of which nothing was typed before it was there; "" where
+    no person can be asked, and at the end of input.
+    """
+    asked = next((stream for stream in (sys.stdout, sys.stderr) if stream.isatty()), None)
+    if asked is None or not sys.stdin.isatty():
+        return ""
+    with _echo(True):
+        try:
+            return _plain_line(question, asked)
+        except EOFError:
+            print(file=asked)
+            return ""
+
+
+@contextlib.contextmanager
+def _echo(on: bool) -> Iterator[None]:
+    """Whether the terminal of stdin shows what is typed; for `on`, what was typed before is thrown away."""
     if not sys.stdin.isatty() or importlib.util.find_spec("termios") is None:
         yield
         return
@@ -86,9 +108,11 @@ def keys_not_shown() -> Iterator[None]:
     except (OSError, ValueError, termios.error):  # what claims to be a terminal is not one
         yield
         return
-    quiet = [*before]
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSANOW, quiet)
+    if on:
+        termios.tcflush(terminal, termios.TCIFLUSH)
+    changed = [*before]
+    changed[3] = before[3] | termios.ECHO if on else before[3] & ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, changed)
     try:
         yield
     finally:

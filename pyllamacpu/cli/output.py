@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from pyllamacpu.cli.commands import usage_text
+from pyllamacpu.cli.line_reader import typed_reply
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
-from pyllamacpu.cli.session import Event, Finished, Notice, Text
+from pyllamacpu.cli.session import Event, Finished, Notice, Question, Text
 from pyllamacpu.cli.wrapping import WordWrapper, say, terminal_width, wrap_words
 from pyllamacpu.progress import CONTROL, StatusLine, is_terminal
 
@@ -71,6 +72,10 @@ class Screen:
                     self._break_line(at_line_start)
                     self.note(f"[{event.text}]")
                     at_line_start = True
+                elif isinstance(event, Question):
+                    self._break_line(at_line_start)
+                    event.reply = self.ask(event.text)
+                    at_line_start = True
                 elif isinstance(event, Finished):
                     self._break_line(at_line_start)
                     at_line_start = True
@@ -86,6 +91,10 @@ class Screen:
             close = getattr(events, "close", None)
             if close:
                 close()
+
+    def ask(self, question: str) -> str:
+        """The line that a person types at a question; empty at the end of input."""
+        return typed_reply(question.translate(CONTROL))
 
     def text(self, text: str) -> None:
         """Print a piece of an answer."""

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyllamacpu.cli.adapter_options import AdapterHolder
+from pyllamacpu.cli.saved_chat import SAVED_CHAT, Turn, read_saved
 from pyllamacpu.errors import ContextError, OptionError
-from pyllamacpu.files import FileKind, check_output, read_problem, write_whole
+from pyllamacpu.files import check_output, write_whole
+from pyllamacpu.text.tool_calls import Part, ToolCallReader, join_parts
+
+if TYPE_CHECKING:
+    from pyllamacpu.api.tools import ChatTools
+    from pyllamacpu.sampling.grammar import Grammar
+    from pyllamacpu.text.call_forms import ToolCall
 
 OnPrompt = Callable[[int, int], None]
 """Called with the prompt tokens read so far, and all of them."""
 
-_MAX_SAVED = 1 << 28  # bytes of a saved conversation
+MAX_ROUNDS = 8  # of calls for one message
 _ROOM_FOR_ANSWER = 8  # an answer gets at least 1/8 of the context, or turns are dropped
 _ROOM_AFTER_DROP = 4  # and when turns are dropped, 1/4 is made free, so that it is not needed again at once
 
@@ -56,9 +63,10 @@ class Engine(AdapterHolder, Protocol):
 
     def n_ctx(self) -> int: ...
 
-    def render(self, messages: list[dict[str, str]]) -> list[int]: ...
+    def render(self, messages: list[dict[str, Any]]) -> list[int]: ...
 
     stop_loops: bool  # whether an answer that repeats itself is ended
+    form: Grammar | None  # that answers must have
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -72,6 +80,17 @@ class Engine(AdapterHolder, Protocol):
         stop: Sequence[str],
         on_prompt: OnPrompt | None,
     ) -> Iterator[Any]: ...
+
+
+class Toolbox(Protocol):
+    """What a conversation needs of its tools: what is offered for the first answer to a message, and after
+    results; and their results. (`toolbox.Toolbox`)
+    """
+
+    first: ChatTools
+    later: ChatTools
+
+    def run(self, call: ToolCall) -> Generator[Event, None, str]: ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,14 @@ class Notice:
     text: str
 
 
+@dataclass
+class Question:
+    """Something that the person must decide; who shows it puts in the reply."""
+
+    text: str
+    reply: str = ""
+
+
 @dataclass(frozen=True)
 class Finished:
     """The end of an answer: why, and what it cost."""
@@ -96,7 +123,7 @@ class Finished:
     usage: Usage
 
 
-Event = Text | Notice | Finished
+Event = Text | Notice | Question | Finished
 
 
 @dataclass(frozen=True)
@@ -124,16 +151,6 @@ class Usage:
 
 
 @dataclass
-class Turn:
-    """What the person said, and the answer as far as it came."""
-
-    user: str
-    assistant: str = ""
-    tokens: list[int] = field(default_factory=list, compare=False)  # of the answer; none for a loaded one
-    ended: bool = field(default=True, compare=False)  # by the model itself, not by a limit or a person
-
-
-@dataclass
 class _Answer:
     """An answer in the making."""
 
@@ -145,6 +162,9 @@ class _Answer:
     n_unseen: int = 0  # of its first tokens that no longer fit into the prompt
     told_unseen: bool = False
     first_event: float | None = None  # when the running stream began to answer, by time.perf_counter
+    reader: ToolCallReader | None = None  # of calls in the text
+    parts: list[Part] = field(default_factory=list)  # of calls
+    n_counted: int = 0  # tokens of earlier rounds of calls that the usage has
 
     @property
     def n_new(self) -> int:
@@ -172,6 +192,7 @@ class ChatSession:
         self.stop = tuple(stop)
         self.turns: list[Turn] = []
         self.has_form = False  # answers are made to fit a grammar
+        self.tools: Toolbox | None = None
         self.show_timings = True  # a line with the speed behind each answer
         self.unchosen: frozenset[str] = frozenset()  # sampling options that the model brought along
         self.n_dropped = 0  # of the oldest turns, which the prompt no longer has
@@ -181,16 +202,18 @@ class ChatSession:
 
     def messages(
         self, turns: Sequence[Turn] | None = None, open_turn: Turn | None = None
-    ) -> list[dict[str, str]]:
+    ) -> list[dict[str, Any]]:
         """The conversation in the form that chat templates take; `open_turn` waits for its answer.
 
         `turns` None is all of them, also those that the prompt no longer has.
         """
-        result = [{"role": "system", "content": self.system}] if self.system else []
+        result: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns if turns is None else turns:
-            result.append({"role": "user", "content": turn.user})
+            result += [{"role": "user", "content": turn.user}, *turn.steps]
             result.append({"role": "assistant", "content": turn.assistant})
-        return [*result, {"role": "user", "content": open_turn.user}] if open_turn else result
+        if open_turn is not None:
+            result += [{"role": "user", "content": open_turn.user}, *open_turn.steps]
+        return result
 
     def ask(self, text: str, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
         """Answer `text`. Closing the iterator stops the answer; what came until then stays.
@@ -216,7 +239,8 @@ class ChatSession:
         self.check_resumable()
         old = self.undo()
         tokens = old.tokens or self.engine.encode(old.assistant)
-        yield from self._respond(Turn(old.user, old.assistant), old, on_prompt, list(tokens))
+        turn = Turn(old.user, old.assistant, steps=old.steps)
+        yield from self._respond(turn, old, on_prompt, list(tokens))
 
     def check_resumable(self) -> None:
         """Raises OptionError when there is no answer that `resume` could go on with."""
@@ -231,18 +255,62 @@ class ChatSession:
         """Answer `turn`, which begins with the tokens `said`."""
         answer = _Answer(turn, list(said), n_before=len(said))
         try:
-            yield from self._generate(answer, on_prompt)
+            yield from (
+                self._generate(answer, on_prompt)
+                if self.tools is None
+                else self._rounds(answer, self.tools, on_prompt)
+            )
+            yield Finished(answer.reason, answer.usage)
         finally:
             if answer.first_event is not None:  # stopped before the engine could report
                 seconds = time.perf_counter() - answer.first_event
-                counted = answer.n_new - answer.usage.n_generated
+                counted = answer.n_new - (answer.usage.n_generated - answer.n_counted)
                 answer.usage += Usage(n_generated=counted, generate_seconds=seconds)
             turn.tokens, turn.ended = answer.tokens, answer.reason == "stop"
-            if turn.assistant or answer.usage.n_generated:
+            if turn.assistant or turn.steps or answer.usage.n_generated:
                 self.turns.append(turn)
             elif fallback:
                 self.turns.append(fallback)
             self.last, self.total = answer.usage, self.total + answer.usage
+
+    def _rounds(self, answer: _Answer, tools: Toolbox, on_prompt: OnPrompt | None) -> Iterator[Event]:
+        """Stream the answer; when it calls tools, run them and answer again with the results."""
+        offer, turn = tools.later if answer.n_before else tools.first, answer.turn
+        for round_number in range(MAX_ROUNDS + 1):
+            answer.reader, self.engine.form = offer.reader(), offer.form
+            yield from self._generate(answer, on_prompt)
+            calls = join_parts(answer.parts).calls
+            if any(not call.whole for call in calls):
+                yield Notice("a call was cut short and is not run")
+            if not (calls := [call for call in calls if call.whole]):
+                return
+            if round_number == MAX_ROUNDS:
+                yield Notice(f"stopped: {MAX_ROUNDS} rounds of calls are the limit for one message")
+                return
+            text, answer.turn.assistant = turn.assistant, ""
+            for call in calls:
+                result = yield from tools.run(call)
+                turn.steps += _call_messages(call, len(turn.steps), result, text)
+                text = ""
+            answer.n_counted, answer.n_before = answer.usage.n_generated, 0
+            answer.tokens.clear()
+            answer.parts.clear()
+            offer = tools.later
+
+    def _parts(self, answer: _Answer, event: TextEvent) -> Iterator[Event]:
+        """What an event shows of the answer: its text; calls are kept for the end."""
+        if answer.reader is None:
+            parts: list[Part] = [event.text] if event.text else []
+        else:
+            parts = answer.reader.push(event.text)
+            if event.finish_reason is not None and not self._cut_by_context(answer):
+                parts += answer.reader.finish()
+        for part in parts:
+            if isinstance(part, str):
+                answer.turn.assistant += part
+                yield Text(part)
+            else:
+                answer.parts.append(part)
 
     def _generate(self, answer: _Answer, on_prompt: OnPrompt | None) -> Iterator[Event]:
         """Stream the answer; when the context fills up meanwhile, drop turns and go on where it stopped."""
@@ -260,13 +328,11 @@ class ChatSession:
             for event in self.engine.stream(prompt, self._seeded(answer), budget, self.stop, on_prompt):
                 answer.first_event = answer.first_event or time.perf_counter()
                 answer.tokens.extend(event.tokens)
-                answer.turn.assistant += event.text
                 if event.finish_reason is not None:
                     answer.reason = event.finish_reason
                     answer.usage += event.stats
                     answer.first_event = None
-                if event.text:
-                    yield Text(event.text)
+                yield from self._parts(answer, event)
             if answer.reason == "loop":
                 yield Notice("stopped: the answer repeats itself (--no-stop-loops lets it)")
             if not self._cut_by_context(answer):
@@ -274,7 +340,6 @@ class ChatSession:
             if self.n_dropped == len(self.turns):
                 yield Notice(f"the context of {self.engine.n_ctx()} tokens is full; the answer ends here")
                 break
-        yield Finished(answer.reason, answer.usage)
 
     def _seeded(self, answer: _Answer) -> Any:
         """The options for the next stream: with a fixed seed, a new try or a continuation draws anew."""
@@ -355,59 +420,19 @@ class ChatSession:
 
         Raises OptionError, with the conversation unchanged, for any other file.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
-        except (ValueError, RecursionError) as error:
-            raise OptionError(f"{path} is not a saved conversation: {error}") from error
-        self.system, self.turns = conversation(content, path)
+        self.system, self.turns = read_saved(path)
         self.n_dropped = 0
 
 
-def is_saved_chat(path: Path) -> bool:
-    """Whether a file is a conversation that `load` takes."""
-    try:
-        if path.stat().st_size > _MAX_SAVED:
-            return False
-        conversation(json.loads(path.read_text(encoding="utf-8")), path)
-    except (OSError, ValueError, RecursionError):
-        return False
-    return True
-
-
-SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)
-
-
-def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
-    """System prompt and turns from the messages of a saved file. Raises OptionError."""
-    messages = content.get("messages") if isinstance(content, dict) else content
-    if not isinstance(messages, list):
-        raise OptionError(f'{path} is not a saved conversation: it has no list "messages"')
-    system: str | None = None
-    turns: list[Turn] = []
-    expected: tuple[str, ...] = ("system", "user")
-    for number, message in enumerate(messages, 1):
-        role, text = _message(message, number, path)
-        if role not in expected:
-            raise OptionError(f"{path}: message {number} is from {role}, expected {' or '.join(expected)}")
-        if role == "system":
-            system = text
-        elif role == "user":
-            turns.append(Turn(text))
-        else:
-            turns[-1].assistant = text
-        expected = ("assistant",) if role == "user" else ("user",)
-    return system, turns
-
-
-def _message(message: object, number: int, path: Path) -> tuple[str, str]:
-    """Role and text of one saved message."""
-    role = message.get("role") if isinstance(message, dict) else None
-    text = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(role, str) or not isinstance(text, str):
-        raise OptionError(f"{path}: message {number} needs a role and a content, both text")
-    return role, text
+def _call_messages(call: ToolCall, number: int, result: str, text: str) -> list[dict[str, Any]]:
+    """A call and its result as two messages; `text` is what the model wrote beside it."""
+    call_id = f"call_{number:09d}"  # nine characters or more, as some templates want it
+    function = {"name": call.name, "arguments": call.arguments}
+    row = {"id": call_id, "type": "function", "function": function}
+    return [
+        {"role": "assistant", "content": text, "tool_calls": [row]},
+        {"role": "tool", "tool_call_id": call_id, "name": call.name, "content": result},
+    ]
 
 
 def _dropped_text(count: int) -> str:

@@ -1,0 +1,87 @@
+"""Turns of a conversation, and the files that they are saved in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.files import FileKind, read_problem
+
+_MAX_SAVED = 1 << 28  # bytes of a saved conversation
+
+
+@dataclass
+class Turn:
+    """What the person said, and the answer as far as it came."""
+
+    user: str
+    assistant: str = ""
+    tokens: list[int] = field(default_factory=list, compare=False)  # of the answer; none for a loaded one
+    ended: bool = field(default=True, compare=False)  # by the model itself, not by a limit or a person
+    steps: list[dict[str, Any]] = field(default_factory=list)  # calls and results before the answer
+
+
+def read_saved(path: Path) -> tuple[str | None, list[Turn]]:
+    """System prompt and turns of a saved conversation; a list of messages as the HTTP API takes it is read
+    too. Raises OptionError for any other file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{path} is not a saved conversation: {error}") from error
+    return conversation(content, path)
+
+
+def is_saved_chat(path: Path) -> bool:
+    """Whether a file is a conversation that `load` takes."""
+    try:
+        if path.stat().st_size > _MAX_SAVED:
+            return False
+        conversation(json.loads(path.read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return True
+
+
+SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)
+
+
+def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
+    """System prompt and turns from the messages of a saved file. Raises OptionError."""
+    messages = content.get("messages") if isinstance(content, dict) else content
+    if not isinstance(messages, list):
+        raise OptionError(f'{path} is not a saved conversation: it has no list "messages"')
+    system: str | None = None
+    turns: list[Turn] = []
+    expected: tuple[str, ...] = ("system", "user")
+    for number, message in enumerate(messages, 1):
+        role, text = _message(message, number, path)
+        is_step = isinstance(message, dict) and (role == "tool" or bool(message.get("tool_calls")))
+        if is_step and expected == ("assistant",):
+            assert isinstance(message, dict)
+            turns[-1].steps.append(message)
+            continue
+        if role not in expected:
+            raise OptionError(f"{path}: message {number} is from {role}, expected {' or '.join(expected)}")
+        if role == "system":
+            system = text
+        elif role == "user":
+            turns.append(Turn(text))
+        else:
+            turns[-1].assistant = text
+        expected = ("assistant",) if role == "user" else ("user",)
+    return system, turns
+
+
+def _message(message: object, number: int, path: Path) -> tuple[str, str]:
+    """Role and text of one saved message."""
+    role = message.get("role") if isinstance(message, dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise OptionError(f"{path}: message {number} needs a role and a content, both text")
+    return role, text
