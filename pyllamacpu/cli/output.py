@@ -74,7 +74,7 @@ class Screen:
                     at_line_start = True
                 elif isinstance(event, Question):
                     self._break_line(at_line_start)
-                    event.reply = self.ask(event.text)
+                    event.reply = self.ask(event.text, event.choices)
                     at_line_start = True
                 elif isinstance(event, Finished):
                     self._break_line(at_line_start)
@@ -92,9 +92,10 @@ class Screen:
             if close:
                 close()
 
-    def ask(self, question: str) -> str:
+    def ask(self, question: str, choices: str) -> str:
         """The line that a person types at a question; empty at the end of input."""
-        return typed_reply(question.translate(CONTROL))
+        self.note(f"[{question}]")
+        return typed_reply(choices)
 
     def text(self, text: str) -> None:
         """Print a piece of an answer."""

@@ -109,9 +109,10 @@ class Notice:
 
 @dataclass
 class Question:
-    """Something that the person must decide; who shows it puts in the reply."""
+    """Something that the person must decide, and how; who shows it puts in the reply."""
 
     text: str
+    choices: str
     reply: str = ""
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import read_problem
 
+_MODULE = "pyllamacpu_chat_tools"
 _SIMPLE: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     int: {"type": "integer"},
@@ -65,8 +66,11 @@ def load_tools(path: Path) -> list[PythonTool]:
     """The tools of a file, in its order; the file is run. Raises OptionError, in one line, for a file that
     cannot be read or run, has no tools, or a function that JSON arguments do not fit.
     """
-    module = types.ModuleType(path.stem)
+    module = types.ModuleType(_MODULE)
     module.__file__ = str(path)
+    sys.modules[_MODULE] = module  # where dataclasses look for the names of annotations
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # for what the file imports
     try:
         code = compile(path.read_bytes(), str(path), "exec")
         with contextlib.redirect_stdout(sys.stderr):
@@ -98,7 +102,7 @@ def _tool(function: Callable[..., Any], path: Path) -> PythonTool:
         raise OptionError(f"{where}: a tool must be a plain function, neither async nor a generator")
     description, about = _described(inspect.getdoc(function) or "")
     try:
-        hints = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
     except Exception as error:
         raise OptionError(f"{where}: type hints: {_one_line(error)}") from error
     properties, required = {}, []

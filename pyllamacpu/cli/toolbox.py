@@ -13,7 +13,7 @@ from pyllamacpu.text.call_forms import ToolCall
 
 _MAX_RESULT = 1 << 14  # characters of a result that go to the model
 _MAX_SHOWN = 300  # characters of a call or a result that the person sees
-_CHOICES = "y(es), n(o), a(lways this function)"
+_CHOICES = "y(es), n(o), a(lways this function): "
 REFUSED = "error: the person did not agree to this call"
 
 
@@ -38,7 +38,7 @@ class Toolbox:
         shown = _shown(call)
         tool = self._tools[call.name]
         if call.name not in self._agreed:
-            question = Question(f"run {shown}? {_CHOICES}: ")
+            question = Question(f"run {shown}?", _CHOICES)
             yield question
             reply = question.reply.strip().lower()
             if reply in ("a", "always"):
