@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ SAMPLE = 512  # blocks decoded to find a type's spread
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's dimensions, as its config gives them. `rope_factor`: of Llama 3's scaling, 0 for none."""
+    """A model's dimensions, as its config gives them. `rope_factor`: of Llama 3's scaling, 0 for none. With
+    experts it is a Llama 4, every layer of which has them; `ffn_dim` is each one's, and the shared one's.
+    """
 
     label: str
     n_layers: int
@@ -48,6 +51,11 @@ class Shape:
     tied: bool
     pre: str  # pre-tokenizer
     rope_factor: float = 0.0
+    n_experts: int = 0
+
+    @property
+    def arch(self) -> str:
+        return "llama4" if self.n_experts else "llama"
 
     @property
     def head_dim(self) -> int:
@@ -59,6 +67,8 @@ SHAPES: dict[str, Shape] = {
     "1B": Shape("1B", 16, 2048, 32, 8, 8192, 128256, 131072, 5e5, True, "llama-bpe", 32.0),  # Llama-3.2-1B
     "3B": Shape("3B", 28, 3072, 24, 8, 8192, 128256, 131072, 5e5, True, "llama-bpe", 32.0),  # Llama-3.2-3B
     "8B": Shape("8B", 32, 4096, 32, 8, 14336, 128256, 131072, 5e5, False, "llama-bpe", 8.0),  # Llama-3.1-8B
+    # Four of Llama 4 Scout's 48 layers, and a sixth of its vocabulary; 5 GB in four bits
+    "SCOUT4": Shape("SCOUT4", 4, 5120, 40, 8, 8192, 32768, 1 << 20, 5e5, False, "llama4", 16.0, 16),
 }
 
 # The mixes: `general.file_type`, and the type of what has no rule of its own.
@@ -116,6 +126,9 @@ def tensor_type(mix: str, name: str, shape: Shape) -> TensorType:
     if usual in _FLOATS:
         return usual
     kind = name.removesuffix(".weight").split(".")[-1]
+    if kind == "ffn_gate_inp":
+        return T.F32
+    kind = kind.removesuffix("_exps").removesuffix("_shexp")
     layer = int(name.split(".")[1]) if name.startswith("blk.") else 0
     cols = shape.ffn_dim if kind == "ffn_down" else shape.dim
     if kind == "output" or (kind == "token_embd" and shape.tied):
@@ -277,22 +290,30 @@ def random_tensor(random: np.random.Generator, kind: TensorType, n: int, spread:
 # The file
 
 
-def matrices(shape: Shape) -> dict[str, tuple[int, int]]:
-    """Names and (rows, cols) of all matrices."""
+def matrices(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Names and (rows, cols) of all matrices, (n, rows, cols) of experts."""
     kv = shape.kv_heads * shape.head_dim
-    found = {"token_embd.weight": (shape.vocab, shape.dim)}
+    found: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, shape.dim)}
     for i in range(shape.n_layers):
         for name, size in (
             ("attn_q", (shape.dim, shape.dim)),
             ("attn_k", (kv, shape.dim)),
             ("attn_v", (kv, shape.dim)),
             ("attn_output", (shape.dim, shape.dim)),
-            ("ffn_gate", (shape.ffn_dim, shape.dim)),
-            ("ffn_up", (shape.ffn_dim, shape.dim)),
-            ("ffn_down", (shape.dim, shape.ffn_dim)),
         ):
             found[f"blk.{i}.{name}.weight"] = size
+        found |= _feed_forward(shape, f"blk.{i}.")
     return found if shape.tied else found | {"output.weight": (shape.vocab, shape.dim)}
+
+
+def _feed_forward(shape: Shape, prefix: str) -> dict[str, tuple[int, ...]]:
+    size, n = (shape.ffn_dim, shape.dim), shape.n_experts
+    sizes = {"ffn_gate": size, "ffn_up": size, "ffn_down": size[::-1]}
+    if not n:
+        return {f"{prefix}{name}.weight": size for name, size in sizes.items()}
+    found: dict[str, tuple[int, ...]] = {f"{prefix}ffn_gate_inp.weight": (n, shape.dim)}
+    found |= {f"{prefix}{name}_exps.weight": (n, *size) for name, size in sizes.items()}
+    return found | {f"{prefix}{name}_shexp.weight": size for name, size in sizes.items()}
 
 
 def vectors(shape: Shape) -> dict[str, npt.NDArray[np.float32]]:
@@ -332,20 +353,20 @@ def vocabulary(n: int) -> tuple[list[str], list[str], list[int]]:
 def write(path: Path, shape: Shape, mix: str, *, pure: bool = False, seed: int = 0) -> None:
     """Writes the model, whole or not at all. OptionError when rows do not fit a pure type; GGUFError."""
     chosen = {
-        name: MIXES[mix][1] if pure else tensor_type(mix, name, shape)
-        for name, (_, _) in matrices(shape).items()
+        name: MIXES[mix][1] if pure and "gate_inp" not in name else tensor_type(mix, name, shape)
+        for name in matrices(shape)
     }
     random = np.random.default_rng(seed)
-    with GGUFWriter(path, "llama") as writer:
+    with GGUFWriter(path, shape.arch) as writer:
         _add_metadata(writer, shape, mix)
         for name, size in matrices(shape).items():
-            chosen[name].row_bytes(size[1])
+            chosen[name].row_bytes(size[-1])
             writer.add_tensor(name, size, chosen[name])
         for name, values in vectors(shape).items():
             writer.add_array(name, values)
-        for name, (rows, cols) in matrices(shape).items():
-            spread = 1.0 if name == "token_embd.weight" and not shape.tied else cols**-0.5
-            for piece in random_tensor(random, chosen[name], rows * cols, spread):
+        for name, size in matrices(shape).items():
+            spread = 1.0 if name == "token_embd.weight" and not shape.tied else size[-1] ** -0.5
+            for piece in random_tensor(random, chosen[name], prod(size), spread):
                 writer.write(name, piece)
 
 
@@ -375,8 +396,14 @@ def _add_metadata(writer: GGUFWriter, shape: Shape, mix: str) -> None:
         "tokenizer.ggml.bos_token_id": first_special,
         "tokenizer.ggml.eos_token_id": first_special + 1,
     }
-    for key, value in values.items():
-        writer.add(key, value)
+    experts = {
+        "llama.expert_count": shape.n_experts,
+        "llama.expert_used_count": 1,
+        "llama.expert_feed_forward_length": shape.ffn_dim,
+        "llama.interleave_moe_layer_step": 1,
+    }
+    for key, value in (values | experts if shape.n_experts else values).items():
+        writer.add(key.replace("llama.", f"{shape.arch}.", 1) if key.startswith("llama.") else key, value)
 
 
 def cache_folder() -> Path:

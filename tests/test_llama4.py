@@ -94,8 +94,16 @@ def test_pages_of_past_chunks_are_freed(llama4: dict[str, Path]) -> None:
     engine.close()
 
 
-def edited(path: Path, target: Path, tensors: dict[str, np.ndarray | None], **metadata: object) -> Path:
-    """A copy with other tensors (None: without them) and other values of keys below `llama4.`"""
+def edited(
+    path: Path,
+    target: Path,
+    tensors: dict[str, np.ndarray | None],
+    more: dict[str, np.ndarray] | None = None,
+    **metadata: object,
+) -> Path:
+    """A copy with other tensors (None: without them), with `more`, and with other values of keys below
+    `llama4.`
+    """
     keys = {f"llama4.{key.replace('__', '.')}": value for key, value in metadata.items()}
     with GGUFFile.open(path) as file, GGUFWriter(target, "llama4") as writer:
         for key in file.metadata:
@@ -108,6 +116,8 @@ def edited(path: Path, target: Path, tensors: dict[str, np.ndarray | None], **me
             array = tensors.get(name, stored)
             if array is not None:
                 writer.add_array(name, array)
+        for name, array in (more or {}).items():
+            writer.add_array(name, array)
     return target
 
 
@@ -182,6 +192,19 @@ def test_expert_tensors_that_are_missing_or_misshapen(
     misshapen = edited(llama4["scout"], tmp_path / "misshapen.gguf", {name: wrong})
     with pytest.raises(ModelError, match=rf"{name} has shape \({shape[0] - 1}, .* not \({shape[0]}, "):
         opened(misshapen)
+
+
+def test_files_of_ollama(llama4: dict[str, Path], tmp_path: Path) -> None:
+    """With the vision tower in the same file, and its names for what differs from the usual."""
+    vision = {name: np.ones((4, 4), np.float32) for name in ("v.blk.0.attn_q.weight", "mm.linear_1.weight")}
+    path = edited(llama4["scout"], tmp_path / "x.gguf", {}, vision, vision__block_count=1, use_qk_norm=True)
+    engine, text = opened(path), opened(llama4["scout"])
+    tokens = prompt(engine, 70)
+    assert_same_bits(logits(engine, tokens), logits(text, tokens))
+    engine.close()
+    text.close()
+    with pytest.raises(ModelError, match=r"no use for: blk\.0\.x"):
+        opened(edited(llama4["scout"], tmp_path / "y.gguf", {}, {"blk.0.x": np.ones((4, 4), np.float32)}))
 
 
 @pytest.mark.parametrize("name", NAMES)

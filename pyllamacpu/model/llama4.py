@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the 
     from pyllamacpu.graph.recorder import Recorder
 
 
+_VISION = ("v.", "mm.")  # of ollama's names
+
+
 def unsupported(config: ModelConfig) -> str:
     """What keeps a model of this config from being run; "" when it can be."""
     if isinstance(config.n_heads, tuple) or isinstance(config.kv_heads, tuple):
@@ -94,6 +97,9 @@ def tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[Te
     yield TensorSpec("output_norm.weight", "vector", (c.dim,))
     tied = "" if "output.weight" in found else embedding
     yield TensorSpec("output.weight", "matrix", (rows, c.dim), tensor=tied)
+    for name in found:  # ollama's files have the vision tower too: images are another plan's
+        if name.startswith(_VISION):
+            yield TensorSpec(name, "unused")
 
 
 def _attention_tensors(c: ModelConfig, prefix: str, i: int) -> Iterator[TensorSpec]:
