@@ -80,6 +80,10 @@ class OptionError(PyllamacpuError, ValueError):
     """An option with an unknown name or a value outside its range."""
 
 
+class RequestCancelled(PyllamacpuError):
+    """A request that somebody else ended while it was waited for."""
+
+
 class StoreError(PyllamacpuError, ValueError):
     """A model that cannot be found, downloaded or verified."""
 

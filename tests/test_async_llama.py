@@ -104,6 +104,52 @@ def test_a_stream_that_is_left_ends_its_request(llm: Llama, path: Path, cancel: 
     assert asyncio.run(main()) == greedy(llm, "hello", 25)
 
 
+WHOLE: dict[str, Any] = {
+    "create_completion": lambda model: model(
+        "hello", max_tokens=240, temperature=0.0, logit_bias={2: -100.0}
+    ),
+    "create_chat_completion": lambda model: model.create_chat_completion(
+        [{"role": "user", "content": "hello"}], max_tokens=200, temperature=0.0, logit_bias={2: -100.0}
+    ),
+    "embed": lambda model: model.embed(["hello " * 40] * 60),
+}
+
+
+@pytest.mark.parametrize("call", WHOLE)
+@pytest.mark.parametrize("seconds", [0.0, 0.03])
+def test_an_await_that_is_cancelled_ends_its_request(
+    llm: Llama, path: Path, call: str, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> tuple[int, str]:
+        async with opened(path) as model:
+            task = asyncio.ensure_future(WHOLE[call](model))
+            await asyncio.sleep(0)
+            while seconds and not model.llama._driver._scheduler.n_evaluated:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until_idle(model)
+            return model.llama._driver.n_evaluated, await whole(model, "hello")
+
+    n_evaluated, answer = asyncio.run(main())
+    assert n_evaluated < 200  # of 240, or of 2400
+    assert answer == greedy(llm, "hello", 25)
+    assert not caplog.records
+
+
+def test_a_timeout_ends_the_request(path: Path) -> None:
+    async def main() -> None:
+        async with opened(path) as model:
+            others = [asyncio.ensure_future(whole(model, prompt)) for prompt in PROMPTS]
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(WHOLE["create_completion"](model), 0.01)
+            await asyncio.gather(*others)
+            await until_idle(model)
+
+    asyncio.run(main())
+
+
 def test_a_stream_outlives_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One that is open when the model is closed: its next piece is an error, its end is quiet."""
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pyllamacpu.api.llama import Llama
 from pyllamacpu.api.responses import Response
 from pyllamacpu.api.tokens import closed_error
+from pyllamacpu.engine.driver import Cancellation
 
 Result = TypeVar("Result")
 
@@ -54,9 +55,9 @@ class AsyncLlama:
             async for chunk in await llm.create_chat_completion(messages, stream=True):
                 ...
 
-    Arguments are those of `Llama`, which is loaded by the constructor and found as `llama`. A stream that is
-    cancelled or closed (`aclose`) ends its request; a whole answer whose `await` is cancelled is generated to
-    its end unseen, so bound it by `max_tokens`, or stream.
+    Arguments are those of `Llama`, which is loaded by the constructor and found as `llama`. An `await` that
+    is cancelled ends its request before the next step, and so does a stream that is cancelled or closed
+    (`aclose`).
     """
 
     def __init__(self, model_path: str, **options: Any) -> None:
@@ -93,11 +94,22 @@ class AsyncLlama:
         await self.close()
 
     async def _run(self, function: Callable[[], Result]) -> Result:
+        """Runs it in a thread; its requests end when this is cancelled."""
+        cancellation = Cancellation()
+
+        def run() -> Result:
+            with cancellation:
+                return function()
+
         try:
-            future = asyncio.get_running_loop().run_in_executor(self._threads, function)
+            future = asyncio.get_running_loop().run_in_executor(self._threads, run)
         except RuntimeError as error:  # the threads have been shut down
             raise closed_error() from error
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
 
     def _let_go(self, chunks: _Chunks) -> None:
         """Closes a stream; not here, as another thread may be in its step."""

@@ -10,11 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from pyllamacpu.engine.generate import HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Handle
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.errors import RequestCancelled
 from pyllamacpu.forks import call_in_child, fork_safe_lock
 
 
@@ -48,6 +50,41 @@ class Stream:
         self._driver._forget(self)
 
 
+class Cancellation:
+    """Ends the requests of a thread from another one: those that are submitted inside `with`, also later.
+
+    Who waits for one of them gets RequestCancelled.
+    """
+
+    def __init__(self) -> None:
+        self.is_cancelled = False
+        self._lock = threading.Lock()
+        self._streams: WeakSet[Stream] = WeakSet()
+
+    def __enter__(self) -> Cancellation:
+        _current.cancellation = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.cancellation = None
+
+    def cancel(self) -> None:
+        with self._lock:
+            self.is_cancelled = True
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+
+    def add(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams.add(stream)
+        if self.is_cancelled:
+            stream.close()
+
+
+_current = threading.local()
+
+
 class Driver:
     """Steps a scheduler for the threads that wait on its requests."""
 
@@ -70,6 +107,8 @@ class Driver:
                 raise self._closed
             stream = Stream(self, self._scheduler.submit(request), ahead)
             self._streams[stream.handle] = stream
+        if (cancellation := getattr(_current, "cancellation", None)) is not None:
+            cancellation.add(stream)
         return stream
 
     def _is_leader(self) -> bool:
@@ -119,7 +158,7 @@ class Driver:
                 stream._pause()
                 while not stream._events:
                     if stream.handle not in self._streams:
-                        raise self._closed or RuntimeError("the request is over")
+                        raise self._closed or RequestCancelled("the request was cancelled")
                     if self._leader is None:
                         self._lead()
                     else:
