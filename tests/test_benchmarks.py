@@ -14,6 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import tiny_model
 from quantize_model import arrays, write_model
 
 from pyllamacpu.bench.cases import Setup
@@ -434,3 +435,15 @@ def test_times_of_a_streamed_answer(script: Any) -> None:
     assert answer.text_times == [2.0, 2.0] and answer.first == 1.0 and answer.n_tokens == (3, 2)
     with pytest.raises(client.ServerFailure, match="503"):
         client.Answer(1.0, [(1.1, b"HTTP/1.1 503 no")]).events  # noqa: B018
+
+
+def test_answers_are_the_same_after_a_kill(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, at once, from the cache, and from the disk after kill -9."""
+    model = tiny_model.write_model(tmp_path / "tiny.gguf", n_ctx=1024)
+    options = ["--answers", "3", "--tokens", "10", "--long", "0", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["same_answers.py", "--model", str(model), *options])
+    assert script("same_answers").main() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("3 of 3 equal") == 3

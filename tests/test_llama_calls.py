@@ -63,6 +63,9 @@ def test_a_stream_that_is_left_keeps_no_pages_of_its_own(llm: Llama) -> None:
 def test_calls_from_threads_run_side_by_side(llm: Llama) -> None:
     prompts = ["hello", "the world", "a", "answer"]
     expected = {prompt: greedy(llm, prompt, 20) for prompt in prompts}
+    scheduler = llm._driver._scheduler
+    n_steps = 6 * scheduler.n_steps  # of all calls one after the other
+    before = scheduler.n_steps
     found: list[tuple[str, str]] = []
     errors: list[BaseException] = []
 
@@ -86,6 +89,7 @@ def test_calls_from_threads_run_side_by_side(llm: Llama) -> None:
     assert errors == []
     assert len(found) == 24
     assert all(text == expected[prompt] for prompt, text in found)
+    assert scheduler.n_steps - before < n_steps  # steps were shared
 
 
 @pytest.mark.skipif(os.name == "nt", reason="raises SIGINT in the process")
