@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pyllamacpu.cli.options import force_option
-from pyllamacpu.cli.serve import disk_options, engine_options, pool_options, served_file, served_models
+from pyllamacpu.cli.serve import disk_options, engine_options, pool_options, served_models
 from pyllamacpu.progress import notify, progress_line
 
 _positive = click.IntRange(min=1)
@@ -47,6 +47,7 @@ def batch(**given: Any) -> None:
       pyllamacpu batch -m llama3.2:1b --ray head:6379 requests.jsonl answers.jsonl
     """
     from pyllamacpu.server.batch import BatchOptions, run_batch
+    from pyllamacpu.server.models import served_file
     from pyllamacpu.store import model_files
 
     models = tuple(served_file(text) for text in given["models"] or ("",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,10 @@ disk_options = options(
     help="End answers that repeat themselves; a request's stop_loops goes before.",
 )
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
+@click.option(
+    "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
+)
+@click.option("--replicas", type=_positive, help="Engines on the cluster, one a node.  [default: 1]")
 def serve(**parameters: Any) -> None:
     """Serve models over HTTP to programs made for OpenAI, Anthropic, Ollama and llama.cpp.
 
@@ -140,17 +145,23 @@ def serve(**parameters: Any) -> None:
     Examples:
       pyllamacpu serve -m model.gguf
       pyllamacpu serve -m small=model.gguf -m large=user/repo:Q4_K_M --port 8000
+      pyllamacpu serve -m llama3.2:1b --ray auto --replicas 4
     """
     options = _options(parameters)
     _check_log(parameters, [model.path for model in options.models])
     _start_log(parameters["log_file"])
     _check_exposure(parameters["host"], bool(options.guard.keys), parameters["no_api_key"])
 
-    from pyllamacpu.server.app import make_app
-    from pyllamacpu.server.run import run
-
     def on_ready(address: str) -> None:
         click.echo(f"serving {options.models[0].name} at {address} (Ctrl-C stops)", err=True)
+
+    if parameters["cluster"] is not None:
+        _serve_on_ray(parameters, options, on_ready)
+        return
+    if parameters["replicas"] is not None:
+        raise OptionError("--replicas is for a cluster: give --ray too")
+    from pyllamacpu.server.app import make_app
+    from pyllamacpu.server.run import run
 
     app = make_app(options)
     if not run(app, parameters["host"], parameters["port"], parameters["grace"], on_ready):
@@ -159,6 +170,16 @@ def serve(**parameters: Any) -> None:
         )
     if failed := app.state.server.failure:
         raise PyllamacpuError(failed)
+
+
+def _serve_on_ray(parameters: dict[str, Any], options: ServeOptions, on_ready: Callable[[str], None]) -> None:
+    from pyllamacpu.server.ray_app import Replicas, serve_on_ray
+
+    if parameters["port"] == 0:
+        raise OptionError("--port 0: Ray Serve needs a port's number")
+    replicas = Replicas(parameters["replicas"] or 1, options.pool.load.n_threads, parameters["grace"])
+    listen = parameters["host"], parameters["port"]
+    serve_on_ray(parameters["cluster"], options, replicas, listen, on_ready)
 
 
 def _check_log(parameters: dict[str, Any], models: list[Path]) -> None:
@@ -222,7 +243,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
     """Those that are served; the first one has the adapters. Raises StoreError, OptionError."""
-    from pyllamacpu.server.models import ServedAdapter
+    from pyllamacpu.server.models import ServedAdapter, served_file
 
     models = [served_file(text) for text in parameters["models"] or ("",)]
     applied = not parameters["lora_init_without_apply"]
@@ -276,16 +297,3 @@ def _checked_folder(folder: Path | None, limit_bytes: int | None) -> Path | None
 
 def _split(text: str | None) -> list[str]:
     return [word.strip().lower() for word in (text or "").split(",") if word.strip()]
-
-
-def served_file(text: str) -> ServedFile:
-    """`NAME=MODEL`, or a model that is called by its own name. Raises StoreError."""
-    from pyllamacpu.server.models import ServedFile
-    from pyllamacpu.store import resolve_model
-
-    name, equals, model = text.partition("=")
-    if not equals or Path(text).exists():
-        name, model = "", text
-    path = resolve_model(model or None)
-    given = "" if Path(model).expanduser().exists() else model
-    return ServedFile(name or given or path.stem, path, given)

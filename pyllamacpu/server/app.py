@@ -46,12 +46,13 @@ _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 @dataclass(frozen=True)
 class ServeOptions:
     """What `pyllamacpu serve` was asked for. models: the first is the default. stuck_after: seconds in one
-    step after which `/health` says so.
+    step after which `/health` says so. guarded: False where the guard stands in another process.
     """
 
     models: tuple[ServedFile, ...]
     pool: PoolOptions = field(default_factory=PoolOptions)
     guard: GuardOptions = field(default_factory=GuardOptions)
+    guarded: bool = True
     max_queue: int = 64
     strict: bool = False
     metrics: bool = True
@@ -136,11 +137,12 @@ def make_app(options: ServeOptions) -> FastAPI:
     app = FastAPI(title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.server = server
     app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]
-    app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
+    if options.guarded:
+        app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
     page = page_routes.router()
     app.include_router(page)
     app.state.routes = [*page.routes]  # of all routers, each as it is
-    _add_errors(app)
+    add_errors(app)
     _add_own_routes(app, server)
     return app
 
@@ -149,7 +151,9 @@ def _counter(metrics: Metrics) -> Any:
     return lambda path, status: metrics.requests.labels(path, str(status)).inc()
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+    """Errors in the shape of the path's dialect."""
+
     async def failed(request: Request, error: Exception) -> Response:
         return http.error_response(request.url.path, error)
 

@@ -26,7 +26,7 @@ from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
 from pyllamacpu.store.created import ModelCard, card_of
-from pyllamacpu.store.resolve import own_sampling
+from pyllamacpu.store.resolve import own_sampling, resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
 log = logging.getLogger("pyllamacpu.server")
@@ -86,6 +86,16 @@ class ServedFile:
             return self.path.stat().st_mtime if card is None else card.created
         except OSError:
             return 0.0
+
+
+def served_file(text: str) -> ServedFile:
+    """`NAME=MODEL`, or a model that is called by its own name. Raises StoreError."""
+    name, equals, model = text.partition("=")
+    if not equals or Path(text).exists():
+        name, model = "", text
+    path = resolve_model(model or None)
+    given = "" if Path(model).expanduser().exists() else model
+    return ServedFile(name or given or path.stem, path, given)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pyllamacpu.server.ray_cluster import (
     files_on_this_node,
     import_ray,
     live_nodes,
-    with_threads,
+    node_options,
 )
 
 _LOOK_EVERY = 1.0  # seconds between two looks for nodes
@@ -164,7 +164,7 @@ class _Dispatcher:
             raise PyllamacpuError("the cluster has no node with a CPU; the same command goes on later")
 
     def _add(self, node: Node) -> None:
-        options = with_threads(self._options.pool, node.n_cpus)
+        options = node_options(self._options.pool, node.n_cpus)
         strategy = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
         actor = (
             self._ray.remote(NodeEngine)

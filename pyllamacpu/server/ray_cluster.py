@@ -89,16 +89,19 @@ def live_nodes() -> dict[str, Node]:
     return {node.id: node for node in found if node.n_cpus > 0}
 
 
-def with_threads(options: PoolOptions, n_cpus: int) -> PoolOptions:
-    """`options` for a machine of which `n_cpus` may be used."""
-    n_threads = min(options.load.n_threads or n_cpus, n_cpus)
-    return replace(options, load=replace(options.load, n_threads=n_threads))
+def node_options(options: PoolOptions, n_cpus: int) -> PoolOptions:
+    """`options` for a node of which `n_cpus` may be used. Paths are made absolute: it has another folder."""
+    load, disk = options.load, options.cache_disk
+    is_file = isinstance(load.draft, str) and Path(load.draft).exists()
+    draft = str(Path(load.draft).absolute()) if is_file else load.draft
+    load = replace(load, n_threads=min(load.n_threads or n_cpus, n_cpus), draft=draft)
+    return replace(options, load=load, cache_disk=disk.absolute() if disk else None)
 
 
 @dataclass(frozen=True)
 class ClusterModel:
-    """A model that every node must have: at the same path, or by the name that was given. fingerprint: of its
-    files, so that all nodes answer with the same weights.
+    """A model that every node must have: at the same path, or by the name that was given; its adapters at the
+    same paths. fingerprint: of its files, so that all nodes answer with the same weights.
     """
 
     file: ServedFile
@@ -107,8 +110,9 @@ class ClusterModel:
     @classmethod
     def of(cls, file: ServedFile) -> ClusterModel:
         """Raises ModelError for a file that cannot be read."""
-        file = replace(file, path=file.path.absolute())
-        return cls(file, _fingerprint(file.path))
+        adapters = tuple(replace(adapter, path=adapter.path.absolute()) for adapter in file.adapters)
+        file = replace(file, path=file.path.absolute(), adapters=adapters)
+        return cls(file, _fingerprint(_files(file)))
 
     def on_this_node(self) -> ServedFile:
         """The node's own file. Raises ModelError, StoreError."""
@@ -119,14 +123,20 @@ class ClusterModel:
             raise StoreError(
                 f"{path}: no such file on this node: put it there, share the folder, or give a model's name"
             )
-        if _fingerprint(path) != self.fingerprint:
+        file = replace(self.file, path=path)
+        if _fingerprint(_files(file)) != self.fingerprint:
             raise ModelError(f"{path}: is not the file that the machine of the command has")
-        return replace(self.file, path=path)
+        return file
 
 
-def _fingerprint(path: Path) -> str:
+def _files(file: ServedFile) -> list[Path]:
+    """All that is loaded for a model."""
+    return [*model_files(file.path), *(adapter.path for adapter in file.adapters)]
+
+
+def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for part in model_files(path):
+    for part in paths:
         try:
             with open(part, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
