@@ -18,7 +18,7 @@ from test_convert_models import convert
 
 from pyllamacpu import Llama
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.errors import AdapterError, OptionError
+from pyllamacpu.errors import AdapterError, ModelError, OptionError
 from pyllamacpu.model.lora import load_adapter
 
 LOGITS = FIXTURES / "lora" / "logits.npz"
@@ -182,5 +182,7 @@ def test_arguments_of_llama(tmp_path: Path) -> None:
             Llama(model, n_threads=1, lora_path=path, lora_scale=scale)
     with pytest.raises(AdapterError, match="is not an adapter"):
         Llama(model, n_threads=1, lora_path=model)
+    with pytest.raises(ModelError, match="is a LoRA adapter and not a model"):
+        Llama(good, n_threads=1)
     with pytest.raises(AdapterError, match="pyllamacpu convert"):
         Llama(model, n_threads=1, lora_path=tmp_path)

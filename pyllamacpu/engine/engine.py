@@ -34,7 +34,7 @@ from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.limits import cpus_usable, memory_usable
 from pyllamacpu.model.config import ModelConfig
-from pyllamacpu.model.lora import AdapterScales, load_adapter
+from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, pointer
@@ -86,6 +86,7 @@ class Engine:
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
+        refuse_adapter(file)
         self.file = file
         self.config = _overridden(
             ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale
@@ -131,8 +132,8 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed weights."""
-        return self.model.weights.n_bytes
+        """Bytes of packed weights, adapters included."""
+        return self.model.weights.n_bytes + sum(adapter.n_bytes for adapter in self.adapters)
 
     @property
     def scratch_bytes(self) -> int:

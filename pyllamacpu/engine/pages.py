@@ -371,7 +371,7 @@ def _state_magic(adapters: AdapterScales) -> bytes:
     """A saved state's first 8 bytes: the last three tell adapters and scales apart; zeros: none."""
     if not adapters:
         return _STATE_KIND + bytes(3)
-    text = " ".join(f"{adapter.digest} {scale!r}" for adapter, scale in adapters)
+    text = " ".join(f"{adapter.digest} {adapter.alpha!r} {scale!r}" for adapter, scale in adapters)
     return _STATE_KIND + hashlib.sha256(text.encode()).digest()[:3]
 
 

@@ -87,6 +87,15 @@ def load_adapter(path: str | os.PathLike[str], arch: str, weights: Weights, pool
     return Adapter(where.stem, where, pairs, alpha, found.digest.hexdigest())
 
 
+def refuse_adapter(file: GGUFFile) -> None:
+    """Raises ModelError for a file that is an adapter where a model is wanted."""
+    if file.metadata.get("general.type") == "adapter":
+        raise ModelError(
+            f"{file.paths[0]}: is a LoRA adapter and not a model: give it beside its model, with --lora "
+            "(lora_path in Python)"
+        )
+
+
 def _alpha(file: GGUFFile, arch: str) -> float:
     """adapter.lora.alpha, once it is certain that the file is a LoRA adapter of such a model."""
     path, get = file.paths[0], file.metadata.get
