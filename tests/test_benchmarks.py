@@ -389,6 +389,20 @@ def test_the_scheduler_is_measured_beside_bare_steps(
     assert all(float(number) > 0 for line in lines for number in line.split())
 
 
+def test_drafts_are_measured_and_their_answers_compared(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tiny_model import write_model as write_tiny
+
+    model = write_tiny(tmp_path / "tiny.gguf")
+    common = ["--model", str(model), "--tokens", "6", "--context", "2400"]
+    script("drafts").main([*common, "--only", "numbers", "--rounds", "1", "--batch", "2"])
+    _, greedy, sampled = capsys.readouterr().out.splitlines()
+    assert greedy.split()[-1] == sampled.split()[-1] == "yes"
+    script("drafts").main([*common, "--check", "10", "--batch", "5", "--draft", str(model)])
+    assert capsys.readouterr().out.startswith("10 prompts, batches of 5: 0 differ; ")
+
+
 # serve.py
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyllamacpu.cli.commands import COMMAND_NAMES, HELP, is_command, run_command
+from pyllamacpu.cli.commands import COMMAND_NAMES, HELP, is_command, run_command, usage_text
 from pyllamacpu.cli.session import ChatSession, Event, Finished, Notice, Text, Turn, Usage
 from pyllamacpu.errors import ContextError, OptionError, OutputError
 from pyllamacpu.sampling.options import SamplingOptions
@@ -486,3 +486,9 @@ def test_help_names_every_command_and_key() -> None:
 
 def test_a_leading_space_makes_a_message() -> None:
     assert is_command("/x") and not is_command(" /x")
+
+
+def test_usage_counts_drafts() -> None:
+    usage = Usage(3, 0, 8, 1.0, 2.0, 6, 4) + Usage(3, 0, 2, 1.0, 1.0, 1, 1)
+    assert usage_text(usage).endswith("; 5 of 7 drafted came true")
+    assert "drafted" not in usage_text(Usage(3, 0, 8, 1.0, 2.0))

@@ -479,7 +479,8 @@ def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timings(stats: GenerationStats) -> str:
+    drafts = f"; {stats.n_accepted} of {stats.n_drafted} drafted came true" if stats.n_drafted else ""
     return (
         f"prompt: {stats.n_prompt} tokens ({stats.n_cached} cached), {stats.prompt_rate:.1f} tokens/s; "
-        f"answer: {stats.n_generated} tokens, {stats.generate_rate:.1f} tokens/s"
+        f"answer: {stats.n_generated} tokens, {stats.generate_rate:.1f} tokens/s{drafts}"
     )

@@ -46,6 +46,12 @@ class Stats(Protocol):
     @property
     def generate_seconds(self) -> float: ...
 
+    @property
+    def n_drafted(self) -> int: ...
+
+    @property
+    def n_accepted(self) -> int: ...
+
 
 class TextEvent(Protocol):
     """A piece of an answer; the last one of a stream carries the reason and the numbers."""
@@ -136,6 +142,8 @@ class Usage:
     n_generated: int = 0
     prompt_seconds: float = 0.0
     generate_seconds: float = 0.0
+    n_drafted: int = 0  # tokens that were guessed and verified
+    n_accepted: int = 0  # of those, tokens that came true
 
     def __add__(self, other: Stats | Usage) -> Usage:
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))

@@ -29,7 +29,7 @@ _FOLLOW = 0.25  # of the error, for the time of a single row
 _WELL_KNOWN = 32  # measurements of a ratio
 _LEAST_WEIGHT = 0.05  # of the error, for a ratio that was measured often
 _STALE = 100  # steps since a ratio was measured
-_DISBELIEF = 0.01  # of the way back to what is assumed, for a stale ratio with each step
+_DISBELIEF = 0.6  # of the way back to what is assumed, after so many
 
 Floats = npt.NDArray[np.float64]
 
@@ -110,10 +110,13 @@ class RowCosts:
         self._seen: dict[int, int] = {}
         self._last: dict[int, int] = {}  # the number of the step that was measured last
         self._n_steps = 0
+        self._known: dict[int, float] = {}  # what `ratio` found, until a ratio changes
 
     def ratio(self, n: int) -> float:
         """Of one that was never measured, what the nearest that was makes likely."""
-        return exp(self._log_ratio(n))
+        if (found := self._known.get(n)) is None:
+            found = self._known[n] = exp(self._log_ratio(n))
+        return found
 
     def seconds(self, n: int) -> float:
         """Of a step with `n` rows, as things are; 0 before any was measured."""
@@ -141,9 +144,18 @@ class RowCosts:
         self._single += _FOLLOW * error * (1.0 if n == 1 else min(1.0, seen / _WELL_KNOWN))
         if n > 1:
             self._ratios[n] = max(0.0, ratio + error * max(_LEAST_WEIGHT, 0.5 / seen))
-        for other in self._ratios:
-            if self._n_steps - self._last[other] > _STALE:  # is believed less and less, and so tried again
-                self._ratios[other] += _DISBELIEF * (_assumed(other) - self._ratios[other])
+            self._known.clear()
+        if self._n_steps % _STALE == 0:
+            self._disbelieve()
+
+    def _disbelieve(self) -> None:
+        """Goes back a part of the way to what is assumed, where nothing was measured for long: so that it is
+        tried again.
+        """
+        for n, ratio in self._ratios.items():
+            if self._n_steps - self._last[n] > _STALE:
+                self._ratios[n] += _DISBELIEF * (_assumed(n) - ratio)
+        self._known.clear()
 
 
 def _assumed(n: int) -> float:

@@ -146,7 +146,7 @@ class Lookup:
             return NO_DRAFT
         self._source = start
         tokens = _copied(history, start, min(n, self._max_tokens))
-        return Draft(tokens, [_evidence(length + i, is_near) for i in range(len(tokens))])
+        return Draft(tokens, _EVIDENCE[is_near][length : length + len(tokens)])
 
     def _find(self, history: Sequence[int]) -> tuple[int | None, int, bool]:
         """Where what may follow begins, the length of the match before it, and whether it lies where the last
@@ -186,13 +186,15 @@ def _copied(text: Sequence[int], start: int, n: int) -> list[int]:
     return found
 
 
-def _evidence(length: int, is_near: bool) -> Evidence:
-    return _EVIDENCE[is_near][_CLASS_OF[min(length, _MAX_MATCH)]]
+def _evidence(name: str, priors: Sequence[float]) -> list[Evidence]:
+    """By the length of the match: each token that comes true makes it one longer."""
+    kinds = [Evidence(name.format(least), prior) for least, prior in zip(_CLASSES, priors, strict=True)]
+    return [kinds[_CLASS_OF[min(n, _MAX_MATCH)]] for n in range(_MAX_MATCH + MAX_DRAFT + 1)]
 
 
 _EVIDENCE = (
-    [Evidence(f"match of {n}", p) for n, p in zip(_CLASSES, _ANYWHERE, strict=True)],
-    [Evidence(f"passage, match of {n}", p) for n, p in zip(_CLASSES, _SAME_PASSAGE, strict=True)],
+    _evidence("match of {}", _ANYWHERE),
+    _evidence("passage, match of {}", _SAME_PASSAGE),
 )
 
 _CALLED = Evidence("function", 0.5)

@@ -17,11 +17,14 @@ from pyllamacpu.engine.drafts import MAX_DRAFT, NO_DRAFT, Draft, Drafter, DraftS
 _FORGET = 0.98  # of a count's weight with each new observation of its kind
 _PRIOR_WEIGHT = 6.0  # observations that the prior stands for
 _SHARED_WEIGHT = 4.0  # observations of the same answer that all answers' together stand for
+_HARDLY = 0.1  # a chance that is never worth a row
 _MIN_GAIN = 1.03  # expected, for a draft to be verified: estimates have errors
 _MAX_LOSS = 1.5  # steps that drafts may have cost on the whole before they pause
 _ACCOUNT = 0.99  # of gains and losses that are remembered from step to step
 _PAUSE = 32  # steps; twice as many each time, until drafts win again
 _MAX_PAUSE = 1024
+
+_NONE = (0.0, 0.0)
 
 
 class Acceptance:
@@ -32,13 +35,13 @@ class Acceptance:
         self._counts: dict[str, tuple[float, float]] = {}  # those that came true, all
 
     def observe(self, evidence: Evidence, came_true: bool) -> None:
-        hits, n = self._counts.get(evidence.kind, (0.0, 0.0))
+        hits, n = self._counts.get(evidence.kind, _NONE)
         self._counts[evidence.kind] = _FORGET * hits + came_true, _FORGET * n + 1
         if self._shared is not None:
             self._shared.observe(evidence, came_true)
 
     def probability(self, evidence: Evidence) -> float:
-        hits, n = self._counts.get(evidence.kind, (0.0, 0.0))
+        hits, n = self._counts.get(evidence.kind, _NONE)
         if self._shared is None:
             return (hits + _PRIOR_WEIGHT * evidence.prior) / (n + _PRIOR_WEIGHT)
         return (hits + _SHARED_WEIGHT * self._shared.probability(evidence)) / (n + _SHARED_WEIGHT)
@@ -68,10 +71,14 @@ class DraftedAnswer:
         self.proposal = NO_DRAFT
 
     def chances(self) -> list[float]:
-        """How likely each token of the proposal is to come true, with all before it."""
+        """How likely each token of the proposal is to come true, with all before it, up to those that hardly
+        are.
+        """
         chance, found = 1.0, []
         for evidence in self.proposal.evidence:
             chance *= self.acceptance.probability(evidence)
+            if chance < _HARDLY:
+                break
             found.append(chance)
         return found
 
@@ -105,7 +112,7 @@ class Speculation:
         self._source.catch_up(wishes)
         started = time.perf_counter()
         drafts = self._source.propose(wishes, self._costs.seconds(len(answers) + n_others))
-        self._drafting = time.perf_counter() - started
+        self._drafting = 0.0 if self._source.is_free else time.perf_counter() - started
         for answer, draft in zip(asking, drafts, strict=True):
             answer.proposal, answer.start = draft, len(answer.history)
         if not pausing:
