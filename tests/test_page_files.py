@@ -115,6 +115,7 @@ def test_the_least_recently_used_go(tmp_path: Path) -> None:
     files = PageFiles(tmp_path / "pages", limit)
     other = PageFiles(tmp_path / "pages", limit)
     (files.folder / "mine.txt").write_text("not a page")
+    files.write_fact(KEYS[63], KEYS[63])
     for i, key in enumerate(KEYS[:60]):
         assert write(files if i % 2 else other, key, 1000 * i)
         assert files.touch(KEYS[0], 1000 * i)
@@ -125,6 +126,7 @@ def test_the_least_recently_used_go(tmp_path: Path) -> None:
     assert len(left) >= 8
     assert files.counts.n_evicted + other.counts.n_evicted == 60 - len(left)
     assert (files.folder / "mine.txt").exists()
+    assert files.read_fact(KEYS[63]) == KEYS[63]  # the smallest go last
 
 
 def test_a_page_over_the_limit_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,6 +147,7 @@ def test_the_folder_may_go_at_any_time(tmp_path: Path, caplog: pytest.LogCapture
     assert read(files, KEYS[0]) is None
     assert write(files, KEYS[1])
     assert read(files, KEYS[1]) == content(KEYS[1])
+    assert files.n_bytes == 8192
     assert not caplog.records
 
 

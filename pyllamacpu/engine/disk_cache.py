@@ -183,7 +183,7 @@ class DiskCache:
 
     def _find(self, reading: Reading) -> bool:
         """Whether the first page that is not in memory is on the disk."""
-        n = self._prefixes.n_pages(reading.tokens, reading.root)
+        n, _ = self._prefixes.find(reading.tokens, reading.root)
         keys = self._keys(reading, n + 1)
         return len(keys) > n and self.files.has(keys[n])
 
@@ -215,7 +215,7 @@ class DiskCache:
         """Puts pages into the tree, in their order, as far as they are there and computing would not be
         faster.
         """
-        start = self._prefixes.n_pages(reading.tokens, reading.root)
+        start, node = self._prefixes.find(reading.tokens, reading.root)
         keys = self._keys(reading, len(reading.tokens))
         began = time.monotonic()
         for i in range(start, len(keys)):
@@ -224,7 +224,8 @@ class DiskCache:
                 return
             if (pages := self._read_page(keys[i])) is None:
                 return
-            node = self._prefixes.attach(reading.tokens[: (i + 1) * PAGE], pages, reading.root)
+            tokens = tuple(reading.tokens[i * PAGE : (i + 1) * PAGE])
+            node = self._prefixes.attach(node, tokens, pages, reading.root)
             if node is None:
                 return
             node.digest, node.stored_at, node.stored_spaces = keys[i], time.monotonic(), _spaces(node)

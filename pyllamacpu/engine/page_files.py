@@ -177,6 +177,7 @@ class PageFiles:
                     _write_whole(path, buffers, used_ns)
                 except FileNotFoundError:  # somebody has deleted the folder
                     self._make_folder()
+                    self._scan()
                     _write_whole(path, buffers, used_ns)
             except OSError as error:
                 self._failed("written", error)
@@ -211,7 +212,7 @@ class PageFiles:
         return found
 
     def _evict(self, found: list[tuple[int, int, Path]], most: int) -> None:
-        for _, n_bytes, path in sorted(found):
+        for _, n_bytes, path in sorted(found, key=lambda item: (item[2].suffix == ".model", *item)):
             if self.n_bytes <= max(most, 0):
                 return
             path.unlink(missing_ok=True)

@@ -38,6 +38,14 @@ class Node:
         self.children: dict[Key, Node] = {}
         self.order: list[Key] = []
 
+    def path(self) -> list[Node]:
+        """The nodes down to this one, without the root."""
+        found, node = [], self
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
+
     def nearest(self, tokens: Key) -> tuple[int, Node | None]:
         """The child with most tokens in common with `tokens`, and how many."""
         at = bisect_left(self.order, tokens)
@@ -128,26 +136,26 @@ class PrefixCache:
 
     # Pages that come from elsewhere, and go there
 
-    def n_pages(self, tokens: Seq[int], root: Root) -> int:
-        """Full pages of `tokens` that are here."""
+    def find(self, tokens: Seq[int], root: Root) -> tuple[int, Node | None]:
+        """Full pages of `tokens` that are here, and the last of them."""
         with self._cache.lock:
-            return max(len(self._path(tokens, root)) - 1, 0)
+            path = self._path(tokens, root)[1:]
+            return len(path), path[-1] if path else None
 
-    def attach(self, tokens: Seq[int], pages: PageSet, root: Root) -> Node | None:
-        """Takes over the last 32 of `tokens`, whose pages are nobody else's; None if those before them are
-        not here.
+    def attach(self, parent: Node | None, key: Key, pages: PageSet, root: Root) -> Node | None:
+        """Takes over the pages of 32 tokens, which are nobody else's, below `parent` (None: as the first).
+        None if that has left the tree.
         """
         with self._cache.lock:
-            path = self._path(tokens, root) or [self._roots.setdefault(root, Node(None, (), ()))]
-            n = len(tokens) // PAGE
-            if len(path) == n:
-                path.append(self._add(path[-1], tuple(tokens[-PAGE:]), pages))
+            node = None
+            if parent is None or parent in self._recent:
+                parent = self._roots.setdefault(root, Node(None, (), ())) if parent is None else parent
+                node = parent.children.get(key) or self._add(parent, key, pages)
+                self._touch(node.path())
             for space, page in zip(self._cache.token_spaces, pages, strict=True):
                 if page:
                     self._cache.release(page, space)  # the tree counts it, or has its own
-            self._touch(path[1:])
-            self._forget_empty(root)
-        return path[n] if len(path) > n else None
+        return node
 
     def copy_pages(self, node: Node, buffers: Seq[memoryview]) -> int:
         """Copies a page into a buffer for each space; bits of the spaces that it is there for, none when it
