@@ -100,7 +100,7 @@ def wait_until(condition: Any, seconds: float = PATIENCE) -> None:
 @contextlib.contextmanager
 def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterator[Running]:
     """A server of these (name, path), in f32 caches. `more`: fields of its options."""
-    names = ("parallel", "keep_alive", "memory", "stop_loops", "cache_disk", "cache_disk_limit")
+    names = ("parallel", "keep_alive", "memory", "stop_loops", "cache_disk", "cache_disk_limit", "pooling")
     pool = {name: more.pop(name) for name in names if name in more}
     draft = more.pop("draft", None)
     load = LoadOptions(n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32", draft=draft)

@@ -22,9 +22,9 @@ What is good to know:
   ids.
 - A file without a tokenizer serves token ids (`generate`, `eval`, `stream`, `logits`); text calls raise
   `TokenizerError`. `vocab_only=True` opens only the tokenizer.
-- `embed` gives the mean of a text's final states unless `pooling_type` says otherwise (0 none, 2 first, 3
-  last). A text longer than the context loses its end, with a UserWarning, or with `truncate=False` is an
-  error.
+- `embed` gives the mean of a text's final states unless the file or `pooling_type` says otherwise (0 none,
+  2 first, 3 last). A text longer than the context loses its end, with a UserWarning, or with
+  `truncate=False` is an error.
 - Options about GPUs, mmap, NUMA and the like are accepted; one that asks for something that will not
   happen is reported by a `UserWarning`, once, and so is a keyword that nobody knows.
   `kv_overrides` raises `OptionError`: it comes with a later version.

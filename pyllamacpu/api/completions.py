@@ -427,9 +427,10 @@ class Completions(Tokens):
     ) -> Any:
         """The embedding of a text as a list of n_embd floats, or a list of them for a list of texts.
 
-        The mean of the final hidden states, unless `pooling_type` says otherwise. With `normalize` its length
-        is 1. A text longer than the context loses its end, with a UserWarning, or without `truncate` raises
-        ContextError. With `return_count`, a pair of the result and the number of tokens.
+        The mean of the final hidden states, unless the file or `pooling_type` says otherwise (0: a vector for
+        each token). With `normalize` its length is 1. A text longer than the context loses its end, with a
+        UserWarning, or without `truncate` raises ContextError. With `return_count`, a pair of the result and
+        the number of tokens.
         """
         texts = as_texts("input", input)
         vectors, n_tokens = [], 0

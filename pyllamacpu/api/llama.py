@@ -25,7 +25,7 @@ from pyllamacpu.api.opening import (
     warn_of_model,
 )
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
-from pyllamacpu.engine.pooling import check_pooling
+from pyllamacpu.engine.pooling import check_pooling, own_pooling
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.model.config import kv_type
@@ -51,7 +51,7 @@ class Llama(Completions):
         n_ctx: tokens in the context; 0 is what the model was trained with.
         n_batch, n_ubatch: tokens of a prompt that are evaluated at once, the smaller of both. Speed only.
         n_threads: threads; None is one per usable CPU core. One pool serves prompts and single tokens.
-        pooling_type: how `embed` joins a text's vectors: 0 not at all, 1 (and -1) mean, 2 first, 3 last.
+        pooling_type: how `embed` joins a text's vectors: 0 not, 1 mean, 2 first, 3 last, -1 as the file says.
         rope_freq_base, rope_freq_scale: override the file's rotary frequencies; 0 leaves them.
         logits_all: keep the logits behind every evaluated token in `scores`.
         embedding: accepted; `embed` works without it.
@@ -139,6 +139,8 @@ class Llama(Completions):
             parts.close()
             raise
         self.metadata = text_metadata(parts.metadata)
+        if self.pooling == -1:
+            self.pooling = own_pooling(parts.metadata)
         self._types, self.n_batch = (options.type_k, options.type_v), options.n_batch
         warn_of_model(self.model_path, parts, options)
         self._own_attributes = frozenset(self.__dict__)

@@ -64,6 +64,12 @@ engine_options = options(
     click.option(
         "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
     ),
+    click.option(
+        "--pooling",
+        type=click.Choice(("none", "mean", "cls", "last"), False),
+        help="How embeddings join the vectors of a text's tokens: their mean, the first (cls), the last, or "
+        "not at all (/embedding only). [default: as the file says, else mean]",
+    ),
     draft_options,
 )
 
@@ -262,6 +268,7 @@ def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
 
 def pool_options(parameters: dict[str, Any]) -> PoolOptions:
     from pyllamacpu.api.loading import LoadOptions
+    from pyllamacpu.engine.pooling import BY_NAME
     from pyllamacpu.server.models import PoolOptions
 
     threads, keep_alive = parameters["threads"], parameters["keep_alive"]
@@ -279,6 +286,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         kv_bytes=parameters["cache_ram"],
         keep_alive=None if keep_alive is None or keep_alive < 0 else keep_alive,
         memory=parameters["memory"],
+        pooling=BY_NAME[parameters["pooling"].lower()] if parameters["pooling"] else None,
         stop_loops=parameters["stop_loops"],
         cache_disk=_checked_folder(parameters["cache_disk"], parameters["cache_disk_limit"]),
         cache_disk_limit=parameters["cache_disk_limit"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from pyllamacpu.errors import OptionError
 
 Hidden = npt.NDArray[np.float64]
 
-# The numbers of llama.cpp's pooling types. -1, the default, is the mean here.
+# The numbers of llama.cpp's pooling types. -1, the default, is the file's own, else the mean.
 POOLING: dict[int, tuple[str, Callable[[Hidden], Hidden]]] = {
     -1: ("mean", lambda states: states.mean(axis=0)),
     0: ("none", lambda states: states),
@@ -22,8 +22,22 @@ POOLING: dict[int, tuple[str, Callable[[Hidden], Hidden]]] = {
 }
 
 
+NONE, MEAN, CLS, LAST, RANK = range(5)
+BY_NAME = {"none": NONE, "mean": MEAN, "cls": CLS, "last": LAST}
+
+
+def own_pooling(metadata: Mapping[str, Any]) -> int:
+    """What a file says of itself; the mean for one that says nothing, or something that gives no vector."""
+    stated = metadata.get(f"{metadata.get('general.architecture')}.pooling_type")
+    return stated if stated in (MEAN, CLS, LAST) else MEAN
+
+
 def check_pooling(number: int) -> int:
     """`number` if it is a pooling type that a Llama can serve. Raises OptionError."""
+    if number == RANK:
+        raise OptionError(
+            "pooling_type=4 (rank) needs a model with a head that ranks, which no architecture here has"
+        )
     if number not in POOLING:
         names = ", ".join(f"{known} ({name})" for known, (name, _) in POOLING.items())
         raise OptionError(f"pooling_type={number!r} is not supported; choose one of {names}")

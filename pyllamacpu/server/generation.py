@@ -18,7 +18,7 @@ import numpy as np
 from pyllamacpu.api.prompts import stop_token_ids, text_prompt
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
-from pyllamacpu.engine.pooling import pool
+from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import Grammar
@@ -210,10 +210,14 @@ class Service:
         inputs: Sequence[str | Sequence[int]],
         normalize: bool = True,
         truncate: bool = False,
+        by_token: bool = False,
     ) -> tuple[list[Any], int]:
         """A vector for each input, of length 1 if `normalize`, and the number of tokens. All inputs run in
-        one batch. `truncate`: a text that is too long loses its end.
+        one batch. `truncate`: a text that is too long loses its end. `by_token`: with pooling "none" there
+        is a vector for each token; without it that is an error.
         """
+        if model.pooling == NONE and not by_token:
+            raise HTTPError("with --pooling none a text has no one vector: ask /embedding for its tokens'")
         async with self.places(1):
             prompts = await self.off_loop(_embedding_prompts, model, inputs, truncate)
             stream = EventStream(self.thread, model.scheduler)
@@ -224,7 +228,7 @@ class Service:
                 for _ in prompts:
                     i, event = await stream.next()
                     assert event.hidden is not None
-                    vectors[i] = pool(event.hidden, -1, normalize)
+                    vectors[i] = pool(event.hidden, model.pooling, normalize)
             finally:
                 stream.close()
         return [vectors[i] for i in range(len(prompts))], sum(map(len, prompts))

@@ -17,6 +17,7 @@ from pyllamacpu.api.loading import LoadedModel, LoadOptions, make_scheduler, ope
 from pyllamacpu.api.tokens import default_kv_bytes
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
+from pyllamacpu.engine.pooling import own_pooling
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
 from pyllamacpu.errors import ContextError
 from pyllamacpu.limits import memory_usable
@@ -108,6 +109,7 @@ class PoolOptions:
     kv_bytes: int | None = None
     keep_alive: float | None = None
     memory: int | None = None  # bytes of all loaded weights
+    pooling: int | None = None  # of embeddings; None: as the file says
     stop_loops: bool = True  # end answers that repeat themselves, unless a request has its own wish
     cache_disk: Path | None = None  # the folder where keys and values are kept too
     cache_disk_limit: int | None = None  # bytes
@@ -126,6 +128,7 @@ class Model:
     card: ModelCard | None = None
     adapters: AdapterScales | None = None  # of requests that do not say; None: the engine's own
     whole: Model | None = None  # what this is another name for, with adapters of its own
+    chosen_pooling: int | None = None
     retired: bool = False  # no request finds it any more: it is freed when nobody uses it
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
@@ -133,6 +136,11 @@ class Model:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def pooling(self) -> int:
+        """How embeddings join a text's vectors (`engine.pooling`)."""
+        return own_pooling(self.parts.metadata) if self.chosen_pooling is None else self.chosen_pooling
 
     @property
     def engine(self) -> Engine:
@@ -301,7 +309,8 @@ class ModelPool:
             log.warning("%s: %s", source.name, note)
         own = own_sampling(str(source.path))
         loops, keep_alive = self.options.stop_loops, self.options.keep_alive
-        return Model(source, parts, scheduler, keep_alive, own, loops, source.card)
+        pooling = self.options.pooling
+        return Model(source, parts, scheduler, keep_alive, own, loops, source.card, chosen_pooling=pooling)
 
     def _open(self, source: ServedFile) -> LoadedModel:
         path, card = str(source.path), source.card

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from pyllamacpu import __version__
 from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
+from pyllamacpu.engine.pooling import NONE
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
@@ -135,12 +136,14 @@ async def _apply_template(service: Service, fields: Fields, strict: bool) -> Res
 async def _embedding(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         inputs = read_inputs(fields, "content" if "content" in fields else "input")
-        kind = fields.integer("embd_normalize", -1, 2, 2)
+        by_token = model.pooling == NONE  # vectors of tokens are as they are, as llama.cpp's
+        kind = fields.integer("embd_normalize", -1, 2, -1 if by_token else 2)
         if kind not in (-1, 2):
             raise fields.wrong("embd_normalize", "allowed: -1 (none) and 2 (Euclidean)")
         fields.finish(strict)
-        vectors, _ = await service.embed(model, inputs, normalize=kind == 2)
-        return http.json_response([{"index": i, "embedding": [v]} for i, v in enumerate(vectors)])
+        vectors, _ = await service.embed(model, inputs, normalize=kind == 2, by_token=True)
+        rows = vectors if by_token else [[vector] for vector in vectors]
+        return http.json_response([{"index": i, "embedding": row} for i, row in enumerate(rows)])
 
 
 # Completion
