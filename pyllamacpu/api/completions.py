@@ -33,7 +33,7 @@ from pyllamacpu.engine.generate import (
     TextEvent,
     token_limit,
 )
-from pyllamacpu.engine.pooling import pool
+from pyllamacpu.engine.pooling import own_pooling, pool
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
@@ -418,6 +418,10 @@ class Completions(Tokens):
 
     # Embeddings
 
+    def pooling_type(self) -> int:
+        """How `embed` joins the vectors of a text."""
+        return own_pooling(self._parts.metadata) if self.pooling == -1 else self.pooling
+
     def embed(
         self,
         input: str | Sequence[str],
@@ -445,7 +449,7 @@ class Completions(Tokens):
                 ids = ids[: self.n_ctx()]
             check_length(len(ids), self.n_ctx())
             n_tokens += len(ids)
-            vectors.append(pool(self._hidden(ids), self.pooling, normalize))
+            vectors.append(pool(self._hidden(ids), self.pooling_type(), normalize))
         result = vectors[0] if isinstance(input, str) else vectors
         return (result, n_tokens) if return_count else result
 

@@ -25,7 +25,7 @@ from pyllamacpu.api.opening import (
     warn_of_model,
 )
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
-from pyllamacpu.engine.pooling import check_pooling, own_pooling
+from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.model.config import kv_type
@@ -139,8 +139,6 @@ class Llama(Completions):
             parts.close()
             raise
         self.metadata = text_metadata(parts.metadata)
-        if self.pooling == -1:
-            self.pooling = own_pooling(parts.metadata)
         self._types, self.n_batch = (options.type_k, options.type_v), options.n_batch
         warn_of_model(self.model_path, parts, options)
         self._own_attributes = frozenset(self.__dict__)
@@ -271,10 +269,6 @@ class Llama(Completions):
             offload_kqv=False,
             **given,
         )
-
-    def pooling_type(self) -> int:
-        """How `embed` joins the vectors of a text."""
-        return self.pooling
 
     def _fingerprint(self) -> tuple[Any, ...]:
         config = self.engine.config
