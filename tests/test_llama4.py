@@ -15,7 +15,7 @@ from test_batch_invariance import assert_same_bits, logits, prompt
 from pyllamacpu.engine.engine import Entry
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.session import Session
-from pyllamacpu.errors import ModelError
+from pyllamacpu.errors import ContextError, ModelError
 from pyllamacpu.gguf import GGUFFile, GGUFWriter, TensorType
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.registry import load
@@ -91,6 +91,29 @@ def test_pages_of_past_chunks_are_freed(llama4: dict[str, Path]) -> None:
         assert prefixes.extend(sequence, tokens[:n]) == reused
         assert_same_bits(engine.eval(sequence, tokens[reused:], logits="all"), whole[reused:])
         sequence.close()
+    engine.close()
+
+
+@pytest.mark.parametrize("error", [ContextError, KeyboardInterrupt])
+def test_a_prompt_that_fails_behind_a_chunk(error: type[BaseException], llama4: dict[str, Path]) -> None:
+    """A session that keeps all logits goes back to where it was, or as far as nothing must be read again."""
+    engine = opened(llama4["scout"], n_batch=64)
+    tokens = prompt(engine, 330)
+    whole = logits(engine, tokens)
+    session = Session(engine, keep_all=True)
+    session.append(tokens[:100])
+
+    def fail(done: int, total: int) -> None:
+        if done > 250:
+            raise error("enough")
+
+    with pytest.raises(error, match="enough"):
+        session.append(tokens[100:], on_progress=fail)
+    n = 100 if error is ContextError else 64
+    assert len(session) == session.n_scored == n
+    session.append(tokens[n:])
+    assert session.scores is not None
+    assert_same_bits(session.scores[:330], whole)
     engine.close()
 
 

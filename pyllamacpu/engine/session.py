@@ -70,9 +70,13 @@ class Session:
         mode = "last" if self.scores is None else "all"
         try:
             logits = self.engine.eval(self.sequence, list(tokens), logits=mode, on_progress=progress)
-        except BaseException:
-            if self.scores is not None:  # chunks that were done have no rows in `scores`
-                self.sequence.truncate(start)
+        except BaseException as error:
+            if self.scores is not None:  # steps that were done have no rows in `scores`
+                if isinstance(error, Exception):
+                    self.truncate(start)
+                else:  # Ctrl-C: nothing is evaluated again
+                    self.sequence.truncate(self.sequence.reusable(start))
+                    self.n_scored = min(self.n_scored, len(self))
             raise
         self.follow(start, logits)
 
