@@ -42,14 +42,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(name: str, command: Sequence[str], port: int) -> Iterator[Server]:
-    """The server, once it is healthy. Raises ServerFailure."""
+def running(name: str, command: Sequence[str], port: int, wait: bool = True) -> Iterator[Server]:
+    """The server, once it is healthy unless not to `wait`. Raises ServerFailure."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
     try:
         server = Server(name, process, Client(port))
-        wait_healthy(server)
+        if wait:
+            wait_healthy(server)
         yield server
     finally:
         process.terminate()

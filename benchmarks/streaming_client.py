@@ -10,13 +10,14 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 _EVENT = re.compile(rb"data: (\{.*?\})\r?\n\r?\n", re.DOTALL)
 _GAUGE = re.compile(r"(\w+)(?:\{.*\})? (\S+)$")
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class ServerFailure(Exception):
@@ -92,7 +93,7 @@ class _Exchange(asyncio.Protocol):
             self.over.set_result(self.answer)
 
 
-def http_request(port: int, path: str, body: Any = None) -> bytes:
+def http_request(port: int, path: str, body: Any = None, headers: Mapping[str, str] = _NO_HEADERS) -> bytes:
     """The bytes of a request for JSON, after which the server closes the connection."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [
@@ -101,6 +102,7 @@ def http_request(port: int, path: str, body: Any = None) -> bytes:
         "Content-Type: application/json",
         f"Content-Length: {len(content)}",
         "Connection: close",
+        *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + content
 
@@ -114,8 +116,9 @@ def completion_body(prompt: Sequence[int], n_tokens: int, stream: bool = True) -
 class Client:
     """Requests to the server on a port of this machine."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, headers: Mapping[str, str] = _NO_HEADERS) -> None:
         self.port = port
+        self.headers = headers
 
     async def stream(self, prompt: Sequence[int], n_tokens: int) -> Answer:
         """The answer to `prompt`, streamed."""
@@ -165,7 +168,7 @@ class Client:
         return sum(bool(slot["is_processing"]) for slot in await self.json("/slots"))
 
     async def _open(self, path: str, body: Any) -> tuple[asyncio.Transport, _Exchange]:
-        request = http_request(self.port, path, body)
+        request = http_request(self.port, path, body, self.headers)
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_connection(lambda: _Exchange(request), "127.0.0.1", self.port)
         return transport, protocol

@@ -6,12 +6,16 @@ the kernel's documentation of cgroup v1 and v2, cgroups(7), proc_pid_mountinfo(5
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path("/")
+
+# mallopt's parameters (malloc.h) and our values.
+_MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 20), "M_TRIM_THRESHOLD": (-1, 1 << 20), "M_ARENA_MAX": (-8, 2)}
 
 
 def cpus_usable(root: Path = ROOT) -> int:
@@ -92,3 +96,13 @@ def _read(path: Path) -> str | None:
         return path.read_text(errors="replace").strip()
     except OSError:
         return None
+
+
+def return_freed_memory() -> None:
+    """Makes the C library give freed blocks of 1 MiB and more back to the system at once, and keep few heaps:
+    it would hold the largest that there ever was, for each thread (glibc, mallopt(3); others do not).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in _MALLOC.values():
+            mallopt(parameter, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -461,3 +462,51 @@ def test_answers_are_the_same_after_a_kill(
     assert script("same_answers").main() == 0
     shown = capsys.readouterr().out
     assert shown.count("3 of 3 equal") == 3
+
+
+# serve_weather.py
+
+
+def test_bad_weather_harms_nobody_and_leaves_nothing(script: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Some seconds of it, with a kill in the middle."""
+    from tiny_model import write_model as write_tiny
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    models = [write_tiny(tmp_path / f"{name}.gguf", n_ctx=1024) for name in ("a", "b")]
+    named = [word for model in models for word in ("--model", str(model))]
+    sizes = ["--minutes", "0.06", "--clients", "16", "-t", "1", "--json", str(tmp_path / "weather.json")]
+    code = script("serve_weather").main([*named, *sizes])
+    seen = json.loads((tmp_path / "weather.json").read_text())
+    assert seen["faults"] == [] and code == 0
+    assert seen["healthy answers"] > 0 and seen["nasty requests"] > 16 and seen["requests_running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "fault"), [(200, True), (500, True), (400, False), (503, False), (0, True)]
+)
+def test_what_is_a_fault_in_bad_weather(script: Any, status: int, fault: bool) -> None:
+    clients = script("weather_clients")
+
+    class Answering(clients.Server):  # type: ignore[misc]
+        async def ask(self, data: bytes) -> tuple[int, bytes]:
+            return status, b""
+
+    server = Answering(1, "k", ("m",))
+    if not fault:
+        asyncio.run(server.refused(b""))
+        return
+    with pytest.raises(clients.Fault):
+        asyncio.run(server.refused(b""))
+
+
+def test_a_changed_bit_is_a_fault_in_bad_weather(script: Any) -> None:
+    weather = script("serve_weather")
+    answer = {"choices": [{"text": "a", "logprobs": {"token_logprobs": [-0.25]}}], "id": "1"}
+    other = json.loads(json.dumps(answer))
+    other["choices"][0]["logprobs"]["token_logprobs"] = [-0.2500001]
+    found = [weather.essence(json.dumps(a).encode(), False) for a in (answer, {**answer, "id": "2"}, other)]
+    assert found[0] == found[1] != found[2]
+    event = {"choices": [{"delta": {"content": "a"}, "logprobs": {"content": [{"logprob": -1.0}]}}]}
+    line = b"data: " + json.dumps(event).encode() + b"\n\n"
+    chunks = b"".join(f"{len(line):x}\r\n".encode() + line + b"\r\n" for _ in range(2)) + b"0\r\n\r\n"
+    assert weather.essence(weather.plain(chunks), True) == {"text": "aa", "logprobs": [{"logprob": -1.0}] * 2}

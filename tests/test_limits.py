@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,28 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_read(
         with pytest.raises(error, match=words):
             Engine.open(path)
     assert loaded == [0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_large_blocks_that_threads_free_go_back_to_the_system() -> None:
+    code = """
+        import threading
+        from pyllamacpu.limits import return_freed_memory
+        return_freed_memory()
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096
+        def work():
+            for _ in range(3):
+                text = ("x" * (12 << 20)).encode().decode()
+                small = [bytes(1000) for _ in range(10_000)]
+                del text, small
+            done.wait()
+        before, done = resident(), threading.Barrier(5)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        done.wait()
+        assert resident() - before < 24 << 20, (resident() - before) >> 20
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment, timeout=60)

@@ -259,6 +259,25 @@ def test_a_paused_request_gives_way_when_nothing_else_can_run() -> None:
     assert first.is_finished
 
 
+def test_paused_requests_do_not_keep_others_waiting() -> None:
+    """Not even while another one runs: slow readers have no hold on the places."""
+    scheduler = Scheduler(FakeEngine(n_ctx=512), None, max_running=3)
+    slow = [scheduler.submit(Request(prompt(40, i), GREEDY, 4)) for i in range(2)]
+    scheduler.step()
+    for handle in slow:
+        handle.paused = True
+    endless = scheduler.submit(Request(prompt(40, 7), GREEDY, None))
+    other = scheduler.submit(Request(prompt(40, 8), GREEDY, 4))
+    for _ in range(50):
+        scheduler.step()
+    assert other.is_finished and not endless.is_finished
+    for handle in slow:
+        handle.paused = False
+    scheduler.cancel(endless)
+    finish(scheduler)
+    assert all(handle.is_finished for handle in slow)
+
+
 # Failures
 
 

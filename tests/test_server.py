@@ -28,6 +28,7 @@ from pyllamacpu.cli.main import main
 from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.guard import GuardOptions, is_loopback
+from pyllamacpu.text.tokenizer import Tokenizer
 
 QUESTION = [{"role": "user", "content": "hello"}]
 LONG = {"messages": QUESTION, "max_tokens": 4000, "ignore_eos": True, "temperature": 1}
@@ -214,11 +215,62 @@ def test_sizes_are_limited(running: Running) -> None:
     assert running.get("/health").status_code == 200
 
 
+def test_a_text_that_cannot_fit_costs_no_tokens(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*arguments: Any) -> list[int]:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    text = "word and more " * 50_000
+    for path, body in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
+        ),
+    ):
+        response = running.post(path, **body)
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert error["code"] == "context_length_exceeded" and "at least" in error["message"]
+
+
 def test_half_requests_are_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyllamacpu.server.run, "HEADER_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as connection:
         connection.sendall(b"GET /health HT")
         assert connection.recv(100) == b""
+
+
+def test_a_half_request_behind_a_whole_one_is_given_up(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyllamacpu.server.run, "HEADER_SECONDS", 0.2)
+    whole = head("Host: localhost")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        connection.sendall(whole + whole[:20])
+        answer = b""
+        while data := connection.recv(1000):
+            answer += data
+        assert answer.startswith(b"HTTP/1.1 200")
+    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
+        for _ in range(2):  # an idle connection is left alone
+            connection.sendall(whole)
+            answer = connection.recv(1000)
+            while not answer.endswith(b"}"):
+                answer += connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 200")
+            time.sleep(0.4)
+
+
+def test_who_reads_nothing_of_an_answer_loses_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyllamacpu.server.run, "UNREAD_SECONDS", 0.2)
+    held = hold(running, 2)
+    try:
+        running.wait_idle()
+    finally:
+        for connection in held:
+            connection.close()
 
 
 def test_a_body_that_does_not_come_is_given_up(path: Path) -> None:

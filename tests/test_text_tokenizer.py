@@ -40,6 +40,24 @@ def test_bytes_that_are_no_utf8_come_back(any_tokenizer: Any) -> None:
         assert any_tokenizer.decode(ids) == data.decode("utf-8", "replace")
 
 
+def test_the_fewest_tokens_of_a_text_are_never_too_many(any_tokenizer: Any) -> None:
+    texts = [
+        "",
+        " ",
+        "a",
+        " " * 3000,
+        "-" * 3000,
+        "the cat " * 500,
+        "\x00\x01" * 300,
+        "\u4e2d\U0001f600" * 300,
+    ]
+    for text in [*texts, *any_tokenizer.special_tokens, *map(any_tokenizer.piece, range(100)), *INVALID]:
+        for special in (False, True):
+            ids = any_tokenizer.encode(text, add_special=False, parse_special=special)
+            assert any_tokenizer.fewest_tokens(text) <= len(ids)
+    assert any_tokenizer.kind != "gpt2" or any_tokenizer.fewest_tokens("the cat " * 100_000) > 500
+
+
 def test_special_spellings_are_text_unless_asked_for(any_tokenizer: Any) -> None:
     for name, token in any_tokenizer.special_tokens.items():
         text = f"x {name}y"

@@ -222,9 +222,10 @@ class Scheduler:
                     handle._sequence.adapters = handle.request.adapters
             claiming = [*self._running, *(h for h in self._waiting if h.is_loading)]
             if claiming and not self._fits(handle, claiming):
-                if any(h.is_loading or not h.paused for h in claiming):
+                unread = [h for h in self._running if h.paused]
+                if not unread:
                     return
-                self._preempt(self._youngest())  # all that run wait for their readers
+                self._preempt(max(unread, key=lambda h: h.number))  # whose reader is slow waits for its own
                 continue
             page_seconds = self.costs.seconds(StepSize(prompt=PAGE))
             if self.disk is not None and begin_reading(self.disk, handle, page_seconds, self.on_loaded):

@@ -239,6 +239,7 @@ class Service:
 
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
     """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
+    _check_length(model, prompt)
     if isinstance(prompt, Chat):
         whole = model.conversation(prompt.messages)
         messages, tools = shown_tools(model.template, whole, prompt.tools.offered, **prompt.extra)
@@ -280,12 +281,35 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
     )
 
 
+def _check_length(model: Model, prompt: Chat | Text) -> None:
+    """Refuses texts that cannot fit, before time and memory go into their tokens. (Templates may strip.)"""
+    if isinstance(prompt, Chat):
+        contents = [message.get("content") for message in prompt.messages]
+    else:
+        contents = [prompt.text, prompt.suffix]
+    texts = [text for content in contents for text in _texts(content)]
+    fewest = sum(model.tokenizer.fewest_tokens(text.strip()) for text in texts)
+    if fewest >= model.engine.n_ctx:
+        raise _too_long(f"at least {fewest}", model.engine.n_ctx)
+
+
+def _texts(content: Any) -> list[str]:
+    """The texts of a message's content, which may have parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    return [text for text in texts if isinstance(text, str)]
+
+
 def _check_room(ids: Sequence[int], n_ctx: int) -> None:
     if len(ids) >= n_ctx:
-        raise HTTPError(
-            f"the prompt has {len(ids)} tokens; the context of {n_ctx} tokens must hold it and an answer",
-            code="context_length_exceeded",
-        )
+        raise _too_long(str(len(ids)), n_ctx)
+
+
+def _too_long(n_tokens: str, n_ctx: int) -> HTTPError:
+    return HTTPError(
+        f"the prompt has {n_tokens} tokens; the context of {n_ctx} tokens must hold it and an answer",
+        code="context_length_exceeded",
+    )
 
 
 def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:
@@ -300,6 +324,8 @@ def _embedding_prompts(
 ) -> list[list[int]]:
     prompts = []
     for i, text in enumerate(inputs):
+        if isinstance(text, str) and not truncate:
+            check_length(model.tokenizer.fewest_tokens(text), model.engine.n_ctx)
         ids = model.tokenizer.encode(text) if isinstance(text, str) else list(text)
         if not ids:
             raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")

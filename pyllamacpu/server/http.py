@@ -180,6 +180,7 @@ async def while_connected(request: Request, work: Awaitable[Result]) -> Result:
         leaving.cancel()
         if not task.done():
             task.cancel()
+        del task  # its error's traceback has this frame: a circle that would keep the body for a while
 
 
 async def _left(request: Request) -> None:

@@ -67,6 +67,7 @@ class _State:
             ("requests_running", "Answers in work", lambda m: m.scheduler.n_running),
             ("requests_waiting", "Answers that wait", lambda m: m.scheduler.n_waiting),
             ("kv_bytes", "Bytes of keys and values", lambda m: m.engine.cache.bytes_in_use),
+            ("prefix_bytes", "Of those, kept of requests that are over", _prefix_bytes),
             ("weight_bytes", "Bytes of weights", lambda m: m.engine.weight_bytes),
             ("scratch_bytes", "Bytes of buffers", lambda m: m.engine.scratch_bytes),
             ("steps", "Steps so far", lambda m: m.scheduler.n_steps),
@@ -97,3 +98,7 @@ def _disk_rows(disk: PageFiles) -> Iterator[Any]:
     ]
     for name, words, value in rows:
         yield CounterMetricFamily(f"pyllamacpu_disk_cache_{name}", words, value=value)
+
+
+def _prefix_bytes(model: Any) -> int:
+    return len(model.scheduler.prefixes) * int(model.engine.cache.page_bytes)

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from pyllamacpu.limits import return_freed_memory
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.guard import MAX_HEADERS
 
@@ -26,25 +27,46 @@ log = logging.getLogger("pyllamacpu.server")
 
 HEADER_SECONDS = 15.0  # that a request's headers may take to come
 _MAX_LINE = 4096  # bytes of a request's first line that are looked at for its path
+UNREAD_SECONDS = 60.0  # that an answer may wait for a client which reads nothing of it
 SWITCH_SECONDS = 0.001  # that threads with prompts may keep the interpreter from the engine's, after a step
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1, with a limit to the time that the first headers take."""
+    """HTTP/1.1, with limits to the time that a request's headers take, and that a client may take no bytes of
+    its answer.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head = b""  # the beginning of the request that comes
         self._impatience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+        self._unread: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self._head = data[:_MAX_LINE]
+            self._impatience.cancel()
+            self._impatience = self.loop.call_later(HEADER_SECONDS, self._give_up)
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._impatience.cancel()
+        self._forget_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not read: what waits for it keeps its place among the answers only so long."""
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._forget_unread()
+        super().resume_writing()
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def send_400_response(self, msg: str) -> None:
         """For what is not HTTP: the reason, in the shape of the path's dialect as far as there is a path."""
@@ -70,7 +92,8 @@ class Protocol(H11Protocol):
         return words[1].decode("latin-1") if len(words) > 1 else ""
 
     def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        half = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if (half or self.cycle is None) and not self.transport.is_closing():
             self.transport.close()
 
 
@@ -144,6 +167,7 @@ def run(app: FastAPI, host: str, port: int, grace: float, on_ready: Callable[[st
     """Serves until a signal; whether it could start."""
     server = make_server(app, host, port, grace, on_ready)
     sys.setswitchinterval(SWITCH_SECONDS)
+    return_freed_memory()
     try:
         asyncio.run(server.serve())
     except SystemExit:  # uvicorn's way to say that it cannot listen; the log has the reason

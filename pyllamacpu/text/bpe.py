@@ -14,7 +14,7 @@ from typing import Any
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.merges import Merges
 from pyllamacpu.text.pretokenize import PRE_TOKENIZERS
-from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 from pyllamacpu.text.vocab import TokenType, Vocabulary, string_list
 
 MAX_CACHED_WORDS = 1 << 16
@@ -112,6 +112,10 @@ class ByteLevelTokenizer(Tokenizer):
         (SmolLM2 lacks a few control characters and bytes that only invalid or unassigned text has).
         """
         return frozenset(byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in self._text_ids)
+
+    def fewest_tokens(self, text: str | bytes) -> int:
+        left = to_bytes(text).translate(None, bytes(self._missing))
+        return -(-len(left) // self._longest_token)
 
     @cached_property
     def _replaced(self) -> dict[int, str]:

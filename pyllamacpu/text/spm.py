@@ -187,6 +187,10 @@ class SentencePieceTokenizer(Tokenizer):
             ids = [self._unknown_id() if token >= self.n_vocab else token for token in ids]
         return ids
 
+    @property
+    def _keeps_all_bytes(self) -> bool:
+        return len(self._byte_ids) == 256 and not self._strip_spaces
+
     def _byte_id(self, byte: int) -> int:
         token = self._byte_ids.get(byte)
         return self._unknown_id() if token is None else token

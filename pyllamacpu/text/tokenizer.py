@@ -92,6 +92,20 @@ class Tokenizer(ABC):
             ids = [*ids, self.eos]
         return ids
 
+    def fewest_tokens(self, text: str | bytes) -> int:
+        """A number of tokens that `text` has at the least, found without encoding it."""
+        return -(-len(to_bytes(text)) // self._longest_token) if self._keeps_all_bytes else 0
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Bytes of text that a token can stand for, at the most."""
+        return max(len(piece.encode("utf-8", "surrogatepass")) for piece in self.vocab.pieces)
+
+    @property
+    def _keeps_all_bytes(self) -> bool:
+        """Whether no byte of a text is lost on its way to tokens, and none joined to one unknown token."""
+        return False
+
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Spelling → id of the control and unknown tokens: what `parse_special` looks for. Not of those that
