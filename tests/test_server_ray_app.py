@@ -151,6 +151,15 @@ def test_a_node_is_killed(served: Served) -> None:
     wait_until(served.is_healthy)
 
 
+def test_the_builder_needs_no_connection(tmp_path: Path) -> None:
+    """`serve run` calls it before it connects."""
+    ray = pytest.importorskip("ray")
+    connected = ray.is_initialized()
+    model = write_model(tmp_path / "tiny.gguf")
+    application = ray_app.app({"model": [f"tiny={model}"], "replicas": "2", "threads": 1})
+    assert isinstance(application, ray.serve.Application) and ray.is_initialized() == connected
+
+
 def test_without_ray_it_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     model = write_model(tmp_path / "tiny.gguf")

@@ -183,7 +183,7 @@ def _serve_on_ray(parameters: dict[str, Any], options: ServeOptions, on_ready: C
 
     if parameters["port"] == 0:
         raise OptionError("--port 0: Ray Serve needs a port's number")
-    replicas = Replicas(parameters["replicas"] or 1, options.pool.load.n_threads, parameters["grace"])
+    replicas = Replicas(parameters["replicas"] or 1, options.pool.load.n_threads or 0, parameters["grace"])
     listen = parameters["host"], parameters["port"]
     serve_on_ray(parameters["cluster"], options, replicas, listen, on_ready)
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pyllamacpu import __version__
 from pyllamacpu.api.loading import LoadOptions
 from pyllamacpu.errors import OptionError, PyllamacpuError
+from pyllamacpu.limits import cpus_usable
 from pyllamacpu.server import http
 from pyllamacpu.server.app import ServeOptions, Server, add_errors, make_app
 from pyllamacpu.server.errors import HTTPError
@@ -214,18 +215,17 @@ def _plain_scope(request: Request) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Replicas:
-    """n_cpus: of each, None: all of the smallest node, so that each node has one. grace: seconds that running
-    answers get when a replica is stopped.
-    """
+    """n_cpus: of each, 0: not known yet. grace: seconds of a replica that is stopped for running answers."""
 
     count: int = 1
-    n_cpus: int | None = None
+    n_cpus: int = 0
     grace: float = 30.0
 
 
-def build(options: ServeOptions, replicas: Replicas) -> Any:
-    """The application for `serve.run`. Needs a connection to the cluster. Raises OptionError, ModelError."""
-    serve = _import_serve()
+def _check_room(replicas: Replicas) -> Replicas:
+    """`replicas` in the cluster that is connected; without a number of CPUs, with all of the smallest node,
+    so that each node has one. Raises OptionError.
+    """
     nodes = live_nodes().values()
     if not nodes:
         raise OptionError("the cluster has no node with a CPU")
@@ -233,7 +233,13 @@ def build(options: ServeOptions, replicas: Replicas) -> Any:
     n_places = sum(node.n_cpus // n_cpus for node in nodes)
     if n_places < replicas.count:
         log.warning("%d replicas of %d CPUs: there is room for %d now", replicas.count, n_cpus, n_places)
-    options = replace(options, pool=node_options(options.pool, n_cpus))
+    return replace(replicas, n_cpus=n_cpus)
+
+
+def build(options: ServeOptions, replicas: Replicas) -> Any:
+    """The application for `serve.run`. Raises OptionError, ModelError."""
+    serve = _import_serve()
+    options = replace(options, pool=node_options(options.pool, replicas.n_cpus))
     n_answers = options.pool.parallel + options.max_queue
     engine = serve.deployment(
         Engine,
@@ -242,7 +248,7 @@ def build(options: ServeOptions, replicas: Replicas) -> Any:
         max_ongoing_requests=n_answers + 16,  # what asks for no answer is not held up by those that do
         max_queued_requests=max(1, options.max_queue),
         graceful_shutdown_timeout_s=replicas.grace,
-        ray_actor_options={"num_cpus": n_cpus},
+        ray_actor_options={"num_cpus": replicas.n_cpus},
         request_router_config=serve.config.RequestRouterConfig(
             request_router_class="pyllamacpu.server.ray_router.PrefixRouter"
         ),
@@ -294,7 +300,8 @@ class _Arguments(BaseModel):
 
 def app(arguments: Mapping[str, Any]) -> Any:
     """For `serve run pyllamacpu.server.ray_app:app name=value …` and the configuration files of Ray Serve.
-    Raises OptionError, and what `build` raises.
+    threads: also the CPUs of a replica; without it, those of the machine that builds the application, which
+    need not be connected yet. Raises OptionError, and what `build` raises.
     """
     try:
         given = _Arguments.model_validate(arguments)
@@ -315,7 +322,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     guard = GuardOptions(_words(given.allowed_hosts), _words(given.cors_origins), _several(given.api_key))
     models = tuple(served_file(text) for text in _several(given.model) or ("",))
     options = ServeOptions(models, pool, guard, max_queue=given.max_queue, strict=given.strict)
-    return build(options, Replicas(given.replicas, given.threads, given.grace))
+    return build(options, Replicas(given.replicas, given.threads or cpus_usable(), given.grace))
 
 
 def _several(value: str | Sequence[str]) -> tuple[str, ...]:
@@ -338,7 +345,7 @@ def serve_on_ray(
     """
     with connected(address) as ray:
         serve = _import_serve()
-        application = build(options, replicas)
+        application = build(options, _check_room(replicas))
         shared = bool(serve.status().proxies)
         if not shared:
             serve.start("HeadOnly", {"host": listen[0], "port": listen[1]})
