@@ -151,6 +151,7 @@ def test_a_node_is_killed(served: Served) -> None:
     wait_until(served.is_healthy)
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray Serve uses what pydantic will drop
 def test_the_builder_needs_no_connection(tmp_path: Path) -> None:
     """`serve run` calls it before it connects."""
     ray = pytest.importorskip("ray")
