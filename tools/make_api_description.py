@@ -52,6 +52,11 @@ REQUESTS: dict[str, Shape] = {
 }
 
 
+def key(fields: Fields, name: str) -> str:
+    """`options/seed` is within `options`; a name may have dots itself."""
+    return fields.where.replace(".", "/") + name
+
+
 def noted(found: dict[str, Shape], name: str, shape: Shape) -> None:
     """A type goes before none, and what is refused before what is ignored."""
     if "[" not in name and (shape or name not in found):
@@ -88,13 +93,13 @@ def recording() -> Iterator[dict[str, Shape]]:
             try:
                 return kept[method](self, name, *arguments, **named)
             finally:
-                noted(found, self.where + name, SHAPES[method](*arguments, **named))
+                noted(found, key(self, name), SHAPES[method](*arguments, **named))
 
         return call
 
     def ignore(self: Fields, *names: str) -> None:
         for name in names:
-            noted(found, self.where + name, {})
+            noted(found, key(self, name), {})
         kept["ignore"](self, *names)
 
     for method in SHAPES:

@@ -87,8 +87,8 @@ def body_schema(path: str) -> Shape:
     own = {**ANYWHERE, **BY_PATH.get(path, {})}
     root: Shape = {"type": "object", "properties": {}}
     for name, shape in body_fields().get(path, {}).items():
-        *outer, last = name.split(".")
-        if any(".".join(outer[: i + 1]) in own for i in range(len(outer))):
+        *outer, last = name.split("/")
+        if any("/".join(outer[: i + 1]) in own for i in range(len(outer))):
             continue  # within what `shapes` describes
         place = root
         for part in outer:

@@ -117,7 +117,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
         "messages": _ANTHROPIC_MESSAGES,
         "system": one_of(TEXT, array(_PART, minItems=1)),
         "tools": _ANTHROPIC_TOOLS,
-        "tool_choice": obj({"name": or_null(TEXT)}, type=words("auto", "any", "tool", "none")),
+        "tool_choice": obj({"name": or_null(TEXT), "type": words("auto", "any", "tool", "none")}),
         "output_config": OBJECT,
         "output_format": OBJECT,
         "thinking": obj(type=words("disabled")),

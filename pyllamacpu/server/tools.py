@@ -46,7 +46,7 @@ def _tool(value: Any, where: str) -> Mapping[str, Any]:
     function = value.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise wrong(f"{where}.function.name", "must be a string")
-    if not isinstance(function.get("parameters") or {}, dict):
+    if not isinstance(function.get("parameters"), (dict, type(None))):
         raise wrong(f"{where}.function.parameters", "must be a JSON schema: an object")
     return {"type": "function", "function": function}
 
