@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,18 @@ def test_a_folder_that_cannot_be_used_is_told_of_at_once(path: Path, tmp_path: P
         result = CliRunner().invoke(cli, ["serve", "-m", str(path), "--port", "0", *more])
         assert result.exit_code != 0
         assert message in str(result.exception)
+
+
+def test_complete_and_chat_keep_prompts_too(path: Path, tmp_path: Path) -> None:
+    prompt = "hello the world " * 12
+    shared = ["-m", str(path), "-n", "4", "--cache-disk", str(tmp_path / "pages")]
+    complete = ["complete", "-p", prompt, "--temp", "0", "--perf", *shared]
+    chat = ["chat", "-st", "-p", prompt, "-v", *shared]
+    for arguments in (complete, chat):
+        first, second = (CliRunner().invoke(cli, arguments) for _ in range(2))
+        assert first.exit_code == second.exit_code == 0, first.output
+        assert " cached" not in first.output or " (0 cached)" in first.output
+        assert re.search(r"\((32|64|96) cached\)", second.output), second.output
 
 
 @pytest.mark.parametrize("end", ["keep_alive", "stop"])

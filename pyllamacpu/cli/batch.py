@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from pyllamacpu.cli.options import force_option
-from pyllamacpu.cli.serve import disk_options, engine_options, pool_options, served_models
+from pyllamacpu.cli.options import disk_options, force_option
+from pyllamacpu.cli.serve import engine_options, pool_options, served_models
 from pyllamacpu.progress import notify, progress_line
 
 _positive = click.IntRange(min=1)

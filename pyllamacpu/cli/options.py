@@ -104,6 +104,16 @@ def draft_source(draft: str | None, draft_model: str | None) -> str | None:
     return str(resolve_model(draft_model))
 
 
+disk_options = options(
+    click.option(
+        "--cache-disk",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Keep keys and values there too: a prompt is not read again after a restart. Private, shared by "
+        "the processes that name it, safe to delete.",
+    ),
+    click.option("--cache-disk-limit", type=_positive, metavar="BYTES", help="Of that folder; 8 GiB."),
+)
 model_option = options(_MODEL)
 model_options = options(
     _MODEL,
@@ -139,6 +149,7 @@ model_options = options(
     ),
     lora_option,
     draft_options,
+    disk_options,
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
 )
 
@@ -252,6 +263,8 @@ class ModelChoice:
     lora: tuple[str, ...] = ()
     draft: str | None = None
     draft_model: str | None = None
+    cache_disk: Path | None = None
+    cache_disk_limit: int | None = None
 
     @classmethod
     def take(cls, parameters: dict[str, Any]) -> ModelChoice:
@@ -308,6 +321,8 @@ class ModelChoice:
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "draft_model": draft_source(self.draft, self.draft_model),
+            "cache_disk": self.cache_disk,
+            "cache_disk_limit": self.cache_disk_limit,
             **template_arguments(self.chat_template),
         }
         if self.lora:

@@ -15,6 +15,7 @@ from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
     Number,
+    disk_options,
     draft_options,
     draft_source,
     force_option,
@@ -71,17 +72,6 @@ engine_options = options(
         "not at all (/embedding only). [default: as the file says, else mean]",
     ),
     draft_options,
-)
-
-disk_options = options(
-    click.option(
-        "--cache-disk",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Keep keys and values there too: a prompt is not read again after a restart. Private, shared by "
-        "the processes that name it, safe to delete.",
-    ),
-    click.option("--cache-disk-limit", type=_positive, metavar="BYTES", help="Of that folder; 8 GiB."),
 )
 
 

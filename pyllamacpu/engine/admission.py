@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from pyllamacpu.engine.disk_cache import DiskCache, Reading
@@ -35,6 +36,7 @@ def begin_reading(
     if handle._generation is None or handle._looked_up:
         return False
     handle._looked_up = handle.is_loading = True
+    began = time.perf_counter()
 
     def done() -> None:
         handle.is_loading = False
@@ -46,7 +48,9 @@ def begin_reading(
         tokens, (handle.sequence.adapters, None), page_seconds, lambda: not handle.cancelled, done
     )
     begun = disk.read(reading)
-    if not begun:
+    if begun:
+        handle._admitted_at = handle._admitted_at or began  # its prompt takes this time too
+    else:
         handle.is_loading = False
     return begun
 
