@@ -94,6 +94,14 @@ def adapted(plan: Recorder, h: Tensor) -> None:
     matrices = [weights(32, 32), weights(32, 32)]
     adapters = {"low_rank": between, "n_adapters": 2, "up": up}
     plan.op("matmul", x=h, matrix=matrices, bias=[None, None], out=outs, **adapters)
+    ids = plan.ints(2, h)
+    plan.op("top_k", x=h, k=2, ids=ids, values=Tensor(h.recorder, 2))
+    order, _, ends = plan.segments(ids, 3)
+    rows, experts = plan.gather_rows(h, order, 2), {"adapter": 1, "ends": ends, "order": order}
+    downs, ups = [weights(8, 32)] * 3, [weights(32, 8)] * 3
+    between = Tensor(h.recorder, 8, rows.rows, 2)
+    plan.op("adapter_experts_down", x=rows, matrices=downs, factor=0.5, out=between, **experts)
+    plan.op("adapter_experts_up", x=between, matrices=ups, out=rows, **experts)
 
 
 def batch_for(pages: list[Pages], native: NativePlan, rng: random.Random) -> tuple[BatchArrays, Any]:

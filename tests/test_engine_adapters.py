@@ -1,5 +1,7 @@
 """Sequences with adapters, and without, in one batch: each has its own bits (engine/adapters.py)."""
 
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
 from __future__ import annotations
 
 import io
@@ -10,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from gguf_build import F32, Build
+from llama4_models import llama4  # noqa: F401
+from llama4_models import opened as llama4_opened
 from test_batch_invariance import assert_same_bits, opened, prompt
 
 from pyllamacpu.engine.engine import Engine, Entry
@@ -18,8 +22,11 @@ from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.lora import AdapterScales
-from pyllamacpu.model.weights import Matrix
+from pyllamacpu.model.weights import Experts, Matrix
 from pyllamacpu.sampling.options import SamplingOptions
 
 SHAPES = ("gqa3", "mixed_q4_k_m")
@@ -32,16 +39,18 @@ def write_adapter(path: Path, engine: Engine, rank: int, seed: int, every: int =
     build = Build()
     for key, text in (
         ("general.type", "adapter"),
-        ("general.architecture", "llama"),
+        ("general.architecture", engine.config.arch),
         ("adapter.type", "lora"),
     ):
         build.add_string(key, text.encode())
     build.add("adapter.lora.alpha", F32, build.pack("f", 2.0 * rank))
-    names = [name for name, w in engine.model.weights.items() if isinstance(w, Matrix)]
-    for name in names[::every]:
-        weight = engine.model.weights.matrix(name)
-        a = rng.standard_normal((rank, weight.cols)) / weight.cols**0.5
-        b = rng.standard_normal((weight.rows, rank)) * 0.05
+    kinds = (Matrix, Experts)
+    for name in [name for name, w in engine.model.weights.items() if isinstance(w, kinds)][::every]:
+        weight = engine.model.weights[name]
+        first = weight[0] if isinstance(weight, Experts) else weight
+        n = (len(weight),) if isinstance(weight, Experts) else ()
+        a = rng.standard_normal((*n, rank, first.cols)) / first.cols**0.5
+        b = rng.standard_normal((*n, first.rows, rank)) * 0.05
         for part, values in (("a", a), ("b", b)):
             raw = np.ascontiguousarray(values, np.float32).tobytes()
             build.add_tensor(f"{name}.lora_{part}", values.shape[::-1], 0, raw)
@@ -207,6 +216,46 @@ def test_a_saved_state_is_of_its_adapters(engine: Engine) -> None:
             else:
                 with pytest.raises(OptionError, match="other adapters"):
                     own.load(io.BytesIO(state))
+
+
+def test_experts_as_if_merged(llama4: dict[str, Path], tmp_path: Path) -> None:
+    """Every linear weight of a Llama 4, each expert's too, against the same model with B A added to its
+    weights; rows of other sequences in the batch keep their bits.
+    """
+    plain, engine = (llama4_opened(llama4["scout"]) for _ in range(2))
+    path = write_adapter(tmp_path / "experts.gguf", plain, 5, 7)
+    engine.load_adapters([(path, 0.75)])
+    assert {name for name in engine.adapters[0].pairs if "_exps" in name}
+    tokens = prompt(plain, 60)
+    blocks = {
+        name: (TensorType.F32, merged(plain, name, engine.adapters[0].path, 0.75 * 2))
+        for name in engine.adapters[0].pairs
+    }
+    with plain.replaced(blocks):
+        wanted = logits(plain, tokens, ())
+    found = logits(engine, tokens, engine.default_adapters)
+    base = logits(plain, tokens, ())
+    assert np.abs(found - wanted).max() < 2e-4 * wanted.std()
+    assert np.abs(base - wanted).mean() > 0.1 * wanted.std()
+    assert_same_bits(logits(engine, tokens, ()), base)
+    own = [sequence(engine, mix) for mix in ((), engine.default_adapters, (), engine.default_adapters)]
+    rows = engine.step([Entry(s, tokens[:n], "all") for s, n in zip(own, (20, 60, 7, 1), strict=True)])
+    for at, n, whole in ((0, 20, base), (20, 60, found), (80, 7, base), (87, 1, found)):
+        assert_same_bits(rows[at : at + n], whole[:n])
+    assert_same_bits(logits(engine, tokens, engine.default_adapters, 1), found)
+    plain.close()
+    engine.close()
+
+
+def merged(engine: Engine, name: str, adapter: Path, scale: float) -> npt.NDArray[np.uint8]:
+    """The float32 bytes of W + scale * B A."""
+    with GGUFFile.open(adapter) as file:
+        names = (f"{name}.lora_a", f"{name}.lora_b")
+        a, b = (dequantize(file.data(part), TensorType.F32, file.tensors[part].shape) for part in names)
+    added = a @ b.T if name == "token_embd.weight" else np.matmul(b, a)
+    info = engine.file.tensors[name]
+    whole = dequantize(engine.file.data(name), info.type, info.shape) + np.float32(scale) * added
+    return np.ascontiguousarray(whole, np.float32).view(np.uint8).reshape(-1)
 
 
 def test_scales(engine: Engine) -> None:

@@ -75,8 +75,13 @@ void cost_segments(const pl_plan *plan, const pl_op *op, const pl_workload *w, p
 void cost_low_rank(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
 {
     (void)plan;
-    const int down = op->head.kind == PL_OP_adapter_down;
-    add_listed(down ? &op->adapter_down.matrices : &op->adapter_up.matrices, rows_of(op, w), cost);
+    const int kind = op->head.kind;
+    if (kind == PL_OP_adapter_experts_down || kind == PL_OP_adapter_experts_up)
+        add_product(kind == PL_OP_adapter_experts_down ? op->adapter_experts_down.matrices.items[0]
+                                                       : op->adapter_experts_up.matrices.items[0],
+                    rows_of(op, w), 1, cost);
+    else
+        add_listed(kind == PL_OP_adapter_down ? &op->adapter_down.matrices : &op->adapter_up.matrices, rows_of(op, w), cost);
 }
 
 /* (query, key) pairs of the tokens after `depth`, each seeing up to `window` keys, or those of its chunk. */

@@ -222,3 +222,106 @@ int64_t run_adapter_embed(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     }
     return n;
 }
+
+/* ---- experts: an item is a few panels of one expert, with all rows of its segment ---- */
+
+typedef struct {
+    const pl_matrices *matrices;
+    int x, ends, order, adapter, out;
+    float factor; /* of down; 0: up, which adds */
+} experts_op;
+
+static experts_op experts_of(const pl_op *op)
+{
+    if (op->head.kind == PL_OP_adapter_experts_down) {
+        const pl_op_adapter_experts_down *f = &op->adapter_experts_down;
+        return (experts_op){&f->matrices, f->x, f->ends, f->order, f->adapter, f->out, f->factor};
+    }
+    const pl_op_adapter_experts_up *f = &op->adapter_experts_up;
+    return (experts_op){&f->matrices, f->x, f->ends, f->order, f->adapter, f->out, 0};
+}
+
+static const char *check_experts(const pl_plan *plan, const pl_op *op)
+{
+    const experts_op f = experts_of(op);
+    const pl_matrix *first = f.matrices->items[0];
+    if (f.adapter < 0 || f.adapter >= 1 << 20 || plan->buffers[f.ends].width != f.matrices->n)
+        return "there is no such adapter, or ends is not as wide as there are matrices";
+    for (int64_t i = 0; i < f.matrices->n; i++) {
+        const pl_matrix *m = f.matrices->items[i];
+        if (m->type != first->type || m->rows != first->rows || m->cols != first->cols || !pl_panel_is_float(m->type))
+            return "the matrices are not alike, or not of floats";
+    }
+    if (first->cols > plan->buffers[f.x].padded || first->panels * PL_ROWS > plan->buffers[f.out].padded || f.x == f.out)
+        return "x or out is not wide enough for the matrices, or they are the same";
+    return NULL;
+}
+
+const char *check_adapter_experts_down(const pl_plan *plan, const pl_op *op)
+{
+    return op->adapter_experts_down.factor == 0 ? "the factor is 0" : check_experts(plan, op);
+}
+const char *check_adapter_experts_up(const pl_plan *plan, const pl_op *op) { return check_experts(plan, op); }
+
+/* The scale of row j of the experts' order; a row that does not exist ends the run with an error. */
+static float expert_scale(pl_plan *plan, const pl_op *op, const experts_op *f, int64_t j)
+{
+    int64_t pair = pl_int_row(plan, f->order, j)[0];
+    if (pair >= 0 && pair < pl_op_rows(plan, op))
+        return scale_of(plan, op, pair, f->adapter);
+    atomic_store(&plan->failed, 1);
+    return 0;
+}
+
+/* Rows [row, last) of one expert, which all use the adapter. */
+static void expert_panels(pl_plan *plan, const pl_op *op, const experts_op *f, const pl_matrix *m, int64_t panel, int64_t row,
+                          int64_t last)
+{
+    const pl_plan_buffer *x = &plan->buffers[f->x], *out = &plan->buffers[f->out];
+    const int64_t panel1 = panel + UP_PANELS < m->panels ? panel + UP_PANELS : m->panels;
+    pl_matmul_run(plan->kernels, &(pl_matmul){.type = m->type,
+                                              .panels = m->data,
+                                              .cols = m->cols,
+                                              .panel0 = panel,
+                                              .panel1 = panel1,
+                                              .x = x->floats,
+                                              .x_stride = x->stride,
+                                              .token0 = row,
+                                              .token1 = last,
+                                              .residual = f->factor == 0 ? out->floats : NULL,
+                                              .out = out->floats,
+                                              .out_stride = out->stride});
+    for (int64_t r = row; r < last && f->factor != 0; r++) {
+        float *y = pl_row(plan, f->out, r), scale = f->factor * expert_scale(plan, op, f, r);
+        for (int64_t c = panel * PL_ROWS; c < panel1 * PL_ROWS; c++)
+            y[c] *= scale;
+    }
+}
+
+static int64_t run_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const experts_op f = experts_of(op);
+    const int64_t units = (f.matrices->items[0]->panels + UP_PANELS - 1) / UP_PANELS, rows = pl_op_rows(plan, op);
+    const int64_t items = plan->batch.adapter_scales ? f.matrices->n * units : 0;
+    int64_t begin, end;
+    while (PL_TAKE(items, 1, 1)) {
+        int64_t s = begin / units, panel = begin % units * UP_PANELS;
+        const int32_t *ends = pl_int_row(plan, f.ends, 0);
+        int64_t row = s > 0 ? ends[s - 1] : 0, stop = ends[s];
+        if (row < 0 || stop > rows || row > stop)
+            atomic_store(&plan->failed, 1);
+        else
+            for (int64_t last; row < stop; row = last) {
+                int used = expert_scale(plan, op, &f, row) != 0;
+                for (last = row + 1; last < stop && last - row < ROWS_OF_ITEM && (expert_scale(plan, op, &f, last) != 0) == used;)
+                    last++;
+                if (used)
+                    expert_panels(plan, op, &f, f.matrices->items[s], panel, row, last);
+            }
+        PL_DONE();
+    }
+    return items;
+}
+
+int64_t run_adapter_experts_down(pl_plan *plan, const pl_op *op, pl_work_queue *queue) { return run_experts(plan, op, queue); }
+int64_t run_adapter_experts_up(pl_plan *plan, const pl_op *op, pl_work_queue *queue) { return run_experts(plan, op, queue); }

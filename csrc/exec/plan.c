@@ -125,6 +125,8 @@ static void note_demands(pl_plan *plan, const pl_op *op)
     int32_t adapters = op->head.kind == PL_OP_adapter_embed                       ? op->adapter_embed.adapter + 1
                        : op->head.kind == PL_OP_adapter_down                      ? op->adapter_down.n_adapters
                        : op->head.kind == PL_OP_adapter_up                        ? op->adapter_up.n_adapters
+                       : op->head.kind == PL_OP_adapter_experts_down              ? op->adapter_experts_down.adapter + 1
+                       : op->head.kind == PL_OP_adapter_experts_up                ? op->adapter_experts_up.adapter + 1
                        : op->head.kind == PL_OP_matmul && op->matmul.low_rank >= 0 ? op->matmul.n_adapters
                                                                                   : 0;
     plan->n_adapters = adapters > plan->n_adapters ? adapters : plan->n_adapters;

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import OptionError
 from pyllamacpu.graph.adapters import GraphAdapters
 from pyllamacpu.model.lora import Adapter, AdapterScales
-from pyllamacpu.model.weights import Weights
+from pyllamacpu.model.weights import Experts, Weights
 
 MAX_SCALE = 1e4
 
@@ -40,7 +40,11 @@ class LoadedAdapters:
         if not self._adapters:
             return None
         names = {name for adapter in self._adapters for name in adapter.pairs}
-        pairs = {id(weights[name]): [a.pairs.get(name) for a in self._adapters] for name in names}
+        keys = {name: weights[name] for name in names}
+        pairs = {
+            id(w[0] if isinstance(w, Experts) else w): [a.pairs.get(name) for a in self._adapters]
+            for name, w in keys.items()
+        }
         return GraphAdapters(len(self._adapters), pairs)
 
     def scales(self, given: Iterable[tuple[int, float]]) -> AdapterScales:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from pyllamacpu.errors import NativeError
 from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Op, Tensor
 from pyllamacpu.model.lora import LowRankPair
-from pyllamacpu.model.weights import Matrix, Table, padded_vector
+from pyllamacpu.model.weights import Experts, Matrix, Table, padded_vector
 from pyllamacpu.native import lib
 
 PANEL = 16  # columns between A and B are whole panels
@@ -22,7 +22,7 @@ Pairs = Sequence[LowRankPair | None]
 
 @dataclass(frozen=True)
 class GraphAdapters:
-    """`n` adapters; `pairs` by id() of the model's weights that some of them change."""
+    """`n` adapters; `pairs` by id() of the weights that some change (of experts: of the first one)."""
 
     n: int
     pairs: Mapping[int, Pairs]
@@ -39,22 +39,22 @@ def with_adapters(ops: list[Op], adapters: GraphAdapters) -> list[Op]:
     for op in ops:
         changed = {id(w) for w in _weights(op) if id(w) in adapters.pairs}
         left -= changed
-        if changed:
-            result += _embedded(op, adapters) if op.name == "embed" else _multiplied(op, adapters)
-        else:
-            result.append(op)
+        result += _CHANGED[op.name](op, adapters, result) if changed else [op]
     if left:
         raise NativeError(f"{len(left)} weights that adapters change are in no product that they can change")
     return result
 
 
-def _weights(op: Op) -> Iterable[Matrix | Table]:
+def _weights(op: Op) -> list[Matrix | Table]:
+    """Those by which `GraphAdapters.pairs` knows what the op multiplies with: of experts the first."""
     if op.name == "embed":
         return [op.values["table"]]
+    if op.name == "segment_matmul":
+        return list(op.values["matrices"][:1])
     return [m for m in op.values["matrix"] if m is not None] if op.name == "matmul" else []
 
 
-def _multiplied(op: Op, adapters: GraphAdapters) -> list[Op]:
+def _multiplied(op: Op, adapters: GraphAdapters, _before: list[Op]) -> list[Op]:
     """A product, with what adapters add to its outputs."""
     none: Pairs = [None] * adapters.n
     pairs = [pair for m in op.values["matrix"] for pair in adapters.pairs.get(id(m), none)]
@@ -73,14 +73,14 @@ def _multiplied(op: Op, adapters: GraphAdapters) -> list[Op]:
     return [Op(KINDS["adapter_down"], op.rows, down, op.times), op]
 
 
-def _embedded(op: Op, adapters: GraphAdapters) -> list[Op]:
+def _embedded(op: Op, adapters: GraphAdapters, _before: list[Op]) -> list[Op]:
     """Likewise for rows of the embedding, of one adapter after another."""
     ops = [op]
     out: Tensor = op.values["out"]
     for i, pair in enumerate(adapters.pairs[id(op.values["table"])]):
         if pair is None:
             continue
-        low_rank = Tensor(out.recorder, pair.b.cols, out.rows)
+        low_rank = Tensor(out.recorder, pair.rank, out.rows)
         down = {"table": pair.a, "adapter": i, "factor": pair.factor, "out": low_rank}
         only = [pair.b if j == i else None for j in range(adapters.n)]
         up = {"x": low_rank, "n_adapters": adapters.n, "matrices": only, "out": out}
@@ -89,6 +89,26 @@ def _embedded(op: Op, adapters: GraphAdapters) -> list[Op]:
     return ops
 
 
+def _of_experts(op: Op, adapters: GraphAdapters, before: list[Op]) -> list[Op]:
+    """Of experts, one adapter after another. Which token a row belongs to is in the order of its segments."""
+    ops, x, ends = [op], op.values["x"], op.values["ends"]
+    order = next(o.values["order"] for o in before if o.name == "segment_rows" and o.values["ends"] is ends)
+    for i, pair in enumerate(adapters.pairs[id(op.values["matrices"][0])]):
+        if pair is None:
+            continue
+        assert isinstance(pair.a, Experts) and isinstance(pair.b, Experts)
+        low_rank = Tensor(x.recorder, pair.rank, x.rows, op.times)
+        common = {"adapter": i, "ends": ends, "order": order}
+        down = {"x": x, "matrices": list(pair.a.matrices), "factor": pair.factor, "out": low_rank, **common}
+        up = {"x": low_rank, "matrices": list(pair.b.matrices), "out": op.values["out"], **common}
+        ops.append(Op(KINDS["adapter_experts_down"], op.rows, down, op.times))
+        ops.append(Op(KINDS["adapter_experts_up"], op.rows, up, op.times))
+    return ops
+
+
+_CHANGED = {"matmul": _multiplied, "embed": _embedded, "segment_matmul": _of_experts}
+
+
 def columns(pair: LowRankPair | None) -> int:
     """Between A and B."""
-    return 0 if pair is None else -(-pair.b.cols // PANEL) * PANEL
+    return 0 if pair is None else -(-pair.rank // PANEL) * PANEL

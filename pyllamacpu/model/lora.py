@@ -1,7 +1,8 @@
 """LoRA adapters at run time: low-rank additions to the weights of a loaded model, from GGUF files.
 
 A weight W (out, in) becomes W + scale * alpha / rank * B A with A (rank, in) and B (out, rank); `scale` is
-the caller's, for each sequence. Of the token embedding A is a table (n_vocab, rank), and B (dim, rank).
+the caller's, for each sequence. Of the token embedding A is a table (n_vocab, rank), and B (dim, rank);
+experts have an A and a B each, (n, rank, in) and (n, out, rank).
 alpha 0: not divided by the rank. The file is llama.cpp's (src/llama-adapter.cpp): general.type "adapter",
 adapter.type "lora", adapter.lora.alpha, and tensors NAME.lora_a, NAME.lora_b.
 """
@@ -23,7 +24,7 @@ from pyllamacpu.errors import AdapterError, ModelError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.model.weights import Matrix, Table, Vector, Weights
+from pyllamacpu.model.weights import Experts, Matrix, Table, Vector, Weights
 from pyllamacpu.native import ffi, lib, pointer
 
 MAX_RANK = 256
@@ -34,9 +35,14 @@ _SUFFIXES = (".lora_a", ".lora_b")
 class LowRankPair:
     """What is added to a weight, but for the caller's scale: factor * B A."""
 
-    a: Matrix | Table
-    b: Matrix
+    a: Matrix | Table | Experts
+    b: Matrix | Experts
     factor: float
+
+    @property
+    def rank(self) -> int:
+        first: Matrix = self.b[0] if isinstance(self.b, Experts) else self.b
+        return first.cols
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +58,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The largest."""
-        return max(pair.b.cols for pair in self.pairs.values())
+        return max(pair.rank for pair in self.pairs.values())
 
     @property
     def n_bytes(self) -> int:
@@ -156,33 +162,31 @@ class _AdapterReader:
             raise self.error(f"{name}: the model has no such weight")
         if isinstance(weight, Vector):
             raise self.error(f"{name}: norms and biases cannot be changed by a LoRA")
-        if not isinstance(weight, (Matrix, Table)):
-            raise self.error(
-                f"{name}: weights of this kind cannot be changed by an adapter yet; merge it instead"
-            )
         (kind_a, a, shape_a), (kind_b, b, shape_b) = (self._values(name + suffix) for suffix in _SUFFIXES)
-        rank = shape_b[1]
-        looked_up = isinstance(weight, Table)
-        n_out, n_in = (weight.cols, weight.rows) if looked_up else (weight.rows, weight.cols)
-        wanted = ((n_in, rank) if looked_up else (rank, n_in)), (n_out, rank)
-        if (shape_a, shape_b) != wanted:
-            shapes = f"A {shape_a} and B {shape_b} do not fit the model's {(weight.rows, weight.cols)}"
+        rank = shape_b[-1]
+        shape = _shape(weight)
+        n_out, n_in = shape[::-1] if isinstance(weight, Table) else shape[-2:]
+        of_a = (n_in, rank) if isinstance(weight, Table) else (rank, n_in)
+        if (shape_a, shape_b) != ((*shape[:-2], *of_a), (*shape[:-2], n_out, rank)):
+            shapes = f"A {shape_a} and B {shape_b} do not fit the model's {shape}"
             raise self.error(f"{name}: {shapes}; the adapter is of another model, or damaged")
         if rank > MAX_RANK:
             raise self.error(f"{name}: the rank is {rank}; {MAX_RANK} is the limit")
-        first: Matrix | Table
-        if looked_up:
+        first: Matrix | Table | Experts
+        if isinstance(weight, Table):
             first = Table(f"{name}.lora_a", n_in, rank, kind_a, a.copy())
         else:
-            first = self._matrix(f"{name}.lora_a", kind_a, a, shape_a)
-        second = self._matrix(f"{name}.lora_b", kind_b, b, shape_b)
+            first = self._packed(f"{name}.lora_a", kind_a, a, shape_a)
+        second = self._packed(f"{name}.lora_b", kind_b, b, shape_b)
         return LowRankPair(first, second, alpha / rank if alpha else 1.0)
 
     def _values(self, name: str) -> tuple[TensorType, npt.NDArray[np.uint8], tuple[int, ...]]:
         """Its bytes as one of the float types: A and B are small, and not worth another rounding."""
         info, data = self.file.tensors[name], self.file.data(name)
-        if len(info.shape) != 2 or min(info.shape) < 1:
-            raise self.error(f"{name}: has the shape {info.shape}, and is not a matrix")
+        if not 2 <= len(info.shape) <= 3 or min(info.shape) < 1:
+            raise self.error(
+                f"{name}: has the shape {info.shape}, and is neither a matrix nor one for each expert"
+            )
         self.digest.update(f"{name} {info.type.name} {info.shape}".encode() + data.tobytes())
         try:
             values = dequantize(data, info.type, info.shape)
@@ -194,6 +198,15 @@ class _AdapterReader:
             return info.type, data, info.shape
         return TensorType.F32, values.view(np.uint8).reshape(-1), info.shape
 
+    def _packed(
+        self, name: str, kind: TensorType, data: npt.NDArray[np.uint8], shape: tuple[int, ...]
+    ) -> Matrix | Experts:
+        """A matrix, or one for each expert."""
+        if len(shape) == 3:
+            parts = data.reshape(shape[0], -1)
+            return Experts(name, tuple(self._matrix(name, kind, part, shape[1:]) for part in parts))
+        return self._matrix(name, kind, data, shape)
+
     def _matrix(
         self, name: str, kind: TensorType, data: npt.NDArray[np.uint8], shape: tuple[int, ...]
     ) -> Matrix:
@@ -203,6 +216,13 @@ class _AdapterReader:
         return Matrix(name, shape[0], shape[1], kind, owned)
 
 
+def _shape(weight: Matrix | Table | Experts) -> tuple[int, ...]:
+    if isinstance(weight, Experts):
+        return (len(weight), *_shape(weight.matrices[0]))
+    return weight.rows, weight.cols
+
+
 def _packed_bytes(shape: tuple[int, ...]) -> int:
-    """Of a matrix of float32 in panels of 16 rows, with room for its alignment."""
-    return 4 * (-(-shape[0] // 16) * 16) * math.prod(shape[1:]) + 64
+    """Of matrices of float32 in panels of 16 rows, with room for their alignment."""
+    rows, cols = shape[-2:] if len(shape) > 1 else (1, *shape)
+    return math.prod(shape[:-2]) * (4 * (-(-rows // 16) * 16) * cols + 64)
