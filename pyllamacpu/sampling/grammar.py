@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.grammar_limits import check_length, check_repeats
 from pyllamacpu.sampling.rows import Mask
+from pyllamacpu.sampling.schemas import in_words, prepared, where_refused
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark", "tool_calls"]
 
 _CACHED = 64  # compiled grammars of a model
 _MAX_SOURCE = 1 << 20  # characters
+_MAX_FORCED = 128  # bytes of a text without a choice that are tokenized at a time
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 
@@ -46,7 +49,7 @@ class Grammar:
             value = json.loads(schema) if isinstance(schema, str) else schema
             if value is False or not isinstance(value, (Mapping, bool)):
                 raise ValueError("must be an object that some JSON fits")
-            return cls("json_schema", json.dumps({} if value is True else value))
+            return cls("json_schema", json.dumps(prepared(value) if isinstance(value, Mapping) else {}))
         except (ValueError, TypeError, RecursionError) as error:
             raise OptionError(f"json_schema: {error}") from None
 
@@ -72,8 +75,8 @@ class Grammar:
         """A call in JSON, of the schema `call`; `several`: or more of them, a line or a semicolon between
         two; `or_text`: or a text that does not begin as a call does, with a brace.
         """
-        parts = {"call": call, "several": several, "or_text": or_text}
         try:
+            parts = {"call": prepared(call), "several": several, "or_text": or_text}
             return cls("tool_calls", json.dumps(parts))
         except (ValueError, TypeError, RecursionError) as error:
             raise OptionError(f"tools: {error}") from None
@@ -159,23 +162,53 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
 
     if len(grammar.source) > _MAX_SOURCE:
         raise OptionError(f"{grammar.kind}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
+    if grammar.kind in ("regex", "lark", "gbnf"):
+        check_repeats(grammar.source, grammar.kind)
+    if grammar.kind in ("lark", "gbnf"):
+        check_length(grammar.source, grammar.kind)
     try:
         limits = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
         matcher = LLMatcher(vocabulary, _definition(grammar), log_level=0, limits=limits)
     except ValueError as error:  # OptionError is one
-        raise OptionError(f"{grammar.kind}: {_first_line(str(error))}") from None
+        raise _refusal(grammar, str(error)) from None
     if matcher.is_error():
-        raise OptionError(f"{grammar.kind}: {_first_line(matcher.get_error())}")
+        raise _refusal(grammar, matcher.get_error())
     if warnings := matcher.get_grammar_warnings():
-        raise OptionError(f"{grammar.kind}: {_first_line(warnings[0])}")
+        raise _refusal(grammar, warnings[0])
     compiled = CompiledGrammar(matcher, -(-vocabulary.vocab_size // 32))
     try:
         mask = compiled.start().mask()  # some faults show only here
     except OptionError as error:
-        raise OptionError(f"{grammar.kind}: {str(error).removeprefix('grammar: ')}") from None
+        raise OptionError(f"{grammar.kind}: {in_words(str(error).removeprefix('grammar: '))}") from None
     if not mask.any():
         raise OptionError(f"{grammar.kind}: no text of this model's tokens has that form")
     return compiled
+
+
+def _refusal(grammar: Grammar, message: str) -> OptionError:
+    """The error of a grammar that cannot be enforced; for a schema, with the path and the keyword."""
+    schema: Any = None
+    if grammar.kind == "json_schema":
+        schema = json.loads(grammar.source)
+    elif grammar.kind == "tool_calls":
+        schema = json.loads(grammar.source)["call"]
+    if not isinstance(schema, dict):
+        return OptionError(f"{grammar.kind}: {_first_line(message)}")
+    found = where_refused(schema, _error_of)
+    return OptionError(f"{grammar.kind}: {found}")
+
+
+def _error_of(schema: Any) -> str:
+    """Why a schema cannot be enforced; empty if it can."""
+    from llguidance import LLMatcher
+
+    try:
+        options: Any = _JSON_OPTIONS
+        definition = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+        _, messages = LLMatcher.validate_grammar_with_warnings(definition)
+    except ValueError as error:
+        return str(error)
+    return "\n".join(messages)
 
 
 def _definition(grammar: Grammar) -> str:
@@ -221,8 +254,10 @@ class _Tokens:
         self._encode = tokenizer.encode_fragment
 
     def __call__(self, text: bytes) -> list[int]:
-        """The tokens of a text that the grammar leaves no choice about."""
-        return self._encode(text, self._before)
+        """The tokens of a text that the grammar leaves no choice about; only the first of them counts, so a
+        long text is cut.
+        """
+        return self._encode(text[:_MAX_FORCED], self._before)
 
 
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:

@@ -1,0 +1,170 @@
+"""JSON schemas before they become grammars: what asks for nothing is left out, what would take too long is
+refused, and where a schema is refused is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.grammar_limits import check_repeats
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLES = (
+    "items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains",
+    "propertyNames", "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_NOTHING: dict[str, tuple[Any, ...]] = {  # values that ask for nothing
+    "uniqueItems": (False,),
+    "unevaluatedItems": (True, {}),
+    "unevaluatedProperties": (True, {}),
+    "propertyNames": (True, {}),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+}
+_MAX_MULTIPLE = 5_000  # states, too
+_MAX_OPTIONAL = 400  # properties of one object, which may come in any choice
+_MAX_TRIES = 200  # subschemas that are tried to find the one that is refused
+_FORMAT = re.compile(r"Unknown format: (.*)")
+_KEYS = re.compile(r'Unimplemented keys: \["([^"]*)"')
+
+
+def _children(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The subschemas right below, with their keys."""
+    for key in _MAPS:
+        if isinstance(inner := schema.get(key), Mapping):
+            yield from (((key, name), value) for name, value in inner.items())
+    for key in (*_LISTS, "items"):
+        if isinstance(inner := schema.get(key), list):
+            yield from (((key, str(i)), value) for i, value in enumerate(inner))
+    for key in _SINGLES:
+        if isinstance(inner := schema.get(key), (Mapping, bool)):
+            yield (key,), inner
+
+
+def prepared(
+    schema: Mapping[str, Any], root: Mapping[str, Any] | None = None, where: str = "#"
+) -> dict[str, Any]:
+    """`schema` without what asks for nothing, and with anyOf for a oneOf whose alternatives exclude each
+    other by the value of a property. Raises OptionError for automata that would be too large.
+    """
+    root = schema if root is None else root
+    kept = {key: value for key, value in schema.items() if value not in _NOTHING.get(key, ())}
+    _check_sizes(kept, where)
+    for path, child in list(_children(kept)):
+        if isinstance(child, Mapping):
+            _replace(kept, path, prepared(child, root, _below(where, path)))
+    if "oneOf" in kept and "anyOf" not in kept and _exclude_each_other(kept["oneOf"], root):
+        kept["anyOf"] = kept.pop("oneOf")
+    return kept
+
+
+def _replace(schema: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    key = path[0]
+    if len(path) == 1:
+        schema[key] = value
+    elif isinstance(schema[key], list):
+        schema[key] = [value if str(i) == path[1] else old for i, old in enumerate(schema[key])]
+    else:
+        schema[key] = {**schema[key], path[1]: value}
+
+
+def _check_sizes(schema: Mapping[str, Any], where: str) -> None:
+    step, pattern = schema.get("multipleOf"), schema.get("pattern")
+    patterns = [pattern, *(schema.get("patternProperties") or {})]
+    for text in patterns:
+        if isinstance(text, str):
+            check_repeats(text, f"{where}: pattern")
+    properties, required = schema.get("properties"), schema.get("required")
+    if isinstance(properties, Mapping):
+        n_optional = len(set(properties) - set(map(str, required if isinstance(required, list) else [])))
+        if n_optional > _MAX_OPTIONAL:
+            raise OptionError(f"{where}: properties: {n_optional} are not required; at most {_MAX_OPTIONAL}")
+    is_number = isinstance(step, (int, float)) and not isinstance(step, bool) and abs(step) < 1e300
+    if is_number and Fraction(str(step)).numerator > _MAX_MULTIPLE:
+        raise OptionError(f"{where}: multipleOf: {step} is too large, beyond {_MAX_MULTIPLE} steps")
+
+
+def _exclude_each_other(alternatives: Any, root: Mapping[str, Any]) -> bool:
+    """Whether a required property has other values in each (a tagged union)."""
+    if not isinstance(alternatives, list):
+        return False
+    tags = [_tags(_resolved(alternative, root)) for alternative in alternatives]
+    for name in tags[0] if tags else ():
+        values = [own.get(name) for own in tags]
+        if all(value is not None for value in values):
+            flat = [item for value in values for item in value or ()]
+            if len(set(map(repr, flat))) == len(flat):
+                return True
+    return False
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
+    """What a reference to a definition of the root means."""
+    ref = schema.get("$ref") if isinstance(schema, Mapping) else None
+    if not isinstance(ref, str) or len(schema) > 1:
+        return schema
+    value: Any = root
+    for part in ref.removeprefix("#/").split("/"):
+        value = value.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(value, Mapping) else None
+    return value
+
+
+def _tags(schema: Any) -> dict[str, list[Any]]:
+    """The values of the required properties of an object that have only some."""
+    if not isinstance(schema, Mapping) or schema.get("type") != "object":
+        return {}
+    required, properties = schema.get("required"), schema.get("properties")
+    if not isinstance(required, list) or not isinstance(properties, Mapping):
+        return {}
+    found = {}
+    for name, value in properties.items():
+        if name in required and isinstance(value, Mapping):
+            if "const" in value:
+                found[name] = [value["const"]]
+            elif isinstance(value.get("enum"), list):
+                found[name] = value["enum"]
+    return found
+
+
+def where_refused(schema: Mapping[str, Any], error_of: Callable[[Any], str]) -> str:
+    """The path of the deepest subschema with the error of the whole, and the error in words: "#/items: …"."""
+    error, path, node = error_of(schema), "#", schema
+    about = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    tries = _MAX_TRIES
+    while error:
+        for keys, child in _children(node):
+            tries -= 1
+            if tries < 0 or not isinstance(child, Mapping):
+                continue
+            if error_of({**about, **child} if keys[0] not in about else child) == error:
+                path, node = _below(path, keys), child
+                break
+        else:
+            break
+    return f"{path}: {in_words(error)}"
+
+
+def _below(path: str, keys: tuple[str, ...]) -> str:
+    """A JSON pointer to what is below a path."""
+    return "/".join([path, *(key.replace("~", "~0").replace("/", "~1") for key in keys)])
+
+
+def in_words(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    first = lines[0] if lines else "it cannot be used"
+    if found := _KEYS.search(first):
+        return f"{found[1]} cannot be enforced"
+    if found := _FORMAT.search(first):
+        return f"format: {found[1]!r} is not a known one"
+    if first.startswith("oneOf constraints"):
+        return "oneOf cannot be enforced unless its alternatives exclude each other; use anyOf"
+    if "regex parse error" in first:
+        return f"pattern: {lines[-1].removeprefix('error: ')}"
+    if "NoExtensionBias" in first:
+        return "no finite JSON fits"
+    return first[:300]
