@@ -110,8 +110,8 @@ def serving(model: Path, folder: Path, n_ctx: int, n_threads: int) -> Iterator[t
         process.wait()
 
 
-def wait_written(port: int, n_pages: int = 1) -> None:
-    """Until the server has written what it has, or no more."""
+def wait_written(port: int, n_pages: int) -> None:
+    """Until the server has written so many pages, and writes no more."""
     last, same = -1.0, 0
     while same < 5:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT) as reply:
@@ -137,7 +137,7 @@ def check_answers(model: Path, given: argparse.Namespace, folder: Path) -> bool:
     with serving(model, folder, given.ctx_size, given.threads) as (server, port):
         results.append(compare("at once", expected, at_once(port, asked)))
         results.append(compare("from the cache", expected, [ask(port, question) for question in asked]))
-        wait_written(port)
+        wait_written(port, max(answer["usage"]["prompt_tokens"] for answer in expected) // 32)
         with ThreadPoolExecutor(len(asked)) as pool:  # these are in the middle when the process is killed
             lost = [
                 pool.submit(ask, port, Question([7 + i] * 300, given.ctx_size - 300))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import write_model
@@ -112,3 +113,37 @@ def test_a_child_generates_closes_and_ends(tmp_path: Path, state: str) -> None:
         [*command, str(model), state], check=False, capture_output=True, text=True, timeout=100
     )
     assert (done.returncode, done.stdout.strip()) == (0, "whole"), done.stderr
+
+
+def test_a_child_goes_on_without_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is forked while pages are read for another thread."""
+    from pyllamacpu import Llama
+    from pyllamacpu.engine.page_files import PageFiles
+
+    path, prompt = write_model(tmp_path / "tiny.gguf"), "hello the world " * 12
+    options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1, "cache_disk": tmp_path / "pages"}
+
+    def answer(llm: Llama) -> Any:
+        return llm(prompt, max_tokens=8, temperature=0)["choices"]
+
+    with Llama(str(path), **options) as llm:
+        expected = answer(llm)
+    began, may_go, plain = threading.Event(), threading.Event(), PageFiles.read
+
+    def read(*arguments: Any) -> bool:
+        began.set()
+        assert may_go.wait(60)
+        return plain(*arguments)
+
+    monkeypatch.setattr(PageFiles, "read", read)
+    with Llama(str(path), **options) as llm:
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(answer(llm)))
+        thread.start()
+        try:
+            assert began.wait(60)
+            assert child(lambda: answer(llm) == expected) == 0
+        finally:
+            may_go.set()
+            thread.join(60)
+        assert found == [expected]
