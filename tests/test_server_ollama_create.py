@@ -13,17 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ollama
 import openai
 import pytest
 from convert_models import MODELS, write_checkpoint
 from serving import PATIENCE, Running, serving, tiny_path, wait_until
-from tiny_model import write_model
+from tiny_model import DIM, write_model
 
 import pyllamacpu.store.created
 from pyllamacpu import Llama
 from pyllamacpu.cli.main import main
 from pyllamacpu.errors import StoreError
+from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.store.created import ModelCard, card_of, created_dir, created_models, link_files, make_model
 
 QUESTION = [{"role": "user", "content": "hello the world"}]
@@ -174,7 +177,7 @@ REFUSED: tuple[tuple[dict[str, Any], str, int], ...] = (
     ({"from": None, "files": {"../x": "sha256:00"}}, "files.../x", 400),
     ({"from": None, "files": {"x": 3}}, "files.x", 400),
     ({"from": None, "files": {"x": f"sha256:{'0' * 64}"}}, "files.x", 400),
-    ({"adapters": {"x": "sha256:00"}}, "adapters", 400),
+    ({"adapters": {"x": "sha256:00"}}, "digest", 400),
     ({"parameters": {"temprature": 1}}, "parameters.temprature", 400),
     ({"parameters": {"temperature": "hot"}}, "parameters.temperature", 400),
     ({"parameters": {"stop": [""]}}, "parameters.stop", 400),
@@ -192,6 +195,45 @@ def test_what_cannot_be_made_is_named(running: Running) -> None:
             response = http.post("/api/create", json={"model": "new", "from": "tiny", **change})
             assert (response.status_code, says in response.json()["error"]) == (status, True), change
     assert not created_models()
+
+
+def write_adapter(path: Path) -> Path:
+    """Of the tiny model, for the queries of its first layer."""
+    random = np.random.default_rng(5)
+    with GGUFWriter(path, "llama") as writer:
+        writer.add("general.type", "adapter")
+        writer.add("adapter.type", "lora")
+        writer.add("adapter.lora.alpha", 8.0, ValueType.FLOAT32)
+        for part, shape in (("a", (4, DIM)), ("b", (DIM, 4))):
+            writer.add_array(
+                f"blk.0.attn_q.weight.lora_{part}", random.normal(0, 1, shape).astype(np.float32)
+            )
+    return path
+
+
+def test_adapters(
+    client: ollama.Client, path: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From a sent file; copies and children have them too, and so has the terminal."""
+    file = write_adapter(tmp_path / "adapter.gguf")
+    digest = client.create_blob(file)
+    client.create("adapted", from_="tiny", adapters={"adapter.gguf": digest}, parameters=GREEDY)
+    with Llama(str(path), n_ctx=256, n_threads=1, kv_type="f32", lora_path=str(file)) as llm:
+        expected = llm.create_chat_completion(QUESTION, max_tokens=10, temperature=0)
+    text = expected["choices"][0]["message"]["content"]
+    assert client.chat("tiny", QUESTION, options=GREEDY).message.content != text
+    assert client.chat("adapted", QUESTION).message.content == text
+    client.copy("adapted", "copied")
+    client.create("child", from_="adapted", license="MIT")
+    client.delete("adapted")
+    assert {client.chat(name, QUESTION).message.content for name in ("copied", "child")} == {text}
+    with pytest.raises(SystemExit):
+        main(["chat", "-m", "copied", "-st", "-p", QUESTION[0]["content"], "--no-show-timings", "-ctk", "f32",
+              "-ctv", "f32"])  # fmt: skip
+    assert capfd.readouterr().out.strip() == text.strip()
+    model = client.create_blob(path)
+    with pytest.raises(ollama.ResponseError, match="not a LoRA adapter"):
+        client.create("bad", from_="tiny", adapters={"x.gguf": model})
 
 
 def test_a_copy_shares_the_weights(client: ollama.Client, path: Path) -> None:

@@ -299,9 +299,12 @@ class ModelChoice:
         """
         from pyllamacpu import Llama
         from pyllamacpu.store import resolve_model
+        from pyllamacpu.store.created import adapters_of
 
         path, arguments = str(resolve_model(self.model)), self.arguments()
         if card := self.card:
+            if own := [str(file) for file in adapters_of(Path(path))]:
+                arguments["lora_path"] = [*own, *arguments.get("lora_path", [])]
             chosen = template_arguments(self.chat_template or card.template or None)
             arguments |= {"n_ctx": self.ctx_size or card.n_ctx or 0, **chosen}
         for smaller in _SMALLER_CONTEXTS if self.ctx_size is None else ():

@@ -248,7 +248,7 @@ def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
         name, rest = named_adapter(text)
         for path, scale in adapter_files([rest]):
             found.append(ServedAdapter(name or Path(path).stem, Path(path), scale, applied))
-    models[0] = replace(models[0], adapters=tuple(found))
+    models[0] = replace(models[0], adapters=(*models[0].adapters, *found))
     names = [file.name for model in models for file in model.with_adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if found and twice is not None:

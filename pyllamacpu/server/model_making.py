@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.files import GGUF_FILE
+from pyllamacpu.gguf.file_kinds import stored_kind
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.server.ollama_shapes import Report, downloads
 from pyllamacpu.store.blobs import remove_unused
@@ -36,6 +37,7 @@ class Source:
     path: Path | None = None
     card: ModelCard | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    adapters: Sequence[Path] = ()
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Recipe:
     card: ModelCard
     source: Source
     quantize: str | None = None
+    adapters: Sequence[Path] = ()  # those of the source, and more
 
     def check(self) -> None:
         """Raises OptionError for what cannot be made, as far as that is known before a download."""
@@ -80,6 +83,8 @@ class Recipe:
 
         template = self.card.template
         check_kind(file)
+        for adapter in self.adapters:
+            _check_adapter(adapter, file)
         if self.quantize:
             _quantize_plan(file, self.quantize)
         if template:
@@ -100,15 +105,29 @@ def make(recipe: Recipe, report: Report) -> Path:
         source = replace(source, path=path)
     files = source.gguf_files
     if not files:
-        made = make_model(recipe.card, lambda target: _convert(recipe, source, target, report))
+        made = make_model(
+            recipe.card, lambda target: _convert(recipe, source, target, report), recipe.adapters
+        )
     else:
         report("reading model metadata")
         with opened(files) as file:
             card = recipe.check_file(file)
-            made = make_model(card, lambda target: _weights(recipe, file, files, target, report))
+            made = make_model(
+                card, lambda target: _weights(recipe, file, files, target, report), recipe.adapters
+            )
     report("writing manifest")
     remove_unused()
     return made
+
+
+def _check_adapter(path: Path, model: GGUFFile) -> None:
+    """Raises OptionError for a file that is not an adapter of this kind of model."""
+    if not GGUF_FILE.recognise(path) or stored_kind(path) != "adapter":
+        raise OptionError("adapters: this is not a LoRA adapter in GGUF (`pyllamacpu convert` makes one)")
+    with GGUFFile.open(path) as adapter:
+        own, wanted = (file.metadata.get("general.architecture") for file in (adapter, model))
+        if own != wanted:
+            raise OptionError(f"adapters: the adapter is for {own} models, the model is {wanted}")
 
 
 @contextlib.contextmanager

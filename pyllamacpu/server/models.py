@@ -26,7 +26,7 @@ from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
-from pyllamacpu.store.created import ModelCard, card_of
+from pyllamacpu.store.created import ModelCard, adapters_of, card_of
 from pyllamacpu.store.resolve import own_sampling, resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
@@ -96,7 +96,13 @@ def served_file(text: str) -> ServedFile:
         name, model = "", text
     path = resolve_model(model or None)
     given = "" if Path(model).expanduser().exists() else model
-    return ServedFile(name or given or path.stem, path, given)
+    name = name or given or path.stem
+    return ServedFile(name, path, given, own_adapters(name, path))
+
+
+def own_adapters(name: str, path: Path) -> tuple[ServedAdapter, ...]:
+    """Those that a model was created with, which are always applied."""
+    return tuple(ServedAdapter(f"{name}-adapter-{i}", file) for i, file in enumerate(adapters_of(path)))
 
 
 @dataclass(frozen=True)
@@ -218,7 +224,10 @@ class ModelPool:
         """All that can be asked for."""
         own = {file.name: file for file in self.configured}
         paths = {file.path.resolve() for file in self.configured}
-        stored = [ServedFile(model.name, model.path) for model in list_models()]
+        stored = [
+            ServedFile(model.name, model.path, adapters=own_adapters(model.name, model.path))
+            for model in list_models()
+        ]
         return [*own.values(), *(f for f in stored if f.name not in own and f.path.resolve() not in paths)]
 
     def find(self, name: str | None) -> ServedFile:

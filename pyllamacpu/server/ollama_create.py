@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -24,7 +25,7 @@ from pyllamacpu.server.model_making import Recipe, Source, make
 from pyllamacpu.server.ollama_shapes import Report, model_name, progress
 from pyllamacpu.server.sampling_fields import BIG, WIDE, numbers
 from pyllamacpu.store.blobs import BlobWriter, blob_path
-from pyllamacpu.store.created import NAME, ModelCard, card_of
+from pyllamacpu.store.created import NAME, ModelCard, adapters_of, card_of
 from pyllamacpu.store.hub import parse_hub_ref
 
 # Parameters of a Modelfile that only touch speed and memory.
@@ -88,16 +89,17 @@ async def _create(service: Service, fields: Fields, strict: bool) -> Response:
         fields.refuse(field, why, {}, [], "")
     source = await service.off_loop(_source, service, fields)
     card = _card(fields, name, source)
+    given = fields.raw("adapters")
+    adapters = [*source.adapters, *(_sent_files(fields, given, "adapters").values() if given else ())]
     quantize, stream = fields.text("quantize") or fields.text("quantization"), fields.flag("stream", True)
     fields.finish(strict)
     await service.off_loop(_check_free, service, name)
-    recipe = Recipe(card, source, quantize)
+    recipe = Recipe(card, source, quantize, adapters)
     await service.off_loop(recipe.check)
     return await progress(partial(_make, service, recipe, asyncio.get_running_loop()), stream)
 
 
 _NOT_HERE = {
-    "adapters": "adapters are not supported yet: merge them into the weights before",
     "modelfile": "the text of a Modelfile is not read: give its fields (from, system, parameters, …)",
     "path": "files of the server are not read: send them to /api/blobs, or give from",
     "renderer": "is not supported: give a template",
@@ -131,22 +133,22 @@ def _source(service: Service, fields: Fields) -> Source:
     if (parent is None) == (files is None):
         raise fields.wrong("from", "give a model as from, or files that were sent to /api/blobs")
     if files is not None:
-        return Source(files=_sent_files(fields, files))
+        return Source(files=_sent_files(fields, files, "files"))
     assert parent is not None
     if service.models.exists(parent):
         file = service.models.find(parent)
-        return Source(file.name, file.path, card_of(file.path))
+        return Source(file.name, file.path, card_of(file.path), adapters=adapters_of(file.path))
     if not (parse_hub_ref(parent) or NAME.match(parent)):
         raise fields.wrong("from", f"{parent!r:.80} is not the name of a model")
     return Source(parent)
 
 
-def _sent_files(fields: Fields, values: Any) -> dict[str, Any]:
+def _sent_files(fields: Fields, values: Any, field: str) -> dict[str, Path]:
     if not isinstance(values, dict) or not 0 < len(values) <= _MAX_FILES:
-        raise fields.wrong("files", 'must be an object of names and digests: {"model.gguf": "sha256:…"}')
+        raise fields.wrong(field, 'must be an object of names and digests: {"model.gguf": "sha256:…"}')
     found = {}
     for name, digest in values.items():
-        where = f"files.{name[:80]}"
+        where = f"{field}.{name[:80]}"
         if not name.isprintable() or name.startswith(".") or "/" in name or "\\" in name or len(name) > 200:
             raise fields.wrong(where, "is not a plain name of a file")
         if not isinstance(digest, str):

@@ -262,4 +262,5 @@ def _copy(service: Service, file: ServedFile, name: str) -> None:
     if service.models.exists(name):
         raise HTTPError(f"there is a model {name!r} already", status=409, code="exists")
     old = file.card or ModelCard(file.name, file.name, parameters=own_sampling(str(file.path)))
-    make_model(replace(old, name=name), lambda target: link_files(model_files(file.path), target))
+    files, adapters = model_files(file.path), [adapter.path for adapter in file.adapters]
+    make_model(replace(old, name=name), lambda target: link_files(files, target), adapters)

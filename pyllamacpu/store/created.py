@@ -26,6 +26,7 @@ from pyllamacpu.store.quants import part_names, split_part
 
 NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,120}\Z", re.ASCII)
 _CARD = "card.json"
+_ADAPTERS = "adapters"
 _MAX_CARD = 16 << 20  # bytes
 _MODEL = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
@@ -108,7 +109,12 @@ def card_of(path: Path) -> ModelCard | None:
     return _read(folder / _CARD)
 
 
-def make_model(card: ModelCard, write: Callable[[Path], object]) -> Path:
+def adapters_of(path: Path) -> list[Path]:
+    """The LoRA adapters of the model made here whose file this is; none of any other file."""
+    return sorted((path.parent / _ADAPTERS).glob("*.gguf")) if card_of(path) is not None else []
+
+
+def make_model(card: ModelCard, write: Callable[[Path], object], adapters: Sequence[Path] = ()) -> Path:
     """A new model, in the place of one of the same name: `write` makes its weights at the path that it is
     given (or parts numbered after it). Until all is on the disk nothing has changed. Returns the first file.
     """
@@ -120,6 +126,9 @@ def make_model(card: ModelCard, write: Callable[[Path], object]) -> Path:
     _sweep()
     with _unfinished(folder):
         write(folder / f"{_file_name(card.name)}.gguf")
+        for number, adapter in enumerate(adapters):
+            (folder / _ADAPTERS).mkdir(exist_ok=True)
+            link_files([adapter], folder / _ADAPTERS / f"{number:03d}.gguf")
         with open(folder / _CARD, "w", encoding="utf-8") as out:
             json.dump(_values(card), out, indent=1)
             out.flush()
