@@ -21,7 +21,7 @@ PACKAGE = ROOT / "pyllamacpu"
 ORDER = (
     "_native", "errors", "units", "files", "progress", "forks", "limits", "native", "gguf", "store", "text",
     "sampling", "model", "weights", "graph", "engine", "evaluate", "quantize", "convert", "bench", "api",
-    "llama_cpp", "server", "cli",
+    "llama_cpp", "safety", "server", "cli",
     "__main__",
 )  # fmt: skip
 MAX_FILE = 500  # lines

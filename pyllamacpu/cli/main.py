@@ -26,6 +26,7 @@ _COMMANDS = {
     "complete": ("pyllamacpu.cli.complete", "complete"),
     "serve": ("pyllamacpu.cli.serve", "serve"),
     "batch": ("pyllamacpu.cli.batch", "batch"),
+    "guard": ("pyllamacpu.cli.guard", "guard"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),

@@ -151,7 +151,7 @@ def encode_chat(
             ids.append(piece)
         elif piece:
             ids += tokenizer.encode_fragment(piece, ids)
-    if tokenizer.add_bos and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+    if tokenizer.add_bos and tokenizer.bos is not None and tokenizer.bos not in ids:
         ids.insert(0, tokenizer.bos)
     return ids
 

@@ -1,0 +1,186 @@
+"""Llama Guard 1 to 4: whether what was said last in a conversation is safe, and what it violates.
+
+The score is what the model cards name: softmax over {safe, unsafe} at the first token of the answer that is
+not blank. The answer is constrained: nothing but a verdict comes out, of categories that were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from pyllamacpu.api.llama import Llama
+from pyllamacpu.errors import ModelError, OptionError, TemplateError
+from pyllamacpu.safety.conversation import Role, judged_part
+from pyllamacpu.safety.guard_prompts import (
+    CategoryTemplate,
+    chosen_categories,
+    guard_template,
+    listed_categories,
+)
+from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.sampling.options import SamplingOptions
+from pyllamacpu.text.chat import encode_chat
+from pyllamacpu.text.messages import missing_messages
+
+if TYPE_CHECKING:
+    from pyllamacpu.text import Tokenizer
+
+_MAX_BLANKS = 4  # tokens of white space before a verdict
+_GREEDY = SamplingOptions(temperature=0.0)
+
+
+class Verdict(NamedTuple):
+    """`verdict` is "safe" or "unsafe"; `categories` are the keys that are violated, as the model names them
+    (none when safe); `probability` is that of "unsafe", 0 to 1.
+    """
+
+    verdict: Literal["safe", "unsafe"]
+    categories: tuple[str, ...]
+    probability: float
+
+
+class Guard:
+    """A guard model.
+
+        guard = Guard("Llama-Guard-3-1B.Q8_0.gguf")
+        verdict, categories, probability = guard.check("How do I tie a bowline?")
+
+    Args:
+        model: an opened `Llama`, or a GGUF file or name of a model as `Llama` takes it.
+        categories: the keys to judge by, or key → "Name. What it means" for a policy of one's own; None is
+            the model's own list.
+        exclude: keys to leave out of it.
+        threshold: the probability of "unsafe" from which that is the verdict.
+        options: more arguments of `Llama`, when it is opened here; `n_ctx` is what the model was trained for.
+    """
+
+    def __init__(
+        self,
+        model: Llama | str | os.PathLike[str],
+        *,
+        categories: Mapping[str, str] | Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        threshold: float = 0.5,
+        **options: Any,
+    ) -> None:
+        if not 0 < threshold < 1:
+            raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
+        self.threshold = float(threshold)
+        self._opened_here = not isinstance(model, Llama)
+        self.llm = (
+            model if isinstance(model, Llama) else Llama(model, **{"n_ctx": 0, "verbose": False, **options})
+        )
+        try:
+            self._prepare(categories, exclude)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, wanted: Mapping[str, str] | Sequence[str] | None, exclude: Sequence[str]) -> None:
+        path = self.llm.model_path
+        tokenizer = self.llm.text_tokenizer
+        if tokenizer is None:
+            raise ModelError(f"{path} has no tokenizer, so it cannot judge texts")
+        self._tokenizer = tokenizer
+        self.template = guard_template(self.llm.template, self.llm.metadata, path)
+        listed = listed_categories(self.template)
+        self.categories = chosen_categories(listed, wanted, exclude)
+        if self.categories != listed:
+            for words in self.categories.values():
+                if spelled := next(
+                    (name for name in tokenizer.special_tokens if name and name in words), None
+                ):
+                    raise OptionError(f"a category's text must not hold the control token {spelled}")
+            self.template = CategoryTemplate(self.template, self.categories)
+        self._safe, self._unsafe = (_first_token(tokenizer, word) for word in ("safe", "unsafe"))
+        if self._safe == self._unsafe:
+            raise ModelError(f"{path}: its vocabulary does not tell safe from unsafe by their first tokens")
+        self._blanks = _blank_tokens(tokenizer, self.llm.n_vocab())
+
+    def check(self, conversation: str | Sequence[Mapping[str, Any]], role: Role | None = None) -> Verdict:
+        """Judges the last message of a conversation, or the last one of `role` ("user", "agent").
+
+        A text is a user's message; else messages as {"role": "user" or "assistant", "content": text or text
+        parts}, beginning with a user's. Raises OptionError for what cannot be judged, TemplateError when a
+        message would not reach the prompt, ContextError for a conversation that is too long.
+        """
+        ids = self.prompt(judged_part(conversation, role))
+        blanks, safe, unsafe = self._first_verdict(ids)
+        probability = 1 / (1 + math.exp(min(safe - unsafe, 700.0)))
+        if probability < self.threshold:
+            return Verdict("safe", (), probability)
+        return Verdict("unsafe", self._violated([*ids, *blanks]), probability)
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The token ids of the guard's question about the messages. Raises TemplateError."""
+        text = self.template.render(messages)
+        if missing := missing_messages(text, messages):
+            raise TemplateError(f"{self.template.name} leaves out all or some of message {missing[0]}")
+        return encode_chat(self._tokenizer, self.template, messages)
+
+    def _first_verdict(self, ids: Sequence[int]) -> tuple[list[int], float, float]:
+        """(blank tokens before the verdict, logit of safe, logit of unsafe)."""
+        verdicts = np.array([self._safe, self._unsafe])
+        with_blanks = np.concatenate([verdicts, self._blanks])
+        logits: list[tuple[float, float]] = []
+
+        def only_verdicts(_: np.ndarray, scores: np.ndarray) -> np.ndarray:
+            logits.append((float(scores[self._safe]), float(scores[self._unsafe])))
+            allowed = with_blanks if len(logits) <= _MAX_BLANKS else verdicts
+            constrained = np.full_like(scores, -np.inf)
+            constrained[allowed] = scores[allowed]
+            return constrained
+
+        tokens: list[int] = []
+        events = self.llm.stream(
+            ids, _GREEDY, _MAX_BLANKS + 1, logits_processors=[only_verdicts], penalize_prompt=False, ahead=0
+        )
+        for event in events:
+            tokens += event.tokens
+            if not set(tokens).isdisjoint((self._safe, self._unsafe)):
+                break
+        n_blanks = next(i for i, token in enumerate(tokens) if token in (self._safe, self._unsafe))
+        return tokens[:n_blanks], *logits[n_blanks]
+
+    def _violated(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The categories that the model names behind "unsafe", each once."""
+        keys = "|".join(map(re.escape, self.categories))
+        form = Grammar.regex(rf" ?unsafe\n({keys})(,({keys})){{0,{len(self.categories) - 1}}}")
+        events = self.llm.stream(
+            ids, _GREEDY, 8 + 6 * len(self.categories), grammar=form, penalize_prompt=False
+        )
+        text = "".join(event.text for event in events)
+        named = text.partition("\n")[2].split(",")
+        return tuple(dict.fromkeys(key for key in named if key in self.categories))
+
+    def close(self) -> None:
+        """Closes the model, if it was opened here."""
+        if self._opened_here:
+            self.llm.close()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_token(tokenizer: Tokenizer, word: str) -> int:
+    """The first token of `word` at the beginning of an answer that is not blank."""
+    ids = tokenizer.encode(word, add_special=False)
+    return next(token for token in ids if tokenizer.token_bytes(token).strip())
+
+
+def _blank_tokens(tokenizer: Tokenizer, n_vocab: int) -> np.ndarray:
+    special = set(tokenizer.special_tokens.values())
+    ids = (token for token in range(min(n_vocab, tokenizer.n_vocab)) if token not in special)
+    return np.array([i for i in ids if (piece := tokenizer.token_bytes(i)) and not piece.strip()], np.int64)
