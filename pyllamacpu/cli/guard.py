@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
 )
 def guard(**parameters: Any) -> None:
-    r"""Ask a Llama Guard model (1 to 4) whether what was said is safe.
+    """Ask a Llama Guard model (1 to 4) whether what was said is safe.
 
     Prints "safe" or "unsafe" with the probability of unsafe, then the violated categories, one a line. The
     text is -p, -f or stdin.
