@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, open_model
+from pyllamacpu.engine.cost_model import RowCosts
 from pyllamacpu.engine.generate import Request
 from pyllamacpu.engine.handle import Handle
 from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.engine.speculation import Speculation
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.text import encode_chat
 
@@ -160,7 +162,9 @@ def compare(bench: Bench, given: argparse.Namespace) -> None:
 
 
 def check(bench: Bench, n: int, n_tokens: int, batch: int) -> bool:
-    """Whether the answers to `n` prompts are the same with drafts."""
+    """Whether the answers to `n` prompts are the same with drafts, where rows count as cheap: many drafts."""
+    assert bench.parts.drafts is not None
+    bench.drafting._speculation = Speculation(bench.parts.drafts, RowCosts())
     chance, texts = random.Random(5), [*WORK.values(), *QUESTIONS]
     requests = []
     for i in range(n):

@@ -41,17 +41,18 @@ def requests() -> list[Request]:
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_answers_are_the_same(models: list[Path], which: int) -> None:
-    """With drafts that are always right when greedy, mostly wrong, and of a context that is soon full."""
+    """With drafts that are always right, mostly wrong, and of a context that is soon full."""
     engine = opened(models[0])
     plain = [run(Scheduler(engine, None), [request])[0] for request in requests()]
     source = ModelDrafts(opened(models[which]))
     scheduler = drafting(engine, None, source)
     assert run(scheduler, requests()) == plain
     assert [run(scheduler, [request])[0] for request in requests()] == plain
-    steps = scheduler.n_steps
-    greedy = run(scheduler, [Request(prompts(1)[0], samplings()[0], 40)])[0]
-    if which == 0:
-        assert len(greedy[0]) == 40 and scheduler.n_steps - steps < 20
+    for sampling in samplings()[:2]:  # the likeliest token, and one that is drawn with the same numbers
+        steps = scheduler.n_steps
+        answer = run(scheduler, [Request(prompts(1)[0], sampling, 40)])[0]
+        if which == 0:
+            assert scheduler.n_steps - steps < 0.5 * len(answer[0]) or len(answer[0]) < 10
     pages = source._engine.cache.pages_in_use
     scheduler.close()
     source._prefixes.clear()

@@ -451,3 +451,25 @@ def test_the_default_chain_is_quick() -> None:
         sampler.sample(logits)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3
+
+
+def test_a_guesser_chooses_alike_and_moves_nothing() -> None:
+    """What a sampler will choose next, as often as it is asked, without calling its processors."""
+    calls = []
+
+    def counted(ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+        calls.append(len(ids))
+        return values
+
+    options = SamplingOptions(temperature=1.5, seed=7, top_k=0, min_p=0.0, repeat_penalty=1.3)
+    sampler = Sampler(options, 50, processors=[counted])
+    sampler.accept_prompt([1, 2, 3])
+    guesser = sampler.guesser()
+    tries = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32)
+    for logits in tries:
+        guesser.take_numbers_of(sampler)
+        guessed = guesser.sample(logits)
+        before = len(calls)
+        assert sampler.sample(logits) == guessed and len(calls) == before + 1
+        for each in (sampler, guesser):
+            each.accept(guessed)

@@ -2,12 +2,14 @@
 
 Leviathan, Kalman, Matias, "Fast Inference from Transformers via Speculative Decoding" (2023); but a drafted
 token is only compared with the one that the larger model's sampler chooses, so that answers stay the same.
+Drafts are chosen with the same random numbers, so that models that agree choose alike.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -17,7 +19,8 @@ from pyllamacpu.engine.batch import Entry, Floats
 from pyllamacpu.engine.drafts import Draft, Evidence, Wish
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.prefix_cache import PrefixCache
-from pyllamacpu.errors import ContextError
+from pyllamacpu.errors import ContextError, NativeError
+from pyllamacpu.sampling.sampler import Sampler
 
 _BACKLOG = 32  # tokens; more are read apart
 _CONTEXTS = 4  # that its cache holds, of running and earlier answers
@@ -37,6 +40,8 @@ class _ModelDrafter:
     def __init__(self, engine: Engine, prefixes: PrefixCache) -> None:
         self.sequence = engine.sequence()
         self._prefixes = prefixes
+        self._guesser: Sampler | None = None
+        self._n_seen = 0  # tokens that the guesser knows of
         self._n_same = 0  # tokens that the sequence is known to have in common with the answer
 
     def follow(self, history: Sequence[int]) -> None:
@@ -49,6 +54,27 @@ class _ModelDrafter:
         self._n_same = self.sequence.reusable(n)
         self.sequence.truncate(self._n_same)
 
+    def follow_sampler(self, wish: Wish) -> None:
+        """Has the next draft chosen as the answer's own sampler would choose it."""
+        if wish.sampler is None:
+            return
+        if self._guesser is None:
+            self._guesser = wish.sampler.guesser()
+        else:
+            self._guesser.accept_prompt(wish.history[self._n_seen :])
+        self._n_seen = len(wish.history)
+        self._guesser.take_numbers_of(wish.sampler)
+
+    def choose(self, row: Floats) -> tuple[int, Evidence]:
+        """A token for a row of the draft model's logits, and what its probability there says."""
+        token = int(row.argmax())
+        if self._guesser is not None and self._guesser.n_vocab == len(row):
+            with suppress(NativeError):  # a row that nothing can be chosen from
+                token = self._guesser.sample(row)
+        probability = float(np.exp(row[token] - row.max()) / np.exp(row - row.max()).sum())
+        kind = sum(probability >= least for least in _LEAST) - 1
+        return token, _EVIDENCE[max(kind, 0)]
+
     def close(self) -> None:
         self._prefixes.insert(self.sequence)
         self.sequence.close()
@@ -57,7 +83,7 @@ class _ModelDrafter:
 class ModelDrafts:
     """Drafts of a model, for many answers in one step of it. Made for one thread at a time.
 
-    The likeliest token is drafted, as long as its chance to come true is worth the time of a step.
+    A token is drafted as long as its chance to come true is worth the time of a step.
     """
 
     is_free = False
@@ -94,13 +120,15 @@ class ModelDrafts:
         drafts = [Draft([], []) for _ in wishes]
         chances = [1.0] * len(wishes)
         active = [i for i, wish in enumerate(wishes) if self._is_ready(wish)]
+        for i in active:
+            wishes[i].drafter.follow_sampler(wishes[i])
         worth = _ROW_COST + self._seconds / step_seconds if self._seconds and step_seconds else _FIRST_WORTH
         while active:
             rows = self._step([(wishes[i], drafts[i].tokens) for i in active])
             if rows is None:
                 break
             for i, row in zip(list(active), rows, strict=True):
-                token, evidence = _likeliest(row)
+                token, evidence = wishes[i].drafter.choose(row)
                 chances[i] *= wishes[i].probability(evidence)
                 drafts[i].tokens.append(token)
                 drafts[i].evidence.append(evidence)
@@ -132,14 +160,6 @@ class ModelDrafts:
         seconds = time.perf_counter() - started
         self._seconds += (seconds - self._seconds) * (_FOLLOW if self._seconds else 1.0)
         return rows
-
-
-def _likeliest(row: Floats) -> tuple[int, Evidence]:
-    """The likeliest token of a row of logits, and what its probability says."""
-    token = int(row.argmax())
-    probability = 1.0 / float(np.exp(row - row[token]).sum())
-    kind = sum(probability >= least for least in _LEAST) - 1
-    return token, _EVIDENCE[max(kind, 0)]
 
 
 def vocabulary_difference(draft: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.sampling.sampler import Sampler
+
 MAX_DRAFT = 15  # tokens of a draft at most; a sequence can be cut back by as many (pages.KEPT_BEHIND)
 _MAX_MATCH = 16  # tokens from which longer matches count alike
 _PLACES = 8  # earlier places of the newest two tokens that are looked at
@@ -57,6 +59,7 @@ class Wish(NamedTuple):
     history: Sequence[int]
     n: int
     probability: Callable[[Evidence], float]  # how often tokens came true for which this speaks
+    sampler: Sampler | None = None  # what the next token is chosen with
 
 
 class DraftSource(Protocol):

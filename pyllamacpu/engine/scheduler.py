@@ -108,8 +108,8 @@ class Scheduler:
             check_length(len(prompt), self.engine.n_ctx)
         self._n_submitted += 1
         handle = Handle(request, self._n_submitted, generation, owner)
-        if self._speculation is not None and handle.may_draft:
-            handle.drafts = self._speculation.start(handle.history)
+        if self._speculation is not None and generation is not None and handle.may_draft:
+            handle.drafts = self._speculation.start(generation.history, generation.sampler)
         self._arrived.append(handle)
         return handle
 

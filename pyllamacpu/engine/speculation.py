@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pyllamacpu.engine.cost_model import RowCosts
 from pyllamacpu.engine.drafts import MAX_DRAFT, NO_DRAFT, Draft, Drafter, DraftSource, Evidence, Wish
+from pyllamacpu.sampling.sampler import Sampler
 
 _FORGET = 0.98  # of a count's weight with each new observation of its kind
 _PRIOR_WEIGHT = 6.0  # observations that the prior stands for
@@ -54,6 +55,7 @@ class DraftedAnswer:
     drafter: Drafter
     acceptance: Acceptance
     history: Sequence[int]  # the prompt and the tokens chosen so far: it grows
+    sampler: Sampler | None = None  # that chooses them
     room: int = 0  # tokens of a draft at most
     draft: list[int] = field(default_factory=list)
     proposal: Draft = NO_DRAFT  # for the tokens from position `start` on
@@ -95,9 +97,9 @@ class Speculation:
         self._paused = 0  # steps for which nothing is verified
         self._pause = _PAUSE
 
-    def start(self, history: Sequence[int]) -> DraftedAnswer:
+    def start(self, history: Sequence[int], sampler: Sampler | None = None) -> DraftedAnswer:
         """For a new answer, whose prompt and tokens are `history`."""
-        return DraftedAnswer(self._source.start(), Acceptance(self._acceptance), history)
+        return DraftedAnswer(self._source.start(), Acceptance(self._acceptance), history, sampler)
 
     def plan(self, answers: Sequence[DraftedAnswer], n_others: int, n_rows: int) -> None:
         """Sets the `draft` of each answer, for a step with `n_others` rows beside and at most `n_rows`."""
@@ -108,7 +110,7 @@ class Speculation:
         if pausing and not self._source.is_free:
             return
         asking = [answer for answer in answers if answer.room > 0]
-        wishes = [Wish(a.drafter, a.history, a.room, a.acceptance.probability) for a in asking]
+        wishes = [Wish(a.drafter, a.history, a.room, a.acceptance.probability, a.sampler) for a in asking]
         self._source.catch_up(wishes)
         started = time.perf_counter()
         drafts = self._source.propose(wishes, self._costs.seconds(len(answers) + n_others))

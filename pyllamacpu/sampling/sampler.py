@@ -367,13 +367,30 @@ class Sampler:
 
     def clone(self) -> Sampler:
         """An independent sampler in the same state, for a fork of the sequence."""
-        twin = Sampler(
+        twin = self._alike(self.processors)
+        twin.set_state(self.get_state())
+        return twin
+
+    def _alike(self, processors: Iterable[LogitsProcessor]) -> Sampler:
+        return Sampler(
             self.options,
             self.n_vocab,
             n_ctx=self.n_ctx,
-            processors=self.processors,
+            processors=processors,
             breakers=self.breakers or None,
             n_tokens=self.n_tokens,
         )
-        twin.set_state(self.get_state())
+
+    def guesser(self) -> Sampler:
+        """A sampler to guess with what this one will choose: the same without processors, which may count
+        their calls. `take_numbers_of` keeps it up.
+        """
+        twin = self._alike(())
+        twin.accept_prompt(self.history)
         return twin
+
+    def take_numbers_of(self, other: Sampler) -> None:
+        """Goes on with the random numbers, and all that is counted but the history, where `other` is."""
+        state = ffi.new("pl_sampler_state *")
+        lib.pl_sampler_get_state(other._state, state)
+        lib.pl_sampler_set_state(self._state, state)
