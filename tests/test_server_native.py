@@ -1,4 +1,4 @@
-"""llama.cpp's endpoints. Covers server/native.py."""
+"""llama.cpp's endpoints. Covers server/native.py, server/line_limits.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tiny_model import BOS, vocabulary, write_model
 
 from pyllamacpu import Llama
 from pyllamacpu.server import http
+from pyllamacpu.server.line_limits import LineLimits
 
 path, running = tiny_path(), tiny_server()
 llm = tiny_llama()
@@ -78,6 +79,39 @@ def test_infill(running: Running, llm: Llama) -> None:
     assert running.post("/infill", input_prefix="x").status_code == 400
 
 
+def test_infill_ends_by_lines(running: Running) -> None:
+    """An editor's request: soon, not beyond the block, and only the fields that it reads."""
+    newline = running.post("/tokenize", content="a\nb").json()["tokens"][1]
+    body = {"input_prefix": "a ", "input_suffix": "world", "prompt": "hello", "n_predict": 200, "seed": 1}
+    body |= {"temperature": 2, "top_k": 0, "logit_bias": [[newline, 4]], "ignore_eos": True}
+    wanted = ["content", "timings/predicted_n", "tokens_cached", "nothing/here"]
+    whole = running.post("/infill", **body).json()
+    assert whole["stop_type"] == "limit" and whole["tokens_predicted"] == 200 and "\n" in whole["content"]
+    soon = running.post("/infill", **body, t_max_predict_ms=1, t_max_prompt_ms=500).json()
+    assert soon["stop_type"] == "limit" and soon["tokens_predicted"] < 200
+    assert whole["content"].startswith(soon["content"]) and "\n" in soon["content"]
+    block = running.post("/infill", **body, n_indent=4, response_fields=wanted).json()
+    assert set(block) == {"content", "timings/predicted_n", "tokens_cached"}
+    assert whole["content"].startswith(block["content"]) and block["timings/predicted_n"] < 200
+    lines = block["content"].split("\n")[1:]
+    assert lines and not any(line.strip() and not line.startswith("    ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("a\n    b\n  c\n    d", "a\n    b\n"),
+        ("  a\n\n    b\n  ", "  a\n\n    b\n  "),
+        ("a\nb", "a\n"),
+        ("a", "a"),
+        ("\n\t\t\t\tx\n", "\n\t\t\t\tx\n"),
+    ],
+)
+def test_lines_within_a_block(text: str, kept: str) -> None:
+    assert LineLimits(n_indent=4).within(text) == kept
+    assert LineLimits().within(text) == text
+
+
 def test_a_model_without_a_hole_cannot_fill_it(tmp_path: Path) -> None:
     other = write_model(tmp_path / "plain.gguf", **vocabulary(fill_in=False))
     with serving(("plain", other)) as running:
@@ -121,7 +155,8 @@ def test_properties(running: Running) -> None:
         ({"temperature": -1}, "temperature"),
         ({"logit_bias": [[10**6, 1]]}, "logit_bias"),
         ({"n_probs": -1}, "n_probs"),
-        ({"response_fields": ["content"]}, "response_fields"),
+        ({"response_fields": 3}, "response_fields"),
+        ({"n_indent": -1}, "n_indent"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:

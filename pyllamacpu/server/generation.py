@@ -25,6 +25,7 @@ from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
 from pyllamacpu.store.created import ModelCard
@@ -68,6 +69,7 @@ class Generate:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     adapters: AdapterScales | None = None  # that are applied; None: the model's own
+    limits: LineLimits | None = None
     stop_loops: bool | None = None  # end an answer that repeats itself; None: as the server does it
     draft: bool = True  # tokens may be guessed ahead, where the model is served so
 
@@ -264,7 +266,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         never = [(token, float("-inf")) for token in sorted(model.tokenizer.eog)]
         sampling = replace(sampling, logit_bias=[*sampling.logit_bias, *never])
     own = model.card or ModelCard(model.name)
-    stop_loops = request.stop_loops
+    stop_loops, limits = request.stop_loops, request.limits
     if stop_loops is None:  # who wants no end gets none
         stop_loops = model.stop_loops and not request.ignore_eos
     return Request(
@@ -278,6 +280,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
         adapters=model.adapters if request.adapters is None else request.adapters,
         draft=request.draft,
+        criteria=() if limits is None else (limits.criterion(model.tokenizer, len(ids)),),
     )
 
 

@@ -5,7 +5,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -24,6 +24,7 @@ from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
+from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai import read_inputs
@@ -31,6 +32,7 @@ from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
 
+_ABSENT = object()
 _NO_EFFECT = ("cache_prompt", "id_slot", "n_keep", "timings_per_token", "samplers_seed")
 
 
@@ -217,15 +219,16 @@ async def _run(
 ) -> Response:
     request = _request(model, fields, prompts[0])
     stream, return_tokens = fields.flag("stream"), fields.flag("return_tokens")
+    limits, wanted = _line_limits(fields), fields.strings("response_fields")
     fields.ignore(*_NO_EFFECT)
     fields.finish(strict)
-    requests = [replace(request, prompt=prompt) for prompt in prompts]
+    requests = [replace(request, prompt=prompt, limits=limits()) for prompt in prompts]
     answers = await stack.enter_async_context(service.generate(model, requests))
-    shape = _Shape(answers, request, return_tokens)
+    shape = _Shape(answers, requests, return_tokens, wanted)
     if stream:
         return http.Stream(stack.pop_all(), shape.chunks(), lambda e: http.sse(openai_error(e)))
     found = enumerate(await answers.whole())
-    whole = [shape.final(i, events, "".join(event.text for event in events)) for i, events in found]
+    whole = [shape.whole(i, events) for i, events in found]
     return http.json_response(whole[0] if len(whole) == 1 else whole)
 
 
@@ -234,10 +237,7 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
     assert limit is not None
     if limit == 0:
         raise fields.wrong("n_predict", "0 tokens cannot be generated; -1 is until the end")
-    fields.refuse("t_max_predict_ms", "is not supported", 0, -1)
-    fields.refuse("n_indent", "is not supported", 0)
     fields.refuse("post_sampling_probs", "is not supported", False)
-    fields.refuse("response_fields", "is not supported", [])
     fields.refuse("return_progress", "is not supported", False)
     n_probs = fields.integer("n_probs", 0, 100) or 0
     return Generate(
@@ -254,11 +254,42 @@ def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
     )
 
 
+def _line_limits(fields: Fields) -> Callable[[], LineLimits | None]:
+    """Makes the limits of one answer."""
+    milliseconds = fields.integer("t_max_predict_ms", -1, BIG) or -1
+    n_indent = fields.integer("n_indent", 0, BIG) or 0
+    if milliseconds < 0 and not n_indent:
+        return lambda: None
+    return lambda: LineLimits(milliseconds / 1000 if milliseconds > 0 else None, n_indent)
+
+
+def _selected(shown: dict[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
+    """The fields that are wanted and there, by their paths, such as timings/predicted_n."""
+    found = {}
+    for path in wanted:
+        value: Any = shown
+        for name in path.split("/"):
+            value = value.get(name, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if value is not _ABSENT:
+            found[path] = value
+    return found
+
+
 class _Shape:
     """Answers in llama.cpp's shape."""
 
-    def __init__(self, answers: Answers, request: Generate, return_tokens: bool) -> None:
-        self._answers, self._request, self._return_tokens = answers, request, return_tokens
+    def __init__(
+        self, answers: Answers, requests: Sequence[Generate], return_tokens: bool, wanted: Sequence[str]
+    ) -> None:
+        """wanted: the fields that the last or only object of an answer has; none: all."""
+        self._answers, self._requests = answers, requests
+        self._return_tokens, self._wanted = return_tokens, wanted
+        self._request = requests[0]  # in what they have in common
+
+    def whole(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
+        limits = self._requests[index].limits
+        text = "".join(event.text for event in events)
+        return self.final(index, events, text if limits is None else limits.within(text))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         sent: dict[int, list[TextEvent]] = {}
@@ -277,7 +308,8 @@ class _Shape:
         tokens = [token for event in events for token in event.tokens]
         by_word = "word" if last.stop_string is not None else "eos"
         kind = {"length": "limit", "loop": "loop"}.get(str(last.finish_reason), by_word)
-        return {
+        limits = self._requests[index].limits
+        shown = {
             "index": index,
             "content": text,
             "tokens": tokens if self._return_tokens else [],
@@ -287,7 +319,7 @@ class _Shape:
             "tokens_evaluated": last.stats.n_prompt,
             "tokens_cached": last.stats.n_cached,
             "truncated": False,
-            "stop_type": kind,
+            "stop_type": "limit" if limits is not None and limits.ended else kind,
             "stopping_word": last.stop_string or "",
             "has_new_line": any("\n" in event.text for event in events),
             "generation_settings": asdict(self._request.sampling),
@@ -295,6 +327,7 @@ class _Shape:
             "timings": timings(last.stats),
             **(self._probabilities(events) if text else {}),
         }
+        return _selected(shown, self._wanted) if self._wanted else shown
 
     def _probabilities(self, events: Sequence[TextEvent]) -> dict[str, Any]:
         if self._request.logprobs is None:
