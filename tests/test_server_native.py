@@ -93,6 +93,8 @@ def test_infill_ends_by_lines(running: Running) -> None:
     block = running.post("/infill", **body, n_indent=4, response_fields=wanted).json()
     assert set(block) == {"content", "timings/predicted_n", "tokens_cached"}
     assert whole["content"].startswith(block["content"]) and block["timings/predicted_n"] < 200
+    named = running.post("/infill", **body, n_indent=4, samplers=["top_k", "top_p", "infill"])
+    assert named.status_code == 200
     lines = block["content"].split("\n")[1:]
     assert lines and not any(line.strip() and not line.startswith("    ") for line in lines)
 

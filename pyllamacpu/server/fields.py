@@ -14,7 +14,7 @@ from pyllamacpu.server.errors import HTTPError
 
 log = logging.getLogger("pyllamacpu.server")
 
-_noted: set[str] = set()  # unknown fields that the log has
+_noted: set[str] = set()  # what the log has
 
 
 def wrong(param: str, message: str) -> HTTPError:
@@ -134,9 +134,14 @@ class Fields:
             raise self.wrong(unknown[0][:100], "there is no such field")
         for name in unknown:
             key = f"{self.where}{name}"[:100]
-            if key not in _noted and len(_noted) < 1000:
-                _noted.add(key)
-                log.warning("the field %r is not known and has no effect", key)
+            self.note(f"the field {key!r} is not known and has no effect")
+
+    @staticmethod
+    def note(text: str) -> None:
+        """Something in a request that has no effect: each is in the log once."""
+        if text not in _noted and len(_noted) < 1000:
+            _noted.add(text)
+            log.warning("%s", text)
 
 
 def logit_bias(fields: Fields, n_vocab: int, name: str = "logit_bias") -> list[tuple[int, float]]:

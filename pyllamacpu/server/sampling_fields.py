@@ -42,6 +42,7 @@ LLAMA_CPP: dict[str, Range] = {
     "mirostat_eta": ("mirostat_eta", 0.0, 1e3),
     "min_keep": ("min_keep", 0, BIG),
 }
+_UNKNOWN_HERE = "infill"  # llama.cpp's sampler that prefers ends
 COMMON = {**OPENAI, **LLAMA_CPP}
 WIDE = {**COMMON, "temperature": ("temperature", 0.0, 1e3)}
 
@@ -79,7 +80,9 @@ def numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:
 
 def _names(fields: Fields, value: Any) -> Any:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
-        return tuple(value)
+        if _UNKNOWN_HERE in value:  # editor plugins always name it
+            fields.note(f"the sampler {_UNKNOWN_HERE!r} is not known here and is left out")
+        return tuple(name for name in value if name != _UNKNOWN_HERE)
     if isinstance(value, str):
         return value
     raise fields.wrong("samplers", "must be a list of names, or names joined by ;")
