@@ -151,6 +151,18 @@ def test_a_node_is_killed(served: Served) -> None:
     wait_until(served.is_healthy)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Error: stack\n  File x\npyllamacpu.errors.GGUFError: a.gguf: not GGUF\n", "a.gguf: not GGUF"),
+        ("ray.serve.exceptions.RayServeException: Prefix / is being used", "Prefix / is being used"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_the_last_line(text: str, words: str) -> None:
+    assert ray_app._last_words(text) == words
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray Serve uses what pydantic will drop
 def test_the_builder_needs_no_connection(tmp_path: Path) -> None:
     """`serve run` calls it before it connects."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -355,8 +356,8 @@ def serve_on_ray(
                 "the address of the Ray Serve that was there" if shared else f"http://{listen[0]}:{listen[1]}"
             )
             _wait_for_signal()
-        except (RuntimeError, ray.exceptions.RayError) as error:
-            raise PyllamacpuError(f"--ray {address}: {_reason(serve) or error}") from error
+        except (RuntimeError, ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
+            raise PyllamacpuError(f"--ray {address}: {_last_words(_reason(serve) or str(error))}") from error
         finally:
             serve.delete(_NAME) if shared else serve.shutdown()
 
@@ -366,6 +367,12 @@ def _reason(serve: Any) -> str:
     found = serve.status().applications.get(_NAME)
     messages = [deployment.message for deployment in found.deployments.values()] if found else []
     return "\n".join(filter(None, messages))
+
+
+def _last_words(text: str) -> str:
+    """What an error says at the end of other processes' stacks, without its class."""
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), text)
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", last.strip())
 
 
 def _wait_for_signal() -> None:
