@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import FIXTURES
 from convert_models import BY_NAME, DIM, FFN, ROWS, token_ids, write_checkpoint
-from gguf_build import F32, Build
+from gguf_build import F32, U32, Build
 from lora_cases import BY_CASE, RUNS, write_case
 from test_convert_models import convert
 
@@ -92,6 +92,8 @@ def adapter_file(path: Path, fill: Callable[[Build], None], **texts: str) -> Pat
     for key, text in (keys | {name.replace("__", "."): text for name, text in texts.items()}).items():
         if text:
             build.add_string(key, text.encode())
+    if "alora" in texts:
+        build.add_numbers("adapter.alora.invocation_tokens", U32, "I", [1, 2])
     if texts.get("alpha") != "no":
         build.add("adapter.lora.alpha", F32, build.pack("f", float(texts.get("alpha", 8))))
     fill(build)
@@ -124,6 +126,7 @@ BAD: list[tuple[Callable[[Build], None], dict[str, str], str]] = [
     (pair, {"general__type": ""}, "not stated"),
     (pair, {"adapter__type": "dora"}, "of type 'dora'"),
     (pair, {"general__architecture": "llama4"}, "for llama4 models, and this one is llama"),
+    (pair, {"alora": ""}, "activated LoRA"),
     (pair, {"alpha": "nan"}, "alpha is nan"),
     (pair, {"alpha": "no"}, "alpha is None"),
     (lambda build: None, {}, "has no tensors"),

@@ -114,6 +114,10 @@ def _alpha(file: GGUFFile, arch: str) -> float:
         raise AdapterError(path, f"is an adapter of type {kind!r}; only lora can be applied")
     if (own := get("general.architecture")) != arch:
         raise AdapterError(path, f"is an adapter for {own} models, and this one is {arch}")
+    if get("adapter.alora.invocation_tokens") is not None:
+        raise AdapterError(
+            path, "is an activated LoRA (aLoRA), which counts from certain tokens on; that is not supported"
+        )
     alpha = get("adapter.lora.alpha")
     if (
         not isinstance(alpha, (int, float, np.floating))
