@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.options import force_option
 from pyllamacpu.progress import CONTROL, byte_bar, notify, one_line, visible
 from pyllamacpu.units import decimal_bytes, parse_bytes
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     "--base", type=click.Path(path_type=Path), metavar="FOLDER", help="LoRA: where the base's config.json is."
 )
 @click.option(
+    "--lora", multiple=True, metavar="FILE[:SCALE]", help="Merge a LoRA adapter (GGUF) into a GGUF model."
+)
+@click.option(
     "--drop-extra-tokens", is_flag=True, help="Leave out added tokens that the model has no rows for."
 )
 @click.option("--ignore-config", multiple=True, metavar="KEY", help="A config key that changes nothing.")
@@ -69,6 +73,7 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
       pyllamacpu convert Llama-3.2-1B-Instruct --outtype q4_k_m
       pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --dry-run
       pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
+      pyllamacpu convert model-f16.gguf --lora my-lora.gguf -o merged.gguf
       pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
     """
     from pyllamacpu.convert.sources import plan_conversion
@@ -111,6 +116,7 @@ def _options(**given: Any) -> ConvertOptions:
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),
         base=given["base"],
+        adapters=adapter_files(given["lora"]),
         force=given["force"],
         threads=given["threads"],
     )

@@ -30,6 +30,7 @@ class ConvertOptions:
     drop_extra_tokens: bool = False
     ignored_config: frozenset[str] = frozenset()
     base: Path | None = None
+    adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, merged into a GGUF file
     force: bool = False  # replace files of another kind
     threads: int | None = None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
+from pyllamacpu.convert.merge_lora import Added, merged, read_added
+from pyllamacpu.convert.merge_lora import notes as merge_notes
 from pyllamacpu.convert.types import fallbacks
 from pyllamacpu.errors import GGUFError, OptionError
 from pyllamacpu.gguf.keys import KeyValue, metadata_keys
@@ -29,6 +32,7 @@ from pyllamacpu.quantize.recipes import (
 )
 from pyllamacpu.weights.blocks import can_quantize, needs_importance
 from pyllamacpu.weights.gguf_tensors import gguf_tensor
+from pyllamacpu.weights.lazy_tensor import LazyTensor
 from pyllamacpu.weights.output import SPLIT_KEYS
 from pyllamacpu.weights.stream import OutputTensor
 
@@ -40,6 +44,8 @@ def plan_gguf(source: Path, options: ConvertOptions) -> Conversion:
     """
     if options.ignored_config or options.base:
         raise OptionError("--ignore-config and --base have no meaning for a GGUF file")
+    if options.adapters and options.vocab_only:
+        raise OptionError("a vocabulary has no weights that an adapter (--lora) could change")
     file = GGUFFile.open(source)  # stays open as long as its tensors are wanted
     keys = [key for key in metadata_keys(file.metadata) if key.name not in SPLIT_KEYS]
     if options.name:
@@ -51,15 +57,35 @@ def plan_gguf(source: Path, options: ConvertOptions) -> Conversion:
     file_type = _file_type(options.outtype)
     chosen = _choose(file, file_type)
     _check(file, chosen, file_type)
+    added = read_added(file, options.adapters)
+    _check_merged(file, added, chosen)
     tensors = [
-        OutputTensor(name, gguf_tensor(file, info), chosen[name].kind, info.shape)
+        OutputTensor(name, _source(file, name, added), chosen[name].kind, info.shape)
         for name, info in file.tensors.items()
     ]
     for key in [] if file_type.copies else file_type_keys(file_type.number):
         keys = _set(keys, key)
     notes = fallbacks(chosen, {name: info.shape[-1:] for name, info in file.tensors.items()})
+    notes += merge_notes(file, added)
     name = file_type.name if not file_type.copies else _known_type(file)
-    return build_conversion(source, file.paths, options, name, keys, tensors, tuple(notes))
+    inputs = (*file.paths, *(Path(path) for path, _ in options.adapters))
+    return build_conversion(source, inputs, options, name, keys, tensors, tuple(notes))
+
+
+def _source(file: GGUFFile, name: str, added: Mapping[str, Sequence[Added]]) -> LazyTensor:
+    tensor = gguf_tensor(file, file.tensors[name])
+    return merged(tensor, added[name]) if name in added else tensor
+
+
+def _check_merged(file: GGUFFile, added: Mapping[str, object], chosen: Mapping[str, Choice]) -> None:
+    """Raises OptionError for changed tensors that cannot be written in their type again."""
+    for name in added:
+        kind = chosen[name].kind
+        if not kind.is_float and (not can_quantize(kind) or needs_importance(kind)):
+            raise OptionError(
+                f"{file.paths[0]}: {name} is {kind.name}, which cannot be written again; choose another type "
+                "(--outtype f16), or give the adapter with --lora when the model runs"
+            )
 
 
 def _file_type(text: str) -> FileType:

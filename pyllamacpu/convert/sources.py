@@ -8,7 +8,7 @@ from pyllamacpu.convert.checkpoint_source import plan_checkpoint
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions
 from pyllamacpu.convert.gguf_source import plan_gguf
 from pyllamacpu.convert.lora import is_adapter, plan_adapter
-from pyllamacpu.errors import CheckpointError
+from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.files import read_problem
 from pyllamacpu.gguf.values import MAGIC
 
@@ -29,6 +29,8 @@ def _plan(source: Path, options: ConvertOptions) -> Conversion:
         raise CheckpointError(source, "no such file or folder")
     if source.is_file() and _is_gguf(source):
         return plan_gguf(source, options)
+    if options.adapters:
+        raise OptionError("--lora merges into a GGUF file: convert the checkpoint first, then merge")
     if is_adapter(source):
         return plan_adapter(source, options)
     return plan_checkpoint(source, options)

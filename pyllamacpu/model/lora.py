@@ -86,9 +86,9 @@ def load_adapter(path: str | os.PathLike[str], arch: str, weights: Weights, pool
             where, f"is a folder; make a GGUF adapter of it first: pyllamacpu convert {where} -o ADAPTER.gguf"
         )
     with GGUFFile.open(path) as file:
-        alpha = _alpha(file, arch)
+        alpha = adapter_alpha(file, arch)
         found = _AdapterReader(file, weights, pool)
-        pairs = {name: found.pair(name, alpha) for name in _names(file)}
+        pairs = {name: found.pair(name, alpha) for name in adapter_names(file)}
         file.check_intact()
     return Adapter(where.stem, where, pairs, alpha, found.digest.hexdigest())
 
@@ -102,7 +102,7 @@ def refuse_adapter(file: GGUFFile) -> None:
         )
 
 
-def _alpha(file: GGUFFile, arch: str) -> float:
+def adapter_alpha(file: GGUFFile, arch: str) -> float:
     """adapter.lora.alpha, once it is certain that the file is a LoRA adapter of such a model."""
     path, get = file.paths[0], file.metadata.get
     kind = get("general.type")
@@ -128,7 +128,7 @@ def _alpha(file: GGUFFile, arch: str) -> float:
     return float(alpha)
 
 
-def _names(file: GGUFFile) -> list[str]:
+def adapter_names(file: GGUFFile) -> list[str]:
     """The weights that it changes. Every tensor is the A or B of one, and none lacks the other."""
     path = file.paths[0]
     for name in file.tensors:
