@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -116,8 +117,9 @@ class DiskCache:
             self._changed.notify_all()
 
     def _write_all(self) -> None:
-        with contextlib.suppress(AttributeError, OSError):  # a thread of its own nice value: Linux
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        if sys.platform == "linux":  # where a thread has a nice value of its own
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             with self._lock:
                 self._changed.wait_for(lambda: self._paths or self._closed)

@@ -215,9 +215,10 @@ class PageFiles:
         for _, n_bytes, path in sorted(found, key=lambda item: (item[2].suffix == ".model", *item)):
             if self.n_bytes <= max(most, 0):
                 return
-            path.unlink(missing_ok=True)
-            self.n_bytes -= n_bytes
-            self.counts.n_evicted += 1
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                self.n_bytes -= n_bytes
+                self.counts.n_evicted += 1
 
     # Facts about models
 
