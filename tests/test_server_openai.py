@@ -1,6 +1,7 @@
 """OpenAI's dialect, through its own client and beside the `Llama` class.
 
-Covers server/openai.py, server/generation.py, server/logprobs.py, server/http.py,
+Covers server/openai.py, server/openai_endpoint.py, server/openai_chat.py, server/openai_completions.py,
+server/embeddings.py, server/generation.py, server/logprobs.py, server/http.py,
 server/sampling_fields.py, server/messages.py.
 """
 

@@ -19,13 +19,13 @@ from pyllamacpu.api.tools import NO_TOOLS
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import ollama_grammar
+from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
-from pyllamacpu.server.openai import read_inputs
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
