@@ -5,6 +5,7 @@ api/tool_answers.py.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ UNCHECKABLE: Any = {
     "type": "function",
     "function": {"name": "f", "strict": True, "parameters": {"properties": {"a": {"uniqueItems": True}}}},
 }
+
+
+def of(parameters: Any, name: str = "f") -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
 CALL = '{"name": "weather", "parameters": {"city": "Rome"}}'
 QUESTION = [{"role": "user", "content": "hello"}]
 
@@ -199,7 +206,12 @@ def test_logprobs_beside_calls(llm: Llama) -> None:
         ({**saying("x"), "tools": [STRICT]}, "strict"),
         ({**saying("x"), "parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tools": [WEATHER], "parallel_tool_calls": 3}, "parallel_tool_calls"),
-        ({"tools": [UNCHECKABLE]}, "tool_calls: .*uniqueItems"),
+        ({"tools": [UNCHECKABLE]}, "tools: 'f': parameters: #/properties/a: uniqueItems cannot"),
+        ({"tools": [of({"type": "string"})]}, r"tools\[0\]: parameters: arguments are an object"),
+        (
+            {"tools": [WEATHER, UNCHECKABLE], "tool_choice": "required"},
+            "tools: 'f': parameters: #/properties/a",
+        ),
         ({**saying("x"), "tool_choice": "required"}, "grammar"),
         ({**saying("x"), "tool_choice": {"function": {"name": "time"}}}, "grammar"),
     ],
@@ -281,3 +293,34 @@ def test_never_more_calls_than_one(llm: Llama) -> None:
     assert len(choice["message"]["tool_calls"]) == 1 and choice["finish_reason"] == "tool_calls"
     choice = chat(llm, **more, tool_choice="required", parallel_tool_calls=True)["choices"][0]
     assert len(choice["message"]["tool_calls"]) > 1
+
+
+def test_schemas_that_refer_to_themselves(llm: Llama) -> None:
+    """As pydantic writes them: definitions beside the properties, alone and beside other tools."""
+    defs = {"City": {"enum": ["Rome"]}, "a/b": {"$ref": "#/$defs/City"}}
+    schema = {
+        "properties": {"city": {"$ref": "#/$defs/a~1b"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    tool = of({**schema, "$defs": defs})
+    named = {"type": "function", "function": {"name": "f"}}
+    for tools in ([tool], [TIME, tool]):
+        for choice in (named, "required"):
+            answer = chat(llm, tools=tools, tool_choice=choice)["choices"][0]["message"]
+            (call,) = answer["tool_calls"]
+            if call["function"]["name"] == "f":
+                assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
+    more = {"logit_bias": {byte(ord("[")): 100, byte(ord("}")): 100, byte(ord("{")): 50}}  # it wants a list
+    call = chat(llm, tools=[of({})], tool_choice="required", **more)["choices"][0]["message"]["tool_calls"][0]
+    assert call["function"]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize("name", ["wétter_😀", 'a"b\\n', "x y", "a" * 64])
+def test_odd_names(llm: Llama, name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this template escapes the name, so it is not found in the prompt
+        tool = of({"additionalProperties": False}, name)
+        (call,) = chat(llm, tools=[tool], tool_choice="required")["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": name, "arguments": call["function"]["arguments"]}
+    assert json.loads(call["function"]["arguments"]) == {}

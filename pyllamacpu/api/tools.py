@@ -14,6 +14,7 @@ from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import check_list
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.sampling.schemas import moved
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
 from pyllamacpu.text.tool_calls import Answer, ToolCallReader, join_parts
 
@@ -136,8 +137,8 @@ def _tool(value: Any, where: str) -> Tool:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
         raise OptionError(f"{where}: the function has no name")
-    if not isinstance(function.get("parameters") or {}, Mapping):
-        raise OptionError(f"{where}: parameters must be a JSON schema: a mapping")
+    if fault := check_parameters(function):
+        raise OptionError(f"{where}: parameters: {fault}")
     try:
         json.dumps(function)
     except (TypeError, ValueError, RecursionError) as error:
@@ -149,22 +150,33 @@ def form_of_answer(tools: Sequence[Tool], forced: bool, several: bool) -> Gramma
     """Calls of these, with arguments of their schemas; unless `forced`, or a text. The JSON of a call is at
     the beginning of the answer then, and a text does not begin with a brace.
     """
-    forms = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool["function"]["name"]},
-                "parameters": tool["function"].get("parameters") or {"type": "object"},
-            },
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-    ]
-    form = forms[0] if len(forms) == 1 else {"anyOf": forms}
-    return (
-        Grammar.tool_calls(form, several, not forced) if several or not forced else Grammar.json_schema(form)
-    )
+    alone = len(tools) == 1
+    try:
+        forms = [_form(tool["function"], "#" if alone else f"#/anyOf/{i}") for i, tool in enumerate(tools)]
+    except RecursionError:
+        raise OptionError("tools: a schema is nested too deep") from None
+    form = forms[0] if alone else {"anyOf": forms}
+    return Grammar.tool_calls(form, several, not forced)
+
+
+def _form(function: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The schema of a call, which stands at `where`. Arguments are an object whatever their schema says."""
+    arguments = moved(function.get("parameters") or {}, f"{where}/properties/parameters")
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "parameters": {"type": "object", **arguments}},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+
+
+def check_parameters(function: Mapping[str, Any]) -> str | None:
+    """What is wrong with the schema of a function's arguments, if anything."""
+    parameters = function.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        return "must be a JSON schema: an object"
+    kind = parameters.get("type", "object")
+    return None if kind == "object" else f"arguments are an object, not of type {kind!r:.40}"
 
 
 def chat_ids(

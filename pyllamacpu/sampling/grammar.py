@@ -7,6 +7,7 @@ fails closed: what cannot be enforced is an OptionError before anything is gener
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark", "tool_calls"]
 
 _CACHED = 64  # compiled grammars of a model
 _MAX_SOURCE = 1 << 20  # characters
+_ARGUMENTS = re.compile(r"#(?:/anyOf/(\d+))?/properties/parameters")  # of one of the tools
 _MAX_FORCED = 128  # bytes of a text without a choice that are tokenized at a time
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
@@ -195,6 +197,10 @@ def _refusal(grammar: Grammar, message: str) -> OptionError:
     if not isinstance(schema, dict):
         return OptionError(f"{grammar.kind}: {_first_line(message)}")
     found = where_refused(schema, _error_of)
+    if grammar.kind == "tool_calls" and (arguments := _ARGUMENTS.match(found)):
+        call = schema if arguments[1] is None else schema["anyOf"][int(arguments[1])]
+        name = call["properties"]["name"]["const"]
+        return OptionError(f"tools: {name!r:.80}: parameters: #{found[arguments.end() :]}")
     return OptionError(f"{grammar.kind}: {found}")
 
 

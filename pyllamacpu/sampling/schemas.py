@@ -63,6 +63,18 @@ def prepared(
     return kept
 
 
+def moved(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A schema for the place `where` of another: what it refers to within itself is found there."""
+    kept = dict(schema)
+    ref = kept.get("$ref")
+    if isinstance(ref, str) and ref.startswith("#") and (ref == "#" or ref[1] == "/"):
+        kept["$ref"] = f"{where}{ref[1:]}"
+    for path, child in list(_children(kept)):
+        if isinstance(child, Mapping):
+            _replace(kept, path, moved(child, where))
+    return kept
+
+
 def _replace(schema: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     key = path[0]
     if len(path) == 1:
@@ -110,7 +122,11 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
         return schema
     value: Any = root
     for part in ref.removeprefix("#/").split("/"):
-        value = value.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            value = value.get(part.replace("~1", "/").replace("~0", "~"))
+        else:
+            listed = isinstance(value, list) and part.isdecimal() and int(part) < len(value)
+            value = value[int(part)] if listed else None
     return value
 
 

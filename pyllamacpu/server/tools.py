@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from pyllamacpu.api.tools import ChatTools, choose
+from pyllamacpu.api.tools import ChatTools, check_parameters, choose
 from pyllamacpu.errors import OptionError
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.text.call_forms import ToolCall
@@ -37,7 +37,8 @@ def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool
     try:
         return choose(offered, choice, False, several)
     except OptionError as error:
-        raise fields.wrong("tool_choice", str(error).removeprefix("tool_choice: ")) from None
+        name, _, message = str(error).partition(": ")
+        raise fields.wrong(name if name == "tools" else "tool_choice", message) from None
 
 
 def _tool(value: Any, where: str) -> Mapping[str, Any]:
@@ -46,8 +47,8 @@ def _tool(value: Any, where: str) -> Mapping[str, Any]:
     function = value.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise wrong(f"{where}.function.name", "must be a string")
-    if not isinstance(function.get("parameters"), (dict, type(None))):
-        raise wrong(f"{where}.function.parameters", "must be a JSON schema: an object")
+    if fault := check_parameters(function):
+        raise wrong(f"{where}.function.parameters", fault)
     return {"type": "function", "function": function}
 
 
