@@ -23,7 +23,7 @@ _ROUNDS = 4  # of weighing down outliers
 _CAREFUL = 0.9  # of the wanted time is planned for: steps take longer than expected as often as shorter
 _OUTLIER = 0.3  # relative error from which a step counts less
 
-_ROW_COST = 0.13  # of a step, that one more row costs as long as nothing is measured
+ROW_COST = 0.13  # of a step, that one more row costs as long as nothing is measured
 _MAX_ERROR = 0.7  # log, of one measurement
 _FOLLOW = 0.25  # of the error, for the time of a single row
 _WELL_KNOWN = 32  # measurements of a ratio
@@ -159,7 +159,7 @@ class RowCosts:
 
 
 def _assumed(n: int) -> float:
-    return log(1 + _ROW_COST * (n - 1))
+    return log(1 + ROW_COST * (n - 1))
 
 
 def _row(size: StepSize) -> Floats:
