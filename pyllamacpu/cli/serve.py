@@ -129,6 +129,12 @@ engine_options = options(
     show_default=True,
     help="End answers that repeat themselves; a request's stop_loops goes before.",
 )
+@click.option(
+    "--guard",
+    "judge",
+    metavar="MODEL",
+    help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
+)
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
@@ -234,7 +240,14 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         max_queue=parameters["max_queue"],
         strict=parameters["strict"],
         metrics=parameters["metrics"],
+        judge=_judge(parameters["judge"]),
     )
+
+
+def _judge(name: str | None) -> str | None:
+    from pyllamacpu.store import resolve_model
+
+    return None if name is None else str(resolve_model(name))
 
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:

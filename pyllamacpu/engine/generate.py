@@ -26,7 +26,7 @@ from pyllamacpu.text.tokenizer import Tokenizer
 
 TokenIds = npt.NDArray[np.intc]
 StoppingCriterion = Callable[[TokenIds, Logits], bool]
-FinishReason = Literal["stop", "length", "loop"]
+FinishReason = Literal["stop", "length", "loop", "content_filter"]  # the last is the server's
 
 
 @dataclass(frozen=True)

@@ -222,6 +222,8 @@ def _use(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _stop(last: TextEvent, has_called: bool) -> dict[str, Any]:
     if has_called and last.finish_reason == "stop":
         return {"stop_reason": "tool_use", "stop_sequence": None}
+    if last.finish_reason == "content_filter":
+        return {"stop_reason": "refusal", "stop_sequence": None}
     if is_cut(last):
         return {"stop_reason": "max_tokens", "stop_sequence": None, **stopped_by(last)}
     if last.stop_string is not None:

@@ -34,6 +34,7 @@ from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.guard import Guard, GuardOptions
+from pyllamacpu.server.judge import Judge
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
@@ -57,6 +58,7 @@ class ServeOptions:
     strict: bool = False
     metrics: bool = True
     stuck_after: float = 120.0
+    judge: str | None = None  # the file of a guard model that judges prompts and answers
 
 
 class Server:
@@ -71,9 +73,10 @@ class Server:
     def start(self) -> Service:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
-        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue)
+        judge = Judge(self.options.judge, self.metrics) if self.options.judge else None
+        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge)
         self.metrics.watch(pool)
-        self._tasks = [asyncio.create_task(_load_default(pool)), asyncio.create_task(_unload_idle(pool))]
+        self._tasks = [asyncio.create_task(_load_default(service)), asyncio.create_task(_unload_idle(pool))]
         return service
 
     async def stop(self) -> None:
@@ -103,8 +106,11 @@ class Server:
         return (200, "ok") if pool.ready else (503, "loading model")
 
 
-async def _load_default(pool: ModelPool) -> None:
+async def _load_default(service: Service) -> None:
+    pool = service.models
     try:
+        if service.judge is not None:
+            await service.off_loop(service.judge.load)
         async with pool.use(None):
             pool.ready = True
     except PyllamacpuError as error:

@@ -3,6 +3,8 @@
 An answer that has run into a loop (`sampling/loops.py`) is ended. Where a dialect's reasons are a closed set,
 that is its word for an answer that was cut, with `"stopped_by": "loop"` beside; where they are any text
 (Ollama's `done_reason`, llama.cpp's `stop_type`), it is "loop".
+
+What the guard model blocks (`judge.py`) ends with "content_filter", Anthropic's word for which is "refusal".
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pyllamacpu.engine.generate import TextEvent
 
 def is_cut(last: TextEvent) -> bool:
     """Whether the answer might have gone on."""
-    return last.finish_reason in ("length", "loop")
+    return last.finish_reason in ("length", "loop", "content_filter")
 
 
 def stopped_by(last: TextEvent) -> dict[str, str]:
@@ -26,4 +28,7 @@ def openai_reason(last: TextEvent, has_called: bool = False) -> dict[str, Any]:
     """OpenAI's `finish_reason` of an answer; calls that were cut short are told by what cut them."""
     if has_called and last.finish_reason == "stop":
         return {"finish_reason": "tool_calls"}
-    return {"finish_reason": "length" if is_cut(last) else last.finish_reason, **stopped_by(last)}
+    return {
+        "finish_reason": "length" if last.finish_reason == "loop" else last.finish_reason,
+        **stopped_by(last),
+    }

@@ -69,6 +69,13 @@ class EventStream:
             raise event.error
         return index, event
 
+    def end(self, index: int) -> None:
+        """Ends one request; what has come of it is forgotten."""
+        if (handle := self._handles.pop(index, None)) is not None:
+            self._scheduler.cancel(handle)
+            self._thread.wake()
+        self._events = deque(item for item in self._events if item[0] != index)
+
     def close(self) -> bool:
         """Whether there was something to end."""
         self._closed = True

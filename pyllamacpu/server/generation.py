@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.judge import Judge, Messages, Piece, blocked, judged_messages
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
@@ -74,13 +75,6 @@ class Generate:
     draft: bool = True  # tokens may be guessed ahead, where the model is served so
 
 
-class Piece(NamedTuple):
-    """An event of one answer."""
-
-    answer: int  # its number
-    event: TextEvent
-
-
 class Answers:
     """The answers to the requests of one HTTP request, as they come. Answers are numbered through."""
 
@@ -92,17 +86,22 @@ class Answers:
         self._requests = requests
         self._stream = EventStream(service.thread, model.scheduler)
         self._later: dict[int, list[tuple[int, Request]]] = {}  # by the answer whose prompt they share
+        self._blocked: list[int] = []  # answers that there will not be
 
-    def submit(self) -> None:
+    def submit(self, refused: Sequence[bool] = ()) -> None:
         """Tokenizes the prompts and submits the first answer to each: the others wait until its prompt is
-        read, so that it is read once. Not for the event loop.
+        read, so that it is read once. `refused`: prompts that get no answer. Not for the event loop.
         """
         model = self.model
         prompts = [prompt_ids(model, request.prompt) for request in self._requests]
         for ids in prompts:
             _check_room(ids, model.engine.n_ctx)
         self.prompts, index = prompts, 0
-        for request, ids in zip(self._requests, prompts, strict=True):
+        for number, (request, ids) in enumerate(zip(self._requests, prompts, strict=True)):
+            if refused and refused[number]:
+                self._blocked += range(index, index + request.n)
+                index += request.n
+                continue
             first = engine_request(model, request, ids)
             seeded = [replace(first, sampling=_with_seed(first.sampling, i)) for i in range(request.n)]
             self._later[index] = [(index + i, seeded[i]) for i in range(1, request.n)]
@@ -128,8 +127,32 @@ class Answers:
     def n_generated(self) -> int:
         return sum(stats.n_generated for stats in self.stats.values())
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """The events of all answers, in the order of their coming."""
+    def pieces(self) -> AsyncIterator[Piece]:
+        """The events of all answers, in the order of their coming, as far as the guard lets them pass."""
+        judge = self._service.judge
+        if judge is None:
+            return self._pieces()
+        return judge.watch(self._pieces(), self._conversation, lambda i: len(self._prompt_of(i)), self._end)
+
+    def _prompt_of(self, answer: int) -> list[int]:
+        return self.prompts[self._number(answer)]
+
+    def _number(self, answer: int) -> int:
+        """Of the request that an answer is for."""
+        ends = np.cumsum([request.n for request in self._requests])
+        return int(np.searchsorted(ends, answer, "right"))
+
+    def _conversation(self, answer: int) -> Messages:
+        return conversation_of(self.model, self._requests[self._number(answer)].prompt)
+
+    def _end(self, answer: int, stats: GenerationStats) -> None:
+        self.stats[answer] = stats
+        self._stream.end(answer)
+
+    async def _pieces(self) -> AsyncIterator[Piece]:
+        for index in self._blocked:
+            self.stats[index] = GenerationStats(len(self._prompt_of(index)), 0, 0, 0.0, 0.0)
+            yield Piece(index, blocked(self.stats[index]))
         while len(self.stats) < self.n_answers:
             index, event = await self._stream.next()
             if siblings := self._later.pop(index, None):
@@ -159,8 +182,16 @@ class Answers:
 class Service:
     """Prompts to token ids, requests to schedulers, within the limits of the queue."""
 
-    def __init__(self, pool: ModelPool, thread: EngineThread, metrics: Metrics, max_queue: int) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        thread: EngineThread,
+        metrics: Metrics,
+        max_queue: int,
+        judge: Judge | None = None,
+    ) -> None:
         self.models = pool
+        self.judge = judge
         self.thread = thread
         self.metrics = metrics
         self.max_queue = max_queue
@@ -200,11 +231,18 @@ class Service:
         async with self.places(sum(request.n for request in requests)):
             answers = Answers(self, model, requests)
             try:
-                await self.off_loop(answers.submit)
+                await self.off_loop(answers.submit, await self._refused(model, requests))
                 yield answers
             finally:
                 answers.close()
                 self.metrics.count(answers.stats.values())
+
+    async def _refused(self, model: Model, requests: Sequence[Generate]) -> list[bool]:
+        """Which prompts the guard finds unsafe."""
+        if self.judge is None:
+            return []
+        conversations = [conversation_of(model, request.prompt) for request in requests]
+        return await asyncio.gather(*map(self.judge.refuses, conversations))
 
     async def embed(
         self,
@@ -237,6 +275,16 @@ class Service:
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
+        if self.judge is not None:
+            self.judge.close()
+
+
+def conversation_of(model: Model, prompt: Chat | Text) -> Messages:
+    """A prompt as a guard reads it; what is to be continued is the user's."""
+    if isinstance(prompt, Chat):
+        return judged_messages(model.conversation(prompt.messages), prompt.beginning)
+    text = prompt.text if isinstance(prompt.text, str) else model.tokenizer.decode(prompt.text)
+    return judged_messages([{"role": "user", "content": text + (prompt.suffix or "")}])
 
 
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:

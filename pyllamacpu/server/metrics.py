@@ -32,6 +32,7 @@ class Metrics:
         self.generated_tokens = counter("generated_tokens", "Tokens of answers that were finished")
         self.refused = counter("refused_requests", "Requests refused because the queue was full")
         self.cancelled = counter("cancelled_requests", "Requests whose client left before the end")
+        self.blocked = counter("blocked", "What the guard found unsafe, by input and output", ("what",))
         self.prompt_seconds = Histogram(
             "pyllamacpu_prompt_seconds",
             "Seconds from admission to the end of the prompt",

@@ -307,7 +307,9 @@ class _Shape:
         assert last.stats is not None
         tokens = [token for event in events for token in event.tokens]
         by_word = "word" if last.stop_string is not None else "eos"
-        kind = {"length": "limit", "loop": "loop"}.get(str(last.finish_reason), by_word)
+        kind = {"length": "limit", "loop": "loop", "content_filter": "content_filter"}.get(
+            str(last.finish_reason), by_word
+        )
         limits = self._requests[index].limits
         shown = {
             "index": index,

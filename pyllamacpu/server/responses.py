@@ -204,7 +204,7 @@ class _Shape:
         return {
             **self._base,
             "status": "incomplete" if cut else "completed",
-            "incomplete_details": {"reason": "max_output_tokens", **stopped_by(last)} if cut else None,
+            "incomplete_details": {"reason": _why_cut(last), **stopped_by(last)} if cut else None,
             "output": items,
             "usage": {
                 "input_tokens": answers.n_prompt,
@@ -313,3 +313,7 @@ def _status(is_whole: bool) -> str:
 
 def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _why_cut(last: TextEvent) -> str:
+    return "content_filter" if last.finish_reason == "content_filter" else "max_output_tokens"

@@ -1,0 +1,146 @@
+"""`serve --guard`: a guard model judges what people ask and what models answer, in every dialect.
+
+A prompt that is unsafe gets an empty answer, and an answer ends before the window of it that is unsafe, both
+with a reason of their own (`endings.py`). It fails closed: what cannot be judged is not answered. Words of
+the operator (the roles system and developer) are not judged; results of tools count as the user's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from pyllamacpu.engine.generate import GenerationStats, TextEvent
+from pyllamacpu.safety import Guard, Verdict
+from pyllamacpu.server.errors import as_http_error
+from pyllamacpu.server.metrics import Metrics
+
+log = logging.getLogger("pyllamacpu.server")
+
+WINDOW = 64  # tokens of an answer that are held back until they are judged, with all before them
+_OPERATORS = ("system", "developer")
+_THREADS = 4  # checks that run at once, in one batch
+
+Messages = list[dict[str, str]]
+
+
+class Piece(NamedTuple):
+    """An event of one answer."""
+
+    answer: int  # its number
+    event: TextEvent
+
+
+class End(Protocol):
+    """Ends an answer in the engine, which was given the tokens so far."""
+
+    def __call__(self, answer: int, stats: GenerationStats) -> None: ...
+
+
+class Judge:
+    """The guard model of a server. `load` comes first, in any thread."""
+
+    def __init__(self, path: str, metrics: Metrics) -> None:
+        self._path, self._metrics = path, metrics
+        self._guard: Guard | None = None
+        self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
+
+    def load(self) -> None:
+        """Raises any PyllamacpuError."""
+        self._guard = Guard(self._path)
+
+    async def refuses(self, messages: Messages) -> bool:
+        """Whether the last thing that a user said is unsafe."""
+        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        if not asked or not messages[asked[-1]]["content"].strip():
+            return False
+        return await self._is_unsafe(messages[: asked[-1] + 1], "input")
+
+    async def watch(
+        self,
+        pieces: AsyncIterator[Piece],
+        conversations: Callable[[int], Messages],
+        n_prompt: Callable[[int], int],
+        end: End,
+    ) -> AsyncIterator[Piece]:
+        """`pieces` as far as they are safe, a window at a time; an answer that is not is ended."""
+        held: dict[int, list[TextEvent]] = {}
+        said: dict[int, str] = {}
+        n_tokens: dict[int, int] = {}
+        ended: set[int] = set()
+        async for i, event in pieces:
+            if i in ended:
+                continue
+            held.setdefault(i, []).append(event)
+            said[i] = said.get(i, "") + event.text
+            n_tokens[i] = n_tokens.get(i, 0) + len(event.tokens)
+            window = sum(len(one.tokens) for one in held[i])
+            if event.finish_reason is None and window < WINDOW:
+                continue
+            answer = {"role": "assistant", "content": said[i]}
+            if said[i].strip() and await self._is_unsafe([*conversations(i), answer], "output"):
+                ended.add(i)
+                stats = event.stats or GenerationStats(n_prompt(i), 0, n_tokens[i], 0.0, 0.0)
+                end(i, stats)
+                yield Piece(i, blocked(stats))
+                continue
+            for one in held.pop(i):
+                yield Piece(i, one)
+
+    async def _is_unsafe(self, messages: Messages, what: str) -> bool:
+        if messages[0]["role"] != "user":
+            messages = [{"role": "user", "content": ""}, *messages]
+        try:
+            check = partial(self._check, messages)
+            verdict = await asyncio.get_running_loop().run_in_executor(self._workers, check)
+        except Exception as error:
+            raise as_http_error(error) from error
+        if verdict.verdict == "safe":
+            return False
+        self._metrics.blocked.labels(what).inc()
+        log.info("guard: %s is unsafe (%s, %.3f)", what, ",".join(verdict.categories), verdict.probability)
+        return True
+
+    def _check(self, messages: Messages) -> Verdict:
+        assert self._guard is not None
+        return self._guard.check(messages)
+
+    def close(self) -> None:
+        self._workers.shutdown(wait=True, cancel_futures=True)
+        if self._guard is not None:
+            self._guard.close()
+
+
+def blocked(stats: GenerationStats) -> TextEvent:
+    """The end of an answer that is not to be seen."""
+    return TextEvent("", finish_reason="content_filter", stats=stats)
+
+
+def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") -> Messages:
+    """A conversation as a guard reads it: user and assistant, texts only. `beginning`: of the answer."""
+    found: Messages = []
+    for message in messages:
+        role = str(message.get("role"))
+        if role in _OPERATORS:
+            continue
+        speaker = "assistant" if role == "assistant" else "user"
+        found.append({"role": speaker, "content": _text(message)})
+    if beginning:
+        found.append({"role": "assistant", "content": beginning})
+    return found
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """All that a message says, calls of tools included."""
+    content = message.get("content")
+    parts = (
+        [content] if isinstance(content, str) else [*content] if isinstance(content, (list, tuple)) else []
+    )
+    texts = [part if isinstance(part, str) else str(part.get("text") or "") for part in parts]
+    calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(filter(None, [*texts, *calls]))
