@@ -71,3 +71,5 @@ def test_who_wants_no_end_gets_none(running: Running, path: Path) -> None:
         asked = other.post("/v1/chat/completions", **CHAT, stop_loops=True).json()
         assert asked["choices"][0]["stopped_by"] == "loop"
     assert running.post("/v1/chat/completions", **CHAT, stop_loops=3).status_code == 400
+    form = running.post("/v1/chat/completions", **CHAT, grammar="root ::= [a-z]+").json()["choices"][0]
+    assert form["finish_reason"] == "length" and "stopped_by" not in form

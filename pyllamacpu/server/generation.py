@@ -315,8 +315,8 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         sampling = replace(sampling, logit_bias=[*sampling.logit_bias, *never])
     own = model.card or ModelCard(model.name)
     stop_loops, limits = request.stop_loops, request.limits
-    if stop_loops is None:  # who wants no end gets none
-        stop_loops = model.stop_loops and not request.ignore_eos
+    if stop_loops is None:  # who wants no end gets none; a form may have parts that repeat
+        stop_loops = model.stop_loops and not request.ignore_eos and request.grammar is None
     return Request(
         ids,
         sampling,
