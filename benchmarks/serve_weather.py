@@ -5,9 +5,9 @@
 First each question is asked alone. Then, for the given time, most of the clients (`weather_clients.py`) read
 slowly, leave in every phase, send halves and garbage, bombs of grammars and bodies, and fill the memory; the
 healthy ones ask the same questions, of two models of which only one fits, and must get the same text,
-log-probabilities and vectors. In the middle the server is killed and started again. At the end nothing may be
-left: no request, page, thread or file handle, and no memory beyond weights, scratch, pages and 120 MB. Exit
-code 1 when something is wrong.
+log-probabilities and vectors. In the middle the server is killed and started again over its disk cache. At
+the end nothing may be left: no request, page, thread or file handle, and no memory beyond weights, scratch,
+pages and 120 MB. Exit code 1 when something is wrong.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -251,7 +252,7 @@ _GAUGES = (
 )
 
 
-def command(models: Sequence[Path], port: int, given: argparse.Namespace) -> list[str]:
+def command(models: Sequence[Path], port: int, folder: str, given: argparse.Namespace) -> list[str]:
     largest = max(model.stat().st_size for model in models)
     options = [
         "--port",
@@ -265,7 +266,16 @@ def command(models: Sequence[Path], port: int, given: argparse.Namespace) -> lis
         "-np",
         "8",
     ]
-    options += ["--max-queue", "256", "--memory", str(largest * 3 // 2), "--cache-ram", str(given.cache)]
+    options += [
+        "--cache-disk",
+        str(folder),
+        "--max-queue",
+        "256",
+        "--memory",
+        str(largest * 3 // 2),
+        "--cache-ram",
+        str(given.cache),
+    ]
     named = [word for name, path in zip(_NAMES, models, strict=False) for word in ("-m", f"{name}={path}")]
     return [sys.executable, "-m", "pyllamacpu", "serve", *named, *options]
 
@@ -313,11 +323,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     models = [find_model(name) for name in given.model[:2]]
     port, names = free_port(), _NAMES[: len(models)]
-    line = command(models, port, given)
     wanted = given.behaviours.split(",") if given.behaviours else [b.__name__ for b in BEHAVIOURS]
     behaviours = [behaviour for behaviour in BEHAVIOURS if behaviour.__name__ in wanted]
-    weather = Weather(Server(port, KEY, names), line, questions(names, given.tokens), behaviours)
-    with ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        line = command(models, port, folder, given)
+        weather = Weather(Server(port, KEY, names), line, questions(names, given.tokens), behaviours)
         process = stack.enter_context(running("pyllamacpu", line, port, wait=False))
         result = asyncio.run(run(stack, weather, process, given))
     if given.json is not None:

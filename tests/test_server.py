@@ -23,8 +23,10 @@ import pytest
 from serving import PATIENCE, Running, serving, wait_until
 from tiny_model import write_model
 
+import pyllamacpu.server.app
 import pyllamacpu.server.run
 from pyllamacpu.cli.main import main
+from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.guard import GuardOptions, is_loopback
@@ -261,6 +263,18 @@ def test_a_half_request_behind_a_whole_one_is_given_up(
                 answer += connection.recv(1000)
             assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(0.4)
+
+
+def test_pages_of_the_models_file_are_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[GGUFFile] = []
+    monkeypatch.setattr(pyllamacpu.server.app, "RELEASE_SECONDS", 0.05)
+    with serving(("tiny", path)) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        service = running.server.service
+        assert service is not None
+        file = service.models.loaded["tiny"].engine.file
+        monkeypatch.setattr(file, "release_all", lambda: released.append(file))
+        wait_until(lambda: len(released) > 1)
 
 
 def test_who_reads_nothing_of_an_answer_loses_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

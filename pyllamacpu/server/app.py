@@ -41,6 +41,7 @@ from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 log = logging.getLogger("pyllamacpu.server")
 
 _DIALECTS = (adapters, openai, responses, anthropic, ollama, ollama_create, ollama_models, native)
+RELEASE_SECONDS = 10.0
 _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 
 
@@ -76,7 +77,8 @@ class Server:
         judge = Judge(self.options.judge, self.metrics) if self.options.judge else None
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge)
         self.metrics.watch(pool)
-        self._tasks = [asyncio.create_task(_load_default(service)), asyncio.create_task(_unload_idle(pool))]
+        chores = (_load_default(service), _unload_idle(pool), _release_files(pool))
+        self._tasks = [asyncio.create_task(chore) for chore in chores]
         return service
 
     async def stop(self) -> None:
@@ -122,6 +124,14 @@ async def _unload_idle(pool: ModelPool) -> None:
     while True:
         await asyncio.sleep(_IDLE_LOOK)
         await pool.unload_idle()
+
+
+async def _release_files(pool: ModelPool) -> None:
+    """Rows of the embedding come from the file: those of words that are long past need not stay in memory."""
+    while True:
+        await asyncio.sleep(RELEASE_SECONDS)
+        for model in pool.loaded.values():
+            model.engine.file.release_all()
 
 
 def make_app(options: ServeOptions) -> FastAPI:
