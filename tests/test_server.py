@@ -24,6 +24,7 @@ from serving import PATIENCE, Running, serving, wait_until
 from tiny_model import write_model
 
 import pyllamacpu.server.app
+import pyllamacpu.server.models
 import pyllamacpu.server.run
 from pyllamacpu.cli.main import main
 from pyllamacpu.gguf.reader import GGUFFile
@@ -411,6 +412,49 @@ def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(path: Path, tmp
         wait_until(lambda: not service.models.loaded)
         again = running.post("/v1/completions", model="TWO.gguf", **arguments).json()
         assert again["choices"] == second["choices"]
+
+
+def test_models_that_do_not_fit_together_have_turns(path: Path, tmp_path: Path) -> None:
+    """Also while one of them is never idle."""
+    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def ask(model: str) -> None:
+            while not over.is_set():
+                body = {"prompt": "x", "model": model, "max_tokens": 20, "ignore_eos": True}
+                statuses.append(running.post("/v1/completions", **body).status_code)
+
+        threads = [threading.Thread(target=ask, args=("one",)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(2):
+                answer = running.post("/v1/completions", prompt="x", model="two", max_tokens=2)
+                assert answer.status_code == 200, answer.text
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert set(statuses) == {200}
+
+
+def test_a_model_waits_only_so_long_for_another_ones_place(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.2)
+    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        held = hold(running, 1)
+        try:
+            answer = running.post("/v1/completions", prompt="x", model="two")
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+            assert running.post("/v1/completions", prompt="x", max_tokens=2).status_code == 200
+        finally:
+            held[0].close()
 
 
 def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,9 @@ from pyllamacpu.text import ChatTemplate, Tokenizer
 log = logging.getLogger("pyllamacpu.server")
 
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens, when the model's own context does not fit in memory
+STAY_SECONDS = 2.0  # that a model stays at the least, when others want its place
+_STAY_LOADS = 5  # the same, in times that loading it took
+ROOM_SECONDS = 30.0  # that a request waits for the place of models in use
 _MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
 
 
@@ -138,6 +141,7 @@ class Model:
     retired: bool = False  # no request finds it any more: it is freed when nobody uses it
     n_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
+    stays_until: float = 0.0  # monotonic seconds: no other model takes its place before
 
     @property
     def name(self) -> str:
@@ -213,6 +217,9 @@ class ModelPool:
         self.failed: str | None = None  # why the default model could not be loaded
         self.ready = False  # the default model has been loaded once
         self._loading = asyncio.Lock()
+        self._n_waiting = 0  # requests for a model that is to be loaded, or that gives way
+        self._room_wanted = False  # a model waits for the place of those that are loaded
+        self._left = asyncio.Event()  # a user of a model has gone
         self.disk = open_page_files(options.cache_disk, options.cache_disk_limit)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
 
@@ -268,27 +275,37 @@ class ModelPool:
         finally:
             model.n_users -= 1
             model.last_used = time.monotonic()
+            self._left.set()
             if model.retired and model.n_users == 0:
                 await self._free(model)
 
     async def _ensure(self, source: ServedFile) -> Model:
-        if (model := self.loaded.get(source.name)) is not None:
+        if (model := self.loaded.get(source.name)) is not None and not self._gives_way(model):
             return model
-        async with self._loading:
-            if (model := self.loaded.get(source.name)) is not None:
-                return model
-            await self._make_room(source.size)
-            log.info("loading %s", source.path)
-            started = time.monotonic()
-            loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
-            try:
-                model = await asyncio.shield(loading)
-            except asyncio.CancelledError:  # who asked first has gone; others may want it
-                loading.add_done_callback(self._keep_late)
-                raise
-            self._keep(model)
-            log.info("loaded %s in %.1f s", source.name, time.monotonic() - started)
-            return model
+        self._n_waiting += 1
+        try:
+            async with self._loading:
+                return self.loaded.get(source.name) or await self._bring(source)
+        finally:
+            self._n_waiting -= 1
+
+    async def _bring(self, source: ServedFile) -> Model:
+        """Loads a model. One at a time."""
+        await self._make_room(source.size)
+        log.info("loading %s", source.path)
+        started = time.monotonic()
+        loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
+        try:
+            model = await asyncio.shield(loading)
+        except asyncio.CancelledError:  # who asked first has gone; others may want it
+            loading.add_done_callback(self._keep_late)
+            raise
+        self._keep(model)
+        seconds = time.monotonic() - started
+        if self._n_waiting > 1:  # several models may be wanted in turn
+            model.stays_until = time.monotonic() + max(STAY_SECONDS, _STAY_LOADS * seconds)
+        log.info("loaded %s in %.1f s", source.name, seconds)
+        return model
 
     def _keep_late(self, loading: asyncio.Future[Model]) -> None:
         if not loading.cancelled() and loading.exception() is None:
@@ -338,18 +355,35 @@ class ModelPool:
                 options = replace(options, n_ctx=smaller)
         return open_model(path, options)
 
+    def _gives_way(self, model: Model) -> bool:
+        """Whether new users of a loaded model wait, because another one is to have its place."""
+        return self._room_wanted and model.stays_until <= time.monotonic()
+
     async def _make_room(self, needed: int) -> None:
-        """Unloads idle models, the least recently used first, until `needed` bytes of weights fit."""
+        """Unloads idle models, those first that were used longest ago, until `needed` bytes fit. Of models in
+        use the new users wait meanwhile, once they have had their turn; the old ones are waited for.
+        """
+        end = time.monotonic() + ROOM_SECONDS
+        self._room_wanted = True
+        try:
+            while not self._has_room(needed):
+                self._left.clear()
+                now = time.monotonic()
+                free = [m for m in self.loaded.values() if m.n_users == 0 and m.stays_until <= now]
+                if free:
+                    await self.unload(min(free, key=lambda model: model.last_used))
+                    continue
+                if now >= end:
+                    raise _no_room()
+                turns = [m.stays_until for m in self.loaded.values() if m.stays_until > now]
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._left.wait(), min([end, *turns]) - now)
+        finally:
+            self._room_wanted = False
+
+    def _has_room(self, needed: int) -> bool:
         limit = self.options.memory or int(_MEMORY_SHARE * memory_usable())
-        while self.loaded and needed + sum(m.engine.weight_bytes for m in self.loaded.values()) > limit:
-            idle = [model for model in self.loaded.values() if model.n_users == 0]
-            if not idle:
-                raise HTTPError(
-                    "there is no memory for this model while the others are in use",
-                    status=503,
-                    retry_after=5,
-                )
-            await self.unload(min(idle, key=lambda model: model.last_used))
+        return not self.loaded or needed + sum(m.engine.weight_bytes for m in self.loaded.values()) <= limit
 
     async def unload(self, model: Model) -> None:
         """Frees a model; who still uses it gets errors."""
@@ -386,6 +420,11 @@ class ModelPool:
 def _smaller(*sizes: int) -> int:
     """The smallest context that is asked for; 0 is the model's own."""
     return min(filter(None, sizes), default=0)
+
+
+def _no_room() -> HTTPError:
+    words = "there is no memory for this model while the others are in use"
+    return HTTPError(words, status=503, retry_after=5)
 
 
 def _plain_name(name: str) -> str:
