@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 
 # mallopt's parameters (malloc.h) and our values.
-_MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 20), "M_TRIM_THRESHOLD": (-1, 1 << 20), "M_ARENA_MAX": (-8, 2)}
+_MALLOC = {"M_MMAP_THRESHOLD": (-3, 1 << 18), "M_TRIM_THRESHOLD": (-1, 1 << 18), "M_ARENA_MAX": (-8, 1)}
 
 
 def cpus_usable(root: Path = ROOT) -> int:
@@ -99,7 +99,7 @@ def _read(path: Path) -> str | None:
 
 
 def return_freed_memory() -> None:
-    """Makes the C library give freed blocks of 1 MiB and more back to the system at once, and keep few heaps:
+    """Makes the C library give freed blocks of 256 KiB and more back to the system at once, and keep one heap:
     it would hold the largest that there ever was, for each thread (glibc, mallopt(3); others do not).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
