@@ -99,7 +99,7 @@ def _read(path: Path) -> str | None:
 
 
 def return_freed_memory() -> None:
-    """Makes the C library give freed blocks of 256 KiB and more back to the system at once, and keep one heap:
+    """Makes the C library give freed blocks of 256 KiB and more back to the system, and keep one heap only:
     it would hold the largest that there ever was, for each thread (glibc, mallopt(3); others do not).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
