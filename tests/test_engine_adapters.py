@@ -16,8 +16,10 @@ from llama4_models import llama4  # noqa: F401
 from llama4_models import opened as llama4_opened
 from test_batch_invariance import assert_same_bits, opened, prompt
 
+from pyllamacpu.api.loading import make_scheduler
 from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.engine.generate import Request
+from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
@@ -28,6 +30,7 @@ from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.model.weights import Experts, Matrix
 from pyllamacpu.sampling.options import SamplingOptions
+from pyllamacpu.sampling.sampler import TokenLogprobs
 
 SHAPES = ("gqa3", "mixed_q4_k_m")
 LENGTH = 150
@@ -170,32 +173,50 @@ def test_the_prefix_cache_never_crosses_adapters_or_scales(engine: Engine) -> No
     prefixes.clear()
 
 
-def test_requests_with_adapters_side_by_side(engine: Engine) -> None:
-    """Each gets the tokens that it gets alone, also from the prefix cache of an earlier one."""
-    tokens, greedy = prompt(engine, 70), SamplingOptions(temperature=0.0)
+def answers(
+    scheduler: Scheduler, tokens: list[int], together: list[AdapterScales]
+) -> tuple[list[list[TokenLogprobs]], list[int]]:
+    """What requests with each mix bring, and how many tokens of their prompts were found."""
+    greedy = SamplingOptions(temperature=0.0)
+    handles = [scheduler.submit(Request(tokens, greedy, 12, logprobs=2, adapters=mix)) for mix in together]
+    found: dict[object, list[TokenLogprobs]] = {handle: [] for handle in handles}
+    while not all(handle.is_finished for handle in handles):
+        for event in scheduler.step():
+            assert event.error is None
+            if event.text is not None:
+                found[event.handle] += event.text.logprobs
+    return list(found.values()), [handle.n_cached for handle in handles]
 
-    def run(together: list[AdapterScales]) -> list[list[int]]:
-        handles = [
-            scheduler.submit(Request(tokens, greedy, 12, endless=False, adapters=mix)) for mix in together
-        ]
-        texts: dict[object, list[int]] = {handle: [] for handle in handles}
-        while scheduler.has_work:
-            for event in scheduler.step():
-                assert event.error is None
-                if event.text is not None:
-                    texts[event.handle] += event.text.tokens
-        return [texts[handle] for handle in handles]
 
-    alone = []
+def alone(engine: Engine, tokens: list[int]) -> list[list[TokenLogprobs]]:
+    """Of each mix by itself, with nothing kept before."""
+    found = []
     for mix in mixes(engine):
         scheduler = Scheduler(engine, None)
-        alone += run([mix])
+        found += answers(scheduler, tokens, [mix])[0]
         scheduler.close()
-    assert len({tuple(found) for found in alone}) > 1
+    return found
+
+
+def test_requests_with_adapters_side_by_side(engine: Engine) -> None:
+    """Each gets the tokens that it gets alone, also from the prefix cache of an earlier one."""
+    tokens = prompt(engine, 70)
+    wanted = alone(engine, tokens)
+    assert len({tuple(answer) for answer in wanted}) > 1
     scheduler = Scheduler(engine, None)
-    assert run(mixes(engine)) == alone
-    assert run(mixes(engine)) == alone
+    assert answers(scheduler, tokens, mixes(engine))[0] == wanted
+    assert answers(scheduler, tokens, mixes(engine))[0] == wanted
     scheduler.close()
+
+
+def test_pages_on_the_disk_are_of_their_adapters_and_scales(engine: Engine, tmp_path: Path) -> None:
+    """The second adapter leaves out matrices that the first one changes, and the other way round."""
+    tokens = prompt(engine, 70)
+    wanted = alone(engine, tokens)
+    for n_found in (0, 64):
+        scheduler = make_scheduler(engine, None, PageFiles(tmp_path / "pages", 1 << 30))
+        assert answers(scheduler, tokens, mixes(engine)) == (wanted, [n_found] * len(wanted))
+        scheduler.close()
 
 
 def test_a_saved_state_is_of_its_adapters(engine: Engine) -> None:

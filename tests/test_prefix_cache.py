@@ -247,6 +247,20 @@ def test_a_chunk_that_another_sequence_still_has_is_completed() -> None:
     assert cache.pages_in_use == 0
 
 
+def test_a_chunk_is_not_completed_with_a_page_that_is_partly_written() -> None:
+    local = KVSpace("local", 1, 1, 64, 64, "chunked", 2 * PAGE)
+    cache = KVCache((SPACES[0], local), "f32", "f32")
+    prefixes = PrefixCache(cache)
+    long, short, again = (Sequence(cache) for _ in range(3))
+    read(long, range(3 * PAGE))
+    long.drop_past_chunks()
+    prefixes.insert(long)
+    read(short, range(PAGE + 13))
+    prefixes.insert(short)
+    assert prefixes.extend(again, range(2 * PAGE - 1)) == PAGE
+    check(again)
+
+
 def test_pages_of_past_chunks_are_not_needed() -> None:
     local = KVSpace("local", 1, 1, 64, 64, "chunked", 2 * PAGE)
     cache = KVCache((SPACES[0], local), "f32", "f32")

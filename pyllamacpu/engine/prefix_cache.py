@@ -124,7 +124,7 @@ class PrefixCache:
                 n, nearest = node.nearest(key)
                 if nearest is None or n < len(key):
                     nearest = self._add(node, key, sequence.page_set(i))
-                elif 0 in nearest.pages and len(nearest.key) == PAGE:
+                elif 0 in nearest.pages and len(key) == PAGE:  # not with a page that is partly written
                     self._complete(nearest, sequence.page_set(i))
                 node = nearest
                 path.append(node)

@@ -216,7 +216,8 @@ def _details(field: Field, op: Op) -> list[str]:
         if isinstance(item, (Matrix, Table)):
             texts.append(f"{item.name} {item.rows}x{item.cols} {item.type.name}")
         elif isinstance(item, list):
-            texts.append(f"{len(item)} x {item[0].name} {item[0].rows}x{item[0].cols} {item[0].type.name}")
+            first = next(matrix for matrix in item if matrix is not None)  # an adapter may lack the others
+            texts.append(f"{len(item)} x {first.name} {first.rows}x{first.cols} {first.type.name}")
         elif isinstance(item, Vector):
             texts.append(f"{item.name} {item.size}")
         elif isinstance(item, float):
