@@ -132,12 +132,13 @@ def _write_matrix(plan: CompiledPlan, at: Any, i: int, value: Matrix | None) -> 
 
 
 def _write_matrices(plan: CompiledPlan, at: Any, i: int, value: list[Matrix | None] | None) -> None:
-    handles = ffi.new(
-        "const pl_matrix *[]", [ffi.NULL if matrix is None else matrix.handle for matrix in value or []]
-    )
-    plan._lists.append(handles)
-    target = ffi.cast("pl_matrices *", at)
-    target.items, target.n = handles, len(value or [])
+    if value is not None:
+        handles = ffi.new(
+            "const pl_matrix *[]", [ffi.NULL if matrix is None else matrix.handle for matrix in value]
+        )
+        plan._lists.append(handles)
+        target = ffi.cast("pl_matrices *", at)
+        target.items, target.n = handles, len(value)
 
 
 def _write_vector(plan: CompiledPlan, at: Any, i: int, value: Vector | None) -> None:
