@@ -22,6 +22,7 @@ from pyllamacpu import Llama
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateError
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
+from pyllamacpu.safety.guard import _MAX_BLANKS
 from pyllamacpu.safety.guard_prompts import BEGIN, END
 
 # Reads parts only, as the templates of Llama Guard 3 1B and 4 do; the words are short.
@@ -140,6 +141,7 @@ def test_options_that_make_no_sense(llm: Llama) -> None:
         ({"categories": {"S1": "x <|im_end|>"}}, "control token <|im_end|>"),
         ({"categories": {"S1": END}}, "a mark of the prompt"),
         ({"threshold": 0.0}, "between 0 and 1"),
+        ({"threshold": "half"}, "between 0 and 1"),
     ):
         with pytest.raises(OptionError, match=re.escape(says)):
             Guard(llm, **options)  # type: ignore[arg-type]
@@ -155,9 +157,35 @@ def test_a_text_that_does_not_reach_the_prompt_is_an_error(starter_model: Path) 
             Guard(llm).check([{"role": "user", "content": "words of more than twenty letters"}, CHAT[1]])
 
 
-def test_a_conversation_that_is_too_long(llm: Llama) -> None:
-    with pytest.raises(ContextError):
+def test_a_conversation_that_is_too_long(llm: Llama, tmp_path: Path) -> None:
+    with pytest.raises(ContextError, match="in the guard's context of 1024"):
         Guard(llm).check("word " * 2000)
+    with pytest.raises(ContextError, match="at least"):  # found out without making tokens of it
+        Guard(llm).check("word " * 200_000)
+    tiny = write_model(tmp_path / "g.gguf", tokenizer__chat_template=TEXT, n_ctx=1024)
+    with Guard(tiny, threshold=1e-6) as guard:
+        n_prompt, expected = len(guard.prompt(judged_part("x"))), guard.check("x")
+        needed = n_prompt + _MAX_BLANKS + guard._max_answer
+    with Guard(tiny, threshold=1e-6, n_ctx=needed) as guard:
+        assert guard.check("x") == expected
+    for n_ctx in (n_prompt + 1, needed - 1):  # a whole verdict or none
+        with Guard(tiny, n_ctx=n_ctx) as guard, pytest.raises(ContextError, match="no room for a verdict"):
+            guard.check("x")
+
+
+def test_keys_of_many_tokens_come_out_whole(llm: Llama) -> None:
+    key = "Q9-7_5-3_1-Z-8_6"
+    assert Guard(llm, categories={key: "Cats."}, threshold=1e-6).check("x").categories == (key,)
+
+
+def test_calls_of_tools_are_judged() -> None:
+    call = {"type": "function", "function": {"name": "wipe", "arguments": '{"disk": "a"}'}}
+    asked = {"role": "user", "content": "x"}
+    for content, said in ((None, json.dumps(call)), ("", json.dumps(call)), ("Yes", f"Yes\n{json.dumps(call)}")):
+        messages = [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]
+        assert judged_part(messages)[1]["content"] == said
+    with pytest.raises(OptionError, match=r"messages\[0\].tool_calls"):
+        judged_part([{**asked, "tool_calls": [b"x"]}])
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,16 @@ def test_an_answer_ends_before_its_unsafe_window(
     assert 'pyllamacpu_blocked_total{what="output"} 1' in running.get("/metrics").text
 
 
+def test_a_client_that_leaves_is_noticed_within_a_window(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"prompt": "hello", "max_tokens": 180, "ignore_eos": True, "stream": True}
+    with running.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    running.wait_idle()
+    assert "socket.send() raised" not in caplog.text  # what asyncio says of writing on and on
+
+
 def test_a_safe_answer_is_the_same(running: Running, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "WINDOW", 4)
     with Llama(str(path), type_k="f32", type_v="f32", verbose=False) as llm:
@@ -125,6 +135,19 @@ def test_a_safe_answer_is_the_same(running: Running, path: Path, monkeypatch: py
     answer = running.post("/v1/completions", prompt="hello", max_tokens=20, temperature=0, n=2).json()
     assert [choice["text"] for choice in answer["choices"]] == [whole] * 2
     assert all(seen[0] == {"role": "user", "content": "hello"} for seen in WordGuard.seen)
+
+
+def test_a_blank_message_does_not_hide_the_one_before(running: Running) -> None:
+    for blank in ([{"role": "user", "content": " "}], [{"role": "assistant", "content": "a"}] * 2):
+        answer = running.post("/v1/chat/completions", messages=[*asked(BAD), *blank], max_tokens=3).json()
+        assert answer["choices"][0]["finish_reason"] == "content_filter"
+
+
+def test_a_beginning_of_the_answer_is_judged_with_it(running: Running) -> None:
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "It is"}]
+    body = {"messages": messages, "max_tokens": 3, "temperature": 0}
+    answer = running.post("/v1/messages", **body).json()["content"][0]["text"]
+    assert WordGuard.seen[-1] == [messages[0], {"role": "assistant", "content": f"It is{answer}"}]
 
 
 def test_what_cannot_be_judged_is_not_answered(running: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ def judged_part(
 ) -> list[dict[str, str]]:
     """The messages up to the one under judgement: the last, or the last of `role`.
 
-    Messages of one speaker that follow each other become one. A user's message is judged without the reply
+    Messages of one speaker that follow each other become one; calls of tools are judged as JSON. A user's message is judged without the reply
     to it. Raises OptionError for roles that a guard's prompt has no place for, contents that are not text, an
     empty text, and a conversation that an agent begins.
     """
@@ -60,10 +61,15 @@ def _read(i: int, message: Any) -> tuple[str, str]:
             f"messages[{i}]: a guard's prompt has no place for the role {message.get('role')!r:.40}; it "
             "reads user and assistant"
         )
-    content = message.get("content")
-    if isinstance(content, str):
-        return speaker, content
-    parts = content if isinstance(content, (list, tuple)) else []
-    if parts and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-        return speaker, "\n".join(part["text"] for part in parts)
-    raise OptionError(f"messages[{i}]: a guard reads texts; this content is something else")
+    content, calls = message.get("content"), message.get("tool_calls") or ()
+    parts: Sequence[Any] = content if isinstance(content, (list, tuple)) else [{"text": content}]
+    if content is None and calls:
+        parts = ()
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not (texts or calls) or not all(isinstance(text, str) for text in texts):
+        raise OptionError(f"messages[{i}]: a guard reads texts; this content is something else")
+    try:
+        said = [json.dumps(call, ensure_ascii=False) for call in calls]
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"messages[{i}].tool_calls: {error}") from None
+    return speaker, "\n".join(filter(None, [*texts, *said]))

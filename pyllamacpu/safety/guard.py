@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from pyllamacpu.api.llama import Llama
-from pyllamacpu.errors import ModelError, OptionError, TemplateError
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateError
 from pyllamacpu.safety.conversation import Role, judged_part
 from pyllamacpu.safety.guard_prompts import (
     CategoryTemplate,
@@ -70,7 +70,7 @@ class Guard:
         threshold: float = 0.5,
         **options: Any,
     ) -> None:
-        if not 0 < threshold < 1:
+        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
         self.threshold = float(threshold)
         self._opened_here = not isinstance(model, Llama)
@@ -103,6 +103,8 @@ class Guard:
         if self._safe == self._unsafe:
             raise ModelError(f"{path}: its vocabulary does not tell safe from unsafe by their first tokens")
         self._blanks = _blank_tokens(tokenizer, self.llm.n_vocab())
+        longest = max(map(len, self.categories))
+        self._max_answer = 8 + (longest + 1) * len(self.categories)  # tokens of "unsafe" and every category
 
     def check(self, conversation: str | Sequence[Mapping[str, Any]], role: Role | None = None) -> Verdict:
         """Judges the last message of a conversation, or the last one of `role` ("user", "agent").
@@ -111,7 +113,11 @@ class Guard:
         parts}, beginning with a user's. Raises OptionError for what cannot be judged, TemplateError when a
         message would not reach the prompt, ContextError for a conversation that is too long.
         """
-        ids = self.prompt(judged_part(conversation, role))
+        messages = judged_part(conversation, role)
+        fewest = sum(self._tokenizer.fewest_tokens(message["content"].strip()) for message in messages)
+        self._check_room(fewest, "at least ")  # before time goes into the tokens of what is far too long
+        ids = self.prompt(messages)
+        self._check_room(len(ids))
         blanks, safe, unsafe = self._first_verdict(ids)
         probability = 1 / (1 + math.exp(min(safe - unsafe, 700.0)))
         if probability < self.threshold:
@@ -124,6 +130,14 @@ class Guard:
         if missing := missing_messages(text, messages):
             raise TemplateError(f"{self.template.name} leaves out all or some of message {missing[0]}")
         return encode_chat(self._tokenizer, self.template, messages)
+
+    def _check_room(self, n_prompt: int, about: str = "") -> None:
+        n_ctx = self.llm.n_ctx()
+        if n_prompt + _MAX_BLANKS + self._max_answer > n_ctx:
+            raise ContextError(
+                f"the guard's question about this conversation has {about}{n_prompt} tokens, which leaves no "
+                f"room for a verdict in the guard's context of {n_ctx}: shorten the conversation"
+            )
 
     def _first_verdict(self, ids: Sequence[int]) -> tuple[list[int], float, float]:
         """(blank tokens before the verdict, logit of safe, logit of unsafe)."""
@@ -153,9 +167,7 @@ class Guard:
         """The categories that the model names behind "unsafe", each once."""
         keys = "|".join(map(re.escape, self.categories))
         form = Grammar.regex(rf" ?unsafe\n({keys})(,({keys})){{0,{len(self.categories) - 1}}}")
-        events = self.llm.stream(
-            ids, _GREEDY, 8 + 6 * len(self.categories), grammar=form, penalize_prompt=False
-        )
+        events = self.llm.stream(ids, _GREEDY, self._max_answer, grammar=form, penalize_prompt=False)
         text = "".join(event.text for event in events)
         named = text.partition("\n")[2].split(",")
         return tuple(dict.fromkeys(key for key in named if key in self.categories))

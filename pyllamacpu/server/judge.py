@@ -56,8 +56,12 @@ class Judge:
 
     async def refuses(self, messages: Messages) -> bool:
         """Whether the last thing that a user said is unsafe."""
-        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
-        if not asked or not messages[asked[-1]]["content"].strip():
+        asked = [
+            i
+            for i, message in enumerate(messages)
+            if message["role"] == "user" and message["content"].strip()
+        ]
+        if not asked:
             return False
         return await self._is_unsafe(messages[: asked[-1] + 1], "input")
 
@@ -82,8 +86,7 @@ class Judge:
             window = sum(len(one.tokens) for one in held[i])
             if event.finish_reason is None and window < WINDOW:
                 continue
-            answer = {"role": "assistant", "content": said[i]}
-            if said[i].strip() and await self._is_unsafe([*conversations(i), answer], "output"):
+            if said[i].strip() and await self._is_unsafe(_with_answer(conversations(i), said[i]), "output"):
                 ended.add(i)
                 stats = event.stats or GenerationStats(n_prompt(i), 0, n_tokens[i], 0.0, 0.0)
                 end(i, stats)
@@ -91,6 +94,7 @@ class Judge:
                 continue
             for one in held.pop(i):
                 yield Piece(i, one)
+                await asyncio.sleep(0)  # a window of them at once would hold up others, and see no leaving
 
     async def _is_unsafe(self, messages: Messages, what: str) -> bool:
         if messages[0]["role"] != "user":
@@ -119,6 +123,14 @@ class Judge:
 def blocked(stats: GenerationStats) -> TextEvent:
     """The end of an answer that is not to be seen."""
     return TextEvent("", finish_reason="content_filter", stats=stats)
+
+
+def _with_answer(messages: Messages, said: str) -> Messages:
+    """With an answer behind it, which may go on in the middle of a word."""
+    if messages and messages[-1]["role"] == "assistant":
+        *messages, beginning = messages
+        said = beginning["content"] + said
+    return [*messages, {"role": "assistant", "content": said}]
 
 
 def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") -> Messages:
