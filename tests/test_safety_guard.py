@@ -178,10 +178,25 @@ def test_keys_of_many_tokens_come_out_whole(llm: Llama) -> None:
     assert Guard(llm, categories={key: "Cats."}, threshold=1e-6).check("x").categories == (key,)
 
 
+def test_categories_are_asked_for_behind_the_word_of_the_verdict(llm: Llama) -> None:
+    guard = Guard(llm, threshold=1e-6)
+    ids = guard.prompt(judged_part("x"))
+    blanks, *_ = guard._first_verdict(ids)
+    seen: list[list[int]] = []
+    guard._violated = lambda ids: seen.append([*ids]) or ()  # type: ignore[method-assign, func-returns-value]
+    guard.check("x")
+    word = guard._tokenizer.encode("unsafe", add_special=False)
+    assert seen == [[*ids, *blanks, *word]] and word[0] == guard._unsafe
+
+
 def test_calls_of_tools_are_judged() -> None:
     call = {"type": "function", "function": {"name": "wipe", "arguments": '{"disk": "a"}'}}
     asked = {"role": "user", "content": "x"}
-    for content, said in ((None, json.dumps(call)), ("", json.dumps(call)), ("Yes", f"Yes\n{json.dumps(call)}")):
+    for content, said in (
+        (None, json.dumps(call)),
+        ("", json.dumps(call)),
+        ("Yes", f"Yes\n{json.dumps(call)}"),
+    ):
         messages = [asked, {"role": "assistant", "content": content, "tool_calls": [call]}]
         assert judged_part(messages)[1]["content"] == said
     with pytest.raises(OptionError, match=r"messages\[0\].tool_calls"):

@@ -99,12 +99,13 @@ class Guard:
                 ):
                     raise OptionError(f"a category's text must not hold the control token {spelled}")
             self.template = CategoryTemplate(self.template, self.categories)
-        self._safe, self._unsafe = (_first_token(tokenizer, word) for word in ("safe", "unsafe"))
+        safe, self._unsafe_word = (_answer_tokens(tokenizer, word) for word in ("safe", "unsafe"))
+        self._safe, self._unsafe = safe[0], self._unsafe_word[0]
         if self._safe == self._unsafe:
             raise ModelError(f"{path}: its vocabulary does not tell safe from unsafe by their first tokens")
         self._blanks = _blank_tokens(tokenizer, self.llm.n_vocab())
         longest = max(map(len, self.categories))
-        self._max_answer = 8 + (longest + 1) * len(self.categories)  # tokens of "unsafe" and every category
+        self._max_answer = 8 + (longest + 1) * len(self.categories)  # tokens of "unsafe" and all categories
 
     def check(self, conversation: str | Sequence[Mapping[str, Any]], role: Role | None = None) -> Verdict:
         """Judges the last message of a conversation, or the last one of `role` ("user", "agent").
@@ -122,7 +123,7 @@ class Guard:
         probability = 1 / (1 + math.exp(min(safe - unsafe, 700.0)))
         if probability < self.threshold:
             return Verdict("safe", (), probability)
-        return Verdict("unsafe", self._violated([*ids, *blanks]), probability)
+        return Verdict("unsafe", self._violated([*ids, *blanks, *self._unsafe_word]), probability)
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of the guard's question about the messages. Raises TemplateError."""
@@ -136,7 +137,8 @@ class Guard:
         if n_prompt + _MAX_BLANKS + self._max_answer > n_ctx:
             raise ContextError(
                 f"the guard's question about this conversation has {about}{n_prompt} tokens, which leaves no "
-                f"room for a verdict in the guard's context of {n_ctx}: shorten the conversation"
+                f"room for a verdict in the guard's context of {n_ctx}: shorten the conversation, or "
+                "give the guard a larger context"
             )
 
     def _first_verdict(self, ids: Sequence[int]) -> tuple[list[int], float, float]:
@@ -164,12 +166,12 @@ class Guard:
         return tokens[:n_blanks], *logits[n_blanks]
 
     def _violated(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """The categories that the model names behind "unsafe", each once."""
+        """The categories that the model names behind "unsafe", with which `ids` end, each once."""
         keys = "|".join(map(re.escape, self.categories))
-        form = Grammar.regex(rf" ?unsafe\n({keys})(,({keys})){{0,{len(self.categories) - 1}}}")
+        form = Grammar.regex(rf"\n({keys})(,({keys})){{0,{len(self.categories) - 1}}}")
         events = self.llm.stream(ids, _GREEDY, self._max_answer, grammar=form, penalize_prompt=False)
         text = "".join(event.text for event in events)
-        named = text.partition("\n")[2].split(",")
+        named = text.strip().split(",")
         return tuple(dict.fromkeys(key for key in named if key in self.categories))
 
     def close(self) -> None:
@@ -186,10 +188,11 @@ class Guard:
         self.close()
 
 
-def _first_token(tokenizer: Tokenizer, word: str) -> int:
-    """The first token of `word` at the beginning of an answer that is not blank."""
+def _answer_tokens(tokenizer: Tokenizer, word: str) -> list[int]:
+    """The tokens of `word` at the beginning of an answer, from the first that is not blank."""
     ids = tokenizer.encode(word, add_special=False)
-    return next(token for token in ids if tokenizer.token_bytes(token).strip())
+    first = next(i for i, token in enumerate(ids) if tokenizer.token_bytes(token).strip())
+    return ids[first:]
 
 
 def _blank_tokens(tokenizer: Tokenizer, n_vocab: int) -> np.ndarray:
