@@ -19,8 +19,8 @@ def judged_part(
     """The messages up to the one under judgement: the last, or the last of `role`.
 
     Messages of one speaker that follow each other become one; calls of tools are judged as JSON. A user's
-    message is judged without the reply to it. Raises OptionError for roles that a guard's prompt has no place for, contents that are not text, an
-    empty text, and a conversation that an agent begins.
+    message is judged without the reply to it. Raises OptionError for roles that a guard's prompt has no place
+    for, contents that are not text, an empty text, and a conversation that an agent begins.
     """
     if role not in (None, "user", "agent"):
         raise OptionError(f"role={role!r:.40}: give user or agent")
