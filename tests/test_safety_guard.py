@@ -226,6 +226,8 @@ def test_a_model_that_is_not_a_guard(tmp_path: Path, run: Callable[..., Result])
     path = write_model(tmp_path / "tiny.gguf")
     with pytest.raises(ModelError, match=r"tiny\.gguf is not a guard"):
         Guard(path)
+    without = run("guard", "-p", "hello")  # the starter model is not one either
+    assert without.code == 2 and "'-m' / '--model'" in without.err
     result = run("guard", "-m", str(path), "-p", "hello")
     assert result.code == 1 and result.err.count("\n") == 1 and "is not a guard" in result.err
     nothing = write_model(tmp_path / "none.gguf", text=False)

@@ -147,6 +147,7 @@ def test_the_command_fills_in(tmp_path: Path, run: Callable[..., Result], llm: L
     assert run(*model, "-p", "the", "--suffix", r" a\n").out == f"the{middle} a\n\n"
     assert run(*model, "-p", "the", "--suffix", " a\n", "--no-display-prompt").out == f"{middle}\n"
     assert run(*model, "-p", "the<FILL_ME> a\\n", "--no-display-prompt").out == f"{middle}\n"
+    assert run(*model, "-p", "the<FILL_ME> a\\n").out == f"the{middle} a\n\n"  # the hole is filled
     first = run(*model, "-p", "the", "--suffix", "a", "--spm-infill")
     assert first.code == 0
     refused = run(*model, "-p", "the", "--spm-infill")

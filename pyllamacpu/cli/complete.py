@@ -103,7 +103,7 @@ def _continue(
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.session import Usage
 
-    tokens, behind = _prompt_ids(llm, prompt, parameters)
+    tokens, before, behind = _prompt_ids(llm, prompt, parameters)
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
     events = llm.stream(
@@ -116,7 +116,7 @@ def _continue(
         grammar=parameters["form"],
     )
     if parameters["display_prompt"]:
-        screen.text(prompt.decode("utf-8", "replace"))
+        screen.text(before)
     usage = Usage()
     for event in events:
         screen.text(event.text)
@@ -132,13 +132,14 @@ def _continue(
         click.echo(usage_text(usage), err=True)
 
 
-def _prompt_ids(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], str]:
-    """(ids of the prompt, the text behind what is filled in). Raises OptionError for a model that fills in
-    nothing.
+def _prompt_ids(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], str, str]:
+    """(ids of the prompt, text before the answer, text behind it). Raises OptionError for a model that
+    fills in nothing.
     """
     from pyllamacpu.text.infill import HOLE, infill_prompt, prompt_with_hole
 
     tokenizer, suffix_first = tokenizer_of(llm), parameters["spm_infill"]
+    shown = prompt.decode("utf-8", "replace")
     if (suffix := parameters["suffix"]) is not None:
         if parameters["escape"] is not False:
             suffix = unescape(suffix)
@@ -147,9 +148,10 @@ def _prompt_ids(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[
             raise OptionError(
                 "--suffix: this model was not trained to fill in the middle; Code Llama 7B and 13B were"
             )
-        return filled, suffix
+        return filled, shown, suffix
     if (filled := prompt_with_hole(tokenizer, prompt, suffix_first)) is not None:
-        return filled, ""
+        before, _, behind = shown.partition(HOLE)
+        return filled, before, behind
     if suffix_first:
         raise OptionError(f"--spm-infill: give --suffix, or {HOLE} in the prompt of a model that fills in")
-    return tokenizer.encode(prompt, add_special=True, parse_special=True), ""
+    return tokenizer.encode(prompt, add_special=True, parse_special=True), shown, ""

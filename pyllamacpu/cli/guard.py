@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import model_option, read_bytes
+from pyllamacpu.cli.options import read_bytes
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@model_option
+@click.option(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    required=True,
+    help="A Llama Guard model: a GGUF file, a name from `pyllamacpu list`, or hf.co/user/repo[:quant].",
+)
 @click.option("-p", "--prompt", help="What the user says.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read that from this file (- is stdin).")
 @click.option("--response", metavar="TEXT", help="What the agent answers.")
