@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,7 +16,9 @@ from pyllamacpu import Llama
 from pyllamacpu.cli.adapter_options import adapter_files, lora_command
 from pyllamacpu.cli.llama_cpp_options import translate
 from pyllamacpu.cli.main import cli, main
+from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import OptionError
+from pyllamacpu.llama_cpp import LlamaCache
 
 MODEL = LOGITS / "gqa3.gguf"
 
@@ -87,6 +90,25 @@ def test_scales_change_what_is_evaluated_by_hand_too(files: list[str]) -> None:
         assert llm.n_tokens == 0
         llm.eval([1, 2, 3])
         assert not (llm.scores[2] == with_adapter).all()
+
+
+def test_a_cache_of_texts_that_other_scales_read_is_of_no_use(path: Path, tmp_path: Path) -> None:
+    """Answers are those without a cache, whatever scale the texts in it were read with."""
+    engine = Engine.open(path, n_threads=1)
+    adapter = write_adapter(tmp_path / "a.gguf", engine, 4, 1)
+    engine.close()
+    prompt, cache = "hello the world " * 3, LlamaCache()
+    with Llama(path, n_ctx=128, n_threads=1, lora_path=str(adapter)) as llm:
+
+        def answer(scale: float) -> Any:
+            llm.set_adapters({0: scale})
+            return llm(prompt, max_tokens=8, temperature=0)["choices"]
+
+        wanted = {scale: answer(scale) for scale in (0.0, 1.0)}
+        llm.set_cache(cache)
+        for scale in (0.0, 1.0, 0.0, 0.0):
+            assert answer(scale) == wanted[scale]
+    assert wanted[0.0] != wanted[1.0]
 
 
 @pytest.mark.parametrize("command", ["bench -p 8 -n 2 -r 1 -m", "complete -n 2 -p x -m"])

@@ -33,6 +33,7 @@ from pyllamacpu.engine.generate import (
     TextEvent,
     token_limit,
 )
+from pyllamacpu.engine.pages import is_of_other_adapters
 from pyllamacpu.engine.pooling import own_pooling, pool
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import OptionError, TokenizerError
@@ -117,6 +118,8 @@ class Completions(Tokens):
             state = self.cache[tuple(ids)]
         except KeyError:
             return
+        if is_of_other_adapters(state.llama_state, self._session.sequence.adapters):
+            return  # `set_adapters` was called since
         if common_prefix(state.tokens, tuple(ids)) > common_prefix(tuple(self._session.tokens), tuple(ids)):
             self.load_state(state.without_random_numbers())
 

@@ -334,7 +334,7 @@ class Sequence:
         Raises OptionError when the state is damaged or of another model, ContextError when it does not fit.
         """
         magic, page_bytes, n_tokens = _STATE.unpack(_exactly(source, _STATE.size))
-        if magic != _state_magic(self.adapters) and magic[: len(_STATE_KIND)] == _STATE_KIND:
+        if is_of_other_adapters(magic, self.adapters):
             raise OptionError("the saved state was computed with other adapters, or other scales of them")
         if (
             magic[: len(_STATE_KIND)] != _STATE_KIND
@@ -365,6 +365,14 @@ class Sequence:
             table.push(0 if i < dropped else self.cache.new_page(table.space))
             if i >= dropped:
                 _fill(source, self.cache.bytes_of(table.pages[i], table.space))
+
+
+def is_of_other_adapters(state: bytes, adapters: AdapterScales) -> bool:
+    """Whether a saved state (its beginning is enough) was computed with others than `adapters`, or with other
+    scales of them.
+    """
+    magic = _state_magic(adapters)
+    return state[: len(magic)] != magic and state[: len(_STATE_KIND)] == _STATE_KIND
 
 
 def _state_magic(adapters: AdapterScales) -> bytes:
