@@ -9,11 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.drafts import source_of_drafts
-from pyllamacpu.engine.disk_cache import DiskCache
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.page_files import PageFiles
-from pyllamacpu.engine.page_keys import base_key
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
@@ -24,6 +21,7 @@ from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.text.formats import Format
     from pyllamacpu.text.template import ChatTemplate
 
@@ -180,6 +178,9 @@ def make_scheduler(
     prefixes = PrefixCache(engine.cache)
     behind = None
     if disk is not None:
+        from pyllamacpu.engine.disk_cache import DiskCache
+        from pyllamacpu.engine.page_keys import base_key
+
         behind = DiskCache(
             prefixes, engine.cache, disk, base_key(engine.file, engine.plan, engine.cache, disk)
         )

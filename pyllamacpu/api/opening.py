@@ -10,10 +10,10 @@ from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.engine.adapters import check_scale
-from pyllamacpu.engine.page_files import PageFiles, open_page_files
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
+    from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.text.formats import Format
 
 
@@ -74,6 +74,8 @@ def page_folder(folder: Any, limit_bytes: Any) -> PageFiles | None:
         raise OptionError(f"cache_disk={folder!r:.80}: give the path of a folder")
     if limit_bytes is not None and not hasattr(limit_bytes, "__index__"):
         raise OptionError(f"cache_disk_limit={limit_bytes!r:.80}: give a number of bytes")
+    from pyllamacpu.engine.page_files import open_page_files
+
     return open_page_files(folder, limit_bytes)
 
 

@@ -22,7 +22,6 @@ from pyllamacpu.api.state import LlamaState, check_state
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
-from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
@@ -33,6 +32,7 @@ from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pyllamacpu.engine.page_files import PageFiles
     from typing_extensions import Unpack
 
 STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from pyllamacpu.engine.disk_cache import DiskCache, Reading
 from pyllamacpu.engine.handle import Handle
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.prefix_cache import PrefixCache
+
+if TYPE_CHECKING:
+    from pyllamacpu.engine.disk_cache import DiskCache
 
 
 def fits(handle: Handle, claiming: Sequence[Handle], cache: KVCache, prefixes: PrefixCache) -> bool:
@@ -35,6 +38,8 @@ def begin_reading(
     """
     if handle._generation is None or handle._looked_up:
         return False
+    from pyllamacpu.engine.disk_cache import Reading
+
     handle._looked_up = handle.is_loading = True
     began = time.perf_counter()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from pyllamacpu.engine.admission import begin_reading, fits
 from pyllamacpu.engine.batch import Entry, n_wanted
 from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
-from pyllamacpu.engine.disk_cache import DiskCache
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Floats, Handle
@@ -30,6 +29,9 @@ from pyllamacpu.engine.token_ids import check_length, check_tokens
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.sampling.rows import Mask, sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pyllamacpu.engine.disk_cache import DiskCache
 
 ITL_TARGET = 0.1  # seconds between two tokens of an answer, while prompts are read beside it
 _LOADING_LOOK = 0.001  # seconds

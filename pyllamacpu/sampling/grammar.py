@@ -19,7 +19,6 @@ import numpy as np
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar_limits import check_length, check_repeats
 from pyllamacpu.sampling.rows import Mask
-from pyllamacpu.sampling.schemas import in_words, prepared, where_refused
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class Grammar:
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
         """Of a schema, or its text. Raises OptionError for text that is not JSON."""
+        from pyllamacpu.sampling.schemas import prepared
+
         try:
             value = json.loads(schema) if isinstance(schema, str) else schema
             if value is False or not isinstance(value, (Mapping, bool)):
@@ -77,6 +78,8 @@ class Grammar:
         """A call in JSON, of the schema `call`; `several`: or more of them, a line or a semicolon between
         two; `or_text`: or a text that does not begin as a call does, with a brace.
         """
+        from pyllamacpu.sampling.schemas import prepared
+
         try:
             parts = {"call": prepared(call), "several": several, "or_text": or_text}
             return cls("tool_calls", json.dumps(parts))
@@ -181,6 +184,8 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
     try:
         mask = compiled.start().mask()  # some faults show only here
     except OptionError as error:
+        from pyllamacpu.sampling.schemas import in_words
+
         raise OptionError(f"{grammar.kind}: {in_words(str(error).removeprefix('grammar: '))}") from None
     if not mask.any():
         raise OptionError(f"{grammar.kind}: no text of this model's tokens has that form")
@@ -196,6 +201,8 @@ def _refusal(grammar: Grammar, message: str) -> OptionError:
         schema = json.loads(grammar.source)["call"]
     if not isinstance(schema, dict):
         return OptionError(f"{grammar.kind}: {_first_line(message)}")
+    from pyllamacpu.sampling.schemas import where_refused
+
     found = where_refused(schema, _error_of)
     if grammar.kind == "tool_calls" and (arguments := _ARGUMENTS.match(found)):
         call = schema if arguments[1] is None else schema["anyOf"][int(arguments[1])]

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +117,7 @@ def make_model(card: ModelCard, write: Callable[[Path], object], adapters: Seque
     """A new model, in the place of one of the same name: `write` makes its weights at the path that it is
     given (or parts numbered after it). Until all is on the disk nothing has changed. Returns the first file.
     """
-    name = secrets.token_hex(8)
+    name = os.urandom(8).hex()
     folder, final = created_dir() / f".{name}.part", created_dir() / name
     older = [other for other in _folders(_MODEL) if _is_named(other, card.name)]
     newest = max((_read(other / _CARD).created for other in older), default=0.0)
