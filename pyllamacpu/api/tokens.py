@@ -32,8 +32,9 @@ from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from pyllamacpu.engine.page_files import PageFiles
     from typing_extensions import Unpack
+
+    from pyllamacpu.engine.page_files import PageFiles
 
 STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over
 _CONTEXTS = 8  # sequences as long as the context whose keys and values are kept, if memory allows
