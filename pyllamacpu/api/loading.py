@@ -16,6 +16,7 @@ from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.limits import memory_usable
 from pyllamacpu.model.config import ModelConfig, kv_type
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.text.formats import Format
     from pyllamacpu.text.template import ChatTemplate
+
+
+_CONTEXTS = 8  # sequences as long as the context whose keys and values are kept, if memory allows
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,15 @@ def make_scheduler(
             prefixes, engine.cache, disk, base_key(engine.file, engine.plan, engine.cache, disk)
         )
     return Scheduler(engine, tokenizer, prefixes=prefixes, disk=behind, **options)
+
+
+def default_kv_bytes(engine: Engine) -> int:
+    """What the keys and values of running and earlier calls may take: a few whole contexts, of a quarter of
+    the memory at most, but one in any case.
+    """
+    one = engine.cache.context_bytes(engine.n_ctx, engine.n_batch)
+    one += 2 * engine.cache.page_bytes  # of pages that are copied when shared
+    return max(one, min(_CONTEXTS * one, memory_usable() // 4))
 
 
 def cache_type(value: str | int | None, default: str, option: str) -> str:

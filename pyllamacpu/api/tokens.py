@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.loading import LoadedModel, make_scheduler
+from pyllamacpu.api.loading import LoadedModel, default_kv_bytes, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
@@ -26,7 +26,6 @@ from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.forks import fork_safe_lock
-from pyllamacpu.limits import memory_usable
 from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles
 
 STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over
-_CONTEXTS = 8  # sequences as long as the context whose keys and values are kept, if memory allows
 
 
 class Busy:
@@ -480,15 +478,6 @@ def _saved_scores(session: Session) -> Logits:
         return rows
     last = [] if session.last is None else [session.last]
     return np.array(last, np.float32).reshape(len(last), session.n_vocab)
-
-
-def default_kv_bytes(engine: Engine) -> int:
-    """What the keys and values of running and earlier calls may take: a few whole contexts, of a quarter of
-    the memory at most, but one in any case.
-    """
-    one = engine.cache.context_bytes(engine.n_ctx, engine.n_batch)
-    one += 2 * engine.cache.page_bytes  # of pages that are copied when shared
-    return max(one, min(_CONTEXTS * one, memory_usable() // 4))
 
 
 def _new_session(engine: Any, keep_all: bool) -> Session:

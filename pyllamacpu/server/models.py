@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyllamacpu.api.loading import LoadedModel, LoadOptions, make_scheduler, open_model
-from pyllamacpu.api.tokens import default_kv_bytes
+from pyllamacpu.api.loading import LoadedModel, LoadOptions, default_kv_bytes, make_scheduler, open_model
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.pooling import own_pooling
