@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -22,6 +23,8 @@ from pyllamacpu.server.models import PoolOptions, ServedFile
 from pyllamacpu.server.run import make_server
 
 PATIENCE = 60.0  # seconds
+QUESTION = [{"role": "user", "content": "hello"}]
+LONG = {"messages": QUESTION, "max_tokens": 4000, "ignore_eos": True, "temperature": 1}  # tokens that last
 
 
 class Running:
@@ -113,6 +116,30 @@ def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterato
         running.stop()
 
 
+# Requests byte by byte
+
+
+def head(*lines: str, path: str = "/health", method: str = "GET") -> bytes:
+    """The first lines of a request, to the empty one."""
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+def hold(running: Running, n: int) -> list[socket.socket]:
+    """`n` streams that nobody reads."""
+    body = json.dumps({**LONG, "stream": True}).encode()
+    request = head(
+        "Host: localhost", f"Content-Length: {len(body)}", path="/v1/chat/completions", method="POST"
+    )
+    held = []
+    for _ in range(n):
+        connection = socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(request + body)
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        held.append(connection)
+    return held
+
+
 # Makers of a module's fixtures: `path, running = tiny_path(n_ctx=1024), tiny_server()`.
 
 
@@ -126,12 +153,16 @@ def tiny_path(n_ctx: int = 256) -> Any:
     return path
 
 
-def tiny_server() -> Any:
-    """`running`, a server of the model `path` with its whole context, idle again when the module is done."""
+def tiny_server(**more: Any) -> Any:
+    """`running`, a server of the model `path` with its whole context, idle again when the module is done.
+
+    `more`: fields of its options.
+    """
 
     @pytest.fixture(scope="module", name="running")
     def running(path: Path) -> Iterator[Running]:
-        with serving(("tiny", path), n_ctx=0) as found:
+        with serving(("tiny", path), n_ctx=0, **more) as found:
+            wait_until(lambda: found.get("/health").status_code == 200)
             yield found
             found.wait_idle()
 

@@ -1,0 +1,120 @@
+"""Several models of one server: loaded when asked for, turns in little memory.
+
+Covers server/models.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import PATIENCE, hold, serving, tiny_path, wait_until
+from tiny_model import write_model
+
+import pyllamacpu.server.app
+import pyllamacpu.server.models
+import pyllamacpu.server.run
+from pyllamacpu.gguf.reader import GGUFFile
+
+path = tiny_path(n_ctx=8192)
+
+
+def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(path: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    with serving(("one", path), ("two", other), keep_alive=0.1) as running:
+        service = running.server.service
+        assert service is not None
+        arguments: dict[str, Any] = {"prompt": "hello", "max_tokens": 6, "temperature": 0}
+        first = running.post("/v1/completions", model="one", **arguments).json()
+        second = running.post("/v1/completions", model="two", **arguments).json()
+        assert (first["model"], second["model"]) == ("one", "two")
+        assert first["choices"][0]["text"] != second["choices"][0]["text"]
+        wait_until(lambda: not service.models.loaded)
+        again = running.post("/v1/completions", model="TWO.gguf", **arguments).json()
+        assert again["choices"] == second["choices"]
+
+
+def test_models_that_do_not_fit_together_have_turns(path: Path, tmp_path: Path) -> None:
+    """Also while one of them is never idle."""
+    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def ask(model: str) -> None:
+            while not over.is_set():
+                body = {"prompt": "x", "model": model, "max_tokens": 20, "ignore_eos": True}
+                statuses.append(running.post("/v1/completions", **body).status_code)
+
+        threads = [threading.Thread(target=ask, args=("one",)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(2):
+                answer = running.post("/v1/completions", prompt="x", model="two", max_tokens=2)
+                assert answer.status_code == 200, answer.text
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert set(statuses) == {200}
+
+
+def test_a_model_waits_only_so_long_for_another_ones_place(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.2)
+    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        held = hold(running, 1)
+        try:
+            answer = running.post("/v1/completions", prompt="x", model="two")
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+            assert running.post("/v1/completions", prompt="x", max_tokens=2).status_code == 200
+        finally:
+            held[0].close()
+
+
+def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
+        service = running.server.service
+        assert service is not None
+        threads = [
+            threading.Thread(
+                target=running.post, args=("/v1/completions",), kwargs={"prompt": "x", "model": m}
+            )
+            for m in ("one", "two")
+        ]
+        for model in ("one", "two", "one"):
+            assert running.post("/v1/completions", prompt="x", model=model).status_code == 200
+            assert list(service.models.loaded) == [model]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF nonsense")
+    with serving(("broken", broken)) as running:
+        wait_until(lambda: running.get("/health").json()["status"] == "model failed to load")
+        assert running.get("/health").status_code == 503
+        assert running.post("/v1/completions", prompt="x").status_code == 500
+
+
+def test_pages_of_the_models_file_are_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[GGUFFile] = []
+    monkeypatch.setattr(pyllamacpu.server.app, "RELEASE_SECONDS", 0.05)
+    with serving(("tiny", path)) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        service = running.server.service
+        assert service is not None
+        file = service.models.loaded["tiny"].engine.file
+        monkeypatch.setattr(file, "release_all", lambda: released.append(file))
+        wait_until(lambda: len(released) > 1)
