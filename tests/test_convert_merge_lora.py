@@ -78,6 +78,9 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     ):
         with pytest.raises(AdapterError, match=says):
             convert(model, "auto", adapters=((str(adapter), 1.0),))
+    for scale in (1e300, float("nan")):
+        with pytest.raises(OptionError, match="the scale of an adapter is"):
+            convert(model, "auto", adapters=((str(good), scale),))
     with pytest.raises(OptionError, match="convert the checkpoint first"):
         plan_conversion(tmp_path / "base" / "gqa", ConvertOptions(adapters=((str(good), 1.0),)))
     with pytest.raises(OutputError, match="good"):  # an input

@@ -128,6 +128,8 @@ BAD: list[tuple[Callable[[Build], None], dict[str, str], str]] = [
     (pair, {"general__architecture": "llama4"}, "for llama4 models, and this one is llama"),
     (pair, {"alora": ""}, "activated LoRA"),
     (pair, {"alpha": "nan"}, "alpha is nan"),
+    (pair, {"alpha": "1e38"}, "from 1e-09 to 1e"),  # times a scale it would leave what float32 holds
+    (pair, {"alpha": "1e-38"}, "from 1e-09 to 1e"),
     (pair, {"alpha": "no"}, "alpha is None"),
     (lambda build: None, {}, "has no tensors"),
     (lambda build: pair(build, rows=DIM // 2), {}, "do not fit the model's"),

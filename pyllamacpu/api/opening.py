@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
-from pyllamacpu.engine.adapters import check_scale
 from pyllamacpu.errors import OptionError
+from pyllamacpu.model.lora import check_scale
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles

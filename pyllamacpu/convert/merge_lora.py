@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import AdapterError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.model.lora import adapter_alpha, adapter_names
+from pyllamacpu.model.lora import adapter_alpha, adapter_names, check_scale
 from pyllamacpu.weights.lazy_tensor import Array, LazyTensor, computed
 
 Floats = npt.NDArray[np.float32]
@@ -41,10 +41,11 @@ class Added:
 def read_added(base: GGUFFile, adapters: Sequence[tuple[str, float]]) -> dict[str, list[Added]]:
     """By the names of the base's tensors, what adapters (files and scales) add to them, in their order.
 
-    Raises AdapterError, GGUFError.
+    Raises AdapterError, GGUFError, OptionError.
     """
     found: dict[str, list[Added]] = {}
     for path, scale in adapters:
+        scale = check_scale(scale)
         with GGUFFile.open(path) as file:
             alpha = adapter_alpha(file, str(base.metadata.get("general.architecture")))
             for name in adapter_names(file):

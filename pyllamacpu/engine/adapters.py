@@ -10,10 +10,8 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.graph.adapters import GraphAdapters
-from pyllamacpu.model.lora import Adapter, AdapterScales
+from pyllamacpu.model.lora import Adapter, AdapterScales, check_scale
 from pyllamacpu.model.weights import Experts, Weights
-
-MAX_SCALE = 1e4
 
 
 class LoadedAdapters:
@@ -69,12 +67,3 @@ class LoadedAdapters:
             for adapter, scale in scales:
                 row[numbers[id(adapter)]] = scale
         return rows
-
-
-def check_scale(scale: object) -> float:
-    """Raises OptionError unless it is a number that an adapter may be scaled by."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= MAX_SCALE:
-        raise OptionError(
-            f"the scale of an adapter is {scale!r}: must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}"
-        )
-    return float(scale) + 0.0  # -0.0 is 0.0

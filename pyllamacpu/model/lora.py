@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.errors import AdapterError, ModelError
+from pyllamacpu.errors import AdapterError, ModelError, OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
@@ -28,6 +28,8 @@ from pyllamacpu.model.weights import Experts, Matrix, Table, Vector, Weights
 from pyllamacpu.native import ffi, lib, pointer
 
 MAX_RANK = 256
+MAX_SCALE = 1e4
+MIN_ALPHA, MAX_ALPHA = 1e-9, 1e9  # but for the sign; what float32 holds, times a scale too
 _SUFFIXES = (".lora_a", ".lora_b")
 
 
@@ -93,6 +95,15 @@ def load_adapter(path: str | os.PathLike[str], arch: str, weights: Weights, pool
     return Adapter(where.stem, where, pairs, alpha, found.digest.hexdigest())
 
 
+def check_scale(scale: object) -> float:
+    """Raises OptionError unless it is a number that an adapter may be scaled by."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= MAX_SCALE:
+        raise OptionError(
+            f"the scale of an adapter is {scale!r}: must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}"
+        )
+    return float(scale) + 0.0  # -0.0 is 0.0
+
+
 def refuse_adapter(file: GGUFFile) -> None:
     """Raises ModelError for a file that is an adapter where a model is wanted."""
     if file.metadata.get("general.type") == "adapter":
@@ -122,9 +133,13 @@ def adapter_alpha(file: GGUFFile, arch: str) -> float:
     if (
         not isinstance(alpha, (int, float, np.floating))
         or isinstance(alpha, bool)
-        or not math.isfinite(alpha)
+        or not (alpha == 0 or MIN_ALPHA <= abs(alpha) <= MAX_ALPHA)
     ):
-        raise AdapterError(path, f"adapter.lora.alpha is {alpha!r}: must be a number")
+        raise AdapterError(
+            path,
+            f"adapter.lora.alpha is {alpha!r}: must be 0, or a number of a size from {MIN_ALPHA:g} to "
+            f"{MAX_ALPHA:g}",
+        )
     return float(alpha)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from pyllamacpu.engine.adapters import MAX_SCALE
-from pyllamacpu.model.lora import AdapterScales
+from pyllamacpu.model.lora import MAX_SCALE, AdapterScales
 from pyllamacpu.server import http
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Service
