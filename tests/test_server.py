@@ -16,10 +16,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import LONG, PATIENCE, QUESTION, Running, head, hold, serving, tiny_path, tiny_server, wait_until
 
+from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
 from pyllamacpu.server.fields import Fields
 
@@ -99,6 +101,21 @@ def test_a_processor_that_fails_ends_its_own_request_only(running: Running) -> N
 
 
 # The parts
+
+
+def test_large_lists_are_parsed_off_the_loop(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    parse = http.parse_json
+
+    def noting(data: bytes, name: str) -> Any:
+        names.append(threading.current_thread().name)
+        return parse(data, name)
+
+    monkeypatch.setattr(http, "parse_json", noting)
+    with running.client() as client:
+        for blanks in (0, 1 << 18):
+            assert client.post("/lora-adapters", content=b"[" + b" " * blanks + b"]").status_code == 200
+    assert names[0] != names[1] and names[1].startswith("asyncio")
 
 
 def test_fields_name_what_is_wrong() -> None:

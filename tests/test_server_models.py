@@ -16,7 +16,9 @@ from tiny_model import write_model
 import pyllamacpu.server.app
 import pyllamacpu.server.models
 import pyllamacpu.server.run
+from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.server.models import ServedFile, check_names
 
 path = tiny_path(n_ctx=8192)
 
@@ -118,3 +120,30 @@ def test_pages_of_the_models_file_are_let_go(path: Path, monkeypatch: pytest.Mon
         file = service.models.loaded["tiny"].engine.file
         monkeypatch.setattr(file, "release_all", lambda: released.append(file))
         wait_until(lambda: len(released) > 1)
+
+
+def test_a_model_whose_loading_fails_by_a_fault_of_the_program(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("pyllamacpu.server.models.open_model", fail)
+    with serving(("tiny", path)) as running:
+        wait_until(lambda: running.get("/health").json()["status"] == "model failed to load")
+        assert "internal error (RuntimeError)" in str(running.server.failure)
+
+
+def test_the_size_of_a_model_is_that_of_all_its_files(tmp_path: Path) -> None:
+    parts = [tmp_path / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
+    for part, n_bytes in zip(parts, (10, 20), strict=True):
+        part.write_bytes(bytes(n_bytes))
+    assert ServedFile("m", parts[0]).size == 30
+    parts[1].unlink()
+    assert ServedFile("m", parts[0]).size == 0
+
+
+def test_a_name_is_one_models() -> None:
+    check_names([ServedFile("a", Path("x")), ServedFile("b", Path("x"))])
+    with pytest.raises(OptionError, match="two models or adapters are called a: "):
+        check_names([ServedFile("a", Path("x")), ServedFile("A.gguf", Path("y"))])

@@ -169,6 +169,7 @@ def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> N
         ({"options": {"num_predict": 0}}, "options.num_predict"),
         ({"options": 3}, "options"),
         ({"keep_alive": "soon"}, "keep_alive"),
+        ({"keep_alive": 10**400}, "keep_alive"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"think": True}, "think"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}, "messages[0].images"),
@@ -178,6 +179,15 @@ def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> N
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
     response = running.post("/api/chat", **{"model": "tiny", "messages": QUESTION, **change})
     assert response.status_code == 400 and response.json()["error"].startswith(says)
+
+
+def test_what_is_left_out_is_named(running: Running) -> None:
+    for path, body, says in (
+        ("/api/copy", {"destination": "x"}, "source: is missing"),
+        ("/api/embeddings", {"model": "tiny", "prompt": ["a", "b"]}, "prompt: 2 inputs"),
+    ):
+        response = running.post(path, **body)
+        assert (response.status_code, response.json()["error"][: len(says)]) == (400, says)
 
 
 def test_durations(running: Running) -> None:

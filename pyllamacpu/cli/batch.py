@@ -47,10 +47,11 @@ def batch(**given: Any) -> None:
       pyllamacpu batch -m llama3.2:1b --ray head:6379 requests.jsonl answers.jsonl
     """
     from pyllamacpu.server.batch import BatchOptions, run_batch
-    from pyllamacpu.server.models import served_file
+    from pyllamacpu.server.models import check_names, served_file
     from pyllamacpu.store import model_files
 
     models = tuple(served_file(text) for text in given["models"] or ("",))
+    check_names(models)
     pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
     options = BatchOptions(models, pool, given["strict"], given["force"])
     inputs = [file for model in models for file in model_files(model.path)]

@@ -252,7 +252,7 @@ def _judge(name: str | None) -> str | None:
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
     """Those that are served; the first one has the adapters. Raises StoreError, OptionError."""
-    from pyllamacpu.server.models import ServedAdapter, served_file
+    from pyllamacpu.server.models import ServedAdapter, check_names, served_file
 
     models = [served_file(text) for text in parameters["models"] or ("",)]
     applied = not parameters["lora_init_without_apply"]
@@ -262,10 +262,7 @@ def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
         for path, scale in adapter_files([rest]):
             found.append(ServedAdapter(name or Path(path).stem, Path(path), scale, applied))
     models[0] = replace(models[0], adapters=(*models[0].adapters, *found))
-    names = [file.name for model in models for file in model.with_adapters]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if found and twice is not None:
-        raise OptionError(f"two models or adapters are called {twice}: give one another name, as NAME=FILE")
+    check_names(models)
     return tuple(models)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Conversion:
     notes: tuple[str, ...]
     threads: int | None = None
 
-    def write(self) -> Iterator[Progress]:
+    def write(self) -> Generator[Progress, None, None]:
         """Writes the files: all of them whole, or none. Raises PyllamacpuError."""
         return self.output.write(self.threads)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def run(
     n_threads: int | None = None,
     protected: Sequence[Path] = (),
     force: bool = False,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Writes the plan's file or files, whole or not at all; they appear when the iterator ends. Progress
     comes in the order of `plan.tensors`. What is `protected` is not written to, as the source is not;
     `force`: files that are no models are replaced.

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -31,7 +30,7 @@ from pyllamacpu.server import (
 )
 from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
-from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.guard import Guard, GuardOptions
 from pyllamacpu.server.judge import Judge
@@ -118,6 +117,9 @@ async def _load_default(service: Service) -> None:
     except PyllamacpuError as error:
         pool.failed = str(error)
         log.error("%s", error)
+    except Exception as error:
+        pool.failed = str(as_http_error(error))
+        log.error("the default model could not be loaded", exc_info=error)
 
 
 async def _unload_idle(pool: ModelPool) -> None:
@@ -132,6 +134,13 @@ async def _release_files(pool: ModelPool) -> None:
         await asyncio.sleep(RELEASE_SECONDS)
         for model in pool.loaded.values():
             model.engine.file.release_all()
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = describe(self)
+        return self.openapi_schema
 
 
 def make_app(options: ServeOptions) -> FastAPI:
@@ -150,9 +159,10 @@ def make_app(options: ServeOptions) -> FastAPI:
         finally:
             await server.stop()
 
-    app = FastAPI(title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = _Application(
+        title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
     app.state.server = server
-    app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]
     if options.guarded:
         app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
     page = page_routes.router()

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings, and what every dialect takes as texts to embed."""
+"""OpenAI's embeddings, and what dialects take as texts: one or a list, or their token ids."""
 
 from __future__ import annotations
 

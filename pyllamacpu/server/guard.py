@@ -29,8 +29,8 @@ log = logging.getLogger("pyllamacpu.server")
 
 MAX_HEADERS = 32 << 10  # bytes
 _PUBLIC = ("/", "/health", "/v1/health")  # need no key
-_FILES = "/api/blobs/"  # whose bodies are files: they are as large as the disk takes
 _PAGE = "/page/"  # nor do the files of the page, which asks for the key itself
+_FILES = "/api/blobs/"  # whose bodies are files: they are as large as the disk takes
 _CORS = {
     "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
     "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -31,26 +32,27 @@ LEFT = 499  # the status of a request whose client has left; nobody reads it
 
 async def read_fields(request: Request) -> Fields:
     """The body as a JSON object. Raises HTTPError."""
+    return Fields(await _read_body(request))
+
+
+async def read_list(request: Request) -> list[Any]:
+    """The body as a JSON list. Raises HTTPError."""
+    value = await _read_body(request)
+    if not isinstance(value, list):
+        raise HTTPError("the body must be a JSON list")
+    return value
+
+
+async def _read_body(request: Request) -> Any:
+    """The value in the body; a large one is parsed in a thread. Raises HTTPError."""
     _check_kind(request)
     try:
         body = await request.body()
     except ClientDisconnect:
         raise HTTPError("the client left before its request was whole", status=LEFT) from None
     if len(body) <= _SMALL:
-        return _parse(body)
-    return await asyncio.get_running_loop().run_in_executor(None, _parse, body)
-
-
-async def read_list(request: Request) -> list[Any]:
-    """The body as a JSON list. Raises HTTPError."""
-    _check_kind(request)
-    try:
-        value = parse_json(await request.body(), "the body")
-    except ClientDisconnect:
-        raise HTTPError("the client left before its request was whole", status=LEFT) from None
-    if not isinstance(value, list):
-        raise HTTPError("the body must be a JSON list")
-    return value
+        return parse_json(body, "the body")
+    return await asyncio.get_running_loop().run_in_executor(None, parse_json, body, "the body")
 
 
 def _check_kind(request: Request) -> None:
@@ -70,10 +72,6 @@ def _check_kind(request: Request) -> None:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise HTTPError(f"the body must be plain: {coding[:40]} is not read", status=415)
-
-
-def _parse(body: bytes) -> Fields:
-    return Fields(parse_json(body, "the body"))
 
 
 def parse_json(data: bytes, name: str) -> Any:
@@ -111,8 +109,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of two fields with one name nobody knows which is meant. Raises HTTPError."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        name = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        name = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
         raise HTTPError(f"{name[:80]}: is given twice in one object", param=name[:80], code="invalid_value")
     return found
 

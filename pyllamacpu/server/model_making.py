@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -194,7 +194,7 @@ def _convert(recipe: Recipe, source: Source, target: Path, report: Report) -> No
         replace(recipe, quantize=None).check_file(file)
 
 
-def _follow(steps: Iterator[Progress], status: str, report: Report) -> None:
-    with contextlib.closing(steps):  # type: ignore[type-var]
+def _follow(steps: Generator[Progress, None, None], status: str, report: Report) -> None:
+    with contextlib.closing(steps):
         for step in steps:
             report(status, completed=step.done, total=step.total)

@@ -18,7 +18,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.pooling import own_pooling
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
-from pyllamacpu.errors import ContextError
+from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import GrammarCompiler
@@ -26,7 +26,7 @@ from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.store import list_models
 from pyllamacpu.store.created import ModelCard, adapters_of, card_of
-from pyllamacpu.store.resolve import own_sampling, resolve_model
+from pyllamacpu.store.resolve import model_files, own_sampling, resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
 log = logging.getLogger("pyllamacpu.server")
@@ -70,9 +70,9 @@ class ServedFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file; 0 when it is gone."""
+        """Bytes of all files of the model; 0 when one is gone."""
         try:
-            return self.path.stat().st_size
+            return sum(path.stat().st_size for path in model_files(self.path))
         except OSError:
             return 0
 
@@ -100,6 +100,14 @@ def served_file(text: str) -> ServedFile:
     given = "" if Path(model).expanduser().exists() else model
     name = name or given or path.stem
     return ServedFile(name, path, given, own_adapters(name, path))
+
+
+def check_names(models: Sequence[ServedFile]) -> None:
+    """Raises OptionError where a name stands for two models or adapters: one could not be asked for."""
+    names = [_plain_name(file.name) for model in models for file in model.with_adapters]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise OptionError(f"two models or adapters are called {twice}: give one another name, as NAME=FILE")
 
 
 def own_adapters(name: str, path: Path) -> tuple[ServedAdapter, ...]:

@@ -91,7 +91,7 @@ class _Endpoint:
             request = None if prompt is None else self.request(model, prompt)
             fields.finish(self.strict)
             if request is None:
-                return await self.only_load(model, stay)
+                return self.only_load(stay)
             answers = await stack.enter_async_context(self.service.generate(model, [request]))
             if stream:
                 return http.Stream(stack.pop_all(), self.lines(answers), failed, NDJSON)
@@ -99,11 +99,8 @@ class _Endpoint:
             text = "".join(event.text for event in events)
             return http.json_response(self.final(answers, events[-1], text))
 
-    async def only_load(self, model: Model, stay: float | None) -> Response:
-        reason = "load"
-        if stay == 0:
-            reason = "unload"
-            model.keep_alive = 0.0
+    def only_load(self, stay: float | None) -> Response:
+        reason = "unload" if stay == 0 else "load"
         return http.json_response({**self.head(), **self.piece(""), "done": True, "done_reason": reason})
 
     def request(self, model: Model, prompt: Chat | Text) -> Generate:
@@ -210,12 +207,15 @@ class _Chat(_Endpoint):
 
 
 async def _vectors(
-    service: Service, fields: Fields, strict: bool, name: str, shape: Callable[[list[Any]], dict[str, Any]]
+    service: Service,
+    fields: Fields,
+    strict: bool,
+    inputs: Sequence[str | Sequence[int]],
+    shape: Callable[[list[Any]], dict[str, Any]],
 ) -> Response:
     started = time.perf_counter()
     async with service.models.use(model_name(fields), keep_alive(fields)) as model:
         loaded = time.perf_counter() - started
-        inputs = read_inputs(fields, name)
         truncate = fields.flag("truncate")
         if fields.integer("dimensions", 1, BIG) not in (None, model.engine.dim):
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
@@ -234,8 +234,11 @@ async def _vectors(
 
 
 async def _embed(service: Service, fields: Fields, strict: bool) -> Response:
-    return await _vectors(service, fields, strict, "input", lambda vectors: {"embeddings": vectors})
+    return await _vectors(
+        service, fields, strict, read_inputs(fields), lambda vectors: {"embeddings": vectors}
+    )
 
 
 async def _embeddings(service: Service, fields: Fields, strict: bool) -> Response:
-    return await _vectors(service, fields, strict, "prompt", lambda vectors: {"embedding": vectors[0]})
+    inputs = read_inputs(fields, "prompt", at_most=1)
+    return await _vectors(service, fields, strict, inputs, lambda vectors: {"embedding": vectors[0]})

@@ -85,7 +85,10 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.post("/api/copy")
     async def copy(request: Request) -> Response:
         fields = await http.read_fields(request)
-        file = await service.off_loop(service.models.find, fields.text("source") or "?")
+        source = fields.text("source")
+        if not source:
+            raise fields.wrong("source", "is missing")
+        file = await service.off_loop(service.models.find, source)
         target = (fields.text("destination") or "").removesuffix(":latest")
         fields.finish(strict)
         if not NAME.match(target):

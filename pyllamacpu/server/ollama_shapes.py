@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -39,7 +41,7 @@ def keep_alive(fields: Fields) -> float | None:
     if value is None:
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return fields.number("keep_alive", -math.inf, sys.float_info.max)
     if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
         return float(value)
     if isinstance(value, str) and re.fullmatch(f"(?:{_DURATION.pattern})+", value):

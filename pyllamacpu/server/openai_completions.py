@@ -9,7 +9,7 @@ from pyllamacpu.api.responses import Heading, LogprobWriter
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
-from pyllamacpu.server.embeddings import are_ids
+from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Text, prompt_ids
@@ -23,7 +23,7 @@ class TextCompletion(Endpoint):
     kind = chunk_kind = "text_completion"
 
     def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]:
-        prompts = _prompts(fields)
+        prompts = read_inputs(fields, "prompt", MAX_ANSWERS)
         fields.ignore(*NO_EFFECT, "cache_prompt")
         suffix = fields.text("suffix")
         self.echo = fields.flag("echo")
@@ -139,20 +139,3 @@ def _n_logprobs(fields: Fields) -> int | None:
     if isinstance(value, bool):
         return 0 if value else None
     return fields.integer("logprobs", 0, MAX_TOP)
-
-
-def _prompts(fields: Fields) -> list[str | list[int]]:
-    """A text, token ids, or a list of either."""
-    value = fields.raw("prompt")
-    if value is None:
-        raise fields.wrong("prompt", "is missing")
-    if isinstance(value, str) or (value and are_ids(value)):
-        return [value]
-    if not isinstance(value, list) or not value:
-        raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
-    for item in value:
-        if not isinstance(item, str) and not (item and are_ids(item)):
-            raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
-    if len(value) > MAX_ANSWERS:
-        raise fields.wrong("prompt", f"{len(value)} prompts; allowed: at most {MAX_ANSWERS}")
-    return value

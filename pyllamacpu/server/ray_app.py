@@ -31,7 +31,7 @@ from pyllamacpu.server import http
 from pyllamacpu.server.app import ServeOptions, Server, add_errors, make_app
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.guard import Guard, GuardOptions, Message
-from pyllamacpu.server.models import PoolOptions, served_file
+from pyllamacpu.server.models import PoolOptions, check_names, served_file
 from pyllamacpu.server.prefix_routing import prompt_keys
 from pyllamacpu.server.ray_cluster import (
     ClusterModel,
@@ -322,6 +322,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     )
     guard = GuardOptions(_words(given.allowed_hosts), _words(given.cors_origins), _several(given.api_key))
     models = tuple(served_file(text) for text in _several(given.model) or ("",))
+    check_names(models)
     options = ServeOptions(models, pool, guard, max_queue=given.max_queue, strict=given.strict)
     return build(options, Replicas(given.replicas, given.threads or cpus_usable(), given.grace))
 

@@ -1,4 +1,4 @@
-"""Sampling options in a body, by OpenAI's names and by llama.cpp's, as every dialect but Ollama has them."""
+"""Sampling options in a body, by OpenAI's names and by llama.cpp's: `known` says which a dialect has."""
 
 from __future__ import annotations
 

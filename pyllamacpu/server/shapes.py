@@ -123,6 +123,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
         "thinking": obj(type=words("disabled")),
     },
     "/api/generate": {"prompt": TEXT, "format": one_of(words("json", ""), OBJECT)},
+    "/api/embeddings": {"prompt": one_of(TEXT, TOKENS)},
     "/api/chat": {"messages": {**MESSAGES, "minItems": 0}, "format": one_of(words("json", ""), OBJECT)},
     "/api/create": {
         "files": {"type": "object", "additionalProperties": DIGEST, "minProperties": 1},

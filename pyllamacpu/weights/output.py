@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class ModelOutput:
         for path in self.paths:
             check_output(path, (*self.inputs.paths, *self.protected), self.kind, self.force)
 
-    def write(self, threads: int | None = None) -> Iterator[Progress]:
+    def write(self, threads: int | None = None) -> Generator[Progress, None, None]:
         """Writes the files; they appear when the iterator ends, all of them or, after an error or when it is
         closed early, none.
 
