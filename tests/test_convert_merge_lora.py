@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from convert_models import ROWS, token_ids
+from gguf_build import Build
 from llama4_models import converted as llama4_converted
 from llama4_models import opened as llama4_opened
 from lora_cases import RUNS
@@ -17,9 +19,10 @@ from test_engine_adapters import merged as summed
 from test_model_lora import LOGITS, adapter_file, converted, model_for, pair, two_ranks
 
 from pyllamacpu import Llama
+from pyllamacpu.convert import merge_lora
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
-from pyllamacpu.errors import AdapterError, OptionError, OutputError
+from pyllamacpu.errors import AdapterError, GGUFError, OptionError, OutputError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.dequantize import dequantize
 
@@ -86,3 +89,20 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="good"):  # an input
         options = ConvertOptions(outfile=str(good), adapters=((str(good), 1.0),), force=True)
         plan_conversion(model, options)
+
+
+def test_an_adapter_cut_short_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, adapter = model_for(tmp_path, "all"), adapter_file(tmp_path / "a.gguf", wide_pair)
+    names = merge_lora.adapter_names
+
+    def cut(file: GGUFFile) -> list[str]:
+        os.truncate(adapter, 4096)
+        return names(file)
+
+    monkeypatch.setattr(merge_lora, "adapter_names", cut)
+    with pytest.raises(GGUFError, match=r"a\.gguf"):
+        convert(model, "auto", adapters=((str(adapter), 1.0),))
+
+
+def wide_pair(build: Build) -> None:
+    pair(build, rank=64)

@@ -50,6 +50,7 @@ def read_added(base: GGUFFile, adapters: Sequence[tuple[str, float]]) -> dict[st
             alpha = adapter_alpha(file, str(base.metadata.get("general.architecture")))
             for name in adapter_names(file):
                 found.setdefault(name, []).append(_added(base, file, name, alpha, scale))
+            file.check_intact()
     return found
 
 
