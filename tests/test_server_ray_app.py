@@ -5,6 +5,7 @@ Covers server/ray_app.py, server/ray_router.py.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from tiny_model import write_model
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
 from pyllamacpu.server import ray_app
+from pyllamacpu.server.guard import GuardOptions
 
 
 def free_port() -> int:
@@ -96,7 +98,27 @@ def test_the_dialects_are_the_servers(served: Served) -> None:
     refusal = served.chat("hello", max_tokens=-1)
     assert refusal.status_code == 400 and refusal.json()["error"]["param"] == "max_tokens"
     assert served.post("/v1/nothing").status_code == 404
-    assert served.client.get("/metrics").status_code == 501
+
+
+@pytest.mark.parametrize(
+    "method, path",
+    [("GET", "/metrics"), ("POST", "/api/create"), ("HEAD", "/api/blobs/sha256:00"),
+     ("POST", "/api/blobs/sha256:00"), ("POST", "/lora-adapters")],
+)  # fmt: skip
+def test_what_one_replica_alone_would_do_is_refused_unread(method: str, path: str) -> None:
+    ingress = ray_app._ingress(GuardOptions())()
+    scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")],
+             "query_string": b""}  # fmt: skip
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body is read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(ingress(scope, receive, send))
+    assert sent[0]["status"] == 501
 
 
 def test_the_guard_stands_before_the_replicas(served: Served) -> None:

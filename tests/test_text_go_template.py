@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pyllamacpu.errors import TemplateError
@@ -75,6 +77,33 @@ def test_values() -> None:
     assert rendered('{{ "a\\n{{" }}{{- /* no */ -}} {{ .Prompt }}', USER) == "a\n{{hi {{ x }}"
     assert rendered("{{ $x := .Prompt }}{{ $x }}", USER) == "hi {{ x }}"
     assert rendered("{{ range .Messages }}{{ else }}none{{ end }}{{ len .Messages | json }}", USER) == "1"
+
+
+def test_tools_are_printed_as_json_wherever_they_stand() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    printed = {
+        "{{ .Tools }}": [tool],
+        "{{ $.Tools }}": [tool],
+        "{{ json .Tools }}": [tool],
+        "{{ range .Tools }}{{ . }}{{ end }}": tool,
+        "{{ range $t := .Tools }}{{ $t }}{{ end }}": tool,
+        "{{ range $i, $t := .Tools }}{{ json $t.Function.Parameters }}{{ end }}": {"type": "object"},
+        "{{ range .Tools }}{{ .Function.Parameters | json }}{{ end }}": {"type": "object"},
+        "{{ range .Tools }}{{ len .Function }}{{ end }}": 2,
+        "{{ range .Tools }}{{ .Function.Description }}{{ end }}": None,
+    }
+    for source, value in printed.items():
+        text = rendered(f"{source}{{{{ range .Messages }}}}{{{{ end }}}}", USER, tools=[tool])
+        assert text == "" if value is None else json.loads(text) == value, source
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{{ if .Prompt }}" * 2000 + "{{ end }}" * 2000, "{{ " + "(" * 5000 + ".Prompt" + ")" * 5000 + " }}"],
+)
+def test_a_bomb_of_brackets_is_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="too deeply"):
+        to_jinja(source)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ _NAME = "pyllamacpu"  # of the application
 _ENGINE = "Engine"
 _HEAD_NODE = "node:__internal_head__"  # Ray's resource: what ends it ends the cluster
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD"]
-_OF_ONE_MACHINE = ("/metrics", "/api/pull", "/api/delete", "/api/copy", "/api/create")
+_OF_ONE_MACHINE = ("/metrics", "/api/pull", "/api/delete", "/api/copy", "/api/create", "/api/blobs/")
+_SCALES = "/lora-adapters"  # which are read on any machine, and set on one
 _HEALTH_SECONDS = 2.0  # that a replica has to be found for /health
 _ATTEMPTS = 3  # at a request whose replica is lost before it answered
 _SMALL = 1 << 17  # bytes of a body that is looked at in the event loop
@@ -174,11 +175,13 @@ def _add_forwarding(api: FastAPI) -> None:
     @api.api_route("/{path:path}", methods=_METHODS)
     async def forward(request: Request) -> Response:
         path = request.url.path
-        if path in _OF_ONE_MACHINE:
+        if path.startswith(_OF_ONE_MACHINE):
             raise HTTPError(
                 f"{path}: a cluster has none: models are chosen where it is started, metrics are Ray's",
                 status=501,
             )
+        if path == _SCALES and request.method == "POST":
+            raise HTTPError(f"{path}: replicas have no common scales: give lora in each request", status=501)
         body = await request.body()
         loop = asyncio.get_running_loop()
         keys = _keys(body) if len(body) <= _SMALL else await loop.run_in_executor(None, _keys, body)

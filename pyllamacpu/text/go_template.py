@@ -31,11 +31,14 @@ _ROOT = {"System": "v.system", "Prompt": "v.prompt", "Response": "v.response", "
 _FIELDS = {"Role": "role", "Content": "content", "ToolCalls": "tool_calls", "ToolName": "name",
            "Type": "type", "Function": "function", "Name": "name", "Description": "description",
            "Arguments": "arguments", "Parameters": "parameters"}  # fmt: skip
-_OBJECTS = ("Arguments", "Parameters", "Function")  # which Ollama prints as JSON
 _COMPARED = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
-# What both kinds of template need of the conversation: neighbours of one role are one message.
+# What both kinds of template need: tools and arguments are printed as JSON, neighbours of one role are one
+# message.
 _COLLATE = """\
+{%- macro printed(value) -%}
+  {{- value | tojson if value is defined and value is not string and value is iterable else value -}}
+{%- endmacro -%}
 {%- set v = namespace(messages=[], system='', prompt='', response='') -%}
 {%- for m in messages -%}
   {%- set last = v.messages[-1] if v.messages else none -%}
@@ -82,6 +85,13 @@ def is_go_template(source: str) -> bool:
 
 def to_jinja(source: str) -> str:
     """A Jinja template that renders what Ollama renders of `source`. Raises TemplateError."""
+    try:
+        return _translated(source)
+    except RecursionError:
+        raise TemplateError("the Go template is nested too deeply") from None
+
+
+def _translated(source: str) -> str:
     nodes = _Parser(source).parse()
     if _mentions(nodes, "Messages"):
         return _COLLATE + _Writer().write(nodes)
@@ -207,7 +217,6 @@ class _Writer:
 
     def __init__(self) -> None:
         self._dots: list[str] = []  # what `.` is in each range around
-        self._objects: list[bool] = []  # whether it prints as JSON
         self._n_ranges = 0
 
     def write(self, nodes: Sequence[_Node]) -> str:
@@ -217,8 +226,7 @@ class _Writer:
         if node.kind == "text":
             return "{{- " + _literal(node.text) + " -}}"
         if node.kind == "print":
-            value = self._value(node.text)
-            return "{{- " + (f"({value}) | tojson" if self._is_object(node.text) else value) + " -}}"
+            return "{{- printed(" + self._value(node.text) + ") -}}"
         if node.kind == "assign":
             match = _ASSIGNMENT.match(node.text)
             assert match is not None
@@ -245,17 +253,10 @@ class _Writer:
         sets = f"{{%- set v.go_{index} = loop.index0 -%}}" if index else ""
         sets += f"{{%- set v.go_{value} = {dot} -%}}" if value else ""
         self._dots.append(dot)
-        self._objects.append(over.endswith("Tools"))
         body = self.write(node.branches[0][1])
         self._dots.pop()
-        self._objects.pop()
         other = "".join("{%- else -%}" + self.write(body) for _, body in node.branches[1:])
         return f"{{%- for {dot} in {items} -%}}{sets}{body}{other}{{%- endfor -%}}"
-
-    def _is_object(self, text: str) -> bool:
-        if text.strip() == ".":
-            return bool(self._objects) and self._objects[-1]
-        return text.strip().endswith(tuple(f".{name}" for name in _OBJECTS))
 
     def _value(self, text: str) -> str:
         tokens, end = [], 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 
 HOLE = "<FILL_ME>"
 """Where the hole is in a prompt that is one text, as Hugging Face's tokenizer of Code Llama writes it."""
@@ -45,19 +45,19 @@ def prompt_with_hole(
 
     Raises TokenizerError for several holes.
     """
-    hole = HOLE if isinstance(prompt, str) else HOLE.encode()
-    n_holes = prompt.count(hole)  # type: ignore[arg-type]
+    text, hole = to_bytes(prompt), HOLE.encode()
+    n_holes = text.count(hole)
     if not n_holes or not can_fill_in(tokenizer):
         return None
     if n_holes > 1:
         raise TokenizerError(f"the prompt has {n_holes} times {HOLE}: a model fills in one hole at a time")
-    prefix, _, suffix = prompt.partition(hole)  # type: ignore[arg-type]
+    prefix, _, suffix = text.partition(hole)
     return infill_prompt(tokenizer, prefix, suffix, suffix_first)
 
 
 def _continuation(tokenizer: Tokenizer, text: str | bytes) -> list[int]:
     """Ids of `text` without the space that SentencePiece puts before a first word, as in training."""
-    sign = "☺"
+    sign = "☺".encode()
     mark = tokenizer.encode(sign, add_special=False)
-    ids = tokenizer.encode(sign + text if isinstance(text, str) else sign.encode() + text, add_special=False)
+    ids = tokenizer.encode(sign + to_bytes(text), add_special=False)
     return ids[len(mark) :] if ids[: len(mark)] == mark else tokenizer.encode(text, add_special=False)
