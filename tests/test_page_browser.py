@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 from chromium import BINARY, Browser, chromium
 from serving import Running, serving, wait_until
-from tiny_model import write_model
+from tiny_model import byte, write_model
 
 from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.safety import Verdict
+from pyllamacpu.server import judge
 from pyllamacpu.server.guard import GuardOptions
 from pyllamacpu.server.models import ModelPool
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium")
 
 LAST = "document.querySelector('.message:last-child')"
-ANSWERED = f"{LAST}?.classList.contains('assistant') && ['', 'length'].includes({LAST}.dataset.state)"
+ENDS = ["", "length", "loop", "content_filter"]
+ANSWERED = f"{LAST}?.classList.contains('assistant') && {ENDS}.includes({LAST}.dataset.state)"
 
 
 @pytest.fixture(scope="module")
@@ -354,6 +357,30 @@ def test_themes(page: Browser) -> None:
         "const t = document.querySelector('#theme'); t.value = 'dark'; t.dispatchEvent(new Event('change'))"
     )
     assert page.run(color) == dark
+
+
+def test_why_an_answer_ended_is_said(shared: Browser, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class WordGuard:
+        def __init__(self, path: str) -> None: ...
+
+        def check(self, messages: list[dict[str, str]]) -> Verdict:
+            return Verdict("unsafe" if "poison" in messages[-1]["content"] else "safe", (), 0.5)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(judge, "Guard", WordGuard)
+    stats = f"{LAST}.querySelector('.stats').textContent"
+    with serving(("tiny", path), n_ctx=1024, judge="guard.gguf") as running:
+        start(shared, running.url, max_tokens=200)
+        ask(shared, "poison")
+        assert shared.run(stats) == "blocked by the guard model"
+        bias = json.dumps({str(byte(ord("a"))): 100})
+        shared.run(
+            "const real = fetch; window.fetch = (url, options) => real(url, !options?.body ? options : "
+            f"{{...options, body: JSON.stringify({{...JSON.parse(options.body), logit_bias: {bias}}})}}); 0"
+        )
+        ask(shared, "hello")
+        assert shared.run(stats).endswith("ended: it repeated itself")
 
 
 def test_a_key_is_asked_for(shared: Browser, path: Path) -> None:

@@ -28,7 +28,8 @@ export class Answer {
     this.changed();
     try {
       const result = await this.#stream();
-      message.state = result.finishReason === "length" ? "length" : "";
+      const end = result.stoppedBy ?? result.finishReason;
+      message.state = ["length", "loop", "content_filter"].includes(end) ? end : "";
       this.#count(result.usage);
     } catch (error) {
       message.state = error.name === "AbortError" ? "stopped" : "failed";

@@ -92,11 +92,11 @@ export async function countTokens(model, messages) {
   return tokens.length;
 }
 
-// Calls `onText(text)` for each piece. The promise: { finishReason, usage }.
+// Calls `onText(text)` for each piece. The promise: { finishReason, stoppedBy, usage }.
 export async function streamChat(body, signal, onText) {
   const wanted = { ...body, stream: true, stream_options: { include_usage: true } };
   const response = await post("v1/chat/completions", wanted, signal);
-  const result = { finishReason: null, usage: null, complete: false };
+  const result = { finishReason: null, stoppedBy: null, usage: null, complete: false };
   for await (const data of events(response.body)) {
     if (data === "[DONE]") {
       result.complete = true;
@@ -105,9 +105,9 @@ export async function streamChat(body, signal, onText) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message, 500, NaN);
     if (chunk.usage) result.usage = chunk.usage;
-    for (const { delta, finish_reason: reason } of chunk.choices) {
+    for (const { delta, finish_reason: reason, stopped_by: stoppedBy } of chunk.choices) {
       if (delta.content) onText(delta.content);
-      if (reason) result.finishReason = reason;
+      if (reason) Object.assign(result, { finishReason: reason, stoppedBy });
     }
   }
   if (!result.complete) throw new TypeError("the connection broke off");

@@ -146,7 +146,7 @@ export class MessageList {
 function describe({ stats, state, error }) {
   const ends = {
     waiting: "waiting …", running: "", stopped: "stopped", length: "cut off at the token limit",
-    failed: "broken off",
+    loop: "ended: it repeated itself", content_filter: "blocked by the guard model", failed: "broken off",
   };
   const parts = [];
   if (stats?.generated) parts.push(`${stats.generated} tokens`);
