@@ -19,10 +19,10 @@ from pyllamacpu.api.llama import Llama
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateError
 from pyllamacpu.safety.conversation import Role, judged_part
 from pyllamacpu.safety.guard_prompts import (
-    CategoryTemplate,
     chosen_categories,
     guard_template,
     listed_categories,
+    with_categories,
 )
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
@@ -98,7 +98,7 @@ class Guard:
                     (name for name in tokenizer.special_tokens if name and name in words), None
                 ):
                     raise OptionError(f"a category's text must not hold the control token {spelled}")
-            self.template = CategoryTemplate(self.template, self.categories)
+            self.template = with_categories(self.template, self.categories)
         safe, self._unsafe_word = (_answer_tokens(tokenizer, word) for word in ("safe", "unsafe"))
         self._safe, self._unsafe = safe[0], self._unsafe_word[0]
         if self._safe == self._unsafe:

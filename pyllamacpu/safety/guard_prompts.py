@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.errors import ModelError, OptionError
-from pyllamacpu.text.messages import Message
 from pyllamacpu.text.template import ChatTemplate
 
 BEGIN, END = "<BEGIN UNSAFE CONTENT CATEGORIES>\n", "<END UNSAFE CONTENT CATEGORIES>"
@@ -97,26 +96,15 @@ def listed_categories(template: ChatTemplate) -> dict[str, str]:
     return {key: words.strip() for key, words in _ENTRY.findall(text[begin + len(BEGIN) : end])}
 
 
-class CategoryTemplate(ChatTemplate):
+def with_categories(template: ChatTemplate, categories: Mapping[str, str]) -> ChatTemplate:
     """A guard's template with another list of categories in its prompts."""
+    block = "".join(f"{key}: {words}\n" for key, words in categories.items())
 
-    def __init__(self, base: ChatTemplate, categories: Mapping[str, str]) -> None:
-        self.__dict__.update(base.__dict__)
-        self.block = "".join(f"{key}: {words}\n" for key, words in categories.items())
-
-    def _render(
-        self,
-        /,
-        messages: Sequence[Message],
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        **extra: Any,
-    ) -> str:
-        text = super()._render(messages, tools, add_generation_prompt, **extra)
+    def exchanged(text: str) -> str:
         begin, end = text.find(BEGIN), text.find(END)
-        if not 0 <= begin < end:
-            return text
-        return text[: begin + len(BEGIN)] + self.block + text[end:]
+        return text[: begin + len(BEGIN)] + block + text[end:] if 0 <= begin < end else text
+
+    return template.edited(exchanged)
 
 
 def chosen_categories(

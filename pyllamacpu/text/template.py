@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy, deepcopy
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class ChatTemplate:
         self.stop_tokens, self.stop_strings = tuple(stop_tokens), tuple(stop_strings)
         self.warning = warning
         self._variables = {**(variables or {}), "bos_token": bos_token, "eos_token": eos_token}
+        self._edit: Callable[[str], str] | None = None  # of the finished prompt
         self._template = self._compile(source)
         self._tool_template = self._compile(tool_source) if tool_source else None
 
@@ -97,7 +98,14 @@ class ChatTemplate:
             "tools": deepcopy(list(tools)) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return template.render(values)
+        text = template.render(values)
+        return self._edit(text) if self._edit else text
+
+    def edited(self, edit: Callable[[str], str]) -> ChatTemplate:
+        """The same template, whose finished prompts go through `edit`."""
+        other = copy(self)
+        other._edit = edit
+        return other
 
     @cached_property
     def abilities(self) -> Abilities:
