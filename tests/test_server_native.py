@@ -132,6 +132,15 @@ def test_tokens_and_templates(running: Running, llm: Llama) -> None:
     assert prompt == "user: hi\nassistant:"
 
 
+def test_a_template_that_shows_no_tools_is_applied_as_chat_applies_it(running: Running) -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    prompt = running.post("/apply-template", **body).json()["prompt"]
+    ids = running.post("/tokenize", content=prompt, add_special=True).json()["tokens"]
+    usage = running.post("/v1/chat/completions", **body, max_tokens=1).json()["usage"]
+    assert "look_up" in prompt and len(ids) == usage["prompt_tokens"]
+
+
 def test_embedding(running: Running, llm: Llama) -> None:
     answer = running.post("/embedding", content="hello", embd_normalize=-1).json()
     assert answer[0]["embedding"][0] == pytest.approx(llm.embed("hello"))

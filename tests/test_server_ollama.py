@@ -79,6 +79,7 @@ def test_models(client: ollama.Client, running: Running) -> None:
     shown = client.show("stored-Q4_1")
     assert shown.details is not None and shown.details.family == "llama"
     assert shown.details.quantization_level == "Q4_1"
+    assert shown.capabilities == ["completion", "embedding", "tools"]
     assert shown.modelinfo is not None and shown.modelinfo["llama.block_count"] == 2
     assert "user" not in (shown.template or "") and "messages" in (shown.template or "")
     wait_until(lambda: [model.model for model in client.ps().models] == ["tiny"])

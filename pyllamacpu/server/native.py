@@ -15,6 +15,7 @@ from fastapi.responses import Response
 
 from pyllamacpu import __version__
 from pyllamacpu.api.responses import chat_logprobs
+from pyllamacpu.api.tools import shown_tools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.engine.pooling import NONE
 from pyllamacpu.sampling.options import SamplingOptions
@@ -129,9 +130,11 @@ async def _detokenize(service: Service, fields: Fields, strict: bool) -> Respons
 async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         messages = read_messages(fields)
-        tools = [*read_tools(fields).offered] or None
+        offered = read_tools(fields).offered
         fields.finish(strict)
-        prompt = await service.off_loop(model.template.render, model.conversation(messages), tools)
+        whole = model.conversation(messages)
+        shown = await service.off_loop(shown_tools, model.template, whole, offered)
+        prompt = await service.off_loop(model.template.render, *shown)
         return http.json_response({"prompt": prompt})
 
 

@@ -184,7 +184,7 @@ def _show(file: ServedFile, verbose: bool) -> dict[str, Any]:
         "modified_at": timestamp(file.modified),
         "details": _details(file),
         "model_info": info,
-        "capabilities": ["completion", "embedding", *(["insert"] if fills else [])],
+        "capabilities": ["completion", "embedding", "tools", *(["insert"] if fills else [])],
     }
 
 
