@@ -86,12 +86,12 @@ def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
     with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
         service = running.server.service
         assert service is not None
-        threads = [
-            threading.Thread(
-                target=running.post, args=("/v1/completions",), kwargs={"prompt": "x", "model": m}
-            )
-            for m in ("one", "two")
-        ]
+        statuses: list[int] = []
+
+        def ask(model: str) -> None:
+            statuses.append(running.post("/v1/completions", prompt="x", model=model).status_code)
+
+        threads = [threading.Thread(target=ask, args=(model,)) for model in ("one", "two")]
         for model in ("one", "two", "one"):
             assert running.post("/v1/completions", prompt="x", model=model).status_code == 200
             assert list(service.models.loaded) == [model]
@@ -99,6 +99,7 @@ def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
+        assert statuses == [200, 200]
 
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_empty_stop_strings_are_refused(bad: object) -> None:
 
 def test_time_is_linear_on_nearly_matching_text() -> None:
     matcher = StopMatcher(["a" * 20000 + "b"])
-    start = time.perf_counter()
+    start = time.process_time()
     emitted = sum(len(matcher.push("a")[0]) for _ in range(100000))
     assert emitted == 80000 and len(matcher.flush()) == 20000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -133,9 +133,9 @@ def test_lone_surrogates_do_not_crash(any_tokenizer: Any) -> None:
     "text", ["a" * 100_000, " " * 1_000_000 + "x", "漢" * 50_000, "aB" * 50_000, "\u0301" * 100_000]
 )
 def test_long_runs_take_reasonable_time(any_tokenizer: Any, text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert any_tokenizer.decode(any_tokenizer.encode(text)) == text
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 # Bad files
