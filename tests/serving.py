@@ -203,3 +203,16 @@ def anthropic_client() -> Any:
             yield found
 
     return client
+
+
+def ollama_client() -> Any:
+    """`client`, Ollama's for the server `running` of each test."""
+    import ollama
+
+    @pytest.fixture(name="client")
+    def client(running: Running) -> Iterator[ollama.Client]:
+        found = ollama.Client(host=running.url, timeout=PATIENCE)
+        yield found
+        found._client.close()
+
+    return client

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ollama
 import pytest
-from serving import PATIENCE, Running, serving, tiny_llama, tiny_path, wait_until
+from serving import Running, ollama_client, serving, tiny_llama, tiny_path, wait_until
 from tiny_model import write_model
 
 from pyllamacpu import Llama
@@ -23,7 +23,7 @@ QUESTION = [{"role": "user", "content": "hello the world"}]
 GREEDY = {"temperature": 0, "num_predict": 10}
 
 
-path, llm = tiny_path(), tiny_llama()
+path, llm, client = tiny_path(), tiny_llama(), ollama_client()
 
 
 @pytest.fixture
@@ -33,13 +33,6 @@ def running(home: Path, path: Path) -> Iterator[Running]:
     with serving(("tiny", path)) as found:
         yield found
         found.wait_idle()
-
-
-@pytest.fixture
-def client(running: Running) -> Iterator[ollama.Client]:
-    found = ollama.Client(host=running.url, timeout=PATIENCE)
-    yield found
-    found._client.close()
 
 
 def test_chat(client: ollama.Client, llm: Llama) -> None:

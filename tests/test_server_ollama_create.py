@@ -18,7 +18,7 @@ import ollama
 import openai
 import pytest
 from convert_models import MODELS, write_checkpoint
-from serving import PATIENCE, Running, serving, tiny_path, wait_until
+from serving import PATIENCE, Running, ollama_client, serving, tiny_path, wait_until
 from tiny_model import DIM, write_model
 
 import pyllamacpu.store.created
@@ -34,7 +34,7 @@ SYSTEM = {"role": "system", "content": "the hello"}
 GREEDY = {"temperature": 0, "num_predict": 10}
 
 
-path = tiny_path()
+path, client = tiny_path(), ollama_client()
 
 
 @pytest.fixture
@@ -42,13 +42,6 @@ def running(home: Path, path: Path) -> Iterator[Running]:
     with serving(("tiny", path)) as found:
         yield found
         found.wait_idle()
-
-
-@pytest.fixture
-def client(running: Running) -> Iterator[ollama.Client]:
-    found = ollama.Client(host=running.url, timeout=PATIENCE)
-    yield found
-    found._client.close()
 
 
 def names(client: ollama.Client) -> list[str | None]:
