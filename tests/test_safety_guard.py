@@ -23,7 +23,8 @@ from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateErr
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
 from pyllamacpu.safety.guard import _MAX_BLANKS
-from pyllamacpu.safety.guard_prompts import BEGIN, END
+from pyllamacpu.safety.guard_prompts import BEGIN, END, with_categories
+from pyllamacpu.text.template import ChatTemplate
 
 # Reads parts only, as the templates of Llama Guard 3 1B and 4 do; the words are short.
 PARTS = (
@@ -94,6 +95,12 @@ def test_policies_stand_in_the_prompt(llm: Llama) -> None:
     plain = prompt_text(Guard(llm), judged_part("hello"))
     assert plain.split(BEGIN)[1].split(END)[0] == "S1: Violent Crimes.\nS2: Theft.\nS10: Hate.\n"
     assert "user: hello" in plain and "'User' messages" in plain
+
+
+@pytest.mark.parametrize("mark", [BEGIN, END])
+def test_a_policy_that_would_not_reach_the_prompt_is_an_error(mark: str) -> None:
+    with pytest.raises(ModelError, match="does not mark its list"):
+        with_categories(ChatTemplate(PARTS.replace(mark, "")), {"X7": "Cats."})
 
 
 def test_who_is_judged(llm: Llama) -> None:

@@ -97,7 +97,12 @@ def listed_categories(template: ChatTemplate) -> dict[str, str]:
 
 
 def with_categories(template: ChatTemplate, categories: Mapping[str, str]) -> ChatTemplate:
-    """A guard's template with another list of categories in its prompts."""
+    """A guard's template with another list of categories in its prompts. Raises ModelError for one that does
+    not mark where the list begins and ends.
+    """
+    probe = template.render(PROBE)
+    if not 0 <= probe.find(BEGIN) < probe.find(END):
+        raise ModelError(f"{template.name} does not mark its list of categories: judge by its own")
     block = "".join(f"{key}: {words}\n" for key, words in categories.items())
 
     def exchanged(text: str) -> str:
