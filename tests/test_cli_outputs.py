@@ -65,6 +65,9 @@ MODEL_NAMES = ("model.gguf", "hard.gguf", "soft.gguf", "../work/model.gguf", "./
         *[(*PERPLEXITY, name) for name in (*MODEL_NAMES, "text.txt")],
         *[(*RESULTS, name) for name in MODEL_NAMES],
         (*BATCHED, "-m", "model.gguf", "--output-file", "hard.gguf"),
+        (*RESULTS, "other.gguf", "--lora", "other.gguf"),
+        (*PERPLEXITY, "other.gguf", "--lora", "model.gguf,other.gguf:0.5"),
+        ("batch", "-m", "model.gguf", "text.txt", "other.gguf", "--draft-model", "other.gguf"),
         ("quantize", "model.gguf", "model.gguf", "Q8_0"),
         ("quantize", "model.gguf", "soft.gguf", "Q8_0"),
         ("convert", "model.gguf", "-o", "hard.gguf"),
@@ -200,3 +203,10 @@ def test_the_log_of_a_server_spares_files(folder: Path, run: Run) -> None:
     ):
         result = run("serve", "-m", "model.gguf", "--log-file", name)
         assert result.code == 1 and says in result.err and contents(folder) == before
+    for beside in (
+        ["--guard", "other.gguf"],
+        ["--lora", "a=other.gguf:0.5"],
+        ["--draft-model", "other.gguf"],
+    ):
+        result = run("serve", "-m", "model.gguf", "--log-file", "other.gguf", "--force", *beside)
+        assert result.code == 1 and "is an input too" in result.err and contents(folder) == before

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pyllamacpu.cli.options import disk_options, force_option
+from pyllamacpu.cli.options import disk_options, force_option, option_files
 from pyllamacpu.cli.serve import engine_options, pool_options, served_models
 from pyllamacpu.progress import notify, progress_line
 
@@ -54,7 +54,7 @@ def batch(**given: Any) -> None:
     check_names(models)
     pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
     options = BatchOptions(models, pool, given["strict"], given["force"])
-    inputs = [file for model in models for file in model_files(model.path)]
+    inputs = [file for model in models for file in model_files(model.path)] + option_files("target")
     with progress_line(lines=True) as show:
         if given["cluster"] is None:
             counts = run_batch(given["source"], given["target"], inputs, options, show)

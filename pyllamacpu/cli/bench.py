@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
-from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, options
+from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, option_files, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
@@ -161,7 +161,7 @@ def _check_files(given: dict[str, Any], models: Sequence[Path]) -> None:
     from pyllamacpu.files import check_output
     from pyllamacpu.store import model_files
 
-    inputs = [file for model in models for file in model_files(model)]
+    inputs = [file for model in models for file in model_files(model)] + option_files("output_file", "plot")
     if given["plot"]:
         check_path(given["plot"], inputs, given["force"])
     if given["output_file"]:

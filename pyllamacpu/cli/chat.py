@@ -13,8 +13,8 @@ from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
-    input_files,
     model_options,
+    option_files,
     prompt_options,
     read_text,
     sampling_options,
@@ -166,7 +166,7 @@ def _session(
         system=system if card is None or system is not None else card.system,
         max_tokens=limit if limit >= 0 else card.max_tokens if card else None,
         stop=stop or (card.stop if card else ()),
-        inputs=_inputs(engine.llm.model_path, choice, parameters),
+        inputs=_inputs(engine.llm.model_path),
     )
     if card and card.messages:
         session.turns = conversation({"messages": list(card.messages)}, Path(engine.llm.model_path))[1]
@@ -178,13 +178,11 @@ def _session(
     return session
 
 
-def _inputs(model_path: str, choice: ModelChoice, parameters: dict[str, Any]) -> list[Path]:
+def _inputs(model_path: str) -> list[Path]:
     """What this chat reads, which /save does not write over."""
     from pyllamacpu.store import model_files
 
-    template = Path(choice.chat_template) if choice.chat_template else None
-    files = input_files(parameters["file"], parameters["system_prompt_file"], template)
-    return [*model_files(Path(model_path)), *files]
+    return [*model_files(Path(model_path)), *option_files()]
 
 
 def _better_model_offer(choice: ModelChoice) -> BetterModelOffer | None:

@@ -16,7 +16,7 @@ from pyllamacpu.cli.evaluation import (
     tokenizer_of,
     window_bos,
 )
-from pyllamacpu.cli.options import force_option, input_files, options, read_bytes
+from pyllamacpu.cli.options import force_option, option_files, options, read_bytes
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import progress_line
 
@@ -117,7 +117,7 @@ def _check_outputs(given: dict[str, Any], model: Path | None) -> None:
 
     target: Path = given["target"]
     copies = target.parent.glob(f"{glob.escape(target.name)}.at_*") if given["save_frequency"] else ()
-    inputs = [*given["in_files"], *input_files(given["file"]), *(model_files(model) if model else ())]
+    inputs = [*option_files("target"), *(model_files(model) if model else ())]
     for path in (target, *copies):
         check_output(path, inputs, IMATRIX_FILE, given["force"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -404,9 +405,31 @@ def unescape(text: str) -> str:
     return decode(unescape_bytes(text.encode("utf-8", "surrogateescape")), "a text given as an option")
 
 
-def input_files(*paths: Path | None) -> list[Path]:
-    """Those of the paths given as options that are files, not stdin: outputs must not replace them."""
-    return [path for path in paths if path is not None and str(path) != "-"]
+def option_files(*outputs: str) -> list[Path]:
+    """Every file that an option of the running command names, but for the options `outputs`, which must not
+    replace one. Also in `NAME=FILE:SCALE` and in lists with commas; models by their names in the store too.
+    """
+    found: list[Path] = []
+    for name, value in click.get_current_context().params.items():
+        values = value if isinstance(value, tuple) else (value,)
+        texts = [str(one) for one in values if isinstance(one, (str, Path))]
+        if name not in outputs:
+            found += [path for text in texts for path in _named_files(text, name in _MODELS_BESIDE)]
+    return found
+
+
+_MODELS_BESIDE = ("draft_model", "judge")
+
+
+def _named_files(text: str, is_model: bool) -> list[Path]:
+    from pyllamacpu.store import model_files, resolve_model
+
+    if is_model:
+        return model_files(resolve_model(text))
+    ways = {text, *text.split(",")}
+    ways |= {way.partition("=")[2] for way in ways}
+    ways |= {way.rpartition(":")[0] for way in ways}
+    return [Path(way) for way in ways if way and len(way) < 4096 and os.path.isfile(way)]
 
 
 def read_bytes(path: Path) -> bytes:

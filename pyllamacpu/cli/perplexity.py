@@ -20,7 +20,7 @@ from pyllamacpu.cli.evaluation import (
     tokenizer_of,
     window_bos,
 )
-from pyllamacpu.cli.options import force_option, input_files, options, read_bytes
+from pyllamacpu.cli.options import force_option, option_files, options, read_bytes
 from pyllamacpu.progress import one_line, progress_line
 from pyllamacpu.units import duration
 
@@ -164,7 +164,7 @@ def _check_output(given: dict[str, Any]) -> None:
     from pyllamacpu.store import model_files, resolve_model
 
     if given["logits_file"]:
-        inputs = [*model_files(resolve_model(given["model"])), *input_files(given["file"])]
+        inputs = [*model_files(resolve_model(given["model"])), *option_files("logits_file")]
         check_output(given["logits_file"], inputs, LOGITS_FILE, given["force"])
 
 

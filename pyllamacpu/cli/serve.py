@@ -19,7 +19,7 @@ from pyllamacpu.cli.options import (
     draft_options,
     draft_source,
     force_option,
-    input_files,
+    option_files,
     options,
     read_text,
 )
@@ -194,7 +194,7 @@ def _check_log(parameters: dict[str, Any], models: list[Path]) -> None:
 
     if parameters["log_file"] is not None:
         inputs = [file for model in models for file in model_files(model)]
-        inputs += input_files(parameters["api_key_file"])
+        inputs += option_files("log_file")
         check_output(parameters["log_file"], inputs, FileKind("a log", is_log), parameters["force"])
 
 
