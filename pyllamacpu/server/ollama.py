@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -59,7 +60,7 @@ def router(service: Service, strict: bool) -> APIRouter:
     return routes
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """What generate and chat share."""
 
     def __init__(self, service: Service, fields: Fields, strict: bool) -> None:
@@ -68,13 +69,13 @@ class _Endpoint:
         self.load_seconds = 0.0
         self.tools = NO_TOOLS
 
+    @abstractmethod
     def prompt(self, model: Model) -> Chat | Text | None:
         """None: only the model is to be loaded (or unloaded)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         """The field that carries text and calls."""
-        raise NotImplementedError
 
     def more(self, answers: Answers) -> dict[str, Any]:
         """Fields of the last object."""

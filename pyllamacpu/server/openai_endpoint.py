@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
@@ -31,7 +32,7 @@ def usage(answers: Answers) -> dict[str, Any]:
     }
 
 
-class Endpoint:
+class Endpoint(ABC):
     """What chat and completions share: from fields to a response, whole or streamed."""
 
     kind: str  # the object's name
@@ -64,8 +65,8 @@ class Endpoint:
     async def prepare(self, model: Model, requests: Sequence[Generate]) -> None:
         """What must be known of the prompts before they are answered."""
 
-    def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]:
-        raise NotImplementedError
+    @abstractmethod
+    def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]: ...
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
         """The prompts are tokenized."""
@@ -74,12 +75,12 @@ class Endpoint:
         choices = [self.choice(i, own) for i, own in enumerate(events)]
         return wrap(heading, self.kind, choices, usage=usage(answers))
 
-    def choice(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def choice(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]: ...
 
+    @abstractmethod
     def deltas(self, index: int, event: TextEvent) -> list[dict[str, Any]]:
         """What an event brings."""
-        raise NotImplementedError
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The first chunk of an answer."""
@@ -107,8 +108,8 @@ class Endpoint:
         """What was held back until the end of an answer."""
         return []
 
-    def closing(self, index: int, event: TextEvent) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def closing(self, index: int, event: TextEvent) -> dict[str, Any]: ...
 
 
 def wrap(heading: Heading, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
