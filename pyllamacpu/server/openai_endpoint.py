@@ -64,12 +64,14 @@ class Endpoint(ABC):
 
     async def prepare(self, model: Model, requests: Sequence[Generate]) -> None:
         """What must be known of the prompts before they are answered."""
+        return
 
     @abstractmethod
     def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]: ...
 
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
         """The prompts are tokenized."""
+        return
 
     def whole(self, heading: Heading, events: list[list[TextEvent]], answers: Answers) -> dict[str, Any]:
         choices = [self.choice(i, own) for i, own in enumerate(events)]
