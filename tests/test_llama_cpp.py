@@ -29,7 +29,7 @@ import pyllamacpu.llama_cpp as llama_cpp
 from pyllamacpu import Llama
 from pyllamacpu.engine.drafts import CalledDrafts, PromptLookup
 from pyllamacpu.errors import ModelError, OptionError, PyllamacpuError
-from pyllamacpu.sampling.options import MAX_SEED
+from pyllamacpu.sampling.options import MAX_SEED, SamplingOptions
 
 WORDS = "hello the hello the hello"
 
@@ -338,6 +338,36 @@ def test_drafts_do_not_change_answers(path: Path, draft: Any) -> None:
 def test_what_makes_no_drafts_is_an_error(path: Path) -> None:
     with pytest.raises(OptionError, match="draft_model=7: give 'lookup'"):
         opened(path, draft_model=7)
+    with pytest.raises(OptionError, match="num_pred_tokens='x'"):
+        opened(path, draft_model=llama_cpp.LlamaPromptLookupDecoding(num_pred_tokens="x"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [None, "ab", [0.5], [float("nan")], [[1], [2, 3]]])
+def test_drafts_that_are_not_tokens_are_an_error(path: Path, found: Any) -> None:
+    drafted = opened(path, draft_model=lambda ids, **more: found)
+    with drafted as llm, pytest.raises(OptionError, match="draft_model: it returned"):
+        greedy(llm, "hello hello hello")
+
+
+def test_a_draft_function_that_fails_ends_its_own_answer_only(path: Path) -> None:
+    def draft(ids: Any, **more: Any) -> Any:
+        if ids[1] == bad:
+            raise ZeroDivisionError("mine")
+        return ids[-2:]
+
+    best = SamplingOptions(temperature=0.0)
+    with opened(path) as plain:
+        good = plain.tokenize(b"hello hello hello", special=True)
+        other = plain.tokenize(b"the world the world", special=True)
+        expected = [event.text for event in plain.stream(good, best, max_tokens=24)]
+    bad = other[1]
+    assert good[1] != bad
+    with opened(path, draft_model=draft) as llm:
+        first, second = llm.stream(good, best, max_tokens=24), llm.stream(other, best, max_tokens=24)
+        texts = [next(first).text]
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            list(second)
+        assert "".join([*texts, *(event.text for event in first)]) == "".join(expected)
 
 
 def test_a_cache_on_disk_spares_other_files(llm: Llama, tmp_path: Path) -> None:
@@ -369,3 +399,21 @@ def test_any_damage_of_a_file_of_a_cache(llm: Llama, tmp_path: Path) -> None:
         file.write_bytes(content[: rng.choice((len(content), len(content), rng.randrange(len(content))))])
         with contextlib.suppress(KeyError, PyllamacpuError):
             llm.load_state(cache[[BOS, 6]])
+
+
+@pytest.mark.parametrize("scales", [None, [1], "0"])
+def test_scales_of_adapters_are_a_mapping(llm: Llama, scales: Any) -> None:
+    with pytest.raises(OptionError, match="give a dict"):
+        llm.set_adapters(scales)
+
+
+@pytest.mark.parametrize("files", [None, 3, [(3, 1.0)], ["gone.gguf"], [("a", 1.0, 2)]])
+def test_adapters_are_files(llm: Llama, files: Any) -> None:
+    with pytest.raises(OptionError, match=r"lora_path|no such file"):
+        llm.load_adapters(files)
+
+
+@pytest.mark.parametrize("folder", ["a\0b", "~nobody-of-that-name/x"])
+def test_a_folder_that_cannot_be_one(path: Path, folder: str) -> None:
+    with pytest.raises(OptionError, match="disk cache"):
+        opened(path, cache_disk=folder)

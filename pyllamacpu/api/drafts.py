@@ -58,8 +58,8 @@ def source_of_drafts(given: Any) -> DraftSource:
     if given == "lookup":
         return PromptLookup()
     if type(given) is LlamaPromptLookupDecoding:
-        if given.num_pred_tokens < 1:
-            raise OptionError(f"num_pred_tokens={given.num_pred_tokens}: give at least 1")
+        if not isinstance(given.num_pred_tokens, int) or given.num_pred_tokens < 1:
+            raise OptionError(f"num_pred_tokens={given.num_pred_tokens!r:.80}: give at least 1 token")
         return PromptLookup(given.num_pred_tokens)
     if callable(given):
         return CalledDrafts(given)

@@ -18,6 +18,7 @@ from pyllamacpu.api.compat import check_foreign_options, warn_once
 from pyllamacpu.api.completions import Completions
 from pyllamacpu.api.loading import model_file, open_model, text_metadata
 from pyllamacpu.api.opening import (
+    adapter_files,
     check_hub_arguments,
     load_options,
     page_folder,
@@ -28,6 +29,7 @@ from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
+from pyllamacpu.errors import OptionError
 from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.lora import Adapter
 from pyllamacpu.sampling.options import MAX_SEED
@@ -155,6 +157,8 @@ class Llama(Completions):
 
         What was evaluated before is evaluated again when it is needed. Raises OptionError.
         """
+        if not isinstance(scales, Mapping):
+            raise OptionError(f"scales={scales!r:.80}: give a dict from an adapter's number to its scale")
         engine = self.engine
         chosen = engine.adapters.scales(scales.items())
         self._use_adapters(lambda: setattr(engine, "default_adapters", chosen))
@@ -164,7 +168,8 @@ class Llama(Completions):
 
         Raises AdapterError, GGUFError, OptionError; then nothing has changed.
         """
-        self._use_adapters(lambda: self.engine.load_adapters(files))
+        checked = adapter_files(list(files) if isinstance(files, Iterable) else files, None)
+        self._use_adapters(lambda: self.engine.load_adapters(checked))
 
     def _use_adapters(self, change: Callable[[], None]) -> None:
         with self._busy:

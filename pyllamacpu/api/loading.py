@@ -118,6 +118,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
     if not os.path.exists(path):
         raise OptionError(f"{path}: no such file; give the path of a GGUF file")
     file = GGUFFile.open(path)
+    drafts: DraftSource | None = None
     try:
         tokenizer = load_tokenizer(file.metadata, path)
         if tokenizer is None and options.vocab_only:
@@ -126,9 +127,12 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
             from pyllamacpu.text.chat import choose_template
 
             choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
-        drafts = None if options.draft is None or options.vocab_only else open_drafts(file, options)
+        if options.draft is not None and not options.vocab_only:
+            drafts = open_drafts(file, options)
         engine = None if options.vocab_only else open_engine(file, options)
     except BaseException:
+        if drafts is not None:
+            drafts.close()
         file.close()
         raise
     return LoadedModel(file, engine, tokenizer, options.chat_template, drafts)

@@ -207,11 +207,13 @@ class DiskCache:
                 if self._closed and not self._readings:
                     return
                 reading = self._readings[0]
-            if not self._closed:
-                self._read_pages(reading)
-            with self._lock:
-                self._readings.popleft()
-            reading.done()
+            try:
+                if not self._closed:
+                    self._read_pages(reading)
+            finally:  # nobody waits for a reader that has failed
+                with self._lock:
+                    self._readings.popleft()
+                reading.done()
 
     def _read_pages(self, reading: Reading) -> None:
         """Puts pages into the tree, in their order, as far as they are there and computing would not be

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.sampler import Sampler
 
 MAX_DRAFT = 15  # tokens of a draft at most; a sequence can be cut back by as many (pages.KEPT_BEHIND)
@@ -221,5 +222,11 @@ class CalledDrafts(_Light):
 
     def _draft(self, history: Sequence[int], n: int) -> Draft:
         found = self._function(np.array(history, np.intc))
-        tokens = [int(token) for token in np.asarray(found).reshape(-1)[:n]]
+        try:
+            ids = np.asarray(found).reshape(-1)[:n]
+        except ValueError:  # a list in lists
+            ids = np.array([None])
+        if len(ids) and ids.dtype.kind not in "iu":
+            raise OptionError(f"draft_model: it returned {found!r:.80}; give token ids")
+        tokens: list[int] = ids.tolist()
         return Draft(tokens, [_CALLED] * len(tokens))

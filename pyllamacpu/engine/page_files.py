@@ -65,7 +65,10 @@ class PageFiles:
     def __init__(self, folder: str | os.PathLike[str], limit_bytes: int = LIMIT) -> None:
         if limit_bytes < 1:
             raise OptionError(f"a disk cache of {limit_bytes} bytes: give a positive number")
-        self.folder = Path(folder).expanduser().absolute()
+        try:
+            self.folder = Path(os.fsdecode(folder)).expanduser().absolute()
+        except RuntimeError as error:  # of a user that there is not
+            raise OptionError(f"disk cache {os.fsdecode(folder)}: {error}") from None
         self.limit_bytes = limit_bytes
         self.counts = PageCounts()
         self.n_bytes = 0  # of the folder, as far as this process knows
@@ -76,8 +79,10 @@ class PageFiles:
         try:
             self._make_folder()
             self._scan()
-        except OSError as error:
-            raise OptionError(f"disk cache {self.folder}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise OptionError(
+                f"disk cache {self.folder}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
     def _make_folder(self) -> None:
         """Makes the folder, or sees to it that only its user can look into it. Raises OSError."""

@@ -319,9 +319,11 @@ class Scheduler:
         others = len(work) - len(drafted)
         speculation.plan([drafts for _, drafts in drafted], others, self.engine.n_batch)
         for handle, drafts in drafted:
-            if drafts.draft and not handle.sequence.try_prepare(1 + len(drafts.draft)):
+            if drafts.error is not None:
+                self._fail(handle, drafts.error)
+            elif drafts.draft and not handle.sequence.try_prepare(1 + len(drafts.draft)):
                 handle.forget_draft()  # nobody is sent away for a draft
-        return [(h, n + len(h.draft)) for h, n in work]
+        return [(h, n + len(h.draft)) for h, n in work if h.is_running]
 
     def _rotated(self, decoding: list[Handle]) -> list[Handle]:
         """As many as a step holds, each in its turn."""

@@ -63,6 +63,7 @@ class DraftedAnswer:
     sampler: Sampler | None = None  # that chooses them
     room: int = 0  # tokens of a draft at most
     draft: list[int] = field(default_factory=list)
+    error: Exception | None = None  # of who makes its drafts: the answer ends with it
     proposal: Draft = NO_DRAFT  # for the tokens from position `start` on
     start: int = 0
     n_first: int = 0  # tokens of the prompt
@@ -139,12 +140,28 @@ class Speculation:
         wishes = [Wish(a.drafter, a.history, a.room, a.acceptance.probability, a.sampler) for a in asking]
         self._source.catch_up(wishes)
         started = time.perf_counter()
-        drafts = self._source.propose(wishes, self._costs.seconds(len(answers) + n_others))
+        drafts = self._proposals(asking, wishes, self._costs.seconds(len(answers) + n_others))
         self._drafting = 0.0 if self._source.is_free else time.perf_counter() - started
         for answer, draft in zip(asking, drafts, strict=True):
             answer.proposal, answer.start = draft, len(answer.history)
         if not pausing:
             self.choose(answers, n_others, n_rows)
+
+    def _proposals(
+        self, asking: Sequence[DraftedAnswer], wishes: Sequence[Wish], step_seconds: float
+    ) -> list[Draft]:
+        """A draft for each; when one fails, that is the error of its answer alone."""
+        try:
+            return self._source.propose(wishes, step_seconds)
+        except Exception:
+            found = []
+            for answer, wish in zip(asking, wishes, strict=True):
+                try:
+                    found += self._source.propose([wish], step_seconds)
+                except Exception as error:
+                    answer.error = error
+                    found.append(NO_DRAFT)
+            return found
 
     def _may_ask(self, answer: DraftedAnswer) -> bool:
         """Whether a draft is made. One that takes time is not while it loses, and tried again later."""
