@@ -407,7 +407,7 @@ def test_scales_of_adapters_are_a_mapping(llm: Llama, scales: Any) -> None:
         llm.set_adapters(scales)
 
 
-@pytest.mark.parametrize("files", [None, 3, [(3, 1.0)], ["gone.gguf"], [("a", 1.0, 2)]])
+@pytest.mark.parametrize("files", [3, [(3, 1.0)], ["gone.gguf"], [("a", 1.0, 2)]])
 def test_adapters_are_files(llm: Llama, files: Any) -> None:
     with pytest.raises(OptionError, match=r"lora_path|no such file"):
         llm.load_adapters(files)
