@@ -25,6 +25,12 @@ int64_t pl_gguf_scan_strings(const uint8_t *data, uint64_t size, uint64_t start,
 int64_t pl_gguf_join_strings(const uint8_t *data, uint64_t size, uint64_t count, const uint64_t *offsets, const uint64_t *lengths,
                              uint8_t separator, uint8_t *out, uint64_t out_size);
 
+/* ---- Images (resize.c) ---- */
+
+/* src (height, width, 3) -> dst (new_height, new_width, 3), bilinear, bit for bit as Pillow up to 12 (width first).
+ * PL_EINVAL: a side below 1 or above 2^24. */
+int pl_resize_rgb(const uint8_t *src, int32_t height, int32_t width, uint8_t *dst, int32_t new_height, int32_t new_width);
+
 /* ---- Tensor types (types.c, dequantize.c, codebook.c) ---- */
 
 /* Types are numbered as in GGUF (types.def). Each returns PL_EINVAL (the name: NULL) for a type that we do not

@@ -80,6 +80,17 @@ class OptionError(PyllamacpuError, ValueError):
     """An option with an unknown name or a value outside its range."""
 
 
+class ImageError(PyllamacpuError, ValueError):
+    """An image that cannot be read or must not be: damaged, truncated, too large, of a format that is not
+    read. `where` is the file or the place in a request, `reason` what is wrong with it.
+    """
+
+    def __init__(self, where: str | PathLike[str], reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = str(where)
+        self.reason = reason
+
+
 class RequestCancelled(PyllamacpuError):
     """A request that somebody else ended while it was waited for."""
 
