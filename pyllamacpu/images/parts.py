@@ -1,0 +1,71 @@
+"""Images among the parts of messages: OpenAI's, Anthropic's and Hugging Face's forms to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pyllamacpu.errors import ImageError
+from pyllamacpu.images.picture import Picture
+from pyllamacpu.images.sources import decode_base64
+
+Open = Callable[[Any, str], Picture]  # what a part holds, and its place in the messages; raises ImageError
+
+IMAGE_KINDS = ("image", "image_url", "input_image")
+"""Types of parts that are images."""
+
+_FIELDS = ("image", "image_url", "url", "path")  # of an image's part, in Hugging Face's and others' forms
+
+
+def has_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in IMAGE_KINDS
+
+
+def take_images(messages: Iterable[Any], open: Open) -> tuple[list[Any], list[Picture]]:
+    """The messages with {"type": "image"} for each image, as chat templates read it, and the pictures in
+    order. Messages without images stay as they are. Raises ImageError.
+    """
+    pictures: list[Picture] = []
+
+    def taken(part: Any, where: str) -> Any:
+        if not has_image(part):
+            return part
+        pictures.append(open(image_source(part, where), where))
+        return {"type": "image"}
+
+    found = []
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, (list, tuple)) and any(map(has_image, content)):
+            parts = [taken(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)]
+            message = {**message, "content": parts}
+        found.append(message)
+    return found, pictures
+
+
+def image_source(part: Mapping[str, Any], where: str) -> Any:
+    """What the part of an image holds: a URL or path as it stands there, bytes, or an object. How finely the
+    image is to be read (`detail`) decides nothing: models have one way.
+    """
+    if isinstance(source := part.get("source"), Mapping):  # Anthropic's
+        return _anthropic_source(source, f"{where}.source")
+    if isinstance(text := part.get("base64"), str):
+        return decode_base64(text, where)
+    for name in _FIELDS:
+        value = part.get(name)
+        if isinstance(value, Mapping):
+            value = value.get("url")
+        if value is not None and not (isinstance(value, str) and not value):
+            return value
+    if part.get("file_id") is not None:
+        raise ImageError(where, "files are not kept here; send the image as data:image/...;base64,...")
+    raise ImageError(where, "holds no image: give image_url with data:image/...;base64,...")
+
+
+def _anthropic_source(source: Mapping[str, Any], where: str) -> Any:
+    kind = source.get("type")
+    if kind == "base64" and isinstance(text := source.get("data"), str):
+        return decode_base64(text, f"{where}.data")
+    if kind == "url" and isinstance(url := source.get("url"), str):
+        return url
+    raise ImageError(where, "must be {type: base64, media_type, data} or {type: url, url}")

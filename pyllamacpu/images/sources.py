@@ -1,0 +1,131 @@
+"""Whatever holds an image, to a picture: paths, bytes, data URLs, PIL images, arrays.
+
+`open_picture` is for callers who may read any file of this machine. What comes over the network goes through
+`open_url`, which reads no files, or `decode_base64`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from base64 import b64decode
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllamacpu.errors import ImageError
+from pyllamacpu.files import read_problem
+from pyllamacpu.images.decode import decode, from_pil
+from pyllamacpu.images.picture import Picture
+
+MAX_BYTES = 512 << 20  # of an image file
+
+_NOT_FETCHED = (
+    "URLs are not fetched here; give the image itself as data:image/...;base64,..., or start the server with "
+    "--allow-image-hosts"
+)
+_KINDS = "a path, bytes, a data URL, a PIL image or a uint8 array (h, w, 3)"
+
+Fetch = Callable[[str], bytes]  # a URL's content; raises ImageError
+
+
+def open_picture(
+    source: Any, *, orient: bool = True, where: str | None = None, fetch: Fetch | None = None
+) -> Picture:
+    """The picture in a path (also file://), bytes, a data URL, a PIL image, or a uint8 array of shape (h, w),
+    (h, w, 3) or (h, w, 4); URLs of the network with `fetch` only. A picture is given back as it is.
+
+    orient: turn it as its EXIF data says. Raises ImageError, which names it as `where`.
+    """
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return decode(bytes(source), orient=orient, where=where or "image")
+    if isinstance(source, np.ndarray):
+        return _of_array(source, where or "array")
+    if isinstance(source, str) and _scheme(source) in ("data", "http", "https"):
+        return open_url(source, orient=orient, where=where, fetch=fetch)
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if isinstance(path, str) and _scheme(path) == "file":
+            path = url2pathname(urlsplit(path).path)
+        name = where or _short(os.fsdecode(path))
+        return decode(_file_bytes(path, name), orient=orient, where=name)
+    pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
+    if pillow is not None and isinstance(source, pillow.Image):
+        return from_pil(source, orient=orient, where=where or "image")
+    kind = type(source).__name__
+    raise ImageError(where or "image", f"is of type {kind}, not {_KINDS}")
+
+
+def open_url(
+    url: str, *, orient: bool = True, where: str | None = None, fetch: Fetch | None = None
+) -> Picture:
+    """The picture in a data URL, or at a URL of the network with `fetch`; no files. Raises ImageError."""
+    scheme = _scheme(url)
+    name = where or ("data URL" if scheme == "data" else _short(url))
+    if scheme == "data":
+        return decode(_data_url_bytes(url, name), orient=orient, where=name)
+    if scheme not in ("http", "https"):
+        raise ImageError(name, "is not a URL of an image; give data:image/...;base64,...")
+    if fetch is None:
+        raise ImageError(name, _NOT_FETCHED)
+    return decode(fetch(url), orient=orient, where=name)
+
+
+def decode_base64(text: str, where: str) -> bytes:
+    """The bytes in base64, white space and missing padding allowed. Raises ImageError for anything else."""
+    compact = "".join(text.split())
+    try:
+        return b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except ValueError as error:
+        raise ImageError(where, f"is not base64: {error}") from error
+
+
+def _data_url_bytes(url: str, where: str) -> bytes:
+    head, comma, content = url.partition(",")
+    kind, *options = head[len("data:") :].split(";")
+    if not comma or "base64" not in (option.strip().lower() for option in options):
+        raise ImageError(where, "is not base64; a data URL is data:image/...;base64,...")
+    kind = kind.strip().lower()
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        raise ImageError(where, f"is {kind[:40]}, not an image")
+    return decode_base64(unquote(content) if "%" in content else content, where)
+
+
+def _scheme(text: str) -> str:
+    """Of a URL, in small letters; nothing for a path (C:\\x.png included)."""
+    scheme, colon, rest = text[:16].partition(":")
+    scheme = scheme.lower()
+    return scheme if colon and (scheme == "data" or rest.startswith("//")) else ""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
+def _file_bytes(path: str | bytes, where: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(where, read_problem(error, "cannot be read: ")) from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(where, f"is larger than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def _of_array(array: NDArray[Any], where: str) -> Picture:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(where, f"has {array.dtype} of shape {array.shape}, not uint8 (h, w), (h, w, 3 or 4)")
+    if 0 in array.shape:
+        raise ImageError(where, f"has no pixels: its shape is {array.shape}")
+    if array.ndim == 3 and array.shape[2] == 3:
+        return Picture(array)
+    from PIL import Image
+
+    return from_pil(Image.fromarray(array), orient=False, where=where)
