@@ -1,5 +1,27 @@
-/* Keys and values on their way to the pages. */
+/* Rotary positions, and keys and values on their way to the pages. */
 #include "exec/plan.h"
+
+const char *check_rope(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_rope *f = &op->rope;
+    const int64_t width = plan->buffers[f->x].width, rope = plan->buffers[f->rope].width;
+    if (f->n_heads < 1 || f->n_heads > PL_MAX_HEADS || width % f->n_heads)
+        return "x is not as wide as its heads";
+    return f->rope != f->x && rope <= width / f->n_heads && rope % 2 == 0 ? NULL : "rope is wider than a head, odd, or x";
+}
+
+int64_t run_rope(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_rope *f = &op->rope;
+    const int head_dim = (int)(plan->buffers[f->x].width / f->n_heads), rope_dim = (int)plan->buffers[f->rope].width;
+    int64_t begin, end, n = pl_op_rows(plan, op);
+    while (PL_TAKE(n, 1, n > 64 ? 8 : 1)) {
+        for (int64_t i = begin; i < end; i++)
+            plan->kernels->rope(pl_row(plan, f->x, i), pl_row(plan, f->rope, i), f->n_heads, head_dim, rope_dim);
+        PL_DONE();
+    }
+    return n;
+}
 
 const char *check_rope_store(const pl_plan *plan, const pl_op *op)
 {

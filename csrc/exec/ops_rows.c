@@ -57,6 +57,27 @@ int64_t run_rope_table(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return n;
 }
 
+const char *check_position_rows(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_position_rows *f = &op->position_rows;
+    return f->table.n == plan->buffers[f->out].width * (int64_t)plan->n_ctx ? NULL
+                                                                           : "the table does not have a row for each position";
+}
+
+int64_t run_position_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_position_rows *f = &op->position_rows;
+    const pl_plan_buffer *b = &plan->buffers[f->out];
+    int64_t begin, end, n = plan->batch.n_tokens;
+    while (PL_TAKE(n, 1, 1)) {
+        float *out = pl_row(plan, f->out, begin);
+        memcpy(out, f->table.values + plan->batch.positions[begin] * b->width, sizeof(float) * (size_t)b->width);
+        memset(out + b->width, 0, sizeof(float) * (size_t)(b->padded - b->width));
+        PL_DONE();
+    }
+    return n;
+}
+
 static const char *check_widths(const pl_plan *plan, int x, int out)
 {
     int64_t width = out == PL_HIDDEN ? plan->hidden_stride : plan->buffers[out < 0 ? x : out].padded;

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace, TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,8 @@ class Llama(Completions):
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
             (what followed the newest tokens in the text before), the file or name of a smaller model with
             the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
+        mmproj: the file of the vision tower (GGUF), for images in prompts; None is the model's own, or one in
+            its folder that is called mmproj and fits; False: no images.
         verbose: write timings to stderr.
         kwargs: llama-cpp-python's options about GPUs, mmap and the like; see `pyllamacpu.api.compat`. A name
             that nobody knows is a UserWarning.
@@ -115,6 +117,7 @@ class Llama(Completions):
         lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
         lora_scale: float = 1.0,
         draft_model: Any = None,
+        mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -18,10 +18,12 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.model.config import ModelConfig, kv_type
+from pyllamacpu.model.towers import TOWERS
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pyllamacpu.api.vision import Vision
     from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.text.formats import Format
     from pyllamacpu.text.template import ChatTemplate
@@ -46,6 +48,7 @@ class LoadOptions:
     chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
     vocab_only: bool = False
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
+    mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 
 
@@ -58,6 +61,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     chat_template: str | Format | None  # a Jinja source, a format or its name, instead of the file's own
     drafts: DraftSource | None = None
+    vision: Vision | None = None  # None for a model that has no vision tower at hand
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -87,6 +91,8 @@ class LoadedModel:
     def close(self) -> None:
         if self.drafts is not None:
             self.drafts.close()
+        if self.vision is not None:
+            self.vision.close()
         if self.engine is not None:
             self.engine.close()
         self.file.close()
@@ -130,12 +136,27 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
         if options.draft is not None and not options.vocab_only:
             drafts = open_drafts(file, options)
         engine = None if options.vocab_only else open_engine(file, options)
+        vision = None if engine is None else open_vision(engine, tokenizer, options.mmproj)
     except BaseException:
         if drafts is not None:
             drafts.close()
         file.close()
         raise
-    return LoadedModel(file, engine, tokenizer, options.chat_template, drafts)
+    return LoadedModel(file, engine, tokenizer, options.chat_template, drafts, vision)
+
+
+def open_vision(engine: Engine, tokenizer: Tokenizer | None, mmproj: Any) -> Vision | None:
+    """The images of a model, which it closes if there is an error. Raises GGUFError, ModelError, OptionError."""
+    if mmproj is None and engine.config.arch not in TOWERS:
+        return None
+    from pyllamacpu.api.vision import Vision, open_tower
+
+    try:
+        opened = open_tower(engine.file, engine.dim, mmproj)
+        return None if opened is None else Vision(engine, opened, tokenizer)
+    except BaseException:
+        engine.close()
+        raise
 
 
 def open_drafts(file: GGUFFile, options: LoadOptions) -> DraftSource:

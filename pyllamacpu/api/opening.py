@@ -38,6 +38,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         chat_template=template_choice(given["chat_format"], given["chat_template"]),
         vocab_only=given["vocab_only"],
         adapters=adapter_files(given["lora_path"], given["lora_scale"]),
+        mmproj=given["mmproj"],
         draft=given["draft_model"],
         **types,
     )

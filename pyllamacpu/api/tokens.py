@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
+from pyllamacpu.api.image_calls import ImageCalls
 from pyllamacpu.api.loading import LoadedModel, default_kv_bytes, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
@@ -65,7 +66,7 @@ def closed_error() -> ModelError:
     return ModelError("this Llama has been closed; open the model again")
 
 
-class Tokens:
+class Tokens(ImageCalls):
     """The calls of the `Llama` class that work on token ids.
 
     Whatever generates is a request to the scheduler, so that calls of several threads, and streams that are
@@ -260,21 +261,28 @@ class Tokens:
             session = self._changing()
             session.append(check_tokens(tokens, session.n_vocab))
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
+    def logits(self, tokens: Sequence[int], images: Sequence[Any] = ()) -> Logits:
         """Logits (n_tokens, n_vocab) float32 behind each of `tokens` as a sequence of its own.
 
-        The session stays as it is. Raises OptionError for no tokens, TokenizerError, ContextError.
+        `images` take the places of the model's placeholders among the tokens, row by row: each a path, bytes,
+        a data URL, a picture of PIL, an array (height, width, 3) uint8, or pixels as processors give them
+        (`pixel_values`). The session stays as it is. Raises OptionError for no tokens, TokenizerError,
+        ContextError, ImageError.
         """
+        ids = check_tokens(tokens, self.engine.n_vocab)
+        if not ids:
+            raise OptionError("logits() needs at least one token")
+        check_length(len(ids), self.engine.n_ctx)
+        held: Any = ()  # while they are read
+        if len(images):
+            ids, held = self.vision.placed(ids, images)
         with self._busy:
-            ids = check_tokens(tokens, self.engine.n_vocab)
-            if not ids:
-                raise OptionError("logits() needs at least one token")
-            check_length(len(ids), self.engine.n_ctx)
             sequence = self.engine.sequence()
             try:
                 return np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
             finally:
                 sequence.close()
+                del held
 
     @with_sampling(
         "top_k top_p min_p typical_p temp repeat_penalty frequency_penalty presence_penalty tfs_z "

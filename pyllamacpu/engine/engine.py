@@ -22,6 +22,7 @@ from pyllamacpu.engine.batch import (
     check_rows,
     n_wanted,
 )
+from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.pages import KEPT_BEHIND, PAGE, KVCache, Sequence
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
@@ -109,6 +110,7 @@ class Engine:
         self.model = load(file, self.config, self._pool, on_load)
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
+        self.images = ImageCache()
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()
         """What new sequences use."""
@@ -302,7 +304,8 @@ class Engine:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
-                batch = Batch(entries, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters)
+                rows = self.images.with_rows(entries)
+                batch = Batch(rows, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters)
                 n_hidden = batch.n_outputs if batch.hidden_rows else 0
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride) if n_hidden else self._no_hidden
                 batch.point(logits, hidden if n_hidden else None)

@@ -203,6 +203,7 @@ class Sequence:
         self.cache = cache
         self.adapters = adapters  # that its keys and values were computed with, and all further ones are
         self.tokens: list[int] = []
+        self.images: dict[bytes, Any] = {}  # whose rows its tokens stand for: held, should they be read again
         self._tables = [_PageTable(cache, space) for space in cache.token_spaces]
 
     def __len__(self) -> int:
@@ -214,6 +215,7 @@ class Sequence:
 
     def close(self) -> None:
         del self.tokens[:]
+        self.images = {}
         self.trim()
 
     @property
@@ -250,7 +252,7 @@ class Sequence:
     def fork(self) -> Sequence:
         """A sequence with the same tokens. Pages are shared until one of the two writes to them."""
         other = Sequence(self.cache, self.adapters)
-        other.tokens = list(self.tokens)
+        other.tokens, other.images = list(self.tokens), dict(self.images)
         n = -(-len(self.tokens) // PAGE)
         for mine, theirs in zip(self._tables, other._tables, strict=True):
             for page in mine.pages[:n]:

@@ -1,0 +1,201 @@
+"""Images for a text model: the tower that goes with it, what an image is given as, and its place in a prompt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.images import EmbeddedImage, image_digest
+from pyllamacpu.engine.tower import Tower, TowerFile
+from pyllamacpu.errors import GGUFError, ImageError, ModelError, OptionError
+from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.images.tiles import Tiles
+from pyllamacpu.model.towers import tower_kind
+from pyllamacpu.text.tokenizer import Tokenizer
+
+Floats = npt.NDArray[np.float32]
+_PREFERRED = ("bf16", "f16", "q8_0", "f32")  # of towers that differ in their types only
+
+
+class Vision:
+    """A text model's images. Any thread may call it; the tower is loaded when the first image comes."""
+
+    def __init__(self, engine: Engine, opened: TowerFile, tokenizer: Tokenizer | None) -> None:
+        self.engine, self.opened = engine, opened
+        self._tower: Tower | None = None
+        self._lock = fork_safe_lock()
+        names = {} if tokenizer is None else tokenizer.special_tokens
+        self.ids = opened.image_tokens(names, engine.n_vocab, engine.file.metadata)
+
+    @property
+    def path(self) -> str:
+        """The file that the tower is in."""
+        return str(self.opened.file.paths[0])
+
+    @property
+    def tower(self) -> Tower:
+        """Raises GGUFError, ModelError for a damaged file."""
+        with self._lock:
+            if self._tower is None:
+                self._tower = Tower(self.opened, self.engine.pool, self.engine.exclusive)
+            return self._tower
+
+    def tiles(self, image: Any) -> Tiles:
+        """An image in any form (see `Llama.logits`) as the tiles that the tower reads.
+
+        Raises ImageError, OptionError.
+        """
+        if isinstance(image, Tiles):
+            return image
+        if (pixels := _given_pixels(image, self.opened.config.image_size)) is not None:
+            return Tiles(pixels, 1, len(pixels))
+        from pyllamacpu.images.sources import open_picture
+
+        return self.opened.cut(open_picture(image))
+
+    def embed(self, image: Any) -> EmbeddedImage:
+        """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
+        pixels = self.tiles(image).pixels
+        digest = image_digest(pixels, self.opened.identity)
+        return self.engine.images.embedded(digest, lambda: self.tower.encode(pixels))
+
+    def placed(self, ids: Sequence[int], images: Sequence[Any]) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """`ids`, whose placeholders are exchanged for the ids of the images' rows, in order; the images.
+
+        Raises OptionError when there are not as many placeholders as rows, ImageError.
+        """
+        embedded = tuple(self.embed(image) for image in images)
+        rows = [row for image in embedded for row in image.ids]
+        patch = self._id("patch")
+        places = [i for i, token in enumerate(ids) if token == patch]
+        if len(places) != len(rows):
+            raise OptionError(
+                f"the prompt has {len(places)} placeholders (token {patch}), and the images take {len(rows)}: "
+                f"{self.opened.config.rows_per_tile} for each tile"
+            )
+        found = list(ids)
+        for place, row in zip(places, rows, strict=True):
+            found[place] = row
+        return found, embedded
+
+    def expanded(
+        self, ids: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """Likewise, for a prompt that has one token for each image, as chat templates write it."""
+        mark, tiles = self._id("image"), [self.tiles(image) for image in images]
+        if ids.count(mark) != len(tiles):
+            raise OptionError(
+                f"the prompt has places for {ids.count(mark)} images, and {len(tiles)} are given: the chat "
+                "template of this model does not write them; give another with chat_template"
+            )
+        found: list[int] = []
+        left = iter(tiles)
+        for token in ids:
+            found += self.opened.placeholders(self.ids, next(left)) if token == mark else [token]
+        return self.placed(found, tiles)
+
+    def _id(self, what: str) -> int:
+        if what not in self.ids:
+            raise ModelError(
+                f"{self.engine.file.paths[0]}: its vocabulary has no token for images ({what}), so that there "
+                "is no place for one in a prompt"
+            )
+        return self.ids[what]
+
+    def close(self) -> None:
+        with self._lock:
+            if self._tower is not None:
+                self._tower.release()
+            self._tower = None
+
+
+def _given_pixels(image: Any, size: int) -> Floats | None:
+    """(n, 3, size, size) of the arrays that processors give, with or without more axes before; None for other
+    kinds of images. Raises ImageError for arrays of other shapes.
+    """
+    if isinstance(image, Mapping):
+        if "pixel_values" not in image:
+            raise ImageError("image", f"has no pixel_values, only {', '.join(map(str, image))}")
+        image = image["pixel_values"]
+    if hasattr(image, "detach"):  # torch, whose bfloat16 numpy does not know
+        image = image.detach().float().numpy()
+    if not isinstance(image, np.ndarray) or image.dtype == np.uint8:
+        return None
+    if image.ndim < 3 or image.shape[-3:] != (3, size, size) or not image.size:
+        raise ImageError("image", f"arrays of pixels are (n, 3, {size}, {size}), not {image.shape}")
+    pixels = np.ascontiguousarray(image.reshape(-1, 3, size, size), np.float32)
+    if not np.isfinite(pixels).all():
+        raise ImageError("image", "has pixels that are not finite")
+    return pixels
+
+
+# ---- finding the tower ----
+
+
+def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
+    """The tower of the model of `file`: in the file `mmproj`, in the model's own, or in one beside it; None
+    where there is none. mmproj False: none. Raises GGUFError, ModelError, OptionError.
+    """
+    arch = str(file.metadata.get("general.architecture"))
+    if mmproj is False:
+        return None
+    if mmproj is not None:
+        if not isinstance(mmproj, (str, os.PathLike)):
+            raise OptionError(f"mmproj={mmproj!r:.80}: give the path of a GGUF file with a vision tower")
+        if not os.path.exists(mmproj):
+            raise OptionError(f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)")
+        return _opened(Path(mmproj), arch, dim)
+    if tower_kind(file.metadata) is not None:
+        own = TowerFile(file)
+        own.check_fits(arch, dim)
+        return own
+    return _beside(Path(file.paths[0]), arch, dim)
+
+
+def _opened(path: Path, arch: str, dim: int) -> TowerFile:
+    file = GGUFFile.open(path)
+    try:
+        found = TowerFile(file)
+        found.check_fits(arch, dim)
+    except BaseException:
+        file.close()
+        raise
+    return found
+
+
+def _beside(model: Path, arch: str, dim: int) -> TowerFile | None:
+    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's own
+    name before others, then by type.
+    """
+    for path in sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model)):
+        try:
+            return _opened(path, arch, dim)
+        except (GGUFError, ModelError, OSError):
+            continue  # another model's
+    return None
+
+
+def _rank(path: Path, model: Path) -> tuple[Any, ...]:
+    name = path.stem.lower()
+    plain = name.replace("mmproj", "").strip("-._")
+    own = bool(plain) and model.stem.lower().startswith(plain.rsplit("-", 1)[0])
+    kind = next((i for i, kind in enumerate(_PREFERRED) if name.endswith(kind)), len(_PREFERRED))
+    return not own, kind, name
+
+
+def missing_tower(model: object, arch: str) -> OptionError:
+    """What to say of an image for a model without a tower."""
+    if arch in ("llama4", "mllama"):
+        return OptionError(
+            f"{model}: the model reads text only, for its vision tower is missing: put the file that is "
+            f"published beside it (mmproj-….gguf) into its folder, or name it with mmproj; of a checkpoint, "
+            "`pyllamacpu convert FOLDER --mmproj` writes it"
+        )
+    return OptionError(f"{model}: {arch} models read no images")

@@ -1,0 +1,186 @@
+"""Images among tokens: the ids that stand for an image's rows, and the rows that towers made of images.
+
+A row that an image decides has an id below zero in a sequence, which is the same for the same row of the same
+image as long as the engine lives, and no other row's. So whatever goes by tokens (sequences, their histories,
+the tree of the prefix cache) tells images apart without knowing of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.batch import Entry
+from pyllamacpu.engine.token_ids import check_tokens
+from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.forks import fork_safe_lock
+
+Floats = npt.NDArray[np.float32]
+
+_LIMIT = 512 << 20  # bytes of rows that are kept for images that may come again
+_LOWEST = -(1 << 31)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedImage:
+    """An image as the text model reads it. digest: of its pixels and of the tower. rows: (n, dim). first: the
+    id that stands for row 0; row i has first - i.
+    """
+
+    digest: bytes
+    rows: Floats
+    first: int
+
+    @property
+    def ids(self) -> range:
+        return range(self.first, self.first - len(self.rows), -1)
+
+
+class ImageCache:
+    """The images that an engine has seen. Ids stay for good; rows as long as somebody holds the image, or as
+    they are among the newest `limit_bytes`. Any thread may call it.
+    """
+
+    def __init__(self, limit_bytes: int = _LIMIT) -> None:
+        self.limit_bytes = limit_bytes
+        self._lock = fork_safe_lock()
+        self._firsts: list[int] = []  # of -1 - id: where the ids of each image begin
+        self._digests: list[bytes] = []
+        self._ranges: dict[bytes, tuple[int, int]] = {}  # by digest: its place among those, and its rows
+        self._next = 0
+        self._alive: WeakValueDictionary[bytes, EmbeddedImage] = WeakValueDictionary()
+        self._recent: OrderedDict[bytes, EmbeddedImage] = OrderedDict()
+
+    def get(self, digest: bytes) -> EmbeddedImage | None:
+        """An image whose rows are here."""
+        with self._lock:
+            found = self._alive.get(digest)
+            return None if found is None else self._kept(found)
+
+    def add(self, digest: bytes, rows: Floats) -> EmbeddedImage:
+        with self._lock:
+            if (found := self._alive.get(digest)) is None:
+                found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)))
+                self._alive[digest] = found
+            return self._kept(found)
+
+    def embedded(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
+        """The image of this digest; `make()` gives its rows unless they are here."""
+        return self.get(digest) or self.add(digest, make())
+
+    def _kept(self, image: EmbeddedImage) -> EmbeddedImage:
+        self._recent[image.digest] = image
+        self._recent.move_to_end(image.digest)
+        while len(self._recent) > 1 and self.bytes_kept > self.limit_bytes:
+            self._recent.popitem(last=False)
+        return image
+
+    @property
+    def bytes_kept(self) -> int:
+        """Of rows that are kept for images that may come again."""
+        return sum(image.rows.nbytes for image in self._recent.values())
+
+    # Ids
+
+    def first_id(self, digest: bytes, n_rows: int) -> int:
+        """The id of row 0 of an image, whose rows may be elsewhere (a saved state)."""
+        with self._lock:
+            if digest not in self._ranges:
+                if -1 - self._next - n_rows < _LOWEST:
+                    raise OptionError("too many images for one engine: open the model again")
+                self._ranges[digest] = len(self._firsts), n_rows
+                self._firsts.append(self._next)
+                self._digests.append(digest)
+                self._next += n_rows
+            place, known = self._ranges[digest]
+            if known != n_rows:
+                raise OptionError(f"an image has {known} rows, not {n_rows}")
+            return -1 - self._firsts[place]
+
+    def find(self, token: int) -> tuple[bytes, int]:
+        """The digest of the image of an id below 0, and the row."""
+        place = bisect_right(self._firsts, -1 - token) - 1
+        return self._digests[place], -1 - token - self._firsts[place]
+
+    def check_ids(self, tokens: Iterable[int], n_vocab: int) -> list[int]:
+        """As `check_tokens`, for ids some of which may stand for rows of images."""
+        ids = list(tokens) if not isinstance(tokens, (str, bytes, bytearray, memoryview)) else tokens
+        if self._next and not isinstance(ids, (str, bytes, bytearray, memoryview)):
+            texts = check_tokens([t if not _is_row(t) else 0 for t in ids], n_vocab)
+            if any(_is_row(t) and t < -self._next for t in ids):
+                raise TokenizerError("a token id below 0 stands for no image of this model")
+            return [int(t) if _is_row(t) else text for t, text in zip(ids, texts, strict=True)]
+        return check_tokens(ids, n_vocab)
+
+    def key_parts(self, tokens: Seq[int]) -> list[bytes]:
+        """What a name outside of this process holds in the place of ids below 0: digest and row of each."""
+        found = []
+        for token in tokens:
+            if token < 0:
+                digest, row = self.find(token)
+                found.append(digest + row.to_bytes(4, "little"))
+        return found
+
+    def of_tokens(self, tokens: Seq[int]) -> list[EmbeddedImage]:
+        """The images whose rows are among `tokens`, in the order of their coming.
+
+        Raises OptionError when the rows of one are no longer here.
+        """
+        found: dict[bytes, EmbeddedImage] = {}
+        for token in tokens:
+            if token < 0:
+                digest, _ = self.find(token)
+                if digest not in found:
+                    found[digest] = self._held(digest)
+        return list(found.values())
+
+    def _held(self, digest: bytes) -> EmbeddedImage:
+        with self._lock:
+            image = self._alive.get(digest)
+        if image is None:
+            raise OptionError("the rows of an image are no longer in memory: give the prompt with its image again")
+        return image
+
+    # Batches
+
+    def with_rows(self, entries: Seq[Entry]) -> list[Entry]:
+        """The entries with the rows of their images as embeddings; those images are then held by their
+        sequences.
+        """
+        return [self._with_rows(entry) if _has_images(entry) else entry for entry in entries]
+
+    def _with_rows(self, entry: Entry) -> Entry:
+        images = {image.digest: image for image in self.of_tokens(entry.tokens)}
+        rows, ids = [], []
+        for token in entry.tokens:
+            if token < 0:
+                digest, row = self.find(token)
+                rows.append(images[digest].rows[row])
+                token = -len(rows)
+            ids.append(token)
+        entry.sequence.images.update(images)
+        return replace(entry, tokens=ids, embeddings=np.stack(rows))
+
+
+def _is_row(token: Any) -> bool:
+    return isinstance(token, (int, np.integer)) and token < 0
+
+
+def _has_images(entry: Entry) -> bool:
+    return entry.embeddings is None and len(entry.tokens) > 0 and min(entry.tokens) < 0
+
+
+def image_digest(pixels: Floats, tower: bytes) -> bytes:
+    """Of (n, 3, size, size) pixels, and of what tells towers apart."""
+    found = hashlib.sha256(tower + repr(pixels.shape).encode())
+    found.update(np.ascontiguousarray(pixels, np.float32).data)
+    return found.digest()

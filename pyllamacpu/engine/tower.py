@@ -1,0 +1,148 @@
+"""A vision tower that is ready to run: its weights, and a plan without KV spaces for each of its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.batch import aligned_rows
+from pyllamacpu.errors import ModelError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.native_plan import NativePlan, Workload
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.towers import TowerPart, tower_architecture, tower_keys, tower_kind
+from pyllamacpu.model.weights import Weights, load_weights
+from pyllamacpu.native import ffi
+
+if TYPE_CHECKING:
+    from pyllamacpu.images.picture import Picture
+    from pyllamacpu.images.tiles import Tiles
+
+Floats = npt.NDArray[np.float32]
+
+
+class TowerFile:
+    """A tower's file, opened and checked; `load` packs its weights. Raises GGUFError, ModelError.
+
+    path: an mmproj file, or one that holds a text model too.
+    """
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+        self.kind = tower_kind(file.metadata)
+        self.architecture = tower_architecture(self.kind, file.paths[0])
+        self.config = self.architecture.read_config(tower_keys(file))
+
+    def check_fits(self, arch: str, dim: int) -> None:
+        """Raises ModelError unless the tower is one of a text model of this architecture and width."""
+        where = self.file.paths[0]
+        if self.kind != arch:
+            raise ModelError(f"{where}: a vision tower of {self.kind} models does not fit a {arch} model")
+        if self.config.dim != dim:
+            raise ModelError(
+                f"{where}: the vision tower of a model of width {self.config.dim}; this one has {dim}"
+            )
+
+    @property
+    def identity(self) -> bytes:
+        """What tells images' rows of this tower from those of others, in this process."""
+        text = repr([(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in self.file.statuses])
+        return hashlib.sha256(text.encode()).digest()
+
+    def cut(self, picture: Picture) -> Tiles:
+        return self.architecture.cut(self.config, picture)
+
+    def placeholders(self, ids: Mapping[str, int], tiles: Tiles) -> list[int]:
+        return self.architecture.placeholders(self.config, ids, tiles)
+
+    def image_tokens(
+        self, special: Mapping[str, int], n_vocab: int, metadata: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """The ids of the tokens that say where images are: by the tokenizer's special tokens, else as released,
+        where the vocabulary has room for them. The text model's own file may name the placeholder's.
+        """
+        known = self.architecture.IMAGE_TOKENS.items()
+        found = {what: special.get(name, -1 if special else usual) for what, (name, usual) in known}
+        stated = metadata.get(f"{self.kind}.image_token_id")
+        if isinstance(stated, int) and not isinstance(stated, bool):
+            found["patch"] = stated
+        return {what: token for what, token in found.items() if 0 <= token < n_vocab}
+
+
+class Tower:
+    """A tower with its weights, on a thread pool. `exclusive()` is entered for each run of a part."""
+
+    def __init__(
+        self,
+        opened: TowerFile,
+        pool: Any,
+        exclusive: Callable[[], AbstractContextManager[object]],
+        on_load: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.opened, self.config = opened, opened.config
+        self._exclusive = exclusive
+        file = opened.file
+        specs = opened.architecture.tensors(self.config, file.tensors)
+        self.weights = load_weights(file, specs, pool, on_load)
+        file.check_intact()
+        self.parts = {name: self._part(part, pool) for name, part in opened.architecture.PARTS.items()}
+        file.release_all()
+
+    def _part(self, part: TowerPart, pool: Any) -> tuple[CompiledPlan, NativePlan]:
+        plan, n = recorded_part(part, self.config, self.weights), part.max_rows(self.config)
+        return plan, NativePlan(plan, pool, (), n, n)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of packed weights and buffers."""
+        return self.weights.n_bytes + sum(native.n_bytes for _, native in self.parts.values())
+
+    def encode(self, pixels: Floats) -> Floats:
+        """(n, 3, size, size) tiles -> (n * rows_per_tile, dim)."""
+        return self.opened.architecture.encode(self.config, self.run, pixels)
+
+    def run(self, part: str, rows: Floats) -> Floats:
+        """The states that a part makes of `rows` (n, width); rows of zeros fill it up."""
+        _, native = self.parts[part]
+        n_rows = self.opened.architecture.PARTS[part].max_rows(self.config)
+        ids = [-1 - i for i in range(len(rows))] + [0] * (n_rows - len(rows))
+        n_out = len(rows)
+        rows = np.ascontiguousarray(rows, np.float32)
+        places = list(range(n_rows))
+        ints = ffi.new("int32_t[]", ids + places + [0] * n_rows + places[:n_out])
+        hidden = aligned_rows(n_out, native.hidden_stride)
+        batch = ffi.new("pl_batch *")
+        batch.n_tokens, batch.n_sequences, batch.n_outputs = n_rows, 1, n_out
+        batch.tokens, batch.positions = ints, ints + n_rows
+        batch.sequences, batch.outputs = ints + 2 * n_rows, ints + 3 * n_rows
+        batch.embeddings = ffi.from_buffer("float *", rows)
+        batch.n_embeddings, batch.embedding_stride = rows.shape
+        batch.hidden = ffi.from_buffer("float *", hidden)
+        with self._exclusive():
+            native.run(batch, threading.current_thread() is threading.main_thread())
+        return hidden
+
+    def cost(self, part: str, op: int) -> tuple[float, float, float]:
+        """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least."""
+        _, native = self.parts[part]
+        n = self.opened.architecture.PARTS[part].max_rows(self.config)
+        return native.cost(op, Workload(1, n, 0, n, 0))
+
+    def release(self) -> None:
+        """Frees the plans; the file is closed by whoever opened it."""
+        for plan, native in self.parts.values():
+            native.release()
+            plan.release()
+
+
+def recorded_part(part: TowerPart, config: Any, weights: Weights) -> CompiledPlan:
+    recorder = Recorder(())
+    part.record(recorder, config, weights)
+    return recorder.compile()

@@ -1,0 +1,123 @@
+"""Vision towers: from tiles of pixels to rows that stand in place of tokens' embeddings.
+
+A tower is described as a model is (registry.py), by a module of `pyllamacpu.model` and one line of TOWERS. The
+module defines
+
+    read_config(keys) -> config            a frozen dataclass with, at the least, `dim` (of a row that the tower
+                                           gives), `image_size` (pixels of a tile's side), `rows_per_tile`
+    tensors(config, found) -> iterator of TensorSpec
+    PARTS                                  by name: the plans that it runs, without KV spaces
+    encode(config, run, tiles) -> rows     what `run(part, rows)` computes from (n, 3, size, size) pixels
+    cut(config, picture) -> Tiles          a picture as its tiles
+    IMAGE_TOKENS                           by what they say: tokens' spellings, and ids as released; `image` is
+                                           one that a chat template writes, `patch` what a row takes the place of
+    placeholders(config, ids, tiles)       the token ids that stand for an image in a prompt, by IMAGE_TOKENS' keys
+
+Files: an mmproj file (architecture `clip`, llama.cpp's names), or the tensors inside ollama's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import ModelError
+
+if TYPE_CHECKING:
+    from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
+    from pyllamacpu.graph.recorder import Recorder
+    from pyllamacpu.images.picture import Picture
+    from pyllamacpu.images.tiles import Tiles
+    from pyllamacpu.model.weights import TensorSpec, Weights
+
+Floats = npt.NDArray[np.float32]
+RunPart = Callable[[str, Floats], Floats]
+"""Runs a part of the tower over rows (n, width) float32: the rows that it gives."""
+
+TOWERS = {"llama4": "pyllamacpu.model.vision_llama4"}
+"""By the kind of projector (clip.projector_type), or the architecture of the file that holds a tower too."""
+_MAX = 1 << 24
+
+
+@dataclass(frozen=True)
+class TowerPart:
+    """A plan of a tower: what records its ops, and the rows of a run at most. A row that is not given as
+    embedding (id 0) is one of zeros.
+    """
+
+    record: Callable[[Recorder, Any, Weights], None]
+    max_rows: Callable[[Any], int]
+
+
+class TowerArchitecture(Protocol):
+    PARTS: Mapping[str, TowerPart]
+    IMAGE_TOKENS: Mapping[str, tuple[str, int]]
+
+    def read_config(self, keys: TowerKeys) -> Any: ...
+    def tensors(self, config: Any, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]: ...
+    def encode(self, config: Any, run: RunPart, pixels: Floats) -> Floats: ...
+    def cut(self, config: Any, picture: Picture) -> Tiles: ...
+    def placeholders(self, config: Any, ids: Mapping[str, int], tiles: Tiles) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class TowerKeys:
+    """A tower's metadata: keys below `clip.vision.` or `<architecture>.vision.`, with their ranges checked."""
+
+    where: str
+    metadata: Mapping[str, Any]
+    prefix: str
+
+    def error(self, key: str, value: object, rule: str) -> ModelError:
+        return ModelError(
+            f"{self.where}: {self.prefix}{key} is {value!r:.60}: {rule}; the file is damaged or too new"
+        )
+
+    def get(self, key: str) -> Any:
+        return self.metadata.get(self.prefix + key)
+
+    def _missing(self, key: str, default: Any) -> Any:
+        if default is None:
+            raise ModelError(f"{self.where}: {self.prefix}{key} is missing; the file is incomplete")
+        return default
+
+    def whole(self, key: str, default: int | None = None, low: int = 1, high: int = _MAX) -> int:
+        value = self.get(key)
+        value = self._missing(key, default) if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, value, f"must be a whole number from {low} to {high}")
+        return value
+
+    def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        value = self.get(key)
+        value = self._missing(key, default) if value is None else value
+        if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
+        return float(value)
+
+
+def tower_kind(metadata: Mapping[str, Any]) -> str | None:
+    """The kind of tower that a file holds, by itself or beside a text model; None: it holds none."""
+    arch = metadata.get("general.architecture")
+    if arch == "clip":
+        kind = metadata.get("clip.vision.projector_type") or metadata.get("clip.projector_type")
+        return str(kind or "?")
+    return str(arch) if f"{arch}.vision.block_count" in metadata else None
+
+
+def tower_keys(file: GGUFFile) -> TowerKeys:
+    arch = file.metadata.get("general.architecture")
+    return TowerKeys(str(file.paths[0]), file.metadata, f"{arch}.vision.")
+
+
+def tower_architecture(kind: str | None, where: object) -> TowerArchitecture:
+    """The module of a kind of tower. Raises ModelError when it cannot be run."""
+    if kind not in TOWERS:
+        said = "holds no vision tower" if kind is None else f"a vision tower of the kind {kind!r:.40}"
+        raise ModelError(f"{where}: {said}; towers of {', '.join(TOWERS)} models can be run")
+    return cast(TowerArchitecture, import_module(TOWERS[kind]))
