@@ -34,4 +34,5 @@ class ImageCalls:
         """What the vision tower makes of an image (in any form that `logits` takes): (n_rows, n_embd) float32
         that take the places of its tokens. Raises ImageError, OptionError.
         """
-        return self.vision.embed(image).rows.copy()
+        rows: Logits = self.vision.embed(image).rows.copy()
+        return rows

@@ -128,8 +128,7 @@ class Llama(Completions):
         self.pooling = check_pooling(pooling_type)
         self._chat_format, self.chat_handler, self._tokenizer_given = chat_format, chat_handler, tokenizer
         self.spm_infill, self.verbose = spm_infill, verbose
-        options = load_options(given)
-        disk = page_folder(cache_disk, cache_disk_limit)
+        options, disk = load_options(given), page_folder(cache_disk, cache_disk_limit)
         parts = open_model(self.model_path, options)
         try:
             super().__init__(

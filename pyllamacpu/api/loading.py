@@ -146,7 +146,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
 
 
 def open_vision(engine: Engine, tokenizer: Tokenizer | None, mmproj: Any) -> Vision | None:
-    """The images of a model, which it closes if there is an error. Raises GGUFError, ModelError, OptionError."""
+    """The images of a model; closes it when there is an error: GGUFError, ModelError, OptionError."""
     if mmproj is None and engine.config.arch not in TOWERS:
         return None
     from pyllamacpu.api.vision import Vision, open_tower

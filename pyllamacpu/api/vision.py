@@ -1,4 +1,4 @@
-"""Images for a text model: the tower that goes with it, what an image is given as, and its place in a prompt."""
+"""Images for a text model: the tower that goes with it, the forms of an image, and its place in a prompt."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ class Vision:
         digest = image_digest(pixels, self.opened.identity)
         return self.engine.images.embedded(digest, lambda: self.tower.encode(pixels))
 
-    def placed(self, ids: Sequence[int], images: Sequence[Any]) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+    def placed(
+        self, ids: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
         """`ids`, whose placeholders are exchanged for the ids of the images' rows, in order; the images.
 
         Raises OptionError when there are not as many placeholders as rows, ImageError.
@@ -77,8 +79,8 @@ class Vision:
         places = [i for i, token in enumerate(ids) if token == patch]
         if len(places) != len(rows):
             raise OptionError(
-                f"the prompt has {len(places)} placeholders (token {patch}), and the images take {len(rows)}: "
-                f"{self.opened.config.rows_per_tile} for each tile"
+                f"the prompt has {len(places)} placeholders (token {patch}), and the images take "
+                f"{len(rows)}: {self.opened.config.rows_per_tile} for each tile"
             )
         found = list(ids)
         for place, row in zip(places, rows, strict=True):
@@ -104,8 +106,8 @@ class Vision:
     def _id(self, what: str) -> int:
         if what not in self.ids:
             raise ModelError(
-                f"{self.engine.file.paths[0]}: its vocabulary has no token for images ({what}), so that there "
-                "is no place for one in a prompt"
+                f"{self.engine.file.paths[0]}: its vocabulary has no token for images ({what}), so "
+                "that there is no place for one in a prompt"
             )
         return self.ids[what]
 
@@ -150,7 +152,9 @@ def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
         if not isinstance(mmproj, (str, os.PathLike)):
             raise OptionError(f"mmproj={mmproj!r:.80}: give the path of a GGUF file with a vision tower")
         if not os.path.exists(mmproj):
-            raise OptionError(f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)")
+            raise OptionError(
+                f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)"
+            )
         return _opened(Path(mmproj), arch, dim)
     if tower_kind(file.metadata) is not None:
         own = TowerFile(file)
@@ -171,8 +175,8 @@ def _opened(path: Path, arch: str, dim: int) -> TowerFile:
 
 
 def _beside(model: Path, arch: str, dim: int) -> TowerFile | None:
-    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's own
-    name before others, then by type.
+    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's
+    own name before others, then by type.
     """
     for path in sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model)):
         try:

@@ -15,7 +15,7 @@ from pyllamacpu.progress import CONTROL, byte_bar, notify, one_line, visible
 from pyllamacpu.units import decimal_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from pyllamacpu.convert.conversion import ConvertOptions
+    from pyllamacpu.convert.conversion import Conversion, ConvertOptions
     from pyllamacpu.weights.output import ModelOutput
 
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     help="f32, f16, bf16, q8_0, any type of `quantize`, or auto: the checkpoint's 16-bit type. [auto]",
 )
 @click.option("--vocab-only", is_flag=True, help="Write the tokenizer and the metadata without tensors.")
+@click.option("--mmproj", is_flag=True, help="Write the vision tower alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written, with sizes, and write nothing.")
 @click.option("--model-name", metavar="NAME", help="general.name; otherwise it is taken from the source.")
 @click.option(
@@ -74,20 +75,27 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
       pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --dry-run
       pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
       pyllamacpu convert model-f16.gguf --lora my-lora.gguf -o merged.gguf
+      pyllamacpu convert Llama-4-Scout-17B-16E-Instruct --outtype q4_k_m   (and mmproj-…-q8_0.gguf)
       pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
     """
     from pyllamacpu.convert.sources import plan_conversion
 
     conversion = plan_conversion(source, _options(**given))
-    for note in conversion.notes:
-        notify(f"note: {note}")
-    if dry_run:
-        _show(conversion.output)
-        return
+    for part in conversion.all:
+        for note in part.notes:
+            notify(f"note: {note}")
+    for part in conversion.all:
+        if dry_run:
+            _show(part.output)
+        else:
+            _write(part)
+
+
+def _write(conversion: Conversion) -> None:
     begin = time.monotonic()
     output = conversion.output
     with byte_bar(output.n_bytes) as show:
-        for progress in conversion.write():
+        for progress in output.write(conversion.threads):
             show(progress.done, progress.tensor.name)
     seconds = max(time.monotonic() - begin, 1e-3)
     for path in output.paths:
@@ -115,6 +123,7 @@ def _options(**given: Any) -> ConvertOptions:
         limits=SplitLimits(given["split_max_tensors"] or 0, parse_bytes(size) if size else 0),
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),
+        mmproj=given["mmproj"],
         base=given["base"],
         adapters=adapter_files(given["lora"]),
         force=given["force"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conv
 from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys, size_label
 from pyllamacpu.convert.models.config import read_config
+from pyllamacpu.convert.models.leftovers import VISION_LEFT_OUT
 from pyllamacpu.convert.models.names import Mapped, map_tensors
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from pyllamacpu.convert.types import file_type_of, tensor_types
+from pyllamacpu.convert.vision import plan_tower
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.quantize.file_types import FileType, file_type_keys
@@ -26,6 +29,9 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
     if options.vocab_only and source.is_dir() and read_optional_json(source / "config.json"):
         return _plan_vocabulary(source, options)
     checkpoint = open_checkpoint(source)
+    tower = None if options.vocab_only else plan_tower(source, checkpoint, options, options.mmproj)
+    if options.mmproj and tower is not None:
+        return tower
     shape = _shape(checkpoint, options)
     mapped = map_tensors(checkpoint.path, shape, checkpoint.tensors, checkpoint.lost)
     shape = mapped.shape
@@ -34,15 +40,13 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         raise CheckpointError(checkpoint.path, "neither config nor tensors tell the size of the vocabulary")
     file_type = file_type_of(options.outtype, checkpoint.tensors.values())
     general = _general(checkpoint.folder, checkpoint.config, options, _size(mapped))
-    return _with_types(
-        source,
-        checkpoint.files,
-        options,
-        file_type,
-        mapped,
-        _metadata(shape, general, vocabulary, file_type.number),
-        (*checkpoint.notes, *_left_behind(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes),
-    )
+    notes = (*checkpoint.notes, *_left_behind(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes)
+    if tower is not None:
+        said = f"the vision tower becomes {tower.output.paths[0]}"
+        notes = (*(note for note in notes if not note.endswith(VISION_LEFT_OUT)), said)
+    metadata = _metadata(shape, general, vocabulary, file_type.number)
+    text = _with_types(source, checkpoint.files, options, file_type, mapped, metadata, notes)
+    return replace(text, tower=tower)
 
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:

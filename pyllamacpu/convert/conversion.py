@@ -29,6 +29,7 @@ class ConvertOptions:
     limits: SplitLimits = field(default_factory=SplitLimits)
     drop_extra_tokens: bool = False
     ignored_config: frozenset[str] = frozenset()
+    mmproj: bool = False  # the vision tower alone
     base: Path | None = None
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, merged into a GGUF file
     force: bool = False  # replace files of another kind
@@ -37,16 +38,25 @@ class ConvertOptions:
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """What will be written; `file_type` names the type of most tensors, `notes` are for the user."""
+    """What will be written; `file_type` names the type of most tensors, `notes` are for the user. `tower`:
+    what goes into a file beside it.
+    """
 
     output: ModelOutput
     file_type: str
     notes: tuple[str, ...]
     threads: int | None = None
+    tower: Conversion | None = None
+
+    @property
+    def all(self) -> list[Conversion]:
+        """This one, and that of the tower."""
+        return [self, *([] if self.tower is None else [self.tower])]
 
     def write(self) -> Generator[Progress, None, None]:
-        """Writes the files: all of them whole, or none. Raises PyllamacpuError."""
-        return self.output.write(self.threads)
+        """Writes the files: all of them whole, or none; then likewise the tower's. Raises PyllamacpuError."""
+        for part in self.all:
+            yield from part.output.write(part.threads)
 
     def run(self) -> None:
         """The same to the end."""

@@ -147,7 +147,9 @@ class ImageCache:
         with self._lock:
             image = self._alive.get(digest)
         if image is None:
-            raise OptionError("the rows of an image are no longer in memory: give the prompt with its image again")
+            raise OptionError(
+                "the rows of an image are no longer in memory: give the prompt with its image again"
+            )
         return image
 
     # Batches
@@ -172,7 +174,7 @@ class ImageCache:
 
 
 def _is_row(token: Any) -> bool:
-    return isinstance(token, (int, np.integer)) and token < 0
+    return isinstance(token, (int, np.integer)) and bool(token < 0)
 
 
 def _has_images(entry: Entry) -> bool:

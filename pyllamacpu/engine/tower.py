@@ -19,7 +19,7 @@ from pyllamacpu.graph.native_plan import NativePlan, Workload
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.towers import TowerPart, tower_architecture, tower_keys, tower_kind
 from pyllamacpu.model.weights import Weights, load_weights
-from pyllamacpu.native import ffi
+from pyllamacpu.native import ffi, lib
 
 if TYPE_CHECKING:
     from pyllamacpu.images.picture import Picture
@@ -65,8 +65,8 @@ class TowerFile:
     def image_tokens(
         self, special: Mapping[str, int], n_vocab: int, metadata: Mapping[str, Any]
     ) -> dict[str, int]:
-        """The ids of the tokens that say where images are: by the tokenizer's special tokens, else as released,
-        where the vocabulary has room for them. The text model's own file may name the placeholder's.
+        """The ids of the tokens that say where images are: by the tokenizer's special tokens, else as
+        released, where the vocabulary has room for them. The text model's own file may name the placeholder's.
         """
         known = self.architecture.IMAGE_TOKENS.items()
         found = {what: special.get(name, -1 if special else usual) for what, (name, usual) in known}
@@ -110,7 +110,7 @@ class Tower:
 
     def run(self, part: str, rows: Floats) -> Floats:
         """The states that a part makes of `rows` (n, width); rows of zeros fill it up."""
-        _, native = self.parts[part]
+        plan, native = self.parts[part]
         n_rows = self.opened.architecture.PARTS[part].max_rows(self.config)
         ids = [-1 - i for i in range(len(rows))] + [0] * (n_rows - len(rows))
         n_out = len(rows)
@@ -127,7 +127,7 @@ class Tower:
         batch.hidden = ffi.from_buffer("float *", hidden)
         with self._exclusive():
             native.run(batch, threading.current_thread() is threading.main_thread())
-        return hidden
+        return hidden[:, : _width(plan)]
 
     def cost(self, part: str, op: int) -> tuple[float, float, float]:
         """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least."""
@@ -140,6 +140,12 @@ class Tower:
         for plan, native in self.parts.values():
             native.release()
             plan.release()
+
+
+def _width(plan: CompiledPlan) -> int:
+    """Of the rows that a part gives."""
+    is_result = (op for op in plan.ops if op.name in ("select", "copy") and op.values["out"] == lib.PL_HIDDEN)
+    return int(next(is_result).values["x"].width)
 
 
 def recorded_part(part: TowerPart, config: Any, weights: Weights) -> CompiledPlan:

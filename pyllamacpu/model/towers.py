@@ -1,17 +1,18 @@
 """Vision towers: from tiles of pixels to rows that stand in place of tokens' embeddings.
 
-A tower is described as a model is (registry.py), by a module of `pyllamacpu.model` and one line of TOWERS. The
-module defines
+A tower is described as a model is (registry.py), by a module of `pyllamacpu.model` and one line of TOWERS.
+The module defines
 
-    read_config(keys) -> config            a frozen dataclass with, at the least, `dim` (of a row that the tower
-                                           gives), `image_size` (pixels of a tile's side), `rows_per_tile`
+    read_config(keys) -> config         a frozen dataclass with, at the least, `dim` (of a row that the tower
+                                        gives), `image_size` (pixels of a tile's side), `rows_per_tile`
     tensors(config, found) -> iterator of TensorSpec
-    PARTS                                  by name: the plans that it runs, without KV spaces
-    encode(config, run, tiles) -> rows     what `run(part, rows)` computes from (n, 3, size, size) pixels
-    cut(config, picture) -> Tiles          a picture as its tiles
-    IMAGE_TOKENS                           by what they say: tokens' spellings, and ids as released; `image` is
-                                           one that a chat template writes, `patch` what a row takes the place of
-    placeholders(config, ids, tiles)       the token ids that stand for an image in a prompt, by IMAGE_TOKENS' keys
+    PARTS                               by name: the plans that it runs, without KV spaces
+    encode(config, run, pixels) -> rows what `run(part, rows)` computes from (n, 3, size, size) pixels
+    cut(config, picture) -> Tiles       a picture as its tiles
+    IMAGE_TOKENS                        by what they say: tokens' spellings, and ids as released; `image` is
+                                        the one that a chat template writes, rows take the places of `patch`
+    placeholders(config, ids, tiles)    the token ids that stand for an image in a prompt (ids: by the keys
+                                        of IMAGE_TOKENS)
 
 Files: an mmproj file (architecture `clip`, llama.cpp's names), or the tensors inside ollama's files.
 """
@@ -46,8 +47,8 @@ _MAX = 1 << 24
 
 @dataclass(frozen=True)
 class TowerPart:
-    """A plan of a tower: what records its ops, and the rows of a run at most. A row that is not given as
-    embedding (id 0) is one of zeros.
+    """A plan of a tower: what records its ops, and the rows of each run. Those that are not given are rows of
+    zeros.
     """
 
     record: Callable[[Recorder, Any, Weights], None]
@@ -67,7 +68,7 @@ class TowerArchitecture(Protocol):
 
 @dataclass(frozen=True)
 class TowerKeys:
-    """A tower's metadata: keys below `clip.vision.` or `<architecture>.vision.`, with their ranges checked."""
+    """A tower's metadata: keys below `clip.vision.` or `<architecture>.vision.`, ranges checked."""
 
     where: str
     metadata: Mapping[str, Any]

@@ -2,9 +2,9 @@
 
 A tile of 336 x 336 pixels is 24 x 24 patches and a class token, which stands last and is dropped at the end.
 34 layers with rotary positions in two dimensions (first half of a head: column, second half: row), then four
-neighbouring patches become one row of four times the width, which an MLP projects. Sources: models/llama4/vision
-of Meta's llama-models (GELU by the error function); tensor names as llama.cpp has them in mmproj files, and
-those of ollama's files.
+neighbouring patches become one row of four times the width, which an MLP projects. Sources: the folder
+models/llama4/vision of Meta's llama-models (GELU by the error function); tensor names as llama.cpp has them
+in mmproj files, and those of ollama's files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart
@@ -229,8 +228,8 @@ def _no_rows(width: int) -> Table:
 
 
 def _positions(c: Llama4VisionConfig, weights: Weights) -> Vector:
-    """(n_patches + 1, width): what is added at each position; the class token is its own embedding and that of
-    the last position.
+    """(n_patches + 1, width): what is added at each position; the class token is its own embedding and
+    that of the last position.
     """
     from pyllamacpu.model.dequantize import dequantize
 

@@ -140,6 +140,7 @@ class ModelTraits:
     def of(cls, metadata: Mapping[str, Any]) -> ModelTraits:
         """Raises ModelError when the file does not say what model it is."""
         arch = metadata.get("general.architecture")
+        arch = "clip.vision" if arch == "clip" else arch  # a vision tower alone
         if not isinstance(arch, str) or f"{arch}.block_count" not in metadata:
             raise ModelError("the file has no general.architecture or no block_count; is it a model?")
         heads = _number(metadata, f"{arch}.attention.head_count", 0)

@@ -18,6 +18,7 @@ _VISION = re.compile(
     r"(vision_model|multi_modal_projector|vision_tower|vision_embeddings|vision_projection)\..*"
 )
 _ADAPTER = re.compile(r".*(\.lora_|\.base_layer\.|\.modules_to_save\.|\.original_module\.).*")
+VISION_LEFT_OUT = "tensors of the vision tower are left out: the result reads text only"
 _SLAB = 1 << 20  # elements compared at once
 
 
@@ -54,7 +55,7 @@ def check_rest(
     if zeros:
         notes.append(f"{len(zeros)} biases are all zero and are left out")
     if vision:
-        notes.append(f"{len(vision)} tensors of the vision tower are left out: the result reads text only")
+        notes.append(f"{len(vision)} {VISION_LEFT_OUT}")
     return tuple(notes)
 
 

@@ -17,6 +17,8 @@ from pyllamacpu.model.llama4_attention import (
     every,
 )
 
+PATCH_TOKEN = 200092  # <|patch|>
+
 _READ = words(
     """
     hidden_size intermediate_size intermediate_size_mlp num_hidden_layers num_attention_heads
@@ -77,8 +79,15 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         expert_ffn_dim=config.whole("intermediate_size", 8192, low=1),
         moe_step=step,
         attention=attention,
+        image_token=_image_token(outer),
         notes=(*rope.notes, *notes),
     )
+
+
+def _image_token(outer: Fields) -> int:
+    """0 for the released one, which readers know."""
+    token = outer.whole("image_token_index", outer.whole("image_token_id", PATCH_TOKEN))
+    return 0 if token == PATCH_TOKEN else token
 
 
 def _moe_step(config: Fields, n_layers: int) -> int:

@@ -56,6 +56,7 @@ class ModelShape:
     moe_step: int = 0
     attention: Llama4Attention | None = None
     has_output: bool = True
+    image_token: int = 0  # that images' rows take the place of, where it is not the released one; 0: it is
     notes: tuple[str, ...] = ()
 
     @property
@@ -97,6 +98,8 @@ class ModelShape:
             KeyValue("interleave_moe_layer_step", self.moe_step, whole),
             KeyValue("expert_feed_forward_length", self.expert_ffn_dim, whole),
         ]
+        if self.image_token:
+            found.append(KeyValue("image_token_id", self.image_token, whole))
         if self.moe_step:
             found.append(KeyValue("expert_count", self.n_experts, whole))
             found.append(KeyValue("expert_used_count", self.n_experts_used, whole))

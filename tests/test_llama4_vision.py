@@ -1,0 +1,168 @@
+"""Llama 4's vision tower and images among tokens, against Meta's code. Covers model/vision_llama4.py,
+model/towers.py, engine/tower.py, engine/images.py, api/vision.py, api/image_calls.py, convert/vision.py,
+convert/models/vision_llama4.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama4_vision_models import (
+    FOLDER,
+    PATCH,
+    PER_TILE,
+    SIZE,
+    converted,
+    difference,
+    expected,
+    llama4_vision,
+    llm,
+    opened,
+)
+
+from pyllamacpu import Llama
+from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.sources import plan_conversion
+from pyllamacpu.engine.batch import Entry
+from pyllamacpu.engine.images import ImageCache
+from pyllamacpu.engine.tower import TowerFile
+from pyllamacpu.errors import ImageError, ModelError, OptionError, TokenizerError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.images.tiles import Tiles
+from pyllamacpu.model.vision_llama4 import placeholders
+
+__all__ = ["llama4_vision", "llm"]
+TOLERANCE = 3e-5  # of the spread
+
+
+@pytest.mark.parametrize("layout", ["hf", "meta"])
+def test_rows_and_logits_are_those_of_metas_code(layout: str, tmp_path: Path) -> None:
+    known = expected()
+    with opened(converted(layout, tmp_path)) as llm:
+        if layout == "meta":  # params.json names no placeholder, and this vocabulary lacks the released one
+            with pytest.raises(ModelError, match="no token for images"):
+                llm.logits(known["ids"].tolist(), images=[known["pixels"]])
+            llm.vision.ids["patch"] = PATCH
+        assert difference(llm.image_features({"pixel_values": known["pixels"]}), known["rows"]) < TOLERANCE
+        found = llm.logits(known["ids"].tolist(), images=[known["pixels"]])
+        assert difference(found, known["logits"]) < TOLERANCE
+        plain = llm.logits(known["ids"].tolist())
+        assert difference(plain[20:], known["logits"][20:]) > 0.1  # the image changes what comes after it
+
+
+def test_tiles_are_images_of_their_own(llm: Llama) -> None:
+    known = expected()
+    ids, pixels = known["ids"].tolist(), known["pixels"]
+    whole = llm.logits(ids, images=[pixels])
+    assert np.array_equal(llm.logits(ids, images=[pixels[0], pixels[1:]]), whole)
+    assert not np.array_equal(llm.logits(ids, images=[pixels[1], pixels[1:]])[20:], whole[20:])
+
+
+def test_bits_do_not_depend_on_the_batch(llm: Llama, llama4_vision: Path) -> None:
+    """Neither on chunks, nor on threads, nor on what else is read."""
+    known = expected()
+    whole = llm.logits(known["ids"].tolist(), images=[known["pixels"]])
+    with opened(llama4_vision, n_batch=5, n_threads=1) as other:
+        assert np.array_equal(other.logits(known["ids"].tolist(), images=[known["pixels"]]), whole)
+    ids, held = llm.vision.placed(known["ids"].tolist(), [known["pixels"]])
+    engine = llm.engine
+    sequences = [engine.sequence() for _ in range(3)]
+    entries = [Entry(s, t, "all") for s, t in zip(sequences, ([1, 2, 3], ids, ids[:20]), strict=True)]
+    found = engine.step(entries)
+    assert np.array_equal(found[3 : 3 + len(ids)], whole)
+    assert np.array_equal(found[3 + len(ids) :], whole[:20])
+    assert len(held) == 1
+
+
+def test_an_image_is_embedded_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile = np.random.default_rng(1).uniform(-1, 1, (1, 3, SIZE, SIZE)).astype(np.float32)
+    first = llm.vision.embed(tile)
+    assert len(first.rows) == PER_TILE
+    monkeypatch.setattr(type(llm.vision.tower), "encode", lambda *_: pytest.fail("encoded again"))
+    assert llm.vision.embed(tile.copy()) is first
+
+
+def test_ids_of_images() -> None:
+    cache = ImageCache(limit_bytes=100)
+    a, b = (cache.add(digest, np.full((3, 4), value, np.float32)) for digest, value in ((b"a", 1), (b"b", 2)))
+    assert (list(a.ids), list(b.ids)) == ([-1, -2, -3], [-4, -5, -6])
+    assert cache.find(-5) == (b"b", 1)
+    assert cache.check_ids([5, -6, 0], 9) == [5, -6, 0]
+    for wrong in ([-7], [9], ["x"]):
+        with pytest.raises(TokenizerError):
+            cache.check_ids(wrong, 9)
+    with pytest.raises(OptionError, match="3 rows, not 2"):
+        cache.first_id(b"a", 2)
+    c = cache.add(b"c", np.zeros((3, 4), np.float32))  # a is let go, unless somebody holds it
+    assert cache.of_tokens([-1, 7, -9]) == [a, c]
+    del a
+    with pytest.raises(OptionError, match="no longer in memory"):
+        cache.of_tokens([-1])
+    assert list(cache.add(b"a", np.ones((3, 4), np.float32)).ids) == [-1, -2, -3]  # for good
+
+
+def test_placeholders_are_those_of_metas_chat_format(llm: Llama) -> None:
+    ids = {"start": 1, "end": 2, "column": 3, "row": 4, "image": 5, "patch": 6}
+    config, pixels, patch = llm.vision.opened.config, expected()["pixels"], [6] * PER_TILE
+    assert placeholders(config, ids, Tiles(pixels[:1], 1, 1)) == [1, 5, *patch, 2]
+    two = placeholders(config, ids, Tiles(pixels, 1, 2, has_global=True))
+    assert two == [1, *patch, 3, *patch, 4, 5, *patch, 2]
+    high = placeholders(config, ids, Tiles(pixels, 2, 1, has_global=True))
+    assert high == [1, *patch, 4, *patch, 4, 5, *patch, 2]
+
+
+def test_wrong_images_and_prompts(llm: Llama) -> None:
+    known = expected()
+    with pytest.raises(
+        OptionError, match=r"12 placeholders .token 99., and the images take 8: 4 for each tile"
+    ):
+        llm.logits(known["ids"].tolist(), images=[known["pixels"][:2]])
+    with pytest.raises(ImageError, match=r"\(n, 3, 56, 56\), not \(3, 3, 56, 55\)"):
+        llm.image_features(known["pixels"][..., 1:])
+    with pytest.raises(ImageError, match="not finite"):
+        llm.image_features(np.full((1, 3, SIZE, SIZE), np.nan, np.float32))
+    with pytest.raises(ImageError, match="no pixel_values"):
+        llm.image_features({"pixels": 1})
+    with pytest.raises(TokenizerError):
+        llm.logits([-1, 5])
+
+
+def test_towers_that_are_missing_or_of_another_model(llama4_vision: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "text.gguf"
+    alone.write_bytes(llama4_vision.read_bytes())
+    tower = llama4_vision.with_name(f"mmproj-{llama4_vision.name}")
+    missing = r"vision tower is missing.*mmproj.*convert FOLDER --mmproj"
+    with opened(alone) as llm, pytest.raises(OptionError, match=missing):
+        llm.image_features(expected()["pixels"])
+    with opened(alone, mmproj=tower) as llm:
+        assert llm.image_features(expected()["pixels"]).shape == (12, 64)
+    with opened(llama4_vision, mmproj=False) as llm, pytest.raises(OptionError, match="tower is missing"):
+        llm.image_features(expected()["pixels"])
+    with GGUFFile.open(tower) as file:
+        with pytest.raises(ModelError, match="a model of width 64; this one has 96"):
+            TowerFile(file).check_fits("llama4", 96)
+        with pytest.raises(ModelError, match="llama4 models does not fit a llama model"):
+            TowerFile(file).check_fits("llama", 64)
+    with pytest.raises(OptionError, match="no such file"):
+        opened(alone, mmproj=tmp_path / "nothing.gguf")
+    with pytest.raises(ModelError, match="holds no vision tower"):
+        opened(alone, mmproj=alone)
+
+
+def test_the_tower_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tower.gguf"
+    plan_conversion(FOLDER / "meta", ConvertOptions(outfile=str(path), outtype="q8_0", mmproj=True)).run()
+    with GGUFFile.open(path) as file:
+        assert file.metadata["general.architecture"] == "clip"
+        assert file.metadata["general.type"] == "mmproj"
+        assert file.metadata["clip.projector_type"] == "llama4"
+        kinds = {name: info.type.name for name, info in file.tensors.items()}
+    assert (
+        kinds["v.blk.0.ffn_up.bias"]
+        == kinds["v.patch_embd.weight"]
+        == kinds["v.position_embd.weight"]
+        == "F32"
+    )
+    assert kinds["mm.model.fc.weight"] == "Q8_0"
