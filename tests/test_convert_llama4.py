@@ -151,13 +151,16 @@ def test_llama4_inside_a_model_with_a_vision_tower(tmp_path: Path) -> None:
         "architectures": ["Llama4ForConditionalGeneration"],
         "model_type": "llama4",
         "text_config": LLAMA4,
-        "vision_config": {"hidden_size": 8},
         "boi_token_index": 1,
     }
     source = write_llama4(tmp_path / "llama4", tensors, outer)
     plan = plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="bf16"))
     assert any("2 tensors of the vision tower" in note for note in plan.notes)
     assert not any("vision" in item.name for item in plan.output.tensors)
+    outer["vision_config"] = {"hidden_size": 64}
+    source = write_llama4(tmp_path / "half a tower", tensors, outer)
+    with pytest.raises(CheckpointError, match=r"patch_embedding\.linear\.weight is missing"):
+        plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="bf16"))
 
 
 @pytest.mark.parametrize(

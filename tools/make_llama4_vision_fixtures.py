@@ -4,8 +4,8 @@ own code computes from images: the tower's rows, and the logits of a prompt that
     python tools/make_llama4_vision_fixtures.py
 
 Needs torch, fairscale, llama-models (whose models/llama4 is the code), transformers and safetensors. `meta`:
-params.json and consolidated.00.pth, the model's state_dict in bfloat16. `hf`: the same weights under the names
-of transformers (whose own rows and logits are compared with Meta's here, and must agree). vision.npz: pixels
+params.json and consolidated.00.pth, the model's state_dict in bfloat16. `hf`: the same weights under the
+names of transformers (whose own rows and logits are compared with Meta's here, and must agree). vision.npz: pixels
 (tiles, 3, size, size), ids, rows of the tower and logits by Meta's code in float32.
 """
 

@@ -158,7 +158,13 @@ class ImageCache:
         """The entries with the rows of their images as embeddings; those images are then held by their
         sequences.
         """
-        return [self._with_rows(entry) if _has_images(entry) else entry for entry in entries]
+        return [self._with_rows(entry) if self._has_images(entry) else entry for entry in entries]
+
+    def _has_images(self, entry: Entry) -> bool:
+        """False also for ids that stand for no image: whoever checks tokens refuses them."""
+        if not self._next or entry.embeddings is not None:
+            return False
+        return all(map(_is_whole, entry.tokens)) and -self._next <= min(entry.tokens, default=0) < 0
 
     def _with_rows(self, entry: Entry) -> Entry:
         images = {image.digest: image for image in self.of_tokens(entry.tokens)}
@@ -173,12 +179,12 @@ class ImageCache:
         return replace(entry, tokens=ids, embeddings=np.stack(rows))
 
 
+def _is_whole(token: Any) -> bool:
+    return isinstance(token, (int, np.integer))
+
+
 def _is_row(token: Any) -> bool:
-    return isinstance(token, (int, np.integer)) and bool(token < 0)
-
-
-def _has_images(entry: Entry) -> bool:
-    return entry.embeddings is None and len(entry.tokens) > 0 and min(entry.tokens) < 0
+    return _is_whole(token) and bool(token < 0)
 
 
 def image_digest(pixels: Floats, tower: bytes) -> bytes:

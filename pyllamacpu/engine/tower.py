@@ -66,7 +66,7 @@ class TowerFile:
         self, special: Mapping[str, int], n_vocab: int, metadata: Mapping[str, Any]
     ) -> dict[str, int]:
         """The ids of the tokens that say where images are: by the tokenizer's special tokens, else as
-        released, where the vocabulary has room for them. The text model's own file may name the placeholder's.
+        released, where the vocabulary has room for them. The text model's file may name the placeholder's.
         """
         known = self.architecture.IMAGE_TOKENS.items()
         found = {what: special.get(name, -1 if special else usual) for what, (name, usual) in known}
