@@ -5,8 +5,8 @@ own code computes from images: the tower's rows, and the logits of a prompt that
 
 Needs torch, fairscale, llama-models (whose models/llama4 is the code), transformers and safetensors. `meta`:
 params.json and consolidated.00.pth, the model's state_dict in bfloat16. `hf`: the same weights under the
-names of transformers (whose own rows and logits are compared with Meta's here, and must agree). vision.npz: pixels
-(tiles, 3, size, size), ids, rows of the tower and logits by Meta's code in float32.
+names of transformers (whose own rows and logits are compared with Meta's here, and must agree).
+vision.npz: pixels (tiles, 3, size, size), ids, rows of the tower and logits by Meta's code in float32.
 """
 
 from __future__ import annotations
