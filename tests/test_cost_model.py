@@ -40,7 +40,32 @@ def test_the_budget_keeps_the_time_between_tokens() -> None:
     assert budget % PAGE == 0
     assert 0.05 < cost(StepSize(budget, 8, 8000 + budget * 1000)) < 0.115
     assert model.prompt_budget(0.1, decoding, 100_000) < budget
-    assert model.prompt_budget(0.001, decoding, 0) == PAGE
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 13, 40])
+@pytest.mark.parametrize("target", [0.001, 0.02])
+def test_steps_are_short_as_long_as_the_prompt_is_not_starved(n: int, target: float) -> None:
+    decoding = StepSize(0, n, 100 * n)
+    budget = measured().prompt_budget(target, decoding, 0)
+    assert 0 < budget <= PAGE
+    assert budget == PAGE or (budget + n) % 8 == 0
+    seconds = cost(StepSize(budget, n, 100 * n))
+    if budget < PAGE:  # reading alone takes B a token
+        assert seconds < 1.6 * B * budget
+    if budget > 8:  # fewer would read the prompt too slowly, or fit too
+        fewer = cost(StepSize(budget - 8, n, 100 * n))
+        assert fewer < target or fewer > 1.3 * B * (budget - 8)
+
+
+def test_less_than_a_page_is_read_where_that_keeps_the_target() -> None:
+    model = CostModel()
+    for _ in range(50):
+        for prompt in (0, 16, 512):
+            size = StepSize(prompt, 1, 0)
+            model.observe(size, 1e-3 + 4e-3 * prompt)
+    assert model.prompt_budget(0.1, StepSize(0, 1, 0), 0) == 23
+    assert model.prompt_budget(0.2, StepSize(0, 1, 0), 0) == PAGE
+    assert model.prompt_budget(0.3, StepSize(0, 1, 0), 0) == 2 * PAGE
 
 
 def test_before_anything_is_measured_a_page_is_read_and_then_what_is_known_to_fit() -> None:

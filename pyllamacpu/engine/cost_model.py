@@ -21,6 +21,8 @@ _WINDOW = 64  # measured steps of each kind that count
 _REFIT_AFTER = 16  # measured steps
 _ROUNDS = 4  # of weighing down outliers
 _CAREFUL = 0.9  # of the wanted time is planned for: steps take longer than expected as often as shorter
+_SLOWDOWN = 1.4  # times as long as alone, that reading a prompt beside answers may take before their target
+_ROWS = 8  # tokens that kernels take at a time: the rest costs as much
 _OUTLIER = 0.3  # relative error from which a step counts less
 
 ROW_COST = 0.13  # of a step, that one more row costs as long as nothing is measured
@@ -70,13 +72,21 @@ class CostModel:
 
     def prompt_budget(self, target: float, decoding: StepSize, depth: int) -> int:
         """Prompt tokens, read from position `depth` on, that a step can take beside `decoding` and last at
-        most `target` seconds: whole pages, one at the least.
+        most `target` seconds: whole pages, or less than one. Where that is so few that the prompt would take
+        much longer than alone, as many as keep this bounded, but no more than a page.
         """
         _, b, _, d = self._fitted()
-        left = _CAREFUL * target - self.seconds(decoding)
-        per_token = b + d * depth
-        tokens = left / per_token if per_token > 0 else 0.0
-        return max(PAGE, int(min(tokens, self._known(target))) // PAGE * PAGE)
+        per_token = float(b + d * depth)
+        if not self._with_prompt or per_token <= 0:
+            return PAGE
+        alone = self.seconds(decoding)
+        tokens = min((_CAREFUL * target - alone) / per_token, self._known(target))
+        if tokens >= PAGE:
+            return int(tokens) // PAGE * PAGE
+        tokens = max(tokens, min(PAGE, alone / (_SLOWDOWN - 1) / per_token))
+        n = decoding.decoding
+        rows = max(n // _ROWS + 1, round((tokens + n) / _ROWS)) * _ROWS
+        return min(PAGE, rows - n)
 
     def _known(self, target: float) -> float:
         """More prompt tokens than this the newest measurement does not speak for: a step with k times as many
