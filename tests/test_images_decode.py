@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 
 from pyllamacpu.errors import ImageError
 from pyllamacpu.images.decode import decode, from_pil
@@ -39,8 +40,6 @@ def test_orientation_of_exif() -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         data = encoded(Image.fromarray(colours()), "PNG", exif=exif)
-        from PIL import ImageOps
-
         expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
         assert np.array_equal(decode(data).pixels, expected)
         assert np.array_equal(decode(data, orient=False).pixels, colours())
@@ -64,3 +63,92 @@ def test_16_bits_are_scaled() -> None:
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError, match="photo"):
         decode(data, where="photo")
+
+
+def two_frames(format: str, **options: Any) -> bytes:
+    frames = [Image.fromarray(colours()), Image.fromarray(255 - colours())]
+    if format == "GIF":
+        frames = [frame.quantize() for frame in frames]
+    return encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+
+
+@pytest.mark.parametrize(
+    "format, options", [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("MPO", {})]
+)
+def test_the_first_frame_of_several(format: str, options: dict[str, Any]) -> None:
+    data = two_frames(format, **options)
+    first = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode(data).pixels, first) and first.shape == (4, 5, 3)
+
+
+def test_cmyk_as_pillow_converts_it() -> None:
+    data = encoded(Image.fromarray(colours(40, 30)).convert("CMYK"), "JPEG")
+    assert np.array_equal(decode(data).pixels, np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+
+
+def test_very_long_images() -> None:
+    for width, height in ((30_000, 10), (10, 30_000), (1, 60_000), (1, 1)):
+        pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+        assert np.array_equal(decode(encoded(Image.fromarray(pixels), "PNG")).pixels, pixels)
+
+
+def test_large_images_are_converted_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgba = np.random.default_rng(4).integers(0, 256, (50, 40, 4), np.uint8)
+    for image in (
+        Image.fromarray(rgba),
+        Image.fromarray(rgba[..., 0]),
+        Image.fromarray(rgba[..., :3]).quantize(),
+    ):
+        whole = from_pil(image).pixels
+        monkeypatch.setattr("pyllamacpu.images.decode._STRIP", 7 * 40)
+        assert np.array_equal(from_pil(image).pixels, whole)
+        monkeypatch.undo()
+
+
+FILES = {
+    "PNG": encoded(Image.fromarray(colours()), "PNG"),
+    "PNG of 16 bits": encoded(Image.fromarray(colours()[..., 0].astype(np.uint16) * 99), "PNG"),
+    "animated PNG": two_frames("PNG"),
+    "BMP": encoded(Image.fromarray(colours()), "BMP"),
+    "GIF": two_frames("GIF"),
+    "WebP": encoded(Image.fromarray(colours()), "WEBP"),
+    "animated WebP": two_frames("WEBP"),
+    "JPEG": encoded(Image.fromarray(colours()), "JPEG"),
+    "progressive JPEG": encoded(Image.fromarray(colours(30, 20)), "JPEG", progressive=True),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_refused_or_has_all_its_pixels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a library has told Pillow to take such files, as Meta's code does when it is imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = FILES[name]
+    whole = decode(data).digest
+    refused = 0
+    for end in range(0, len(data), 1 + len(data) // 200):
+        try:
+            assert decode(data[:end]).digest == whole
+        except ImageError:
+            refused += 1
+    assert refused >= 60 and ImageFile.LOAD_TRUNCATED_IMAGES
+    with pytest.raises(ImageError):
+        decode(data[: len(data) // 3])
+
+
+def test_threads_decode_side_by_side() -> None:
+    found: list[bytes] = []
+    work = lambda: found.extend(decode(FILES["JPEG"]).digest for _ in range(20))  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80 and len(set(found)) == 1
+
+
+def test_images_of_pillow_that_cannot_be_loaded() -> None:
+    image = Image.open(BytesIO(encoded(Image.fromarray(colours(64, 48)), "JPEG")[:-60]))
+    with pytest.raises(ImageError, match="truncated"):
+        from_pil(image)

@@ -254,6 +254,48 @@ def _options(folder: Path) -> Attempt:
     return attempt
 
 
+def _images(folder: Path) -> Attempt:
+    """Image files of all formats, their bytes damaged, and data URLs; what is read must also make tiles."""
+    import base64
+
+    from image_cases import cases
+
+    from pyllamacpu.images.sources import open_picture
+    from pyllamacpu.images.tiles import llama4_tiles, llama32_tiles
+
+    seeds = [case.source for case in cases(12, 60) if isinstance(case.source, bytes)] + _lossy_images()
+
+    def attempt(rng: random.Random) -> None:
+        data = mutate_bytes(rng.choice(seeds), rng)
+        if rng.random() < 0.1:
+            url = b"data:image/png;base64," + base64.b64encode(data)
+            picture = open_picture(mutate_bytes(url, rng).decode("latin-1"))
+        else:
+            picture = open_picture(data)
+        if picture.width * picture.height < 1_000_000:
+            llama32_tiles(picture, 28)
+            llama4_tiles(picture, 28)
+
+    return attempt
+
+
+def _lossy_images() -> list[bytes]:
+    from io import BytesIO
+
+    from PIL import Image
+
+    found = []
+    image = Image.radial_gradient("L").resize((40, 30)).convert("RGB")
+    several = {"save_all": True, "append_images": [image]}
+    for kind, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", several), ("MPO", several)):
+        file = BytesIO()
+        image.save(file, kind, **options)
+        found.append(file.getvalue())
+    file = BytesIO()
+    image.convert("CMYK").save(file, "JPEG")
+    return [*found, file.getvalue()]
+
+
 TARGETS: dict[str, Callable[[Path], Attempt]] = {
     "gguf_values": _gguf_values,
     **CHECKPOINT_TARGETS,
@@ -263,4 +305,5 @@ TARGETS: dict[str, Callable[[Path], Attempt]] = {
     "state": _state,
     "saved_chat": _saved_chat,
     "options": _options,
+    "images": _images,
 }

@@ -17,38 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllamacpu.errors import ImageError
+from pyllamacpu.images.headers import check_cost, image_format
 from pyllamacpu.images.picture import Picture, check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_STRIP = 1 << 20  # pixels that are converted at once
 _ORIENTATION = 0x0112  # the EXIF tag
 _strict = threading.Lock()
-
-_FTYP_BRANDS = {b"avif": "an AVIF image", b"heic": "a HEIC photo", b"mif1": "a HEIC photo"}
-_OTHER_KINDS = {
-    b"II*\0": "a TIFF image",
-    b"MM\0*": "a TIFF image",
-    b"%PDF": "a PDF document",
-    b"<svg": "an SVG drawing",
-    b"<?xml": "an XML file",
-    b"8BPS": "a Photoshop file",
-    b"GGUF": "a model",
-    b"\0\0\1\0": "an icon",
-    b"\xff\x0a": "a JPEG XL image",
-    b"\0\0\0\x0cJXL": "a JPEG XL image",
-    b"<!DOC": "a web page",
-    b"<html": "a web page",
-}
 
 
 def decode(data: bytes, *, orient: bool = True, where: str = "image") -> Picture:
     """The picture in the bytes of an image file. Raises ImageError, which names it as `where`."""
-    name = _format(data, where)
-    with _reported(where, name):
-        if name == "WebP":
-            check_size(*_webp_size(data), where)  # Pillow makes room for the pixels when it opens one
-        image = _open(name, data)
+    kind = image_format(data, where)
+    check_cost(kind, data, where)
+    with _reported(where, kind):
+        image = _open(kind, data)
     return from_pil(image, orient=orient, where=where)
 
 
@@ -60,61 +45,27 @@ def from_pil(image: Image, *, orient: bool = True, where: str = "image") -> Pict
             image.load()
         pixels = _rgb(image)
         if orient:
-            pixels = _oriented(pixels, image.getexif().get(_ORIENTATION, 1))
+            pixels = np.ascontiguousarray(_oriented(pixels, image.getexif().get(_ORIENTATION, 1)))
+        pixels.flags.writeable = False  # so that it is not copied
         return Picture(pixels)
 
 
-def _format(data: bytes, where: str) -> str:
-    start = data[:32]
-    if start.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if start.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WebP"
-    if start.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if start.startswith(b"BM"):
-        return "BMP"
-    raise ImageError(where, f"is {_other_kind(data)}; JPEG, PNG, WebP, GIF and BMP are read")
-
-
-def _other_kind(data: bytes) -> str:
-    """What bytes are that hold none of the formats that are read, with its article."""
-    if not data:
-        return "empty"
-    if data[4:8] == b"ftyp":
-        return _FTYP_BRANDS.get(data[8:12], "a video, or a HEIC photo")
-    return next((kind for magic, kind in _OTHER_KINDS.items() if data.startswith(magic)), "not an image")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels from the first chunk of a WebP file (its container's specification)."""
-    kind, body = data[12:16], data[20:30]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-
-
-def _open(name: str, data: bytes) -> Image:
+def _open(kind: str, data: bytes) -> Image:
     """Reads the header with the one plugin, so that no other format's is tried."""
     file = BytesIO(data)
-    if name == "JPEG":
+    if kind == "JPEG":
         from PIL.JpegImagePlugin import jpeg_factory
 
         return jpeg_factory(file)
-    if name == "PNG":
+    if kind == "PNG":
         from PIL.PngImagePlugin import PngImageFile
 
         return PngImageFile(file)
-    if name == "WebP":
+    if kind == "WebP":
         from PIL.WebPImagePlugin import WebPImageFile
 
         return WebPImageFile(file)
-    if name == "GIF":
+    if kind == "GIF":
         from PIL.GifImagePlugin import GifImageFile
 
         return GifImageFile(file)
@@ -151,19 +102,32 @@ def _refusing_truncated() -> Iterator[None]:
 
 
 def _rgb(image: Image) -> NDArray[np.uint8]:
-    """(h, w, 3) of an image of any mode, on white where it is transparent."""
+    """(h, w, 3) of an image of any mode, on white where it is transparent. Strip by strip: large images take
+    no more memory than Pillow's pixels and ours.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    n_rows = max(_STRIP // width, 1)
+    for top in range(0, height, n_rows):
+        strip = image.crop((0, top, width, min(top + n_rows, height)))
+        pixels[top : top + n_rows] = np.asarray(_on_white(strip))
+    return pixels
+
+
+def _on_white(image: Image) -> Image:
+    """Of any mode to RGB."""
     from PIL import Image as PillowImage
 
     if image.mode.startswith("I;16"):
         image = _eight_bits(image)
     if not image.has_transparency_data:
-        return np.asarray(image.convert("RGB"))
+        return image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
     image = image.convert("RGBA")
     white = PillowImage.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=image.getchannel("A"))
-    return np.asarray(white)
+    return white
 
 
 def _eight_bits(image: Image) -> Image:

@@ -1,0 +1,88 @@
+"""Bombs: files that are refused before their pixels are decoded."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from pyllamacpu.errors import ImageError
+from pyllamacpu.images.decode import decode
+from pyllamacpu.images.headers import jpeg_cost, webp_size
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def webp(width: int, height: int) -> bytes:
+    body = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + body
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+def gif(width: int, height: int) -> bytes:
+    frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x01\0\0;"
+    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + frame
+
+
+def encoded(kind: str, size: tuple[int, int] = (300, 200), **options: object) -> bytes:
+    file = BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(file, kind, **options)
+    return file.getvalue()
+
+
+def jpeg(width: int, height: int) -> bytes:
+    data = encoded("JPEG", (8, 8))
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("make", [png, webp, bmp, gif, jpeg])
+def test_bombs_are_refused_on_their_header(make: object) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor does Pillow say anything
+        with pytest.raises(ImageError, match=r"photo: is too large: 16383 x 16383 pixels") as caught:
+            decode(make(16_383, 16_383), where="photo")  # type: ignore[operator]
+        assert "89 million" in str(caught.value)
+        with pytest.raises(ImageError):
+            decode(make(60_000, 60_000))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("make", [png, bmp, gif, jpeg])
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_sides_of_no_pixels(make: object, size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError):
+        decode(make(*size))  # type: ignore[operator]
+
+
+def test_sizes_of_webp() -> None:
+    kinds = ({"lossless": True}, {}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"})
+    assert [webp_size(encoded("WEBP", **options)) for options in kinds] == [(300, 200)] * 3
+    assert webp_size(b"") == (0, 0)
+
+
+def test_a_jpeg_of_many_scans() -> None:
+    """Each goes over all pixels again."""
+    assert jpeg_cost(encoded("JPEG")) == (60_000, 1)
+    data = encoded("JPEG", (1, 1), progressive=True)
+    _, scans = jpeg_cost(data)
+    assert 2 < scans < 20 and jpeg_cost(b"") == (0, 0)
+    large = encoded("JPEG", progressive=True)
+    at = large.index(b"\xff\xc2") + 5
+    large = large[:at] + struct.pack(">HH", 9000, 9000) + large[at + 4 :]
+    again = large[large.rindex(b"\xff\xda") : -2]
+    assert jpeg_cost(large[:-2] + again * 50 + large[-2:]) == (81_000_000, scans + 50)
+    with pytest.raises(ImageError, match="takes too long to decode"):
+        decode(large[:-2] + again * 50 + large[-2:])
