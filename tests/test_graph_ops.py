@@ -345,3 +345,74 @@ def outputs_of(x: Floats, rows: Sequence[int]) -> Floats:
 def test_outputs_come_in_any_order() -> None:
     x = random(90, 6, 32)
     assert_same_bits(outputs_of(x, [4, 0, 5]), x[[4, 0, 5]])
+
+
+# Columns and whole rows
+
+
+def test_columns_taken_apart_and_put_together() -> None:
+    a, b, c = random(1, 6, 20), random(2, 6, 20), random(3, 6, 7)
+    checked(lambda plan, x: plan.op("columns", x=x, first=3, width=11), a, expected=a[:, 3:14])
+    side_by_side = np.concatenate([a, c, b], axis=1)
+    checked(
+        lambda plan, x, y, z: plan.op("concatenate", x=[x, z, y], width=47), a, b, c, expected=side_by_side
+    )
+    mixed = np.stack([a, b], axis=2).reshape(6, 40)
+    checked(lambda plan, x, y: plan.op("interleave", x=[x, y], width=40), a, b, expected=mixed)
+
+
+def test_rows_scaled_by_a_factor_each() -> None:
+    x, factors = random(1, 6, 20), random(2, 6, 1)
+    checked(lambda plan, a, f: plan.op("scale_rows", x=a, factors=f), x, factors, expected=x * factors)
+
+
+def test_rows_of_sequences_without_keys_become_zero() -> None:
+    space = KVSpace("images", 1, 1, 16, 16, "image")
+    plan = Plan(lambda plan, x: plan.op("mask_rows", x=x, space=0), [20], spaces=[space])
+    x = random(1, 5, 20)
+    positions, sequences = [0, 1, 7, 8, 9], [0, 0, 1, 1, 1]
+    found = plan.run(x, positions=positions, sequences=sequences, lengths={0: [3, 0]})
+    assert_same_bits(found, np.concatenate([x[:2], np.zeros((3, 20), np.float32)]))
+
+
+# Attention among tiles
+
+
+def tiles_reference(qkv: list[Floats], n_heads: int, n_tiles: int, tile_rows: int, tokens: int) -> Doubles:
+    """Meta's mask: pairs of padding and padding do not see each other; all rows are computed."""
+    n = len(qkv[0])
+    q, k, v = (x.astype(np.float64).reshape(n, n_heads, -1).transpose(1, 0, 2) for x in qkv)
+    padding = (np.arange(n) // tile_rows >= n_tiles) | (np.arange(n) % tile_rows >= tokens)
+    scores = np.where(padding[:, None] & padding[None], -np.inf, 0.3 * q @ k.transpose(0, 2, 1))
+    weights = np.exp(scores - scores.max(2, keepdims=True))
+    out = weights @ v / weights.sum(2, keepdims=True)
+    return out.transpose(1, 0, 2).reshape(n, -1)
+
+
+@pytest.mark.parametrize("n_tiles", [1, 2, 3])
+def test_attention_among_tiles_with_and_without_equal_padding(n_tiles: int) -> None:
+    tokens, padding, most, n_heads, dim = 203, 5, 3, 2, 12
+    x = [random(i, most, tokens + padding, n_heads * dim) for i in range(3)]
+    for rows in x:
+        rows[:, tokens:] = rows[0, tokens]  # padding is equal
+        rows[n_tiles:] = rows[-1]
+    whole = [rows.reshape(-1, n_heads * dim) for rows in x]
+    expected = tiles_reference(whole, n_heads, n_tiles, tokens + padding, tokens)
+    shown = n_tiles + (n_tiles < most)
+    few = [rows[:shown, : tokens + 1].reshape(-1, n_heads * dim) for rows in x]
+    same = expected.reshape(most, tokens + padding, -1)[:shown, : tokens + 1].reshape(len(few[0]), -1)
+    kinds = ((whole, tokens + padding, 1, 1, expected), (few, tokens + 1, padding, most - n_tiles or 1, same))
+    for inputs, tile_rows, padding_weight, tile_weight, wanted in kinds:
+
+        def record(plan: Recorder, q: Tensor, k: Tensor, v: Tensor, fields: dict[str, int]) -> Tensor:
+            heads = {"n_heads": n_heads, "kv_heads": n_heads, "scale": 0.3}
+            return plan.op("tile_attention", q=q, k=k, v=v, **heads, **fields)
+
+        fields = {"n_tiles": n_tiles, "tile_rows": tile_rows, "tile_tokens": tokens}
+        fields |= {"padding_weight": padding_weight, "tile_weight": tile_weight}
+        found = []
+        for n_threads in (1, 3):
+            plan = Plan(lambda p, *x, f=fields: record(p, *x, f), [n_heads * dim] * 3, n_threads=n_threads)
+            found.append(plan.run(*inputs))
+        np.testing.assert_allclose(found[0], wanted, rtol=2e-5, atol=2e-6)
+        assert_same_bits(*found)
