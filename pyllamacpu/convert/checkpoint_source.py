@@ -18,7 +18,7 @@ from pyllamacpu.convert.models.names import Mapped, map_tensors
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from pyllamacpu.convert.types import file_type_of, tensor_types
-from pyllamacpu.convert.vision import plan_tower
+from pyllamacpu.convert.vision import PREFIX, plan_tower
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.quantize.file_types import FileType, file_type_keys
@@ -29,12 +29,16 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
     if options.vocab_only and source.is_dir() and read_optional_json(source / "config.json"):
         return _plan_vocabulary(source, options)
     checkpoint = open_checkpoint(source)
-    tower = None if options.vocab_only else plan_tower(source, checkpoint, options, options.mmproj)
+    shape = _shape(checkpoint, options)
+    tower = None
+    if not options.vocab_only and shape.vision is None:  # otherwise it is in the text model's file
+        tower = plan_tower(source, checkpoint, options, options.mmproj)
     if options.mmproj and tower is not None:
         return tower
-    shape = _shape(checkpoint, options)
     mapped = map_tensors(checkpoint.path, shape, checkpoint.tensors, checkpoint.lost)
     shape = mapped.shape
+    if options.mmproj:
+        return _with_tower_alone(source, checkpoint, options, mapped)
     vocabulary = _vocabulary(checkpoint.folder, checkpoint.config, shape, options)
     if not shape.vocab_size:
         raise CheckpointError(checkpoint.path, "neither config nor tensors tell the size of the vocabulary")
@@ -47,6 +51,23 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
     metadata = _metadata(shape, general, vocabulary, file_type.number)
     text = _with_types(source, checkpoint.files, options, file_type, mapped, metadata, notes)
     return replace(text, tower=tower)
+
+
+def _with_tower_alone(
+    source: Path, checkpoint: Checkpoint, options: ConvertOptions, mapped: Mapped
+) -> Conversion:
+    """What the file of the whole model would have of its vision tower."""
+    tensors = {name: tensor for name, tensor in mapped.tensors.items() if name.startswith(("v.", "mm."))}
+    tower, file_type = Mapped(tensors, mapped.shape, ()), file_type_of(options.outtype, tensors.values())
+    keys = [
+        KeyValue("general.architecture", mapped.shape.arch),
+        *general_keys(checkpoint.folder, checkpoint.config, {}, _size(tower), options.name, "mmproj"),
+        *mapped.shape.tower_keys(),
+        *file_type_keys(file_type.number),
+    ]
+    if not options.outfile:
+        options = replace(options, outfile=f"{PREFIX}{{name}}-{{ftype}}.gguf")
+    return _with_types(source, checkpoint.files, options, file_type, tower, keys, checkpoint.notes)
 
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:
@@ -71,7 +92,7 @@ def _vocabulary(
     return read_vocabulary(
         folder,
         merged,
-        shape.vocab_size,
+        shape.n_embeddings,
         meta=shape.layout == "meta",
         drop_extra=options.drop_extra_tokens,
         pre=options.metadata_edits.text("tokenizer.ggml.pre"),

@@ -24,8 +24,9 @@ from pyllamacpu.convert.lora_config import Scaling, base_name, read_scaling
 from pyllamacpu.convert.lora_pairs import WEIGHT_FILES, Pair, check_copies, read_pairs
 from pyllamacpu.convert.models.config import read_config
 from pyllamacpu.convert.models.fields import Fields
-from pyllamacpu.convert.models.names import Slot, pair_order, slots
+from pyllamacpu.convert.models.names import pair_order
 from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.convert.models.slots import Slot, slots
 from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType

@@ -68,8 +68,9 @@ _KEPT = (
     ),
     *("time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight"),
     *(".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger"),
-    *("a.rvq.codebook", "mm.a.code_embd"),
+    *("a.rvq.codebook", "mm.a.code_embd", "tile_position_embd"),
 )
+_TOWER = ("v.", "mm.")  # of an image's tower, in a file of its own or beside the text model
 _KEPT_NAMES = ("position_embd.weight", "token_types.weight")
 
 
@@ -141,7 +142,8 @@ class ModelTraits:
         """Raises ModelError when the file does not say what model it is."""
         arch = metadata.get("general.architecture")
         arch = "clip.vision" if arch == "clip" else arch  # a vision tower alone
-        if not isinstance(arch, str) or f"{arch}.block_count" not in metadata:
+        layers = (f"{arch}.block_count", f"{arch}.vision.block_count")
+        if not isinstance(arch, str) or not any(key in metadata for key in layers):
             raise ModelError("the file has no general.architecture or no block_count; is it a model?")
         heads = _number(metadata, f"{arch}.attention.head_count", 0)
         return cls(
@@ -245,8 +247,12 @@ def _choice(tensor: SourceTensor, file_type: FileType, options: TypeOptions, rul
         wanted = base
     elif manual is not None:
         wanted, usual = manual, base if manual != base else None
+    elif options.pure:
+        wanted = base
+    elif tensor.name.startswith(_TOWER):
+        wanted = T.Q8_0  # what fewer bits would spoil is seen in every answer, and they would save little
     else:
-        wanted = base if options.pure else rules.type_of(tensor, role)
+        wanted = rules.type_of(tensor, role)
     return Choice(fitting(wanted, tensor.shape[-1]), wanted, usual)
 
 
@@ -268,7 +274,7 @@ class MixRules:
         self.mix, self.base = file_type.mix, file_type.base
         self.traits, self.options, self.has_imatrix = traits, options, has_imatrix
         self.tied = "output.weight" not in names
-        self.n_values = sum(role_of(name) in _VALUES for name in names)
+        self.n_values = sum(role_of(name) in _VALUES for name in names if not name.startswith(_TOWER))
         self.seen: Counter[Role] = Counter()  # the matrices of a role that came before
 
     def type_of(self, tensor: SourceTensor, role: Role) -> TensorType:

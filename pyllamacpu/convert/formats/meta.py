@@ -257,12 +257,15 @@ def _experts(axis: int) -> Merge:
 
 _QUERY = _to_size(0, lambda params: params.n_q, "rows")
 _RULES_QKV: dict[str, Merge] = {"q": _QUERY, "kv": _key_value}
-_L = r"layers\.\d+\."
+_T = r"(text_model\.)?"  # of models with a vision tower
+_L = rf"{_T}(cross_attention_)?layers\.\d+\."
 _TABLE: dict[str, Merge] = {
-    r"tok_embeddings\.weight": _embedding,
-    r"output\.weight": _along(0),
-    r"norm\.weight": _replicated,
-    _L + r"(attention_norm|ffn_norm)\.weight": _replicated,
+    _T + r"tok_embeddings\.weight": _embedding,
+    _T + r"output\.weight": _along(0),
+    _T + r"learnable_embedding\.weight": _along(0),
+    _T + r"norm\.weight": _replicated,
+    _L + r"(attention_norm|ffn_norm|attention\.[qk]_norm)\.weight": _replicated,
+    _L + r"gate_(attn|ffwd)": _replicated,
     _L + r"attention\.wq\.(weight|bias)": _QUERY,
     _L + r"attention\.w[kv]\.(weight|bias)": _key_value,
     _L + r"attention\.wo\.weight": _to_size(1, lambda params: params.n_q, "columns"),
@@ -290,6 +293,7 @@ _TABLE: dict[str, Merge] = {
     # vision towers (Llama 3.2 Vision and 4)
     r"vision.*\.(wo|c_proj)\.weight": _along(1),
     r"vision.*\.((wq|wk|wv|c_fc)\.(weight|bias)|conv1\._linear\.weight)|vision_projection\.weight": _along(0),
+    r"vision_model\.vision_projection\.(weight|bias)": _along(0),
     r"vision.*": _replicated,
 }
 _RULES = [(re.compile(pattern), rule) for pattern, rule in _TABLE.items()]

@@ -13,17 +13,21 @@ from typing import Any
 from pyllamacpu.convert.models.fields import Fields, short, words
 from pyllamacpu.convert.models.llama4 import read_llama4
 from pyllamacpu.convert.models.meta_params import read_params
+from pyllamacpu.convert.models.mllama import read_mllama
 from pyllamacpu.convert.models.rope import read_rope
 from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape, window_note
 from pyllamacpu.errors import CheckpointError
 
 DENSE = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
 LLAMA4 = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
+MLLAMA = ("MllamaForConditionalGeneration", "MllamaForCausalLM")
 _BY_MODEL_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
+    "mllama": "MllamaForConditionalGeneration",
+    "mllama_text_model": "MllamaForCausalLM",
 }
 
 # What does not change the weights' meaning: training, generation defaults, bookkeeping of libraries.
@@ -83,6 +87,8 @@ def read_config(path: Path, values: dict[str, Any], layout: str, ignored: Iterab
         return read_params(config)
     arch = architecture_of(config)
     check_neutral(config)
+    if arch in MLLAMA:
+        return read_mllama(config, set(ignored), HARMLESS | set(NEUTRAL))
     if arch in LLAMA4:
         return read_llama4(config, set(ignored), HARMLESS | set(NEUTRAL))
     return _read_dense(config, arch)
@@ -94,9 +100,9 @@ def architecture_of(config: Fields) -> str:
     name = (
         names[0] if isinstance(names, list) and names else _BY_MODEL_TYPE.get(str(config.get("model_type")))
     )
-    if name not in (*DENSE, *LLAMA4):
+    if name not in (*DENSE, *LLAMA4, *MLLAMA):
         said = f"the architecture {name}" if name else f"model_type {config.get('model_type')!r}"
-        known = ", ".join((*DENSE, *LLAMA4))
+        known = ", ".join((*DENSE, *LLAMA4, *MLLAMA))
         raise CheckpointError(config.path, f"{said} cannot be converted; known architectures: {known}")
     return str(name)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.llama4 import attention_notes, read_attention
+from pyllamacpu.convert.models.mllama import EXTRA_ROWS, meta_cross_layers, meta_vision
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.convert.models.shape import ModelShape, window_note
 
@@ -23,6 +24,7 @@ _LLAMA4 = words(
     floor_scale attn_scale
     """
 )
+_VISION = words("vision_chunk_size vision_max_num_chunks vision_num_cross_attention_layers")
 _EXPERTS = words("num_experts capacity_factor auto_scale_F top_k interleave_moe_layer_step")
 # (dim, layers) of the Llama 3.2 text models, whose scaling factor is 32 and not 8: 1B, 3B, Guard 3 1B
 _LLAMA32 = {(2048, 16), (3072, 28), (2048, 12)}
@@ -31,7 +33,8 @@ _LLAMA32 = {(2048, 16), (3072, 28), (2048, 12)}
 def read_params(params: Fields) -> ModelShape:
     """The shape; sizes that params.json does not state follow Meta's code. Raises CheckpointError."""
     llama4 = params.get("moe_args") is not None or params.get("nope_layer_interval") is not None
-    params.only(_READ | _LLAMA4 if llama4 else _READ, _HARMLESS)
+    vision = params.whole("vision_num_cross_attention_layers", 0, low=-1) > 0
+    params.only(_READ | _LLAMA4 if llama4 else _READ | _VISION if vision else _READ, _HARMLESS)
     dim = params.whole("dim", low=1)
     n_heads = params.whole("n_heads", low=1)
     kv_heads = params.whole("n_kv_heads", n_heads, low=1)
@@ -66,7 +69,24 @@ def read_params(params: Fields) -> ModelShape:
         sliding_window=window,
         notes=notes,
     )
+    if vision:
+        return _with_images(params, shape)
     return _with_experts(params, shape) if llama4 else shape
+
+
+def _with_images(params: Fields, shape: ModelShape) -> ModelShape:
+    """Llama 3.2 Vision: layers that attend to images are not among `n_layers`. Raises CheckpointError."""
+    n_cross = params.whole("vision_num_cross_attention_layers", low=1)
+    if n_cross > shape.n_layers:
+        raise params.error("vision_num_cross_attention_layers", n_cross, f"there are {shape.n_layers} layers")
+    return replace(
+        shape,
+        arch="mllama",
+        n_layers=shape.n_layers + n_cross,
+        cross_layers=meta_cross_layers(shape.n_layers, n_cross),
+        extra_rows=EXTRA_ROWS,
+        vision=meta_vision(params),
+    )
 
 
 def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:

@@ -15,44 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.convert.models.leftovers import check_no_adapter, check_rest, equal
+from pyllamacpu.convert.models.mllama_tensors import complete_vision, vision_tensors, with_common_names
+from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.plain_names import is_useless, plain_name
 from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape
+from pyllamacpu.convert.models.slots import EXPERTS, META_EXPERTS, Slot, slots
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights.lazy_ops import slice_axis, stack, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
 
-_EXPERTS = "feed_forward.experts"
 _BIAS = re.compile(r"layers\.[^.]*\.(.+\.bias)")
-
-_HF_ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
-_HF_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-_HF_MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
-_META_ATTENTION = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-}
-_META_NORMS = {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
-_META_MLP = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
-_META_EXPERTS = {"w1": "moe_w_in_eD_F", "w3": "moe_w_swiglu_eD_F", "w2": "moe_w_out_eF_D"}
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor of the result: its name and shape, the checkpoint's name for it (without its prefixes), and
-    the number of heads whose rows change their order, 0 where they do not.
-    """
-
-    name: str
-    source: str
-    shape: tuple[int, ...]
-    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +54,8 @@ def map_tensors(
     """
     check_no_adapter(path, tensors)
     found = _plain_tensors(path, tensors)
+    if shape.arch == "mllama" and shape.layout == "meta":
+        found = with_common_names(found)
     shape = complete(path, shape, found)
     _check_lost(path, shape, found, lost or {})
     result: dict[str, LazyTensor] = {}
@@ -93,7 +67,7 @@ def map_tensors(
     for slot in slots(shape):
         if slot.source.endswith(absent):
             continue
-        if _EXPERTS in slot.source:
+        if EXPERTS in slot.source:
             tensor = _experts(path, found, slot, taken)
         elif slot.source.endswith("_DE"):
             tensor = transpose(_take(path, found, slot.source, slot.shape[::-1]))
@@ -102,11 +76,23 @@ def map_tensors(
             tensor = _take(path, found, slot.source, slot.shape)
             taken.add(slot.source)
         result[slot.name] = take_rows(tensor, pair_order(slot.shape[0], slot.heads)) if slot.heads else tensor
+    if shape.vision is not None:
+        result |= _tower(path, shape, shape.vision, found, taken)
     notes = check_rest(path, shape, found, set(found) - taken)
     if absent:
         said = f"the config announces biases that no layer has: {', '.join(absent)}; they count as zero"
         notes = (said, *notes)
     return Mapped(result, shape, notes)
+
+
+def _tower(
+    path: Path, shape: ModelShape, vision: VisionShape, found: Mapping[str, LazyTensor], taken: set[str]
+) -> dict[str, LazyTensor]:
+    def take(name: str, size: tuple[int, ...]) -> LazyTensor:
+        taken.add(name)
+        return _take(path, found, name, size)
+
+    return dict(vision_tensors(shape, vision, take))
 
 
 def _absent_biases(shape: ModelShape, found: Mapping[str, LazyTensor]) -> tuple[str, ...]:
@@ -125,10 +111,12 @@ def complete(path: Path, shape: ModelShape, tensors: Mapping[str, LazyTensor]) -
     if shape.layout == "meta" and output not in tensors:
         shape = replace(shape, tied=True)
     shape = _untied(shape, tensors.get(embedding), tensors.get(output))
+    if shape.vision is not None and shape.layout == "meta":
+        shape = replace(shape, vision=complete_vision(shape.vision, tensors))
     if not shape.vocab_size and embedding in tensors:
         shape = replace(shape, vocab_size=tensors[embedding].n_rows)
     if shape.moe_step and not shape.expert_ffn_dim:
-        experts = _found(path, tensors, f"layers.{shape.moe_step - 1}.{_EXPERTS}.{_META_EXPERTS['w1']}")
+        experts = _found(path, tensors, f"layers.{shape.moe_step - 1}.{EXPERTS}.{META_EXPERTS['w1']}")
         shape = replace(shape, expert_ffn_dim=experts.shape[-1])
     if not shape.ffn_dim:
         dense = next((i for i in range(shape.n_layers) if not shape.has_experts(i)), None)
@@ -166,66 +154,6 @@ def _found(path: Path, tensors: Mapping[str, LazyTensor], name: str) -> LazyTens
     if name not in tensors:
         raise CheckpointError(path, f"the tensor {name} is missing; the checkpoint is incomplete")
     return tensors[name]
-
-
-def slots(shape: ModelShape) -> list[Slot]:
-    """What the file holds, in its order."""
-    meta = shape.layout == "meta"
-    table = (shape.vocab_size, shape.dim)
-    found = [Slot("token_embd.weight", "tok_embeddings.weight" if meta else "embed_tokens.weight", table)]
-    for layer in range(shape.n_layers):
-        found += _layer(shape, layer)
-    found.append(Slot("output_norm.weight", "norm.weight", (shape.dim,)))
-    if not shape.tied:
-        found.append(Slot("output.weight", "output.weight" if meta else "lm_head.weight", table))
-    return found
-
-
-def _layer(shape: ModelShape, layer: int) -> list[Slot]:
-    meta = shape.layout == "meta"
-    norms = _META_NORMS if meta else _HF_NORMS
-    source, name = f"layers.{layer}.", f"blk.{layer}."
-    found = [
-        Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (shape.dim,))
-        for theirs, ours in norms.items()
-    ]
-    rows = {"attn_q": shape.n_heads, "attn_k": shape.kv_heads, "attn_v": shape.kv_heads}
-    permuted = shape.layout == "hf" and shape.arch == "llama"
-    for theirs, ours in (_META_ATTENTION if meta else _HF_ATTENTION).items():
-        n_rows = rows[ours] * shape.head_dim if ours in rows else shape.dim
-        n_cols = shape.dim if ours in rows else shape.n_heads * shape.head_dim
-        heads = rows[ours] if permuted and ours in ("attn_q", "attn_k") else 0
-        found.append(Slot(f"{name}{ours}.weight", f"{source}{theirs}.weight", (n_rows, n_cols), heads))
-        if shape.attention_bias:
-            found.append(Slot(f"{name}{ours}.bias", f"{source}{theirs}.bias", (n_rows,), heads))
-    return found + _feed_forward(shape, layer)
-
-
-def _feed_forward(shape: ModelShape, layer: int) -> list[Slot]:
-    source, name = f"layers.{layer}.", f"blk.{layer}."
-    meta = shape.layout == "meta"
-    names = _META_MLP if meta else _HF_MLP
-    if not shape.has_experts(layer):
-        inside = "feed_forward." if meta or shape.arch == "llama4" else "mlp."
-        return _mlp(f"{source}{inside}", name, names, shape.dim, shape.ffn_dim, bias=shape.mlp_bias)
-    n, ffn = shape.n_experts, shape.expert_ffn_dim
-    theirs = f"{source}feed_forward.router{'_DE' if meta else '.weight'}"
-    router = Slot(f"{name}ffn_gate_inp.weight", theirs, (n, shape.dim))
-    experts = _mlp(f"{source}{_EXPERTS}.", name, names, shape.dim, ffn, "_exps")
-    shared = _mlp(f"{source}feed_forward.shared_expert.", name, names, shape.dim, ffn, "_shexp")
-    return [router, *(replace(slot, shape=(n, *slot.shape)) for slot in experts), *shared]
-
-
-def _mlp(
-    source: str, name: str, names: Mapping[str, str], dim: int, ffn: int, suffix: str = "", bias: bool = False
-) -> list[Slot]:
-    found = []
-    for theirs, ours in names.items():
-        size = (dim, ffn) if ours == "ffn_down" else (ffn, dim)
-        found.append(Slot(f"{name}{ours}{suffix}.weight", f"{source}{theirs}.weight", size))
-        if bias:
-            found.append(Slot(f"{name}{ours}{suffix}.bias", f"{source}{theirs}.bias", size[:1]))
-    return found
 
 
 def _plain_tensors(path: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -272,8 +200,8 @@ def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set
     n, n_out, n_in = slot.shape
     prefix, part = slot.source.removesuffix(".weight").rsplit(".", 1)
     joined = f"{prefix}.gate_up_proj" if part in ("gate_proj", "up_proj") else f"{prefix}.{part}"
-    joined = f"{prefix}.{_META_EXPERTS[part]}" if part in _META_EXPERTS else joined
-    if joined in found or part in _META_EXPERTS:
+    joined = f"{prefix}.{META_EXPERTS[part]}" if part in META_EXPERTS else joined
+    if joined in found or part in META_EXPERTS:
         both = part in ("gate_proj", "up_proj")
         tensor = _take(path, found, joined, (n, n_in, 2 * n_out if both else n_out))
         taken.add(joined)

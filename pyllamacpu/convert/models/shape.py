@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
@@ -30,10 +31,11 @@ class ModelShape:
     """Sizes in elements, contexts in tokens. `layout` tells how tensors are named and q/k rows ordered.
 
     `vocab_size` 0: unknown, the embedding's rows tell it. `sliding_window` 0: none. `moe_step` n: every n-th
-    layer has experts, 0: none. `attention`: Llama 4's, None for others.
+    layer has experts, 0: none. `attention`: Llama 4's, None for others. `cross_layers` attend to images,
+    which `vision` makes states of (Llama 3.2 Vision); `extra_rows` of the embedding follow the vocabulary.
     """
 
-    arch: Literal["llama", "llama4"]
+    arch: Literal["llama", "llama4", "mllama"]
     layout: Layout
     n_layers: int
     dim: int
@@ -55,6 +57,9 @@ class ModelShape:
     expert_ffn_dim: int = 0
     moe_step: int = 0
     attention: Llama4Attention | None = None
+    cross_layers: tuple[int, ...] = ()
+    extra_rows: int = 0
+    vision: VisionShape | None = None
     has_output: bool = True
     image_token: int = 0  # that images' rows take the place of, where it is not the released one; 0: it is
     notes: tuple[str, ...] = ()
@@ -64,11 +69,16 @@ class ModelShape:
         """Whether a layer attends in chunks."""
         return self.attention is not None and any(self.attention.chunked)
 
+    @property
+    def n_embeddings(self) -> int:
+        """Rows of the embedding; 0: unknown."""
+        return self.vocab_size + self.extra_rows if self.vocab_size else 0
+
     def has_experts(self, layer: int) -> bool:
         return self.moe_step > 0 and (layer + 1) % self.moe_step == 0
 
     def keys(self, vocab_size: int) -> list[KeyValue]:
-        """The architecture's own metadata; `vocab_size` is the number of rows of the embedding."""
+        """The architecture's own metadata; `vocab_size` is the number of rows of the output."""
         whole, real = ValueType.UINT32, ValueType.FLOAT32
         found = [
             KeyValue("block_count", self.n_layers, whole),
@@ -90,6 +100,16 @@ class ModelShape:
         found.append(KeyValue("rope.dimension_count", self.head_dim, whole))
         if self.arch == "llama4":
             found += self._llama4_keys()
+        if self.cross_layers:
+            layers = KeyValue("attention.cross_attention_layers", list(self.cross_layers), ValueType.INT32)
+            found += [layers, KeyValue("attention.cross_attention_permuted", False)]
+        if self.vision is not None:
+            found += self.vision.keys(self.dim)
+        return [KeyValue(f"{self.arch}.{name}", value, kind) for name, value, kind in found]
+
+    def tower_keys(self) -> list[KeyValue]:
+        """Metadata of a file that holds the vision tower alone."""
+        found = self.vision.keys(self.dim) if self.vision else []
         return [KeyValue(f"{self.arch}.{name}", value, kind) for name, value, kind in found]
 
     def _llama4_keys(self) -> list[KeyValue]:

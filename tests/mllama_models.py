@@ -1,0 +1,174 @@
+"""Tiny random Llama 3.2 Vision checkpoints, made from a seed: what tools/make_mllama_fixtures.py gives to Meta's
+code, and tests convert. Weights are rounded to bfloat16, so that every layout holds the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
+TEXT: dict[str, Any] = {
+    "model_type": "mllama_text_model",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 136,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "cross_attention_layers": [1, 4],
+    "tie_word_embeddings": False,
+}
+VISION: dict[str, Any] = {
+    "model_type": "mllama_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_global_layers": 2,
+    "attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+    "norm_eps": 1e-5,
+    "max_num_tiles": 4,
+    "intermediate_layers_indices": [1, 2],
+    "supported_aspect_ratios": [list(ratio) for ratio in RATIOS],
+    "vision_output_dim": 96,
+}
+CONFIG: dict[str, Any] = {
+    "architectures": ["MllamaForConditionalGeneration"],
+    "model_type": "mllama",
+    "image_token_index": 136,
+    "text_config": TEXT,
+    "vision_config": VISION,
+}
+IMAGE_TOKEN = 136
+
+
+def bfloat16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    """Rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def tensors(seed: int = 1) -> Tensors:
+    """By Hugging Face's names, as released checkpoints have them. Tiles' tables hold what Meta's do: the
+    embedding of a place (row, column) is the same in all aspect ratios.
+    """
+    rng = np.random.default_rng(seed)
+
+    def matrix(*shape: int, gain: float = 1.2) -> npt.NDArray[np.float32]:
+        return bfloat16(rng.standard_normal(shape) * gain / shape[-1] ** 0.5)
+
+    def vector(n: int) -> npt.NDArray[np.float32]:
+        return bfloat16(rng.uniform(0.5, 1.5, n))
+
+    def small(n: int) -> npt.NDArray[np.float32]:
+        return bfloat16(rng.standard_normal(n) * 0.2)
+
+    found: Tensors = {}
+    v, dim, ffn = "vision_model.", VISION["hidden_size"], VISION["intermediate_size"]
+    n_tokens = (VISION["image_size"] // VISION["patch_size"]) ** 2 + 1
+    found[f"{v}class_embedding"] = matrix(dim, gain=4)
+    found[f"{v}patch_embedding.weight"] = matrix(dim, 3 * 14 * 14, gain=2).reshape(dim, 3, 14, 14)
+    found[f"{v}gated_positional_embedding.embedding"] = matrix(n_tokens, dim, gain=3)
+    found[f"{v}gated_positional_embedding.gate"] = np.float32([0.75])
+    places = matrix(4, 4, n_tokens * dim, gain=20)
+    found[f"{v}gated_positional_embedding.tile_embedding.weight"] = by_ratio(places)
+    for place, gate in (("pre", -0.5), ("post", 0.875)):
+        name = f"{v}{place}_tile_positional_embedding."
+        found[f"{name}embedding.weight"] = by_ratio(matrix(4, 4, dim, gain=3))
+        found[f"{name}gate"] = np.float32([gate])
+        found[f"{v}layernorm_{place}.weight"], found[f"{v}layernorm_{place}.bias"] = vector(dim), small(dim)
+    for kind, n in (("transformer", "num_hidden_layers"), ("global_transformer", "num_global_layers")):
+        for i in range(VISION[n]):
+            name = f"{v}{kind}.layers.{i}."
+            for part in "qkvo":
+                found[f"{name}self_attn.{part}_proj.weight"] = matrix(dim, dim)
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                found[f"{name}{norm}.weight"], found[f"{name}{norm}.bias"] = vector(dim), small(dim)
+            found[f"{name}mlp.fc1.weight"], found[f"{name}mlp.fc1.bias"] = matrix(ffn, dim), small(ffn)
+            found[f"{name}mlp.fc2.weight"], found[f"{name}mlp.fc2.bias"] = matrix(dim, ffn), small(dim)
+            if kind == "global_transformer":
+                found[f"{name}gate_attn"], found[f"{name}gate_ffn"] = small(1) + 1, small(1) - 1
+    out = dim * (1 + len(VISION["intermediate_layers_indices"]))
+    t = TEXT["hidden_size"]
+    found["multi_modal_projector.weight"], found["multi_modal_projector.bias"] = matrix(t, out), small(t)
+    found |= _text(matrix, vector)
+    return {name: bfloat16(value) for name, value in found.items()}
+
+
+def _text(matrix: Any, vector: Any) -> Tensors:
+    dim, ffn, vocab = TEXT["hidden_size"], TEXT["intermediate_size"], TEXT["vocab_size"]
+    kv = dim // TEXT["num_attention_heads"] * TEXT["num_key_value_heads"]
+    found: Tensors = {"language_model.model.embed_tokens.weight": matrix(vocab + 8, dim, gain=dim**0.5)}
+    for i in range(TEXT["num_hidden_layers"]):
+        name = f"language_model.model.layers.{i}."
+        cross = i in TEXT["cross_attention_layers"]
+        attention = f"{name}{'cross_attn' if cross else 'self_attn'}."
+        for part, rows in (("q", dim), ("k", kv), ("v", kv), ("o", dim)):
+            found[f"{attention}{part}_proj.weight"] = matrix(rows, dim, gain=1.6)
+        if cross:
+            for part in "qk":
+                found[f"{attention}{part}_norm.weight"] = 2 * vector(dim // TEXT["num_attention_heads"])
+            found[f"{name}cross_attn_attn_gate"] = np.float32([0.6 + 0.1 * i])
+            found[f"{name}cross_attn_mlp_gate"] = np.float32([-0.4])
+        for part, shape in (("gate", (ffn, dim)), ("up", (ffn, dim)), ("down", (dim, ffn))):
+            found[f"{name}mlp.{part}_proj.weight"] = matrix(*shape)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            found[f"{name}{norm}.weight"] = vector(dim)
+    found["language_model.model.norm.weight"] = vector(dim)
+    found["language_model.lm_head.weight"] = matrix(vocab, dim)
+    return found
+
+
+def by_ratio(places: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(4, 4, n) of places -> (9, 4 * n): the tiles of each aspect ratio, zeros where there are none."""
+    n = places.shape[-1]
+    table = np.zeros((1 + len(RATIOS), 4, n), np.float32)
+    for number, (rows, columns) in enumerate(RATIOS, start=1):
+        table[number, : rows * columns] = places[:rows, :columns].reshape(-1, n)
+    return table.reshape(len(table), -1)
+
+
+def places(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The way back, as far as aspect ratios reach: (4, 4, n); other places are zeros."""
+    n = table.shape[1] // 4
+    found = np.zeros((4, 4, n), np.float32)
+    for number, (rows, columns) in enumerate(RATIOS, start=1):
+        found[:rows, :columns] = table[number].reshape(4, n)[: rows * columns].reshape(rows, columns, n)
+    return found
+
+
+def save_hf(folder: Path, found: Tensors | None = None) -> Path:
+    """A folder with config.json and model.safetensors, in float32."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+    at = 0
+    for name, value in (found or tensors()).items():
+        data = np.ascontiguousarray(value, "<f4").tobytes()
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [at, at + len(data)]}
+        parts.append(data)
+        at += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    return folder
