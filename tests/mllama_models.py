@@ -1,5 +1,5 @@
-"""Tiny random Llama 3.2 Vision checkpoints, made from a seed: what tools/make_mllama_fixtures.py gives to Meta's
-code, and tests convert. Weights are rounded to bfloat16, so that every layout holds the same.
+"""Tiny random Llama 3.2 Vision checkpoints, made from a seed: what tools/make_mllama_fixtures.py gives to
+Meta's code, and tests convert. Weights are rounded to bfloat16, so that every layout holds the same.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from checkpoint_build import bf16_bits, write_safetensors
+from torch_build import write_torch
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
@@ -58,6 +60,14 @@ CONFIG: dict[str, Any] = {
     "vision_config": VISION,
 }
 IMAGE_TOKEN = 136
+META_VISION = VISION | {
+    "num_hidden_layers": 32,
+    "num_global_layers": 8,
+    "attention_heads": 16,
+    "intermediate_layers_indices": [3, 7, 15, 23, 30],
+    "vision_output_dim": 192,
+}
+"""A tower with the numbers of layers and heads that Meta's code has built in."""
 
 
 def bfloat16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
@@ -67,7 +77,7 @@ def bfloat16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     return rounded.astype(np.uint32).view(np.float32)
 
 
-def tensors(seed: int = 1) -> Tensors:
+def tensors(seed: int = 1, vision: dict[str, Any] = VISION) -> Tensors:
     """By Hugging Face's names, as released checkpoints have them. Tiles' tables hold what Meta's do: the
     embedding of a place (row, column) is the same in all aspect ratios.
     """
@@ -83,8 +93,8 @@ def tensors(seed: int = 1) -> Tensors:
         return bfloat16(rng.standard_normal(n) * 0.2)
 
     found: Tensors = {}
-    v, dim, ffn = "vision_model.", VISION["hidden_size"], VISION["intermediate_size"]
-    n_tokens = (VISION["image_size"] // VISION["patch_size"]) ** 2 + 1
+    v, dim, ffn = "vision_model.", vision["hidden_size"], vision["intermediate_size"]
+    n_tokens = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     found[f"{v}class_embedding"] = matrix(dim, gain=4)
     found[f"{v}patch_embedding.weight"] = matrix(dim, 3 * 14 * 14, gain=2).reshape(dim, 3, 14, 14)
     found[f"{v}gated_positional_embedding.embedding"] = matrix(n_tokens, dim, gain=3)
@@ -97,7 +107,7 @@ def tensors(seed: int = 1) -> Tensors:
         found[f"{name}gate"] = np.float32([gate])
         found[f"{v}layernorm_{place}.weight"], found[f"{v}layernorm_{place}.bias"] = vector(dim), small(dim)
     for kind, n in (("transformer", "num_hidden_layers"), ("global_transformer", "num_global_layers")):
-        for i in range(VISION[n]):
+        for i in range(vision[n]):
             name = f"{v}{kind}.layers.{i}."
             for part in "qkvo":
                 found[f"{name}self_attn.{part}_proj.weight"] = matrix(dim, dim)
@@ -107,7 +117,7 @@ def tensors(seed: int = 1) -> Tensors:
             found[f"{name}mlp.fc2.weight"], found[f"{name}mlp.fc2.bias"] = matrix(dim, ffn), small(dim)
             if kind == "global_transformer":
                 found[f"{name}gate_attn"], found[f"{name}gate_ffn"] = small(1) + 1, small(1) - 1
-    out = dim * (1 + len(VISION["intermediate_layers_indices"]))
+    out = dim * (1 + len(vision["intermediate_layers_indices"]))
     t = TEXT["hidden_size"]
     found["multi_modal_projector.weight"], found["multi_modal_projector.bias"] = matrix(t, out), small(t)
     found |= _text(matrix, vector)
@@ -156,19 +166,139 @@ def places(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return found
 
 
-def save_hf(folder: Path, found: Tensors | None = None) -> Path:
+def save_hf(folder: Path, found: Tensors | None = None, vision: dict[str, Any] = VISION) -> Path:
     """A folder with config.json and model.safetensors, in float32."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    header: dict[str, Any] = {}
-    parts: list[bytes] = []
-    at = 0
-    for name, value in (found or tensors()).items():
-        data = np.ascontiguousarray(value, "<f4").tobytes()
-        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [at, at + len(data)]}
-        parts.append(data)
-        at += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"vision_config": vision}))
+    write_safetensors(folder / "model.safetensors", found or tensors(vision=vision))
     return folder
+
+
+_META_PARTS = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "cross_attn.q_proj": "attention.wq",
+    "cross_attn.k_proj": "attention.wk",
+    "cross_attn.v_proj": "attention.wv",
+    "cross_attn.o_proj": "attention.wo",
+    "cross_attn.q_norm": "attention.q_norm",
+    "cross_attn.k_norm": "attention.k_norm",
+    "cross_attn_attn_gate": "gate_attn",
+    "cross_attn_mlp_gate": "gate_ffwd",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_META_VISION = {
+    "self_attn.q_proj": "attn.wq",
+    "self_attn.k_proj": "attn.wk",
+    "self_attn.v_proj": "attn.wv",
+    "self_attn.o_proj": "attn.wo",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "gate_attn": "gate_attn",
+    "gate_ffn": "gate_ffn",
+}
+_META_WHOLE = {
+    "vision_model.class_embedding": "class_embedding",
+    "vision_model.gated_positional_embedding.embedding": "positional_embedding",
+    "vision_model.gated_positional_embedding.gate": "gated_positional_embedding_gate",
+}
+
+
+def meta_tensors(found: Tensors) -> Tensors:
+    """The same under Meta's names, in Meta's order of rows."""
+    result: Tensors = {}
+    for name, value in found.items():
+        if name.startswith("language_model."):
+            result |= _meta_text(name.removeprefix("language_model."), value)
+        else:
+            result |= _meta_vision(name, value)
+    return result
+
+
+def _meta_text(name: str, value: npt.NDArray[np.float32]) -> Tensors:
+    if name == "model.embed_tokens.weight":
+        n = TEXT["vocab_size"]
+        return {
+            "text_model.tok_embeddings.weight": value[:n],
+            "text_model.learnable_embedding.weight": value[n:],
+        }
+    if not name.startswith("model.layers."):
+        return {f"text_model.{'output' if 'lm_head' in name else 'norm'}.weight": value}
+    number, part = name.removeprefix("model.layers.").split(".", 1)
+    cross = TEXT["cross_attention_layers"]
+    before = sum(i < int(number) for i in cross)
+    place = f"cross_attention_layers.{before}" if int(number) in cross else f"layers.{int(number) - before}"
+    if part.startswith(("self_attn.q_proj", "self_attn.k_proj")):
+        halves = value.reshape(-1, 2, TEXT["hidden_size"] // TEXT["num_attention_heads"] // 2, value.shape[1])
+        value = halves.swapaxes(1, 2).reshape(value.shape)  # pairs that rotate stand together
+    stem = part.removesuffix(".weight")
+    return {f"text_model.{place}.{_META_PARTS[stem]}{part[len(stem) :]}": value}
+
+
+def _meta_vision(name: str, value: npt.NDArray[np.float32]) -> Tensors:
+    inside = "vision_model.vision_encoder."
+    if name in _META_WHOLE:
+        return {inside + _META_WHOLE[name]: value}
+    if name.startswith("multi_modal_projector."):
+        return {name.replace("multi_modal_projector", "vision_model.vision_projection"): value}
+    if "patch_embedding" in name:
+        return {f"{inside}conv1._linear.weight": value.reshape(len(value), -1)}
+    if "tile_embedding" in name:
+        n = (VISION["image_size"] // VISION["patch_size"]) ** 2 + 1
+        return {f"{inside}gated_positional_embedding": places(value).reshape(4, 4, n, -1)}
+    plain = name.removeprefix("vision_model.")
+    if "tile_positional_embedding" in plain:
+        place, end = plain[: plain.index("_")], plain.split(".", 1)[1]
+        table = places(value)[:, :, None] if end == "embedding.weight" else value
+        return {f"{inside}{place}_tile_pos_embed.{end.removesuffix('.weight')}": table}
+    if plain.startswith("layernorm_"):
+        return {inside + plain.replace("layernorm_", "ln_"): value}
+    kind, _, number, part = plain.split(".", 3)
+    stem = part.removesuffix(".weight").removesuffix(".bias")
+    return {f"{inside}{kind}.resblocks.{number}.{_META_VISION[stem]}{part[len(stem) :]}": value}
+
+
+META_PARAMS: dict[str, Any] = {
+    "dim": TEXT["hidden_size"],
+    "n_layers": 4,
+    "n_heads": TEXT["num_attention_heads"],
+    "n_kv_heads": TEXT["num_key_value_heads"],
+    "vocab_size": TEXT["vocab_size"],
+    "multiple_of": 96,
+    "ffn_dim_multiplier": 0.5,
+    "norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "use_scaled_rope": True,
+    "vision_chunk_size": VISION["image_size"],
+    "vision_max_num_chunks": 4,
+    "vision_num_cross_attention_layers": 2,
+}
+_CUT_COLUMNS = ("attention.wo.", "feed_forward.w2.", "attn.wo.", "mlp.c_proj.weight")
+_WHOLE = ("norm", "gate", "ln_", "pos_embed", "class_embedding", "positional_embedding", "c_proj.bias")
+
+
+def save_meta(folder: Path, found: Tensors, n_ranks: int = 1) -> Path:
+    """A folder with params.json and consolidated.NN.pth, in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.json").write_text(json.dumps(META_PARAMS))
+    whole = meta_tensors(found)
+    for rank in range(n_ranks):
+        part = {name: _part(name, value, rank, n_ranks) for name, value in whole.items()}
+        stored = {name: bf16_bits(value) for name, value in part.items()}
+        write_torch(folder / f"consolidated.{rank:02}.pth", stored)
+    return folder
+
+
+def _part(name: str, value: npt.NDArray[np.float32], rank: int, n_ranks: int) -> npt.NDArray[np.float32]:
+    if any(text in name for text in _WHOLE):
+        return value
+    axis = 1 if any(text in name for text in _CUT_COLUMNS) else 0
+    return np.ascontiguousarray(np.split(value, n_ranks, axis)[rank])
