@@ -12,6 +12,8 @@ import pytest
 from pyllamacpu import Llama
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
+from pyllamacpu.gguf import GGUFWriter
+from pyllamacpu.gguf.reader import GGUFFile
 
 FOLDER = Path(__file__).parent / "fixtures" / "llama4_vision"
 PATCH, SIZE, PER_TILE = 99, 56, 4
@@ -34,6 +36,51 @@ def converted(layout: str, folder: Path, outtype: str = "f32") -> Path:
 def opened(path: Path, **options: object) -> Llama:
     usual = {"n_ctx": 256, "n_threads": 2, "kv_type": "f32"}
     return Llama(str(path), **usual | options)  # type: ignore[arg-type]
+
+
+SPECIAL = (
+    *(
+        "<unk>",
+        "<s>",
+        "</s>",
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|eot|>",
+        "<|image_start|>",
+        "<|image_end|>",
+    ),
+    *("<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
+)
+READS_PARTS = (
+    "{{ bos_token }}{% for m in messages %}<|header_start|>{{ m.role }}<|header_end|>"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|image|>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|eot|>{% endfor %}<|header_start|>assistant<|header_end|>"
+)
+
+
+def with_words(path: Path, folder: Path, template: str = READS_PARTS) -> Path:
+    """The model with letters for tokens, and its tower beside it."""
+    tokens = [*SPECIAL, *"▁abcdefghijklmnopqrstuvwxyz.,:;!?0123456789"]
+    tokens += [f"<{i}>" for i in range(len(tokens), 131)]
+    tokens[PATCH] = "<|patch|>"
+    found = folder / "words.gguf"
+    with GGUFFile.open(path) as file, GGUFWriter(found, "llama4") as writer:
+        own = ("general.architecture", "llama4.image_token_id", "tokenizer.ggml.model")
+        writer.copy_metadata(file.metadata, skip=own)
+        special = [token.startswith("<") for token in tokens]
+        values = {"model": "llama", "tokens": tokens, "scores": -np.arange(131, dtype=np.float32)}
+        values |= {"token_type": np.array([3 if x else 1 for x in special], np.int32)}
+        values |= {"bos_token_id": 1, "eos_token_id": 5, "unknown_token_id": 0, "add_space_prefix": False}
+        for name, value in values.items():
+            writer.add(f"tokenizer.ggml.{name}", value)
+        if template:
+            writer.add("tokenizer.chat_template", template)
+        for name, info in file.tensors.items():
+            writer.add_array(name, file.data(name).view(np.float32).reshape(info.shape))
+    tower = path.with_name(f"mmproj-{path.name}")
+    (folder / "mmproj-words.gguf").write_bytes(tower.read_bytes())
+    return found
 
 
 def difference(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -14,7 +14,6 @@ from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden
 from pyllamacpu.api.prompts import (
     as_texts,
-    check_messages,
     stop_strings,
     stop_token_ids,
     text_prompt,
@@ -147,6 +146,7 @@ class Completions(Tokens):
         stop_loops: bool = False,
         penalize_prompt: bool = True,
         grammar: Grammar | None = None,
+        images: Sequence[Any] = (),
         ahead: int | None = STREAMED_AHEAD,
     ) -> Iterator[TextEvent]:
         """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
@@ -155,7 +155,8 @@ class Completions(Tokens):
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
         holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
         `penalize_prompt`: penalties count the prompt's tokens too.
-        `grammar`: the form that the answer must have; it ends with it.
+        `grammar`: the form that the answer must have; it ends with it. `images`: those that the prompt's
+        placeholders, or its tokens for an image each, stand for, in any form that `logits` takes.
         `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
         any number. The arguments are checked at once, the work begins with the first event.
         """
@@ -165,8 +166,10 @@ class Completions(Tokens):
             raise OptionError(f"on_prompt={on_prompt!r:.80}: give a function")
         for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs)):
             token_count(name, count)
+        prompt, held = self._placed(prompt_tokens, images)
         request = Request(
-            prompt=check_tokens(prompt_tokens, self.engine.n_vocab),
+            prompt=prompt,
+            images=held,
             sampling=options or SamplingOptions(),
             max_tokens=max_tokens,
             stop=stop_strings(stop),
@@ -185,7 +188,7 @@ class Completions(Tokens):
         by_hand = is_overridden(self, Tokens, "generate", "eval", "sample")
         made = events_by_hand(self, request) if by_hand else self._events(request, on_prompt, ahead)
         events = self._log_timings(made)
-        return events if self.cache is None else self._cached(request.prompt, events)
+        return events if self.cache is None or held else self._cached(request.prompt, events)
 
     def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
         """The events, with the timings on stderr at the end if the model is verbose."""
@@ -296,7 +299,7 @@ class Completions(Tokens):
         if handler := self._registered_handler():
             return handler(llama=self, **given)
         from pyllamacpu.api.tool_answers import with_calls
-        from pyllamacpu.api.tools import chat_ids, checked_offer
+        from pyllamacpu.api.tools import checked_offer
 
         form = chosen_grammar(grammar, response_format)
         warn_retired(tfs_z)
@@ -305,7 +308,7 @@ class Completions(Tokens):
         offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
         ends = _ends(stop, template)
-        ids = chat_ids(tokenizer, template, check_messages(messages), offer)
+        ids, images = self.chat_prompt(tokenizer, template, messages, offer)
         n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
@@ -321,6 +324,7 @@ class Completions(Tokens):
             logprobs=n_top,
             end_tokens=stop_token_ids(tokenizer, template),
             grammar=offer.form or form,
+            images=images,
             ahead=STREAMED_AHEAD if stream else None,
         )
         return with_calls(self._chat_answer(model, ids, n_top, events, stream), offer)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pyllamacpu.api.prompts import check_messages
+from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.session import Logits
+from pyllamacpu.engine.token_ids import check_tokens
 
 if TYPE_CHECKING:
     from pyllamacpu.api.loading import LoadedModel
+    from pyllamacpu.api.tools import ChatTools
     from pyllamacpu.api.vision import Vision
     from pyllamacpu.engine.engine import Engine
+    from pyllamacpu.text.template import ChatTemplate
+    from pyllamacpu.text.tokenizer import Tokenizer
 
 
 class ImageCalls:
@@ -30,9 +37,46 @@ class ImageCalls:
             raise missing_tower(self.engine.file.paths[0], self.engine.config.arch)
         return self._parts.vision
 
+    def chat_prompt(
+        self, tokenizer: Tokenizer, template: ChatTemplate, messages: Any, offer: ChatTools
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """A conversation as token ids, and the images that are in it: parts of the types image and image_url,
+        whose images are in any form that `logits` takes. Raises TemplateError, ImageError, OptionError.
+        """
+        from pyllamacpu.api.tools import chat_ids
+
+        if not any(map(has_images, messages if isinstance(messages, (list, tuple)) else ())):
+            return chat_ids(tokenizer, template, check_messages(messages), offer), ()
+        from pyllamacpu.images.parts import take_images
+
+        vision = self.vision
+        texts, images = take_images(messages, vision.tiles_of)
+        checked = check_messages(texts, with_images=True)
+        return vision.chat_prompt(
+            lambda shown, markers: chat_ids(tokenizer, template, shown, offer, markers), checked, images
+        )
+
+    def _placed(
+        self, tokens: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """Checked ids, the images among them in their places: given as such, or placed already."""
+        if all(isinstance(image, EmbeddedImage) for image in images):
+            return self.engine.images.check_ids(tokens, self.engine.n_vocab), tuple(images)
+        return self.vision.prompt(check_tokens(tokens, self.engine.n_vocab), images)
+
     def image_features(self, image: Any) -> Logits:
         """What the vision tower makes of an image (in any form that `logits` takes): (n_rows, n_embd) float32
         that take the places of its tokens. Raises ImageError, OptionError.
         """
         rows: Logits = self.vision.embed(image).rows.copy()
         return rows
+
+
+def has_images(message: Any) -> bool:
+    """Whether a message has parts that are images."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, (list, tuple)):
+        return False
+    from pyllamacpu.images.parts import has_image
+
+    return any(map(has_image, content))

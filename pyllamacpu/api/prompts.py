@@ -38,8 +38,10 @@ def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int)
     return ids
 
 
-def check_messages(messages: Any) -> list[dict[str, Any]]:
-    """`messages` as a list of dicts with a role. Raises OptionError."""
+def check_messages(messages: Any, with_images: bool = False) -> list[dict[str, Any]]:
+    """`messages` as a list of dicts with a role; `with_images`: parts may be {"type": "image"}. Raises
+    OptionError.
+    """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise OptionError("messages must be a list of {'role': ..., 'content': ...}")
     if not messages:
@@ -47,7 +49,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise OptionError(f"messages[{i}] must be a dict with a 'role', not {message!r:.80}")
-        _check_content(message, i)
+        _check_content(message, i, with_images)
         if not isinstance(message.get("tool_calls"), (list, tuple, type(None))):
             raise OptionError(f"messages[{i}]: tool_calls must be a list, not {message['tool_calls']!r:.80}")
     return [_with_list(message) for message in messages]
@@ -59,7 +61,7 @@ def _with_list(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": list(content)} if isinstance(content, tuple) else dict(message)
 
 
-def _check_content(message: Mapping[str, Any], index: int) -> None:
+def _check_content(message: Mapping[str, Any], index: int, with_images: bool) -> None:
     """Raises OptionError for a content that is neither text nor a list of texts: a template would drop an
     image silently, and print anything else as Python writes it. Results of tools may be what they are.
     """
@@ -71,7 +73,7 @@ def _check_content(message: Mapping[str, Any], index: int) -> None:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and not isinstance(part.get("text"), str):
             raise OptionError(f"messages[{index}]: a content part of type 'text' has no text: {part!r:.80}")
-        if not isinstance(part, str) and kind != "text":
+        if not isinstance(part, str) and kind != "text" and not (with_images and kind == "image"):
             raise OptionError(
                 f"messages[{index}]: only text is supported, not a content part of type {kind!r}"
             )

@@ -182,7 +182,7 @@ class Tokens(ImageCalls):
     def input_ids(self) -> npt.NDArray[np.intc]:
         """(n_ctx,): the evaluated tokens, then zeros."""
         ids = np.zeros(self._session.n_ctx, np.intc)
-        ids[: self.n_tokens] = self._session.tokens
+        ids[: self.n_tokens] = self._session.visible_tokens
         return ids
 
     @input_ids.setter
@@ -197,11 +197,11 @@ class Tokens(ImageCalls):
 
     @property
     def _input_ids(self) -> npt.NDArray[np.intc]:
-        return np.array(self._session.tokens, np.intc)
+        return np.array(self._session.visible_tokens, np.intc)
 
     @property
     def eval_tokens(self) -> deque[int]:
-        return deque(self._session.tokens, maxlen=self._session.n_ctx)
+        return deque(self._session.visible_tokens, maxlen=self._session.n_ctx)
 
     @property
     def scores(self) -> Logits:
@@ -275,7 +275,7 @@ class Tokens(ImageCalls):
         check_length(len(ids), self.engine.n_ctx)
         held: Any = ()  # while they are read
         if len(images):
-            ids, held = self.vision.placed(ids, images)
+            ids, held = self.vision.prompt(ids, images)
         with self._busy:
             sequence = self.engine.sequence()
             try:
@@ -434,7 +434,7 @@ class Tokens(ImageCalls):
             session = self._session
             data = session.save()
             return LlamaState(
-                input_ids=np.array(session.tokens, np.intc),
+                input_ids=np.array(session.visible_tokens, np.intc),
                 scores=_saved_scores(session),
                 n_tokens=len(session),
                 llama_state=data,

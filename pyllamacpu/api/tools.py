@@ -180,10 +180,17 @@ def check_parameters(function: Mapping[str, Any]) -> str | None:
 
 
 def chat_ids(
-    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message], offer: ChatTools
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    offer: ChatTools,
+    markers: Mapping[str, int] | None = None,
 ) -> list[int]:
-    """A conversation as token ids, the offered tools in it. Raises TemplateError."""
-    return encode_chat(tokenizer, template, *shown_tools(template, messages, offer.offered))
+    """A conversation as token ids, the offered tools in it; `markers` as `encode_chat` has them. Raises
+    TemplateError.
+    """
+    shown = shown_tools(template, messages, offer.offered)
+    return encode_chat(tokenizer, template, *shown, markers=markers)
 
 
 def shown_tools(

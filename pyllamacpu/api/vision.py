@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.api.chat_images import Encode, Messages, encode_with_images
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.images import EmbeddedImage, image_digest
 from pyllamacpu.engine.tower import Tower, TowerFile
@@ -33,6 +34,7 @@ class Vision:
         self._lock = fork_safe_lock()
         names = {} if tokenizer is None else tokenizer.special_tokens
         self.ids = opened.image_tokens(names, engine.n_vocab, engine.file.metadata)
+        engine.images.placeholder = self.ids.get("patch", 0)
 
     @property
     def path(self) -> str:
@@ -60,11 +62,25 @@ class Vision:
 
         return self.opened.cut(open_picture(image))
 
+    def tiles_of(self, image: Any, where: str) -> Tiles:
+        """Likewise; errors name the place `where`."""
+        if isinstance(image, (Tiles, Mapping, np.ndarray)) or hasattr(image, "detach"):
+            return self.tiles(image)
+        from pyllamacpu.images.sources import open_picture
+
+        return self.opened.cut(open_picture(image, where=where))
+
     def embed(self, image: Any) -> EmbeddedImage:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
         pixels = self.tiles(image).pixels
         digest = image_digest(pixels, self.opened.identity)
         return self.engine.images.embedded(digest, lambda: self.tower.encode(pixels))
+
+    def prompt(
+        self, ids: Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """`placed` for ids that hold placeholders, else `expanded`."""
+        return (self.placed if self._id("patch") in ids else self.expanded)(ids, images)
 
     def placed(
         self, ids: Sequence[int], images: Sequence[Any]
@@ -102,6 +118,15 @@ class Vision:
         for token in ids:
             found += self.opened.placeholders(self.ids, next(left)) if token == mark else [token]
         return self.placed(found, tiles)
+
+    def chat_prompt(
+        self, encode: Encode, messages: Messages, images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """Messages whose parts {"type": "image"} stand for `images`, as token ids, by `encode`. Raises
+        TemplateError, ImageError, OptionError.
+        """
+        ids = encode_with_images(encode, messages, self._id("image"), len(images))
+        return self.expanded(ids, images)
 
     def _id(self, what: str) -> int:
         if what not in self.ids:

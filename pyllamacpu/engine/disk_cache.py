@@ -148,7 +148,7 @@ class DiskCache:
     def _digest(self, node: Node) -> bytes:
         if node.digest is None:
             assert node.parent is not None
-            node.digest = next_key(self._digest(node.parent), node.key)
+            node.digest = next_key(self._digest(node.parent), node.key, self._cache.images)
         return node.digest
 
     def _is_stored(self, node: Node, used: int) -> bool:
@@ -196,7 +196,7 @@ class DiskCache:
         if key is None:
             return keys
         for start in range(0, min(len(reading.tokens) // PAGE, most) * PAGE, PAGE):
-            key = next_key(key, reading.tokens[start : start + PAGE])
+            key = next_key(key, reading.tokens[start : start + PAGE], self._cache.images)
             keys.append(key)
         return keys
 

@@ -110,7 +110,7 @@ class Engine:
         self.model = load(file, self.config, self._pool, on_load)
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
-        self.images = ImageCache()
+        self.images = self.cache.images = ImageCache()
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()
         """What new sequences use."""

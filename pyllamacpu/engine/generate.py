@@ -12,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.session import Logits, Session
-from pyllamacpu.engine.token_ids import check_length, check_tokens
+from pyllamacpu.engine.token_ids import check_length, check_tokens, text_tokens
 from pyllamacpu.errors import ContextError, OptionError, TokenizerError
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import CompiledGrammar
@@ -94,6 +95,7 @@ class Request:
     grammar: CompiledGrammar | None = None  # the form of the answer, which ends when nothing can follow
     adapters: AdapterScales | None = None  # that the model is changed by; None: the engine's own choice
     draft: bool = True  # guess tokens ahead, where the scheduler knows how; endless ones are never guessed
+    images: tuple[EmbeddedImage, ...] = ()  # whose ids are in the prompt
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
 
 
@@ -147,7 +149,7 @@ class StepSampler:
         processors: tuple[LogitsProcessor, ...] = (),
     ) -> int:
         """A token for the logits `row` (n_vocab,), which is not accepted: it may never be evaluated."""
-        tokens = list(session.tokens)
+        tokens = text_tokens(session.tokens)
         sampler = self._fitting(session, options, tokenizer, processors)
         if tokens[: len(self._accepted)] != self._accepted:
             sampler.set_state({**sampler.get_state(), "history": [], "ids": []})
@@ -301,7 +303,7 @@ class Generation:
         self._pending = _Pending()
         self._text = ""  # for the last event
         self.sampler = make_sampler(request.sampling, n_vocab, n_ctx, tokenizer, request.processors)
-        self.sampler.accept_prompt(request.prompt, request.penalize_prompt)
+        self.sampler.accept_prompt(text_tokens(request.prompt), request.penalize_prompt)
         self.n_generated = 0
         self.reason: FinishReason | None = None
 
@@ -355,7 +357,7 @@ class Generation:
 
     def push(self, tokens: Sequence[int]) -> None:
         """Puts `tokens` behind the history."""
-        self.sampler.accept_prompt(tokens, self._request.penalize_prompt)
+        self.sampler.accept_prompt(text_tokens(tokens), self._request.penalize_prompt)
         self.history.extend(tokens)
 
     def last_event(self, stats: GenerationStats) -> TextEvent:

@@ -110,7 +110,13 @@ class Handle:
     @property
     def may_draft(self) -> bool:
         """Whether tokens may be guessed ahead: not where others may come between two of them."""
-        return isinstance(self.request, Request) and self.request.draft and not self.request.endless
+        request = self.request
+        return isinstance(request, Request) and request.draft and not request.endless and not request.images
+
+    def hold_images(self) -> None:
+        """The sequence keeps its images, which it may read again."""
+        if isinstance(self.request, Request):
+            self.sequence.images.update((image.digest, image) for image in self.request.images)
 
     def forget_draft(self) -> None:
         """The step at hand verifies nothing."""

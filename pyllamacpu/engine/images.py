@@ -8,6 +8,7 @@ the tree of the prefix cache) tells images apart without knowing of them.
 from __future__ import annotations
 
 import hashlib
+import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -28,6 +29,8 @@ Floats = npt.NDArray[np.float32]
 
 _LIMIT = 512 << 20  # bytes of rows that are kept for images that may come again
 _LOWEST = -(1 << 31)
+_MOST_ROWS = 1 << 20  # of an image
+_RANGE = struct.Struct("<iI32s")  # first id, rows, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class ImageCache:
 
     def __init__(self, limit_bytes: int = _LIMIT) -> None:
         self.limit_bytes = limit_bytes
+        self.placeholder = 0  # the vocabulary's id that is shown where an image's row is
         self._lock = fork_safe_lock()
         self._firsts: list[int] = []  # of -1 - id: where the ids of each image begin
         self._digests: list[bytes] = []
@@ -95,6 +99,8 @@ class ImageCache:
         """The id of row 0 of an image, whose rows may be elsewhere (a saved state)."""
         with self._lock:
             if digest not in self._ranges:
+                if not 0 < n_rows <= _MOST_ROWS:
+                    raise OptionError(f"an image has {n_rows} rows, where 1 to {_MOST_ROWS} are allowed")
                 if -1 - self._next - n_rows < _LOWEST:
                     raise OptionError("too many images for one engine: open the model again")
                 self._ranges[digest] = len(self._firsts), n_rows
@@ -128,6 +134,40 @@ class ImageCache:
             if token < 0:
                 digest, row = self.find(token)
                 found.append(digest + row.to_bytes(4, "little"))
+        return found
+
+    def visible(self, tokens: Seq[int]) -> list[int]:
+        """With placeholders where rows of images are."""
+        return [self.placeholder if token < 0 else token for token in tokens]
+
+    # Saved states
+
+    def saved_ranges(self, tokens: Seq[int]) -> bytes:
+        """What tells the images of `tokens` in another process: of each its first id, rows and digest."""
+        found = {}
+        for token in tokens:
+            if token < 0:
+                digest, row = self.find(token)
+                found[digest] = token + row
+        parts = (_RANGE.pack(first, self._ranges[digest][1], digest) for digest, first in found.items())
+        return b"".join(parts)
+
+    def renumbered(self, tokens: Seq[int], ranges: bytes) -> list[int]:
+        """The ids here of tokens that were saved with those ranges. Raises OptionError for damaged ones."""
+        try:
+            known = sorted((-first, n, digest) for first, n, digest in _RANGE.iter_unpack(ranges))
+            starts = [start for start, _, _ in known]
+            firsts = [self.first_id(digest, n) for _, n, digest in known]
+        except struct.error:
+            raise OptionError("the saved state is damaged: its images") from None
+        found = []
+        for token in tokens:
+            if token < 0:
+                i = bisect_right(starts, -token) - 1
+                if i < 0 or -token - starts[i] >= known[i][1]:
+                    raise OptionError("the saved state is damaged: a token stands for none of its images")
+                token = firsts[i] - (-token - starts[i])
+            found.append(token)
         return found
 
     def of_tokens(self, tokens: Seq[int]) -> list[EmbeddedImage]:

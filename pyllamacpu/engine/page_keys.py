@@ -1,6 +1,6 @@
 """The names of KV pages outside of this process: hashes of all that decides their bits.
 
-    key of a page = sha256(key of the page before it, its 32 token ids)
+    key of a page = sha256(key of the page before it, its 32 token ids; of rows of images: digest and row)
     key before the first = sha256(what computes: the model's content, the plan, KV types, kernels, tier, CPU)
 
 Two processes that would compute the same bits find each other's pages, and nobody else's.
@@ -22,6 +22,7 @@ import numpy as np
 from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.engine.pages import KVCache
 from pyllamacpu.engine.prefix_cache import Root
+from pyllamacpu.engine.token_ids import ImageIds
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.model.weights import Matrix, Table, Vector
@@ -30,9 +31,12 @@ from pyllamacpu.native import extension_content, isa_selected
 _FRESH = 2.0  # seconds after a change during which a file could change again without a new time
 
 
-def next_key(key: bytes, tokens: Seq[int]) -> bytes:
-    """The key of the page of `tokens` behind the page of `key`."""
-    return hashlib.sha256(key + np.asarray(tokens, "<i4").tobytes()).digest()
+def next_key(key: bytes, tokens: Seq[int], images: ImageIds | None = None) -> bytes:
+    """The key of the page of `tokens` behind the page of `key`. Rows of images go by what they show."""
+    found = hashlib.sha256(key + np.maximum(np.asarray(tokens, "<i4"), -1).tobytes())
+    for part in [] if images is None else images.key_parts(tokens):
+        found.update(part)
+    return found.digest()
 
 
 def root_key(base: bytes, root: Root) -> bytes | None:

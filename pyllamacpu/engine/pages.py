@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pyllamacpu.engine.token_ids import ImageIds
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.model.config import kv_type
@@ -23,8 +24,9 @@ from pyllamacpu.native import ffi, lib, pointer
 
 PAGE: int = lib.PL_PAGE_POSITIONS
 KEPT_BEHIND = 64  # tokens that a sequence can be cut back by, whatever chunks are over
-_STATE_KIND = b"PLKV1"
+_STATE_KIND, _WITH_IMAGES = b"PLKV1", b"PLKV2"
 _STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
+_IMAGE_BYTES = struct.Struct("<Q")  # of what tells the images of a state
 _DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
 
 PageSet = tuple[int, ...]
@@ -47,6 +49,7 @@ class KVCache:
         self.type_k, self.type_v = kv_type(type_k), kv_type(type_v)
         self.limit_bytes = limit_bytes
         self.on_full: Callable[[int], bool] | None = None
+        self.images: ImageIds | None = None  # what tokens below zero stand for
         # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
         self.lock = fork_safe_lock()
         self.handles = tuple(self._native(space) for space in self.spaces)
@@ -316,8 +319,12 @@ class Sequence:
         """Tokens, keys and values, for `load` into a sequence of an engine with the same model and cache
         types, as buffers that are good until the next one is asked for.
         """
-        yield _STATE.pack(_state_magic(self.adapters), self.cache.page_bytes, len(self.tokens))
+        ranges = b"" if self.cache.images is None else self.cache.images.saved_ranges(self.tokens)
+        magic = _state_magic(self.adapters, _WITH_IMAGES if ranges else _STATE_KIND)
+        yield _STATE.pack(magic, self.cache.page_bytes, len(self.tokens))
         yield np.asarray(self.tokens, np.int32).tobytes()
+        if ranges:
+            yield _IMAGE_BYTES.pack(len(ranges)) + ranges
         n = -(-len(self.tokens) // PAGE)
         for table in self._tables:
             pages = [page for page in table.pages[:n] if page]
@@ -339,7 +346,7 @@ class Sequence:
         if is_of_other_adapters(magic, self.adapters):
             raise OptionError("the saved state was computed with other adapters, or other scales of them")
         if (
-            magic[: len(_STATE_KIND)] != _STATE_KIND
+            magic[: len(_STATE_KIND)] not in (_STATE_KIND, _WITH_IMAGES)
             or page_bytes != self.cache.page_bytes
             or n_tokens >= 1 << 31
         ):
@@ -350,12 +357,21 @@ class Sequence:
             while len(tokens) < n_tokens:  # by parts: the count is not to be trusted with memory
                 part = _exactly(source, 4 * min(n_tokens - len(tokens), 1 << 16))
                 tokens += np.frombuffer(part, np.int32).tolist()
+            if magic[: len(_WITH_IMAGES)] == _WITH_IMAGES:
+                tokens = self._renumbered(source, tokens)
             for table in self._tables:
                 self._load_pages(source, table, -(-n_tokens // PAGE))
         except BaseException:
             self.trim()
             raise
         self.tokens = tokens
+
+    def _renumbered(self, source: BinaryIO, tokens: list[int]) -> list[int]:
+        """The tokens with this engine's ids for the images of a saved state."""
+        (n_bytes,) = _IMAGE_BYTES.unpack(_exactly(source, _IMAGE_BYTES.size))
+        if self.cache.images is None or n_bytes > 1 << 30:
+            raise OptionError("the saved state is damaged, or of another model")
+        return self.cache.images.renumbered(tokens, _exactly(source, n_bytes))
 
     def _load_pages(self, source: BinaryIO, table: _PageTable, n: int) -> None:
         dropped = 0
@@ -373,16 +389,17 @@ def is_of_other_adapters(state: bytes, adapters: AdapterScales) -> bool:
     """Whether a saved state (its beginning is enough) was computed with others than `adapters`, or with other
     scales of them.
     """
-    magic = _state_magic(adapters)
-    return state[: len(magic)] != magic and state[: len(_STATE_KIND)] == _STATE_KIND
+    kind = state[: len(_STATE_KIND)]
+    magic = _state_magic(adapters, kind)
+    return kind in (_STATE_KIND, _WITH_IMAGES) and state[: len(magic)] != magic
 
 
-def _state_magic(adapters: AdapterScales) -> bytes:
+def _state_magic(adapters: AdapterScales, kind: bytes) -> bytes:
     """A saved state's first 8 bytes: the last three tell adapters and scales apart; zeros: none."""
     if not adapters:
-        return _STATE_KIND + bytes(3)
+        return kind + bytes(3)
     text = " ".join(f"{adapter.digest} {adapter.alpha!r} {scale!r}" for adapter, scale in adapters)
-    return _STATE_KIND + hashlib.sha256(text.encode()).digest()[:3]
+    return kind + hashlib.sha256(text.encode()).digest()[:3]
 
 
 def _exactly(source: BinaryIO, n: int) -> bytes:

@@ -25,7 +25,7 @@ from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.speculation import Speculation, most_drafted
-from pyllamacpu.engine.token_ids import check_length, check_tokens
+from pyllamacpu.engine.token_ids import check_ids, check_length
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.sampling.rows import Mask, sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ class Scheduler:
 
         Raises TokenizerError, OptionError, ContextError when it cannot be served.
         """
-        prompt = check_tokens(request.prompt, self.engine.n_vocab)
+        prompt = check_ids(request.prompt, self.engine.n_vocab, self.engine.cache.images)
         if not prompt:
             raise OptionError("the prompt is empty: give at least one token")
         generation = None
@@ -245,6 +245,7 @@ class Scheduler:
         handle.state = "reading"
         self._running.append(handle)
         if handle._generation is not None:
+            handle.hold_images()
             n = self.prefixes.extend(handle.sequence, handle.history[: handle.n_reusable])
             handle.n_cached = handle.n_cached or min(n, len(handle.request.prompt))
 

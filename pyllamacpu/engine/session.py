@@ -56,6 +56,12 @@ class Session:
         """The tokens evaluated so far."""
         return self.sequence.tokens
 
+    @property
+    def visible_tokens(self) -> list[int]:
+        """The same in ids of the vocabulary: placeholders where rows of images are."""
+        images = self.sequence.cache.images
+        return list(self.tokens) if images is None else images.visible(self.tokens)
+
     def __len__(self) -> int:
         return len(self.sequence)
 
@@ -130,7 +136,7 @@ class Session:
         if source.read(1):
             self.sequence.truncate(0)
             raise OptionError("the saved state is damaged: it is longer than it says")
-        if list(self.tokens) != list(tokens):
+        if self.visible_tokens != list(tokens):
             self.sequence.truncate(0)
             raise ModelError("the saved state is damaged: its cache holds other tokens than it says")
         if self.scores is not None and len(tokens):

@@ -1,11 +1,22 @@
-"""Checks of token ids, and what they have in common."""
+"""Checks of token ids, and what they have in common. Ids below zero stand for rows of images (images.py)."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from pyllamacpu.errors import ContextError, TokenizerError
+
+
+class ImageIds(Protocol):
+    """What an engine knows of ids below zero: `images.ImageCache`."""
+
+    def check_ids(self, tokens: Iterable[int], n_vocab: int) -> list[int]: ...
+    def visible(self, tokens: Sequence[int]) -> list[int]: ...
+    def key_parts(self, tokens: Sequence[int]) -> list[bytes]: ...
+    def saved_ranges(self, tokens: Sequence[int]) -> bytes: ...
+    def renumbered(self, tokens: Sequence[int], ranges: bytes) -> list[int]: ...
 
 
 def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
@@ -23,6 +34,16 @@ def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
         wrong = next(token for token in ids if not 0 <= token < n_vocab)
         raise TokenizerError(f"token id {wrong} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
     return ids
+
+
+def check_ids(tokens: Iterable[int], n_vocab: int, images: ImageIds | None) -> list[int]:
+    """As `check_tokens`, for ids some of which may stand for rows of images."""
+    return check_tokens(tokens, n_vocab) if images is None else images.check_ids(tokens, n_vocab)
+
+
+def text_tokens(tokens: Sequence[int]) -> list[int]:
+    """Those that are no rows of images."""
+    return [token for token in tokens if token >= 0]
 
 
 def check_length(n_tokens: int, n_ctx: int) -> None:

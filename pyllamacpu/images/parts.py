@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pyllamacpu.errors import ImageError
-from pyllamacpu.images.picture import Picture
 from pyllamacpu.images.sources import decode_base64
 
-Open = Callable[[Any, str], Picture]  # what a part holds, and its place in the messages; raises ImageError
+Opened = TypeVar("Opened")
+Open = Callable[[Any, str], Opened]  # what a part holds, and its place in the messages; raises ImageError
 
 IMAGE_KINDS = ("image", "image_url", "input_image")
 """Types of parts that are images."""
@@ -21,11 +21,11 @@ def has_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") in IMAGE_KINDS
 
 
-def take_images(messages: Iterable[Any], open: Open) -> tuple[list[Any], list[Picture]]:
-    """The messages with {"type": "image"} for each image, as chat templates read it, and the pictures in
+def take_images(messages: Iterable[Any], open: Open[Opened]) -> tuple[list[Any], list[Opened]]:
+    """The messages with {"type": "image"} for each image, as chat templates read it, and what they hold, in
     order. Messages without images stay as they are. Raises ImageError.
     """
-    pictures: list[Picture] = []
+    pictures: list[Opened] = []
 
     def taken(part: Any, where: str) -> Any:
         if not has_image(part):

@@ -118,6 +118,7 @@ def encode_chat(
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = True,
     check: bool = True,
+    markers: Mapping[str, int] | None = None,
     **extra: Any,
 ) -> list[int]:
     """Token ids of the prompt for `messages`, with one BOS if the vocabulary wants one.
@@ -128,8 +129,9 @@ def encode_chat(
     Spellings of special tokens inside messages and tools stay text. They are made unrecognisable before
     rendering, by putting a private-use character for their first one, and restored afterwards in the text
     between the template's own special tokens, so that word and token boundaries are those of the plain text.
+    `markers`: texts inside messages that stand for a token each (where an image is).
     """
-    masks = _Masks(tokenizer, template, messages, tools, extra)
+    masks = _Masks(tokenizer, template, messages, tools, extra, markers or {})
     special = frozenset(masks.spellings)
     formed = MessageForms(messages, template.abilities).chosen
 
@@ -211,11 +213,14 @@ class _Masks:
         messages: Sequence[Message],
         tools: Sequence[Any] | None,
         extra: Mapping[str, Any],
+        markers: Mapping[str, int],
     ) -> None:
         self.spellings = tokenizer.special_tokens
         self.used: set[str] = set()
         self._longest_first = sorted(filter(None, self.spellings), key=len, reverse=True)
         self._special = _any_of(self._longest_first)
+        self._visible = _any_of([*self._longest_first, *markers])
+        self._ids = {**self.spellings, **markers}
         taken = set(template.source).union(template.tool_source or "", *_strings([*messages, tools, extra]))
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in taken)
         first_letters = sorted({_first_letter(spelling) for spelling in self._longest_first})
@@ -284,8 +289,8 @@ class _Masks:
         """`text` as plain text and the ids of the special tokens that stand in it unhidden."""
         parts: list[str | int] = []
         end = 0
-        for match in self._special.finditer(text):
-            parts += [self.restore(text[end : match.start()]), self.spellings[match.group()]]
+        for match in self._visible.finditer(text):
+            parts += [self.restore(text[end : match.start()]), self._ids[match.group()]]
             end = match.end()
         return [*parts, self.restore(text[end:])]
 
