@@ -307,9 +307,8 @@ class Completions(Tokens):
         options = self._options("create_chat_completion", sampling, seed)
         offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
-        ends = _ends(stop, template)
         ids, images = self.chat_prompt(tokenizer, template, messages, offer)
-        n_top = token_count("top_logprobs", top_logprobs) if logprobs else None
+        ends, n_top = _ends(stop, template), token_count("top_logprobs", top_logprobs) if logprobs else None
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
             more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.form or form, "stream": stream}
