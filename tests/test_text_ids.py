@@ -31,19 +31,6 @@ def test_bpe_ids_equal_the_librarys(pre: str) -> None:
         assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("pre", PRES)
-@pytest.mark.parametrize("merges_per_letter", [1 << 60, 0], ids=["library", "list"])
-def test_bpe_ids_do_not_depend_on_who_merges(
-    pre: str, merges_per_letter: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The `tokenizers` library and the list of merges agree, through the whole tokenizer."""
-    monkeypatch.setattr("pyllamacpu.text.merges.MERGES_PER_LETTER", merges_per_letter)
-    tokenizer = load(f"bpe-{pre}.json")
-    for text, ids in zip(HOSTILE, fixture(f"bpe-{pre}.json")["ids"], strict=True):
-        assert tokenizer.encode(text, add_special=False) == ids, text
-    assert ("_bpe" in tokenizer._merges.__dict__) is (merges_per_letter > 0)
-
-
 def library_tokenizer(pre: str) -> Any:
     """The `tokenizers` library on a fixture's vocabulary, with a pipeline built by hand."""
     tokenizers = pytest.importorskip("tokenizers")

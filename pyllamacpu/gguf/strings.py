@@ -120,6 +120,13 @@ class StringArray(Sequence[str]):
                 return joined.decode("utf-8", "surrogateescape").split(chr(separator))[:-1]
         return [self.bytes(i).decode("utf-8", "surrogateescape") for i in range(self._count)]
 
+    def lines(self) -> RawBytes:
+        """All strings, each followed by a line end; one that holds a line end is left empty."""
+        joined = self._joined(10)
+        if joined.count(10) == self._count:
+            return joined
+        return b"".join(b"\n" if b"\n" in text else text + b"\n" for text in self.bytes_list())
+
     def _joined(self, separator: int) -> RawBytes:
         """All strings, each followed by the separator byte."""
         from pyllamacpu.native import ffi, lib

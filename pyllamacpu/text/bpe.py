@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.merges import Merges
 from pyllamacpu.text.pretokenize import PRE_TOKENIZERS
 from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
-from pyllamacpu.text.vocab import TokenType, Vocabulary, string_list
+from pyllamacpu.text.vocab import TokenType, Vocabulary, joined_lines, string_lines
 
-MAX_CACHED_WORDS = 1 << 16
-MAX_CACHED_LENGTH = 64  # characters
+HIDDEN = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)  # plain text never becomes these
 
 
 def _byte_letters() -> list[str]:
@@ -69,67 +70,51 @@ class ByteLevelTokenizer(Tokenizer):
         key = "tokenizer.ggml.merges"
         if key not in metadata:
             raise TokenizerError(f"{vocab.path}: {key} is missing; convert the model again")
-        self._merge_list = string_list(metadata[key], key, vocab.path)
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._merge_lines = string_lines(metadata[key], key, vocab.path)
 
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
-        ids: list[int] = []
-        cache = self._cache
-        for word in self._words.split(self._decoded(text)):
-            known = cache.get(word)
-            if known is None:
-                known = tuple(self._encode_word(word.encode("utf-8", "surrogateescape")))
-                if len(word) <= MAX_CACHED_LENGTH:
-                    if len(cache) >= MAX_CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = known
-            ids.extend(known)
-        return ids
+        if self._words.rule is not None:
+            return self._merges.encode(self._replaced(text))
+        words = self._words.split(self._replaced(text).decode("utf-8", "surrogateescape"))
+        encode = self._merges.encode
+        return [token for word in words for token in encode(word.encode("utf-8", "surrogateescape"))]
 
-    def _decoded(self, text: bytes) -> str:
-        """Bytes that are not UTF-8 pass through as lone surrogates: no letters, no digits, no space."""
+    def _replaced(self, text: bytes) -> bytes:
+        """The text with U+FFFD for invalid bytes that have no token, so that the model sees that they were
+        there; the others pass: they are no letters, no digits, no space.
+        """
         try:
-            return text.decode("utf-8")
+            text.decode("utf-8")
         except UnicodeDecodeError:
-            return text.decode("utf-8", "surrogateescape").translate(self._replaced)
-
-    def _encode_word(self, word: bytes) -> list[int]:
-        letters = to_letters(word)
-        if self._words.whole_words and letters in self._text_ids:
-            return [self._text_ids[letters]]
-        if not self._missing.isdisjoint(word):
-            word = bytes(byte for byte in word if byte not in self._missing)
-            letters = to_letters(word)
-        return self._merges.merge(letters)
+            replaced = {0xDC00 + byte: "\ufffd" for byte in self._missing if byte >= 0x80}
+            decoded = text.decode("utf-8", "surrogateescape").translate(replaced)
+            return decoded.encode("utf-8", "surrogateescape")
+        return text
 
     @cached_property
     def _merges(self) -> Merges:
-        return Merges(self._merge_list, BYTE_LETTERS, self._text_ids)
+        lines, self._merge_lines = self._merge_lines, b""  # C has a copy
+        kinds = np.asarray(self.vocab.types)
+        return Merges(
+            joined_lines(self.vocab.pieces),
+            np.isin(kinds, HIDDEN),
+            lines,
+            rule=self._words.rule,
+            whole_words=self._words.whole_words,
+        )
 
     @cached_property
     def _missing(self) -> frozenset[int]:
         """Bytes that have no token. They are left out of a word before it is merged, as `tokenizers` does it
         (SmolLM2 lacks a few control characters and bytes that only invalid or unassigned text has).
         """
-        return frozenset(byte for byte, letter in enumerate(BYTE_LETTERS) if letter not in self._text_ids)
+        found = (self.vocab.ids.get(letter) for letter in BYTE_LETTERS)
+        types = (None if token is None else self.vocab.types[token] for token in found)
+        return frozenset(byte for byte, kind in enumerate(types) if kind is None or kind in HIDDEN)
 
     def fewest_tokens(self, text: str | bytes) -> int:
         left = to_bytes(text).translate(None, bytes(self._missing))
         return -(-len(left) // self._longest_token)
-
-    @cached_property
-    def _replaced(self) -> dict[int, str]:
-        """Escaped invalid bytes that have no token: U+FFFD is put for them, so that the model sees that they
-        were there.
-        """
-        return {0xDC00 + byte: "\ufffd" for byte in self._missing if byte >= 0x80}
-
-    @cached_property
-    def _text_ids(self) -> dict[str, int]:
-        """Spelling → id of the tokens that plain text can become."""
-        hidden = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
-        special = self.vocab.of_type(*hidden)
-        return {piece: token for piece, token in self.vocab.ids.items() if piece not in special}
 
     def _piece_bytes(self, token: int) -> bytes:
         piece = self.vocab.pieces[token]

@@ -1,131 +1,103 @@
-"""Byte-pair merging of one word by a list of merges, lowest rank first.
+"""Byte-pair merging in C (csrc/text): from text, or from single words of it, to the ids of its pieces.
 
-Two mergers with the same answer: a loop in Python over a dictionary of ranks (`merge_by_list`), and the BPE
-model of the `tokenizers` library. The library merges a long word up to ten times as fast, but must be built:
-for Llama 3 (280,000 merges) that takes 0.35 s and 50 MB more than the dictionary does, and a short prompt
-would wait for it before the first token. So the list merges at first, and the library takes over when it has
-done about as much work as building the library is.
+Merging is by rank: the lowest first, the leftmost of equal ranks first. A word is merged once and remembered.
 
-CPU time in ms from the metadata to the ids of a first text (tokenizers 0.23, one core of a Xeon, 2026-11-29),
-for either merger alone, both as here, and tiktoken, which knows only the order of the tokens, so that its
-answer had to be proved equal first (it had the list beside it for short prompts, too):
-
-                                 list  library  both  tiktoken
-    Llama 3, 240 bytes            240      550   180       240
-    Llama 3, 1 MB of code         640      890   845      1910
-    Llama 3, 1 MB of Chinese     1850     1030  2030      2560
-    Llama 3, 1 MB of long runs   5060     1100  1820      2490
+A novel of 1.2 MB (SmolLM2's vocabulary, one core of a Xeon with other work beside it, 2026-11-29) takes 120 ms
+the first time and 60 ms again; with patterns of the library `regex`, a dictionary of words and the merges of
+`tokenizers`, as it was before, 1440 and 590 ms (benchmarks/tokenizing.py).
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Mapping
-from functools import cached_property
-from itertools import count
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import Any
 
-if TYPE_CHECKING:
-    from tokenizers.models import BPE
+import numpy as np
+import numpy.typing as npt
 
-MERGES_PER_LETTER = 2  # that the library takes up in the time of one letter by the list
+from pyllamacpu.errors import OptionError
+from pyllamacpu.native import check, ffi, lib, pointer
+from pyllamacpu.text.character_classes import classes_of_block
+from pyllamacpu.text.pretokenize import WordRule
 
 
 class Merges:
-    """A list of merges ("left right", the first of equals counts) over the words of an alphabet.
+    """A vocabulary and its list of merges. Safe to share between threads.
 
-    `ids` gives the id of each piece; a piece that has none comes out as the ids of its letters.
+    pieces: spelled in byte letters, in the order of their ids, each followed by a line end (vocab.py's
+    string_lines); hidden: for each, whether plain text never becomes it; merges: "left right", each followed
+    by a line end, the first of equals counts. A piece that has no id, or is hidden, comes out as the ids of
+    its letters, and a byte that has none is left out. whole_words: a word that is a piece is taken whole,
+    whatever the merges say.
+
+    Raises OptionError unless `hidden` is as long as `pieces`.
     """
 
-    def __init__(self, merges: list[str], alphabet: list[str], ids: Mapping[str, int]) -> None:
-        self._list = merges
-        self._alphabet = alphabet
-        self._ids = ids
-        self._n_letters = 0  # merged by the list so far
+    def __init__(
+        self,
+        pieces: bytes,
+        hidden: npt.NDArray[np.bool_],
+        merges: bytes,
+        *,
+        rule: WordRule | None = None,
+        whole_words: bool = False,
+    ) -> None:
+        if pieces.count(b"\n") != len(hidden):
+            raise OptionError(f"{len(hidden)} flags do not fit {pieces.count(10)} pieces")
+        flags = hidden.astype(np.uint8).tobytes()
+        new = lib.pl_bpe_new(pieces, len(pieces), flags, len(hidden), merges, len(merges), int(whole_words))
+        self._bpe = ffi.gc(pointer(new, "a tokenizer's merges"), lib.pl_bpe_free)
+        self._words = None if rule is None else _native_words(rule)
+        self._caches: deque[Any] = deque()  # of words met before; each is used by one thread at a time
 
-    def merge(self, word: str) -> list[int]:
-        """The ids of the pieces of `word`, all of whose letters have one, after all merges: the lowest rank
-        first, the leftmost of equal ranks first.
-        """
-        self._n_letters += len(word)
-        if self._n_letters * MERGES_PER_LETTER > len(self._list):
-            return self.merge_by_library(word)
-        return self.merge_by_list(word)
+    def encode(self, text: bytes) -> list[int]:
+        """The ids of a text, cut into words by the rule; without a rule it is one word."""
+        ids = ffi.new("int32_t[]", max(1, len(text)))
+        run = ffi.new("pl_encoding *", {"ids": ids})
+        words = ffi.NULL if self._words is None else self._words
+        cache = self._cache()
+        try:
+            while (code := lib.pl_bpe_encode(self._bpe, words, cache, text, len(text), run)) != lib.PL_OK:
+                if code != lib.PL_ENEEDS_BLOCK:
+                    check(code, "tokenizing")
+                learn(words, run.block)
+        finally:
+            self._caches.append(cache)
+        found: list[int] = ffi.unpack(ids, run.n_ids) if run.n_ids else []
+        return found
 
-    def merge_by_library(self, word: str) -> list[int]:
-        """As `merge`."""
-        bpe, spelled = self._bpe
-        ids = [token.id for token in bpe.tokenize(word)]
-        if spelled.keys().isdisjoint(ids):
-            return ids
-        return [one for token in ids for one in spelled.get(token, (token,))]
+    def _cache(self) -> Any:
+        try:
+            return self._caches.pop()
+        except IndexError:
+            new = pointer(lib.pl_word_cache_new(), "a cache of words")
+            return ffi.gc(new, lib.pl_word_cache_free)
 
-    def merge_by_list(self, word: str) -> list[int]:
-        """As `merge`. O(n log n)."""
-        ids: list[int] = []
-        for piece in self._pieces(word):
-            token = self._ids.get(piece)
-            ids.extend([token] if token is not None else [self._ids[letter] for letter in piece])
-        return ids
 
-    def _pieces(self, word: str) -> list[str]:
-        pieces: list[str] = list(word)
-        after = list(range(1, len(pieces) + 1))
-        before = list(range(-1, len(pieces) - 1))
-        n, ranks = len(pieces), self._ranks
-        queue: list[tuple[int, int, str]] = []
+def split_words(rule: WordRule, text: bytes) -> list[bytes]:
+    """The words of a text."""
+    words, at, found = _native_words(rule), 0, []
+    ends = ffi.new("int64_t[]", max(1, len(text)))
+    while at < len(text):
+        n = lib.pl_words_split(words, text, len(text), 0, ends)
+        if n < 0:
+            learn(words, -1 - n)
+            continue
+        for end in ffi.unpack(ends, n):
+            found.append(text[at:end])
+            at = end
+    return found
 
-        def consider(left: int, right: int) -> None:
-            if left >= 0 and right < n:
-                pair = f"{pieces[left]} {pieces[right]}"
-                rank = ranks.get(pair)
-                if rank is not None:
-                    heapq.heappush(queue, (rank, left, pair))
 
-        for i in range(n - 1):
-            consider(i, i + 1)
-        while queue:
-            _, left, pair = heapq.heappop(queue)
-            right = after[left]
-            if not pieces[left] or right >= n or f"{pieces[left]} {pieces[right]}" != pair:
-                continue  # one of the two has been merged since
-            pieces[left] += pieces[right]
-            pieces[right] = ""
-            after[left] = after[right]
-            if after[left] < n:
-                before[after[left]] = left
-            consider(before[left], left)
-            consider(left, after[left])
-        return [piece for piece in pieces if piece]
+def learn(words: Any, block: int) -> None:
+    """Tells the matcher what the characters of a block are."""
+    check(lib.pl_words_learn(words, block, classes_of_block(block)), "characters")
 
-    @cached_property
-    def _ranks(self) -> dict[str, int]:
-        n = len(self._list)  # backwards, so that the first of equals stays
-        return dict(zip(reversed(self._list), range(n - 1, -1, -1), strict=True))
 
-    @cached_property
-    def _bpe(self) -> tuple[BPE, dict[int, tuple[int, ...]]]:
-        """The library's model, and the letters' ids of the pieces that have no id of their own.
-
-        Left out, because the library refuses them: merges that can never happen (of letters outside the
-        alphabet, or of pieces that no merge makes).
-        """
-        from tokenizers.models import BPE
-
-        self.__dict__.pop("_ranks", None)  # of no more use
-        letters = [letter for letter in self._alphabet if letter in self._ids]
-        foreign = set("".join(self._list)).difference(letters, " ")
-        listed = [merge for merge in self._list if merge.count(" ") == 1 and foreign.isdisjoint(merge)]
-        pieces = dict.fromkeys(letters)
-        pieces.update(dict.fromkeys(merge.replace(" ", "") for merge in listed))
-        one = {piece: piece for piece in pieces}  # a string once, however many merges have it
-        halves = (merge.split(" ") for merge in dict.fromkeys(listed))
-        merges = [(one[left], one[right]) for left, right in halves if left in one and right in one]
-        free = count(max(self._ids.values(), default=0) + 1)
-        vocab = {piece: self._ids[piece] if piece in self._ids else next(free) for piece in pieces}
-        spelled = {
-            token: tuple(self._ids[letter] for letter in piece)
-            for piece, token in vocab.items()
-            if piece not in self._ids
-        }
-        return BPE(vocab=vocab, merges=merges, cache_capacity=0), spelled
+def _native_words(rule: WordRule) -> Any:
+    numbers = ffi.new("pl_word_rule *")
+    for field in ("contractions", "word", "tail", "digits", "spaced_digits", "lines", "digits_end_spaces"):
+        setattr(numbers, field, int(getattr(rule, field)))
+    return ffi.gc(
+        pointer(lib.pl_words_new(numbers, classes_of_block(0)), "a pre-tokenizer"), lib.pl_words_free
+    )

@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import regex  # type: ignore[import-untyped]
 
+from pyllamacpu.native import lib
+
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -74,6 +76,32 @@ DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 
 @dataclass(frozen=True)
+class WordRule:
+    """A pattern as csrc/text/words.c matches it (`pl_word_rule` of api.h says what the fields mean)."""
+
+    contractions: int
+    word: int
+    tail: int
+    digits: int
+    spaced_digits: bool = False
+    lines: bool = True
+    digits_end_spaces: bool = False
+
+
+_ANY_CASE, _PREFIXED, _TAIL = lib.PL_CONTRACTIONS_ANY_CASE, lib.PL_WORD_PREFIXED, lib.PL_TAIL_LINES
+_ASCII, _SPACED, _NO_TAIL = lib.PL_CONTRACTIONS_ASCII, lib.PL_WORD_SPACED, lib.PL_TAIL_NONE
+RULES = {
+    LLAMA3: WordRule(_ANY_CASE, _PREFIXED, _TAIL, 3),
+    QWEN2: WordRule(_ANY_CASE, _PREFIXED, _TAIL, 1),
+    GPT2: WordRule(_ASCII, _SPACED, _NO_TAIL, 0, spaced_digits=True, lines=False),
+    DIGITS_GPT2: WordRule(_ASCII, _SPACED, _NO_TAIL, 1, lines=False, digits_end_spaces=True),
+    GPT4O: WordRule(lib.PL_CONTRACTIONS_BEHIND, lib.PL_WORD_CASED, lib.PL_TAIL_SLASHES, 3),
+    TEKKEN: WordRule(lib.PL_CONTRACTIONS_NONE, lib.PL_WORD_CASED, lib.PL_TAIL_SLASHES, 1),
+}
+"""Of the patterns that are matched in C; the others are left to `regex`."""
+
+
+@dataclass(frozen=True)
 class PreTokenizer:
     """`patterns` in order; `whole_words`: a word that is in the vocabulary is taken whole, whatever the
     merges say (`ignore_merges`); `add_bos`: whether BOS is added when the file does not say.
@@ -82,6 +110,11 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     whole_words: bool = False
     add_bos: bool = False
+
+    @property
+    def rule(self) -> WordRule | None:
+        """How C matches it, if it can."""
+        return RULES.get(self.patterns[0]) if len(self.patterns) == 1 else None
 
     def split(self, text: str) -> Iterator[str]:
         """The words of `text`; joined, they are `text` again."""

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.gguf.strings import StringArray
 
 
 class TokenType(IntEnum):
@@ -201,6 +202,23 @@ def string_list(value: Any, key: str, path: str) -> list[str]:
     if not set(map(type, texts)) <= {str}:
         raise TokenizerError(f"{path}: {key} holds something other than strings; convert the model again")
     return texts
+
+
+def string_lines(value: Any, key: str, path: str) -> bytes:
+    """A metadata array of strings, each followed by a line end; one that holds a line end is left empty.
+    Raises TokenizerError when it is anything else.
+    """
+    if isinstance(value, StringArray):
+        return value.lines()
+    return joined_lines(string_list(value, key, path))
+
+
+def joined_lines(texts: list[str]) -> bytes:
+    """Each text followed by a line end; one that holds a line end is left empty."""
+    joined = "\n".join([*texts, ""])
+    if joined.count("\n") != len(texts):
+        joined = "\n".join(["" if "\n" in text else text for text in texts] + [""])
+    return joined.encode("utf-8", "surrogateescape")
 
 
 def number_list(metadata: Mapping[str, Any], key: str, n_tokens: int, path: str) -> list[Any] | None:
