@@ -1,9 +1,11 @@
 """Byte-pair merging in C (csrc/text): from text, or from single words of it, to the ids of its pieces.
 
-Merging is by rank: the lowest first, the leftmost of equal ranks first. A word is merged once and remembered.
+Merging is by rank: the lowest first, the leftmost of equal ranks first. A word is merged once, and then
+remembered.
 
-A novel of 1.2 MB (SmolLM2's vocabulary, one core of a busy Xeon, 2026-11-29) takes 120 ms the first time and 60 ms again; with patterns of the library `regex`, a dictionary of words and the merges of
-`tokenizers`, as it was before, 1440 and 590 ms (benchmarks/tokenizing.py).
+A novel of 1.2 MB (SmolLM2's vocabulary, one core of a busy Xeon, 2026-11-29) takes 120 ms the first time and
+60 ms again; with patterns of the library `regex`, a dictionary of words and the merges of `tokenizers`, as it
+was before, 1440 and 590 ms (benchmarks/tokenizing.py).
 """
 
 from __future__ import annotations
