@@ -27,6 +27,7 @@ _COMMANDS = {
     "serve": ("pyllamacpu.cli.serve", "serve"),
     "batch": ("pyllamacpu.cli.batch", "batch"),
     "guard": ("pyllamacpu.cli.guard", "guard"),
+    "code-shield": ("pyllamacpu.cli.code_shield", "code_shield"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),

@@ -1,0 +1,98 @@
+"""`pyllamacpu code-shield`: is this code insecure? By rules, without a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.safety.code_shield.issues import CodeShieldScanResult
+
+
+@click.command("code-shield")
+@click.argument("file", type=click.Path(path_type=Path), default="-")
+@click.option(
+    "--language",
+    metavar="NAME",
+    help="The code's language, such as python or c.  [default: by the file's name or fences, else all]",
+)
+@click.option(
+    "--all-rules", is_flag=True, help="Those too that CyberSecEval counts, such as passwords in the code."
+)
+@click.option("--semgrep/--no-semgrep", default=True, help="Run semgrep's rules where it is installed.")
+@click.option("--list", "listed", is_flag=True, help="Show how many rules each language has here, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
+def code_shield(**parameters: Any) -> None:
+    """Judge code, or a model's answer with code in it, by Code Shield's rules.
+
+    Prints block, warn or ignore, then a line for each finding. FILE is - or nothing for stdin. Python is
+    judged by its syntax tree; some rules for other languages need the program semgrep.
+
+    \b
+    Examples:
+      pyllamacpu code-shield app.py
+      pyllamacpu complete -p "Write a C program" | pyllamacpu code-shield -
+      pyllamacpu code-shield --list
+    """
+    from pyllamacpu.safety import CodeShield
+
+    shield = CodeShield(
+        "cyberseceval" if parameters["all_rules"] else "codeshield", None if parameters["semgrep"] else False
+    )
+    if parameters["listed"]:
+        click.echo(_coverage(shield))
+        return
+    result = shield.scan(_text(parameters["file"]), _language(parameters))
+    if parameters["as_json"]:
+        click.echo(json.dumps(asdict(result)))
+        return
+    click.echo(_as_text(result))
+    for words in result.not_covered:
+        click.echo(f"not covered: {words}", err=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path}: this is not UTF-8 (byte {error.start}): convert it first") from None
+
+
+def _language(parameters: dict[str, Any]) -> str | None:
+    """Raises OptionError."""
+    from pyllamacpu.safety.code_shield.code_text import language_named
+    from pyllamacpu.safety.code_shield.issues import Language
+
+    given, suffix = parameters["language"], parameters["file"].suffix
+    if given is None:
+        found = language_named(suffix) if len(suffix) > 1 else None
+        return None if found is None else found.value
+    if (found := language_named(given)) is None:
+        raise OptionError(f"--language {given}: known are {', '.join(one.value for one in Language)}")
+    return found.value
+
+
+def _as_text(result: CodeShieldScanResult) -> str:
+    lines = [result.recommended_treatment.value, *(f"error: {words}" for words in result.errors)]
+    for issue in result.issues_found or ():
+        cwe = f" ({issue.cwe_id})" if issue.cwe_id else ""
+        lines.append(
+            f"line {issue.line}: {issue.severity.value}: {issue.description}{cwe} [{issue.pattern_id}]"
+        )
+    return "\n".join(lines)
+
+
+def _coverage(shield: Any) -> str:
+    from pyllamacpu.safety.code_shield.scan import coverage
+
+    rows = coverage(shield.rules, shield.semgrep is not None)
+    lines = [f"{'language':14} {'rules':>5}  not applied"]
+    lines += [f"{name:14} {n:5}  {f'{left} need semgrep' if left else ''}".rstrip() for name, n, left in rows]
+    return "\n".join(lines)

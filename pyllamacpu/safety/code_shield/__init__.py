@@ -1,0 +1,1 @@
+"""Code Shield: whether code that a model wrote is insecure, by rules."""

@@ -1,0 +1,83 @@
+"""Where the code is in an answer: fenced blocks of Markdown, strings of JSON, or the whole text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyllamacpu.safety.code_shield.issues import Language
+
+_FENCE = re.compile(r"^[ \t]{0,12}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
+_QUOTED = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
+_NAMES = {
+    "c": Language.C, "h": Language.C, "cpp": Language.CPP, "c++": Language.CPP, "cc": Language.CPP,
+    "cxx": Language.CPP, "hpp": Language.CPP, "cs": Language.CSHARP, "csharp": Language.CSHARP,
+    "c#": Language.CSHARP, "hack": Language.HACK, "java": Language.JAVA, "js": Language.JAVASCRIPT,
+    "jsx": Language.JAVASCRIPT, "javascript": Language.JAVASCRIPT, "node": Language.JAVASCRIPT,
+    "mjs": Language.JAVASCRIPT, "ts": Language.JAVASCRIPT, "tsx": Language.JAVASCRIPT,
+    "typescript": Language.JAVASCRIPT, "kotlin": Language.KOTLIN, "kt": Language.KOTLIN,
+    "objc": Language.OBJECTIVE_C, "objective-c": Language.OBJECTIVE_C, "objectivec": Language.OBJECTIVE_C,
+    "m": Language.OBJECTIVE_C, "mm": Language.OBJECTIVE_CPP, "objective-c++": Language.OBJECTIVE_CPP,
+    "php": Language.PHP, "py": Language.PYTHON, "python": Language.PYTHON, "python3": Language.PYTHON,
+    "ipython": Language.PYTHON, "rb": Language.RUBY, "ruby": Language.RUBY, "rs": Language.RUST,
+    "rust": Language.RUST, "swift": Language.SWIFT, "xml": Language.XML,
+}  # fmt: skip
+
+
+def language_named(name: str) -> Language | None:
+    """By its name, its word in Markdown, or the end of its files."""
+    word = name.lower().lstrip(".")
+    return _NAMES.get(word) or next((one for one in Language if one.value == word), None)
+
+
+@dataclass(frozen=True)
+class CodePart:
+    """Text to be judged. `language` None: not known. `is_prose`: it stands around fenced code. `first_line`
+    is where it begins in the whole, from 1.
+    """
+
+    text: str
+    language: Language | None
+    first_line: int = 1
+    is_prose: bool = False
+
+
+def code_parts(text: str, language: Language | None = None) -> list[CodePart]:
+    """The parts of an answer; a text of a given language, or without fences, is one part."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    parts = [CodePart(text, language)] if language is not None else list(_fenced(text))
+    return [*parts, *(inner for part in parts for inner in _strings(part))]
+
+
+def _fenced(text: str) -> Iterator[CodePart]:
+    """A fence that nothing closes goes on to the end: more may come."""
+    begin, opened, language = 0, "", None
+    fences = list(_FENCE.finditer(text))
+    for fence in fences:
+        mark, word = fence[1], fence[2]
+        if opened and not (mark.startswith(opened) and not word):
+            continue  # within the block
+        yield from _part(text, begin, fence.start(), language, prose=not opened)
+        begin = min(fence.end() + 1, len(text))
+        language = None if opened else language_named(word)
+        opened = "" if opened else mark
+    yield from _part(text, begin, len(text), language, prose=bool(fences) and not opened)
+
+
+def _part(text: str, begin: int, end: int, language: Language | None, prose: bool) -> Iterator[CodePart]:
+    if text[begin:end].strip():
+        yield CodePart(text[begin:end], language, text.count("\n", 0, begin) + 1, prose)
+
+
+def _strings(part: CodePart) -> Iterator[CodePart]:
+    """What JSON strings say: code is an argument of tools' calls."""
+    for found in _QUOTED.finditer(part.text):
+        if "\\n" not in found[1] and '\\"' not in found[1]:
+            continue
+        try:
+            text = json.loads(f'"{found[1]}"')
+        except ValueError:
+            continue
+        yield CodePart(text, None, part.first_line + part.text.count("\n", 0, found.start()))
