@@ -98,6 +98,13 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def trim_memory() -> None:
+    """Gives free pages inside the C library's heap back to the system (glibc, malloc_trim(3))."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def return_freed_memory() -> None:
     """Makes the C library give freed blocks of 256 KiB and more back to the system, and keep one heap only:
     it would hold the largest that there ever was, for each thread (glibc, mallopt(3); others do not).

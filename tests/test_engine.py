@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_resident_memory_is_weights_pages_and_scratch(starter_model: Path) -> No
         4 << 20
     )  # the file's header and the pages of looked-up embedding rows, which the system may drop
     assert added <= 1.05 * weights + pages + scratch + touched, (added, weights, pages, scratch)
+
+
+def test_looked_up_rows_of_the_file_are_let_go(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(engine.file, "release_all", lambda: released.append(n_tokens))
+    sequence, n_tokens = engine.sequence(), 0
+    while n_tokens < 1024:
+        n_tokens += 4
+        engine.eval(sequence, [1, 2, 3, 4])
+        sequence.truncate(0)
+    sequence.close()
+    assert len(released) == 4
+    assert all(b - a == 256 for a, b in pairwise(released))
 
 
 def test_a_step_releases_the_gil(engine: Engine) -> None:

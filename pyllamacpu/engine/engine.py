@@ -53,6 +53,9 @@ Progress = Callable[[int, int], None]
 
 _ROOM = 0.9  # of memory for weights, when a smaller type is proposed
 DEFAULT_BATCH = 512  # tokens of a step at most
+_RELEASE_AFTER = (
+    256  # tokens whose rows of the embedding were looked up in the file: a row may map 64 KiB of it
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Engine:
         rows = 0 if output is None else output.rows
         self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
         self._no_hidden = np.empty((0, self.dim), np.float32)
+        self._n_looked_up = 0  # tokens, since the file's pages were released
         self._lock = fork_safe_lock()
         self._closed = False
 
@@ -312,6 +316,7 @@ class Engine:
                 plain = self._plain if batch.native.adapter_scales == ffi.NULL else None
                 (plain or self._native).run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
+                self._release_file(sum(len(entry.tokens) for entry in entries))
             except BaseException:
                 for entry in entries:
                     entry.sequence.trim()
@@ -323,6 +328,13 @@ class Engine:
             return hidden
         found = hidden[batch.hidden_rows] if batch.hidden_rows != list(range(n_hidden)) else hidden
         return found[:, : self.dim]
+
+    def _release_file(self, n_tokens: int) -> None:
+        """Lets go of the file's pages that steps have looked up, now and then."""
+        self._n_looked_up += n_tokens
+        if self._n_looked_up >= _RELEASE_AFTER:
+            self._n_looked_up = 0
+            self.file.release_all()
 
 
 def check_memory(file: GGUFFile, n_ctx: int, cache: KVCache, n_batch: int) -> None:

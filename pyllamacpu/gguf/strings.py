@@ -55,7 +55,7 @@ class StringArray(Sequence[str]):
 
     Text is decoded as UTF-8 with `surrogateescape`, so that strings that are not UTF-8 stay distinct and
     `s.encode("utf-8", "surrogateescape")` gives the bytes back. `str_list()` and `bytes_list()` are the
-    fast ways to all of them; nothing is cached but the positions.
+    fast ways to all of them; nothing is kept but the positions, once a single string was asked for.
     """
 
     def __init__(self, source: Source, start: int, count: int) -> None:
@@ -65,7 +65,13 @@ class StringArray(Sequence[str]):
 
     @cached_property
     def _index(self) -> tuple[Positions, Positions]:
+        return self._positions()
+
+    def _positions(self) -> tuple[Positions, Positions]:
         """(offsets, lengths), bytes from the file's start, both (count,) uint64."""
+        if (known := self.__dict__.get("_index")) is not None:
+            offsets, lengths = known
+            return offsets, lengths
         offsets = np.empty(self._count, np.uint64)
         lengths = np.empty(self._count, np.uint64)
         _scan(self._source, self._start, self._count, offsets, lengths)
@@ -131,7 +137,7 @@ class StringArray(Sequence[str]):
         """All strings, each followed by the separator byte."""
         from pyllamacpu.native import ffi, lib
 
-        offsets, lengths = self._index
+        offsets, lengths = self._positions()
         out = bytearray(int(lengths.sum()) + self._count)
         used = lib.pl_gguf_join_strings(
             ffi.from_buffer("uint8_t[]", self._source.bytes),

@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.limits import trim_memory
 from pyllamacpu.server import (
     adapters,
     anthropic,
@@ -76,7 +77,7 @@ class Server:
         judge = Judge(self.options.judge, self.metrics) if self.options.judge else None
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge)
         self.metrics.watch(pool)
-        chores = (_load_default(service), _unload_idle(pool), _release_files(pool))
+        chores = (_load_default(service), _unload_idle(pool), _release_memory(service))
         self._tasks = [asyncio.create_task(chore) for chore in chores]
         return service
 
@@ -128,12 +129,15 @@ async def _unload_idle(pool: ModelPool) -> None:
         await pool.unload_idle()
 
 
-async def _release_files(pool: ModelPool) -> None:
-    """Rows of the embedding come from the file: those of words that are long past need not stay in memory."""
+async def _release_memory(service: Service) -> None:
+    """Rows of the embedding come from the file: those of words that are long past need not stay in memory.
+    Neither need what making tokenizers and grammars has left free.
+    """
     while True:
         await asyncio.sleep(RELEASE_SECONDS)
-        for model in pool.loaded.values():
+        for model in service.models.loaded.values():
             model.engine.file.release_all()
+        await service.off_loop(trim_memory)
 
 
 class _Application(FastAPI):
