@@ -1,4 +1,4 @@
-"""Conversations with images as token ids: a token (`<|image|>`) stands where an image does."""
+"""Conversations and texts with images as token ids: a token (`<|image|>`) stands where an image does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.tokenizer import Tokenizer
+
+MEDIA = "<__media__>"
+"""Where an image stands in a text, as llama.cpp's programs have it. The model's own token does it too."""
 
 Messages = Sequence[Mapping[str, Any]]
 Encode = Callable[[Messages, Mapping[str, int]], list[int]]
@@ -47,3 +51,21 @@ def _is_image(part: Any) -> bool:
 def _free_letter(messages: Messages) -> str:
     taken = set(repr(messages))
     return next(letter for letter in map(chr, _FREE) if letter not in taken)
+
+
+def text_with_images(
+    tokenizer: Tokenizer, text: str | bytes | Sequence[int], mark: int, n_images: int
+) -> list[int]:
+    """The ids of a text that is continued, the token `mark` where it has `MEDIA`; where nothing in it stands
+    for an image, as many marks as there are images come before it.
+    """
+    if not isinstance(text, (str, bytes)):
+        ids = list(text)
+    else:
+        pieces = text.split(MEDIA) if isinstance(text, str) else text.split(MEDIA.encode())
+        encoded = [tokenizer.encode(piece, add_special=False, parse_special=True) for piece in pieces]
+        ids = tokenizer.with_special(encoded[0] + [token for ids in encoded[1:] for token in [mark, *ids]])
+    if mark in ids:
+        return ids
+    n_before = int(bool(ids) and ids[0] == tokenizer.bos)
+    return [*ids[:n_before], *([mark] * n_images), *ids[n_before:]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.api.chat_images import Encode, Messages, encode_with_images
+from pyllamacpu.api.chat_images import Encode, Messages, encode_with_images, text_with_images
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.images import EmbeddedImage, image_digest
 from pyllamacpu.engine.tower import Tower, TowerFile
@@ -18,7 +18,7 @@ from pyllamacpu.errors import GGUFError, ImageError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.tiles import Tiles
-from pyllamacpu.model.towers import tower_kind
+from pyllamacpu.model.towers import TOWERS, tower_kind
 from pyllamacpu.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -69,6 +69,10 @@ class Vision:
         from pyllamacpu.images.sources import open_picture
 
         return self.opened.cut(open_picture(image, where=where))
+
+    def count(self, tiles: Tiles) -> int:
+        """Tokens that an image takes in a prompt."""
+        return len(self.opened.placeholders(self.ids, tiles))
 
     def embed(self, image: Any) -> EmbeddedImage:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
@@ -128,6 +132,19 @@ class Vision:
         ids = encode_with_images(encode, messages, self._id("image"), len(images))
         return self.expanded(ids, images)
 
+    def count_prompt(self, encode: Encode, messages: Messages, images: Sequence[Tiles]) -> int:
+        """The tokens of what `chat_prompt` gives; nothing is embedded."""
+        ids = encode_with_images(encode, messages, self._id("image"), len(images))
+        return len(ids) - len(images) + sum(map(self.count, images))
+
+    def text_prompt(
+        self, tokenizer: Tokenizer, text: str | bytes | Sequence[int], images: Sequence[Any]
+    ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """A text, or token ids, whose images stand where it says so, else before it. Raises OptionError,
+        ImageError.
+        """
+        return self.expanded(text_with_images(tokenizer, text, self._id("image"), len(images)), images)
+
     def _id(self, what: str) -> int:
         if what not in self.ids:
             raise ModelError(
@@ -186,6 +203,21 @@ def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
         own.check_fits(arch, dim)
         return own
     return _beside(Path(file.paths[0]), arch, dim)
+
+
+def reads_images(file: GGUFFile) -> bool:
+    """Whether the model of `file` has a tower, in its file or beside it."""
+    arch = str(file.metadata.get("general.architecture"))
+    dim = file.metadata.get(f"{arch}.embedding_length")
+    if arch not in TOWERS or not isinstance(dim, int):
+        return False
+    try:
+        found = open_tower(file, dim, None)
+    except (GGUFError, ModelError):
+        return False
+    if found is not None and found.file is not file:
+        found.file.close()
+    return found is not None
 
 
 def _opened(path: Path, arch: str, dim: int) -> TowerFile:

@@ -135,6 +135,17 @@ engine_options = options(
     metavar="MODEL",
     help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
 )
+@click.option(
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    help="The first model's vision tower.  [default: in its file, or beside it]",
+)
+@click.option(
+    "--allow-image-hosts",
+    metavar="HOSTS",
+    help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public addresses "
+    "only.",
+)
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
@@ -241,6 +252,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         strict=parameters["strict"],
         metrics=parameters["metrics"],
         judge=_judge(parameters["judge"]),
+        image_hosts=_image_hosts(parameters["allow_image_hosts"]),
     )
 
 
@@ -248,6 +260,12 @@ def _judge(name: str | None) -> str | None:
     from pyllamacpu.store import resolve_model
 
     return None if name is None else str(resolve_model(name))
+
+
+def _image_hosts(text: str | None) -> tuple[str, ...]:
+    from pyllamacpu.images.fetch import parse_hosts
+
+    return () if text is None else parse_hosts(text)
 
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
@@ -278,6 +296,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
         draft=draft_source(parameters["draft"], parameters["draft_model"]),
+        mmproj=parameters.get("mmproj"),
     )
     return PoolOptions(
         load,

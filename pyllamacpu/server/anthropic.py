@@ -21,7 +21,8 @@ from pyllamacpu.server.constraints import anthropic_grammar
 from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.server.generation import Answers, Chat, Generate, Service, prompt_ids
+from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
+from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import make_tools, partial_arguments
@@ -73,8 +74,10 @@ async def _count(service: Service, fields: Fields, strict: bool) -> Response:
         chat = _chat(fields)
         anthropic_grammar(fields)  # takes no tokens
         fields.finish(strict)
-        ids = await service.off_loop(prompt_ids, model, chat)
-        return http.json_response({"input_tokens": len(ids)})
+        n_tokens = await service.off_loop(
+            count_tokens, model, chat, service.fetch, with_images=bool(chat.images)
+        )
+        return http.json_response({"input_tokens": n_tokens})
 
 
 def _request(fields: Fields, model: Model) -> Generate:
@@ -113,7 +116,7 @@ def _chat(fields: Fields) -> Chat:
     if not messages:
         raise fields.wrong("messages", "there is no message of the user")
     if system is not None:
-        messages.insert(0, {"role": "system", "content": _text(system, "system")})
+        messages.insert(0, {"role": "system", "content": _content(system, "system", "system")})
     if beginning and tools.forced:
         raise fields.wrong("tool_choice", "a call cannot be required of an answer that is begun")
     return Chat(messages, beginning, tools)
@@ -151,14 +154,14 @@ def _turns(value: Any, where: str) -> list[dict[str, Any]]:
     for i, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result" and value.get("role") == "user":
-            text = _text(block.get("content") or "", f"{where}.content[{i}].content")
+            text = _content(block.get("content") or "", f"{where}.content[{i}].content", "tool")
             results.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id")), "content": text})
         elif kind == "tool_use" and value.get("role") == "assistant":
             calls.append(_call_of(block, f"{where}.content[{i}]"))
         else:
             others.append(block)
     if calls:
-        text = _text(others, f"{where}.content") if others else ""
+        text = _content(others, f"{where}.content", "assistant") if others else ""
         return [{"role": "assistant", "content": text, "tool_calls": calls}]
     return [*results, *([_turn({**value, "content": others}, where)] if others or not results else [])]
 
@@ -175,22 +178,15 @@ def _turn(value: Any, where: str) -> dict[str, Any]:
         raise wrong(where, "must be an object with a role and a content")
     if value.get("role") not in ("user", "assistant", "system"):
         raise wrong(f"{where}.role", f"{value.get('role')!r:.80} is not known; allowed: user, assistant")
-    return {"role": value["role"], "content": _text(value.get("content"), f"{where}.content")}
+    content = _content(value.get("content"), f"{where}.content", value["role"])
+    return {"role": value["role"], "content": content}
 
 
-def _text(content: Any, where: str) -> str:
-    """The text of a content: a string, or text blocks."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
+def _content(content: Any, where: str, role: str) -> Any:
+    """A text, or the blocks of a message with images."""
+    if content == []:
         raise wrong(where, "must be a string or a list of blocks")
-    for i, block in enumerate(content):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind != "text":
-            raise wrong(f"{where}[{i}]", f"only text can be read, not a block of type {kind!r:.40}")
-        if not isinstance(block.get("text"), str):
-            raise wrong(f"{where}[{i}].text", "must be a string")
-    return "".join(block["text"] for block in content)
+    return content_parts(content, where, role)
 
 
 def _message(model: str, content: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:

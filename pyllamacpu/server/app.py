@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
+from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.limits import trim_memory
 from pyllamacpu.server import (
     adapters,
@@ -60,6 +61,7 @@ class ServeOptions:
     metrics: bool = True
     stuck_after: float = 120.0
     judge: str | None = None  # the file of a guard model that judges prompts and answers
+    image_hosts: tuple[str, ...] = ()  # from which images at URLs are fetched
 
 
 class Server:
@@ -75,7 +77,8 @@ class Server:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
         judge = Judge(self.options.judge, self.metrics) if self.options.judge else None
-        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge)
+        fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
+        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge, fetch)
         self.metrics.watch(pool)
         chores = (_load_default(service), _unload_idle(pool), _release_memory(service))
         self._tasks = [asyncio.create_task(chore) for chore in chores]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +19,16 @@ import numpy as np
 from pyllamacpu.api.prompts import stop_token_ids, text_prompt
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
+from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.images.sources import Fetch
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.images import SentImage, open_images, open_sent, sent_images
 from pyllamacpu.server.judge import Judge, Messages, Piece, blocked, judged_messages
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
@@ -36,6 +40,7 @@ from pyllamacpu.text.infill import infill_prompt
 Result = TypeVar("Result")
 
 _THREADS = 4  # that render templates, tokenize and build grammars
+_IMAGE_THREADS = 2  # that fetch and decode images, and run towers: texts do not wait for them
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Chat:
     tools: ChatTools = NO_TOOLS
     extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
 
+    @property
+    def images(self) -> list[SentImage]:
+        return sent_images(self.messages)
+
 
 @dataclass(frozen=True)
 class Text:
@@ -55,6 +64,7 @@ class Text:
     text: str | Sequence[int]
     suffix: str | None = None
     suffix_first: bool = False
+    images: Sequence[SentImage] = ()  # where the text has `MEDIA`, or before it
 
 
 @dataclass(frozen=True)
@@ -93,16 +103,16 @@ class Answers:
         read, so that it is read once. `refused`: prompts that get no answer. Not for the event loop.
         """
         model = self.model
-        prompts = [prompt_ids(model, request.prompt) for request in self._requests]
-        for ids in prompts:
-            _check_room(ids, model.engine.n_ctx)
-        self.prompts, index = prompts, 0
-        for number, (request, ids) in enumerate(zip(self._requests, prompts, strict=True)):
+        prompts = [encode_prompt(model, request.prompt, self._service.fetch) for request in self._requests]
+        for ids, _ in prompts:
+            _check_room(len(ids), model.engine.n_ctx)
+        self.prompts, index = [ids for ids, _ in prompts], 0
+        for number, (request, (ids, images)) in enumerate(zip(self._requests, prompts, strict=True)):
             if refused and refused[number]:
                 self._blocked += range(index, index + request.n)
                 index += request.n
                 continue
-            first = engine_request(model, request, ids)
+            first = engine_request(model, request, ids, images)
             seeded = [replace(first, sampling=_with_seed(first.sampling, i)) for i in range(request.n)]
             self._later[index] = [(index + i, seeded[i]) for i in range(1, request.n)]
             self._stream.submit(index, first)
@@ -189,8 +199,11 @@ class Service:
         metrics: Metrics,
         max_queue: int,
         judge: Judge | None = None,
+        fetch: Fetch | None = None,
     ) -> None:
+        """fetch: gets images at URLs, where that is allowed."""
         self.models = pool
+        self.fetch = fetch
         self.judge = judge
         self.thread = thread
         self.metrics = metrics
@@ -198,11 +211,15 @@ class Service:
         self.n_active = 0  # answers that are asked for and not over
         self.draining = False
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="prompts")
+        self._image_workers = ThreadPoolExecutor(_IMAGE_THREADS, thread_name_prefix="images")
 
-    async def off_loop(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def off_loop(
+        self, function: Callable[..., Result], *arguments: Any, with_images: bool = False
+    ) -> Result:
         """Runs `function` in a thread of the pool; its errors become `HTTPError`s."""
+        workers = self._image_workers if with_images else self._workers
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(workers, function, *arguments)
         except HTTPError:
             raise
         except Exception as error:
@@ -231,7 +248,9 @@ class Service:
         async with self.places(sum(request.n for request in requests)):
             answers = Answers(self, model, requests)
             try:
-                await self.off_loop(answers.submit, await self._refused(model, requests))
+                images = any(request.prompt.images for request in requests)
+                refused = await self._refused(model, requests)
+                await self.off_loop(answers.submit, refused, with_images=images)
                 yield answers
             finally:
                 answers.close()
@@ -275,6 +294,7 @@ class Service:
 
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
+        self._image_workers.shutdown(wait=False, cancel_futures=True)
         if self.judge is not None:
             self.judge.close()
 
@@ -288,24 +308,77 @@ def conversation_of(model: Model, prompt: Chat | Text) -> Messages:
 
 
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
-    """Token ids of a prompt. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
+    """Token ids of a prompt without images. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
+    return encode_prompt(model, prompt)[0]
+
+
+def encode_prompt(
+    model: Model, prompt: Chat | Text, fetch: Fetch | None = None
+) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+    """Token ids of a prompt, those of images' rows below 0, and its images. Raises what `prompt_ids` does,
+    and ImageError.
+    """
     _check_length(model, prompt)
     if isinstance(prompt, Chat):
-        whole = model.conversation(prompt.messages)
-        messages, tools = shown_tools(model.template, whole, prompt.tools.offered, **prompt.extra)
-        ids = encode_chat(model.tokenizer, model.template, messages, tools, **prompt.extra)
-        return [*ids, *model.tokenizer.encode_fragment(prompt.beginning, ids)] if prompt.beginning else ids
+        return _encode_conversation(model, prompt, fetch)
+    if prompt.images:
+        return _encode_with_media(model, prompt, fetch)
     if prompt.suffix is None:
-        return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab)
+        return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab), ()
     filled = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
     if filled is None:
         raise HTTPError(
             f"suffix: the model {model.name!r} was not trained to fill in the middle", param="suffix"
         )
-    return filled
+    return filled, ()
 
 
-def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Request:
+def count_tokens(model: Model, chat: Chat, fetch: Fetch | None) -> int:
+    """Of its prompt, for which no image is embedded."""
+    if not (sent := chat.images):
+        return len(prompt_ids(model, chat))
+    _check_length(model, chat)
+    vision = model.vision(sent[0].where)
+    texts, tiles = open_images(model.conversation(chat.messages), fetch, vision.tiles)
+    return vision.count_prompt(partial(_encode_messages, model, chat), texts, tiles)
+
+
+def _encode_messages(
+    model: Model, chat: Chat, messages: Sequence[Mapping[str, Any]], markers: Mapping[str, int]
+) -> list[int]:
+    shown, tools = shown_tools(model.template, messages, chat.tools.offered, **chat.extra)
+    return encode_chat(model.tokenizer, model.template, shown, tools, markers=markers or None, **chat.extra)
+
+
+def _encode_conversation(
+    model: Model, chat: Chat, fetch: Fetch | None
+) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+    whole, encode = model.conversation(chat.messages), partial(_encode_messages, model, chat)
+    images: tuple[EmbeddedImage, ...] = ()
+    if sent := chat.images:
+        vision = model.vision(sent[0].where)
+        texts, tiles = open_images(whole, fetch, vision.tiles)
+        _check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)  # before the tower works for it
+        ids, images = vision.chat_prompt(encode, texts, tiles)
+    else:
+        ids = encode(whole, {})
+    if chat.beginning:
+        ids = [*ids, *model.tokenizer.encode_fragment(chat.beginning, model.engine.images.visible(ids))]
+    return ids, images
+
+
+def _encode_with_media(
+    model: Model, prompt: Text, fetch: Fetch | None
+) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+    vision = model.vision(prompt.images[0].where)
+    tiles = open_sent(prompt.images, fetch, vision.tiles)
+    _check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)
+    return vision.text_prompt(model.tokenizer, prompt.text, tiles)
+
+
+def engine_request(
+    model: Model, request: Generate, ids: Sequence[int], images: tuple[EmbeddedImage, ...] = ()
+) -> Request:
     """The engine's request for one answer."""
     chat = isinstance(request.prompt, Chat)
     template = model.template if chat else None
@@ -328,6 +401,7 @@ def engine_request(model: Model, request: Generate, ids: Sequence[int]) -> Reque
         grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
         adapters=model.adapters if request.adapters is None else request.adapters,
         draft=request.draft,
+        images=images,
         criteria=() if limits is None else (limits.criterion(model.tokenizer, len(ids)),),
     )
 
@@ -351,9 +425,9 @@ def _texts(content: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _check_room(ids: Sequence[int], n_ctx: int) -> None:
-    if len(ids) >= n_ctx:
-        raise _too_long(str(len(ids)), n_ctx)
+def _check_room(n_tokens: int, n_ctx: int) -> None:
+    if n_tokens >= n_ctx:
+        raise _too_long(str(n_tokens), n_ctx)
 
 
 def _too_long(n_tokens: str, n_ctx: int) -> HTTPError:

@@ -30,6 +30,7 @@ log = logging.getLogger("pyllamacpu.server")
 MAX_HEADERS = 32 << 10  # bytes
 _PUBLIC = ("/", "/health", "/v1/health")  # need no key
 _PAGE = "/page/"  # nor do the files of the page, which asks for the key itself
+_IMAGES = ("/v1/chat/", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/completion")
 _FILES = "/api/blobs/"  # whose bodies are files: they are as large as the disk takes
 _CORS = {
     "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
@@ -41,13 +42,15 @@ _CORS = {
 @dataclass(frozen=True)
 class GuardOptions:
     """hosts: names by which the server may be called, beside IP addresses and localhost. origins: web origins
-    that may use it ("*": any). max_body: bytes; body_seconds: the time that a body may take to come.
+    that may use it ("*": any). max_body: bytes; max_image_body: likewise, where images may be sent;
+    body_seconds: the time that a body may take to come.
     """
 
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
     max_body: int = 16 << 20
+    max_image_body: int = 64 << 20
     body_seconds: float = 30.0
 
 
@@ -88,7 +91,7 @@ class Guard:
                 await _respond(answer, 204, b"", [(k.encode(), v.encode()) for k, v in _CORS.items()])
                 return
             self._check_key(headers, scope["path"])
-            limit = math.inf if scope["path"].startswith(_FILES) else self._options.max_body
+            limit = self._limit(scope["path"])
             _check_length(headers, limit)
         except HTTPError as error:
             await _refuse(answer, scope["path"], error)
@@ -100,6 +103,13 @@ class Guard:
             if begun:  # the answer ends where it is
                 raise
             await _refuse(answer, scope["path"], as_http_error(error))
+
+    def _limit(self, path: str) -> float:
+        """Bytes that a body may have."""
+        if path.startswith(_FILES):
+            return math.inf
+        options = self._options
+        return max(options.max_body, options.max_image_body) if path.startswith(_IMAGES) else options.max_body
 
     def _limited(self, receive: Receive, limit: float) -> Receive:
         """`receive` with the limits of a body's size and time; they raise HTTPError in the application."""

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.safety import Guard, Verdict
-from pyllamacpu.server.errors import as_http_error
+from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.images import sent_images
 from pyllamacpu.server.metrics import Metrics
 
 log = logging.getLogger("pyllamacpu.server")
@@ -134,7 +135,14 @@ def _with_answer(messages: Messages, said: str) -> Messages:
 
 
 def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") -> Messages:
-    """A conversation as a guard reads it: user and assistant, texts only. `beginning`: of the answer."""
+    """A conversation as a guard reads it: user and assistant, texts only. `beginning`: of the answer. Raises
+    HTTPError for images.
+    """
+    for image in sent_images(messages):  # nothing passes that nobody has judged
+        where = image.where
+        raise HTTPError(
+            f"{where}: this server's guard reads no images", param=where, code="images_not_supported"
+        )
     found: Messages = []
     for message in messages:
         role = str(message.get("role"))

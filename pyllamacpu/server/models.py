@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, default_kv_bytes, make_scheduler, open_model
 from pyllamacpu.engine.engine import Engine
@@ -28,6 +28,9 @@ from pyllamacpu.store import list_models
 from pyllamacpu.store.created import ModelCard, adapters_of, card_of
 from pyllamacpu.store.resolve import model_files, own_sampling, resolve_model
 from pyllamacpu.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    from pyllamacpu.api.vision import Vision
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -176,6 +179,15 @@ class Model:
         self.tokenizer  # noqa: B018 (raises)
         assert self.parts.template is not None
         return self.parts.template
+
+    def vision(self, where: str) -> Vision:
+        """What reads images, such as the one at `where`. Raises HTTPError for a model that reads none."""
+        if self.parts.vision is None:
+            from pyllamacpu.api.vision import missing_tower
+
+            reason = str(missing_tower(self.name, self.engine.config.arch))
+            raise HTTPError(f"{where}: {reason}", param=where, code="images_not_supported")
+        return self.parts.vision
 
     @property
     def grammars(self) -> GrammarCompiler:
@@ -351,6 +363,8 @@ class ModelPool:
         options = replace(self.options.load, adapters=files)
         if options.draft != "lookup" and source != self.default:
             options = replace(options, draft=None)  # a draft model is for one vocabulary
+        if source != self.default:
+            options = replace(options, mmproj=None)  # so is a tower for one model
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
             options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pyllamacpu import __version__
+from pyllamacpu.api.chat_images import MEDIA
 from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.api.tools import shown_tools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
@@ -26,6 +27,7 @@ from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
+from pyllamacpu.server.images import SentImage, shown_messages
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
@@ -86,7 +88,7 @@ def _props(service: Service, model: Model) -> dict[str, Any]:
         "chat_template": model.template.source,
         "bos_token": "" if tokenizer.bos is None else tokenizer.piece(tokenizer.bos),
         "eos_token": "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos),
-        "modalities": {"vision": False, "audio": False},
+        "modalities": {"vision": model.parts.vision is not None, "audio": False},
         "build_info": f"pyllamacpu {__version__}",
     }
 
@@ -129,7 +131,7 @@ async def _detokenize(service: Service, fields: Fields, strict: bool) -> Respons
 
 async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
-        messages = read_messages(fields)
+        messages = shown_messages(read_messages(fields))
         offered = read_tools(fields).offered
         fields.finish(strict)
         whole = model.conversation(messages)
@@ -184,19 +186,36 @@ def _extra(fields: Fields) -> str:
 
 
 def _prompts(model: Model, fields: Fields) -> list[Text]:
-    """A text, token ids, a mixture of both, or a list of such prompts."""
+    """A text, token ids, a mixture of both, a text with images, or a list of such prompts."""
     value = fields.raw("prompt")
     if value is None:
         raise fields.wrong("prompt", "is missing")
-    several = isinstance(value, list) and any(isinstance(item, list) for item in value)
+    several = isinstance(value, list) and any(isinstance(item, (list, dict)) for item in value)
     several = several or (isinstance(value, list) and all(isinstance(item, str) for item in value))
     values = value if several else [value]
     if not values:
         raise fields.wrong("prompt", "is empty")
-    return [Text(_one_prompt(model, fields, item)) for item in values]
+    return [_one_prompt(model, fields, item) for item in values]
 
 
-def _one_prompt(model: Model, fields: Fields, value: Any) -> str | list[int]:
+def _one_prompt(model: Model, fields: Fields, value: Any) -> Text:
+    if isinstance(value, dict):
+        return _with_media(Fields(value, "prompt."))
+    return Text(_text_or_ids(model, fields, value))
+
+
+def _with_media(prompt: Fields) -> Text:
+    """Text with `<__media__>` where images stand, and those in base64."""
+    text, media = prompt.text("prompt_string"), prompt.items("multimodal_data")
+    if text is None:
+        raise prompt.wrong("prompt_string", "is missing")
+    if text.count(MEDIA) != len(media):
+        raise prompt.wrong("multimodal_data", f"{len(media)}, not as many as {MEDIA} in prompt_string")
+    images = [SentImage({"base64": data}, f"prompt.multimodal_data[{i}]") for i, data in enumerate(media)]
+    return Text(text, images=tuple(images))
+
+
+def _text_or_ids(model: Model, fields: Fields, value: Any) -> str | list[int]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
@@ -328,11 +347,15 @@ class _Shape:
             "stopping_word": last.stop_string or "",
             "has_new_line": any("\n" in event.text for event in events),
             "generation_settings": asdict(self._request.sampling),
-            "prompt": answers.model.tokenizer.decode(answers.prompts[index], special=True),
+            "prompt": self._shown_prompt(index),
             "timings": timings(last.stats),
             **(self._probabilities(events) if text else {}),
         }
         return _selected(shown, self._wanted) if self._wanted else shown
+
+    def _shown_prompt(self, index: int) -> str:
+        model = self._answers.model
+        return model.tokenizer.decode(model.engine.images.visible(self._answers.prompts[index]), special=True)
 
     def _probabilities(self, events: Sequence[TextEvent]) -> dict[str, Any]:
         if self._request.logprobs is None:

@@ -21,8 +21,9 @@ from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
 from pyllamacpu.server.constraints import ollama_grammar
 from pyllamacpu.server.embeddings import read_inputs
-from pyllamacpu.server.fields import Fields
+from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
+from pyllamacpu.server.images import image_part
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
@@ -171,18 +172,21 @@ class _Endpoint(ABC):
 class _Generate(_Endpoint):
     def prompt(self, model: Model) -> Chat | Text | None:
         fields = self.fields
-        for name in ("images", "template", "context"):
+        for name in ("template", "context"):
             fields.refuse(name, "is not supported", [], "")
         text, system, suffix = fields.text("prompt") or "", fields.text("system"), fields.text("suffix")
         raw = fields.flag("raw")
-        if not text and not suffix:
+        images = [image_part(part, f"images[{i}]") for i, part in enumerate(_images(fields.items("images")))]
+        if not text and not suffix and not images:
             return None
         if suffix:
+            if images:
+                raise fields.wrong("images", "do not go with a suffix")
             return Text(text, suffix)
         if raw:
-            return Text(text)
+            return Text(text, images=tuple(part["image"] for part in images))
         messages = [{"role": "system", "content": system}] if system else []
-        return Chat([*messages, {"role": "user", "content": text}])
+        return Chat([*messages, _with_images({"role": "user", "content": text}, images)])
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         return {"response": text}
@@ -194,10 +198,7 @@ class _Chat(_Endpoint):
         if self.fields.raw("messages") in (None, []):
             return None
         messages = read_messages(self.fields)
-        for i, message in enumerate(messages):
-            if message.get("images"):
-                raise self.fields.wrong(f"messages[{i}].images", "images are not supported")
-        return Chat(messages, tools=self.tools)
+        return Chat([_with_own_images(message, i) for i, message in enumerate(messages)], tools=self.tools)
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -205,6 +206,34 @@ class _Chat(_Endpoint):
             rows = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
             message["tool_calls"] = [{"function": row} for row in rows]
         return {"message": message}
+
+
+def _images(values: Any) -> list[dict[str, Any]]:
+    """Images in base64, or as this dialect has them from others: data URLs."""
+    found = []
+    for value in values:
+        is_url = isinstance(value, str) and value[:5].lower() == "data:"
+        found.append({"url" if is_url else "base64": value})
+    return found
+
+
+def _with_own_images(message: dict[str, Any], index: int) -> dict[str, Any]:
+    """A message whose `images` stand before its text."""
+    values, where = message.pop("images", None), f"messages[{index}].images"
+    if not values:
+        return message
+    if not isinstance(values, list) or message["role"] != "user":
+        raise wrong(where, "must be a list of images in base64, in a message of the user")
+    images = [image_part(part, f"{where}[{i}]") for i, part in enumerate(_images(values))]
+    return _with_images(message, images)
+
+
+def _with_images(message: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
+    if not images:
+        return message
+    content = message.get("content") or []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {**message, "content": [*images, *parts]}
 
 
 async def _vectors(

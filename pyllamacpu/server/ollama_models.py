@@ -18,6 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pyllamacpu import __version__
+from pyllamacpu.api.vision import reads_images
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, find_file_type
@@ -171,7 +172,8 @@ def _show(file: ServedFile, verbose: bool) -> dict[str, Any]:
     with GGUFFile.open(file.path) as opened:
         info = {key: _shown(value, verbose) for key, value in opened.metadata.items()}
         template = opened.metadata.get("tokenizer.chat_template")
-        fills = "tokenizer.ggml.prefix_token_id" in opened.metadata
+        more = ["insert"] if "tokenizer.ggml.prefix_token_id" in opened.metadata else []
+        more += ["vision"] if reads_images(opened) else []
     card = file.card or ModelCard(file.name)
     own = card.template or (template if isinstance(template, str) else "")
     return {
@@ -184,7 +186,7 @@ def _show(file: ServedFile, verbose: bool) -> dict[str, Any]:
         "modified_at": timestamp(file.modified),
         "details": _details(file),
         "model_info": info,
-        "capabilities": ["completion", "embedding", "tools", *(["insert"] if fills else [])],
+        "capabilities": ["completion", "embedding", "tools", *more],
     }
 
 

@@ -23,6 +23,7 @@ from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
+from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import call_id, make_tools
@@ -122,7 +123,8 @@ def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
     """One item of the input as a message; calls that follow each other are one message."""
     kind = item.get("type", "message") if isinstance(item, dict) else None
     if kind == "message" and item.get("role") in _ROLES:
-        messages.append({"role": item["role"], "content": _text(item.get("content"), f"{where}.content")})
+        content = content_parts(item.get("content"), f"{where}.content", item["role"], _TEXT_PARTS)
+        messages.append({"role": item["role"], "content": content})
     elif kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         if not all(isinstance(value, str) for value in function.values()):
@@ -132,22 +134,10 @@ def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
             messages.append({"role": "assistant", "content": "", "tool_calls": []})
         messages[-1]["tool_calls"].append(call)
     elif kind == "function_call_output":
-        content = _text(item.get("output"), f"{where}.output")
+        content = content_parts(item.get("output"), f"{where}.output", "tool", _TEXT_PARTS)
         messages.append({"role": "tool", "tool_call_id": str(item.get("call_id")), "content": content})
     else:
         raise wrong(where, f"is not a message with a known role, a call or its output: {item!r:.80}")
-
-
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise wrong(where, "must be a string or a list of parts")
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            raise wrong(f"{where}[{i}]", f"only text can be read, not a part of type {kind!r:.40}")
-    return "".join(part["text"] for part in content)
 
 
 class _Shape:

@@ -44,7 +44,9 @@ def obj(optional: dict[str, Shape] | None = None, /, **required: Shape) -> Shape
 # Fields of requests
 
 _PART = obj(type=words("text"), text=TEXT)
-_CONTENT = one_of(TEXT, array(_PART))
+_URL = one_of(TEXT, obj(url=TEXT))
+_IMAGE = obj(type=words("image_url"), image_url=_URL)
+_CONTENT = one_of(TEXT, array(one_of(_PART, _IMAGE)))
 _ROLE = words("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _CALLS: Shape = {"type": "array", "items": OBJECT}
 _SAYS_OR_CALLS = [obj(content=_CONTENT), obj(tool_calls={**_CALLS, "minItems": 1})]
@@ -54,6 +56,7 @@ _FUNCTION = obj({"description": ANY, "parameters": or_null(OBJECT)}, name={"type
 TOOLS = array(obj({"type": words("function")}, function=_FUNCTION), maxItems=128)
 TOOL_CHOICE = one_of(words("auto", "none", "required"), OBJECT)
 PROMPT = one_of(TEXT, TOKENS, array(one_of(TEXT, TOKENS), minItems=1))
+_MEDIA_PROMPT = obj({"multimodal_data": array(TEXT)}, prompt_string=TEXT)
 FORM = obj({"json_schema": ANY, "schema": ANY}, type=words("text", "json_object", "json_schema"))
 BIAS = one_of({"type": "object", "additionalProperties": NUMBER}, array(array(ANY)))
 DURATION: Shape = {"type": "string", "pattern": r"^(-?\d+(\.\d+)?(ns|us|ms|s|m|h))+$|^-?\d+(\.\d+)?$"}
@@ -64,7 +67,7 @@ LIMIT = one_of(  # of tokens; below 0: until the end
 DIGEST: Shape = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
 JSON_SCHEMA = one_of(OBJECT, FLAG)
 
-_BLOCK = obj({"text": TEXT}, type=words("text", "tool_use", "tool_result"))
+_BLOCK = obj({"text": TEXT, "source": OBJECT}, type=words("text", "image", "tool_use", "tool_result"))
 _ANTHROPIC_MESSAGES = array(
     obj(role=words("user", "assistant", "system"), content=one_of(TEXT, array(_BLOCK))), minItems=1
 )
@@ -122,7 +125,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
         "output_format": OBJECT,
         "thinking": obj(type=words("disabled")),
     },
-    "/api/generate": {"prompt": TEXT, "format": one_of(words("json", ""), OBJECT)},
+    "/api/generate": {"prompt": TEXT, "images": array(TEXT), "format": one_of(words("json", ""), OBJECT)},
     "/api/embeddings": {"prompt": one_of(TEXT, TOKENS)},
     "/api/chat": {"messages": {**MESSAGES, "minItems": 0}, "format": one_of(words("json", ""), OBJECT)},
     "/api/create": {
@@ -130,6 +133,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
         "messages": {**MESSAGES, "minItems": 0},
         "license": one_of({"type": "string", "minLength": 1}, array({"type": "string", "minLength": 1})),
     },
+    "/completion": {"prompt": one_of(PROMPT, _MEDIA_PROMPT)},
     "/tokenize": {"content": TEXT},
     "/detokenize": {"tokens": array(COUNT)},
 }

@@ -1,0 +1,122 @@
+"""Images of requests: parts of messages in every dialect, opened when their prompt is made, within limits.
+
+What is sent comes over the network: no path is read, and URLs only as `--allow-image-hosts` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pyllamacpu.images.parts import IMAGE_KINDS, has_image, image_source, take_images
+from pyllamacpu.images.picture import MAX_PIXELS
+from pyllamacpu.images.sources import Fetch, open_picture, open_url
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.fields import wrong
+
+if TYPE_CHECKING:
+    from pyllamacpu.images.picture import Picture
+
+Cut = TypeVar("Cut")
+
+MAX_IMAGES = 64  # of a request
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of its images together
+
+
+@dataclass(frozen=True, eq=False)
+class SentImage:
+    """An image as it stands in a request: the part of a message in any dialect's form, and its place."""
+
+    part: Mapping[str, Any]
+    where: str
+
+    def open(self, fetch: Fetch | None) -> Picture:
+        """Raises ImageError."""
+        source = image_source(self.part, self.where)
+        if isinstance(source, bytes):
+            return open_picture(source, where=self.where)
+        if not isinstance(source, str):
+            raise wrong(self.where, "must be text: data:image/...;base64,...")
+        return open_url(source, where=self.where, fetch=fetch)
+
+
+def image_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The part of a message that stands for an image."""
+    return {"type": "image", "image": SentImage(part, where)}  # as `sent_images` finds it
+
+
+def content_parts(
+    content: Any, where: str, role: object, text_kinds: Sequence[str] = ("text",)
+) -> str | list[dict[str, Any]]:
+    """A content that is a text, or a list of texts and (of the user) images; texts alone are joined to one.
+
+    Raises HTTPError for any other.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(where, "must be a string or a list of parts")
+    parts = [_part(part, f"{where}[{i}]", role, text_kinds) for i, part in enumerate(content)]
+    if any(map(has_image, parts)):
+        return parts
+    return "".join(part["text"] for part in parts)
+
+
+def _part(part: Any, where: str, role: object, text_kinds: Sequence[str]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in IMAGE_KINDS:
+        if role != "user":
+            raise wrong(where, f"images stand in messages of the user, not of {role!r:.40}")
+        return image_part(part, where)
+    if kind not in text_kinds:
+        raise wrong(where, f"texts and images can be read, not a part of type {kind!r:.40}")
+    if not isinstance(part.get("text"), str):
+        raise wrong(f"{where}.text", "must be a string")
+    return {**part, "type": "text"}
+
+
+def sent_images(messages: Sequence[Mapping[str, Any]]) -> list[SentImage]:
+    """The images in a conversation, in order."""
+    contents = (message.get("content") for message in messages)
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    return [part["image"] for part in parts if has_image(part)]
+
+
+class _Opener(Generic[Cut]):
+    """Opens the images of a request, within limits."""
+
+    def __init__(self, fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> None:
+        self._fetch, self._cut = fetch, cut
+        self._n_images = self._n_pixels = 0
+
+    def __call__(self, image: SentImage, where: str = "") -> Cut:
+        self._n_images += 1
+        if self._n_images > MAX_IMAGES:
+            raise HTTPError(f"a request may have {MAX_IMAGES} images at the most", code="too_many_images")
+        picture = image.open(self._fetch)
+        self._n_pixels += picture.width * picture.height
+        if self._n_pixels > MAX_REQUEST_PIXELS:
+            most = f"{MAX_REQUEST_PIXELS / 1e6:.0f} million pixels"
+            raise HTTPError(f"the images have more than {most} together: send smaller ones", code="too_large")
+        return self._cut(picture)
+
+
+def open_images(
+    messages: Sequence[Mapping[str, Any]], fetch: Fetch | None, cut: Callable[[Picture], Cut]
+) -> tuple[list[Any], list[Cut]]:
+    """The messages with {"type": "image"} for each image, and what `cut` makes of the pictures, in order.
+
+    Raises ImageError, HTTPError.
+    """
+    return take_images(messages, _Opener(fetch, cut))
+
+
+def open_sent(images: Iterable[SentImage], fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> list[Cut]:
+    """What `cut` makes of the pictures. Raises ImageError, HTTPError."""
+    return list(map(_Opener(fetch, cut), images))
+
+
+def shown_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages with {"type": "image"} for each image, of which none is opened."""
+    return take_images(messages, lambda image, where: None)[0]

@@ -1,0 +1,223 @@
+"""Images in requests of every dialect. Covers server/images.py, and api/chat_images.py for texts."""
+
+from __future__ import annotations
+
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama4_vision_models import llama4_vision, with_words
+from PIL import Image
+from serving import Running, serving, wait_until
+from tiny_model import write_model
+
+from pyllamacpu.images.fetch import Fetcher
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.judge import judged_messages
+
+__all__ = ["llama4_vision"]
+
+PICTURE = np.random.default_rng(7).integers(0, 256, (60, 100, 3), np.uint8)
+TEXT = "what is this?"
+
+
+def png(pixels: np.ndarray[Any, Any] = PICTURE) -> bytes:
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+BASE64 = b64encode(png()).decode()
+URL = f"data:image/png;base64,{BASE64}"
+
+
+@pytest.fixture(scope="module")
+def running(llama4_vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("served")
+    words, text = with_words(llama4_vision, folder), write_model(folder / "text.gguf")
+    with serving(("words", words), ("text", text)) as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        yield found
+
+
+def asked(part: Any, text: str = TEXT) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [part, {"type": "text", "text": text}]}]
+
+
+def openai_part(url: Any = URL, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def answer(running: Running, path: str, **body: Any) -> Any:
+    response = running.post(path, **body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def chat(running: Running, messages: Any) -> tuple[str, int]:
+    """(text, tokens of the prompt) of an answer."""
+    found = answer(running, "/v1/chat/completions", messages=messages, max_tokens=6, temperature=0)
+    return found["choices"][0]["message"]["content"], found["usage"]["prompt_tokens"]
+
+
+def test_every_dialect_shows_the_model_the_same_image(running: Running) -> None:
+    text, n_prompt = chat(running, asked(openai_part()))
+    other, _ = chat(running, asked(openai_part(f"data:;base64,{b64encode(png(255 - PICTURE)).decode()}")))
+    assert text != other and n_prompt == chat(running, asked(openai_part(detail="low")))[1]
+    assert n_prompt > chat(running, [{"role": "user", "content": TEXT}])[1] + 20
+    greedy = {"temperature": 0.0}
+
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}
+    found = answer(running, "/v1/messages", messages=asked(block), max_tokens=6, **greedy)
+    usage = found["usage"]
+    assert found["content"][0]["text"] == text
+    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == n_prompt
+    assert answer(running, "/v1/messages/count_tokens", messages=asked(block)) == {"input_tokens": n_prompt}
+
+    items = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": TEXT}]
+    item = {"role": "user", "content": items}
+    found = answer(running, "/v1/responses", input=[item], max_output_tokens=6, **greedy)
+    assert found["output"][0]["content"][0]["text"] == text
+
+    options = {"temperature": 0, "num_predict": 6}
+    message = {"role": "user", "content": TEXT, "images": [BASE64]}
+    found = answer(running, "/api/chat", model="words", messages=[message], stream=False, options=options)
+    assert found["message"]["content"] == text and found["prompt_eval_count"] == n_prompt
+    body = {"model": "words", "prompt": TEXT, "images": [BASE64], "stream": False, "options": options}
+    assert answer(running, "/api/generate", **body)["response"] == text
+
+    prompt = answer(running, "/apply-template", messages=asked(openai_part()))["prompt"]
+    media = {"prompt_string": prompt.replace("<|image|>", "<__media__>"), "multimodal_data": [BASE64]}
+    found = answer(running, "/completion", prompt=media, n_predict=6, **greedy)
+    assert found["content"] == text and found["tokens_evaluated"] == n_prompt
+    assert found["prompt"].count("<|patch|>") == 20
+
+
+def test_where_images_stand_in_a_text(running: Running) -> None:
+    """Before it, unless it says where."""
+    body = {"model": "words", "stream": False, "raw": True, "options": {"temperature": 0, "num_predict": 5}}
+    first = answer(running, "/api/generate", **body, prompt="abc", images=[BASE64])
+    assert (
+        answer(running, "/api/generate", **body, prompt="<__media__>abc", images=[BASE64])["response"]
+        == (first["response"])
+    )
+    later = answer(running, "/api/generate", **body, prompt="abc<|image|>", images=[BASE64])
+    assert later["prompt_eval_count"] == first["prompt_eval_count"]
+    body["prompt"] = "<|image|> and <|image|>"
+    assert running.post("/api/generate", **body, images=[BASE64]).status_code == 400
+
+
+def test_a_stream(running: Running) -> None:
+    with running.client() as client:
+        body = {"messages": asked(openai_part()), "max_tokens": 4, "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert response.status_code == 200
+            assert list(response.iter_lines())[-2] == "data: [DONE]"
+
+
+def test_what_models_read_is_shown(running: Running) -> None:
+    assert answer(running, "/api/show", model="words")["capabilities"][-1] == "vision"
+    assert "vision" not in answer(running, "/api/show", model="text")["capabilities"]
+    assert running.get("/props").json()["modalities"]["vision"] is True
+
+
+REFUSED = [
+    (openai_part("data:image/png;base64,AAAA"), "messages[0].content[0]: is not an image"),
+    (openai_part(URL[:-400]), "messages[0].content[0]: is damaged"),
+    (openai_part("http://127.0.0.1:1/x.png"), "URLs are not fetched here"),
+    (openai_part("/etc/passwd"), "is not a URL of an image"),
+    (openai_part("file:///etc/passwd"), "is not a URL of an image"),
+    (openai_part(["x"]), "must be text"),
+    ({"type": "image", "path": "/etc/passwd"}, "is not a URL of an image"),
+    ({"type": "image", "source": {"type": "base64", "data": "?"}}, "is not base64"),
+    ({"type": "image_url"}, "holds no image"),
+    ({"type": "input_audio"}, "texts and images can be read"),
+    ({"type": "text"}, "messages[0].content[0].text: must be a string"),
+]
+
+
+@pytest.mark.parametrize("part, reason", REFUSED)
+def test_what_is_refused(running: Running, part: Any, reason: str) -> None:
+    response = running.post("/v1/chat/completions", messages=asked(part), max_tokens=2)
+    error = response.json()["error"]
+    assert response.status_code == 400 and reason in error["message"], error
+    assert error["param"].startswith("messages[0].content[0]")
+
+
+def test_places_where_images_do_not_belong(running: Running) -> None:
+    system = {"role": "system", "content": [openai_part()]}
+    response = running.post("/v1/chat/completions", messages=[system, *asked(openai_part())])
+    assert response.status_code == 400 and "messages of the user" in response.text
+    message = {"role": "assistant", "content": "x", "images": [BASE64]}
+    response = running.post("/api/chat", model="words", messages=[message])
+    assert response.status_code == 400 and "messages[0].images" in response.text
+    body = {"prompt_string": "x", "multimodal_data": [BASE64]}
+    assert "as many as <__media__>" in running.post("/completion", prompt=body).text
+    for url in ("/v1/chat/completions", "/v1/messages/count_tokens"):
+        response = running.post(url, model="text", messages=asked(openai_part()))
+        assert response.status_code == 400 and "llama models read no images" in response.text
+
+
+def test_too_many_images_and_pixels(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = [{"role": "user", "content": [openai_part()] * 65}]
+    assert "64 images at the most" in running.post("/v1/chat/completions", messages=many).text
+    monkeypatch.setattr("pyllamacpu.server.images.MAX_REQUEST_PIXELS", PICTURE.size // 3 * 2)
+    three = [{"role": "user", "content": [openai_part()] * 3}]
+    assert "million pixels together" in running.post("/v1/chat/completions", messages=three).text
+    monkeypatch.undo()
+    long = [{"role": "user", "content": [openai_part()] * 20}]
+    response = running.post("/v1/chat/completions", messages=long)
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_large_bodies_are_taken_where_images_are(running: Running) -> None:
+    pad = " " * (17 << 20)
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/completion"):
+        assert running.post(path, model="words", pad=pad).status_code != 413, path
+    assert running.post("/v1/embeddings", input="x", pad=pad).status_code == 413
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(png())))
+        self.end_headers()
+        self.wfile.write(png())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_images_at_urls(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hosts that are allowed."""
+    server = HTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        service = running.server.service
+        assert service is not None
+        host = f"images.test:{server.server_port}"
+        fetch = Fetcher((host,), resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True)
+        monkeypatch.setattr(service, "fetch", fetch)
+        found = chat(running, asked(openai_part(f"http://{host}/x.png")))
+        block = {"type": "image", "source": {"type": "url", "url": f"http://{host}/x.png"}}
+        assert found == chat(running, asked(openai_part())) == chat(running, asked(block))
+        response = running.post("/v1/chat/completions", messages=asked(openai_part("http://other.test/x")))
+        assert response.status_code == 400 and "are not fetched here" in response.text
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_guard_that_reads_no_images_lets_none_pass() -> None:
+    messages = [{"role": "user", "content": content_parts([openai_part()], "messages[0].content", "user")}]
+    with pytest.raises(HTTPError, match=r"messages\[0\]\.content\[0\]: this server's guard reads no images"):
+        judged_messages(messages)
