@@ -96,7 +96,7 @@ static void l2_norm(const pl_plan *plan, const pl_op *op, const float *x, float 
             squares += (double)x[i] * (double)x[i];
         const float scale = (float)(1.0 / sqrt((f->mean ? squares / f->size : squares) + (double)f->eps));
         for (int64_t i = begin; i < begin + f->size; i++)
-            out[i] = x[i] * scale;
+            out[i] = f->weight.n ? x[i] * scale * f->weight.values[i - begin] : x[i] * scale;
     }
     clear_padding(plan, f->out, out);
 }
@@ -106,6 +106,8 @@ const char *check_l2_norm(const pl_plan *plan, const pl_op *op)
     const pl_op_l2_norm *f = &op->l2_norm;
     if (f->size < 1 || width_of(plan, f->x) % f->size)
         return "x is not whole runs of `size`";
+    if (f->weight.n && f->weight.n != f->size)
+        return "the weight is not as wide as a run";
     return f->eps < 0 ? "eps is negative" : check_like(plan, f->x, f->out, PL_NONE);
 }
 

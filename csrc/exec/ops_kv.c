@@ -32,11 +32,12 @@ const char *check_rope_store(const pl_plan *plan, const pl_op *op)
     const pl_cache *c = plan->spaces[f->space];
     if (f->layer < 0 || f->layer >= c->n_layers)
         return "the KV space has no such layer";
-    if (f->n_heads < 1 || f->n_heads > PL_MAX_HEADS || b[f->q].width != (int64_t)f->n_heads * c->k.head_dim)
+    const int64_t q_width = f->q >= 0 ? b[f->q].width : 0;
+    if (f->n_heads < (f->q >= 0) || f->n_heads > PL_MAX_HEADS || q_width != (int64_t)f->n_heads * c->k.head_dim)
         return "q is not as wide as its heads";
     if (b[f->k].width != (int64_t)c->kv_heads * c->k.head_dim || b[f->v].width != (int64_t)c->kv_heads * c->v.head_dim)
         return "k or v is not as wide as the space's heads";
-    if (f->q == f->k || f->rope == f->q || f->rope == f->k)
+    if (f->q == f->k || (f->rope >= 0 && (f->rope == f->q || f->rope == f->k)))
         return "q, k and rope are not different buffers";
     return f->rope == PL_NONE || (b[f->rope].width <= c->k.head_dim && b[f->rope].width % 2 == 0)
                ? NULL

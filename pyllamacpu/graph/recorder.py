@@ -158,6 +158,10 @@ class Recorder:
         self.op("rope_store", q=q, k=k, v=v, rope=rope, **fields)
         return q
 
+    def store(self, k: Tensor, v: Tensor, space: KVSpace, *, layer: int) -> None:
+        """Keeps k and v in `layer` of the space, as they are."""
+        self.op("rope_store", q=None, k=k, v=v, space=self.spaces.index(space), layer=layer, n_heads=0)
+
     def attention(
         self,
         q: Tensor,

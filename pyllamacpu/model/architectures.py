@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-MODULES = {"llama": "pyllamacpu.model.llama", "llama4": "pyllamacpu.model.llama4"}
+MODULES = {
+    "llama": "pyllamacpu.model.llama",
+    "llama4": "pyllamacpu.model.llama4",
+    "mllama": "pyllamacpu.model.mllama",
+}
 """By the name in general.architecture."""
 
 

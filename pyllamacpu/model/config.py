@@ -18,6 +18,7 @@ from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.architectures import known as known_architectures
 from pyllamacpu.model.llama4_attention import Llama4Attention, read_llama4_attention
+from pyllamacpu.model.mllama_layers import MllamaLayers, read_mllama_layers
 from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
@@ -105,6 +106,7 @@ class ModelConfig:
     expert_ffn_dim: PerLayer = 0
     moe_layer_step: int = 0  # llama4: every n-th layer has experts
     llama4: Llama4Attention | None = None  # llama4 models only
+    mllama: MllamaLayers | None = None  # mllama models only
     n_tokens: int = 0  # that the file's tokenizer names; 0: it has none. Rows after them are padding
 
     def layer_heads(self, layer: int) -> int:
@@ -131,7 +133,9 @@ class ModelConfig:
         """
         per_head = lib.pl_kv_row_bytes(kv_type(type_k), self.head_dim)
         per_head += lib.pl_kv_row_bytes(kv_type(type_v), self.value_dim)
-        return int(per_head) * sum(self.layer_kv_heads(layer) for layer in range(self.n_layers))
+        to_images = self.mllama.cross if self.mllama else ()
+        layers = (layer for layer in range(self.n_layers) if layer not in to_images)
+        return int(per_head) * sum(map(self.layer_kv_heads, layers))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelConfig:
@@ -173,6 +177,7 @@ class ModelConfig:
             n_experts_used=n_used,
             expert_ffn_dim=expert_ffn,
             llama4=read_llama4_attention(keys, n_layers, n_experts) if keys.arch == "llama4" else None,
+            mllama=read_mllama_layers(keys, n_layers, tensors) if keys.arch == "mllama" else None,
             moe_layer_step=keys.whole("interleave_moe_layer_step", 0, _MAX_LAYERS, 0),
             n_tokens=_named_tokens(metadata),
         )

@@ -1,0 +1,339 @@
+"""Llama 3.2's vision tower, recorded as plans: all tiles of an image together become states that the text
+model's layers attend to.
+
+A tile is its patches after a class token. Positions are added by patch, by tile and patch, and by tile; up to
+four tiles and their padding attend to each other in the first layers and, after an embedding by tile, in the
+gated global ones. The result is the last state and those that stood before some of the first layers, side by
+side, projected. Sources: multimodal/model.py and encoder_utils.py of Meta's llama-models; tensor names as in
+ollama's files of both generations.
+
+Padding: each tile has rows of zeros after its tokens, and tiles that an image lacks are there too, made of black
+pixels. What belongs to the image attends to all of it, so that it cannot be left out; but rows of padding that
+start equal stay equal, since padding attends to the image only. One row then stands for all of a tile's padding,
+and one tile for all that lack: in exact arithmetic the same (csrc/exec/tile_attention.c).
+PYLLAMACPU_WHOLE_TILES=1 computes every row, as Meta's code does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyllamacpu.errors import ModelError
+from pyllamacpu.gguf.reader import TensorInfo
+from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart
+from pyllamacpu.model.weights import Table, TensorSpec, Weights
+
+if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
+    from pyllamacpu.graph.ops import Tensor
+    from pyllamacpu.graph.recorder import Recorder
+    from pyllamacpu.images.picture import Picture
+    from pyllamacpu.images.tiles import Tiles
+
+CHANNELS, MAX_TILES, MULTIPLE = (
+    3,
+    4,
+    8,
+)  # rows of a tile are padded to the next multiple, and by one at the least
+ASPECT_RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
+"""(rows, columns) of tiles; their numbers count from 1."""
+IMAGE_TOKENS = {"image": ("<|image|>", 128256), "patch": ("<|image|>", 128256)}
+"""An image takes the place of one token."""
+_STATES = (3, 7, 15, 23, 30)
+_LAYER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
+_OLDER = {"attn_norm": "ln1", "ffn_norm": "ln2", "attn_output": "attn_out"}
+
+
+@dataclass(frozen=True)
+class MllamaVisionConfig:
+    """Sizes in elements, of images in pixels. dim: of the states that the tower gives. `states`: layers whose
+    inputs are among them. `whole_tiles`: each row of padding is computed.
+    """
+
+    dim: int
+    width: int  # of a patch's state
+    n_layers: int
+    n_global_layers: int
+    n_heads: int
+    ffn_dim: int
+    image_size: int
+    patch_size: int
+    norm_eps: float
+    states: tuple[int, ...]
+    whole_tiles: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches of a tile's side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def rows_per_tile(self) -> int:
+        """States of a tile: its class token's and those of its patches."""
+        return self.grid**2 + 1
+
+    @property
+    def padding(self) -> int:
+        """Rows of zeros after a tile's tokens, in Meta's code."""
+        return MULTIPLE - self.rows_per_tile % MULTIPLE
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile that are computed."""
+        return self.rows_per_tile + (self.padding if self.whole_tiles else 1)
+
+    def computed_tiles(self, n_tiles: int) -> int:
+        """Of an image with so many."""
+        return MAX_TILES if self.whole_tiles else min(n_tiles + 1, MAX_TILES)
+
+    @property
+    def patch_values(self) -> int:
+        return CHANNELS * self.patch_size**2
+
+
+def read_config(keys: TowerKeys) -> MllamaVisionConfig:
+    """Raises ModelError that names the key and its value."""
+    config = MllamaVisionConfig(
+        dim=_text_dim(keys),
+        width=keys.whole("embedding_length"),
+        n_layers=keys.whole("block_count", high=1 << 12),
+        n_global_layers=keys.whole("global.block_count", low=0, high=1 << 12),
+        n_heads=keys.whole("attention.head_count", high=1 << 10),
+        ffn_dim=keys.whole("feed_forward_length"),
+        image_size=keys.whole("image_size", high=1 << 14),
+        patch_size=keys.whole("patch_size", high=1 << 10),
+        norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, 1e-5),
+        states=_states(keys),
+        whole_tiles=os.environ.get("PYLLAMACPU_WHOLE_TILES", "0") not in ("", "0"),
+    )
+    if config.image_size % config.patch_size or config.grid > 1 << 10:
+        raise keys.error("image_size", config.image_size, "must be whole patches")
+    if config.width % (2 * config.n_heads):
+        raise keys.error("embedding_length", config.width, f"must be {config.n_heads} heads of an even size")
+    if (
+        keys.whole("max_num_tiles", MAX_TILES) != MAX_TILES
+        or keys.whole("num_channels", CHANNELS) != CHANNELS
+    ):
+        raise keys.error("max_num_tiles", keys.get("max_num_tiles"), "only 4 tiles of 3 colours are known")
+    return config
+
+
+def _text_dim(keys: TowerKeys) -> int:
+    """A file that holds the text model too says it there."""
+    text = TowerKeys(keys.where, keys.metadata, keys.prefix.removesuffix("vision."))
+    stated = text.get("embedding_length")
+    return keys.whole("projection_dim") if stated is None else text.whole("embedding_length")
+
+
+def _states(keys: TowerKeys) -> tuple[int, ...]:
+    key, n_layers = "intermediate_layers_indices", keys.whole("block_count", high=1 << 12)
+    value = keys.get(key)
+    found = list(_STATES) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    fine = isinstance(found, list) and all(type(i) is int and 0 <= i < n_layers for i in found)
+    if not fine or sorted(set(found)) != found or len(found) > 7:
+        raise keys.error(key, value, f"must be numbers of some of the {n_layers} layers, in order, 7 at most")
+    return tuple(found)
+
+
+# ---- tensors ----
+
+
+def tensors(config: MllamaVisionConfig, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]:
+    """All of the tower's; those of a text model in the same file are another plan's."""
+    c, dim = config, (config.width,)
+    rows, ratios = c.rows_per_tile, 1 + len(ASPECT_RATIOS)
+    yield TensorSpec("v.class_embd", "vector", dim)
+    yield TensorSpec("v.patch_embd.weight", "matrix", (c.width, c.patch_values), reshaped=True)
+    tables = {
+        "position_embd": rows,
+        "tile_position_embd": ratios * MAX_TILES * rows,
+        "pre_tile_position_embd": ratios * MAX_TILES,
+        "post_tile_position_embd": ratios * MAX_TILES,
+    }
+    for name, n in tables.items():
+        yield TensorSpec(f"v.{name}.weight", "table", (n, c.width), reshaped=True)
+        yield TensorSpec(f"v.{name}.gate", "vector", (1,))
+    for name in ("v.pre_ln", "v.post_ln"):
+        yield TensorSpec(f"{name}.weight", "vector", dim)
+        yield TensorSpec(f"{name}.bias", "vector", dim)
+    for i in range(c.n_layers):
+        yield from _layer_specs(c, f"v.blk.{i}.", found)
+    for i in range(c.n_global_layers):
+        yield from _layer_specs(c, f"v.global.blk.{i}.", found)
+        for gate in ("attn_gate", "ffn_gate"):
+            yield TensorSpec(f"v.global.blk.{i}.{gate}", "vector", (1,))
+    yield TensorSpec("mm.0.weight", "matrix", (c.dim, c.width * (1 + len(c.states))))
+    yield TensorSpec("mm.0.bias", "vector", (c.dim,))
+    for name in found:
+        if not name.startswith(("v.", "mm.")):
+            yield TensorSpec(name, "unused")
+
+
+def _layer_specs(c: MllamaVisionConfig, prefix: str, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]:
+    older = f"{prefix}ln1.weight" in found
+    sizes = {"ffn_up": (c.ffn_dim, c.width), "ffn_down": (c.width, c.ffn_dim)}
+    for name in _LAYER:
+        shape = (c.width,) if name.endswith("norm") else sizes.get(name, (c.width, c.width))
+        theirs = prefix + (_older_name(name, prefix, c, found) if older else name)
+        kind = "vector" if len(shape) == 1 else "matrix"
+        yield TensorSpec(f"{prefix}{name}.weight", kind, shape, tensor=f"{theirs}.weight")
+        if not name.startswith("attn_") or name.endswith("norm"):
+            yield TensorSpec(f"{prefix}{name}.bias", "vector", shape[:1], tensor=f"{theirs}.bias")
+
+
+def _older_name(name: str, prefix: str, c: MllamaVisionConfig, found: Mapping[str, TensorInfo]) -> str:
+    """Of ollama's older files, in which the first product of a feed-forward is called ffn_down, and the second
+    ffn_up: the shapes tell.
+    """
+    first = found.get(f"{prefix}ffn_down.weight")
+    if name in ("ffn_up", "ffn_down") and first is not None and first.shape[0] == c.ffn_dim:
+        return "ffn_down" if name == "ffn_up" else "ffn_up"
+    return _OLDER.get(name, name)
+
+
+# ---- layers ----
+
+
+def record_tiles(plan: Recorder, config: MllamaVisionConfig, weights: Weights, n_tiles: int) -> None:
+    """Rows of `input_rows` become the states of an image of `n_tiles` tiles."""
+    c = config
+    rows = plan.embed(_no_rows(_input_width(c)))
+    patches, positions, tiles, kept = _columns(plan, rows, (c.patch_values, c.width, c.width, 1))
+    x = plan.linear(patches, weights.matrix("v.patch_embd.weight")) + positions
+    x = plan.op("scale_rows", x=_layer_norm(plan, c, weights, "v.pre_ln", x), factors=kept)
+    states = []
+    for i in range(c.n_layers):
+        states += [plan.select(x)] if i in c.states else []
+        x = _layer(plan, c, weights.under(f"v.blk.{i}."), x, n_tiles)
+    x = _layer_norm(plan, c, weights, "v.post_ln", x) + tiles
+    for i in range(c.n_global_layers):
+        x = _layer(plan, c, weights.under(f"v.global.blk.{i}."), x, n_tiles, gated=True)
+    found = [plan.select(x)]
+    if states:
+        found.append(plan.op("interleave", x=states, width=c.width * len(states), rows=states[0].rows))
+    x = plan.op("concatenate", x=found, width=c.width * (1 + len(states)), rows=found[0].rows)
+    plan.output_hidden(plan.linear(x, *weights.linear("mm.0")))
+
+
+def _columns(plan: Recorder, x: Tensor, widths: tuple[int, ...]) -> list[Tensor]:
+    ends = np.cumsum(widths).tolist()
+    return [plan.op("columns", x=x, first=end - n, width=n) for n, end in zip(widths, ends, strict=True)]
+
+
+def _layer(
+    plan: Recorder, c: MllamaVisionConfig, w: Weights, x: Tensor, n_tiles: int, gated: bool = False
+) -> Tensor:
+    a = plan.linear(_attention(plan, c, w, x, n_tiles), *w.linear("attn_output"))
+    x = x + _gated(plan, w, "attn_gate", a, gated)
+    h = plan.linear(_layer_norm(plan, c, w, "ffn_norm", x), *w.linear("ffn_up"))
+    h = plan.linear(plan.op("gelu", x=h, tanh=0), *w.linear("ffn_down"))
+    return x + _gated(plan, w, "ffn_gate", h, gated)
+
+
+def _gated(plan: Recorder, w: Weights, gate: str, x: Tensor, gated: bool) -> Tensor:
+    return plan.op("scale", x=x, factor=float(w.vector(gate).values[0])) if gated else x
+
+
+def _attention(plan: Recorder, c: MllamaVisionConfig, w: Weights, x: Tensor, n_tiles: int) -> Tensor:
+    h = _layer_norm(plan, c, w, "attn_norm", x)
+    q, k, v = (plan.linear(h, *w.linear(f"attn_{part}")) for part in "qkv")
+    after = c.computed_tiles(n_tiles) - n_tiles
+    return plan.op(
+        "tile_attention",
+        q=q,
+        k=k,
+        v=v,
+        n_heads=c.n_heads,
+        kv_heads=c.n_heads,
+        scale=(c.width // c.n_heads) ** -0.5,
+        n_tiles=n_tiles,
+        tile_rows=c.tile_rows,
+        tile_tokens=c.rows_per_tile,
+        padding_weight=c.padding // (c.tile_rows - c.rows_per_tile),
+        tile_weight=(MAX_TILES - n_tiles) // after if after else 1,
+    )
+
+
+def _layer_norm(plan: Recorder, c: MllamaVisionConfig, w: Weights, name: str, x: Tensor) -> Tensor:
+    weight, bias = w.vector(f"{name}.weight"), w.vector(f"{name}.bias")
+    return plan.op("layer_norm", x=x, weight=weight, bias=bias, eps=c.norm_eps)
+
+
+def _no_rows(width: int) -> Table:
+    """All rows are given as embeddings."""
+    return Table("zeros", 1, width, TensorType.F32, np.zeros(4 * width, np.uint8))
+
+
+def _max_rows(config: MllamaVisionConfig, n_tiles: int) -> int:
+    return config.computed_tiles(n_tiles) * config.tile_rows
+
+
+PARTS = {
+    str(n): TowerPart(partial(record_tiles, n_tiles=n), partial(_max_rows, n_tiles=n), lasting=False)
+    for n in range(1, MAX_TILES + 1)
+}
+"""By the number of an image's tiles."""
+
+
+# ---- images ----
+
+
+def encode(config: MllamaVisionConfig, weights: Weights, run: RunPart, tiles: Tiles) -> Floats:
+    """An image's states: (n_tiles * rows_per_tile, dim)."""
+    n = len(tiles.pixels)
+    if (tiles.rows, tiles.cols) not in ASPECT_RATIOS or n != tiles.rows * tiles.cols:
+        raise ModelError(f"an image of {tiles.rows} x {tiles.cols} tiles: there are up to {MAX_TILES}")
+    rows = np.arange(n * config.tile_rows).reshape(n, -1)[:, : config.rows_per_tile]
+    return run(str(n), input_rows(config, weights, tiles), rows.reshape(-1))
+
+
+def _input_width(c: MllamaVisionConfig) -> int:
+    return c.patch_values + 2 * c.width + 1
+
+
+def input_rows(c: MllamaVisionConfig, weights: Weights, tiles: Tiles) -> Floats:
+    """(computed tiles * tile_rows, …): of each token its patch, what is added to that and, later, to its state
+    by tile, and 1; 0 of rows of padding, whose states are zeros before the first layer.
+    """
+    n = len(tiles.pixels)
+    found = np.zeros((c.computed_tiles(n), c.tile_rows, _input_width(c)), np.float32)
+    tokens = found[:, : c.rows_per_tile]
+    patch, added, by_tile, kept = np.split(found, np.cumsum([c.patch_values, c.width, c.width]), axis=2)
+    cut = tiles.pixels.reshape(n, CHANNELS, c.grid, c.patch_size, c.grid, c.patch_size)
+    patch[:n, 1 : c.rows_per_tile] = cut.transpose(0, 2, 4, 1, 3, 5).reshape(n, c.grid**2, -1)
+    added, kept = added[:, : tokens.shape[1]], kept[:, : tokens.shape[1]]
+    first = (ASPECT_RATIOS.index((tiles.rows, tiles.cols)) + 1) * MAX_TILES  # row of the image's first tile
+    added[:, 0] = weights.vector("v.class_embd").values[: c.width]
+    added[:n, 1:] += _gated_rows(c, weights, "pre_tile_position_embd", first, n)[:, None]
+    added += _gated_rows(c, weights, "position_embd", 0, c.rows_per_tile)
+    at, size = first * c.rows_per_tile, n * c.rows_per_tile
+    added[:n] += _gated_rows(c, weights, "tile_position_embd", at, size).reshape(n, -1, c.width)
+    by_tile[:n] = _gated_rows(c, weights, "post_tile_position_embd", first, n)[:, None]
+    kept[:] = 1
+    return found.reshape(-1, found.shape[2])
+
+
+def _gated_rows(c: MllamaVisionConfig, weights: Weights, name: str, first: int, n: int) -> Floats:
+    """Rows of a table of positions, times what its gate has become."""
+    table, gate = weights.table(f"v.{name}.weight"), weights.vector(f"v.{name}.gate").values[0]
+    row_bytes = table.type.row_bytes(table.cols)
+    data = table.data[first * row_bytes : (first + n) * row_bytes]
+    rows: Floats = dequantize(data, table.type, (n, c.width)).astype(np.float32) * gate
+    return rows
+
+
+def cut(config: MllamaVisionConfig, picture: Picture) -> Tiles:
+    from pyllamacpu.images.tiles import llama32_tiles
+
+    return llama32_tiles(picture, config.image_size, MAX_TILES)
+
+
+def placeholders(config: MllamaVisionConfig, ids: Mapping[str, int], tiles: Tiles) -> list[int]:
+    return [ids["patch"]]
