@@ -57,7 +57,8 @@ class Vision:
         if isinstance(image, Tiles):
             return image
         if (pixels := _given_pixels(image, self.opened.config.image_size)) is not None:
-            return Tiles(pixels, 1, len(pixels))
+            more = image if isinstance(image, Mapping) else {}
+            return self.opened.architecture.given_tiles(self.opened.config, pixels, more)
         from pyllamacpu.images.sources import open_picture
 
         return self.opened.cut(open_picture(image))
@@ -76,9 +77,9 @@ class Vision:
 
     def embed(self, image: Any) -> EmbeddedImage:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
-        pixels = self.tiles(image).pixels
-        digest = image_digest(pixels, self.opened.identity)
-        return self.engine.images.embedded(digest, lambda: self.tower.encode(pixels))
+        tiles = self.tiles(image)
+        digest = image_digest(tiles, self.opened.identity)
+        return self.engine.images.embedded(digest, lambda: self.tower.encode(tiles))
 
     def prompt(
         self, ids: Sequence[int], images: Sequence[Any]

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -24,6 +24,9 @@ from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.forks import fork_safe_lock
+
+if TYPE_CHECKING:
+    from pyllamacpu.images.tiles import Tiles
 
 Floats = npt.NDArray[np.float32]
 
@@ -227,8 +230,8 @@ def _is_row(token: Any) -> bool:
     return _is_whole(token) and bool(token < 0)
 
 
-def image_digest(pixels: Floats, tower: bytes) -> bytes:
-    """Of (n, 3, size, size) pixels, and of what tells towers apart."""
-    found = hashlib.sha256(tower + repr(pixels.shape).encode())
-    found.update(np.ascontiguousarray(pixels, np.float32).data)
+def image_digest(tiles: Tiles, tower: bytes) -> bytes:
+    """Of an image's tiles, and of what tells towers apart."""
+    found = hashlib.sha256(tower + repr((tiles.pixels.shape, tiles.rows, tiles.cols)).encode())
+    found.update(np.ascontiguousarray(tiles.pixels, np.float32).data)
     return found.digest()

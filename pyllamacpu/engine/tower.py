@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -87,51 +87,69 @@ class Tower:
         on_load: Callable[[int, int], None] | None = None,
     ) -> None:
         self.opened, self.config = opened, opened.config
-        self._exclusive = exclusive
+        self._exclusive, self._pool = exclusive, pool
         file = opened.file
         specs = opened.architecture.tensors(self.config, file.tensors)
         self.weights = load_weights(file, specs, pool, on_load)
         file.check_intact()
-        self.parts = {name: self._part(part, pool) for name, part in opened.architecture.PARTS.items()}
+        self.parts: dict[str, tuple[CompiledPlan, NativePlan]] = {}
+        for name, part in opened.architecture.PARTS.items():
+            if part.lasting:
+                self.part(name)
         file.release_all()
 
-    def _part(self, part: TowerPart, pool: Any) -> tuple[CompiledPlan, NativePlan]:
-        plan, n = recorded_part(part, self.config, self.weights), part.max_rows(self.config)
-        return plan, NativePlan(plan, pool, (), n, n)
+    def part(self, name: str) -> tuple[CompiledPlan, NativePlan]:
+        """The plan of a part, made where it is not there."""
+        if name not in self.parts:
+            self._release_passing()
+            part = self.opened.architecture.PARTS[name]
+            plan, n = recorded_part(part, self.config, self.weights), part.max_rows(self.config)
+            self.parts[name] = plan, NativePlan(plan, self._pool, (), n, n)
+        return self.parts[name]
+
+    def _release_passing(self) -> None:
+        parts = self.opened.architecture.PARTS
+        for name in [name for name in self.parts if not parts[name].lasting]:
+            plan, native = self.parts.pop(name)
+            native.release()
+            plan.release()
 
     @property
     def n_bytes(self) -> int:
         """Of packed weights and buffers."""
         return self.weights.n_bytes + sum(native.n_bytes for _, native in self.parts.values())
 
-    def encode(self, pixels: Floats) -> Floats:
-        """(n, 3, size, size) tiles -> (n * rows_per_tile, dim)."""
-        return self.opened.architecture.encode(self.config, self.run, pixels)
+    def encode(self, tiles: Tiles) -> Floats:
+        """An image -> (n_tiles * rows_per_tile, dim)."""
+        return self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
 
-    def run(self, part: str, rows: Floats) -> Floats:
-        """The states that a part makes of `rows` (n, width); rows of zeros fill it up."""
-        plan, native = self.parts[part]
+    def run(self, part: str, rows: Floats, wanted: Sequence[int] | None = None) -> Floats:
+        """What a part makes of `rows` (n, width), or of those `wanted`; rows of zeros fill it up."""
+        with self._exclusive():
+            return self._run(part, rows, wanted)
+
+    def _run(self, part: str, rows: Floats, wanted: Sequence[int] | None) -> Floats:
+        plan, native = self.part(part)
         n_rows = self.opened.architecture.PARTS[part].max_rows(self.config)
         ids = [-1 - i for i in range(len(rows))] + [0] * (n_rows - len(rows))
-        n_out = len(rows)
+        outputs = list(range(len(rows)) if wanted is None else map(int, wanted))
         rows = np.ascontiguousarray(rows, np.float32)
         places = list(range(n_rows))
-        ints = ffi.new("int32_t[]", ids + places + [0] * n_rows + places[:n_out])
-        hidden = aligned_rows(n_out, native.hidden_stride)
+        ints = ffi.new("int32_t[]", ids + places + [0] * n_rows + outputs)
+        hidden = aligned_rows(len(outputs), native.hidden_stride)
         batch = ffi.new("pl_batch *")
-        batch.n_tokens, batch.n_sequences, batch.n_outputs = n_rows, 1, n_out
+        batch.n_tokens, batch.n_sequences, batch.n_outputs = n_rows, 1, len(outputs)
         batch.tokens, batch.positions = ints, ints + n_rows
         batch.sequences, batch.outputs = ints + 2 * n_rows, ints + 3 * n_rows
         batch.embeddings = ffi.from_buffer("float *", rows)
         batch.n_embeddings, batch.embedding_stride = rows.shape
         batch.hidden = ffi.from_buffer("float *", hidden)
-        with self._exclusive():
-            native.run(batch, threading.current_thread() is threading.main_thread())
+        native.run(batch, threading.current_thread() is threading.main_thread())
         return hidden[:, : _width(plan)]
 
     def cost(self, part: str, op: int) -> tuple[float, float, float]:
         """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least."""
-        _, native = self.parts[part]
+        _, native = self.part(part)
         n = self.opened.architecture.PARTS[part].max_rows(self.config)
         return native.cost(op, Workload(1, n, 0, n, 0))
 

@@ -7,10 +7,10 @@ gated global ones. The result is the last state and those that stood before some
 side, projected. Sources: multimodal/model.py and encoder_utils.py of Meta's llama-models; tensor names as in
 ollama's files of both generations.
 
-Padding: each tile has rows of zeros after its tokens, and tiles that an image lacks are there too, made of black
-pixels. What belongs to the image attends to all of it, so that it cannot be left out; but rows of padding that
-start equal stay equal, since padding attends to the image only. One row then stands for all of a tile's padding,
-and one tile for all that lack: in exact arithmetic the same (csrc/exec/tile_attention.c).
+Padding: each tile has rows of zeros after its tokens, and tiles that an image lacks are there too, without
+pixels. What belongs to the image attends to all of it, so that it cannot be left out; but rows of padding
+that start equal stay equal, since padding attends to the image only. One row then stands for all of a tile's
+padding, and one tile for all that lack: in exact arithmetic the same (csrc/exec/tile_attention.c).
 PYLLAMACPU_WHOLE_TILES=1 computes every row, as Meta's code does.
 """
 
@@ -20,11 +20,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllamacpu.errors import ModelError
+from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
@@ -182,15 +182,19 @@ def _layer_specs(c: MllamaVisionConfig, prefix: str, found: Mapping[str, TensorI
     for name in _LAYER:
         shape = (c.width,) if name.endswith("norm") else sizes.get(name, (c.width, c.width))
         theirs = prefix + (_older_name(name, prefix, c, found) if older else name)
-        kind = "vector" if len(shape) == 1 else "matrix"
-        yield TensorSpec(f"{prefix}{name}.weight", kind, shape, tensor=f"{theirs}.weight")
+        yield TensorSpec(
+            f"{prefix}{name}.weight",
+            "matrix" if len(shape) > 1 else "vector",
+            shape,
+            tensor=f"{theirs}.weight",
+        )
         if not name.startswith("attn_") or name.endswith("norm"):
             yield TensorSpec(f"{prefix}{name}.bias", "vector", shape[:1], tensor=f"{theirs}.bias")
 
 
 def _older_name(name: str, prefix: str, c: MllamaVisionConfig, found: Mapping[str, TensorInfo]) -> str:
-    """Of ollama's older files, in which the first product of a feed-forward is called ffn_down, and the second
-    ffn_up: the shapes tell.
+    """Of ollama's older files, in which the first product of a feed-forward is called ffn_down, and the
+    second ffn_up: the shapes tell.
     """
     first = found.get(f"{prefix}ffn_down.weight")
     if name in ("ffn_up", "ffn_down") and first is not None and first.shape[0] == c.ffn_dim:
@@ -290,8 +294,8 @@ def encode(config: MllamaVisionConfig, weights: Weights, run: RunPart, tiles: Ti
     n = len(tiles.pixels)
     if (tiles.rows, tiles.cols) not in ASPECT_RATIOS or n != tiles.rows * tiles.cols:
         raise ModelError(f"an image of {tiles.rows} x {tiles.cols} tiles: there are up to {MAX_TILES}")
-    rows = np.arange(n * config.tile_rows).reshape(n, -1)[:, : config.rows_per_tile]
-    return run(str(n), input_rows(config, weights, tiles), rows.reshape(-1))
+    wanted = np.arange(n * config.tile_rows).reshape(n, -1)[:, : config.rows_per_tile]
+    return run(str(n), input_rows(config, weights, tiles), wanted.reshape(-1).tolist())
 
 
 def _input_width(c: MllamaVisionConfig) -> int:
@@ -299,8 +303,8 @@ def _input_width(c: MllamaVisionConfig) -> int:
 
 
 def input_rows(c: MllamaVisionConfig, weights: Weights, tiles: Tiles) -> Floats:
-    """(computed tiles * tile_rows, …): of each token its patch, what is added to that and, later, to its state
-    by tile, and 1; 0 of rows of padding, whose states are zeros before the first layer.
+    """(computed tiles * tile_rows, …): of each token its patch, what is added to that and, later, to its
+    state by tile, and 1; 0 of rows of padding, whose states are zeros before the first layer.
     """
     n = len(tiles.pixels)
     found = np.zeros((c.computed_tiles(n), c.tile_rows, _input_width(c)), np.float32)
@@ -333,6 +337,40 @@ def cut(config: MllamaVisionConfig, picture: Picture) -> Tiles:
     from pyllamacpu.images.tiles import llama32_tiles
 
     return llama32_tiles(picture, config.image_size, MAX_TILES)
+
+
+def given_tiles(config: MllamaVisionConfig, pixels: Floats, more: Mapping[str, Any]) -> Tiles:
+    """Of (4, 3, size, size) pixels those tiles that the image has, as `aspect_ratio_ids` or the
+    `aspect_ratio_mask` say; a single tile needs neither. Raises ImageError.
+    """
+    from pyllamacpu.images.tiles import Tiles
+
+    number = 1 if len(pixels) == 1 else 0
+    if "aspect_ratio_ids" in more:
+        ids = _numbers(more["aspect_ratio_ids"])
+        if len(ids) != 1:
+            raise ImageError("image", f"aspect_ratio_ids are of {len(ids)} images: give each by itself")
+        number = ids[0]
+    if not 1 <= number <= len(ASPECT_RATIOS):
+        known = f"aspect_ratio_ids from 1 to {len(ASPECT_RATIOS)} tell how {len(pixels)} tiles lie"
+        raise ImageError("image", f"{known}; found {number or 'none'}")
+    rows, columns = ASPECT_RATIOS[number - 1]
+    n = rows * columns
+    if len(pixels) not in (n, MAX_TILES):
+        raise ImageError(
+            "image", f"has {len(pixels)} tiles, where its aspect ratio {rows} x {columns} has {n}"
+        )
+    if "aspect_ratio_mask" in more and _numbers(more["aspect_ratio_mask"]) not in (
+        [1] * n,
+        [1] * n + [0] * (MAX_TILES - n),
+    ):
+        raise ImageError("image", f"the aspect_ratio_mask is not of {n} tiles, as aspect_ratio_ids say")
+    return Tiles(np.ascontiguousarray(pixels[:n]), rows, columns)
+
+
+def _numbers(value: Any) -> list[int]:
+    array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
+    return [int(item) for item in array.reshape(-1).tolist()]
 
 
 def placeholders(config: MllamaVisionConfig, ids: Mapping[str, int], tiles: Tiles) -> list[int]:

@@ -7,19 +7,20 @@ The module defines
                                         gives), `image_size` (pixels of a tile's side), `rows_per_tile`
     tensors(config, found) -> iterator of TensorSpec
     PARTS                               by name: the plans that it runs, without KV spaces
-    encode(config, run, pixels) -> rows what `run(part, rows)` computes from (n, 3, size, size) pixels
+    encode(config, weights, run, tiles) -> rows   what `run(part, rows)` computes from an image's tiles
     cut(config, picture) -> Tiles       a picture as its tiles
     IMAGE_TOKENS                        by what they say: tokens' spellings, and ids as released; `image` is
                                         the one that a chat template writes, rows take the places of `patch`
     placeholders(config, ids, tiles)    the token ids that stand for an image in a prompt (ids: by the keys
                                         of IMAGE_TOKENS)
+    given_tiles(config, pixels, more)   the tiles of an image that a processor cut, with what else it gave
 
 Files: an mmproj file (architecture `clip`, llama.cpp's names), or the tensors inside ollama's files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -37,10 +38,15 @@ if TYPE_CHECKING:
     from pyllamacpu.model.weights import TensorSpec, Weights
 
 Floats = npt.NDArray[np.float32]
-RunPart = Callable[[str, Floats], Floats]
-"""Runs a part of the tower over rows (n, width) float32: the rows that it gives."""
 
-TOWERS = {"llama4": "pyllamacpu.model.vision_llama4"}
+
+class RunPart(Protocol):
+    def __call__(self, part: str, rows: Floats, wanted: Sequence[int] | None = None) -> Floats:
+        """What a part of the tower makes of rows (n, width) float32: of all, or of those `wanted`."""
+        ...
+
+
+TOWERS = {"llama4": "pyllamacpu.model.vision_llama4", "mllama": "pyllamacpu.model.mllama_vision"}
 """By the kind of projector (clip.projector_type), or the architecture of the file that holds a tower too."""
 _MAX = 1 << 24
 
@@ -48,11 +54,12 @@ _MAX = 1 << 24
 @dataclass(frozen=True)
 class TowerPart:
     """A plan of a tower: what records its ops, and the rows of each run. Those that are not given are rows of
-    zeros.
+    zeros. Of parts that are not `lasting` only the one used last is kept.
     """
 
     record: Callable[[Recorder, Any, Weights], None]
     max_rows: Callable[[Any], int]
+    lasting: bool = True
 
 
 class TowerArchitecture(Protocol):
@@ -61,8 +68,9 @@ class TowerArchitecture(Protocol):
 
     def read_config(self, keys: TowerKeys) -> Any: ...
     def tensors(self, config: Any, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]: ...
-    def encode(self, config: Any, run: RunPart, pixels: Floats) -> Floats: ...
+    def encode(self, config: Any, weights: Weights, run: RunPart, tiles: Tiles) -> Floats: ...
     def cut(self, config: Any, picture: Picture) -> Tiles: ...
+    def given_tiles(self, config: Any, pixels: Floats, more: Mapping[str, Any]) -> Tiles: ...
     def placeholders(self, config: Any, ids: Mapping[str, int], tiles: Tiles) -> list[int]: ...
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -259,8 +259,9 @@ def _angles(c: Llama4VisionConfig) -> Vector:
 # ---- images ----
 
 
-def encode(config: Llama4VisionConfig, run: RunPart, pixels: Floats) -> Floats:
-    """(n, 3, size, size) pixels, tile by tile -> (n * rows_per_tile, dim)."""
+def encode(config: Llama4VisionConfig, weights: Weights, run: RunPart, tiles: Tiles) -> Floats:
+    """Tile by tile -> (n * rows_per_tile, dim)."""
+    pixels = tiles.pixels
     found = np.empty((len(pixels) * config.rows_per_tile, config.dim), np.float32)
     for i, tile in enumerate(pixels):
         states = run("encoder", patches(config, tile))
@@ -287,6 +288,12 @@ def cut(config: Llama4VisionConfig, picture: Picture) -> Tiles:
     from pyllamacpu.images.tiles import llama4_tiles
 
     return llama4_tiles(picture, config.image_size, MAX_TILES)
+
+
+def given_tiles(config: Llama4VisionConfig, pixels: Floats, more: Mapping[str, Any]) -> Tiles:
+    from pyllamacpu.images.tiles import Tiles
+
+    return Tiles(pixels, 1, len(pixels))
 
 
 IMAGE_TOKENS = {

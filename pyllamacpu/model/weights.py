@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -101,6 +102,7 @@ class TensorSpec:
     shape: tuple[int, ...] = ()
     optional: bool = False
     tensor: str = ""  # the file's name for it, where that is another one (tied weights)
+    reshaped: bool = False  # the file may divide the elements among other axes
 
 
 class Weights(Mapping[str, Weight]):
@@ -187,7 +189,7 @@ def load_weights(
         if spec.kind == "unused":
             loader.taken.add(name)
         elif not spec.optional or name in file.tensors:
-            found[spec.name] = loader.load(spec.kind, name, spec.shape)
+            found[spec.name] = loader.load(spec.kind, name, spec.shape, spec.reshaped)
     loader.finish()
     return Weights(found)
 
@@ -202,6 +204,7 @@ class _WeightLoader:
         self.total = sum(info.n_bytes for info in file.tensors.values())
         self.done = 0
         self.taken: set[str] = set()
+        self.reshaped: set[str] = set()
         self._arena = ffi.NULL
         if pool is not None:
             # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
@@ -211,13 +214,15 @@ class _WeightLoader:
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
 
-    def load(self, kind: str, name: str, shape: tuple[int, ...]) -> Weight:
+    def load(self, kind: str, name: str, shape: tuple[int, ...], reshaped: bool = False) -> Weight:
         readers: dict[str, Callable[..., Weight]] = {
             "vector": self.vector,
             "matrix": self.matrix,
             "experts": self.experts,
             "table": self.table,
         }
+        if reshaped:
+            self.reshaped.add(name)
         return readers[kind](name, *shape)
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
@@ -283,7 +288,8 @@ class _WeightLoader:
         if info is None:
             raise self.error(f"the tensor {name} is missing; the file is incomplete")
         found = tuple(info.shape)
-        if _without_ones(found) != _without_ones(shape):
+        same = prod(found) == prod(shape) and shape[-1] % info.type.block_size == 0
+        if _without_ones(found) != _without_ones(shape) and not (name in self.reshaped and same):
             raise self.error(
                 f"the tensor {name} has shape {found}, not {shape} as its config says; the file is damaged"
             )
