@@ -166,6 +166,40 @@ def places(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return found
 
 
+def prompts() -> dict[str, tuple[list[int], list[tuple[int, int]]]]:
+    """By name: token ids, and the aspect ratios of their images. Meta's logits of them are in the fixture."""
+    rng = np.random.default_rng(5)
+
+    def text(n: int) -> list[int]:
+        return [int(i) for i in rng.integers(0, TEXT["vocab_size"], n)]
+
+    return {
+        "text": (text(40), []),
+        "one": ([*text(5), IMAGE_TOKEN, *text(40)], [(1, 1)]),
+        "first": ([IMAGE_TOKEN, *text(9)], [(2, 2)]),
+        "several": (
+            [*text(3), IMAGE_TOKEN, *text(34), IMAGE_TOKEN, IMAGE_TOKEN, *text(30)],
+            [(1, 2), (3, 1), (1, 1)],
+        ),
+    }
+
+
+def pixels(number: int, ratio: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """(tiles, 3, size, size): of image `number`."""
+    size, n = VISION["image_size"], ratio[0] * ratio[1]
+    return np.random.default_rng(100 + number).standard_normal((n, 3, size, size)).astype(np.float32)
+
+
+def processed(number: int, ratio: tuple[int, int]) -> dict[str, Any]:
+    """The same as Hugging Face's processor gives it: four tiles, and which aspect ratio."""
+    found = pixels(number, ratio)
+    whole = np.zeros((1, 1, 4, *found.shape[1:]), np.float32)
+    whole[0, 0, : len(found)] = found
+    mask = np.arange(4) < len(found)
+    ids = np.array([[RATIOS.index(ratio) + 1]])
+    return {"pixel_values": whole, "aspect_ratio_ids": ids, "aspect_ratio_mask": mask[None, None].astype(int)}
+
+
 def save_hf(folder: Path, found: Tensors | None = None, vision: dict[str, Any] = VISION) -> Path:
     """A folder with config.json and model.safetensors, in float32."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
     python tools/make_mllama_fixtures.py
 
-Needs torch, fairscale, and llama-models (whose models/llama3/multimodal/model.py is the code). The weights are
-those of tests/mllama_models.py, from a seed; the file holds the states of an image of each aspect ratio, and the
-logits of prompts with no, one and several images. Meta's classes have the sizes of the tower built in: they are
-given here as arguments to the same classes.
+Needs torch, fairscale, and llama-models (whose models/llama3/multimodal/model.py is the code). The weights
+are those of tests/mllama_models.py, from a seed; the file holds the states of an image of each aspect ratio,
+and the logits of prompts with no, one and several images. Meta's classes have the sizes of the tower built
+in: they are given here as arguments to the same classes.
 """
 
 from __future__ import annotations
@@ -34,26 +34,6 @@ import mllama_models as tiny  # noqa: E402
 
 OUT = TESTS / "fixtures" / "mllama.npz"
 IMAGE = tiny.IMAGE_TOKEN
-
-
-def prompts() -> dict[str, tuple[list[int], list[tuple[int, int]]]]:
-    rng = np.random.default_rng(5)
-
-    def text(n: int) -> list[int]:
-        return [int(i) for i in rng.integers(0, tiny.TEXT["vocab_size"], n)]
-
-    return {
-        "text": (text(40), []),
-        "one": ([*text(5), IMAGE, *text(40)], [(1, 1)]),
-        "first": ([IMAGE, *text(9)], [(2, 2)]),
-        "several": ([*text(3), IMAGE, *text(34), IMAGE, IMAGE, *text(30)], [(1, 2), (3, 1), (1, 1)]),
-    }
-
-
-def pixels(number: int, ratio: tuple[int, int]) -> np.ndarray:
-    """(tiles, 3, size, size): of image `number`."""
-    size, n = tiny.VISION["image_size"], ratio[0] * ratio[1]
-    return np.random.default_rng(100 + number).standard_normal((n, 3, size, size)).astype(np.float32)
 
 
 def vision_encoder(vision: dict[str, Any]) -> meta.VisionEncoder:
@@ -134,11 +114,11 @@ def main() -> None:
     text = text_model(found)
     result: dict[str, Any] = {}
     for number, ratio in enumerate(tiny.RATIOS):
-        image = pixels(number, ratio)
+        image = tiny.pixels(number, ratio)
         seen = states(encoder.eval(), projection, [image], [ratio])[0, 0, : len(image)]
         result[f"states_{ratio[0]}x{ratio[1]}"] = seen.reshape(-1, seen.shape[-1]).numpy()
-    for name, (ids, ratios) in prompts().items():
-        images = [pixels(i, ratio) for i, ratio in enumerate(ratios)]
+    for name, (ids, ratios) in tiny.prompts().items():
+        images = [tiny.pixels(i, ratio) for i, ratio in enumerate(ratios)]
         vision = states(encoder, projection, images, ratios) if images else None
         result[f"logits_{name}"] = logits(text, vision, ids, [len(image) for image in images])
     made_by = ", ".join(f"{name} {version(name)}" for name in ("torch", "llama-models"))

@@ -66,9 +66,11 @@ class ImageCalls:
 
     def image_features(self, image: Any) -> Logits:
         """What the vision tower makes of an image (in any form that `logits` takes): (n_rows, n_embd) float32
-        that take the places of its tokens. Raises ImageError, OptionError.
+        that take the places of its tokens, or that the model's layers attend to (Llama 3.2 Vision).
+        Raises ImageError, OptionError.
         """
-        rows: Logits = self.vision.embed(image).rows.copy()
+        embedded = self.vision.embed(image)
+        rows: Logits = (embedded.rows if embedded.states is None else embedded.states).copy()
         return rows
 
 

@@ -269,7 +269,7 @@ class Tokens(ImageCalls):
         (`pixel_values`). The session stays as it is. Raises OptionError for no tokens, TokenizerError,
         ContextError, ImageError.
         """
-        ids = check_tokens(tokens, self.engine.n_vocab)
+        ids = check_tokens(tokens, self.vision.n_ids if len(images) else self.engine.n_vocab)
         if not ids:
             raise OptionError("logits() needs at least one token")
         check_length(len(ids), self.engine.n_ctx)

@@ -33,7 +33,11 @@ class Vision:
         self._tower: Tower | None = None
         self._lock = fork_safe_lock()
         names = {} if tokenizer is None else tokenizer.special_tokens
-        self.ids = opened.image_tokens(names, engine.n_vocab, engine.file.metadata)
+        self.n_ids = engine.n_vocab if engine.image_keys is None else engine.n_embeddings
+        self.ids = opened.image_tokens(names, self.n_ids, engine.file.metadata)
+        if engine.image_keys is not None:  # the row after the vocabulary is that of images
+            self.ids = {"patch": engine.config.vocab_size, "image": engine.config.vocab_size, **self.ids}
+            engine.images.token_row = engine.embedding(self.ids["patch"])
         engine.images.placeholder = self.ids.get("patch", 0)
 
     @property

@@ -37,6 +37,16 @@ class Entry:
     embeddings: Floats | None = None
 
 
+@dataclass(frozen=True)
+class Segment:
+    """Tokens of an entry, one after another, that see the same images: those whose keys these are; None: they
+    see none.
+    """
+
+    n_tokens: int
+    keys: Any = None
+
+
 def n_wanted(wanted: Wanted, n_tokens: int) -> int:
     if wanted == "last":
         return min(1, n_tokens)
@@ -58,7 +68,11 @@ class Batch:
         n_batch: int,
         n_ctx: int,
         adapters: LoadedAdapters | None = None,
+        segments: Seq[Seq[Segment]] | None = None,
     ) -> None:
+        """segments: of each entry, for models that attend to images. In C's batch each is a sequence of its
+        own, with the entry's pages.
+        """
         counts = [len(entry.tokens) for entry in entries]
         n_tokens = sum(counts)
         if not 0 < n_tokens <= n_batch:
@@ -68,34 +82,49 @@ class Batch:
         self.embeddings = _embeddings(entries, dim)
         ids: list[int] = []
         positions: list[int] = []
-        sequences: list[int] = []
         first = 0
-        for i, (entry, count) in enumerate(zip(entries, counts, strict=True)):
+        for entry, count in zip(entries, counts, strict=True):
             start = len(entry.sequence)
             if start + count > n_ctx:
                 raise ContextError(f"the context is full: {start} + {count} tokens are more than {n_ctx}")
             ids += _token_rows(entry, n_vocab, first)
             positions += range(start, start + count)
-            sequences += [i] * count
             first += 0 if entry.embeddings is None else len(entry.embeddings)
+        whole = [[Segment(count)] for count in counts]
+        parts = [(i, part) for i, of_entry in enumerate(segments or whole) for part in of_entry]
+        sequences = [label for label, (_, part) in enumerate(parts) for _ in range(part.n_tokens)]
         outputs, self.n_logits, self.hidden_rows = _outputs(entries, counts)
         self.n_outputs = len(outputs)
         self._ints = ffi.new("int32_t[]", ids + positions + sequences + outputs)
         self.native = ffi.new("pl_batch *")
-        self.native.n_tokens, self.native.n_sequences = n_tokens, len(entries)
+        self.native.n_tokens, self.native.n_sequences = n_tokens, len(parts)
         self.native.n_outputs, self.native.n_logits = self.n_outputs, self.n_logits
         self.native.tokens, self.native.positions = self._ints, self._ints + n_tokens
         self.native.sequences, self.native.outputs = self._ints + 2 * n_tokens, self._ints + 3 * n_tokens
         if self.embeddings is not None:
             self.native.embeddings = _floats(self.embeddings)
             self.native.n_embeddings, self.native.embedding_stride = self.embeddings.shape
-        self._scales = None if adapters is None else adapters.rows([e.sequence.adapters for e in entries])
+        used = [entries[i].sequence.adapters for i, _ in parts]
+        self._scales = None if adapters is None else adapters.rows(used)
         if self._scales is not None:
             self.native.adapter_scales, self.native.n_adapters = _floats(self._scales), self._scales.shape[1]
         tables = [e.sequence.prepare(n) for e, n in zip(entries, counts, strict=True)]
-        self._spaces = [ffi.new("uintptr_t *[]", space) for space in zip(*tables, strict=True)]
+        by_space = zip(*tables, strict=True)
+        self._spaces = [ffi.new("uintptr_t *[]", [space[i] for i, _ in parts]) for space in by_space]
+        keys = [part.keys for _, part in parts]
+        self.sees_images = any(k is not None for k in keys)
+        self._lengths = None if segments is None else self._point_to_images(keys)
         self._pages = ffi.new("uintptr_t **[]", self._spaces)
         self.native.pages = ffi.cast("const uintptr_t *const *const *", self._pages)
+
+    def _point_to_images(self, keys: Seq[Any]) -> Any:
+        """The last space holds those of images, whose pages and numbers of positions are given."""
+        self._spaces.append(ffi.new("uintptr_t *[]", [ffi.NULL if k is None else k.table for k in keys]))
+        lengths = ffi.new("int32_t[]", [0 if k is None else k.n for k in keys])
+        of_spaces = ffi.new("int32_t *[]", len(self._spaces))
+        of_spaces[len(self._spaces) - 1] = lengths
+        self.native.lengths = ffi.cast("const int32_t *const *", of_spaces)
+        return lengths, of_spaces
 
     def point(self, logits: Floats | None, hidden: Floats | None) -> None:
         """Where outputs go: (n_logits, …), and (n_outputs, …)."""

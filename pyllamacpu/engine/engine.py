@@ -17,24 +17,26 @@ from pyllamacpu.engine.batch import (
     Batch,
     Entry,
     Floats,
+    Segment,
     Wanted,
     aligned_rows,
     check_rows,
     n_wanted,
 )
+from pyllamacpu.engine.image_keys import ImageKeyCache
 from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.pages import KEPT_BEHIND, PAGE, KVCache, Sequence
+from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.graph.adapters import GraphAdapters
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
-from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.limits import cpus_usable, memory_usable
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
@@ -117,8 +119,11 @@ class Engine:
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()
         """What new sequences use."""
-        self._plain: NativePlan | None = None  # of steps in which nobody uses an adapter, if there are any
-        self.plan, self._native = self._planned(self.model, input_squares)
+        with_images = any(space.kind == "image" for space in spaces)
+        self.image_keys = ImageKeyCache(self.cache, self.images) if with_images else None
+        self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
+        self._plans = self._planned(self.model, input_squares)
+        self._profiling = False
         output = self.plan.logits_matrix
         rows = 0 if output is None else output.rows
         self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
@@ -144,7 +149,28 @@ class Engine:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of buffers that do not depend on the context in use."""
-        return self._native.n_bytes + (self._plain.n_bytes if self._plain else 0)
+        return self._plans.n_bytes + (self._plain.n_bytes if self._plain else 0)
+
+    @property
+    def plan(self) -> CompiledPlan:
+        """Of all layers."""
+        return self._plans.whole.plan
+
+    @property
+    def _native(self) -> NativePlan:
+        return self._plans.whole
+
+    @property
+    def n_embeddings(self) -> int:
+        """Ids with a row in the embedding; those from n_vocab on are for images, or of no use."""
+        return self.model.weights.table("token_embd.weight").rows
+
+    def embedding(self, token: int) -> Floats:
+        """A token's row of the embedding: (1, dim)."""
+        table = self.model.weights.table("token_embd.weight")
+        n = table.type.row_bytes(table.cols)
+        row = dequantize(table.data[token * n : (token + 1) * n], table.type, (1, table.cols))
+        return np.ascontiguousarray(row, np.float32)
 
     def sequence(self) -> Sequence:
         return Sequence(self.cache, self.default_adapters)
@@ -163,8 +189,8 @@ class Engine:
             scales = [(len(self.adapters) + i, scale) for i, (_, scale) in enumerate(more)]
             chosen = (*self.default_adapters, *adapters.scales(scales))
             if adapters:
-                plain = self._plain or self._native
-                self.plan, self._native = self._planned(self.model, adapters=adapters)
+                plain = self._plain or self._plans
+                self._plans = self._planned(self.model, adapters=adapters)
                 self._plain = plain
             self.adapters, self.default_adapters = adapters, chosen
 
@@ -255,10 +281,12 @@ class Engine:
         """Seconds spent in each kind of op while `run()` steps this engine."""
         seconds = np.zeros(len(self.plan), np.float64)
         self._native.profile(seconds)
+        self._profiling = True
         try:
             run()
         finally:
             self._native.profile(None)
+            self._profiling = False
         result: dict[str, float] = {}
         for name, spent in zip(self.plan.names, seconds.tolist(), strict=True):
             result[name] = result.get(name, 0.0) + spent
@@ -271,36 +299,40 @@ class Engine:
         Raises ModelError when there is no such matrix, or the bytes do not fit it.
         """
         with self._lock:
-            kept = self.model, self.plan, self._native, self._plain
+            kept = self.model, self._plans, self._plain
             model = replace(self.model, weights=override_weights(self.model.weights, blocks, self._pool))
-            self.model, (self.plan, self._native), self._plain = model, self._planned(model), None
+            self.model, self._plans, self._plain = model, self._planned(model), None
         try:
             yield
         finally:
             with self._lock:
-                self.model, self.plan, self._native, self._plain = kept
+                self.model, self._plans, self._plain = kept
 
     def close(self) -> None:
         """Frees weights, threads and the file; sequences become useless."""
         with self._lock:
             if not self._closed:
                 self._closed = True
-                self._native.release()
-                if self._plain:
-                    self._plain.release()
+                for plans in (self._plans, self._plain):
+                    if plans is not None:
+                        plans.release()
                 ffi.release(self._pool)
-                self.plan.release()
                 del self.model
                 self.file.close()
 
     def _planned(
         self, model: Model, sums: InputSquares | None = None, adapters: LoadedAdapters | None = None
-    ) -> tuple[CompiledPlan, NativePlan]:
-        """The plan of a model with this one's config, with those adapters or the loaded ones, and its native
-        form.
-        """
-        plan = _recorded(model, sums, (adapters or self.adapters).of_weights(model.weights))
-        return plan, NativePlan(plan, self._pool, self.cache.handles, self.n_batch, self.n_ctx)
+    ) -> StepPlans:
+        """The plans of a model with this one's config, with those adapters or the loaded ones."""
+        changes = (adapters or self.adapters).of_weights(model.weights)
+        sizes = (self.n_batch, self.n_ctx)
+        return step_plans(model, self._pool, self.cache.handles, *sizes, sums, changes)
+
+    def _segments(self, entries: Seq[Entry]) -> list[list[Segment]] | None:
+        """Which of each entry's tokens see which images; None for models that do not attend to them."""
+        if self.image_keys is None or self._plans.image is None:
+            return None
+        return self.image_keys.segments(entries, self._plans.image, self.adapters)
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
         """Fills `logits`; returns the hidden states that are wanted."""
@@ -308,13 +340,15 @@ class Engine:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
+                segments = self._segments(entries)
                 rows = self.images.with_rows(entries)
-                batch = Batch(rows, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters)
+                batch = Batch(rows, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters, segments)
                 n_hidden = batch.n_outputs if batch.hidden_rows else 0
                 hidden = aligned_rows(n_hidden, self._native.hidden_stride) if n_hidden else self._no_hidden
                 batch.point(logits, hidden if n_hidden else None)
                 plain = self._plain if batch.native.adapter_scales == ffi.NULL else None
-                (plain or self._native).run(batch.native, poll_signals)
+                plan = (plain or self._plans).of_step(batch.sees_images or self._profiling)
+                plan.run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
                 self._release_file(sum(len(entry.tokens) for entry in entries))
             except BaseException:
@@ -412,15 +446,7 @@ def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:
     """The plan of a file whose weights are not loaded: to be measured or shown. Raises ModelError when its
     architecture cannot be run.
     """
-    return _recorded(load(file, config, None))
-
-
-def _recorded(
-    model: Model, sums: InputSquares | None = None, adapters: GraphAdapters | None = None
-) -> CompiledPlan:
-    recorder = Recorder(model.kv_spaces)
-    model.record(recorder)
-    return recorder.compile(sums, adapters)
+    return recorded(load(file, config, None))
 
 
 def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:

@@ -39,12 +39,14 @@ _RANGE = struct.Struct("<iI32s")  # first id, rows, digest
 @dataclass(frozen=True, eq=False)
 class EmbeddedImage:
     """An image as the text model reads it. digest: of its pixels and of the tower. rows: (n, dim). first: the
-    id that stands for row 0; row i has first - i.
+    id that stands for row 0; row i has first - i. states: (n, dim), where layers of the model attend to
+    images: then rows is the embedding of the one token that stands for it.
     """
 
     digest: bytes
     rows: Floats
     first: int
+    states: Floats | None = None
 
     @property
     def ids(self) -> range:
@@ -58,6 +60,9 @@ class ImageCache:
 
     def __init__(self, limit_bytes: int = _LIMIT) -> None:
         self.limit_bytes = limit_bytes
+        self.token_row: Floats | None = (
+            None  # (1, dim): what stands for any image whose states are attended to
+        )
         self.placeholder = 0  # the vocabulary's id that is shown where an image's row is
         self._lock = fork_safe_lock()
         self._firsts: list[int] = []  # of -1 - id: where the ids of each image begin
@@ -73,15 +78,17 @@ class ImageCache:
             found = self._alive.get(digest)
             return None if found is None else self._kept(found)
 
-    def add(self, digest: bytes, rows: Floats) -> EmbeddedImage:
+    def add(self, digest: bytes, made: Floats) -> EmbeddedImage:
+        """The image of what the tower made."""
+        rows, states = (made, None) if self.token_row is None else (self.token_row, made)
         with self._lock:
             if (found := self._alive.get(digest)) is None:
-                found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)))
+                found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)), states)
                 self._alive[digest] = found
             return self._kept(found)
 
     def embedded(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
-        """The image of this digest; `make()` gives its rows unless they are here."""
+        """The image of this digest; `make()` gives what the tower makes of it unless it is here."""
         return self.get(digest) or self.add(digest, make())
 
     def _kept(self, image: EmbeddedImage) -> EmbeddedImage:
@@ -94,7 +101,8 @@ class ImageCache:
     @property
     def bytes_kept(self) -> int:
         """Of rows that are kept for images that may come again."""
-        return sum(image.rows.nbytes for image in self._recent.values())
+        images = self._recent.values()
+        return sum((image.rows if image.states is None else image.states).nbytes for image in images)
 
     # Ids
 

@@ -49,6 +49,7 @@ class KVCache:
         self.type_k, self.type_v = kv_type(type_k), kv_type(type_v)
         self.limit_bytes = limit_bytes
         self.on_full: Callable[[int], bool] | None = None
+        self.let_go: Callable[[int], bool] | None = None  # likewise, of images' pages, which are asked first
         self.images: ImageIds | None = None  # what tokens below zero stand for
         # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
         self.lock = fork_safe_lock()
@@ -106,7 +107,8 @@ class KVCache:
         return self.limit_bytes is None or self.bytes_in_use + n_bytes <= self.limit_bytes
 
     def _evict(self, n_bytes: int) -> bool:
-        return self.on_full is not None and self.on_full(n_bytes)
+        asked = (ask for ask in (self.let_go, self.on_full) if ask is not None)
+        return any(ask(n_bytes) for ask in asked)
 
     def _full(self, what: str) -> ContextError:
         return ContextError(
@@ -207,6 +209,8 @@ class Sequence:
         self.adapters = adapters  # that its keys and values were computed with, and all further ones are
         self.tokens: list[int] = []
         self.images: dict[bytes, Any] = {}  # whose rows its tokens stand for: held, should they be read again
+        self.image_keys: Any = None  # what its newest tokens see of images, held
+        self._seen: tuple[int, tuple[int, ...]] = (0, ())  # after so many tokens: the ids of the images seen
         self._tables = [_PageTable(cache, space) for space in cache.token_spaces]
 
     def __len__(self) -> int:
@@ -218,8 +222,17 @@ class Sequence:
 
     def close(self) -> None:
         del self.tokens[:]
-        self.images = {}
+        self.images, self.image_keys, self._seen = {}, None, (0, ())
         self.trim()
+
+    def seen_images(self) -> tuple[int, ...]:
+        """The ids of the images that stand side by side last among its tokens, the newest last."""
+        start, seen = self._seen
+        for i in range(start, len(self.tokens)):
+            if (token := self.tokens[i]) < 0:
+                seen = (*seen, token) if i and self.tokens[i - 1] < 0 else (token,)
+        self._seen = len(self.tokens), seen
+        return seen
 
     @property
     def n_pages(self) -> int:
@@ -234,6 +247,8 @@ class Sequence:
         if n < 0 or (n < len(self.tokens) and self.reusable(n) < n):
             raise OptionError(f"a sequence cannot be cut to {n} tokens")
         del self.tokens[n:]
+        if n < self._seen[0]:
+            self._seen = 0, ()
         self.trim()
 
     def reusable(self, n: int) -> int:

@@ -34,7 +34,7 @@ class NativePlan:
     def __init__(
         self, plan: CompiledPlan, pool: Any, spaces: Sequence[Any], max_tokens: int, n_ctx: int
     ) -> None:
-        self.plan = plan
+        self.plan, self.max_tokens = plan, max_tokens
         self._spaces = list(spaces)  # their shapes must outlive the plan
         error = ffi.new("pl_plan_error *")
         handle = lib.pl_plan_new(pool, self._spaces, len(spaces), *plan.arguments(), max_tokens, n_ctx, error)

@@ -7,6 +7,11 @@ An architecture is a module of `pyllamacpu.model` and one line of architectures.
     tensors(config, found) -> iterator of TensorSpec   all its tensors
     record(plan, config, weights)                   its layers, as ops of a plan
 
+and, where layers attend to images (a KV space of the kind "image"),
+
+    record_without_images(plan, config, weights)    the other layers
+    record_image(plan, config, weights)             keys and values of an image's states
+
 It is imported when a model of its kind is opened.
 """
 
@@ -62,6 +67,20 @@ class Model:
     def record(self, plan: Recorder) -> None:
         """Notes its layers in `plan`."""
         self.architecture.record(plan, self.config, self.weights)
+
+    @property
+    def record_without_images(self) -> Callable[[Recorder], None] | None:
+        """Notes the layers that do not attend to images; None for models that never do."""
+        return self._recording("record_without_images")
+
+    @property
+    def record_image(self) -> Callable[[Recorder], None] | None:
+        """Notes what keeps an image's states; None for models that never attend to them."""
+        return self._recording("record_image")
+
+    def _recording(self, name: str) -> Callable[[Recorder], None] | None:
+        found = getattr(self.architecture, name, None)
+        return None if found is None else lambda plan: found(plan, self.config, self.weights)
 
 
 def load(

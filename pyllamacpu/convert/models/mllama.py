@@ -58,6 +58,7 @@ def read_mllama(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         norm_eps=text.real("rms_norm_eps", 1e-5),
         rope=rope,
         tied=text.flag("tie_word_embeddings"),
+        image_token=outer.whole("image_token_index", outer.whole("image_token_id", 0)),
         cross_layers=_cross_layers(text, n_layers),
         extra_rows=EXTRA_ROWS,
         vision=vision,

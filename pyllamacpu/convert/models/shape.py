@@ -103,6 +103,7 @@ class ModelShape:
         if self.cross_layers:
             layers = KeyValue("attention.cross_attention_layers", list(self.cross_layers), ValueType.INT32)
             found += [layers, KeyValue("attention.cross_attention_permuted", False)]
+            found.append(KeyValue("image_token_id", self.image_token or vocab_size, whole))
         if self.vision is not None:
             found += self.vision.keys(self.dim)
         return [KeyValue(f"{self.arch}.{name}", value, kind) for name, value, kind in found]

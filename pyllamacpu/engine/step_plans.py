@@ -1,0 +1,76 @@
+"""The plans of one model that a step chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyllamacpu.graph.adapters import GraphAdapters
+from pyllamacpu.graph.compiled import CompiledPlan
+from pyllamacpu.graph.native_plan import NativePlan
+from pyllamacpu.graph.passes import InputSquares
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.registry import Model
+
+MAX_IMAGE_POSITIONS = 1 << 22  # of the images that one token sees
+
+
+@dataclass(frozen=True)
+class StepPlans:
+    """whole: every layer. Of models with layers that attend to images also, without_images: the other layers,
+    for steps in which nobody sees an image, and image: keys and values of an image's states.
+    """
+
+    whole: NativePlan
+    without_images: NativePlan | None = None
+    image: NativePlan | None = None
+
+    @property
+    def _all(self) -> tuple[NativePlan, ...]:
+        return tuple(plan for plan in (self.whole, self.without_images, self.image) if plan is not None)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(plan.n_bytes for plan in self._all)
+
+    def of_step(self, sees_images: bool) -> NativePlan:
+        return self.whole if sees_images or self.without_images is None else self.without_images
+
+    def release(self) -> None:
+        """Frees them; they can be neither run nor shown after it."""
+        for plan in self._all:
+            plan.release()
+            plan.plan.release()
+
+
+def recorded(
+    model: Model,
+    sums: InputSquares | None = None,
+    adapters: GraphAdapters | None = None,
+    record: Callable[[Recorder], None] | None = None,
+) -> CompiledPlan:
+    """The plan of a model's layers, or of what `record` notes."""
+    recorder = Recorder(model.kv_spaces)
+    (record or model.record)(recorder)
+    return recorder.compile(sums, adapters)
+
+
+def step_plans(
+    model: Model,
+    pool: Any,
+    spaces: tuple[Any, ...],
+    n_batch: int,
+    n_ctx: int,
+    sums: InputSquares | None = None,
+    adapters: GraphAdapters | None = None,
+) -> StepPlans:
+    """spaces: the shapes of the KV spaces' pages. With `sums` every step runs every layer."""
+    whole = NativePlan(recorded(model, sums, adapters), pool, spaces, n_batch, n_ctx)
+    if model.record_image is None or model.record_without_images is None:
+        return StepPlans(whole)
+    text, image = None, recorded(model, None, adapters, model.record_image)
+    if sums is None:
+        compiled = recorded(model, None, adapters, model.record_without_images)
+        text = NativePlan(compiled, pool, spaces, n_batch, n_ctx)
+    return StepPlans(whole, text, NativePlan(image, pool, spaces, n_batch, MAX_IMAGE_POSITIONS))
