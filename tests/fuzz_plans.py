@@ -28,6 +28,7 @@ from pyllamacpu.native import ffi, lib
 SPACES = (KVSpace("a", 2, 2, 8, 12), KVSpace("b", 1, 1, 16, 16))
 WIDTHS = (32, 16, 24)
 DIM = sum(WIDTHS)
+N_CTX = 64
 POINTERS = {
     lib.PL_FIELD_MATRIX,
     lib.PL_FIELD_MATRICES,
@@ -70,10 +71,24 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)
     adapted(plan, h)
-    h = plan.op("sigmoid", x=h)
+    h = of_images(plan, plan.op("sigmoid", x=h))
     h = plan.select(h)
     plan.output_logits(h, weights(48, 32))
     return h
+
+
+def of_images(plan: Recorder, h: Tensor) -> Tensor:
+    """What towers do, and layers that attend to images."""
+    rows = plan.op("position_rows", table=vector(np.ones(8 * N_CTX, np.float32)), width=8, rows=h.rows)
+    plan.op("rope", x=h, rope=rows, n_heads=2)
+    left, right, one = (plan.op("columns", x=h, first=n, width=w) for n, w in ((0, 8), (5, 8), (3, 1)))
+    mixed = plan.op("interleave", x=[left, right], width=16)
+    x = plan.op("scale_rows", x=plan.op("concatenate", x=[mixed, left, right], width=32), factors=one)
+    tiles = {"n_tiles": 1, "tile_rows": 1, "tile_tokens": 1, "padding_weight": 1, "tile_weight": 3}
+    heads = {"n_heads": 4, "kv_heads": 2, "scale": 0.2}
+    x = plan.op("tile_attention", q=x, k=mixed, v=mixed, width=32, **heads, **tiles)
+    plan.store(mixed, plan.op("copy", x=mixed), SPACES[1], layer=0)
+    return plan.add(h, plan.op("mask_rows", x=x, space=1))
 
 
 def adapted(plan: Recorder, h: Tensor) -> None:
@@ -167,7 +182,7 @@ def fuzz(iterations: int, seed: int) -> str:
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             damage(plan, shapes, rng)
         try:
-            native = NativePlan(plan, threads, [p.handle for p in pages], 16, 64)
+            native = NativePlan(plan, threads, [p.handle for p in pages], 16, N_CTX)
         except NativeError as error:
             refused += 1
             assert str(error).startswith(("op ", "the plan")), error

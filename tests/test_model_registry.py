@@ -19,6 +19,7 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.model.architectures import MODULES
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.mllama_layers import MllamaLayers
 from pyllamacpu.model.registry import architecture, load
 from pyllamacpu.model.weights import Matrix, Vector
 
@@ -33,7 +34,8 @@ def config_of(file: GGUFFile) -> ModelConfig:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_defines_an_architecture(name: str) -> None:
     with GGUFFile.open(LOGITS / "gqa4.gguf") as file:
-        found = architecture(replace(config_of(file), arch=name), "x.gguf")
+        config = replace(config_of(file), arch=name, mllama=MllamaLayers((1,)))
+        found = architecture(config, "x.gguf")
     assert all(callable(getattr(found, part)) for part in ("unsupported", "kv_spaces", "tensors", "record"))
 
 
@@ -49,7 +51,7 @@ def test_what_cannot_be_run_names_the_file_and_the_reason() -> None:
     with GGUFFile.open(LOGITS / "gqa4.gguf") as file:
         config = config_of(file)
     for change, says in (
-        ({"arch": "other"}, r"x\.gguf: other models cannot be run yet; llama, llama4 models can"),
+        ({"arch": "other"}, r"x\.gguf: other models cannot be run yet; llama, llama4, mllama models can"),
         ({"n_experts": 4}, r"x\.gguf: llama with 4 experts models cannot be run yet"),
         ({"n_heads": (4, 8)}, "different numbers of heads"),
         ({"n_heads": 4, "kv_heads": 3}, "4 heads cannot share 3 heads"),
