@@ -51,27 +51,10 @@ int64_t run_rms_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return run_norm(plan, op, queue, op->rms_norm.x, op->rms_norm.out, op->rms_norm.q8, rms_norm);
 }
 
-/* The padding of a row, which later ops may read. */
-static void clear_padding(const pl_plan *plan, int buffer, float *row)
-{
-    const pl_plan_buffer *b = &plan->buffers[buffer];
-    memset(row + b->width, 0, sizeof(float) * (size_t)(b->padded - b->width));
-}
-
 static void layer_norm(const pl_plan *plan, const pl_op *op, const float *x, float *out)
 {
     const pl_op_layer_norm *f = &op->layer_norm;
-    const int64_t n = f->weight.n;
-    double sum = 0, squares = 0;
-    for (int64_t i = 0; i < n; i++)
-        sum += (double)x[i];
-    const double mean = sum / (double)n;
-    for (int64_t i = 0; i < n; i++)
-        squares += ((double)x[i] - mean) * ((double)x[i] - mean);
-    const double scale = 1.0 / sqrt(squares / (double)n + (double)f->eps);
-    for (int64_t i = 0; i < n; i++)
-        out[i] = (float)(((double)x[i] - mean) * scale) * f->weight.values[i] + (f->bias.n ? f->bias.values[i] : 0.0f);
-    clear_padding(plan, f->out, out);
+    plan->kernels->layer_norm(x, f->weight.values, f->bias.n ? f->bias.values : NULL, f->eps, f->weight.n, out);
 }
 
 const char *check_layer_norm(const pl_plan *plan, const pl_op *op)
@@ -85,6 +68,13 @@ const char *check_layer_norm(const pl_plan *plan, const pl_op *op)
 int64_t run_layer_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     return run_norm(plan, op, queue, op->layer_norm.x, op->layer_norm.out, op->layer_norm.q8, layer_norm);
+}
+
+/* The padding of a row, which later ops may read. */
+static void clear_padding(const pl_plan *plan, int buffer, float *row)
+{
+    const pl_plan_buffer *b = &plan->buffers[buffer];
+    memset(row + b->width, 0, sizeof(float) * (size_t)(b->padded - b->width));
 }
 
 static void l2_norm(const pl_plan *plan, const pl_op *op, const float *x, float *out)
@@ -162,12 +152,7 @@ int64_t run_silu_mul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 
 static void gelu(const pl_plan *plan, const pl_op *op, int64_t i, int64_t c0, int64_t c1, float *y)
 {
-    const float *row = pl_row(plan, op->gelu.x, i);
-    for (int64_t c = c0; c < c1; c++) {
-        const double x = (double)row[c];
-        const double share = op->gelu.tanh ? tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)) : erf(x * 0.7071067811865476);
-        y[c] = (float)(0.5 * x * (1.0 + share));
-    }
+    plan->kernels->gelu(pl_row(plan, op->gelu.x, i) + c0, op->gelu.tanh, y + c0, c1 - c0);
 }
 
 const char *check_gelu(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->gelu.x, op->gelu.out, op->gelu.q8); }

@@ -69,6 +69,9 @@ typedef struct {
     /* residual blocks: at out[b + residual_offset] */ \
     KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, pl_q8 *out)) \
     KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
+    /* bias may be NULL; weight and bias padded with zeros to 16 */ \
+    KERNEL(void, layer_norm, (const float *x, const float *weight, const float *bias, float eps, int64_t n, float *y)) \
+    KERNEL(void, gelu, (const float *x, int tanh, float *y, int64_t n)) /* n padded to 16 */ \
     KERNEL(void, silu_mul, (const float *gate, const float *up, float *y, int64_t n)) /* n padded to 16 */ \
     KERNEL(void, add, (const float *a, const float *b, float *y, int64_t n)) \
     KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim)) \

@@ -144,14 +144,16 @@ static void bench_rows(const pl_kernels *tier)
     pl_q8 *q8 = memory(sizeof(pl_q8) * 2 * N / 32);
     for (int i = 0; i < N; i++)
         x[i] = y[i] = random_float();
-    double quantize, norm, silu, sum, rope;
+    double quantize, norm, layer_norm, gelu, silu, sum, rope;
     BEST(quantize, tier->quantize(x, N / 32, N / 32, q8));
     BEST(norm, tier->rms_norm(x, y, 1e-5f, N, z));
+    BEST(layer_norm, tier->layer_norm(x, y, y, 1e-5f, N, z));
+    BEST(gelu, tier->gelu(x, 0, z, N));
     BEST(silu, tier->silu_mul(x, y, z, N));
     BEST(sum, tier->add(x, y, z, N));
     BEST(rope, tier->rope(z, x, N / 128, 128, 128));
-    printf("  ns per 4096 floats: quantize %.0f  rms_norm %.0f  silu_mul %.0f  add %.0f  rope %.0f\n", quantize * 1e9, norm * 1e9,
-           silu * 1e9, sum * 1e9, rope * 1e9);
+    printf("  ns per 4096 floats: quantize %.0f  rms_norm %.0f  layer_norm %.0f  gelu %.0f  silu_mul %.0f  add %.0f  rope %.0f\n",
+           quantize * 1e9, norm * 1e9, layer_norm * 1e9, gelu * 1e9, silu * 1e9, sum * 1e9, rope * 1e9);
     free(x);
     free(y);
     free(z);

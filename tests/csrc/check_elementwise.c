@@ -1,4 +1,4 @@
-/* quantize (bit for bit), rms_norm, silu_mul, add and rope against double precision. */
+/* quantize (bit for bit), rms_norm, layer_norm, gelu, silu_mul, add and rope against double precision. */
 #include "check.h"
 
 static size_t floats(int n) { return sizeof(float) * (size_t)n; }
@@ -198,6 +198,56 @@ static void check_rms_norm(int n, float scale)
     guarded_free(tiers[0], weight);
 }
 
+static void check_layer_norm(int n, float scale)
+{
+    begin_case("layer_norm n=%d scale=%g", n, (double)scale);
+    int padded = (n + 15) / 16 * 16;
+    float *x = guarded(floats(padded), odd()), *weight = guarded(floats(padded), odd()), *bias = guarded(floats(padded), odd());
+    const float eps = 1e-5f;
+    double mean = 0, variance = 0, most = 0;
+    for (int i = 0; i < padded; i++) {
+        x[i] = i < n ? (random_float() + 0.5f) * scale : 0;
+        weight[i] = i < n ? random_float() : 0;
+        bias[i] = i < n ? random_float() : 0;
+        mean += (double)x[i] / n;
+        most = fmax(most, fabs((double)x[i]));
+    }
+    for (int i = 0; i < n; i++)
+        variance += ((double)x[i] - mean) * ((double)x[i] - mean) / n;
+    for (int k = 0; k < n_tiers; k++)
+        for (int with_bias = 0; with_bias < 2; with_bias++) {
+            float *y = guarded(floats(padded), odd());
+            tiers[k]->layer_norm(x, weight, with_bias ? bias : NULL, eps, n, y);
+            for (int i = 0; i < padded; i++) {
+                double factor = weight[i] / sqrt(variance + (double)eps), add = with_bias ? (double)bias[i] : 0;
+                double want = i < n ? ((double)x[i] - mean) * factor + add : 0;
+                compare(tiers[k], i, y[i], want, (most * fabs(factor) + fabs(add)) * 0x1p-20);
+            }
+            guarded_free(tiers[k], y);
+        }
+    guarded_free(tiers[0], x);
+    guarded_free(tiers[0], weight);
+    guarded_free(tiers[0], bias);
+}
+
+static void check_gelu(int n, float scale)
+{
+    begin_case("gelu n=%d scale=%g", n, (double)scale);
+    float *x = random_row(n, scale);
+    for (int k = 0; k < n_tiers; k++)
+        for (int approximate = 0; approximate < 2; approximate++) {
+            float *y = guarded(floats(n), odd());
+            tiers[k]->gelu(x, approximate, y, n);
+            for (int i = 0; i < n; i++) {
+                double v = x[i], u = 0.7978845608028654 * (v + 0.044715 * v * v * v);
+                double want = approximate ? v / (1 + exp(-2 * u)) : v * erfc(-v * 0.7071067811865476) / 2;
+                compare(tiers[k], i, y[i], want, fabs(v) * 2.5e-7 + fabs(want) * 0x1p-20);
+            }
+            guarded_free(tiers[k], y);
+        }
+    guarded_free(tiers[0], x);
+}
+
 static void check_silu_add(int n, float scale)
 {
     begin_case("silu_mul, add n=%d scale=%g", n, (double)scale);
@@ -268,6 +318,8 @@ void check_elementwise(void)
     for (int i = 0; i < COUNT(sizes); i++)
         for (int j = 0; j < COUNT(scales); j++) {
             check_rms_norm(sizes[i], scales[j]);
+            check_layer_norm(sizes[i], scales[j]);
+            check_gelu((sizes[i] + 15) / 16 * 16, scales[j]);
             check_silu_add((sizes[i] + 15) / 16 * 16, scales[j]);
         }
     static const int dims[] = {8, 24, 64, 80, 128};
