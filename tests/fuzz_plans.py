@@ -52,6 +52,8 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rope = plan.rope_table(vector(np.ones(4)), 1.0)
     q = plan.rope_store(q, k, v, rope, a, layer=1)
     x = plan.linear(plan.attention(q, a, layer=1, scale=0.3, window=20), weights(32, 48))
+    angles = plan.op("position_rows", table=vector(np.ones(64 * 8)), width=8)  # of 64 positions
+    plan.op("rope", x=x, rope=angles, n_heads=4)
     x = plan.op("self_attention", q=x, k=k, v=k, n_heads=4, kv_heads=2, scale=0.2, width=32)
     y = plan.rope_store(plan.op("scale", x=x, factor=2.0), k, plan.op("copy", x=k), None, b, layer=0)
     x = plan.add(x, plan.attention(y, b, layer=0, scale=0.3, causal=False))

@@ -80,6 +80,28 @@ def test_gelu(tanh: int, width: int) -> None:
     checked(lambda plan, t: plan.op("gelu", x=t, tanh=tanh), x, expected=expected)
 
 
+def test_rows_of_positions_and_rotation_by_them() -> None:
+    x, angles = random(17, 6, 48), random(18, 4096, 4)  # positions of a plan
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+    def record(plan: Recorder, t: Tensor) -> Tensor:
+        turned = plan.op("copy", x=t)
+        plan.op(
+            "rope",
+            x=turned,
+            rope=plan.op("position_rows", table=vector(table.reshape(-1)), width=8),
+            n_heads=3,
+        )
+        return turned
+
+    pairs = x.astype(np.float64).reshape(6, 3, 16)[..., :8].reshape(6, 3, 4, 2)
+    c, s = (part.astype(np.float64)[:6, None] for part in (table[:, :4], table[:, 4:]))
+    expected = x.astype(np.float64).reshape(6, 3, 16).copy()
+    turned = np.stack([pairs[..., 0] * c - pairs[..., 1] * s, pairs[..., 0] * s + pairs[..., 1] * c], axis=-1)
+    expected[..., :8] = turned.reshape(6, 3, 8)
+    checked(record, x, expected=expected.reshape(6, 48))
+
+
 def test_sigmoid() -> None:
     x = 9 * random(16, 4, 300)
     checked(lambda plan, t: plan.op("sigmoid", x=t), x, expected=1 / (1 + np.exp(-x.astype(np.float64))))

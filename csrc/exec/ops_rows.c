@@ -61,7 +61,7 @@ const char *check_position_rows(const pl_plan *plan, const pl_op *op)
 {
     const pl_op_position_rows *f = &op->position_rows;
     return f->table.n == plan->buffers[f->out].width * (int64_t)plan->n_ctx ? NULL
-                                                                           : "the table does not have a row for each position";
+                                                                            : "the table does not have a row for each position";
 }
 
 int64_t run_position_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
