@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyllamacpu.safety.code_shield.issues import CodeShieldScanResult, Treatment
     from pyllamacpu.safety.code_shield.scan import CodeShield
+    from pyllamacpu.safety.firewall import Firewall, LlamaFirewall, register_llamafirewall_scanner
+    from pyllamacpu.safety.firewall_types import (
+        AssistantMessage,
+        MemoryMessage,
+        Message,
+        Role,
+        ScanDecision,
+        ScannerType,
+        ScanResult,
+        ScanStatus,
+        SystemMessage,
+        ToolMessage,
+        Trace,
+        UseCase,
+        UserMessage,
+    )
     from pyllamacpu.safety.guard import Guard, Verdict
+    from pyllamacpu.safety.scanners.base import Scanner, register_scanner
 
 _PLACES = {
     "Guard": "guard",
@@ -16,9 +33,51 @@ _PLACES = {
     "CodeShield": "code_shield.scan",
     "CodeShieldScanResult": "code_shield.issues",
     "Treatment": "code_shield.issues",
+    "Scanner": "scanners.base",
+    "register_scanner": "scanners.base",
+    "Firewall": "firewall",
+    "LlamaFirewall": "firewall",
+    "register_llamafirewall_scanner": "firewall",
+    "AssistantMessage": "firewall_types",
+    "MemoryMessage": "firewall_types",
+    "Message": "firewall_types",
+    "Role": "firewall_types",
+    "ScanDecision": "firewall_types",
+    "ScanResult": "firewall_types",
+    "ScanStatus": "firewall_types",
+    "ScannerType": "firewall_types",
+    "SystemMessage": "firewall_types",
+    "ToolMessage": "firewall_types",
+    "Trace": "firewall_types",
+    "UseCase": "firewall_types",
+    "UserMessage": "firewall_types",
 }
 
-__all__ = ["CodeShield", "CodeShieldScanResult", "Guard", "Treatment", "Verdict"]
+__all__ = [
+    "AssistantMessage",
+    "CodeShield",
+    "CodeShieldScanResult",
+    "Firewall",
+    "Guard",
+    "LlamaFirewall",
+    "MemoryMessage",
+    "Message",
+    "Role",
+    "ScanDecision",
+    "ScanResult",
+    "ScanStatus",
+    "Scanner",
+    "ScannerType",
+    "SystemMessage",
+    "ToolMessage",
+    "Trace",
+    "Treatment",
+    "UseCase",
+    "UserMessage",
+    "Verdict",
+    "register_llamafirewall_scanner",
+    "register_scanner",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,251 @@
+"""The firewall: scanners that judge what users, tools and models say, in the shape of PyPI's `llamafirewall`.
+
+What is different: scanners and their models are made once, not for each message; it works inside of a running
+event loop; a scanner that fails blocks (status ERROR); all scanners of a role run and the strictest decision
+counts; calls of tools are judged too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+from typing_extensions import Self
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety.code_shield.scan import CodeShield
+from pyllamacpu.safety.firewall_types import (
+    Configuration,
+    Message,
+    Role,
+    ScanDecision,
+    ScannerType,
+    ScanResult,
+    ScanStatus,
+    Trace,
+    UseCase,
+)
+from pyllamacpu.safety.scanners.base import Scanner, allow, failed, register_scanner, registered
+from pyllamacpu.safety.scanners.code import CodeShieldScanner
+from pyllamacpu.safety.scanners.models import AlignmentScanner, PromptGuardScanner, Scorer
+from pyllamacpu.safety.scanners.patterns import HiddenASCIIScanner, PIIScanner, RegexScanner
+
+log = logging.getLogger("pyllamacpu.safety")
+
+register_llamafirewall_scanner = register_scanner
+Result = TypeVar("Result")
+
+DEFAULT_SCANNERS: Configuration = {
+    Role.TOOL: [ScannerType.CODE_SHIELD, ScannerType.PROMPT_GUARD],
+    Role.USER: [ScannerType.PROMPT_GUARD],
+    Role.SYSTEM: [],
+    Role.ASSISTANT: [ScannerType.CODE_SHIELD],
+    Role.MEMORY: [],
+}
+USE_CASES: Mapping[UseCase, Configuration] = {
+    UseCase.CHAT_BOT: {
+        Role.USER: [ScannerType.PROMPT_GUARD],
+        Role.SYSTEM: [ScannerType.PROMPT_GUARD],
+    },
+    UseCase.CODING_ASSISTANT: {
+        Role.ASSISTANT: [ScannerType.CODE_SHIELD],
+        Role.TOOL: [ScannerType.CODE_SHIELD],
+    },
+}
+_STRICTNESS = (ScanDecision.ALLOW, ScanDecision.HUMAN_IN_THE_LOOP_REQUIRED, ScanDecision.BLOCK)
+
+
+class Firewall:
+    """Scanners by role.
+
+        firewall = Firewall({Role.USER: [ScannerType.HIDDEN_ASCII, ScannerType.REGEX]})
+        result = firewall.scan(UserMessage("Ignore previous instructions"))
+        result.decision, result.reason, result.score, result.status
+
+    Args:
+        scanners: for each role the scanners of its messages: `ScannerType`s, their values, or names that
+            `register_scanner` made known. None: as LlamaFirewall has it by default.
+        prompt_guard: a `PromptGuard`, or a file or name of one; else what PYLLAMACPU_PROMPT_GUARD names.
+        alignment: a `Llama`, or a file or name of a chat model; else what PYLLAMACPU_ALIGNMENT_MODEL names.
+        prompt_guard_threshold: the probability of an attack from which a text is blocked.
+        code_shield: its rules, if not the default ones.
+        patterns: name → regular expression, instead of the regex scanner's own.
+        pii: "patterns", or "presidio" when presidio-analyzer is installed.
+
+    Models are loaded by the first scan that needs them, or by `load`, and once. Raises OptionError for
+    scanners that are not known.
+    """
+
+    def __init__(
+        self,
+        scanners: Configuration | None = None,
+        *,
+        prompt_guard: Scorer | str | os.PathLike[str] | None = None,
+        alignment: Any = None,
+        prompt_guard_threshold: float = 0.9,
+        code_shield: CodeShield | None = None,
+        patterns: Mapping[str, str] | None = None,
+        pii: str = "patterns",
+    ) -> None:
+        self._makers: dict[ScannerType, Callable[[], Scanner]] = {
+            ScannerType.CODE_SHIELD: lambda: CodeShieldScanner(code_shield),
+            ScannerType.PROMPT_GUARD: lambda: PromptGuardScanner(prompt_guard_threshold, prompt_guard),
+            ScannerType.AGENT_ALIGNMENT: lambda: AlignmentScanner(model=alignment),
+            ScannerType.HIDDEN_ASCII: HiddenASCIIScanner,
+            ScannerType.PII_DETECTION: lambda: PIIScanner(engine=pii),
+            ScannerType.REGEX: lambda: RegexScanner(patterns=patterns),
+        }
+        self.scanners: Configuration = scanners or DEFAULT_SCANNERS
+        self._made: dict[str, Scanner] = {}
+        self._by_role: dict[Role, dict[str, Scanner]] = {}
+        for given, names in self.scanners.items():
+            self._by_role[_role(given)] = dict(map(self._scanner, names))
+
+    @classmethod
+    def from_usecase(cls, usecase: UseCase, **options: Any) -> Self:
+        """The scanners of a use case; `options` as for the class."""
+        if usecase not in USE_CASES:
+            raise OptionError(f"usecase={usecase!r:.60}: known are {', '.join(map(str, USE_CASES))}")
+        return cls(USE_CASES[usecase], **options)
+
+    def _scanner(self, given: ScannerType | str) -> tuple[str, Scanner]:
+        name = given if isinstance(given, str) else str(getattr(given, "value", given))
+        if name not in self._made:
+            own = next((kind for kind in ScannerType if kind.value == name), None)
+            if name in registered:
+                self._made[name] = registered[name]()  # type: ignore[call-arg]
+            elif own is not None:
+                self._made[name] = self._makers[own]()
+            else:
+                known = [*(kind.value for kind in ScannerType), *registered]
+                raise OptionError(f"scanner {name!r:.60} is not known: there are {', '.join(known)}")
+        return name, self._made[name]
+
+    def load(self) -> None:
+        """Loads all models now. Raises any PyllamacpuError."""
+        for scanner in self._made.values():
+            scanner.load()
+
+    async def findings(self, input: Message, trace: Trace | None = None) -> dict[str, ScanResult]:
+        """What each scanner of the message's role says, by its name."""
+        try:
+            scanners = self._by_role.get(_role(input.role), {})
+        except (OptionError, AttributeError) as error:
+            return {"firewall": failed(f"not a message that can be judged: {error}")}
+        results = await asyncio.gather(*(_scanned(one, input, trace) for one in scanners.values()))
+        return dict(zip(scanners, results, strict=True))
+
+    async def scan_async(self, input: Message, trace: Trace | None = None) -> ScanResult:
+        """The strictest of the decisions of all scanners, with the highest score of it. `trace`: the messages
+        before.
+        """
+        return strictest(await self.findings(input, trace))
+
+    def scan(self, input: Message, trace: Trace | None = None) -> ScanResult:
+        """As `scan_async`, also where an event loop runs (which waits for it)."""
+        return _run(self.scan_async(input, trace))
+
+    async def scan_replay_async(self, trace: Trace) -> ScanResult:
+        """The result of the last message of a conversation, or of the first that does not pass."""
+        result = allow("default")
+        for i, message in enumerate(trace):
+            result = await self.scan_async(message, [*trace[:i]] or None)
+            if result.decision is not ScanDecision.ALLOW:
+                break
+        return result
+
+    def scan_replay(self, trace: Trace) -> ScanResult:
+        """As `scan_replay_async`."""
+        return _run(self.scan_replay_async(trace))
+
+    async def scan_replay_build_trace_async(
+        self, message: Message, stored_trace: Trace | None = None
+    ) -> tuple[ScanResult, Trace]:
+        """The result of a message behind a conversation, and the conversation with it if it passes."""
+        before = [] if stored_trace is None else stored_trace
+        result = await self.scan_async(message, before)
+        passes = result.decision is ScanDecision.ALLOW
+        return result, [*before, message] if passes else before
+
+    def scan_replay_build_trace(
+        self, message: Message, stored_trace: Trace | None = None
+    ) -> tuple[ScanResult, Trace]:
+        """As `scan_replay_build_trace_async`."""
+        return _run(self.scan_replay_build_trace_async(message, stored_trace))
+
+    def close(self) -> None:
+        """Closes the models that were opened here."""
+        for scanner in self._made.values():
+            scanner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _role(given: Any) -> Role:
+    """Ours, for one of another package's too. Raises OptionError."""
+    try:
+        return Role(getattr(given, "value", given))
+    except ValueError:
+        raise OptionError(f"role {given!r:.60}: there are {', '.join(role.value for role in Role)}") from None
+
+
+async def _scanned(scanner: Scanner, message: Message, trace: Trace | None) -> ScanResult:
+    """Never raises an error, and never lets one pass."""
+    try:
+        if not isinstance(message.content, str):
+            raise OptionError(f"the content must be a text, not {type(message.content).__name__}")
+        result = await scanner.scan(message, trace)
+        if not isinstance(result.decision, ScanDecision) or math.isnan(result.score):
+            raise OptionError(f"it answered {result!r:.120}")
+    except Exception as error:
+        log.warning("%s failed: %s", scanner, error)
+        return failed(f"{scanner} failed: {error}")
+    if result.status is ScanStatus.ERROR and result.decision is not ScanDecision.BLOCK:
+        return failed(result.reason)
+    return result
+
+
+def strictest(results: Mapping[str, ScanResult]) -> ScanResult:
+    """One result for several scanners'."""
+    if not results:
+        return allow("default")
+    decision = max((one.decision for one in results.values()), key=_STRICTNESS.index)
+    deciding = {name: one for name, one in results.items() if one.decision is decision}
+    reasons = [
+        one.reason.strip() if len(results) == 1 else f"{name}: {one.reason.strip()} - score: {one.score}"
+        for name, one in deciding.items()
+    ]
+    statuses = [one.status for one in deciding.values()]
+    return ScanResult(
+        decision, "; ".join(reasons), max(one.score for one in deciding.values()), _status(statuses)
+    )
+
+
+def _status(statuses: Sequence[ScanStatus]) -> ScanStatus:
+    if ScanStatus.ERROR in statuses:
+        return ScanStatus.ERROR
+    return ScanStatus.SUCCESS if ScanStatus.SUCCESS in statuses else statuses[0]
+
+
+def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:  # which has an event loop of its own
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+LlamaFirewall = Firewall

@@ -1,0 +1,126 @@
+"""Messages, scanners and results of the firewall, in the shape of PyPI's `llamafirewall`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeAlias
+
+
+class ScannerType(Enum):
+    CODE_SHIELD = "code_shield"
+    PROMPT_GUARD = "prompt_guard"
+    AGENT_ALIGNMENT = "agent_alignment"
+    HIDDEN_ASCII = "hidden_ascii"
+    PII_DETECTION = "pii_detection"
+    REGEX = "regex"
+
+
+class ScanDecision(Enum):
+    ALLOW = "allow"
+    HUMAN_IN_THE_LOOP_REQUIRED = "human_in_the_loop_required"
+    BLOCK = "block"
+
+
+class ScanStatus(Enum):
+    SUCCESS = "success"
+    ERROR = "error"
+    SKIPPED = "skipped"
+
+
+class Role(Enum):
+    """Who says something. TOOL: the results of tools."""
+
+    TOOL = "tool"
+    USER = "user"
+    ASSISTANT = "assistant"
+    MEMORY = "memory"
+    SYSTEM = "system"
+
+
+class UseCase(Enum):
+    CHAT_BOT = "chatbot"
+    CODING_ASSISTANT = "coding_assistant"
+
+
+@dataclass
+class ScanResult:
+    """`score` is 0 to 1. With the status ERROR the decision is BLOCK, always."""
+
+    decision: ScanDecision
+    reason: str
+    score: float
+    status: ScanStatus = ScanStatus.SUCCESS
+
+
+@dataclass
+class Message:
+    role: Role
+    content: str
+    tool_calls: list[dict[str, Any]] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.content}"
+
+
+class SystemMessage(Message):
+    def __init__(self, content: str) -> None:
+        super().__init__(Role.SYSTEM, content)
+
+
+class UserMessage(Message):
+    def __init__(self, content: str) -> None:
+        super().__init__(Role.USER, content)
+
+
+class AssistantMessage(Message):
+    def __init__(self, content: str, tool_calls: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(Role.ASSISTANT, content, tool_calls)
+
+
+class ToolMessage(Message):
+    def __init__(self, content: str) -> None:
+        super().__init__(Role.TOOL, content)
+
+
+class MemoryMessage(Message):
+    def __init__(self, content: str) -> None:
+        super().__init__(Role.MEMORY, content)
+
+
+Trace: TypeAlias = list[Message]
+Configuration: TypeAlias = Mapping[Role, Sequence["ScannerType | str"]]
+
+
+def text_of(message: Message) -> str:
+    """All that a message says: its content, and the texts in its calls of tools (also in their JSON)."""
+    return "\n".join([message.content, *_texts(message.tool_calls or ())])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            stack += reversed([*value.values()])
+        elif isinstance(value, (list, tuple)):
+            stack += reversed(value)
+        elif isinstance(value, str):
+            inner = _json(value)
+            if inner is None:
+                yield value
+            else:
+                stack.append(inner)
+
+
+def _json(text: str) -> Any:
+    """The object or list that a text is as JSON, or None."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, (dict, list)) else None

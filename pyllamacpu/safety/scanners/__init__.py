@@ -1,0 +1,1 @@
+"""Scanners of the firewall: each judges one message by one means."""

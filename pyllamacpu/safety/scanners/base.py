@@ -1,0 +1,73 @@
+"""What a scanner is, and how one's own is made known."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety.firewall_types import Message, ScanDecision, ScanResult, ScanStatus, Trace
+
+Class = TypeVar("Class", bound="type[Scanner]")
+
+registered: dict[str, type[Scanner]] = {}
+
+
+class Scanner(ABC):
+    """Judges messages. One instance serves a whole firewall, several messages at a time."""
+
+    def __init__(self, scanner_name: str, block_threshold: float = 1.0) -> None:
+        self.name = scanner_name
+        self.block_threshold = block_threshold
+        self.require_full_trace = False
+
+    @abstractmethod
+    async def scan(self, message: Message, past_trace: Trace | None = None) -> ScanResult: ...
+
+    def load(self) -> None:
+        """Loads what the first scan would, such as a model. Raises any PyllamacpuError."""
+        return
+
+    def close(self) -> None:
+        """Frees what was loaded."""
+        return
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ThreadScanner(Scanner):
+    """A scanner that computes: `check` runs in a thread, so that an event loop goes on."""
+
+    async def scan(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
+        return await asyncio.to_thread(self.check, message, past_trace)
+
+    @abstractmethod
+    def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult: ...
+
+
+def register_scanner(name: str) -> Callable[[Class], Class]:
+    """Makes a class of scanners known under a name, for a firewall's configuration."""
+
+    def decorate(scanner: Class) -> Class:
+        if not (isinstance(scanner, type) and issubclass(scanner, Scanner)):
+            raise OptionError(f"{scanner!r:.80} is not a subclass of Scanner")
+        registered[name] = scanner
+        return scanner
+
+    return decorate
+
+
+def allow(reason: str, score: float = 0.0) -> ScanResult:
+    return ScanResult(ScanDecision.ALLOW, reason, score)
+
+
+def block(reason: str, score: float = 1.0) -> ScanResult:
+    return ScanResult(ScanDecision.BLOCK, reason, score)
+
+
+def failed(reason: str) -> ScanResult:
+    """What could not be judged is blocked."""
+    return ScanResult(ScanDecision.BLOCK, reason, 1.0, ScanStatus.ERROR)

@@ -1,0 +1,30 @@
+"""Code Shield as a scanner."""
+
+from __future__ import annotations
+
+from pyllamacpu.safety.code_shield.issues import Issue
+from pyllamacpu.safety.code_shield.scan import CodeShield
+from pyllamacpu.safety.firewall_types import Message, ScanResult, Trace, text_of
+from pyllamacpu.safety.scanners.base import ThreadScanner, allow, block, failed
+
+
+class CodeShieldScanner(ThreadScanner):
+    """Blocks messages with insecure code, also what Code Shield would only warn of, as LlamaFirewall does."""
+
+    def __init__(self, shield: CodeShield | None = None) -> None:
+        super().__init__("Code Shield Scanner", 1.0)
+        self._shield = CodeShield() if shield is None else shield
+
+    def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
+        result = self._shield.scan(text_of(message))
+        if result.errors:
+            return failed(f"Code Shield: {'; '.join(result.errors)}")
+        if result.issues_found is None:
+            return allow("No insecure code detected")
+        lines = "\n".join(map(_line, result.issues_found))
+        return block(f"{len(result.issues_found)} places of insecure code:\n{lines}")
+
+
+def _line(issue: Issue) -> str:
+    cwe = f" ({issue.cwe_id})" if issue.cwe_id else ""
+    return f"- {issue.description}{cwe} at line {issue.line} [{issue.severity.value}: {issue.pattern_id}]"
