@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_model import write_model
 
-from pyllamacpu.engine import engine
+from pyllamacpu.engine import engine, memory
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import ContextError, ModelError
 from pyllamacpu.gguf.reader import GGUFFile
@@ -94,12 +94,13 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_read(
         loaded[0] += 1
 
     monkeypatch.setattr(engine, "load", load)
-    for memory, error, words in (
+    monkeypatch.setattr(memory, "held_bytes", lambda: 0)
+    for usable, error, words in (
         (weights - 1, ModelError, "quantized to Q8_0 it would fit"),
         (weights // 20, ModelError, "a smaller model is needed"),
         (weights + 1, ContextError, "ask for at most 0"),
     ):
-        monkeypatch.setattr(engine, "memory_usable", lambda memory=memory: memory)
+        monkeypatch.setattr(memory, "memory_usable", lambda usable=usable: usable)
         with pytest.raises(error, match=words):
             Engine.open(path)
     assert loaded == [0]

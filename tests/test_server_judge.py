@@ -30,6 +30,8 @@ class WordGuard:
     word = BAD
     seen: ClassVar[list[list[dict[str, str]]]] = []
 
+    weight_bytes = 0
+
     def __init__(self, path: str) -> None: ...
 
     def check(self, messages: list[dict[str, str]]) -> Verdict:

@@ -67,6 +67,13 @@ class LoadedModel:
     def metadata(self) -> Mapping[str, Any]:
         return self.file.metadata
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights: adapters, a draft model, and a loaded vision tower included."""
+        engine = 0 if self.engine is None else self.engine.weight_bytes
+        drafts = 0 if self.drafts is None else self.drafts.weight_bytes
+        return engine + drafts + (0 if self.vision is None else self.vision.loaded_bytes)
+
     @cached_property
     def template(self) -> ChatTemplate | None:
         """The chat template, made when first asked for: a broken one shall not keep the model from other

@@ -46,6 +46,11 @@ class Vision:
         return str(self.opened.file.paths[0])
 
     @property
+    def loaded_bytes(self) -> int:
+        """Of the tower, once it is loaded."""
+        return 0 if self._tower is None else self._tower.n_bytes
+
+    @property
     def tower(self) -> Tower:
         """Raises GGUFError, ModelError for a damaged file."""
         with self._lock:

@@ -96,6 +96,10 @@ class ModelDrafts:
         self._logits = engine.logits_buffer(1)
         self._seconds = 0.0  # of a step with a token for each answer
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._engine.weight_bytes
+
     def start(self) -> _ModelDrafter:
         return _ModelDrafter(self._engine, self._prefixes)
 

@@ -68,6 +68,9 @@ class DraftSource(Protocol):
 
     is_free: bool  # its drafts take next to no time, so they are made even while none are verified
 
+    @property
+    def weight_bytes(self) -> int: ...
+
     def start(self) -> Drafter: ...
 
     def catch_up(self, wishes: Sequence[Wish]) -> None:
@@ -83,6 +86,7 @@ class _Light:
     """Sources whose drafters make their drafts by themselves, and keep nothing."""
 
     is_free = True
+    weight_bytes = 0
 
     def catch_up(self, wishes: Sequence[Wish]) -> None:
         """There is nothing that takes long."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, contextmanager
@@ -25,16 +24,16 @@ from pyllamacpu.engine.batch import (
 )
 from pyllamacpu.engine.image_keys import ImageKeyCache
 from pyllamacpu.engine.images import ImageCache
-from pyllamacpu.engine.pages import KEPT_BEHIND, PAGE, KVCache, Sequence
+from pyllamacpu.engine.memory import check_adapters, check_memory, holds, holds_no_more
+from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
 from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
-from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
-from pyllamacpu.limits import cpus_usable, memory_usable
+from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
@@ -53,7 +52,6 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
-_ROOM = 0.9  # of memory for weights, when a smaller type is proposed
 DEFAULT_BATCH = 512  # tokens of a step at most
 _RELEASE_AFTER = (
     256  # tokens whose rows of the embedding were looked up in the file: a row may map 64 KiB of it
@@ -70,6 +68,8 @@ class Outputs:
 
 class Engine:
     """A model ready to run. Not thread-safe: one step at a time (`step` holds a lock, so calls queue)."""
+
+    _n_looked_up = 0  # tokens, since the file's pages were released
 
     def __init__(
         self,
@@ -128,9 +128,9 @@ class Engine:
         rows = 0 if output is None else output.rows
         self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
         self._no_hidden = np.empty((0, self.dim), np.float32)
-        self._n_looked_up = 0  # tokens, since the file's pages were released
         self._lock = fork_safe_lock()
         self._closed = False
+        holds(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **options: Any) -> Engine:
@@ -145,6 +145,11 @@ class Engine:
     def weight_bytes(self) -> int:
         """Bytes of packed weights, adapters included."""
         return self.model.weights.n_bytes + sum(adapter.n_bytes for adapter in self.adapters)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of weights, and of keys and values in use."""
+        return 0 if self._closed else self.weight_bytes + self.cache.bytes_in_use
 
     @property
     def scratch_bytes(self) -> int:
@@ -179,11 +184,12 @@ class Engine:
         """Loads LoRA adapters beside the model, behind those in `adapters`. New sequences use them at the
         scales given; others may be told by `Sequence.adapters`.
 
-        Raises AdapterError when one cannot be applied to this model, GGUFError when it is damaged, and
-        OptionError for a scale that is none; then nothing has changed.
+        Raises AdapterError when one cannot be applied to this model, or has no room in memory, GGUFError when
+        it is damaged, and OptionError for a scale that is none; then nothing has changed.
         """
         with self._lock:
-            arch, weights = self.config.arch, self.model.weights
+            arch, weights, files = self.config.arch, self.model.weights, list(files)
+            check_adapters(path for path, _ in files)
             more = [(load_adapter(path, arch, weights, self._pool), scale) for path, scale in files]
             adapters = self.adapters.extended(adapter for adapter, _ in more)
             scales = [(len(self.adapters) + i, scale) for i, (_, scale) in enumerate(more)]
@@ -313,6 +319,7 @@ class Engine:
         with self._lock:
             if not self._closed:
                 self._closed = True
+                holds_no_more(self)
                 for plans in (self._plans, self._plain):
                     if plans is not None:
                         plans.release()
@@ -369,43 +376,6 @@ class Engine:
         if self._n_looked_up >= _RELEASE_AFTER:
             self._n_looked_up = 0
             self.file.release_all()
-
-
-def check_memory(file: GGUFFile, n_ctx: int, cache: KVCache, n_batch: int) -> None:
-    """Refuses a model, or a context, that is larger than the memory this process may use, before anything is
-    loaded. Raises ModelError, ContextError.
-    """
-    memory = memory_usable()
-    if not memory:
-        return
-    have = f"this process may use {memory / 1e9:.1f} GB"
-    weights = sum(info.n_bytes for info in file.tensors.values())
-    if weights > memory:
-        raise ModelError(
-            f"{file.paths[0]}: its weights take {weights / 1e9:.1f} GB, and {have}; {_smaller(file, memory)}"
-        )
-    needed = cache.context_bytes(n_ctx, n_batch)
-    if weights + needed > memory:
-        pages = range(-(-n_ctx // PAGE))
-        fits = PAGE * bisect_right(
-            pages, memory - weights, key=lambda n: cache.context_bytes(PAGE * n, n_batch)
-        )
-        fits = max(0, fits - PAGE)
-        raise ContextError(
-            f"a context of {n_ctx} needs {needed / 1e9:.1f} GB for keys and values beside "
-            f"{weights / 1e9:.1f} GB of weights, and {have}; "
-            f"ask for at most {fits} (-c), or a smaller cache type (-ctk q8_0 -ctv q8_0)"
-        )
-
-
-def _smaller(file: GGUFFile, memory: int) -> str:
-    """Which quantization of the model would fit."""
-    n_elements = sum(info.n_elements for info in file.tensors.values())
-    T = TensorType
-    for kind in (T.Q8_0, T.Q6_K, T.Q5_K, T.Q4_K, T.Q3_K, T.Q2_K):
-        if n_elements / kind.block_size * kind.block_bytes < _ROOM * memory:
-            return f"quantized to {kind.name} it would fit"
-    return f"at most {8 * memory / n_elements:.1f} bits a weight would fit, so a smaller model is needed"
 
 
 def scratch_bytes(

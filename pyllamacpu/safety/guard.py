@@ -174,6 +174,11 @@ class Guard:
         named = text.strip().split(",")
         return tuple(dict.fromkeys(key for key in named if key in self.categories))
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights."""
+        return self.llm.engine.weight_bytes
+
     def close(self) -> None:
         """Closes the model, if it was opened here."""
         if self._opened_here:

@@ -116,6 +116,7 @@ async def _load_default(service: Service) -> None:
     try:
         if service.judge is not None:
             await service.off_loop(service.judge.load)
+            pool.bytes_beside = service.judge.weight_bytes
         async with pool.use(None):
             pool.ready = True
     except PyllamacpuError as error:

@@ -55,6 +55,11 @@ class Judge:
         """Raises any PyllamacpuError."""
         self._guard = Guard(self._path)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the guard model; 0 before it is loaded."""
+        return 0 if self._guard is None else self._guard.weight_bytes
+
     async def refuses(self, messages: Messages) -> bool:
         """Whether the last thing that a user said is unsafe."""
         asked = [

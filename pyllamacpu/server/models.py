@@ -73,9 +73,10 @@ class ServedFile:
 
     @property
     def size(self) -> int:
-        """Bytes of all files of the model; 0 when one is gone."""
+        """Bytes of all files of the model and its adapters; 0 when one is gone."""
         try:
-            return sum(path.stat().st_size for path in model_files(self.path))
+            files = [*model_files(self.path), *(adapter.path for adapter in self.adapters)]
+            return sum(path.stat().st_size for path in files)
         except OSError:
             return 0
 
@@ -241,6 +242,7 @@ class ModelPool:
         self._left = asyncio.Event()  # a user of a model has gone
         self.disk = open_page_files(options.cache_disk, options.cache_disk_limit)
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.bytes_beside = 0  # of weights that are no served model's, and stay
 
     @property
     def default(self) -> ServedFile:
@@ -310,7 +312,10 @@ class ModelPool:
 
     async def _bring(self, source: ServedFile) -> Model:
         """Loads a model. One at a time."""
-        await self._make_room(source.size)
+        needed = source.size + self._draft_bytes(source)
+        await self._make_room(needed)
+        if needed + self.bytes_beside > self._limit:
+            log.warning("%s is larger than --memory allows; it is loaded alone", source.name)
         log.info("loading %s", source.path)
         started = time.monotonic()
         loading = asyncio.get_running_loop().run_in_executor(self._loader, self._load, source)
@@ -360,11 +365,8 @@ class ModelPool:
     def _open(self, source: ServedFile) -> LoadedModel:
         path, card = str(source.path), source.card
         files = tuple((str(a.path), a.scale if a.applied else 0.0) for a in source.adapters)
-        options = replace(self.options.load, adapters=files)
-        if options.draft != "lookup" and source != self.default:
-            options = replace(options, draft=None)  # a draft model is for one vocabulary
-        if source != self.default:
-            options = replace(options, mmproj=None)  # so is a tower for one model
+        tower = self.options.load.mmproj if source == self.default else None  # it is for one model
+        options = replace(self.options.load, adapters=files, draft=self._draft(source), mmproj=tower)
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
             options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)
@@ -375,6 +377,18 @@ class ModelPool:
                 log.warning("%s; using %d tokens (-c)", error, smaller)
                 options = replace(options, n_ctx=smaller)
         return open_model(path, options)
+
+    def _draft(self, source: ServedFile) -> Any:
+        """What drafts for a model; a draft model is for one vocabulary."""
+        draft = self.options.load.draft
+        return draft if draft == "lookup" or source == self.default else None
+
+    def _draft_bytes(self, source: ServedFile) -> int:
+        """Of a draft model's file."""
+        draft = self._draft(source)
+        if draft == "lookup" or not isinstance(draft, (str, Path)) or not Path(draft).exists():
+            return 0
+        return sum(path.stat().st_size for path in model_files(Path(draft)))
 
     def _gives_way(self, model: Model) -> bool:
         """Whether new users of a loaded model wait, because another one is to have its place."""
@@ -402,9 +416,14 @@ class ModelPool:
         finally:
             self._room_wanted = False
 
+    @property
+    def _limit(self) -> int:
+        """Bytes of all weights."""
+        return self.options.memory or int(_MEMORY_SHARE * memory_usable())
+
     def _has_room(self, needed: int) -> bool:
-        limit = self.options.memory or int(_MEMORY_SHARE * memory_usable())
-        return not self.loaded or needed + sum(m.engine.weight_bytes for m in self.loaded.values()) <= limit
+        loaded = sum(model.parts.weight_bytes for model in self.loaded.values())
+        return not self.loaded or needed + loaded + self.bytes_beside <= self._limit
 
     async def unload(self, model: Model) -> None:
         """Frees a model; who still uses it gets errors."""
