@@ -75,9 +75,10 @@ class Plan:
         n_threads: int = 2,
         max_tokens: int = 1024,
         n_ctx: int = 4096,
+        kv_type: TensorType = TensorType.F32,
     ) -> None:
         self.widths = tuple(widths)
-        self.pages = [Pages(space) for space in spaces]
+        self.pages = [Pages(space, kv_type) for space in spaces]
         self.compiled = compiled(record, widths, spaces)
         handles = [pages.handle for pages in self.pages]
         self.native = NativePlan(self.compiled, pool(n_threads), handles, max_tokens, n_ctx)

@@ -283,6 +283,32 @@ def test_causal_attention_and_its_cuts(kind: dict[str, int], first: object) -> N
         assert_same_bits(np.concatenate(parts), whole)
 
 
+def rounded(x: Floats) -> Doubles:
+    """Blocks of 32 as Q4_0 has them."""
+    blocks = x.reshape(-1, 32)
+    tops = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    codes = np.clip(np.floor(blocks / tops * -8 + 8.5), 0, 15) - 8
+    return np.asarray(codes * tops / -8, np.float64).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+def test_keys_with_outliers_keep_their_meaning_in_four_bits(dim: int) -> None:
+    """One large element would take the precision of its block, so heads are turned before they are rounded:
+    keys, values and queries alike.
+    """
+    space, n = KVSpace("a", 2, KV, dim, dim), 200
+    q, k, v = random(70, n, HEADS * dim), random(71, n, KV * dim), random(72, n, KV * dim)
+    k[:, ::dim] += 15
+    v[:, 5::dim] -= 15
+    heads = [x.astype(np.float64).reshape(n, -1, dim) for x in (q, k, v)]
+    seen = np.tri(n, dtype=np.bool_)
+    exact = attention(*heads, seen, 0.25)  # type: ignore[call-arg]
+    plain = attention(heads[0], rounded(k).reshape(n, -1, dim), rounded(v).reshape(n, -1, dim), seen, 0.25)
+    plan = Plan(over_pages(space), [x.shape[1] for x in (q, k, v)], spaces=[space], kv_type=TensorType.Q4_0)
+    found = plan.run(q, k, v)
+    assert np.abs(found - exact).mean() < 0.5 * np.abs(plain - exact).mean()
+
+
 def test_attention_that_is_not_causal() -> None:
     """All of a sequence's tokens see each other, whatever other sequences do."""
     lengths = (70, 1, 520)

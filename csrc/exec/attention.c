@@ -64,6 +64,8 @@ static int load_rows(const attention_job *job, const pl_group *g, int head, pl_i
             float *scaled = (float *)(uintptr_t)s->q[rows];
             for (int d = 0; d < head_dim; d++)
                 scaled[d] = q[d] * scale;
+            if (job->space->k.rotation)
+                pl_rotate(scaled, head_dim, job->space->k.rotation);
             s->pos[rows] = g->keys < 0 ? b->positions[t] : (int32_t)g->keys - 1;
             s->lo[rows] = g->keys < 0 ? first_key(job->op, b->positions[t]) : 0;
         }
@@ -85,6 +87,8 @@ static void write_rows(const attention_job *job, const pl_group *g, int head, in
             memset(out, 0, sizeof(float) * (size_t)v_dim);
         else
             job->plan->kernels->attention_finish(s->total[r], v_dim, out);
+        if (job->space->v.rotation)
+            pl_rotate(out, v_dim, job->space->v.rotation);
     }
 }
 

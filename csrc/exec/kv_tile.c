@@ -44,5 +44,7 @@ void pl_kv_tile_init(pl_kv_tile *tile, int type, int head_dim)
         return;
     if (kind->scaled)
         tile->scales = padded(kind, head_dim) * kind->bits / 8 * PL_TILE;
+    if (kind->bits == 4)
+        tile->rotation = head_dim & -head_dim; /* the largest power of 2 in it */
     tile->bytes = (pl_kv_row_bytes(type, head_dim) * PL_TILE + 63) / 64 * 64;
 }

@@ -1,5 +1,6 @@
 /* Rotary positions, and keys and values on their way to the pages. */
 #include "exec/plan.h"
+#include <string.h>
 
 const char *check_rope(const pl_plan *plan, const pl_op *op)
 {
@@ -44,12 +45,22 @@ const char *check_rope_store(const pl_plan *plan, const pl_op *op)
                : "rope is wider than a head, or odd";
 }
 
+/* A head as its tile keeps it: x itself, or turned. */
+static const float *turned_head(const pl_kv_tile *tile, const float *x, float *turned)
+{
+    if (!tile->rotation)
+        return x;
+    memcpy(turned, x, sizeof(float) * (size_t)tile->head_dim);
+    pl_rotate(turned, tile->head_dim, tile->rotation);
+    return turned;
+}
+
 int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_rope_store *f = &op->rope_store;
     const pl_batch *b = &plan->batch;
     const pl_cache *c = plan->spaces[f->space];
-    const int k_dim = c->k.head_dim, rope_dim = f->rope >= 0 ? (int)plan->buffers[f->rope].width : 0;
+    const int k_dim = c->k.head_dim, v_dim = c->v.head_dim, rope_dim = f->rope >= 0 ? (int)plan->buffers[f->rope].width : 0;
     int64_t begin, end, heads = f->n_heads + c->kv_heads, n = b->n_tokens * heads;
     /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
     while (PL_TAKE(n, pl_unit(b->n_tokens, heads), b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
@@ -65,8 +76,9 @@ int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
             int32_t position = b->positions[t];
             uint8_t *page = (uint8_t *)b->pages[f->space][b->sequences[t]][position / PL_TILE];
             uint8_t *tile = page + pl_cache_offset(c, f->layer, (int)h);
-            plan->kernels->store_k(&c->k, tile, position % PL_TILE, x);
-            plan->kernels->store_v(&c->v, tile + c->k.bytes, position % PL_TILE, pl_row(plan, f->v, t) + h * c->v.head_dim);
+            float turned[PL_MAX_HEAD_DIM], *v = pl_row(plan, f->v, t) + h * v_dim;
+            plan->kernels->store_k(&c->k, tile, position % PL_TILE, turned_head(&c->k, x, turned));
+            plan->kernels->store_v(&c->v, tile + c->k.bytes, position % PL_TILE, turned_head(&c->v, v, turned));
         }
         PL_DONE();
     }

@@ -41,6 +41,7 @@ typedef struct {
 typedef struct {
     int type; /* one of exec/kv_types.def */
     int head_dim;
+    int rotation;   /* this many neighbouring dims are turned together (exec/rotation.c); 0: as they are */
     int64_t bytes;  /* of one head's tile, 64-byte aligned */
     int64_t scales; /* offset of the scales (quantized kinds), else 0 */
 } pl_kv_tile;
