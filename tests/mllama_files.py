@@ -108,3 +108,38 @@ def _write(target: Path, like: Path, values: Values, without: str = "?", only: s
             writer.add_array(name, value)
     file.close()
     return target
+
+
+# ---- with words ----
+
+SPECIAL = ("<unk>", "<s>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>")
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}<|image|>{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}<|eot_id|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+
+
+def with_words(path: Path, target: Path, template: str = CHAT) -> Path:
+    """The model with letters, and what a guard answers, for tokens."""
+    printable = [chr(i) for i in range(32, 127)]
+    tokens = [*SPECIAL, "safe", "unsafe", "\n", "\n\n", *(letter.replace(" ", "▁") for letter in printable)]
+    tokens += [f"<{i}>" for i in range(len(tokens), TEXT["vocab_size"])]
+    tokens += ["<|image|>", *(f"<extra{i}>" for i in range(7))]
+    values = _values(path)
+    file = GGUFFile.open(path)
+    n = len(tokens)
+    kinds = np.array([3 if len(t) > 1 and t.startswith("<") else 1 for t in tokens], np.int32)
+    scores = np.array([-i / 100 for i in range(n)], np.float32)
+    tokenizer = {"model": "llama", "tokens": tokens, "scores": scores, "token_type": kinds}
+    numbers = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    with GGUFWriter(target) as writer:
+        writer.copy_metadata(file.metadata, skip=["tokenizer.ggml.model"])
+        for name, value in {**tokenizer, **numbers, "add_space_prefix": False}.items():
+            writer.add(f"tokenizer.ggml.{name}", value)
+        writer.add("tokenizer.chat_template", template)
+        for name, value in values.items():
+            writer.add_array(name, value)
+    file.close()
+    return target

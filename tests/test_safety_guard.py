@@ -129,7 +129,8 @@ def test_who_is_judged(llm: Llama) -> None:
         ([{"role": "assistant", "content": "x"}], None, "a user begins"),
         ([{"role": "user", "content": "x"}], "agent", "must be the agent's"),
         ([{"role": "user", "content": "x"}], "cat", "give user or agent"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], None, "something else"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], None, "is empty"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": {}}]}], None, "something else"),
         ([{"role": "user", "content": None}], None, "something else"),
         (["x"], None, "must be a dict"),
     ],
@@ -190,7 +191,7 @@ def test_categories_are_asked_for_behind_the_word_of_the_verdict(llm: Llama) -> 
     ids = guard.prompt(judged_part("x"))
     blanks, *_ = guard._first_verdict(ids)
     seen: list[list[int]] = []
-    guard._violated = lambda ids: seen.append([*ids]) or ()  # type: ignore[method-assign, func-returns-value]
+    guard._violated = lambda ids, images: seen.append([*ids]) or ()  # type: ignore[method-assign, func-returns-value]
     guard.check("x")
     word = guard._tokenizer.encode("unsafe", add_special=False)
     assert seen == [[*ids, *blanks, *word]] and word[0] == guard._unsafe

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 )
 @click.option("-p", "--prompt", help="What the user says.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read that from this file (- is stdin).")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="FILE",
+    help="An image beside what the user says, for guards that read them; several times for several.",
+)
 @click.option("--response", metavar="TEXT", help="What the agent answers.")
 @click.option(
     "--messages",
@@ -68,6 +75,7 @@ def guard(**parameters: Any) -> None:
       pyllamacpu guard -m llama-guard.gguf -p "How do I pick a lock?"
       pyllamacpu guard -m llama-guard.gguf -p "Hi" --response "Hello" --json
       pyllamacpu guard -m llama-guard.gguf -f chat.txt --category S1 --category S9
+      pyllamacpu guard -m llama-guard-vision.gguf -p "How is this made?" --image photo.jpg
     """
     from pyllamacpu.safety import Guard
     from pyllamacpu.store import resolve_model
@@ -92,8 +100,12 @@ def _conversation(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     from pyllamacpu.cli.complete import prompt_bytes
 
     if parameters["messages"] is not None:
-        if any(parameters[name] is not None for name in ("prompt", "file", "response")):
-            raise click.UsageError("give --messages alone, or the texts as -p or -f and --response")
+        if parameters["images"] or any(
+            parameters[name] is not None for name in ("prompt", "file", "response")
+        ):
+            raise click.UsageError(
+                "give --messages alone, or the texts as -p or -f and --response, and --image"
+            )
         where = parameters["messages"]
         try:
             read = json.loads(read_bytes(where))
@@ -104,10 +116,15 @@ def _conversation(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise OptionError(f"{where}: give a list of messages, or an object with one as `messages`")
         return messages
     said = prompt_bytes(parameters["prompt"], parameters["file"], escape=False)
-    messages = [{"role": "user", "content": _text(said)}]
+    messages = [{"role": "user", "content": _with_images(_text(said), parameters["images"])}]
     if parameters["response"] is not None:
         messages.append({"role": "assistant", "content": parameters["response"]})
     return messages
+
+
+def _with_images(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [{"type": "image", "image": path} for path in images]
+    return [*parts, {"type": "text", "text": text}] if parts else text
 
 
 def _text(content: bytes) -> str:

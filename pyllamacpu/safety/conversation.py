@@ -1,12 +1,14 @@
-"""Conversations as guards read them: a user and an agent in turn, the user first."""
+"""Conversations as guards read them: user and agent in turn, the user first; images among their words."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.images.parts import has_image
 
 Role = Literal["user", "agent"]
 
@@ -15,12 +17,14 @@ _SPEAKERS = {"user": "user", "assistant": "assistant", "agent": "assistant"}
 
 def judged_part(
     conversation: str | Sequence[Mapping[str, Any]], role: Role | None = None
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """The messages up to the one under judgement: the last, or the last of `role`.
 
     Messages of one speaker that follow each other become one; calls of tools are judged as JSON. A user's
-    message is judged without the reply to it. Raises OptionError for roles that a guard's prompt has no place
-    for, contents that are not text, an empty text, and a conversation that an agent begins.
+    message is judged without the reply to it. Contents are texts, or with images lists of those and of one
+    text part. Raises OptionError for roles that a guard's prompt has no place for, contents that are
+    something else, an empty text (also beside images: guards judge these with words), and a conversation that
+    an agent begins.
     """
     if role not in (None, "user", "agent"):
         raise OptionError(f"role={role!r:.40}: give user or agent")
@@ -32,27 +36,47 @@ def judged_part(
         or not conversation
     ):
         raise OptionError("the conversation: give a text, or a list of {'role': ..., 'content': ...}")
-    turns: list[dict[str, str]] = []
+    turns: list[_Turn] = []
     for i, message in enumerate(conversation):
-        speaker, text = _read(i, message)
-        if turns and turns[-1]["role"] == speaker:
-            turns[-1]["content"] += f"\n\n{text}"
+        speaker, text, images = _read(i, message)
+        if turns and turns[-1].speaker == speaker:
+            turns[-1].text += f"\n\n{text}"
+            turns[-1].images += images
         else:
-            turns.append({"role": speaker, "content": text})
-    if turns[0]["role"] != "user":
+            turns.append(_Turn(speaker, text, images))
+    if turns[0].speaker != "user":
         raise OptionError("messages[0]: a guard reads conversations that a user begins")
     if role is not None:
         wanted = _SPEAKERS[role]
-        if role == "agent" and turns[-1]["role"] != wanted:
+        if role == "agent" and turns[-1].speaker != wanted:
             raise OptionError("role agent: the last message must be the agent's (role assistant)")
-        turns = turns if turns[-1]["role"] == wanted else turns[:-1]
-    if not turns[-1]["content"].strip():
+        turns = turns if turns[-1].speaker == wanted else turns[:-1]
+    if not turns[-1].text.strip():
         raise OptionError("the message to be judged is empty")
-    return turns
+    if any(turn.images and not turn.text.strip() for turn in turns):
+        raise OptionError("an image is judged with words beside it: give the message a text too")
+    return [{"role": turn.speaker, "content": turn.content} for turn in turns]
 
 
-def _read(i: int, message: Any) -> tuple[str, str]:
-    """(speaker, text) of a message."""
+@dataclass
+class _Turn:
+    speaker: str
+    text: str
+    images: list[Any]
+
+    @property
+    def content(self) -> str | list[Any]:
+        return [*self.images, {"type": "text", "text": self.text}] if self.images else self.text
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """The text of a message of `judged_part`."""
+    content = message["content"]
+    return content if isinstance(content, str) else str(content[-1]["text"])
+
+
+def _read(i: int, message: Any) -> tuple[str, str, list[Any]]:
+    """(speaker, text, images) of a message."""
     if not isinstance(message, Mapping):
         raise OptionError(f"messages[{i}] must be a dict with a role and a content, not {message!r:.60}")
     speaker = _SPEAKERS.get(str(message.get("role")))
@@ -65,11 +89,12 @@ def _read(i: int, message: Any) -> tuple[str, str]:
     parts: Sequence[Any] = content if isinstance(content, (list, tuple)) else [{"text": content}]
     if content is None and calls:
         parts = ()
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not (texts or calls) or not all(isinstance(text, str) for text in texts):
-        raise OptionError(f"messages[{i}]: a guard reads texts; this content is something else")
+    images = [part for part in parts if has_image(part)]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts if not has_image(part)]
+    if not (texts or calls or images) or not all(isinstance(text, str) for text in texts):
+        raise OptionError(f"messages[{i}]: a guard reads texts and images; this content is something else")
     try:
         said = [json.dumps(call, ensure_ascii=False) for call in calls]
     except (TypeError, ValueError) as error:
         raise OptionError(f"messages[{i}].tool_calls: {error}") from None
-    return speaker, "\n".join(filter(None, [*texts, *said]))
+    return speaker, "\n".join(filter(None, [*texts, *said])), images

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from pyllamacpu.api.llama import Llama
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateError
-from pyllamacpu.safety.conversation import Role, judged_part
+from pyllamacpu.images.parts import take_images
+from pyllamacpu.safety.conversation import Role, judged_part, words_of
 from pyllamacpu.safety.guard_prompts import (
+    PROBE_WITH_IMAGE,
     chosen_categories,
     guard_template,
     listed_categories,
@@ -30,6 +32,7 @@ from pyllamacpu.text.chat import encode_chat
 from pyllamacpu.text.messages import missing_messages
 
 if TYPE_CHECKING:
+    from pyllamacpu.engine.images import EmbeddedImage
     from pyllamacpu.text import Tokenizer
 
 _MAX_BLANKS = 4  # tokens of white space before a verdict
@@ -99,6 +102,7 @@ class Guard:
                 ):
                     raise OptionError(f"a category's text must not hold the control token {spelled}")
             self.template = with_categories(self.template, self.categories)
+        self._of_images = self._listed_with_images()
         safe, self._unsafe_word = (_answer_tokens(tokenizer, word) for word in ("safe", "unsafe"))
         self._safe, self._unsafe = safe[0], self._unsafe_word[0]
         if self._safe == self._unsafe:
@@ -107,30 +111,60 @@ class Guard:
         longest = max(map(len, self.categories))
         self._max_answer = 8 + (longest + 1) * len(self.categories)  # tokens of "unsafe" and all categories
 
+    def _listed_with_images(self) -> Set[str]:
+        """The categories that the template asks about where an image is: Llama Guard 4 leaves one out."""
+        try:
+            found = listed_categories(self.template, PROBE_WITH_IMAGE)
+        except TemplateError:  # it takes texts only
+            found = {}
+        return found.keys() or self.categories.keys()
+
     def check(self, conversation: str | Sequence[Mapping[str, Any]], role: Role | None = None) -> Verdict:
         """Judges the last message of a conversation, or the last one of `role` ("user", "agent").
 
-        A text is a user's message; else messages as {"role": "user" or "assistant", "content": text or text
-        parts}, beginning with a user's. Raises OptionError for what cannot be judged, TemplateError when a
-        message would not reach the prompt, ContextError for a conversation that is too long.
+        A text is a user's message; else messages as {"role": "user" or "assistant", "content": text or
+        parts}, beginning with a user's. Parts are texts and, for guards that read them (3 11B Vision, 4),
+        images as chats have them. Raises OptionError for what cannot be judged, TemplateError when a message
+        would not reach the prompt, ContextError for a conversation that is too long, ImageError.
         """
         messages = judged_part(conversation, role)
-        fewest = sum(self._tokenizer.fewest_tokens(message["content"].strip()) for message in messages)
+        fewest = sum(self._tokenizer.fewest_tokens(words_of(message).strip()) for message in messages)
         self._check_room(fewest, "at least ")  # before time goes into the tokens of what is far too long
-        ids = self.prompt(messages)
+        ids, images = self.question(messages)
         self._check_room(len(ids))
-        blanks, safe, unsafe = self._first_verdict(ids)
+        blanks, safe, unsafe = self._first_verdict(ids, images)
         probability = 1 / (1 + math.exp(min(safe - unsafe, 700.0)))
         if probability < self.threshold:
             return Verdict("safe", (), probability)
-        return Verdict("unsafe", self._violated([*ids, *blanks, *self._unsafe_word]), probability)
+        answer = [*ids, *blanks, *self._unsafe_word]
+        return Verdict("unsafe", self._violated(answer, images), probability)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model has a vision tower at hand."""
+        return self.llm._parts.vision is not None
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of the guard's question about the messages. Raises TemplateError."""
+        return self.question(messages)[0]
+
+    def question(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
+        """Likewise, with the images that stand in it. Raises ImageError, OptionError too."""
+        if not any(isinstance(message["content"], list) for message in messages):
+            return self._encoded(messages), ()
+        vision = self.llm.vision
+        shown, images = take_images(messages, vision.tiles_of)
+        if len(images) > 1 and self.llm.engine.config.arch == "mllama":
+            raise OptionError(f"this guard judges one image at a time, and there are {len(images)}")
+        return vision.chat_prompt(self._encoded, shown, images)
+
+    def _encoded(
+        self, messages: Sequence[Mapping[str, Any]], markers: Mapping[str, int] | None = None
+    ) -> list[int]:
         text = self.template.render(messages)
         if missing := missing_messages(text, messages):
             raise TemplateError(f"{self.template.name} leaves out all or some of message {missing[0]}")
-        return encode_chat(self._tokenizer, self.template, messages)
+        return encode_chat(self._tokenizer, self.template, messages, markers=markers)
 
     def _check_room(self, n_prompt: int, about: str = "") -> None:
         n_ctx = self.llm.n_ctx()
@@ -141,7 +175,9 @@ class Guard:
                 "give the guard a larger context"
             )
 
-    def _first_verdict(self, ids: Sequence[int]) -> tuple[list[int], float, float]:
+    def _first_verdict(
+        self, ids: Sequence[int], images: tuple[EmbeddedImage, ...] = ()
+    ) -> tuple[list[int], float, float]:
         """(blank tokens before the verdict, logit of safe, logit of unsafe)."""
         verdicts = np.array([self._safe, self._unsafe])
         with_blanks = np.concatenate([verdicts, self._blanks])
@@ -156,7 +192,13 @@ class Guard:
 
         tokens: list[int] = []
         events = self.llm.stream(
-            ids, _GREEDY, _MAX_BLANKS + 1, logits_processors=[only_verdicts], penalize_prompt=False, ahead=0
+            ids,
+            _GREEDY,
+            _MAX_BLANKS + 1,
+            logits_processors=[only_verdicts],
+            penalize_prompt=False,
+            ahead=0,
+            images=images,
         )
         for event in events:
             tokens += event.tokens
@@ -165,14 +207,17 @@ class Guard:
         n_blanks = next(i for i, token in enumerate(tokens) if token in (self._safe, self._unsafe))
         return tokens[:n_blanks], *logits[n_blanks]
 
-    def _violated(self, ids: Sequence[int]) -> tuple[str, ...]:
+    def _violated(self, ids: Sequence[int], images: tuple[EmbeddedImage, ...] = ()) -> tuple[str, ...]:
         """The categories that the model names behind "unsafe", with which `ids` end, each once."""
-        keys = "|".join(map(re.escape, self.categories))
-        form = Grammar.regex(rf"\n({keys})(,({keys})){{0,{len(self.categories) - 1}}}")
-        events = self.llm.stream(ids, _GREEDY, self._max_answer, grammar=form, penalize_prompt=False)
+        asked = self._of_images & self.categories.keys() if images else self.categories.keys()
+        keys = "|".join(re.escape(key) for key in self.categories if key in asked)
+        form = Grammar.regex(rf"\n({keys})(,({keys})){{0,{len(asked) - 1}}}")
+        events = self.llm.stream(
+            ids, _GREEDY, self._max_answer, grammar=form, penalize_prompt=False, images=images
+        )
         text = "".join(event.text for event in events)
         named = text.strip().split(",")
-        return tuple(dict.fromkeys(key for key in named if key in self.categories))
+        return tuple(dict.fromkeys(key for key in named if key in asked))
 
     @property
     def weight_bytes(self) -> int:

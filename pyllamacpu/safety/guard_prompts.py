@@ -16,6 +16,7 @@ from pyllamacpu.text.template import ChatTemplate
 
 BEGIN, END = "<BEGIN UNSAFE CONTENT CATEGORIES>\n", "<END UNSAFE CONTENT CATEGORIES>"
 PROBE = [{"role": "user", "content": "?"}]
+PROBE_WITH_IMAGE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,15}")
 _ENTRY = re.compile(r"^([A-Za-z]{1,3}\d{1,3}): (.*(?:\n(?![A-Za-z]{1,3}\d{1,3}: ).*)*)", re.MULTILINE)
 _NAME = re.compile(r"llama[-_ ]?guard(?:[-_ ]?(\d)(?![\d.]*b))?", re.IGNORECASE)  # LlamaGuard-7b is the first
@@ -89,9 +90,13 @@ def _own_source(generation: int) -> str:
     )
 
 
-def listed_categories(template: ChatTemplate) -> dict[str, str]:
-    """The categories that the template lists: key → name, and what else is said about it."""
-    text = template.render(PROBE)
+def listed_categories(
+    template: ChatTemplate, probe: Sequence[Mapping[str, Any]] = tuple(PROBE)
+) -> dict[str, str]:
+    """The categories that the template lists for a conversation: key → name, and what else is said about it.
+    Raises TemplateError for one that it does not take.
+    """
+    text = template.render(probe)
     begin, end = text.find(BEGIN), text.find(END)
     return {key: words.strip() for key, words in _ENTRY.findall(text[begin + len(BEGIN) : end])}
 

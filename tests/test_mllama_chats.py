@@ -1,0 +1,131 @@
+"""Llama 3.2 Vision in conversations and as a guard (3 11B Vision): images in messages, at the command line.
+
+
+Covers api/vision.py, api/chat_images.py, safety/guard.py, safety/conversation.py, cli/guard.py.
+"""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_letters import Result, run  # noqa: F401
+from mllama_files import mllama, opened, with_words
+from mllama_models import IMAGE_TOKEN, VISION
+from PIL import Image
+
+from pyllamacpu import Llama
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety import Guard
+from pyllamacpu.safety.conversation import judged_part
+from pyllamacpu.safety.guard_prompts import BEGIN, END
+
+__all__ = ["mllama"]
+SIZE = VISION["image_size"]
+PICTURE = np.random.default_rng(7).integers(0, 256, (SIZE, 2 * SIZE, 3), np.uint8)
+OTHER = PICTURE[:, ::-1].copy()
+GUARD = (
+    "{% set role = 'Agent' if messages|length % 2 == 0 else 'User' %}<|begin_of_text|>"
+    "{% set ns = namespace(contains_image=false) %}{% for message in messages %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{% set ns.contains_image = true %}{% endfor %}{% endfor %}"
+    "{% if ns.contains_image %}<|image|> {% endif %}Task: '{{ role }}'\n\n"
+    + BEGIN + "S1: Crimes.\n{% if not ns.contains_image %}S2: Code.\n{% endif %}" + END + "\n\n"
+    "{% for message in messages %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ message['role'] }}: {{ content['text'] | trim }}\n\n{% endfor %}{% endfor %}<|eot_id|>"
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llm(mllama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llama]:
+    with opened(with_words(mllama, tmp_path_factory.mktemp("words") / "words.gguf")) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def guard_file(mllama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_words(mllama, tmp_path_factory.mktemp("guard") / "guard.gguf", GUARD)
+
+
+def asked(image: Any, text: str = "what is this?") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+
+
+def test_answers_are_those_of_the_image(llm: Llama) -> None:
+    def answer(image: Any) -> str:
+        found = llm.create_chat_completion(asked(image), max_tokens=12, temperature=0.0)
+        return str(found["choices"][0]["message"]["content"])
+
+    first, other = answer(PICTURE), answer(OTHER)
+    assert first != other  # the prefix cache has told them apart
+    assert answer(PICTURE) == first
+    prompt = "<|start_header_id|>user<|end_header_id|>\n\n<|image|>what is this?<|eot_id|>"
+    prompt += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ids = llm.tokenize(prompt.encode(), special=True)
+    assert ids.count(IMAGE_TOKEN) == 1
+    written: list[int] = []
+    while len(written) < 12:
+        token = int(llm.logits([*ids, *written], images=[PICTURE])[-1].argmax())
+        if token == 2:
+            break
+        written.append(token)
+    assert llm.detokenize(written).decode() == first
+
+
+def test_a_guard_judges_words_beside_an_image(guard_file: Path) -> None:
+    with opened(guard_file, n_ctx=512) as model:
+        guard = Guard(model)
+        assert guard.reads_images
+        plain, first, other = (
+            guard.check(conversation) for conversation in ("what is this?", asked(PICTURE), asked(OTHER))
+        )
+        assert len({plain.probability, first.probability, other.probability}) == 3
+        again = guard.check([*asked(PICTURE), {"role": "assistant", "content": "a b"}], "user")
+        assert again == first
+        ids, images = guard.question(judged_part(asked(PICTURE)))
+        assert len(images) == 1 and sum(token < 0 for token in ids) == 1
+        row = model.logits([IMAGE_TOKEN if token < 0 else token for token in ids], images=[PICTURE])[-1]
+        safe, unsafe = (guard._tokenizer.encode(word)[0] for word in ("safe", "unsafe"))
+        if int(row[[safe, unsafe, *guard._blanks]].argmax()) < 2:
+            assert first.probability == pytest.approx(1 / (1 + np.exp(row[safe] - row[unsafe])), abs=1e-6)
+        model_says = Guard(model, threshold=1e-9).check(asked(PICTURE))
+        assert model_says.verdict == "unsafe" and set(model_says.categories) == {"S1"}
+        with pytest.raises(OptionError, match="one image at a time"):
+            guard.check(
+                [{"role": "user", "content": [*asked(PICTURE)[0]["content"], *asked(OTHER)[0]["content"]]}]
+            )
+        with pytest.raises(OptionError, match="is empty"):
+            guard.check([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
+        with pytest.raises(OptionError, match="with words beside it"):
+            guard.check(
+                [
+                    {"role": "user", "content": [{"type": "image", "image": PICTURE}]},
+                    {"role": "assistant", "content": "hello"},
+                ]
+            )
+
+
+def test_a_guard_without_its_tower_says_what_is_missing(guard_file: Path) -> None:
+    with opened(guard_file, n_ctx=512, mmproj=False) as model:
+        guard = Guard(model)
+        assert not guard.reads_images
+        with pytest.raises(OptionError, match="vision tower is missing"):
+            guard.check(asked(PICTURE))
+
+
+def test_guard_image_at_the_command_line(run: Any, guard_file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    Image.fromarray(PICTURE).save(picture)
+    options = ["guard", "-m", str(guard_file), "-p", "what is this?", "--json", "-c", "512", "-t", "1"]
+    found: Result = run(*options, "--image", str(picture))
+    with Guard(str(guard_file), n_ctx=512, n_threads=1) as guard:
+        assert json.loads(found.out)["probability"] == guard.check(asked(PICTURE)).probability
+    missing: Result = run(*options, "--image", str(tmp_path / "no.png"))
+    assert missing.code == 1 and "no.png" in missing.err
