@@ -123,8 +123,12 @@ def _conversation(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _with_images(text: str, images: Sequence[str]) -> str | list[dict[str, Any]]:
-    parts: list[dict[str, Any]] = [{"type": "image", "image": path} for path in images]
-    return [*parts, {"type": "text", "text": text}] if parts else text
+    if not images:
+        return text
+    from pyllamacpu.images.sources import open_picture
+
+    parts: list[dict[str, Any]] = [{"type": "image", "image": open_picture(path)} for path in images]
+    return [*parts, {"type": "text", "text": text}]
 
 
 def _text(content: bytes) -> str:
