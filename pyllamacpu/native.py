@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import NativeError
+from .errors import NativeError, RequestCancelled
 
 try:
     from ._native import ffi, lib
@@ -22,7 +24,17 @@ except ImportError as error:  # a source tree that was never built, or a wheel f
         "with `pip install .`"
     ) from error
 
-__all__ = ["check", "extension_content", "ffi", "isa_names", "isa_selected", "lib", "pointer", "raise_kept"]
+__all__ = [
+    "check",
+    "ending_when",
+    "extension_content",
+    "ffi",
+    "isa_names",
+    "isa_selected",
+    "lib",
+    "pointer",
+    "raise_kept",
+]
 
 ISA_VARIABLE = "PYLLAMACPU_ISA"
 
@@ -63,12 +75,31 @@ def pl_poll_signals() -> int:
 
     What a handler raises (KeyboardInterrupt) is kept for `raise_kept`, and the C call is told to end.
     """
-    return 0
+    return int(_is_unwanted())
+
+
+def _is_unwanted() -> bool:
+    is_over: Callable[[], bool] | None = getattr(_kept, "is_over", None)
+    return is_over is not None and is_over()
+
+
+@contextmanager
+def ending_when(is_over: Callable[[], bool]) -> Iterator[None]:
+    """Long C calls of this thread that poll for signals end with RequestCancelled once `is_over()`; it is
+    asked about every 50 ms.
+    """
+    _kept.is_over = is_over
+    try:
+        yield
+    finally:
+        _kept.is_over = None
 
 
 def raise_kept() -> NoReturn:
     """Raises what ended the C call that has just returned PL_EINTERRUPTED in this thread."""
     error, _kept.error = getattr(_kept, "error", None), None
+    if error is None and _is_unwanted():
+        raise RequestCancelled("the request was cancelled")
     raise error if error is not None else KeyboardInterrupt
 
 

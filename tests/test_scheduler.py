@@ -125,6 +125,38 @@ def test_32_requests_get_the_bits_of_running_alone(
     engine.close()
 
 
+def test_a_step_that_nobody_wants_any_more_ends_early(
+    starter_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that somebody else is in does not. Nothing of it stays."""
+    engine = Engine.open(starter_model, n_ctx=600, n_batch=512, n_threads=1)
+    scheduler = Scheduler(engine, None)
+    outputs = engine.outputs
+    unwanted: list[Handle] = []
+
+    def cancelled_meanwhile(*arguments: Any) -> Any:
+        for handle in unwanted:
+            scheduler.cancel(handle)
+        return outputs(*arguments)
+
+    monkeypatch.setattr(engine, "outputs", cancelled_meanwhile)
+    prompts = [list(range(start, start + 400)) for start in (100, 3000, 900)]
+    unwanted = [scheduler.submit(Request(prompts[0], GREEDY, 2))]
+    assert scheduler.step() == [] and scheduler.n_steps == 0
+    scheduler.step()
+    assert unwanted[0].is_finished and not scheduler.has_work and scheduler.n_evaluated == 0
+    unwanted = [scheduler.submit(Request(prompts[1], GREEDY, 2))]
+    other = scheduler.submit(Request(prompts[2][:100], GREEDY, 1))
+    while not other.is_finished:
+        scheduler.step()
+    assert scheduler.n_evaluated == 500
+    scheduler.step()
+    assert unwanted[0].is_finished
+    scheduler.close()
+    assert engine.cache.pages_in_use == 0
+    engine.close()
+
+
 def test_the_starter_model_under_load(starter_model: Path) -> None:
     engine = Engine.open(starter_model, n_ctx=256, n_batch=128)
     alone = Scheduler(engine, None)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.batch import Entry, Wanted
+from pyllamacpu.engine.cost_model import StepSize
 from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.speculation import DraftedAnswer
@@ -184,3 +185,10 @@ class Handle:
     def forget_session(self) -> None:
         """Nobody wants the session that the request was given any more."""
         self._session = None
+
+
+def step_size(work: list[tuple[Handle, int]]) -> StepSize:
+    """Of a step, before it is run."""
+    decoding = sum(n for h, n in work if n == 1 or h.draft)
+    positions = sum(n * len(h.sequence) for h, n in work)
+    return StepSize(sum(n for _, n in work) - decoding, decoding, positions)

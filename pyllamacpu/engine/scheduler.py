@@ -20,13 +20,14 @@ from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
-from pyllamacpu.engine.handle import Event, Floats, Handle
+from pyllamacpu.engine.handle import Event, Floats, Handle, step_size
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.speculation import Speculation, most_drafted
 from pyllamacpu.engine.token_ids import check_ids, check_length
-from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.errors import ContextError, OptionError, RequestCancelled
+from pyllamacpu.native import ending_when
 from pyllamacpu.sampling.rows import Mask, sample_rows
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -116,7 +117,9 @@ class Scheduler:
         return handle
 
     def cancel(self, handle: Handle) -> None:
-        """Ends a request before the next step. There is no event for it."""
+        """Ends a request before the next step, and a step that is for cancelled requests only. There is no
+        event for it.
+        """
         handle.cancelled = self._any_cancelled = True
 
     def nested(self) -> Scheduler:
@@ -358,10 +361,13 @@ class Scheduler:
         rows = [n_wanted(entry.logits, len(entry.tokens)) for entry in entries]
         if len(self._logits) < sum(rows):
             self._logits = self.engine.logits_buffer(sum(rows))
-        size = _size(work)
+        size = step_size(work)
         started = time.perf_counter()
         try:
-            hidden = self.engine.outputs(entries, self._logits).hidden
+            with ending_when(lambda: all(handle.cancelled for handle, _ in work)):
+                hidden = self.engine.outputs(entries, self._logits).hidden
+        except RequestCancelled:
+            return
         except Exception as error:
             self._evaluate_apart(work, error)
             return
@@ -487,10 +493,3 @@ def _full(handle: Handle, n_ctx: int) -> ContextError:
     return ContextError(
         f"{len(handle.history)} tokens do not fit in the context of {n_ctx}: ask for fewer or raise n_ctx"
     )
-
-
-def _size(work: list[tuple[Handle, int]]) -> StepSize:
-    """Of a step, before it is run."""
-    decoding = sum(n for h, n in work if n == 1 or h.draft)
-    positions = sum(n * len(h.sequence) for h, n in work)
-    return StepSize(sum(n for _, n in work) - decoding, decoding, positions)
