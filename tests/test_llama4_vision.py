@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from llama4_vision_models import (
     FOLDER,
     PATCH,
@@ -23,12 +24,14 @@ from llama4_vision_models import (
 )
 
 from pyllamacpu import Llama
+from pyllamacpu.cli.quantize import quantize
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.tower import TowerFile
 from pyllamacpu.errors import ImageError, ModelError, OptionError, TokenizerError
+from pyllamacpu.gguf import GGUFWriter
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.tiles import Tiles
 from pyllamacpu.model.vision_llama4 import placeholders
@@ -166,3 +169,100 @@ def test_the_tower_alone(tmp_path: Path) -> None:
         == "F32"
     )
     assert kinds["mm.model.fc.weight"] == "Q8_0"
+
+
+def test_a_tower_is_quantized_to_eight_bits(tmp_path: Path) -> None:
+    """Positions, patches and vectors stay as they are, and rows of 48 elements, which are not whole blocks."""
+    path, small = tmp_path / "tower.gguf", tmp_path / "small.gguf"
+    plan_conversion(FOLDER / "hf", ConvertOptions(outfile=str(path), outtype="f32", mmproj=True)).run()
+    done = CliRunner().invoke(quantize, [str(path), str(small), "Q8_0"])
+    assert done.exit_code == 0, done.output
+    with GGUFFile.open(small) as file:
+        kinds = {name: info.type.name for name, info in file.tensors.items()}
+    assert kinds["v.blk.0.ffn_down.weight"] == kinds["mm.model.mlp.1.weight"] == "Q8_0"
+    assert kinds["v.patch_embd.weight"] == kinds["v.position_embd.weight"] == kinds["v.class_embd"] == "F32"
+    with opened(converted("hf", tmp_path), mmproj=small) as llm:
+        found, known = llm.image_features(expected()["pixels"]), expected()["rows"]
+    cosines = (found * known).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(known, axis=1)
+    assert cosines.min() > 0.99
+
+
+def test_text_and_tower_in_one_file(llama4_vision: Path, tmp_path: Path) -> None:
+    """As ollama made them."""
+    whole = tmp_path / "whole.gguf"
+    tower = llama4_vision.with_name(f"mmproj-{llama4_vision.name}")
+    with (
+        GGUFFile.open(llama4_vision) as text,
+        GGUFFile.open(tower) as vision,
+        GGUFWriter(whole, "llama4") as writer,
+    ):
+        writer.copy_metadata(text.metadata, skip=("general.architecture",))
+        sizes = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+        for name in (*sizes, "image_size", "patch_size"):
+            writer.add(f"llama4.vision.{name}", vision.metadata[f"clip.vision.{name}"])
+        writer.add("llama4.vision.pixel_shuffle_ratio", 0.5)
+        writer.add("llama4.vision.layer_norm_epsilon", 1e-5)
+        writer.add("llama4.vision.rope.freq_base", 10000.0)
+        for file in (text, vision):
+            for name, info in file.tensors.items():
+                array = file.data(name).view(np.float32).reshape(info.shape)
+                writer.add_array(ollama_name(name) if file is vision else name, array)
+    known = expected()
+    with opened(whole) as llm:
+        assert llm.vision.path == str(whole)
+        assert difference(llm.image_features(known["pixels"]), known["rows"]) < TOLERANCE
+        found = llm.logits(known["ids"].tolist(), images=[known["pixels"]])
+        assert difference(found, known["logits"]) < TOLERANCE
+
+
+def ollama_name(name: str) -> str:
+    for ours, theirs in (
+        ("v.class_embd", "v.class_embedding"),
+        ("v.patch_embd", "v.patch_embedding"),
+        ("v.position_embd.weight", "v.positional_embedding_vlm"),
+        ("v.pre_ln", "v.layernorm_pre"),
+        ("v.post_ln", "v.layernorm_post"),
+        (".ln1.", ".attn_norm."),
+        (".ln2.", ".ffn_norm."),
+        (".attn_out.", ".attn_output."),
+        (".ffn_up.", ".mlp.fc1."),
+        (".ffn_down.", ".mlp.fc2."),
+        ("mm.model.mlp.1.", "v.vision_adapter.mlp.fc1."),
+        ("mm.model.mlp.2.", "v.vision_adapter.mlp.fc2."),
+        ("mm.model.fc.", "mm.linear_1."),
+    ):
+        name = name.replace(ours, theirs)
+    return name
+
+
+def test_damaged_towers(llama4_vision: Path, tmp_path: Path) -> None:
+    tower = llama4_vision.with_name(f"mmproj-{llama4_vision.name}")
+
+    def changed(leave_out: str = "", **keys: object) -> Path:
+        path = tmp_path / "mmproj-changed.gguf"
+        path.unlink(missing_ok=True)
+        with GGUFFile.open(tower) as file, GGUFWriter(path, "clip") as writer:
+            new = {f"clip.vision.{name}": value for name, value in keys.items()}
+            writer.copy_metadata(file.metadata, skip=("general.architecture", *new))
+            for name, value in new.items():
+                writer.add(name, value)
+            for name, info in file.tensors.items():
+                if name != leave_out:
+                    writer.add_array(name, file.data(name).view(np.float32).reshape(info.shape))
+        return path
+
+    for keys, said in (
+        ({"image_size": 50}, "whole groups of patches"),
+        ({"embedding_length": 50}, "pairs of both dimensions"),
+        ({"block_count": 0}, "from 1 to"),
+        ({"projector_type": "pixtral"}, "of the kind 'pixtral'"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            opened(llama4_vision, mmproj=changed(**keys))  # type: ignore[arg-type]
+    for change, said in (
+        ({"leave_out": "v.blk.1.ln1.bias"}, "is missing"),
+        ({"block_count": 2}, "no use for"),
+    ):
+        path = changed(**change)  # type: ignore[arg-type]
+        with opened(llama4_vision, mmproj=path) as llm, pytest.raises(ModelError, match=said):
+            llm.image_features(expected()["pixels"])

@@ -168,6 +168,8 @@ class Vision:
             if self._tower is not None:
                 self._tower.release()
             self._tower = None
+            if self.opened.file is not self.engine.file:
+                self.opened.file.close()
 
 
 def _given_pixels(image: Any, size: int) -> Floats | None:

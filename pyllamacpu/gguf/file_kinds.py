@@ -10,8 +10,8 @@ from pyllamacpu.gguf.metadata import read_metadata
 from pyllamacpu.gguf.source import Cursor, Source
 from pyllamacpu.gguf.values import MAGIC
 
-MODEL, VOCABULARY, IMATRIX = "model", "vocabulary", "imatrix"
-_NAMES = {IMATRIX: "an importance matrix", "adapter": "a GGUF adapter"}
+MODEL, VOCABULARY, IMATRIX, TOWER = "model", "vocabulary", "imatrix", "mmproj"
+_NAMES = {IMATRIX: "an importance matrix", "adapter": "a GGUF adapter", TOWER: "a vision tower (mmproj)"}
 
 
 def kind_name(general_type: object, has_tensors: bool) -> str:

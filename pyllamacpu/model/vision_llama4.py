@@ -88,7 +88,7 @@ class Llama4VisionConfig:
 def read_config(keys: TowerKeys) -> Llama4VisionConfig:
     """Raises ModelError that names the key and its value."""
     ratio = keys.real("pixel_shuffle_ratio", 0.01, 1.0, 0.5)  # ollama's files
-    theta = keys.real("rope.freq_base", 1.0, 1e15, 10000.0)
+    eps = keys.real("layer_norm_epsilon", 0.0, 0.1, 1e-5)  # likewise
     config = Llama4VisionConfig(
         dim=_text_dim(keys),
         width=keys.whole("embedding_length"),
@@ -98,8 +98,8 @@ def read_config(keys: TowerKeys) -> Llama4VisionConfig:
         image_size=keys.whole("image_size", high=1 << 14),
         patch_size=keys.whole("patch_size", high=1 << 10),
         shuffle=keys.whole("projector.scale_factor", round(1 / ratio), high=64),
-        norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, 1e-5),
-        rope_theta=theta,
+        norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, eps),
+        rope_theta=keys.real("rope.freq_base", 1.0, 1e15, 10000.0),
     )
     if config.image_size % config.patch_size or config.grid % config.shuffle:
         raise keys.error("image_size", config.image_size, "must be whole groups of patches")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pyllamacpu.errors import GGUFError, ModelError, OptionError
 from pyllamacpu.files import read_start
-from pyllamacpu.gguf.file_kinds import IMATRIX, MODEL, VOCABULARY, kind_name
+from pyllamacpu.gguf.file_kinds import IMATRIX, MODEL, TOWER, VOCABULARY, kind_name
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.values import MAGIC
 from pyllamacpu.quantize.imatrix import is_imatrix
@@ -17,7 +17,6 @@ _KINDS = {
     "adapter": "is a LoRA adapter, not a model: adapters are small and stay as they are (`convert --outtype "
     "q8_0` makes a smaller one of a PEFT adapter)",
     VOCABULARY: "holds a vocabulary and no tensors: there is nothing to quantize",
-    "mmproj": "is the vision part of a model (mmproj), not a model",
 }
 
 
@@ -42,12 +41,12 @@ def check_path(path: Path) -> None:
 
 
 def check_kind(file: GGUFFile) -> None:
-    """Raises ModelError for a GGUF file that holds something other than a model."""
+    """Raises ModelError for a GGUF file that holds something other than a model or a vision tower."""
     metadata = file.metadata
     kind = IMATRIX if "imatrix.chunk_count" in metadata else kind_name(
         metadata.get("general.type"), bool(file.tensors)
     )  # fmt: skip
-    if kind != MODEL:
+    if kind not in (MODEL, TOWER):
         said = _KINDS.get(kind, f"says that it is a {kind!r}, not a model")
         raise ModelError(f"{file.paths[0]}: {said}")
 
