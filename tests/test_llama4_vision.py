@@ -172,7 +172,7 @@ def test_the_tower_alone(tmp_path: Path) -> None:
 
 
 def test_a_tower_is_quantized_to_eight_bits(tmp_path: Path) -> None:
-    """Positions, patches and vectors stay as they are, and rows of 48 elements, which are not whole blocks."""
+    """Positions, patches and vectors stay as they are, and rows of 48 elements, which are no blocks."""
     path, small = tmp_path / "tower.gguf", tmp_path / "small.gguf"
     plan_conversion(FOLDER / "hf", ConvertOptions(outfile=str(path), outtype="f32", mmproj=True)).run()
     done = CliRunner().invoke(quantize, [str(path), str(small), "Q8_0"])
