@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from pyllamacpu.errors import OptionError, PyllamacpuError
 if TYPE_CHECKING:
     from pyllamacpu.server.app import ServeOptions
     from pyllamacpu.server.models import PoolOptions, ServedFile
+    from pyllamacpu.server.shield import ShieldOptions
 
 _positive = click.IntRange(min=1)
 
@@ -146,6 +148,13 @@ engine_options = options(
     help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public addresses "
     "only.",
 )
+@click.option(
+    "--shield",
+    metavar="NAMES",
+    help="Scan what users and tools say and what models answer, by these joined by commas: "
+    "prompt-guard=MODEL, code-shield, hidden-ascii, regex, pii, guard=MODEL. What was found is told in the "
+    "response.",
+)
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
@@ -244,6 +253,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         origins=tuple(origin.rstrip("/") for origin in _split(parameters["cors_origins"])),
         keys=tuple(key for key in keys if key),
     )
+    judge, shield = _shield(parameters["judge"], parameters["shield"])
     return ServeOptions(
         models=_models(parameters),
         pool=pool_options(parameters),
@@ -251,15 +261,41 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         max_queue=parameters["max_queue"],
         strict=parameters["strict"],
         metrics=parameters["metrics"],
-        judge=_judge(parameters["judge"]),
+        judge=judge,
+        shield=shield,
         image_hosts=_image_hosts(parameters["allow_image_hosts"]),
     )
 
 
-def _judge(name: str | None) -> str | None:
+def _shield(judge: str | None, names: str | None) -> tuple[str | None, ShieldOptions | None]:
+    """(the file of the guard model, the scanners). Raises OptionError, StoreError."""
+    from pyllamacpu.safety.scanners.models import PROMPT_GUARD_VARIABLE
+    from pyllamacpu.server.shield import SCANNERS, ShieldOptions
     from pyllamacpu.store import resolve_model
 
-    return None if name is None else str(resolve_model(name))
+    given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
+    known = (*SCANNERS, "guard")
+    for name, model in given.items():
+        if name not in known:
+            raise OptionError(f"--shield {name}: there are {', '.join(known)}")
+        if model and name not in ("guard", "prompt-guard"):
+            raise OptionError(f"--shield {name}={model}: {name} takes no model")
+    if judge and given.get("guard"):
+        raise OptionError("--guard and --shield guard=MODEL: give one of them")
+    judge = judge or given.get("guard")
+    prompt_guard = given.get("prompt-guard") or os.environ.get(PROMPT_GUARD_VARIABLE)
+    for name, file in (("guard", judge), ("prompt-guard", prompt_guard)):
+        if name in given and not file:
+            raise OptionError(f"--shield {name}: name its model too, as {name}=MODEL")
+    scanners = tuple(name for name in given if name != "guard")
+    prompt_guard = str(resolve_model(prompt_guard)) if "prompt-guard" in given else None
+    shield = ShieldOptions(scanners, prompt_guard) if scanners else None
+    return None if judge is None else str(resolve_model(judge)), shield
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    name, _, model = text.strip().partition("=")
+    return name, model
 
 
 def _image_hosts(text: str | None) -> tuple[str, ...]:

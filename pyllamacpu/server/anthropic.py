@@ -25,6 +25,7 @@ from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count
 from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
+from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import make_tools, partial_arguments
 from pyllamacpu.text.tool_calls import Part
 
@@ -219,7 +220,7 @@ def _stop(last: TextEvent, has_called: bool) -> dict[str, Any]:
     if has_called and last.finish_reason == "stop":
         return {"stop_reason": "tool_use", "stop_sequence": None}
     if last.finish_reason == "content_filter":
-        return {"stop_reason": "refusal", "stop_sequence": None}
+        return {"stop_reason": "refusal", "stop_sequence": None, **shown_findings(last)}
     if is_cut(last):
         return {"stop_reason": "max_tokens", "stop_sequence": None, **stopped_by(last)}
     if last.stop_string is not None:

@@ -38,6 +38,7 @@ from pyllamacpu.server.guard import Guard, GuardOptions
 from pyllamacpu.server.judge import Judge
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
+from pyllamacpu.server.shield import Shield, ShieldOptions
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -61,6 +62,7 @@ class ServeOptions:
     metrics: bool = True
     stuck_after: float = 120.0
     judge: str | None = None  # the file of a guard model that judges prompts and answers
+    shield: ShieldOptions | None = None
     image_hosts: tuple[str, ...] = ()  # from which images at URLs are fetched
 
 
@@ -76,7 +78,8 @@ class Server:
     def start(self) -> Service:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
-        judge = Judge(self.options.judge, self.metrics) if self.options.judge else None
+        shield = Shield(self.options.shield) if self.options.shield else None
+        judge = Judge(self.options.judge, self.metrics, shield) if self.options.judge or shield else None
         fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge, fetch)
         self.metrics.watch(pool)

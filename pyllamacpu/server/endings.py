@@ -4,7 +4,8 @@ An answer that has run into a loop (`sampling/loops.py`) is ended. Where a diale
 that is its word for an answer that was cut, with `"stopped_by": "loop"` beside; where they are any text
 (Ollama's `done_reason`, llama.cpp's `stop_type`), it is "loop".
 
-What the guard model blocks (`judge.py`) ends with "content_filter", Anthropic's word for which is "refusal".
+What the guard model or the shield blocks (`judge.py`) ends with "content_filter", Anthropic's word for which
+is "refusal"; what was found stands beside it as "shield" (`shield.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.server.shield import shown_findings
 
 
 def is_cut(last: TextEvent) -> bool:
@@ -31,4 +33,5 @@ def openai_reason(last: TextEvent, has_called: bool = False) -> dict[str, Any]:
     return {
         "finish_reason": "length" if last.finish_reason == "loop" else last.finish_reason,
         **stopped_by(last),
+        **shown_findings(last),
     }

@@ -29,10 +29,11 @@ from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.images import SentImage, open_images, open_sent, sent_images
-from pyllamacpu.server.judge import Judge, Messages, Piece, blocked, judged_messages
+from pyllamacpu.server.judge import Conversation, Judge, Piece, blocked
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
+from pyllamacpu.server.shield import Finding
 from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
 from pyllamacpu.text.infill import infill_prompt
@@ -96,11 +97,12 @@ class Answers:
         self._requests = requests
         self._stream = EventStream(service.thread, model.scheduler)
         self._later: dict[int, list[tuple[int, Request]]] = {}  # by the answer whose prompt they share
-        self._blocked: list[int] = []  # answers that there will not be
+        self._blocked: dict[int, tuple[Finding, ...]] = {}  # answers that there will not be, and why
 
-    def submit(self, refused: Sequence[bool] = ()) -> None:
+    def submit(self, refused: Sequence[tuple[Finding, ...]] = ()) -> None:
         """Tokenizes the prompts and submits the first answer to each: the others wait until its prompt is
-        read, so that it is read once. `refused`: prompts that get no answer. Not for the event loop.
+        read, so that it is read once. `refused`: what keeps a prompt from being answered. Not for the event
+        loop.
         """
         model = self.model
         prompts = [encode_prompt(model, request.prompt, self._service.fetch) for request in self._requests]
@@ -109,7 +111,7 @@ class Answers:
         self.prompts, index = [ids for ids, _ in prompts], 0
         for number, (request, (ids, images)) in enumerate(zip(self._requests, prompts, strict=True)):
             if refused and refused[number]:
-                self._blocked += range(index, index + request.n)
+                self._blocked |= dict.fromkeys(range(index, index + request.n), refused[number])
                 index += request.n
                 continue
             first = engine_request(model, request, ids, images)
@@ -152,7 +154,7 @@ class Answers:
         ends = np.cumsum([request.n for request in self._requests])
         return int(np.searchsorted(ends, answer, "right"))
 
-    def _conversation(self, answer: int) -> Messages:
+    def _conversation(self, answer: int) -> Conversation:
         return conversation_of(self.model, self._requests[self._number(answer)].prompt)
 
     def _end(self, answer: int, stats: GenerationStats) -> None:
@@ -160,9 +162,9 @@ class Answers:
         self._stream.end(answer)
 
     async def _pieces(self) -> AsyncIterator[Piece]:
-        for index in self._blocked:
+        for index, findings in self._blocked.items():
             self.stats[index] = GenerationStats(len(self._prompt_of(index)), 0, 0, 0.0, 0.0)
-            yield Piece(index, blocked(self.stats[index]))
+            yield Piece(index, blocked(self.stats[index], findings))
         while len(self.stats) < self.n_answers:
             index, event = await self._stream.next()
             if siblings := self._later.pop(index, None):
@@ -256,10 +258,12 @@ class Service:
                 answers.close()
                 self.metrics.count(answers.stats.values())
 
-    async def _refused(self, model: Model, requests: Sequence[Generate]) -> list[bool]:
-        """Which prompts the guard finds unsafe."""
+    async def _refused(self, model: Model, requests: Sequence[Generate]) -> list[tuple[Finding, ...]]:
+        """What is found in each prompt that keeps it from being answered."""
         if self.judge is None:
             return []
+        for request in requests:  # before time goes into what is far too long
+            await self.off_loop(_check_length, model, request.prompt)
         conversations = [conversation_of(model, request.prompt) for request in requests]
         return await asyncio.gather(*map(self.judge.refuses, conversations))
 
@@ -299,12 +303,12 @@ class Service:
             self.judge.close()
 
 
-def conversation_of(model: Model, prompt: Chat | Text) -> Messages:
-    """A prompt as a guard reads it; what is to be continued is the user's."""
+def conversation_of(model: Model, prompt: Chat | Text) -> Conversation:
+    """What a prompt says; what is to be continued is the user's."""
     if isinstance(prompt, Chat):
-        return judged_messages(model.conversation(prompt.messages), prompt.beginning)
+        return Conversation(model.conversation(prompt.messages), prompt.beginning)
     text = prompt.text if isinstance(prompt.text, str) else model.tokenizer.decode(prompt.text)
-    return judged_messages([{"role": "user", "content": text + (prompt.suffix or "")}])
+    return Conversation([{"role": "user", "content": text + (prompt.suffix or "")}])
 
 
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:

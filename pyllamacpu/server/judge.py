@@ -1,8 +1,9 @@
-"""`serve --guard`: a guard model judges what people ask and what models answer, in every dialect.
+"""`serve --guard` and `--shield`: what people ask and what models answer is judged, in every dialect.
 
 A prompt that is unsafe gets an empty answer, and an answer ends before the window of it that is unsafe, both
 with a reason of their own (`endings.py`). It fails closed: what cannot be judged is not answered. Words of
-the operator (the roles system and developer) are not judged; results of tools count as the user's.
+the operator (the roles system and developer) are not judged; results of tools count as the user's for a guard
+model, and have scanners of their own in the shield (`shield.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pyllamacpu.safety import Guard, Verdict
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.images import sent_images
 from pyllamacpu.server.metrics import Metrics
+from pyllamacpu.server.shield import BlockedEvent, Finding, Shield, What
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -28,6 +30,13 @@ _OPERATORS = ("system", "developer")
 _THREADS = 4  # checks that run at once, in one batch
 
 Messages = list[dict[str, str]]
+
+
+class Conversation(NamedTuple):
+    """What a prompt says. `beginning`: of the answer."""
+
+    messages: Sequence[Mapping[str, Any]]
+    beginning: str = ""
 
 
 class Piece(NamedTuple):
@@ -44,37 +53,60 @@ class End(Protocol):
 
 
 class Judge:
-    """The guard model of a server. `load` comes first, in any thread."""
+    """The guard model and the shield of a server, or one of them. `load` comes first, in any thread."""
 
-    def __init__(self, path: str, metrics: Metrics) -> None:
-        self._path, self._metrics = path, metrics
+    def __init__(self, path: str | None, metrics: Metrics, shield: Shield | None = None) -> None:
+        self._path, self._metrics, self._shield = path, metrics, shield
         self._guard: Guard | None = None
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
 
     def load(self) -> None:
         """Raises any PyllamacpuError."""
-        self._guard = Guard(self._path)
+        if self._path is not None:
+            self._guard = Guard(self._path)
+        if self._shield is not None:
+            self._shield.load()
 
     @property
     def weight_bytes(self) -> int:
         """Of the guard model; 0 before it is loaded."""
         return 0 if self._guard is None else self._guard.weight_bytes
 
-    async def refuses(self, messages: Messages) -> bool:
-        """Whether the last thing that a user said is unsafe."""
-        asked = [
-            i
-            for i, message in enumerate(messages)
-            if message["role"] == "user" and message["content"].strip()
-        ]
-        if not asked:
-            return False
-        return await self._is_unsafe(messages[: asked[-1] + 1], "input")
+    async def refuses(self, conversation: Conversation) -> tuple[Finding, ...]:
+        """What is unsafe in what users and tools said."""
+        found: tuple[Finding, ...] = ()
+        if self._path is not None:
+            messages = judged_messages(*conversation)
+            said = [m["role"] == "user" and bool(m["content"].strip()) for m in messages]
+            if any(said):  # the last of them is judged, with all before it
+                last = len(said) - said[::-1].index(True)
+                found += await self._ask_guard(messages[:last], "input")
+        if self._shield is not None:
+            found += await self._shield.read(plain_messages(conversation.messages))
+        return self._counted(found, "input")
+
+    async def _judge_answer(self, conversation: Conversation, said: str) -> tuple[Finding, ...]:
+        if not said.strip():
+            return ()
+        found: tuple[Finding, ...] = ()
+        if self._path is not None:
+            found += await self._ask_guard(_with_answer(judged_messages(*conversation), said), "output")
+        if self._shield is not None:
+            found += await self._shield.judge_answer(conversation.beginning + said)
+        return self._counted(found, "output")
+
+    def _counted(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
+        if found:
+            self._metrics.blocked.labels(what).inc()
+        for one in found:
+            self._metrics.findings.labels(one.scanner, what, one.status).inc()
+            log.info("%s: %s is blocked (%s, %.3f)", one.scanner, what, one.status, one.score)
+        return found
 
     async def watch(
         self,
         pieces: AsyncIterator[Piece],
-        conversations: Callable[[int], Messages],
+        conversations: Callable[[int], Conversation],
         n_prompt: Callable[[int], int],
         end: End,
     ) -> AsyncIterator[Piece]:
@@ -92,17 +124,17 @@ class Judge:
             window = sum(len(one.tokens) for one in held[i])
             if event.finish_reason is None and window < WINDOW:
                 continue
-            if said[i].strip() and await self._is_unsafe(_with_answer(conversations(i), said[i]), "output"):
+            if findings := await self._judge_answer(conversations(i), said[i]):
                 ended.add(i)
                 stats = event.stats or GenerationStats(n_prompt(i), 0, n_tokens[i], 0.0, 0.0)
                 end(i, stats)
-                yield Piece(i, blocked(stats))
+                yield Piece(i, blocked(stats, findings))
                 continue
             for one in held.pop(i):
                 yield Piece(i, one)
                 await asyncio.sleep(0)  # a window of them at once would hold up others, and see no leaving
 
-    async def _is_unsafe(self, messages: Messages, what: str) -> bool:
+    async def _ask_guard(self, messages: Messages, what: What) -> tuple[Finding, ...]:
         if messages[0]["role"] != "user":
             messages = [{"role": "user", "content": ""}, *messages]
         try:
@@ -111,10 +143,8 @@ class Judge:
         except Exception as error:
             raise as_http_error(error) from error
         if verdict.verdict == "safe":
-            return False
-        self._metrics.blocked.labels(what).inc()
-        log.info("guard: %s is unsafe (%s, %.3f)", what, ",".join(verdict.categories), verdict.probability)
-        return True
+            return ()
+        return (Finding("guard", what, ",".join(verdict.categories), verdict.probability),)
 
     def _check(self, messages: Messages) -> Verdict:
         assert self._guard is not None
@@ -124,11 +154,13 @@ class Judge:
         self._workers.shutdown(wait=True, cancel_futures=True)
         if self._guard is not None:
             self._guard.close()
+        if self._shield is not None:
+            self._shield.close()
 
 
-def blocked(stats: GenerationStats) -> TextEvent:
+def blocked(stats: GenerationStats, findings: tuple[Finding, ...]) -> TextEvent:
     """The end of an answer that is not to be seen."""
-    return TextEvent("", finish_reason="content_filter", stats=stats)
+    return BlockedEvent("", finish_reason="content_filter", stats=stats, findings=findings)
 
 
 def _with_answer(messages: Messages, said: str) -> Messages:
@@ -158,6 +190,11 @@ def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") 
     if beginning:
         found.append({"role": "assistant", "content": beginning})
     return found
+
+
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:
+    """All roles as they are, texts only."""
+    return [{"role": str(message.get("role")), "content": _text(message)} for message in messages]
 
 
 def _text(message: Mapping[str, Any]) -> str:

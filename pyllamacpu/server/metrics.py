@@ -32,7 +32,14 @@ class Metrics:
         self.generated_tokens = counter("generated_tokens", "Tokens of answers that were finished")
         self.refused = counter("refused_requests", "Requests refused because the queue was full")
         self.cancelled = counter("cancelled_requests", "Requests whose client left before the end")
-        self.blocked = counter("blocked", "What the guard found unsafe, by input and output", ("what",))
+        self.blocked = counter(
+            "blocked", "Prompts and answers that were blocked, by input and output", ("what",)
+        )
+        self.findings = counter(
+            "shield_findings",
+            "What the guard and the shield found, by scanner, input and output, and status",
+            ("scanner", "what", "status"),
+        )
         self.prompt_seconds = Histogram(
             "pyllamacpu_prompt_seconds",
             "Seconds from admission to the end of the prompt",

@@ -32,6 +32,7 @@ from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
+from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
 
@@ -345,6 +346,7 @@ class _Shape:
             "truncated": False,
             "stop_type": "limit" if limits is not None and limits.ended else kind,
             "stopping_word": last.stop_string or "",
+            **shown_findings(last),
             "has_new_line": any("\n" in event.text for event in events),
             "generation_settings": asdict(self._request.sampling),
             "prompt": self._shown_prompt(index),

@@ -29,6 +29,7 @@ from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
+from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
@@ -159,6 +160,7 @@ class _Endpoint(ABC):
             **self.piece(found.text, found.calls),
             "done": True,
             "done_reason": last.finish_reason,
+            **shown_findings(last),
             "total_duration": nanoseconds(time.perf_counter() - self.started),
             "load_duration": nanoseconds(self.load_seconds),
             "prompt_eval_count": stats.n_prompt,

@@ -26,6 +26,7 @@ from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
+from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import call_id, make_tools
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
@@ -195,6 +196,7 @@ class _Shape:
             **self._base,
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": _why_cut(last), **stopped_by(last)} if cut else None,
+            **shown_findings(last),
             "output": items,
             "usage": {
                 "input_tokens": answers.n_prompt,

@@ -1,0 +1,143 @@
+"""`serve --shield`: the firewall's scanners look at what users and tools say, and at what models answer.
+
+Users' messages and results of tools are scanned before they are answered, answers as they are written
+(`judge.py`). What is blocked is told in the response as `shield`, a list of findings, and counted in the
+metrics. Images are not looked at. Answers are judged by Code Shield without semgrep, whose runs take seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety import CodeShield, Firewall, Message, Role, ScanDecision, ScannerType, ScanResult
+from pyllamacpu.safety.code_shield.scan import coverage
+from pyllamacpu.safety.firewall import strictest
+
+log = logging.getLogger("pyllamacpu.server")
+
+_ALL = (Role.USER, Role.TOOL, Role.ASSISTANT)
+SCANNERS: dict[str, tuple[ScannerType, tuple[Role, ...]]] = {
+    "prompt-guard": (ScannerType.PROMPT_GUARD, (Role.USER, Role.TOOL)),
+    "code-shield": (ScannerType.CODE_SHIELD, (Role.TOOL, Role.ASSISTANT)),
+    "hidden-ascii": (ScannerType.HIDDEN_ASCII, _ALL),
+    "regex": (ScannerType.REGEX, _ALL),
+    "pii": (ScannerType.PII_DETECTION, _ALL),
+}
+"""By the names of the option: the scanner, and whose words it looks at."""
+
+_KEPT = 4096  # results of messages, which come again with each turn of a conversation
+
+What = Literal["input", "output"]
+Said = Mapping[str, str]  # a role and a content
+
+
+@dataclass(frozen=True)
+class ShieldOptions:
+    """scanners: names in SCANNERS. prompt_guard: the file of its model."""
+
+    scanners: tuple[str, ...]
+    prompt_guard: str | None = None
+
+
+class Finding(NamedTuple):
+    """Why something is blocked. `status` "error": it could not be judged."""
+
+    scanner: str
+    what: What
+    reason: str
+    score: float
+    status: str = "success"
+
+
+@dataclass(frozen=True)
+class BlockedEvent(TextEvent):
+    """The end of an answer that is not to be seen, or not to its end."""
+
+    findings: tuple[Finding, ...] = ()
+
+
+class Shield:
+    """The scanners of a server. `load` comes first, in any thread."""
+
+    def __init__(self, options: ShieldOptions) -> None:
+        by_role: dict[Role, list[ScannerType]] = {role: [] for role in _ALL}
+        for name in options.scanners:
+            if name not in SCANNERS:
+                raise OptionError(f"shield {name!r:.40} is not known: there are {', '.join(SCANNERS)}")
+            scanner, roles = SCANNERS[name]
+            for role in roles:
+                by_role[role].append(scanner)
+        self._has_code_shield = "code-shield" in options.scanners
+        self._firewall = Firewall(
+            {**by_role}, prompt_guard=options.prompt_guard, code_shield=CodeShield(semgrep=False)
+        )
+        self._known: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
+
+    def load(self) -> None:
+        """Raises any PyllamacpuError."""
+        self._firewall.load()
+        if self._has_code_shield:
+            left = [f"{name} ({n})" for name, _, n in coverage("codeshield", has_semgrep=False) if n]
+            log.info("shield: rules of Code Shield that need semgrep are not applied: %s", ", ".join(left))
+
+    async def read(self, messages: Sequence[Said]) -> tuple[Finding, ...]:
+        """What is found in the messages of users and tools, wherever in a conversation they are."""
+        scanned = [Message(_role(one["role"]), one["content"]) for one in messages]
+        found = await asyncio.gather(*map(self._read, (one for one in scanned if one.role in _ALL[:2])))
+        return tuple(dict.fromkeys(finding for findings in found for finding in findings))
+
+    async def _read(self, message: Message) -> tuple[Finding, ...]:
+        text = f"{message.role.value}\0{message.content}"
+        key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        if key not in self._known:
+            findings = await self._scan(message, "input")
+            if any(finding.status == "error" for finding in findings):
+                return findings
+            self._known[key] = findings
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    async def judge_answer(self, said: str) -> tuple[Finding, ...]:
+        """What is found in an answer so far."""
+        return await self._scan(Message(Role.ASSISTANT, said), "output")
+
+    async def _scan(self, message: Message, what: What) -> tuple[Finding, ...]:
+        results = await self._firewall.findings(message)
+        if strictest(results).decision is ScanDecision.ALLOW:
+            return ()
+        return tuple(_findings(results, what))
+
+    def close(self) -> None:
+        self._firewall.close()
+
+
+def _findings(results: Mapping[str, ScanResult], what: What) -> Iterable[Finding]:
+    for name, result in results.items():
+        if result.decision is not ScanDecision.ALLOW:
+            yield Finding(name, what, result.reason, result.score, result.status.value)
+
+
+def _role(name: str) -> Role:
+    """The operator's words are not a user's; a role that is not known is a user."""
+    if name in ("system", "developer"):
+        return Role.SYSTEM
+    if name in ("tool", "function", "ipython"):
+        return Role.TOOL
+    return Role.ASSISTANT if name == "assistant" else Role.USER
+
+
+def shown_findings(last: TextEvent) -> dict[str, Any]:
+    """`shield` of a response that was blocked; nothing for others."""
+    if not isinstance(last, BlockedEvent):
+        return {}
+    return {"shield": [finding._asdict() for finding in last.findings]}

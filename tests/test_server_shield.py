@@ -1,0 +1,280 @@
+"""`serve --shield`: what users, tools and models say is scanned; each dialect tells what was found.
+
+Prompt Guard is one that goes by a word. Covers server/shield.py.
+"""
+
+# ruff: noqa: F811 (fixtures are imported and then used as arguments)
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from cli_letters import Result, run  # noqa: F401
+from serving import Running, serving, wait_until
+from tiny_model import write_model
+
+from pyllamacpu import Llama, safety
+from pyllamacpu.engine.generate import GenerationStats, TextEvent
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety import Guard, Verdict
+from pyllamacpu.server import judge, shield
+from pyllamacpu.server.judge import Conversation, Judge, Piece
+from pyllamacpu.server.metrics import Metrics
+from pyllamacpu.server.shield import BlockedEvent, Shield, ShieldOptions
+
+EVERYTHING = ShieldOptions(("prompt-guard", "code-shield", "hidden-ascii"), "prompt-guard.gguf")
+
+
+class WordPromptGuard:
+    """An attack is what has the word in it. `seen` are the texts."""
+
+    seen: ClassVar[list[str]] = []
+
+    def __init__(self, path: str) -> None: ...
+
+    def score(self, text: str) -> float:
+        self.seen.append(text)
+        if "fail" in text:
+            raise RuntimeError("it broke")
+        return 0.95 if "attack" in text else 0.05
+
+
+@pytest.fixture(autouse=True)
+def prompt_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "PromptGuard", WordPromptGuard, raising=False)
+    monkeypatch.setattr(WordPromptGuard, "seen", [])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def running(path: Path) -> Iterator[Running]:
+    with serving(("tiny", path), shield=EVERYTHING) as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        yield found
+        found.wait_idle()
+
+
+def chat(*messages: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": r, "content": c} for r, c in messages], "max_tokens": 3, **more}
+
+
+def test_input_is_scanned_by_role(running: Running) -> None:
+    def ending(*messages: tuple[str, str]) -> dict[str, Any]:
+        choice = running.post("/v1/chat/completions", **chat(*messages)).json()["choices"][0]
+        return {key: choice.get(key) for key in ("finish_reason", "shield")}
+
+    plain = {"finish_reason": "length", "shield": None}
+    assert ending(("system", "an attack is"), ("user", "hello")) == plain  # the operator's own words
+    assert ending(("user", "gets(x);")) == plain  # people may show insecure code
+    found = ending(("user", "an attack"), ("assistant", "no"), ("user", "and now"))
+    assert found["finish_reason"] == "content_filter"
+    reason = "Likely a prompt injection or jailbreak (probability 0.9500)"
+    assert found["shield"] == [
+        {"scanner": "prompt_guard", "what": "input", "reason": reason, "score": 0.95, "status": "success"}
+    ]
+    tools = ending(("user", "read"), ("assistant", "ok"), ("tool", "gets(x); an attack\U000e0041"))
+    assert [one["scanner"] for one in tools["shield"]] == ["prompt_guard", "code_shield", "hidden_ascii"]
+    metrics = running.get("/metrics").text
+    assert (
+        'pyllamacpu_shield_findings_total{scanner="prompt_guard",status="success",what="input"} 2' in metrics
+    )
+    assert 'pyllamacpu_blocked_total{what="input"} 2' in metrics
+
+
+def test_messages_that_come_again_are_known(running: Running) -> None:
+    for _ in range(3):
+        running.post("/v1/chat/completions", **chat(("user", "hello you")))
+    assert WordPromptGuard.seen == ["hello you"]
+
+
+def test_what_cannot_be_judged_is_blocked(running: Running) -> None:
+    for _ in range(2):  # and not remembered
+        answer = running.post("/v1/chat/completions", **chat(("user", "fail"))).json()["choices"][0]
+        assert answer["shield"][0]["status"] == "error" and "it broke" in answer["shield"][0]["reason"]
+    assert WordPromptGuard.seen == ["fail", "fail"]
+
+
+@pytest.mark.parametrize(
+    "route, body, read",
+    [
+        (
+            "/v1/completions",
+            {"prompt": "attack"},
+            lambda a: (a["choices"][0]["finish_reason"], a["choices"][0]),
+        ),
+        ("/v1/messages", chat(("user", "attack")), lambda a: (a["stop_reason"], a)),
+        ("/v1/responses", {"input": "attack"}, lambda a: (a["incomplete_details"]["reason"], a)),
+        (
+            "/api/chat",
+            {"model": "tiny", "messages": [{"role": "user", "content": "attack"}], "stream": False},
+            lambda a: (a["done_reason"], a),
+        ),
+        (
+            "/api/generate",
+            {"model": "tiny", "prompt": "attack", "stream": False},
+            lambda a: (a["done_reason"], a),
+        ),
+        ("/completion", {"prompt": "attack"}, lambda a: (a["stop_type"], a)),
+    ],
+)
+def test_each_dialect_tells_what_was_found(
+    running: Running, route: str, body: dict[str, Any], read: Any
+) -> None:
+    response = running.post(route, **body)
+    assert response.status_code == 200, response.text
+    reason, place = read(response.json())
+    assert reason == ("refusal" if route == "/v1/messages" else "content_filter")
+    assert place["shield"][0]["scanner"] == "prompt_guard"
+
+
+@pytest.mark.parametrize(
+    "route, body, name",
+    [
+        ("/v1/chat/completions", chat(("user", "attack"), stream=True), "choices"),
+        ("/v1/messages", chat(("user", "attack"), stream=True), "message_delta"),
+        ("/v1/responses", {"input": "attack", "stream": True}, "response.incomplete"),
+        ("/api/generate", {"model": "tiny", "prompt": "attack"}, "done_reason"),
+        ("/completion", {"prompt": "attack", "stream": True}, "stop_type"),
+    ],
+)
+def test_streams_tell_it_too(running: Running, route: str, body: dict[str, Any], name: str) -> None:
+    lines = [line for line in running.post(route, **body).text.splitlines() if '"shield"' in line]
+    assert len(lines) == 1 and name in lines[0]
+    assert '"scanner":"prompt_guard"' in lines[0].replace(" ", "")
+
+
+def watched(texts: list[str], options: ShieldOptions = EVERYTHING) -> tuple[str, BlockedEvent | None]:
+    """What passes of an answer of these pieces, one token each, and its end if that is a blocked one."""
+    stats = GenerationStats(1, 0, len(texts), 0.0, 0.0)
+
+    async def pieces() -> Any:
+        for i, text in enumerate(texts):
+            yield Piece(0, TextEvent(text, (i,)))
+        yield Piece(0, TextEvent("", finish_reason="stop", stats=stats))
+
+    async def main() -> tuple[str, BlockedEvent | None]:
+        one = Judge(None, Metrics(), Shield(options))
+        said, end = "", None
+        conversation = Conversation([{"role": "user", "content": "code"}])
+        ended: list[int] = []
+        watching = one.watch(pieces(), lambda i: conversation, lambda i: 1, lambda i, s: ended.append(i))
+        async for _, event in watching:
+            said += event.text
+            end = event
+        one.close()
+        blocked = end if isinstance(end, BlockedEvent) else None
+        assert bool(ended) == (blocked is not None)
+        return said, blocked
+
+    return asyncio.run(main())
+
+
+def test_answers_are_scanned_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "WINDOW", 4)
+    safe = ["Here", " it", " is", ":\n", "```python\n", "import", " os\n", "x = 1\n"]
+    assert watched([*safe, "```"]) == ("".join(safe) + "```", None)
+    said, end = watched([*safe, "os.", "system", "(", "cmd", ")", "\n", "more", "```"])
+    assert (
+        said == "".join(safe) and end is not None
+    )  # the window with the call, and all behind it, are not sent
+    assert end.findings[0].scanner == "code_shield" and end.findings[0].what == "output"
+    assert "insecure-os-system-use" in end.findings[0].reason and end.finish_reason == "content_filter"
+    assert watched(["a", "\U000e0041"])[1] is not None
+    assert watched(["an", " attack"]) == ("an attack", None)  # a model is not its own attacker
+
+
+def test_an_answer_of_a_model_is_blocked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the model really says, taken for a pattern."""
+    monkeypatch.setattr(judge, "WINDOW", 4)
+    with Llama(str(path), type_k="f32", type_v="f32", verbose=False) as llm:
+        whole = llm("hello", max_tokens=24, temperature=0)["choices"][0]["text"]
+    word = whole[-8:-4]
+    assert word not in whole[:-8]
+    defaults = {"word": "".join(f"\\U{ord(c):08x}" for c in word)}
+    monkeypatch.setattr("pyllamacpu.safety.scanners.patterns.DEFAULT_PATTERNS", defaults)
+    with serving(("tiny", path), shield=ShieldOptions(("regex",))) as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        body = {"prompt": "hello", "max_tokens": 24, "temperature": 0, "stream": True}
+        lines = found.post("/v1/completions", **body).text.split("\n\n")
+        chunks = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+        text = "".join(chunk["text"] for chunk in chunks)
+        assert text and whole.startswith(text) and word not in text
+        assert chunks[-1]["finish_reason"] == "content_filter"
+        assert chunks[-1]["shield"][0]["reason"] == "Regex match: word"
+        found.wait_idle()
+
+
+def test_guard_and_shield_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BombGuard:
+        weight_bytes = 0
+
+        def __init__(self, path: str) -> None: ...
+
+        def check(self, messages: list[dict[str, str]]) -> Verdict:
+            bad = "bomb" in messages[-1]["content"]
+            return Verdict("unsafe", ("S9",), 0.9) if bad else Verdict("safe", (), 0.1)
+
+        def close(self) -> None: ...
+
+    assert Guard is not BombGuard
+    monkeypatch.setattr(judge, "Guard", BombGuard)
+    with serving(("tiny", path), shield=EVERYTHING, judge="guard.gguf") as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        choice = found.post("/v1/completions", prompt="attack with a bomb", max_tokens=1).json()["choices"][0]
+        assert [(one["scanner"], one["reason"][:6]) for one in choice["shield"]] == [
+            ("guard", "S9"),
+            ("prompt_guard", "Likely"),
+        ]
+        too_long = found.post("/v1/completions", prompt="a bomb " * 9000, max_tokens=1)
+        assert too_long.status_code == 400  # and is not judged
+        found.wait_idle()
+
+
+def test_a_prompt_guard_that_cannot_be_loaded_does_not_serve(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: str) -> None:
+        raise OptionError("it is not a Prompt Guard")
+
+    monkeypatch.setattr(safety, "PromptGuard", broken, raising=False)
+    with serving(("tiny", path), shield=EVERYTHING) as found:
+        wait_until(lambda: found.server.failure is not None)
+        assert "is not a Prompt Guard" in str(found.server.failure)
+    with pytest.raises(OptionError, match="'x' is not known"):
+        Shield(ShieldOptions(("x",)))
+
+
+def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shield, "_KEPT", 2)
+    one = Shield(EVERYTHING)
+    for word in "abca":
+        asyncio.run(one.read([{"role": "user", "content": word}]))
+    assert WordPromptGuard.seen == ["a", "b", "c", "a"]
+    one.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--shield", "fire"), "--shield fire: there are prompt-guard, code-shield"),
+        (("--shield", "code-shield=x.gguf"), "takes no model"),
+        (("--shield", "prompt-guard"), "name its model too, as prompt-guard=MODEL"),
+        (("--shield", "code-shield,guard"), "name its model too, as guard=MODEL"),
+        (("--guard", "a.gguf", "--shield", "guard=b.gguf"), "give one of them"),
+    ],
+)
+def test_the_option(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.delenv("PYLLAMACPU_PROMPT_GUARD", raising=False)
+    result = run("serve", *arguments)
+    assert result.code == 1 and words in result.err
