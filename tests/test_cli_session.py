@@ -38,6 +38,7 @@ class LetterEngine:
         self.closed = 0
 
     stop_loops = True
+    reads_images = False
     own_system: str | None = None
 
     def encode(self, text: str) -> list[int]:

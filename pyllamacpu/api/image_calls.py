@@ -37,6 +37,11 @@ class ImageCalls:
             raise missing_tower(self.engine.file.paths[0], self.engine.config.arch)
         return self._parts.vision
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model has a vision tower."""
+        return self._parts.vision is not None
+
     def chat_prompt(
         self, tokenizer: Tokenizer, template: ChatTemplate, messages: Any, offer: ChatTools
     ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
+from pyllamacpu.cli.images import image_option, mmproj_option, read_images
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     help="Read the system prompt from this file.",
 )
 @prompt_options
+@image_option
+@mmproj_option
 @click.option("-st", "--single-turn", is_flag=True, help="Answer the prompt and end.")
 @click.option(
     "--show-timings/--no-show-timings",
@@ -72,6 +75,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
       pyllamacpu chat -m model.gguf -sys "You are terse." --temp 0.5
       echo "What is the capital of France?" | pyllamacpu chat
       pyllamacpu chat llama3.2:3b --tools weather.py
+      pyllamacpu chat -m vision.gguf --image photo.jpg -p "What is this?"
     """
     name = parameters.pop("name")
     if name is not None and parameters["model"] is not None:
@@ -175,6 +179,9 @@ def _session(
     session.tools = parameters["toolbox"]
     engine.offered = session.tools.first.offered if session.tools else ()
     session.show_timings = parameters["show_timings"]
+    session.images = read_images(parameters["images"])
+    for image in session.images:
+        engine.describe(image)  # what cannot be read is an error now
     return session
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyllamacpu.cli.images import ImageFile, described
 from pyllamacpu.errors import ModelError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
     from pyllamacpu.cli.adapter_options import AdapterFiles
     from pyllamacpu.cli.session import OnPrompt
+    from pyllamacpu.images.tiles import Tiles
     from pyllamacpu.model.lora import Adapter
     from pyllamacpu.sampling.grammar import Grammar
     from pyllamacpu.sampling.options import SamplingOptions
@@ -47,6 +49,8 @@ class ChatEngine:
         self.stop_loops = True
         self.form: Grammar | None = None  # that answers must have
         self.offered: Sequence[Mapping[str, Any]] = ()  # tools that the prompt shows
+        self._tiles: dict[ImageFile, Tiles] = {}
+        self._held: Sequence[Any] = ()  # images of the prompt that was made last
 
     @property
     def warning(self) -> str | None:
@@ -90,11 +94,43 @@ class ChatEngine:
         """Tokens of the conversation, ending where the answer begins."""
         from pyllamacpu.text import encode_chat
 
+        if any(isinstance(message.get("content"), list) for message in messages):
+            from pyllamacpu.api.tools import ChatTools
+
+            shown = [self._with_tiles(message) for message in messages]
+            offer = ChatTools(tuple(self.offered))
+            ids, self._held = self.llm.chat_prompt(self.tokenizer, self.template, shown, offer)
+            return ids
+        self._held = ()
         if not self.offered:
             return encode_chat(self.tokenizer, self.template, messages)
         from pyllamacpu.api.tools import shown_tools
 
         return encode_chat(self.tokenizer, self.template, *shown_tools(self.template, messages, self.offered))
+
+    def describe(self, image: ImageFile) -> str:
+        """What an image is to the model. Raises ImageError, OptionError for a model that reads none."""
+        vision = self.llm.vision
+        return described(image, self._tiles_of(image), vision)
+
+    @property
+    def reads_images(self) -> bool:
+        return self.llm.reads_images
+
+    def _tiles_of(self, image: ImageFile) -> Tiles:
+        if image not in self._tiles:
+            self._tiles[image] = image.tiles(self.llm.vision)
+        return self._tiles[image]
+
+    def _with_tiles(self, message: dict[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return message
+        parts = [
+            part | {"image": self._tiles_of(part["image"])} if part["type"] == "image" else part
+            for part in content
+        ]
+        return message | {"content": parts}
 
     def stream(
         self,
@@ -118,4 +154,5 @@ class ChatEngine:
             end_tokens=ends,
             stop_loops=self.stop_loops,
             grammar=self.form,
+            images=self._held,
         )

@@ -25,6 +25,7 @@ HELP = """\
 /undo              forget the last message and its answer
 /set               the settings; /set temp 0.5 changes one
 /system [TEXT]     show or change the system prompt; /system none removes it
+/image FILE        show an image with the next message (or drop it on the line)
 /lora              the adapters; /lora 0 0.5 sets a scale, /lora FILE loads one
 /save FILE         write the conversation as JSON (--force FILE: over any file)
 /load FILE         go on with a saved conversation
@@ -40,7 +41,7 @@ Ctrl-W, Ctrl-U     delete the word, the line before the cursor
 Ctrl-L             clear the screen
 Ctrl-C             stop the answer; empty the line; twice: leave"""
 
-FILE_COMMANDS = ("/save", "/load", "/lora")
+FILE_COMMANDS = ("/save", "/load", "/lora", "/image")
 """Commands that are followed by a file's name."""
 
 OWN_SETTINGS = ("n_predict", "stop_loops", "show_timings")
@@ -141,6 +142,16 @@ def _load(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply
 
 def _lora(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
     return Reply(lora_command(session.engine, rest))
+
+
+def _image(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
+    if not rest:
+        names = ", ".join(image.name for image in session.images)
+        return Reply(f"with the next message: {names or 'no image'}")
+    if rest.lower() == "none":
+        session.images.clear()
+        return Reply("no image goes with the next message")
+    return Reply(session.attach(_path(rest, "/image")))
 
 
 def _turns(session: ChatSession) -> str:
@@ -278,6 +289,7 @@ _HANDLERS: dict[str, Handler] = {
     "/save": _save,
     "/load": _load,
     "/lora": _lora,
+    "/image": _image,
     "/stats": _stats,
     "/bye": _bye,
     "/exit": _bye,

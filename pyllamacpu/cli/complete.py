@@ -11,6 +11,7 @@ import click
 
 from pyllamacpu.cli.chat_engine import tokenizer_of, without_end
 from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
+from pyllamacpu.cli.images import image_option, mmproj_option, read_images
 from pyllamacpu.cli.options import (
     ModelChoice,
     model_options,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 @click.command()
 @model_options
 @prompt_options
+@image_option
+@mmproj_option
 @click.option(
     "--display-prompt/--no-display-prompt", default=True, help="Print the prompt before its continuation."
 )
@@ -51,7 +54,8 @@ def complete(**parameters: Any) -> None:
     """Continue a text as it stands, without a chat format.
 
     The prompt is -p, -f or stdin; one newline at the end of a file or of stdin is not part of it.
-    Special tokens that are spelled in the prompt count as such.
+    Special tokens that are spelled in the prompt count as such. Images stand where it has <__media__> or the
+    model's own token for one, else before it.
 
     \b
     Examples:
@@ -103,7 +107,12 @@ def _continue(
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.session import Usage
 
-    tokens, before, behind = _prompt_ids(llm, prompt, parameters)
+    images: tuple[Any, ...] = ()
+    if parameters["images"]:
+        tokens, images = _with_images(llm, prompt, parameters)
+        before, behind = prompt.decode("utf-8", "replace"), ""
+    else:
+        tokens, before, behind = _prompt_ids(llm, prompt, parameters)
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
     events = llm.stream(
@@ -114,6 +123,7 @@ def _continue(
         screen.on_prompt,
         stop_loops=parameters["stop_loops"],
         grammar=parameters["form"],
+        images=images,
     )
     if parameters["display_prompt"]:
         screen.text(before)
@@ -130,6 +140,14 @@ def _continue(
         click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)
     if perf:
         click.echo(usage_text(usage), err=True)
+
+
+def _with_images(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], tuple[Any, ...]]:
+    """(ids of the prompt, its images)."""
+    if parameters["suffix"] is not None or parameters["spm_infill"]:
+        raise click.UsageError("--image does not go with --suffix")
+    tiles = [image.tiles(llm.vision) for image in read_images(parameters["images"])]
+    return llm.vision.text_prompt(tokenizer_of(llm), prompt, tiles)
 
 
 def _prompt_ids(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], str, str]:

@@ -266,6 +266,7 @@ class ModelChoice:
     draft_model: str | None = None
     cache_disk: Path | None = None
     cache_disk_limit: int | None = None
+    mmproj: Path | None = None
 
     @classmethod
     def take(cls, parameters: dict[str, Any]) -> ModelChoice:
@@ -327,6 +328,7 @@ class ModelChoice:
             "draft_model": draft_source(self.draft, self.draft_model),
             "cache_disk": self.cache_disk,
             "cache_disk_limit": self.cache_disk_limit,
+            "mmproj": self.mmproj,
             **template_arguments(self.chat_template),
         }
         if self.lora:

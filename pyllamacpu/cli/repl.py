@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyllamacpu.cli.commands import is_command, run_command
+from pyllamacpu.cli.images import dropped_images
 from pyllamacpu.cli.line_reader import ReadLine, Remember, keys_not_shown
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.session import ChatSession, Event
@@ -68,6 +69,9 @@ class Repl:
     def handle(self, line: str) -> bool:
         """Carry out one message or command; False when the chat is over. Errors become a line."""
         try:
+            line = self._without_images(line)
+            if not line.strip():
+                return True
             if not is_command(line):
                 self._answer(self.session.ask(line.strip("\n"), self.screen.on_prompt))
                 return True
@@ -82,6 +86,17 @@ class Repl:
         except PyllamacpuError as error:
             self.screen.error(str(error))
         return True
+
+    def _without_images(self, line: str) -> str:
+        """A line without the paths of images that were dropped on it, which go with the message. Raises
+        ImageError, OptionError.
+        """
+        paths, rest = dropped_images(line)
+        if paths and (self.session.engine.reads_images or is_command(line)):
+            for path in paths:
+                self.screen.note(self.session.attach(path))
+            return rest
+        return line
 
     def _answer(self, events: Iterator[Event]) -> None:
         with keys_not_shown():

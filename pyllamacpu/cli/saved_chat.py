@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyllamacpu.cli.images import ImageFile, image_content, read_content
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import FileKind, read_problem
 
@@ -22,6 +23,12 @@ class Turn:
     tokens: list[int] = field(default_factory=list, compare=False)  # of the answer; none for a loaded one
     ended: bool = field(default=True, compare=False)  # by the model itself, not by a limit or a person
     steps: list[dict[str, Any]] = field(default_factory=list)  # calls and results before the answer
+    images: tuple[ImageFile, ...] = ()  # that came with what the person said
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        """The messages before the answer, as chat templates take them."""
+        return [{"role": "user", "content": image_content(self.user, self.images)}, *self.steps]
 
 
 def read_saved(path: Path) -> tuple[str | None, list[Turn]]:
@@ -60,7 +67,7 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
     turns: list[Turn] = []
     expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages, 1):
-        role, text = _message(message, number, path)
+        role, text, images = _message(message, number, path)
         is_step = isinstance(message, dict) and (role == "tool" or bool(message.get("tool_calls")))
         if is_step and expected == ("assistant",):
             assert isinstance(message, dict)
@@ -71,17 +78,17 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
         if role == "system":
             system = text
         elif role == "user":
-            turns.append(Turn(text))
+            turns.append(Turn(text, images=tuple(images)))
         else:
             turns[-1].assistant = text
         expected = ("assistant",) if role == "user" else ("user",)
     return system, turns
 
 
-def _message(message: object, number: int, path: Path) -> tuple[str, str]:
-    """Role and text of one saved message."""
+def _message(message: object, number: int, path: Path) -> tuple[str, str, list[ImageFile]]:
+    """Role, text and images of one saved message."""
     role = message.get("role") if isinstance(message, dict) else None
-    text = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(role, str) or not isinstance(text, str):
+    content = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(role, str) or not (isinstance(content, str) or (role == "user" and content)):
         raise OptionError(f"{path}: message {number} needs a role and a content, both text")
-    return role, text
+    return role, *read_content(content, f"{path}: message {number}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
+from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
     Number,
@@ -137,11 +138,7 @@ engine_options = options(
     metavar="MODEL",
     help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
 )
-@click.option(
-    "--mmproj",
-    type=click.Path(path_type=Path),
-    help="The first model's vision tower.  [default: in its file, or beside it]",
-)
+@mmproj_option
 @click.option(
     "--allow-image-hosts",
     metavar="HOSTS",

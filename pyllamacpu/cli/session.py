@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyllamacpu.cli.adapter_options import AdapterHolder
+from pyllamacpu.cli.images import ImageFile, saved_content
 from pyllamacpu.cli.saved_chat import SAVED_CHAT, Turn, read_saved
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import check_output, write_whole
@@ -70,6 +71,11 @@ class Engine(AdapterHolder, Protocol):
     def n_ctx(self) -> int: ...
 
     def render(self, messages: list[dict[str, Any]]) -> list[int]: ...
+
+    def describe(self, image: ImageFile) -> str: ...
+
+    @property
+    def reads_images(self) -> bool: ...
 
     stop_loops: bool  # whether an answer that repeats itself is ended
     form: Grammar | None  # that answers must have
@@ -200,6 +206,7 @@ class ChatSession:
         self.max_tokens = max_tokens
         self.stop = tuple(stop)
         self.turns: list[Turn] = []
+        self.images: list[ImageFile] = []  # that go with the next message
         self.has_form = False  # answers are made to fit a grammar
         self.tools: Toolbox | None = None
         self.show_timings = True  # a line with the speed behind each answer
@@ -218,11 +225,8 @@ class ChatSession:
         """
         result: list[dict[str, Any]] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns if turns is None else turns:
-            result += [{"role": "user", "content": turn.user}, *turn.steps]
-            result.append({"role": "assistant", "content": turn.assistant})
-        if open_turn is not None:
-            result += [{"role": "user", "content": open_turn.user}, *open_turn.steps]
-        return result
+            result += [*turn.asked, {"role": "assistant", "content": turn.assistant}]
+        return result + (open_turn.asked if open_turn is not None else [])
 
     def ask(self, text: str, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
         """Answer `text`. Closing the iterator stops the answer; what came until then stays.
@@ -230,7 +234,14 @@ class ChatSession:
         Raises ContextError when the message alone is longer than the context; nothing is changed then.
         """
         self._tries = 0
-        yield from self._respond(Turn(text), None, on_prompt)
+        images, self.images = tuple(self.images), []
+        turn = Turn(text, images=images)
+        try:
+            yield from self._respond(turn, None, on_prompt)
+        except BaseException:
+            if not (self.turns and self.turns[-1] is turn):
+                self.images = [*images, *self.images]  # for another try
+            raise
 
     def regenerate(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
         """Answer the last message again; the old answer stays if no new one comes. Raises OptionError."""
@@ -238,7 +249,7 @@ class ChatSession:
             raise OptionError("there is no answer yet to generate again")
         old = self.undo()
         self._tries += 1
-        yield from self._respond(Turn(old.user), old, on_prompt)
+        yield from self._respond(Turn(old.user, images=old.images), old, on_prompt)
 
     def resume(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
         """Go on with the last answer where a limit, the end of the context or a person stopped it.
@@ -248,7 +259,7 @@ class ChatSession:
         self.check_resumable()
         old = self.undo()
         tokens = old.tokens or self.engine.encode(old.assistant)
-        turn = Turn(old.user, old.assistant, steps=old.steps)
+        turn = Turn(old.user, old.assistant, steps=old.steps, images=old.images)
         yield from self._respond(turn, old, on_prompt, list(tokens))
 
     def check_resumable(self) -> None:
@@ -396,6 +407,14 @@ class ChatSession:
 
     # What commands change
 
+    def attach(self, path: Path) -> str:
+        """Let an image go with the next message; what it is to the model. Raises ImageError, OptionError."""
+        image = ImageFile.read(path)
+        text = self.engine.describe(image)
+        self.images.append(image)
+        self.inputs = (*self.inputs, path)
+        return f"{text}, with the next message"
+
     def undo(self) -> Turn:
         """Forget the last message and its answer. Raises OptionError when there is none."""
         if not self.turns:
@@ -407,6 +426,7 @@ class ChatSession:
     def clear(self) -> None:
         """Forget all turns; the system prompt and the options stay."""
         self.turns.clear()
+        self.images.clear()
         self.n_dropped = 0
 
     def context_used(self) -> int:
@@ -421,7 +441,11 @@ class ChatSession:
         Only a saved conversation is replaced, unless `force`; a file that this chat reads never is.
         """
         check_output(path, self.inputs, SAVED_CHAT, force)
-        content = json.dumps({"messages": self.messages()}, ensure_ascii=False, indent=2) + "\n"
+        messages = [
+            message | {"content": saved_content(message["content"])} if "content" in message else message
+            for message in self.messages()
+        ]
+        content = json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
         write_whole(path, content.encode("utf-8", "replace"), mode=0o600)
 
     def load(self, path: Path) -> None:

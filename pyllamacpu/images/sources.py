@@ -54,7 +54,7 @@ def open_picture(
         if isinstance(path, str) and _scheme(path) == "file":
             path = url2pathname(urlsplit(path).path)
         name = where or _short(os.fsdecode(path))
-        return decode(_file_bytes(path, name), orient=orient, where=name)
+        return decode(file_bytes(path, name), orient=orient, where=name)
     pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
         return from_pil(source, orient=orient, where=where or "image")
@@ -69,7 +69,7 @@ def open_url(
     scheme = _scheme(url)
     name = where or ("data URL" if scheme == "data" else _short(url))
     if scheme == "data":
-        return decode(_data_url_bytes(url, name), orient=orient, where=name)
+        return decode(data_url_bytes(url, name), orient=orient, where=name)
     if scheme not in ("http", "https"):
         raise ImageError(name, "is not a URL of an image; give data:image/...;base64,...")
     if fetch is None:
@@ -86,7 +86,8 @@ def decode_base64(text: str, where: str) -> bytes:
         raise ImageError(where, f"is not base64: {error}") from error
 
 
-def _data_url_bytes(url: str, where: str) -> bytes:
+def data_url_bytes(url: str, where: str) -> bytes:
+    """The image in a data URL. Raises ImageError."""
     head, comma, content = url.partition(",")
     kind, *options = head[len("data:") :].split(";")
     if not comma or "base64" not in (option.strip().lower() for option in options):
@@ -108,7 +109,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 80 else f"{name[:77]}..."
 
 
-def _file_bytes(path: str | bytes, where: str) -> bytes:
+def file_bytes(path: str | bytes | os.PathLike[str], where: str) -> bytes:
+    """The content of an image file. Raises ImageError, which names it as `where`."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)

@@ -1,0 +1,188 @@
+"""Images that a person gives to a chat or a text: options, files, and paths that were dropped on a line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import click
+
+from pyllamacpu.errors import ImageError, OptionError
+from pyllamacpu.files import read_start
+from pyllamacpu.store.paths import expanded
+
+if TYPE_CHECKING:
+    from pyllamacpu.api.vision import Vision
+    from pyllamacpu.images.tiles import Tiles
+
+mmproj_option = click.option(
+    "-mm",
+    "--mmproj",
+    type=click.Path(path_type=Path),
+    help="The model's vision tower.  [default: in the model's file, or beside it]",
+)
+image_option = click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Show the model this image: JPEG, PNG, WebP, GIF or BMP (can be repeated).",
+)
+
+_WORD = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+"""  # as a shell reads it
+_FIRST = re.compile(rf"\s*({_WORD})(?=\s|\Z)")
+_LAST = re.compile(rf"(?:\A|(?<=\s))({_WORD})\s*\Z")
+_MAX_WORD = 5000  # characters in which the last word is looked for
+_PATH = re.compile(r"/|~/|\.\.?/|file://", re.IGNORECASE)  # how paths begin that are meant as such
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """An image as it was read: the file may go. where: the path, or what else errors call it."""
+
+    where: str
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> ImageFile:
+        """Raises ImageError."""
+        from pyllamacpu.images.sources import file_bytes
+
+        return cls(str(path), file_bytes(path, str(path)))
+
+    @classmethod
+    def of_url(cls, url: str, where: str) -> ImageFile:
+        """Of a data URL. Raises ImageError."""
+        from pyllamacpu.images.sources import data_url_bytes
+
+        return cls(f"{where}: image", data_url_bytes(url, where))
+
+    @property
+    def name(self) -> str:
+        """To be shown."""
+        return Path(self.where).name
+
+    @property
+    def url(self) -> str:
+        """As a data URL. Raises ImageError."""
+        from pyllamacpu.images.headers import image_format
+
+        kind = image_format(self.data, self.where).lower()
+        return f"data:image/{kind};base64,{b64encode(self.data).decode('ascii')}"
+
+    def tiles(self, vision: Vision) -> Tiles:
+        """As the model reads it. Raises ImageError."""
+        return vision.tiles_of(self.data, self.where)
+
+
+def described(image: ImageFile, tiles: Tiles, vision: Vision) -> str:
+    """One line: what an image is to a model."""
+    return f"{image.name}: {tiles_text(tiles)}, {vision.count(tiles)} tokens"
+
+
+def tiles_text(tiles: Tiles) -> str:
+    n_tiles = tiles.rows * tiles.cols
+    text = "one tile" if n_tiles == 1 else f"{tiles.rows} x {tiles.cols} tiles"
+    return f"{text} and the whole picture" if tiles.has_global else text
+
+
+def read_images(paths: Sequence[Path]) -> list[ImageFile]:
+    """The files of --image, which may be several with commas between, as llama.cpp takes them.
+
+    Raises ImageError.
+    """
+    found: list[Path] = []
+    for path in paths:
+        several = [Path(word) for word in str(path).split(",")]
+        found += several if not path.exists() and all(one.is_file() for one in several) else [path]
+    return [ImageFile.read(path) for path in found]
+
+
+def image_content(text: str, images: Sequence[ImageFile]) -> Any:
+    """The content of a message: its images stand before its text."""
+    if not images:
+        return text
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return [*parts, {"type": "text", "text": text}] if text else parts
+
+
+def saved_content(content: Any) -> Any:
+    """A content for a file: images as data URLs, in OpenAI's form. Raises ImageError."""
+    if not isinstance(content, list):
+        return content
+    return [
+        {"type": "image_url", "image_url": {"url": part["image"].url}} if part["type"] == "image" else part
+        for part in content
+    ]
+
+
+def read_content(content: Any, where: str) -> tuple[str, list[ImageFile]]:
+    """(text, images) of a message in a saved conversation. Raises OptionError."""
+    if isinstance(content, str):
+        return content, []
+    texts, images = [], []
+    for part in content if isinstance(content, list) else [None]:
+        url = part.get("image_url") if isinstance(part, dict) else None
+        url = url.get("url") if isinstance(url, dict) else url
+        if isinstance(url, str):
+            try:
+                images.append(ImageFile.of_url(url, where))
+            except ImageError as error:
+                raise OptionError(str(error)) from error
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise OptionError(f"{where} needs a content: text, or parts of text and images")
+    return "".join(texts), images
+
+
+# Paths on a line
+
+
+def dropped_images(line: str) -> tuple[list[Path], str]:
+    """The images whose paths stand at the beginning and at the end of a line, as terminals write a file that
+    is dropped on them, and the rest of the line.
+    """
+    before: list[Path] = []
+    behind: list[Path] = []
+    rest = line
+    while (match := _FIRST.match(rest)) and (path := _image_path(match[1])) is not None:
+        before.append(path)
+        rest = rest[match.end() :]
+    while (match := _LAST.search(rest, max(len(rest) - _MAX_WORD, 0))) and (path := _image_path(match[1])):
+        behind.insert(0, path)
+        rest = rest[: match.start()]
+    return [*before, *behind], rest.strip() if before or behind else line
+
+
+def _image_path(word: str) -> Path | None:
+    """The file that a word names, if it is an image."""
+    try:
+        word = "".join(shlex.split(word))
+    except ValueError:
+        return None
+    if not _PATH.match(word):
+        return None
+    if word[:7].lower() == "file://":
+        word = unquote(urlsplit(word).path)
+    path = expanded(word)
+    try:
+        return path if path.is_file() and _is_image(path) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_image(path: Path) -> bool:
+    from pyllamacpu.images.headers import image_format
+
+    try:
+        image_format(read_start(path, 32), str(path))
+    except ImageError:
+        return False
+    return True

@@ -1,0 +1,192 @@
+"""Images in chats and completions of the command line: options, files on the line, saved chats.
+
+Covers cli/images.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama4_vision_models import llama4_vision, opened, with_words
+from PIL import Image
+from test_cli_terminal import Person
+from tiny_model import write_model
+
+from pyllamacpu.cli.chat_engine import ChatEngine
+from pyllamacpu.cli.commands import run_command
+from pyllamacpu.cli.images import ImageFile, dropped_images
+from pyllamacpu.cli.main import main
+from pyllamacpu.cli.session import ChatSession, Text
+from pyllamacpu.errors import ContextError, ImageError, OptionError
+from pyllamacpu.sampling.options import SamplingOptions
+
+__all__ = ["llama4_vision"]
+
+GREEDY = SamplingOptions(temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(llama4_vision: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """words.gguf with its tower, a photo and a drawing."""
+    folder = tmp_path_factory.mktemp("images")
+    with_words(llama4_vision, folder)
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (60, 100, 3), np.uint8)).save(folder / "a photo.png")
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / "drawing.webp")
+    return folder
+
+
+@pytest.fixture
+def session(folder: Path) -> Iterator[ChatSession]:
+    with opened(folder / "words.gguf", chat_format="llama4") as llm:
+        yield ChatSession(ChatEngine(llm), GREEDY, max_tokens=8)
+
+
+def said(session: ChatSession, text: str) -> str:
+    return "".join(event.text for event in session.ask(text) if isinstance(event, Text))
+
+
+def test_paths_that_were_dropped_on_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, drawing = folder / "a photo.png", folder / "drawing.webp"
+    escaped = str(photo).replace(" ", "\\ ")
+    for word in (f"'{photo}'", f'"{photo}"', escaped, photo.as_uri()):
+        assert dropped_images(f"{word} ") == ([photo], "")
+        assert dropped_images(f"{word} what's this?") == ([photo], "what's this?")
+        assert dropped_images(f"it isn't\tclear: {word}") == ([photo], "it isn't\tclear:")
+    assert dropped_images(f"{drawing} {escaped} both? {drawing}") == ([drawing, photo, drawing], "both?")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder))
+    assert dropped_images("./drawing.webp x ~/drawing.webp") == ([Path("drawing.webp"), drawing], "x")
+    for line in (
+        "drawing.webp",
+        f"in {drawing} there",
+        f"{folder}/none.png",
+        "/help",
+        "/undo",
+        "'",
+        "",
+        "it's",
+    ):
+        assert dropped_images(line) == ([], line)
+    (folder / "text.png").write_text("no image")
+    assert dropped_images(f"{folder}/text.png") == ([], f"{folder}/text.png")
+
+
+def test_images_go_with_the_next_message(session: ChatSession, folder: Path) -> None:
+    without = said(session, "what is this?")
+    session.clear()
+    reply = run_command(session, f"/image {folder}/a photo.png")
+    assert reply.text == "a photo.png: 2 x 2 tiles and the whole picture, 27 tokens, with the next message"
+    assert run_command(session, "/image").text == "with the next message: a photo.png"
+    first = said(session, "what is this?")
+    assert first != without and session.images == [] and len(session.turns[0].images) == 1
+    assert run_command(session, "/image").text == "with the next message: no image"
+    said(session, "and that?")
+    assert session.last.n_cached > 40  # the image is read once
+    run_command(session, "/regen")
+    assert session.context_used() > 60
+    run_command(session, f"/image {folder}/drawing.webp")
+    run_command(session, "/image none")
+    assert session.images == []
+    for bad, reason in ((f"{folder}/none.png", "no such file"), (f"{folder}/words.gguf", "is a model")):
+        with pytest.raises(ImageError, match=reason):
+            run_command(session, f"/image {bad}")
+
+
+def test_an_answer_again_sees_the_image(session: ChatSession, folder: Path) -> None:
+    session.attach(folder / "drawing.webp")
+    first = said(session, "what is this?")
+    again = "".join(event.text for event in session.regenerate() if isinstance(event, Text))
+    assert again == first and session.turns[0].images
+
+
+def test_a_message_that_does_not_fit_keeps_its_images(session: ChatSession, folder: Path) -> None:
+    session.attach(folder / "drawing.webp")
+    with pytest.raises(ContextError):
+        said(session, "x y " * 300)
+    assert len(session.images) == 1 and session.turns == []
+
+
+def test_saved_chats_hold_their_images(session: ChatSession, folder: Path, tmp_path: Path) -> None:
+    session.attach(folder / "a photo.png")
+    first, path = said(session, "what is this?"), tmp_path / "chat.json"
+    session.save(path)
+    session.load(path)
+    (image,) = session.turns[0].images
+    assert image.data == (folder / "a photo.png").read_bytes()
+    assert session.turns[0].user == "what is this?" and session.turns[0].assistant == first
+    again = "".join(event.text for event in session.regenerate() if isinstance(event, Text))
+    assert again == first
+    content = json.loads(path.read_text())["messages"][0]["content"]
+    assert content[0]["image_url"]["url"].startswith("data:image/png;base64,")
+    for bad in ([{"type": "image_url", "image_url": "http://x/y.png"}], [{"type": "audio"}], [3], {}):
+        path.write_text(json.dumps([{"role": "user", "content": bad}]))
+        with pytest.raises(OptionError, match="message 1"):
+            session.load(path)
+
+
+def test_a_saved_chat_never_replaces_an_image(session: ChatSession, folder: Path) -> None:
+    session.attach(folder / "drawing.webp")
+    with pytest.raises(Exception, match="is an input too"):
+        session.save(folder / "drawing.webp", force=True)
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_options(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    usual = ("-m", folder / "words.gguf", "-c", "256", "-n", "6", "--temp", "0")
+    photo, drawing = folder / "a photo.png", folder / "drawing.webp"
+    chat = ("chat", *usual, "-st", "-p", "what is this?")
+    found = [run(capsys, *chat, *more) for more in ((), ("--image", photo), ("--image", drawing))]
+    assert [code for code, _, _ in found] == [0, 0, 0] and len({out for _, out, _ in found}) == 3
+    both = run(capsys, *chat, "--image", photo, "--image", drawing)
+    assert run(capsys, *chat, "--image", f"{photo},{drawing}") == both
+    complete = ("complete", *usual, "--image", drawing, "--no-display-prompt", "-p")
+    first = run(capsys, *complete, "abc")
+    assert first[0] == 0 and first == run(capsys, *complete, "<__media__>abc")
+    assert run(capsys, *complete, "abc<|image|>")[1] != first[1]
+    assert run(capsys, *complete, "abc", "--suffix", "x")[0] == 2
+
+    code, _, err = run(capsys, *chat, "--image", folder / "words.gguf")
+    assert code == 1 and "words.gguf: is a model; JPEG, PNG" in err
+    text = write_model(tmp_path / "text.gguf")
+    code, _, err = run(capsys, "chat", "-m", text, "-st", "-p", "x", "--image", photo)
+    assert code == 1 and "llama models read no images" in err
+    alone = tmp_path / "alone.gguf"
+    alone.write_bytes((folder / "words.gguf").read_bytes())
+    code, _, err = run(capsys, "chat", "-m", alone, "-st", "-p", "x", "--image", photo)
+    assert code == 1 and "vision tower is missing" in err and "mmproj" in err
+    named = ("--mmproj", folder / "mmproj-words.gguf")
+    assert run(capsys, *chat[:2], alone, *chat[3:], "--image", photo, *named)[1] == found[1][1]
+
+
+def test_a_file_dropped_on_a_terminal(folder: Path, tmp_path: Path) -> None:
+    args = ["chat", "-m", str(folder / "words.gguf"), "-c", "256", "-n", "4", "--temp", "0"]
+    person = Person([*args, "--chat-template", "llama4"], 100, tmp_path / "home")
+    try:
+        person.wait_for(">>>")
+        person.type(f"'{folder}/a photo.png' \r")
+        person.wait_for("2 x 2 tiles and the whole picture, 27 tokens")
+        person.wait_for(">>>")
+        person.type("what is this?\r")
+        person.wait_for("tokens/s")
+        person.wait_for(">>>")
+        assert person.leave() == 0
+    finally:
+        person.process.kill()
+        person.process.wait()
+
+
+def test_names_of_images() -> None:
+    assert ImageFile("/a/b.png", b"x").name == "b.png"
+    assert "data" not in repr(ImageFile("b.png", b"x" * 1000))
