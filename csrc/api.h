@@ -11,6 +11,7 @@
 #define PL_ENOMEM -2
 #define PL_EINTERRUPTED -3
 #define PL_EUNSUPPORTED -4
+#define PL_EREAD -5
 
 /* ---- GGUF (gguf_scan.c) ---- */
 
@@ -262,6 +263,33 @@ pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const 
 void pl_matrix_free(pl_matrix *matrix);
 int64_t pl_matrix_bytes(const pl_matrix *matrix);
 
+/* ---- Experts that stay in their file (expert_memory.c) ---- */
+
+typedef struct pl_expert_memory pl_expert_memory;
+/* Memory for some of a model's experts, the others being read when they are needed, `n_readers` parts at a time. files: open
+ * for reading, and now this object's own; direct: the same ones past the system's cache (O_DIRECT), or -1. They are (n_files)
+ * long. NULL: out of memory; then they are still the caller's. */
+pl_expert_memory *pl_expert_memory_new(const int32_t *files, const int32_t *direct, int32_t n_files, int32_t n_readers);
+/* Plans that use it keep it. */
+void pl_expert_memory_free(pl_expert_memory *memory);
+/* A (rows, cols) matrix of `type` that begins at byte `offset` of a file; only products of segments take it, and only while
+ * the memory lives. NULL: as pl_matrix_new, or the memory has its room already. */
+pl_matrix *pl_expert_memory_add(pl_expert_memory *memory, int32_t file, int64_t offset, int type, int64_t rows, int64_t cols);
+/* Once all are added: takes up to `bytes` for them -> what it takes, with the readers' buffers; PL_EINVAL: that is less than
+ * pl_expert_memory_least tells; PL_ENOMEM. */
+int64_t pl_expert_memory_start(pl_expert_memory *memory, int64_t bytes);
+int64_t pl_expert_memory_least(const pl_expert_memory *memory);
+
+/* Of all steps so far: matrices that were needed, those of them that lay in memory, bytes read from files, and seconds that
+ * threads of the pool waited for them together. */
+typedef struct {
+    int64_t needed, found, bytes_read;
+    double waited;
+} pl_expert_counts;
+void pl_expert_memory_counts(pl_expert_memory *memory, pl_expert_counts *counts);
+/* Why a read failed since the last call: errno, or 0 when the file had ended, and which file; PL_EINVAL: none did. */
+int pl_expert_memory_failure(pl_expert_memory *memory, int32_t *file);
+
 /* ---- KV cache (cache.c) ---- */
 
 #define PL_PAGE_POSITIONS 32
@@ -403,7 +431,7 @@ typedef struct {
 
 /* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms
  * apart; when it returns non-zero the run ends with PL_EINTERRUPTED. PL_EINVAL: the batch does not fit the plan, or an op was
- * given a row that is not there (its results are worth nothing). */
+ * given a row that is not there (its results are worth nothing). PL_EREAD: an expert could not be read from its file. */
 int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));
 /* From now on adds up the seconds spent in each op (n_ops) of later runs into `seconds`; NULL ends it. */
 void pl_plan_profile(pl_plan *plan, double *seconds);

@@ -43,6 +43,7 @@ _MESSAGES = {
     lib.PL_ENOMEM: "out of memory",
     lib.PL_EINTERRUPTED: "interrupted",
     lib.PL_EUNSUPPORTED: "not supported",
+    lib.PL_EREAD: "a file cannot be read",
 }
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,16 @@ from plan_harness import BatchArrays, Pages, compiled, matrix, pool, vector
 
 from pyllamacpu.engine.batch import aligned_rows
 from pyllamacpu.errors import NativeError
+from pyllamacpu.gguf import GGUFFile, GGUFWriter
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.expert_memory import ExpertMemory
 from pyllamacpu.model.kv_space import KVSpace
-from pyllamacpu.model.weights import Table
+from pyllamacpu.model.weights import Experts, Matrix, Table
 from pyllamacpu.native import ffi, lib
 
 SPACES = (KVSpace("a", 2, 2, 8, 12), KVSpace("b", 1, 1, 16, 16))
@@ -44,6 +48,20 @@ NUMBERS = (-(2**31), -3, -2, -1, 0, 1, 2, 3, 7, 8, 16, 31, 32, 64, 1000, 2**24, 
 def weights(rows: int, cols: int, kind: TensorType = TensorType.F32) -> Any:
     values = np.random.default_rng(rows * cols).standard_normal((rows, cols)).astype(np.float32)
     return matrix(values, kind)
+
+
+def stored(n: int, rows: int, cols: int) -> Experts:
+    """In a file, with memory for all of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "experts.gguf"
+        with GGUFWriter(path, "llama4") as writer:
+            writer.add_array("e", np.ones((n, rows, cols), np.float32))
+        with GGUFFile.open(path) as file:
+            memory = ExpertMemory(file, 1 << 24)
+            info = file.tensors["e"]
+            handles = [memory.add(info, i, n, rows, cols) for i in range(n)]
+    memory.start()
+    return Experts("e", tuple(Matrix("e", rows, cols, TensorType.F32, h) for h in handles), memory)
 
 
 def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,6 +87,8 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     order, place, ends = plan.segments(ids, 3)
     y = plan.gather_rows(h, order, 2, factors)
     y = plan.segment_linear(y, ends, [weights(32, 32, TensorType.Q8_0)] * 3)
+    experts = stored(3, 32, 32)
+    y = plan.segment_linear(y, ends, experts, plan.request_experts(ends, experts)[0])
     plan.op("squares", x=h, sums=np.zeros(32))
     plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)

@@ -54,21 +54,24 @@ static int buffer_ok(const pl_plan *plan, const pl_op *op, const pl_op_field *f,
     return 1;
 }
 
-static int matrix_ok(const pl_matrix *m, const pl_op_field *f, pl_plan_error *error)
+static int matrix_ok(const pl_matrix *m, const pl_op_field *f, int may_be_stored, pl_plan_error *error)
 {
     if (!m)
         return f->optional || fail(error, "%s: a matrix is missing", f->name);
-    return (m->data && m->panels > 0 && m->cols > 0) || fail(error, "%s: a matrix without weights", f->name);
+    if (m->stored && !may_be_stored)
+        return fail(error, "%s: a matrix that is in a file, which only products of segments can read", f->name);
+    return ((m->data || m->stored) && m->panels > 0 && m->cols > 0) || fail(error, "%s: a matrix without weights", f->name);
 }
 
-static int matrices_ok(const pl_matrices *list, const pl_op_field *f, pl_plan_error *error)
+static int matrices_ok(const pl_op *op, const pl_matrices *list, const pl_op_field *f, pl_plan_error *error)
 {
+    const int may_be_stored = op->head.kind == PL_OP_request_experts || op->head.kind == PL_OP_segment_matmul;
     if (list->n == 0 && f->optional)
         return 1;
     if (list->n < 1 || list->n > 1 << 20 || !list->items)
         return fail(error, "%s: matrices are missing", f->name);
     for (int64_t i = 0; i < list->n; i++)
-        if (!matrix_ok(list->items[i], f, error))
+        if (!matrix_ok(list->items[i], f, may_be_stored, error))
             return 0;
     return 1;
 }
@@ -95,8 +98,8 @@ static int field_ok(const pl_plan *plan, const pl_op *op, const pl_op_field *f, 
     switch (f->type) {
     case PL_FIELD_INT: return 1;
     case PL_FIELD_FLOAT: return isfinite(*(const float *)at) || fail(error, "%s: not a finite number", f->name);
-    case PL_FIELD_MATRIX: return matrix_ok(((const pl_matrix *const *)at)[i], f, error);
-    case PL_FIELD_MATRICES: return matrices_ok(at, f, error);
+    case PL_FIELD_MATRIX: return matrix_ok(((const pl_matrix *const *)at)[i], f, 0, error);
+    case PL_FIELD_MATRICES: return matrices_ok(op, at, f, error);
     case PL_FIELD_VECTOR: return vector_ok((const pl_vector *)at + i, f, error);
     case PL_FIELD_TABLE: return table_ok(at, f, error);
     case PL_FIELD_SUMS:

@@ -6,6 +6,9 @@
  * row's k results up again, in the order of its slots: so a row's bits do not depend on the other rows. Pairs whose id is not
  * that of a segment come last in the order, belong to none, and have the place -1: nothing is added for them.
  *
+ * Matrices may stay in a file: request_experts has those read that have rows (expert_memory.h), and the products work on the
+ * segments in the order in which their matrices come. Which that is changes no row's bits.
+ *
  * Where rows are is known only when the plan runs. What is read from an int buffer is checked there: a row that does not exist
  * ends the run with an error (pl_plan_run), since a plan that computes it is wrong. */
 #include "exec/plan.h"
@@ -18,7 +21,7 @@ static int row_ok(pl_plan *plan, int64_t row, int64_t n_rows)
 {
     if (row >= 0 && row < n_rows)
         return 1;
-    atomic_store(&plan->failed, 1);
+    atomic_store(&plan->failed, PL_EINVAL);
     return 0;
 }
 
@@ -181,9 +184,38 @@ int64_t run_scatter_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return n;
 }
 
-/* ---- segment_matmul: an item is a run of panels of one matrix, with all rows of its segment ---- */
+/* ---- request_experts: one item ---- */
 
-#define MATRIX_ITEMS 32 /* of a matrix, at most */
+const char *check_request_experts(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_request_experts *f = &op->request_experts;
+    const pl_plan_buffer *b = plan->buffers;
+    const pl_expert_memory *memory = plan->experts;
+    if (f->matrices.n % b[f->ends].width || b[f->queue].width != f->matrices.n || f->queue == f->ends)
+        return "there is not a matrix, and a place in the queue, for each segment of each product";
+    for (int64_t i = 0; i < f->matrices.n; i++) {
+        const struct pl_stored_matrix *stored = f->matrices.items[i]->stored;
+        if (!stored || !pl_expert_memory_of(stored) || (memory && pl_expert_memory_of(stored) != memory))
+            return "a matrix is not in a file, or its memory has not been started, or is not that of the others";
+        memory = pl_expert_memory_of(stored);
+    }
+    return NULL;
+}
+
+int64_t run_request_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_request_experts *f = &op->request_experts;
+    const int n_segments = (int)plan->buffers[f->ends].width;
+    int64_t begin, end;
+    while (PL_TAKE(1, 1, 1)) {
+        pl_expert_request(plan->experts, f->matrices.items, (int)(f->matrices.n / n_segments), n_segments,
+                          pl_int_row(plan, f->ends, 0), pl_int_row(plan, f->queue, 0));
+        PL_DONE();
+    }
+    return 1;
+}
+
+/* ---- segment_matmul: an item is a run of panels of one matrix, with all rows of its segment ---- */
 
 const char *check_segment_matmul(const pl_plan *plan, const pl_op *op)
 {
@@ -195,6 +227,8 @@ const char *check_segment_matmul(const pl_plan *plan, const pl_op *op)
         const pl_matrix *m = f->matrices.items[i];
         if (m->type != first->type || m->rows != first->rows || m->cols != first->cols)
             return "the matrices are not alike";
+        if ((m->stored != NULL) != (f->queue >= 0))
+            return "a matrix in a file that was not requested, or a request for one that is not in a file";
     }
     if ((f->q8 >= 0) == (pl_panel_is_float(first->type) != 0))
         return f->q8 >= 0 ? "a float matrix does not read 8-bit blocks" : "a quantized matrix needs 8-bit blocks";
@@ -202,6 +236,8 @@ const char *check_segment_matmul(const pl_plan *plan, const pl_op *op)
         return "the matrices have other columns than their input";
     if (f->q8 < 0 && f->out == f->x)
         return "out is x, whose rows are still needed";
+    if (f->queue >= 0 && (f->product < 0 || (f->product + (int64_t)1) * f->matrices.n > plan->buffers[f->queue].width))
+        return "the queue has no such product";
     return first->panels * PL_ROWS <= plan->buffers[f->out].padded ? NULL : "out is not wide enough for the matrices' rows";
 }
 
@@ -230,16 +266,16 @@ static uint8_t *gathered(const pl_plan *plan, const pl_plan_buffer *q8, int64_t 
     return n > 1 ? room : NULL;
 }
 
-/* Panels [panel0, panel1) of m with `n` rows from `row`. */
-static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t panel0, int64_t panel1, int64_t row, int n,
-                     int thread)
+/* Panels [panel0, panel1) of m, which lie at `panels`, with `n` rows from `row`. */
+static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, const uint8_t *panels, int64_t panel0, int64_t panel1,
+                     int64_t row, int n, int thread)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL;
     const int group = pl_residual_group(n);
     pl_matmul_run(plan->kernels, &(pl_matmul){
                                      .type = m->type,
-                                     .panels = m->data,
+                                     .panels = panels,
                                      .cols = m->cols,
                                      .panel0 = panel0,
                                      .panel1 = panel1 < m->panels ? panel1 : m->panels,
@@ -256,21 +292,55 @@ static void multiply(pl_plan *plan, const pl_op *op, const pl_matrix *m, int64_t
                                  });
 }
 
+/* An item of segment s: all its rows, with a run of panels. */
+static void multiply_segment(pl_plan *plan, const pl_op *op, int64_t s, int64_t panel0, int64_t panel1, int thread)
+{
+    const pl_op_segment_matmul *f = &op->segment_matmul;
+    const pl_matrix *m = f->matrices.items[s];
+    const int32_t *ends = pl_int_row(plan, f->ends, 0);
+    int64_t row = s > 0 ? ends[s - 1] : 0, last = ends[s], rows = pl_op_rows(plan, op);
+    if (row == last || !row_ok(plan, row, rows) || !row_ok(plan, last - 1, rows))
+        return;
+    const uint8_t *panels = m->stored ? pl_expert_acquire(m->stored) : m->data;
+    if (!panels)
+        atomic_store(&plan->failed, PL_EREAD);
+    for (; row < last && panels; row += PL_RESIDUAL_GROUP)
+        multiply(plan, op, m, panels, panel0, panel1, row,
+                 (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), thread);
+}
+
+/* Segments in the order of the queue, for whichever thread comes: none may wait for a matrix that gets its slot only when a
+ * later one in another thread's part has been worked on. */
+static int64_t run_queued(pl_plan *plan, const pl_op *op, const pl_work_queue *shared, int64_t unit, int64_t items)
+{
+    const pl_op_segment_matmul *f = &op->segment_matmul;
+    const int64_t n = f->matrices.n * items;
+    pl_work_queue in_order = *shared, *queue = &in_order;
+    int64_t begin, end, grain = 1;
+    queue->thread = 0;
+    queue->threads = 1;
+    while (PL_TAKE(n, 1, grain)) {
+        const int32_t s = pl_int_row(plan, f->queue, 0)[f->product * f->matrices.n + begin / items];
+        if (s >= 0 && s < f->matrices.n) {
+            multiply_segment(plan, op, s, begin % items * unit, (begin % items + 1) * unit, shared->thread);
+            pl_expert_release(f->matrices.items[s]->stored);
+        } else {
+            grain = n; /* all that is left */
+        }
+        PL_DONE();
+    }
+    return n;
+}
+
 int64_t run_segment_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
-    const int64_t panels = f->matrices.items[0]->panels,
-                  unit = panels > 2 * MATRIX_ITEMS ? (panels + MATRIX_ITEMS - 1) / MATRIX_ITEMS : 2;
-    const int64_t items = (panels + unit - 1) / unit, rows = pl_op_rows(plan, op);
+    const int64_t panels = f->matrices.items[0]->panels, unit = pl_segment_unit(panels), items = pl_segment_items(panels);
     int64_t begin, end;
+    if (f->queue >= 0)
+        return run_queued(plan, op, queue, unit, items);
     while (PL_TAKE(f->matrices.n * items, 1, 1)) {
-        int64_t s = begin / items, panel0 = begin % items * unit;
-        const int32_t *ends = pl_int_row(plan, f->ends, 0);
-        int64_t row = s > 0 ? ends[s - 1] : 0, last = ends[s];
-        if (row != last && row_ok(plan, row, rows) && row_ok(plan, last - 1, rows))
-            for (; row < last; row += PL_RESIDUAL_GROUP)
-                multiply(plan, op, f->matrices.items[s], panel0, panel0 + unit, row,
-                         (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), queue->thread);
+        multiply_segment(plan, op, begin / items, begin % items * unit, (begin % items + 1) * unit, queue->thread);
         PL_DONE();
     }
     return f->matrices.n * items;

@@ -120,6 +120,10 @@ static void note_demands(pl_plan *plan, const pl_op *op)
         int64_t width = plan->buffers[op->embed.out].width;
         plan->embedding_width = width > plan->embedding_width ? width : plan->embedding_width;
     }
+    if (op->head.kind == PL_OP_request_experts && !plan->experts) {
+        plan->experts = pl_expert_memory_of(op->request_experts.matrices.items[0]->stored);
+        pl_expert_memory_keep(plan->experts);
+    }
     if (op->head.kind == PL_OP_adapter_embed && op->adapter_embed.table.rows < plan->n_embeddable)
         plan->n_embeddable = op->adapter_embed.table.rows;
     int32_t adapters = op->head.kind == PL_OP_adapter_embed                       ? op->adapter_embed.adapter + 1
@@ -379,6 +383,7 @@ void pl_plan_free(pl_plan *plan)
     pl_release(plan->done, sizeof *plan->done * ((size_t)plan->n_ops + 1));
     pl_release(plan->cursors, sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
+    pl_expert_memory_free(plan->experts);
     free(plan->matrices);
     free(plan->matrix_lists);
     free(plan->ops);

@@ -3,6 +3,7 @@
 #define PL_PLAN_H
 #include "api.h"
 #include "exec/attention.h"
+#include "exec/expert_memory.h"
 #include "exec/op.h"
 #include "exec/pages.h"
 #include "kernels/kernels.h"
@@ -44,6 +45,7 @@ struct pl_plan {
     int64_t n_matrices, logits_stride, hidden_stride;
     int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
     pl_space_use *uses;                    /* of each space */
+    pl_expert_memory *experts;             /* that some matrices are read into; NULL: all lie in memory */
     uint64_t *seen, n_checked;             /* (max_tokens): the last batch that had the sequence */
     uint8_t *arena, *scratch;              /* buffers; what ops need for each thread */
     int64_t arena_bytes, scratch_bytes, bytes;
@@ -55,7 +57,7 @@ struct pl_plan {
     _Atomic uint64_t round;
     pl_job job;
     int (*interrupt)(void);
-    _Atomic int stop, failed;
+    _Atomic int stop, failed; /* failed: PL_OK, or the error that the run ends with */
     double *profile;
 };
 

@@ -159,14 +159,14 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     plan->batch = *batch;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
-    atomic_store(&plan->failed, 0);
+    atomic_store(&plan->failed, PL_OK);
     pl_attention_prepare(plan);
     for (int i = 0; i < plan->n_ops; i++)
         atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
     atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
     pl_pool_start(plan->pool, &plan->job);
     if (!atomic_load(&plan->stop))
-        return atomic_load(&plan->failed) ? PL_EINVAL : PL_OK;
+        return atomic_load(&plan->failed);
     pl_pool_wait_idle(plan->pool); /* others may be inside an op that this thread left */
     return PL_EINTERRUPTED;
 }

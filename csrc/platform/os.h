@@ -20,6 +20,22 @@ void pl_event_renew(pl_event *); /* as new, whoever waited: those are in the pro
 void pl_event_wait(pl_event *, const _Atomic uint32_t *counter, uint32_t seen);
 void pl_event_wake(pl_event *);
 
+/* A lock, inside which one may wait for one of two conditions. */
+#define PL_MONITOR_WORK 0
+#define PL_MONITOR_RESULT 1
+typedef struct pl_monitor pl_monitor;
+pl_monitor *pl_monitor_new(void);
+void pl_monitor_free(pl_monitor *);
+void pl_monitor_renew(pl_monitor *); /* as new, whoever was inside: those are in the process that this one was forked from */
+void pl_monitor_enter(pl_monitor *);
+void pl_monitor_leave(pl_monitor *);
+void pl_monitor_wait(pl_monitor *, int condition);   /* leaves, sleeps until the condition is notified, and enters again */
+void pl_monitor_notify(pl_monitor *, int condition); /* all who wait for it */
+
+/* Reads up to `bytes` of a file from `offset` on -> how many there were, or less than 0 with errno. */
+int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset);
+void pl_close(int file);
+
 void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */
 void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */

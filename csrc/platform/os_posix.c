@@ -3,6 +3,7 @@
 #define _GNU_SOURCE /* madvise, MAP_ANONYMOUS */
 #endif
 #include "platform/os.h"
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -102,6 +103,53 @@ void pl_event_wake(pl_event *event)
     pthread_cond_broadcast(&event->changed);
     pthread_mutex_unlock(&event->mutex);
 }
+
+struct pl_monitor {
+    pthread_mutex_t mutex;
+    pthread_cond_t conditions[2];
+};
+
+pl_monitor *pl_monitor_new(void)
+{
+    pl_monitor *monitor = malloc(sizeof *monitor);
+    if (monitor)
+        pl_monitor_renew(monitor);
+    return monitor;
+}
+
+void pl_monitor_renew(pl_monitor *monitor)
+{
+    pthread_mutex_init(&monitor->mutex, NULL);
+    for (int i = 0; i < 2; i++)
+        pthread_cond_init(&monitor->conditions[i], NULL);
+}
+
+void pl_monitor_free(pl_monitor *monitor) { free(monitor); }
+void pl_monitor_enter(pl_monitor *monitor) { pthread_mutex_lock(&monitor->mutex); }
+void pl_monitor_leave(pl_monitor *monitor) { pthread_mutex_unlock(&monitor->mutex); }
+void pl_monitor_wait(pl_monitor *monitor, int condition)
+{
+    pthread_cond_wait(&monitor->conditions[condition], &monitor->mutex);
+}
+void pl_monitor_notify(pl_monitor *monitor, int condition) { pthread_cond_broadcast(&monitor->conditions[condition]); }
+
+int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset)
+{
+    int64_t done = 0;
+    while (done < bytes) {
+        ssize_t n = pread(file, (uint8_t *)to + done, (size_t)(bytes - done), (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && done == 0)
+            return -1;
+        if (n <= 0)
+            break;
+        done += n;
+    }
+    return done;
+}
+
+void pl_close(int file) { close(file); }
 
 void pl_yield(void) { sched_yield(); }
 

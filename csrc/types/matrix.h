@@ -18,6 +18,7 @@ struct pl_matrix {
     int64_t panel_bytes;
     uint8_t *data;                 /* (panels, panel_bytes) */
     struct pl_weight_arena *arena; /* where data lies; NULL: an allocation of its own */
+    struct pl_stored_matrix *stored; /* it stays in its file (exec/expert_memory.h), and data is NULL; else NULL */
 };
 
 #endif

@@ -73,6 +73,9 @@ class Llama(Completions):
         spm_infill: put the suffix first when filling in the middle.
         lora_path: a LoRA adapter (GGUF), or a list of files and (file, scale); all of them are applied.
         lora_scale: the scale of adapters that are given without one.
+        expert_memory: bytes (or a text such as "12GB") for experts: they stay in the file then, and those
+            not in memory are read when they are needed. For models larger than memory; the tokens are the
+            same. None loads them all.
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
             (what followed the newest tokens in the text before), the file or name of a smaller model with
             the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
@@ -116,6 +119,7 @@ class Llama(Completions):
         spm_infill: bool = False,
         lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
         lora_scale: float = 1.0,
+        expert_memory: int | str | None = None,
         draft_model: Any = None,
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         verbose: bool = False,
@@ -124,8 +128,7 @@ class Llama(Completions):
         given = {name: value for name, value in locals().items() if name not in _NOT_ARGUMENTS}
         check_foreign_options(kwargs, known=given)
         self._arguments = {**given, **kwargs}
-        self.model_path = model_file(model_path)
-        self.pooling = check_pooling(pooling_type)
+        self.model_path, self.pooling = model_file(model_path), check_pooling(pooling_type)
         self._chat_format, self.chat_handler, self._tokenizer_given = chat_format, chat_handler, tokenizer
         self.spm_infill, self.verbose = spm_infill, verbose
         options, disk = load_options(given), page_folder(cache_disk, cache_disk_limit)

@@ -48,6 +48,7 @@ class LoadOptions:
     chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
     vocab_only: bool = False
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
+    expert_memory: int | None = None  # bytes; experts stay in the file then
     mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 
@@ -180,7 +181,7 @@ def open_drafts(file: GGUFFile, options: LoadOptions) -> DraftSource:
     try:
         if difference := vocabulary_difference(draft.metadata, file.metadata):
             raise OptionError(f"{path} cannot draft for {file.paths[0]}: {difference}")
-        own = replace(options, adapters=(), rope_freq_base=0.0, rope_freq_scale=0.0)
+        own = replace(options, adapters=(), expert_memory=None, rope_freq_base=0.0, rope_freq_scale=0.0)
         n_ctx = ModelConfig.from_metadata(draft.metadata, draft.tensors).n_ctx_train
         return ModelDrafts(open_engine(draft, replace(own, n_ctx=min(n_ctx, options.n_ctx or n_ctx))))
     except BaseException:
@@ -198,6 +199,7 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         type_v=options.type_v,
         rope_freq_base=options.rope_freq_base or None,
         rope_freq_scale=options.rope_freq_scale or None,
+        expert_memory=options.expert_memory,
     )
     try:
         engine.load_adapters(options.adapters)

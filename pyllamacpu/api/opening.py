@@ -11,6 +11,7 @@ from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import OptionError
 from pyllamacpu.model.lora import check_scale
+from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles
@@ -38,10 +39,20 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         chat_template=template_choice(given["chat_format"], given["chat_template"]),
         vocab_only=given["vocab_only"],
         adapters=adapter_files(given["lora_path"], given["lora_scale"]),
+        expert_memory=_expert_bytes(given["expert_memory"]),
         mmproj=given["mmproj"],
         draft=given["draft_model"],
         **types,
     )
+
+
+def _expert_bytes(given: Any) -> int | None:
+    """Of the argument expert_memory: a number, or a text such as "12GB". Raises OptionError."""
+    if isinstance(given, str):
+        return parse_bytes(given)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+        raise OptionError(f"expert_memory={given!r:.80}: give a number of bytes, or a size such as '12GB'")
+    return given
 
 
 def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:

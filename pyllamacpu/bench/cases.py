@@ -30,6 +30,7 @@ class BenchOptions:
     type_v: tuple[str, ...] = ("f16",)
     n_threads: tuple[int, ...] = (0,)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
+    expert_memory: int | None = None  # bytes; experts stay in the file then
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0
@@ -50,6 +51,7 @@ class Setup:
     n_batch: int
     n_ubatch: int
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
+    expert_memory: int | None = None
 
     @property
     def step_tokens(self) -> int:
@@ -108,4 +110,4 @@ def _setups(options: BenchOptions) -> Iterator[Setup]:
         options.n_batch,
         options.n_ubatch,
     ):
-        yield Setup(*values, options.adapters)
+        yield Setup(*values, options.adapters, options.expert_memory)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
+from pyllamacpu.cli.expert_option import expert_memory_option
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -149,6 +150,7 @@ model_options = options(
         help="Type of the cached values.  [default: f16]",
     ),
     lora_option,
+    expert_memory_option,
     draft_options,
     disk_options,
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
@@ -262,6 +264,7 @@ class ModelChoice:
     verbose: bool = False
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
+    expert_memory: int | None = None
     draft: str | None = None
     draft_model: str | None = None
     cache_disk: Path | None = None
@@ -326,6 +329,7 @@ class ModelChoice:
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "draft_model": draft_source(self.draft, self.draft_model),
+            "expert_memory": self.expert_memory,
             "cache_disk": self.cache_disk,
             "cache_disk_limit": self.cache_disk_limit,
             "mmproj": self.mmproj,

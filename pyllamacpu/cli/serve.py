@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
+from pyllamacpu.cli.expert_option import expert_memory_option
 from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
@@ -74,6 +75,7 @@ engine_options = options(
         help="How embeddings join the vectors of a text's tokens: their mean, the first (cls), the last, or "
         "not at all (/embedding only). [default: as the file says, else mean]",
     ),
+    expert_memory_option,
     draft_options,
 )
 
@@ -328,6 +330,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         n_threads=None if threads in (0, -1) else threads,
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
+        expert_memory=parameters["expert_memory"],
         draft=draft_source(parameters["draft"], parameters["draft_model"]),
         mmproj=parameters.get("mmproj"),
     )

@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from pyllamacpu.cli.expert_option import expert_memory_option
 from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
 from pyllamacpu.progress import visible
@@ -31,6 +32,14 @@ Examples:
 """
 
 
+class MemoryOptions(NamedTuple):
+    """What the memory that a model needs depends on, beside its context."""
+
+    type_k: str
+    type_v: str
+    expert_memory: int | None
+
+
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
 @click.option("--metadata", "sections", flag_value="metadata", help="Only the metadata.")
@@ -46,8 +55,15 @@ Examples:
 @click.option(
     "-ctv", "--type-v", "--cache-type-v", default="f16", show_default=True, help="Type of cached values."
 )
+@expert_memory_option
 def show(
-    model: str | None, sections: str | None, as_json: bool, full: bool, type_k: str, type_v: str
+    model: str | None,
+    sections: str | None,
+    as_json: bool,
+    full: bool,
+    type_k: str,
+    type_v: str,
+    expert_memory: int | None,
 ) -> None:
     """Show what is in MODEL: metadata, tensors, types, sizes, and the memory it needs.
 
@@ -58,15 +74,16 @@ def show(
     from pyllamacpu.store.resolve import resolve_model
 
     kv_type(type_k), kv_type(type_v)  # a wrong name is an error before anything is printed
+    stated = MemoryOptions(type_k, type_v, expert_memory)
     with GGUFFile.open(resolve_model(model)) as file:
         if sections == "template":
             click.echo(visible(_template(file), sys.stdout))
         elif sections == "plan":
             click.echo(_plan(file))
         elif as_json:
-            click.echo(json.dumps(_everything(file, full, type_k, type_v), indent=2))
+            click.echo(json.dumps(_everything(file, full, stated), indent=2))
         else:
-            _print_sections(file, sections, full, type_k, type_v)
+            _print_sections(file, sections, full, stated)
 
 
 def _template(file: GGUFFile) -> str:
@@ -121,17 +138,19 @@ def _tensors(file: GGUFFile) -> list[dict[str, Any]]:
     ]
 
 
-def _memory(file: GGUFFile, type_k: str, type_v: str) -> list[dict[str, int]]:
+def _memory(file: GGUFFile, stated: MemoryOptions) -> list[dict[str, int]]:
     """Bytes needed per context length. Raises ModelError when the file's architecture cannot be run."""
     from pyllamacpu.engine.engine import kv_bytes, scratch_bytes
+    from pyllamacpu.engine.weight_bytes import weight_file_bytes
     from pyllamacpu.model.config import ModelConfig
 
     config = ModelConfig.from_metadata(file.metadata, file.tensors)
-    weights = sum(info.n_bytes for info in file.tensors.values())
+    weights = weight_file_bytes(file, config, stated.expert_memory)
     rows = []
+    options: dict[str, Any] = {"type_k": stated.type_k, "type_v": stated.type_v}
     for n_ctx in _context_lengths(config.n_ctx_train):
-        kv = kv_bytes(file, config, n_ctx, type_k=type_k, type_v=type_v)
-        scratch = scratch_bytes(file, config, n_ctx, type_k=type_k, type_v=type_v)
+        kv = kv_bytes(file, config, n_ctx, **options)
+        scratch = scratch_bytes(file, config, n_ctx, **options)
         rows.append(
             {
                 "context": n_ctx,
@@ -153,9 +172,9 @@ def _context_lengths(n_ctx_train: int) -> Iterator[int]:
     yield n_ctx_train
 
 
-def _everything(file: GGUFFile, full: bool, type_k: str, type_v: str) -> dict[str, Any]:
+def _everything(file: GGUFFile, full: bool, stated: MemoryOptions) -> dict[str, Any]:
     try:
-        memory: list[dict[str, int]] | None = _memory(file, type_k, type_v)
+        memory: list[dict[str, int]] | None = _memory(file, stated)
         note = None
     except ModelError as error:
         memory, note = None, str(error)
@@ -203,7 +222,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_sections(file: GGUFFile, sections: str | None, full: bool, type_k: str, type_v: str) -> None:
+def _print_sections(file: GGUFFile, sections: str | None, full: bool, stated: MemoryOptions) -> None:
     if sections is None:
         facts = _facts(file)
         facts |= {key: binary_bytes(facts[key]) for key in ("bytes", "tensor_bytes")}
@@ -215,7 +234,7 @@ def _print_sections(file: GGUFFile, sections: str | None, full: bool, type_k: st
     if sections in (None, "tensors"):
         _print_tensors(file)
     if sections in (None, "memory"):
-        _print_memory(file, type_k, type_v, alone=sections is not None)
+        _print_memory(file, stated, alone=sections is not None)
 
 
 def _print_tensors(file: GGUFFile) -> None:
@@ -231,9 +250,9 @@ def _print_tensors(file: GGUFFile) -> None:
     print_table("Types", ("type", "tensors", "parameters", "size"), types, right=(1, 2, 3))
 
 
-def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None:
+def _print_memory(file: GGUFFile, stated: MemoryOptions, alone: bool) -> None:
     try:
-        memory = _memory(file, type_k, type_v)
+        memory = _memory(file, stated)
     except ModelError as error:
         if alone:
             raise
@@ -241,5 +260,5 @@ def _print_memory(file: GGUFFile, type_k: str, type_v: str, alone: bool) -> None
         return
     columns = ("weights", "kv", "scratch", "total")
     rows = [(str(row["context"]), *(binary_bytes(row[key]) for key in columns)) for row in memory]
-    head = ("context", "weights", f"KV ({type_k}, {type_v})", "scratch", "total")
+    head = ("context", "weights", f"KV ({stated.type_k}, {stated.type_v})", "scratch", "total")
     print_table("Memory", head, rows, right=range(5))

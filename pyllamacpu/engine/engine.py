@@ -27,7 +27,7 @@ from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.memory import check_adapters, check_memory, holds, holds_no_more
 from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
 from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
-from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.errors import ModelError, NativeError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
@@ -36,6 +36,8 @@ from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.expert_memory import ExpertMemory
+from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
@@ -84,11 +86,14 @@ class Engine:
         rope_freq_scale: float | None = None,
         on_load: Callable[[int, int], None] | None = None,
         input_squares: InputSquares | None = None,
+        expert_memory: int | None = None,
     ) -> None:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. `on_load(done, total)`: bytes of weights
         packed. `input_squares` is filled with sums for each weight, to which every step adds the squares
         of the weight's input (of the tokens that want outputs, behind the last layer's attention).
+        expert_memory: bytes for experts at most, which then stay in the file and are read when a step needs
+        them; None: all of them are loaded.
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
@@ -100,19 +105,16 @@ class Engine:
         self.n_ctx = n_ctx or self.config.n_ctx_train
         self.n_threads = n_threads or cpus_usable()
         self.n_batch = min(n_batch, self.n_ctx)
-        _check_options(self.n_ctx, n_batch, self.n_threads)
+        _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory)
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
-        if widest := [s for s in spaces if max(s.k_dim, s.v_dim) > lib.PL_MAX_HEAD_DIM]:
-            dims = max(widest[0].k_dim, widest[0].v_dim)
-            raise ModelError(
-                f"{file.paths[0]}: heads of {dims} cannot be run; {lib.PL_MAX_HEAD_DIM} is the limit"
-            )
+        _check_heads(file, spaces)
         self.cache = KVCache(spaces, type_k, type_v)
-        check_memory(file, self.n_ctx, self.cache, self.n_batch)
+        check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
-        self.model = load(file, self.config, self._pool, on_load)
+        self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
+        self.model = load(file, self.config, self._pool, on_load, self.expert_memory)
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
@@ -143,7 +145,7 @@ class Engine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of packed weights, adapters included."""
+        """Bytes of packed weights, adapters included; of experts in the file, the memory for some of them."""
         return self.model.weights.n_bytes + sum(adapter.n_bytes for adapter in self.adapters)
 
     @property
@@ -325,6 +327,7 @@ class Engine:
                         plans.release()
                 ffi.release(self._pool)
                 del self.model
+                self.expert_memory = None
                 self.file.close()
 
     def _planned(
@@ -358,9 +361,11 @@ class Engine:
                 plan.run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
                 self._release_file(sum(len(entry.tokens) for entry in entries))
-            except BaseException:
+            except BaseException as error:
                 for entry in entries:
                     entry.sequence.trim()
+                if self.expert_memory and isinstance(error, NativeError):
+                    self.expert_memory.check_reads()
                 raise
             for entry in entries:
                 entry.sequence.tokens.extend(entry.tokens)
@@ -419,13 +424,23 @@ def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:
     return recorded(load(file, config, None))
 
 
-def _check_options(n_ctx: int, n_batch: int, n_threads: int) -> None:
+def _check_heads(file: GGUFFile, spaces: Seq[KVSpace]) -> None:
+    if widest := [s for s in spaces if max(s.k_dim, s.v_dim) > lib.PL_MAX_HEAD_DIM]:
+        dims = max(widest[0].k_dim, widest[0].v_dim)
+        raise ModelError(
+            f"{file.paths[0]}: heads of {dims} cannot be run; {lib.PL_MAX_HEAD_DIM} is the limit"
+        )
+
+
+def _check_options(n_ctx: int, n_batch: int, n_threads: int, expert_memory: int | None) -> None:
     if n_ctx < 1:
         raise OptionError(f"n_ctx is {n_ctx}: must be 0 (as trained) or positive")
     if not 1 <= n_batch <= 1 << 16:
         raise OptionError(f"n_batch is {n_batch}: must be from 1 to {1 << 16}")
     if not 1 <= n_threads <= lib.PL_MAX_THREADS:
         raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
+    if expert_memory is not None and not 1 <= expert_memory < 1 << 62:
+        raise OptionError(f"expert_memory is {expert_memory}: must be a number of bytes")
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:

@@ -10,12 +10,15 @@ from typing import Protocol
 from weakref import WeakSet
 
 from pyllamacpu.engine.pages import PAGE, KVCache
+from pyllamacpu.engine.weight_bytes import experts_in_file, weight_file_bytes
 from pyllamacpu.errors import AdapterError, ContextError, ModelError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
+from pyllamacpu.model.config import ModelConfig
 
 _ROOM = 0.9  # of memory for weights, when a smaller type is proposed
+_CONTEXT = 8192  # tokens, for which there shall be room when experts are to stay in the file
 
 
 class Holder(Protocol):
@@ -54,11 +57,18 @@ def memory_left(wanted: int) -> int | None:
     return max(0, memory - held_bytes())
 
 
-def check_memory(file: GGUFFile, n_ctx: int, cache: KVCache, n_batch: int) -> None:
+def check_memory(
+    file: GGUFFile,
+    config: ModelConfig,
+    n_ctx: int,
+    cache: KVCache,
+    n_batch: int,
+    expert_memory: int | None = None,
+) -> None:
     """Refuses a model, or a context, that is larger than the memory this process may use, before anything is
     loaded. Raises ModelError, ContextError.
     """
-    weights = sum(info.n_bytes for info in file.tensors.values())
+    weights = weight_file_bytes(file, config, expert_memory)
     needed = cache.context_bytes(n_ctx, n_batch)
     memory = memory_left(weights + needed)
     if memory is None:
@@ -66,8 +76,11 @@ def check_memory(file: GGUFFile, n_ctx: int, cache: KVCache, n_batch: int) -> No
     have = f"this process may use {memory / 1e9:.1f} GB"
     have += " beside the models that it has loaded" if held_bytes() else ""
     if weights > memory:
+        context = cache.context_bytes(min(n_ctx, _CONTEXT), n_batch)
+        ways = [experts_in_file(file, config, memory - context), _smaller(file, memory)]
         raise ModelError(
-            f"{file.paths[0]}: its weights take {weights / 1e9:.1f} GB, and {have}; {_smaller(file, memory)}"
+            f"{file.paths[0]}: its weights take {weights / 1e9:.1f} GB, and {have}; "
+            + ", or ".join(filter(None, ways))
         )
     if weights + needed > memory:
         pages = range(-(-n_ctx // PAGE))

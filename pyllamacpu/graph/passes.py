@@ -157,6 +157,8 @@ def _squares_of(product: Op) -> tuple[Squares, Op]:
 
 def _matrix_of(op: Op) -> object:
     """A matrix of the op, if it is a product; all of one are quantized, or none is."""
+    if op.kind.field("x") is None:  # a request for matrices
+        return None
     return next(iter(op.values.get("matrix") or op.values.get("matrices") or []), None)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyllamacpu.errors import NativeError
 from pyllamacpu.graph.adapters import GraphAdapters
@@ -19,8 +19,11 @@ from pyllamacpu.graph.op_kinds import KINDS
 from pyllamacpu.graph.ops import Op, Tensor
 from pyllamacpu.graph.passes import InputSquares, optimized
 from pyllamacpu.model.kv_space import KVSpace
-from pyllamacpu.model.weights import Matrix, Table, Vector
+from pyllamacpu.model.weights import Experts, Matrix, Table, Vector
 from pyllamacpu.native import lib
+
+ExpertQueue: TypeAlias = tuple[Tensor, int]
+"""Segments in the order in which their matrices come from the file, and which product's of several."""
 
 
 class Recorder:
@@ -123,9 +126,33 @@ class Recorder:
         """Row order[j] // k of x for each j, times factors[order[j] // k][order[j] % k]."""
         return self.op("gather_rows", x=x, order=order, k=k, factors=factors, times=order.times)
 
-    def segment_linear(self, x: Tensor, ends: Tensor, matrices: Sequence[Matrix]) -> Tensor:
+    def request_experts(self, ends: Tensor, *products: Experts) -> list[ExpertQueue | None]:
+        """Has those of the experts that stay in the file read, if their segments have rows, in the order of
+        the products that are going to use them; what lies between this and those runs meanwhile. For each
+        product what `segment_linear` takes.
+        """
+        stored = [experts for experts in products if experts.memory is not None]
+        if not stored:
+            return [None] * len(products)
+        matrices = [matrix for experts in stored for matrix in experts]
+        queue = self.ints(len(matrices), ends)
+        self.op("request_experts", ends=ends, matrices=matrices, queue=queue)
+        return [(queue, stored.index(e)) if e in stored else None for e in products]
+
+    def segment_linear(
+        self, x: Tensor, ends: Tensor, matrices: Sequence[Matrix], queue: ExpertQueue | None = None
+    ) -> Tensor:
         """Each segment's rows of x times its matrix, transposed; the matrices are of one shape and type."""
-        return self.op("segment_matmul", x=x, ends=ends, matrices=list(matrices), width=matrices[0].rows)
+        order, product = queue or (None, 0)
+        return self.op(
+            "segment_matmul",
+            x=x,
+            ends=ends,
+            matrices=list(matrices),
+            width=matrices[0].rows,
+            queue=order,
+            product=product,
+        )
 
     def scatter_rows(
         self, x: Tensor, place: Tensor, factors: Tensor | None = None, residual: Tensor | None = None

@@ -193,13 +193,19 @@ def _mlp(plan: Recorder, w: Weights, h: Tensor, suffix: str = "") -> Tensor:
 
 
 def _experts(plan: Recorder, c: ModelConfig, w: Weights, h: Tensor, x: Tensor) -> Tensor:
-    """x + shared(h) + the sum over a token's best experts e of e(sigmoid(score) h), best first."""
+    """x + shared(h) + the sum over a token's best experts e of e(sigmoid(score) h), best first. While experts
+    that stay in the file are read, the shared one is computed.
+    """
+    gate_matrices, up_matrices, down_matrices = (
+        w.experts(f"ffn_{part}_exps.weight") for part in ("gate", "up", "down")
+    )
     scores = plan.linear(h, w.matrix("ffn_gate_inp.weight"))
     ids, best = plan.top_k(scores, c.n_experts_used)
     order, place, ends = plan.segments(ids, c.n_experts)
+    of_gate, of_up, of_down = plan.request_experts(ends, gate_matrices, up_matrices, down_matrices)
+    x = x + _mlp(plan, w, h, "_shexp")
     rows = plan.gather_rows(h, order, c.n_experts_used, plan.op("sigmoid", x=best))
-    gate, up = (
-        plan.segment_linear(rows, ends, w.experts(f"{n}_exps.weight")) for n in ("ffn_gate", "ffn_up")
-    )
-    routed = plan.segment_linear(plan.silu_mul(gate, up), ends, w.experts("ffn_down_exps.weight"))
-    return plan.scatter_rows(routed, place, residual=x + _mlp(plan, w, h, "_shexp"))
+    gate = plan.segment_linear(rows, ends, gate_matrices, of_gate)
+    up = plan.segment_linear(rows, ends, up_matrices, of_up)
+    routed = plan.segment_linear(plan.silu_mul(gate, up), ends, down_matrices, of_down)
+    return plan.scatter_rows(routed, place, residual=x)

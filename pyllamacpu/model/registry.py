@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
     from pyllamacpu.graph.recorder import Recorder
     from pyllamacpu.model.config import ModelConfig
+    from pyllamacpu.model.expert_memory import ExpertMemory
     from pyllamacpu.model.kv_space import KVSpace
     from pyllamacpu.model.weights import TensorSpec, Weights
 
@@ -84,9 +85,14 @@ class Model:
 
 
 def load(
-    file: GGUFFile, config: ModelConfig, pool: Any, on_bytes: Callable[[int, int], None] | None = None
+    file: GGUFFile,
+    config: ModelConfig,
+    pool: Any,
+    on_bytes: Callable[[int, int], None] | None = None,
+    expert_memory: ExpertMemory | None = None,
 ) -> Model:
-    """Reads and packs every tensor of `file`; without a `pool` they are only described (weights.py).
+    """Reads and packs every tensor of `file`; without a `pool` they are only described (weights.py). With an
+    `expert_memory` experts stay in the file.
 
     Raises ModelError for a kind of model that cannot be run, and for tensors that are missing, misshapen,
     left over or of a type that cannot be run.
@@ -94,4 +100,12 @@ def load(
     from pyllamacpu.model.weights import load_weights
 
     kind = architecture(config, file.paths[0])
-    return Model(kind, config, load_weights(file, kind.tensors(config, file.tensors), pool, on_bytes))
+    specs = kind.tensors(config, file.tensors)
+    return Model(kind, config, load_weights(file, specs, pool, on_bytes, expert_memory))
+
+
+def expert_tensors(file: GGUFFile, config: ModelConfig) -> list[TensorInfo]:
+    """Those with a matrix for each expert, which may stay in the file."""
+    specs = architecture(config, file.paths[0]).tensors(config, file.tensors)
+    names = [spec.tensor or spec.name for spec in specs if spec.kind == "experts"]
+    return [file.tensors[name] for name in names if name in file.tensors]

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import ModelError, NativeError
-from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.expert_memory import ExpertMemory
 from pyllamacpu.native import ffi, lib, pointer
 
 LANES = 16  # vectors and rows are padded to a multiple of this
@@ -47,10 +48,13 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Experts(Sequence[Matrix]):
-    """(n, rows, cols) weights, packed: matrices of one name, shape and type, one for each expert."""
+    """(n, rows, cols) weights, packed: matrices of one name, shape and type, one for each expert. With a
+    `memory` they stay in the file, and are read into it when they are needed.
+    """
 
     name: str
     matrices: tuple[Matrix, ...]
+    memory: ExpertMemory | None = None
 
     def __getitem__(self, i: Any) -> Any:
         return self.matrices[i]
@@ -60,7 +64,8 @@ class Experts(Sequence[Matrix]):
 
     @property
     def n_bytes(self) -> int:
-        return sum(matrix.n_bytes for matrix in self.matrices)
+        """In memory for itself alone."""
+        return 0 if self.memory else sum(matrix.n_bytes for matrix in self.matrices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +152,10 @@ class Weights(Mapping[str, Weight]):
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of packed matrices; the rest stays in the file, or is small."""
+        """Bytes of packed matrices, and of memory for experts; the rest stays in the file, or is small."""
         matrices = {id(w): w.n_bytes for w in self.values() if isinstance(w, (Matrix, Experts))}
-        return sum(matrices.values())
+        memories = {w.memory for w in self.values() if isinstance(w, Experts) and w.memory}
+        return sum(matrices.values()) + sum(memory.n_bytes for memory in memories)
 
     def _typed(self, name: str, kind: type[W]) -> W:
         weight = self[name]
@@ -174,15 +180,17 @@ def load_weights(
     specs: Iterable[TensorSpec],
     pool: Any,
     on_bytes: Callable[[int, int], None] | None = None,
+    expert_memory: ExpertMemory | None = None,
 ) -> Weights:
     """The tensors of `specs`, in their order. Every tensor of the file must have a spec: one that is not
     understood could change the result.
 
-    Without a `pool` weights are only described, in the file's types: enough to measure a plan.
+    Without a `pool` weights are only described, in the file's types: enough to measure a plan. With an
+    `expert_memory` the experts stay in the file, and it is started.
     `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, one left
     over, or one of a type that cannot be run is a ModelError that names file and tensor.
     """
-    loader = _WeightLoader(file, pool, on_bytes)
+    loader = _WeightLoader(file, pool, on_bytes, expert_memory)
     found: dict[str, Weight] = {}
     for spec in specs:
         name = spec.tensor or spec.name
@@ -191,16 +199,25 @@ def load_weights(
         elif not spec.optional or name in file.tensors:
             found[spec.name] = loader.load(spec.kind, name, spec.shape, spec.reshaped)
     loader.finish()
+    if expert_memory is not None:
+        expert_memory.start()
     return Weights(found)
 
 
 class _WeightLoader:
     """Takes tensors out of `file` one by one, checking their shapes."""
 
-    def __init__(self, file: GGUFFile, pool: Any, on_bytes: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        file: GGUFFile,
+        pool: Any,
+        on_bytes: Callable[[int, int], None] | None = None,
+        expert_memory: ExpertMemory | None = None,
+    ) -> None:
         self.file = file
         self.pool = pool
         self.on_bytes = on_bytes
+        self.expert_memory = expert_memory
         self.total = sum(info.n_bytes for info in file.tensors.values())
         self.done = 0
         self.taken: set[str] = set()
@@ -237,10 +254,29 @@ class _WeightLoader:
         if self.pool is None:
             return Experts(name, (Matrix(name, rows, cols, self._type(name), ffi.NULL),) * n)
         info = self._info(name, (n, rows, cols))
+        if self.expert_memory is not None:
+            return self._stored(info, n, rows, cols)
         data = self.file.data(name).reshape(n, -1)
         matrices = tuple(self._packed(name, info.type, data[i], rows, cols) for i in range(n))
         self.file.release(name)
         return Experts(name, matrices)
+
+    def _stored(self, info: TensorInfo, n: int, rows: int, cols: int) -> Experts:
+        """Experts that stay in the file."""
+        memory = self.expert_memory
+        assert memory is not None
+        try:
+            handles = [memory.add(info, i, n, rows, cols) for i in range(n)]
+        except NativeError as error:
+            raise self.error(str(error)) from None
+        self._count(info.n_bytes)
+        matrices = tuple(Matrix(info.name, rows, cols, info.type, handle) for handle in handles)
+        return Experts(info.name, matrices, memory)
+
+    def _count(self, n_bytes: int) -> None:
+        self.done += n_bytes
+        if self.on_bytes:
+            self.on_bytes(self.done, self.total)
 
     def _packed(
         self, name: str, kind: TensorType, data: npt.NDArray[np.uint8], rows: int, cols: int
@@ -254,9 +290,7 @@ class _WeightLoader:
             pointer(handle, f"loading {name} ({data.size / 1e6:.1f} MB)")
         except NativeError as error:
             raise self.error(str(error)) from None
-        self.done += data.size
-        if self.on_bytes:
-            self.on_bytes(self.done, self.total)
+        self._count(data.size)
         return Matrix(name, rows, cols, kind, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle)))
 
     def vector(self, name: str, size: int) -> Vector:

@@ -18,6 +18,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.pooling import own_pooling
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
+from pyllamacpu.engine.weight_bytes import has_experts, weight_bytes
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.model.lora import AdapterScales
@@ -312,7 +313,9 @@ class ModelPool:
 
     async def _bring(self, source: ServedFile) -> Model:
         """Loads a model. One at a time."""
-        needed = source.size + self._draft_bytes(source)
+        limit = self.options.load.expert_memory
+        size = source.size if limit is None else await asyncio.to_thread(weight_bytes, source.path, limit)
+        needed = size + self._draft_bytes(source)
         await self._make_room(needed)
         if needed + self.bytes_beside > self._limit:
             log.warning("%s is larger than --memory allows; it is loaded alone", source.name)
@@ -367,6 +370,8 @@ class ModelPool:
         files = tuple((str(a.path), a.scale if a.applied else 0.0) for a in source.adapters)
         tower = self.options.load.mmproj if source == self.default else None  # it is for one model
         options = replace(self.options.load, adapters=files, draft=self._draft(source), mmproj=tower)
+        if options.expert_memory is not None and not has_experts(path):
+            options = replace(options, expert_memory=None)
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
             options = replace(options, n_ctx=n_ctx, chat_template=card.template or options.chat_template)

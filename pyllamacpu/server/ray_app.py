@@ -291,6 +291,7 @@ class _Arguments(BaseModel):
     cache_type_v: str = "f16"
     parallel: int = Field(16, ge=1)
     max_queue: int = Field(64, ge=0)
+    expert_memory: int | None = Field(None, ge=1)
     cache_ram: int | None = Field(None, ge=1)
     memory: int | None = Field(None, ge=1)
     keep_alive: float | None = None
@@ -313,7 +314,11 @@ def app(arguments: Mapping[str, Any]) -> Any:
         wrong = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise OptionError("; ".join(wrong)) from None
     load = LoadOptions(
-        n_ctx=given.ctx_size, n_threads=given.threads, type_k=given.cache_type_k, type_v=given.cache_type_v
+        n_ctx=given.ctx_size,
+        n_threads=given.threads,
+        type_k=given.cache_type_k,
+        type_v=given.cache_type_v,
+        expert_memory=given.expert_memory,
     )
     pool = PoolOptions(
         load,
