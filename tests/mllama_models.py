@@ -36,6 +36,9 @@ TEXT: dict[str, Any] = {
     },
     "cross_attention_layers": [1, 4],
     "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
 }
 VISION: dict[str, Any] = {
     "model_type": "mllama_vision_model",
