@@ -8,6 +8,9 @@ Covers api/vision.py, api/chat_images.py, safety/guard.py, safety/conversation.p
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +28,10 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
 from pyllamacpu.safety.guard_prompts import BEGIN, END
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.judge import Conversation, Judge
+from pyllamacpu.server.metrics import Metrics
 
 __all__ = ["mllama"]
 SIZE = VISION["image_size"]
@@ -101,7 +108,7 @@ def test_a_guard_judges_words_beside_an_image(guard_file: Path) -> None:
             guard.check(
                 [{"role": "user", "content": [*asked(PICTURE)[0]["content"], *asked(OTHER)[0]["content"]]}]
             )
-        with pytest.raises(OptionError, match="is empty"):
+        with pytest.raises(OptionError, match="with words beside it"):
             guard.check([{"role": "user", "content": [{"type": "image", "image": PICTURE}]}])
         with pytest.raises(OptionError, match="with words beside it"):
             guard.check(
@@ -129,3 +136,26 @@ def test_guard_image_at_the_command_line(run: Any, guard_file: Path, tmp_path: P
         assert json.loads(found.out)["probability"] == guard.check(asked(PICTURE)).probability
     missing: Result = run(*options, "--image", str(tmp_path / "no.png"))
     assert missing.code == 1 and "no.png" in missing.err
+
+
+def test_a_servers_guard_judges_images(guard_file: Path, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.fromarray(PICTURE).save(data, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    part = {"type": "image_url", "image_url": {"url": url}}
+    parts = content_parts([part, {"type": "text", "text": "what is this?"}], "messages[0].content", "user")
+    judge = Judge(str(guard_file), Metrics())
+    judge.load()
+    try:
+        assert judge._guard is not None
+        judge._guard.threshold = 1e-9
+        asked_of = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
+        (found,) = asyncio.run(judge.refuses(Conversation(asked_of, "")))
+        expected = judge._guard.check(asked(PICTURE))
+        assert (found.scanner, found.score) == ("guard", expected.probability)
+        alone = content_parts([part], "messages[0].content", "user")
+        with pytest.raises(HTTPError, match="with words beside it") as refused:
+            asyncio.run(judge.refuses(Conversation([{"role": "user", "content": alone}], "")))
+        assert refused.value.status == 400
+    finally:
+        judge.close()

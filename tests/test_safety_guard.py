@@ -129,7 +129,7 @@ def test_who_is_judged(llm: Llama) -> None:
         ([{"role": "assistant", "content": "x"}], None, "a user begins"),
         ([{"role": "user", "content": "x"}], "agent", "must be the agent's"),
         ([{"role": "user", "content": "x"}], "cat", "give user or agent"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], None, "is empty"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], None, "words beside"),
         ([{"role": "user", "content": [{"type": "audio", "audio": {}}]}], None, "something else"),
         ([{"role": "user", "content": None}], None, "something else"),
         (["x"], None, "must be a dict"),

@@ -51,10 +51,10 @@ def judged_part(
         if role == "agent" and turns[-1].speaker != wanted:
             raise OptionError("role agent: the last message must be the agent's (role assistant)")
         turns = turns if turns[-1].speaker == wanted else turns[:-1]
-    if not turns[-1].text.strip():
-        raise OptionError("the message to be judged is empty")
     if any(turn.images and not turn.text.strip() for turn in turns):
         raise OptionError("an image is judged with words beside it: give the message a text too")
+    if not turns[-1].text.strip():
+        raise OptionError("the message to be judged is empty")
     return [{"role": turn.speaker, "content": turn.content} for turn in turns]
 
 

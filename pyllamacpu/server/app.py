@@ -79,8 +79,9 @@ class Server:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
         shield = Shield(self.options.shield) if self.options.shield else None
-        judge = Judge(self.options.judge, self.metrics, shield) if self.options.judge or shield else None
         fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
+        judged = self.options.judge or shield
+        judge = Judge(self.options.judge, self.metrics, shield, fetch) if judged else None
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge, fetch)
         self.metrics.watch(pool)
         chores = (_load_default(service), _unload_idle(pool), _release_memory(service))

@@ -5,7 +5,7 @@ What is sent comes over the network: no path is read, and URLs only as `--allow-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -110,6 +110,21 @@ def open_images(
     Raises ImageError, HTTPError.
     """
     return take_images(messages, _Opener(fetch, cut))
+
+
+def with_pictures(messages: Sequence[Mapping[str, Any]], fetch: Fetch | None) -> list[Mapping[str, Any]]:
+    """The messages with pictures in place of images as they were sent. Raises ImageError, HTTPError."""
+    opened, pictures = open_images(messages, fetch, lambda picture: picture)
+    left = iter(pictures)
+    return [_with_pictures(message, left) for message in opened]
+
+
+def _with_pictures(message: Mapping[str, Any], pictures: Iterator[Picture]) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [{**part, "image": next(pictures)} if has_image(part) else part for part in content]
+    return {**message, "content": parts}
 
 
 def open_sent(images: Iterable[SentImage], fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> list[Cut]:

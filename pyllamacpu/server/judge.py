@@ -17,9 +17,10 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
+from pyllamacpu.images.sources import Fetch
 from pyllamacpu.safety import Guard, Verdict
 from pyllamacpu.server.errors import HTTPError, as_http_error
-from pyllamacpu.server.images import sent_images
+from pyllamacpu.server.images import sent_images, with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.shield import BlockedEvent, Finding, Shield, What
 
@@ -29,7 +30,7 @@ WINDOW = 64  # tokens of an answer that are held back until they are judged, wit
 _OPERATORS = ("system", "developer")
 _THREADS = 4  # checks that run at once, in one batch
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 class Conversation(NamedTuple):
@@ -55,8 +56,15 @@ class End(Protocol):
 class Judge:
     """The guard model and the shield of a server, or one of them. `load` comes first, in any thread."""
 
-    def __init__(self, path: str | None, metrics: Metrics, shield: Shield | None = None) -> None:
-        self._path, self._metrics, self._shield = path, metrics, shield
+    def __init__(
+        self,
+        path: str | None,
+        metrics: Metrics,
+        shield: Shield | None = None,
+        fetch: Fetch | None = None,
+    ) -> None:
+        """fetch: gets images at URLs, where that is allowed."""
+        self._path, self._metrics, self._shield, self._fetch = path, metrics, shield, fetch
         self._guard: Guard | None = None
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
 
@@ -72,12 +80,16 @@ class Judge:
         """Of the guard model; 0 before it is loaded."""
         return 0 if self._guard is None else self._guard.weight_bytes
 
+    @property
+    def _reads_images(self) -> bool:
+        return self._guard is not None and self._guard.reads_images
+
     async def refuses(self, conversation: Conversation) -> tuple[Finding, ...]:
         """What is unsafe in what users and tools said."""
         found: tuple[Finding, ...] = ()
         if self._path is not None:
-            messages = judged_messages(*conversation)
-            said = [m["role"] == "user" and bool(m["content"].strip()) for m in messages]
+            messages = judged_messages(*conversation, self._reads_images)
+            said = [m["role"] == "user" and _says_something(m["content"]) for m in messages]
             if any(said):  # the last of them is judged, with all before it
                 last = len(said) - said[::-1].index(True)
                 found += await self._ask_guard(messages[:last], "input")
@@ -90,7 +102,8 @@ class Judge:
             return ()
         found: tuple[Finding, ...] = ()
         if self._path is not None:
-            found += await self._ask_guard(_with_answer(judged_messages(*conversation), said), "output")
+            messages = judged_messages(*conversation, self._reads_images)
+            found += await self._ask_guard(_with_answer(messages, said), "output")
         if self._shield is not None:
             found += await self._shield.judge_answer(conversation.beginning + said)
         return self._counted(found, "output")
@@ -148,7 +161,7 @@ class Judge:
 
     def _check(self, messages: Messages) -> Verdict:
         assert self._guard is not None
-        return self._guard.check(messages)
+        return self._guard.check(with_pictures(messages, self._fetch))
 
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
@@ -171,11 +184,17 @@ def _with_answer(messages: Messages, said: str) -> Messages:
     return [*messages, {"role": "assistant", "content": said}]
 
 
-def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") -> Messages:
-    """A conversation as a guard reads it: user and assistant, texts only. `beginning`: of the answer. Raises
-    HTTPError for images.
+def _says_something(content: Any) -> bool:
+    return bool(content.strip()) if isinstance(content, str) else bool(content)
+
+
+def judged_messages(
+    messages: Sequence[Mapping[str, Any]], beginning: str = "", reads_images: bool = False
+) -> Messages:
+    """A conversation as a guard reads it: user and assistant, texts, and images as they were sent.
+    `beginning`: of the answer. Raises HTTPError for images that the guard does not read.
     """
-    for image in sent_images(messages):  # nothing passes that nobody has judged
+    for image in () if reads_images else sent_images(messages):  # nothing passes that nobody has judged
         where = image.where
         raise HTTPError(
             f"{where}: this server's guard reads no images", param=where, code="images_not_supported"
@@ -186,7 +205,9 @@ def judged_messages(messages: Sequence[Mapping[str, Any]], beginning: str = "") 
         if role in _OPERATORS:
             continue
         speaker = "assistant" if role == "assistant" else "user"
-        found.append({"role": speaker, "content": _text(message)})
+        text, images = _text(message), [{"type": "image", "image": image} for image in sent_images([message])]
+        content = [*images, {"type": "text", "text": text}] if images else text
+        found.append({"role": speaker, "content": content})
     if beginning:
         found.append({"role": "assistant", "content": beginning})
     return found
