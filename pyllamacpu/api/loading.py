@@ -157,7 +157,8 @@ def open_vision(engine: Engine, tokenizer: Tokenizer | None, mmproj: Any) -> Vis
     """The images of a model; closes it when there is an error: GGUFError, ModelError, OptionError."""
     if mmproj is None and engine.config.arch not in TOWERS:
         return None
-    from pyllamacpu.api.vision import Vision, open_tower
+    from pyllamacpu.api.vision import Vision
+    from pyllamacpu.engine.tower_files import open_tower
 
     try:
         opened = open_tower(engine.file, engine.dim, mmproj)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,15 @@ from pyllamacpu.api.chat_images import Encode, Messages, encode_with_images, tex
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.images import EmbeddedImage, image_digest
 from pyllamacpu.engine.tower import Tower, TowerFile
+from pyllamacpu.engine.tower_files import open_tower
 from pyllamacpu.errors import GGUFError, ImageError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.tiles import Tiles
-from pyllamacpu.model.towers import TOWERS, tower_kind
+from pyllamacpu.model.towers import TOWERS
 from pyllamacpu.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
-_PREFERRED = ("bf16", "f16", "q8_0", "f32")  # of towers that differ in their types only
 
 
 class Vision:
@@ -195,28 +193,6 @@ def _given_pixels(image: Any, size: int) -> Floats | None:
 # ---- finding the tower ----
 
 
-def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
-    """The tower of the model of `file`: in the file `mmproj`, in the model's own, or in one beside it; None
-    where there is none. mmproj False: none. Raises GGUFError, ModelError, OptionError.
-    """
-    arch = str(file.metadata.get("general.architecture"))
-    if mmproj is False:
-        return None
-    if mmproj is not None:
-        if not isinstance(mmproj, (str, os.PathLike)):
-            raise OptionError(f"mmproj={mmproj!r:.80}: give the path of a GGUF file with a vision tower")
-        if not os.path.exists(mmproj):
-            raise OptionError(
-                f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)"
-            )
-        return _opened(Path(mmproj), arch, dim)
-    if tower_kind(file.metadata) is not None:
-        own = TowerFile(file)
-        own.check_fits(arch, dim)
-        return own
-    return _beside(Path(file.paths[0]), arch, dim)
-
-
 def reads_images(file: GGUFFile) -> bool:
     """Whether the model of `file` has a tower, in its file or beside it."""
     arch = str(file.metadata.get("general.architecture"))
@@ -230,37 +206,6 @@ def reads_images(file: GGUFFile) -> bool:
     if found is not None and found.file is not file:
         found.file.close()
     return found is not None
-
-
-def _opened(path: Path, arch: str, dim: int) -> TowerFile:
-    file = GGUFFile.open(path)
-    try:
-        found = TowerFile(file)
-        found.check_fits(arch, dim)
-    except BaseException:
-        file.close()
-        raise
-    return found
-
-
-def _beside(model: Path, arch: str, dim: int) -> TowerFile | None:
-    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's
-    own name before others, then by type.
-    """
-    for path in sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model)):
-        try:
-            return _opened(path, arch, dim)
-        except (GGUFError, ModelError, OSError):
-            continue  # another model's
-    return None
-
-
-def _rank(path: Path, model: Path) -> tuple[Any, ...]:
-    name = path.stem.lower()
-    plain = name.replace("mmproj", "").strip("-._")
-    own = bool(plain) and model.stem.lower().startswith(plain.rsplit("-", 1)[0])
-    kind = next((i for i, kind in enumerate(_PREFERRED) if name.endswith(kind)), len(_PREFERRED))
-    return not own, kind, name
 
 
 def missing_tower(model: object, arch: str) -> OptionError:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from pyllamacpu.bench.result import Result, Share
+from pyllamacpu.bench.machine import Limits
+from pyllamacpu.bench.result import OpTime, Result, Share
 from pyllamacpu.files import FileKind, read_start
 
 FORMATS = ("md", "csv", "json", "jsonl", "sql")
@@ -282,7 +283,18 @@ def count(n: int) -> str:
     return f"{n / 1e9:.2f} B" if n >= 1e9 else f"{n / 1e6:.2f} M"
 
 
-def profile_table(result: Result) -> str:
+class Profiled(Protocol):
+    """A result with the time of each op."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def limits(self) -> Limits | None: ...
+    @property
+    def profile(self) -> Sequence[OpTime]: ...
+
+
+def profile_table(result: Profiled) -> str:
     """The ops of one test by the wall time spent in them, with their bytes and operations."""
     total = sum(op.seconds for op in result.profile) or 1.0
     rows = []
@@ -302,7 +314,7 @@ def profile_table(result: Result) -> str:
             ]
         )
     titles = ["op", "ms", "share", "MB", "GB/s", "Gop", "Gop/s", "of limit"]
-    return f"{result.case.name}: {total * 1e3:.2f} ms\n\n" + markdown_table(titles, rows)
+    return f"{result.name}: {total * 1e3:.2f} ms\n\n" + markdown_table(titles, rows)
 
 
 def _op_share(share: float) -> str:

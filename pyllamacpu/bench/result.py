@@ -58,6 +58,10 @@ class Result:
     profile: tuple[OpTime, ...] = field(default=())
 
     @property
+    def name(self) -> str:
+        return self.case.name
+
+    @property
     def samples_ts(self) -> list[float]:
         """Tokens per second of each repetition."""
         return [self.case.n_tokens * NS / ns for ns in self.samples_ns]

@@ -1,0 +1,229 @@
+"""Measuring images: the parts of a vision tower, and the prompt that an image becomes, with their limits."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pyllamacpu import __version__
+from pyllamacpu.bench.cases import BenchOptions
+from pyllamacpu.bench.cost import Cost
+from pyllamacpu.bench.formats import Column
+from pyllamacpu.bench.machine import Limits, measure
+from pyllamacpu.bench.models import model_facts
+from pyllamacpu.bench.result import NS, OpTime, Result
+from pyllamacpu.bench.runner import Progress, run
+from pyllamacpu.bench.system import cpu_name
+from pyllamacpu.engine.tower import Tower, TowerFile
+from pyllamacpu.engine.tower_files import open_tower
+from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.images.picture import Picture
+from pyllamacpu.limits import cpus_usable
+from pyllamacpu.native import ffi, isa_selected, lib, pointer
+
+TABLE = "llama_bench_image"
+PRODUCTS = "matmul"  # what ops that are products of matrices are called
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """A part of the work of an image. `products`: seconds and cost of the matrix products alone."""
+
+    model: str
+    test: str
+    n_threads: int
+    n_rows: int  # of an image, for the text model
+    samples_ns: tuple[int, ...]
+    cost: Cost
+    products: tuple[float, Cost]
+    limits: Limits | None
+    profile: tuple[OpTime, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.test
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.samples_ns) / NS
+
+    def row(self) -> dict[str, Any]:
+        limits, (seconds, cost) = self.limits, self.products
+        return {
+            "build_commit": __version__,
+            "cpu_info": cpu_name(),
+            "isa": isa_selected(),
+            "model_filename": self.model,
+            "test": self.test,
+            "n_threads": self.n_threads,
+            "n_rows": self.n_rows,
+            "median_ns": round(self.seconds * NS),
+            "samples_ns": list(self.samples_ns),
+            "int8_ops": self.cost.int8,
+            "fp32_ops": self.cost.fp32,
+            "limit_int8_ops_per_second": limits.int8_ops if limits else None,
+            "limit_fp32_ops_per_second": limits.fp32_ops if limits else None,
+            "limit_share": self.cost.least_seconds(limits) / self.seconds if limits else None,
+            "products_ns": round(seconds * NS),
+            "products_limit_share": cost.least_seconds(limits) / seconds if limits and seconds else None,
+        }
+
+
+def run_images(options: BenchOptions, progress: Progress | None = None) -> Iterator[ImageResult]:
+    """The parts of the tower, all of it, and the text model's prompt where there is a text model.
+
+    Raises OptionError for a model without a tower, and what opening a model can raise.
+    """
+    say = progress or (lambda text, done, total: None)
+    n_threads = (options.n_threads or (0,))[0] or cpus_usable()
+    for path in options.models:
+        with GGUFFile.open(path) as file:
+            opened, is_alone = _tower_of(file)
+            say("measuring the machine", 0, 2)
+            limits = measure(n_threads, options.limit_seconds) if options.limits else None
+            say(f"loading {opened.file.paths[0].name}", 1, 2)
+            pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
+            tower = Tower(opened, pool, nullcontext)
+            try:
+                n_rows, found = _measured(tower, options, limits, n_threads)
+            finally:
+                tower.release()
+                if opened.file is not file:
+                    opened.file.close()
+        yield from found
+        if not is_alone:
+            own = replace(options, models=(path,), n_prompt=(n_rows,), n_gen=(0,), n_pg=(), n_depth=(0,))
+            for result in run(replace(own, profile=True), progress):
+                yield _of_prompt(result, n_rows)
+
+
+def _tower_of(file: GGUFFile) -> tuple[TowerFile, bool]:
+    """The tower, and whether its file holds nothing else."""
+    arch = file.metadata.get("general.architecture")
+    if arch == "clip":
+        return TowerFile(file), True
+    dim = file.metadata.get(f"{arch}.embedding_length")
+    found = open_tower(file, dim, None) if isinstance(dim, int) else None
+    if found is None:
+        raise OptionError(
+            f"{file.paths[0]}: has no vision tower, in the file or beside it; --image measures a tower's own "
+            "file too (-m mmproj-….gguf)"
+        )
+    return found, False
+
+
+@dataclass
+class _Call:
+    """A run of a part while an image is read, to be repeated."""
+
+    part: str
+    run: Callable[[], object]
+
+
+def _measured(
+    tower: Tower, options: BenchOptions, limits: Limits | None, n_threads: int
+) -> tuple[int, list[ImageResult]]:
+    """Rows of an image of one tile, and the results of each part of the tower and of all of them."""
+    size = tower.config.image_size
+    pixels = np.random.default_rng(options.seed).integers(0, 256, (size, size, 3), np.uint8)
+    tiles = tower.opened.cut(Picture(pixels))
+    calls: list[_Call] = []
+
+    def noted(part: str, rows: Any, wanted: Any = None) -> Any:
+        calls.append(_Call(part, lambda: tower.run(part, rows, wanted)))
+        return tower.run(part, rows, wanted)
+
+    opened = tower.opened
+    n_rows = len(opened.architecture.encode(tower.config, tower.weights, noted, tiles))
+    model = model_facts(opened.file).type
+    parts = [_of_part(tower, call, options, limits, n_threads, n_rows, model) for call in calls]
+    samples = tuple(map(sum, zip(*(part.samples_ns for part in parts), strict=True)))
+    seconds = sum(part.products[0] for part in parts)
+    products = sum((part.products[1] for part in parts), Cost()), sum((part.cost for part in parts), Cost())
+    whole = replace(
+        parts[0], test="tile", samples_ns=samples, cost=products[1], products=(seconds, products[0])
+    )
+    return n_rows, [*parts, replace(whole, profile=())]
+
+
+def _of_part(
+    tower: Tower,
+    call: _Call,
+    options: BenchOptions,
+    limits: Limits | None,
+    n_threads: int,
+    n_rows: int,
+    model: str,
+) -> ImageResult:
+    plan, native = tower.part(call.part)
+    samples, profiles = [], []
+    for _ in range(options.repetitions):
+        seconds = np.zeros(len(plan), np.float64)
+        native.profile(seconds)
+        start = time.perf_counter_ns()
+        call.run()
+        samples.append(time.perf_counter_ns() - start)
+        native.profile(None)
+        profiles.append(seconds)
+    spent = np.median(profiles, axis=0)
+    ops: dict[str, OpTime] = {}
+    for i, name in enumerate(plan.names):
+        old = ops.get(name, OpTime(name, 0.0, Cost()))
+        cost = old.cost + Cost(*tower.cost(call.part, i))
+        ops[name] = OpTime(name, old.seconds + float(spent[i]), cost)
+    total = sum((op.cost for op in ops.values()), Cost())
+    profile = tuple(ops.values())
+    return ImageResult(
+        model,
+        f"tower {call.part}",
+        n_threads,
+        n_rows,
+        tuple(samples),
+        total,
+        _products(profile),
+        limits,
+        profile,
+    )
+
+
+def _products(profile: tuple[OpTime, ...]) -> tuple[float, Cost]:
+    own = [op for op in profile if op.name.startswith(PRODUCTS)]
+    return sum(op.seconds for op in own), sum((op.cost for op in own), Cost())
+
+
+def _of_prompt(result: Result, n_rows: int) -> ImageResult:
+    return ImageResult(
+        result.model.type,
+        f"prompt of {n_rows}",
+        result.n_threads,
+        n_rows,
+        result.samples_ns,
+        result.cost,
+        _products(result.profile),
+        result.limits,
+        result.profile,
+    )
+
+
+def image_columns(first: ImageResult) -> list[Column]:
+    columns: list[Column] = [
+        ("model", False, lambda result: result.model),
+        ("test", False, lambda result: result.test),
+        ("      ms", True, lambda result: f"{1e3 * result.seconds:.1f}"),
+        ("    Gop", True, lambda result: f"{(result.cost.int8 + result.cost.fp32) / 1e9:.1f}"),
+    ]
+    if first.limits:
+        columns.append(("of limit", True, lambda result: _percent(result.row()["limit_share"])))
+        columns.append(("products of limit", True, lambda r: _percent(r.row()["products_limit_share"])))
+    return columns
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.0f} %"

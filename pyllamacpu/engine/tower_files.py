@@ -1,0 +1,67 @@
+"""Finding the vision tower of a text model: in the file that is named, in the model's own, or beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pyllamacpu.engine.tower import TowerFile
+from pyllamacpu.errors import GGUFError, ModelError, OptionError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.model.towers import tower_kind
+
+_PREFERRED = ("bf16", "f16", "q8_0", "f32")  # of towers that differ in their types only
+
+
+def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
+    """The tower of the model of `file`: in the file `mmproj`, in the model's own, or in one beside it; None
+    where there is none. mmproj False: none. Raises GGUFError, ModelError, OptionError.
+    """
+    arch = str(file.metadata.get("general.architecture"))
+    if mmproj is False:
+        return None
+    if mmproj is not None:
+        if not isinstance(mmproj, (str, os.PathLike)):
+            raise OptionError(f"mmproj={mmproj!r:.80}: give the path of a GGUF file with a vision tower")
+        if not os.path.exists(mmproj):
+            raise OptionError(
+                f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)"
+            )
+        return _opened(Path(mmproj), arch, dim)
+    if tower_kind(file.metadata) is not None:
+        own = TowerFile(file)
+        own.check_fits(arch, dim)
+        return own
+    return _beside(Path(file.paths[0]), arch, dim)
+
+
+def _opened(path: Path, arch: str, dim: int) -> TowerFile:
+    file = GGUFFile.open(path)
+    try:
+        found = TowerFile(file)
+        found.check_fits(arch, dim)
+    except BaseException:
+        file.close()
+        raise
+    return found
+
+
+def _beside(model: Path, arch: str, dim: int) -> TowerFile | None:
+    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's
+    own name before others, then by type.
+    """
+    for path in sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model)):
+        try:
+            return _opened(path, arch, dim)
+        except (GGUFError, ModelError, OSError):
+            continue  # another model's
+    return None
+
+
+def _rank(path: Path, model: Path) -> tuple[Any, ...]:
+    name = path.stem.lower()
+    plain = name.replace("mmproj", "").strip("-._")
+    own = bool(plain) and model.stem.lower().startswith(plain.rsplit("-", 1)[0])
+    kind = next((i for i, kind in enumerate(_PREFERRED) if name.endswith(kind)), len(_PREFERRED))
+    return not own, kind, name

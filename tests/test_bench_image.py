@@ -1,0 +1,83 @@
+"""`bench --image`: a vision tower's parts and the prompt of an image. Covers bench/image.py,
+engine/tower_files.py, benchmarks/synthetic_tower.py.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from llama4_vision_models import PER_TILE, llama4_vision
+
+from pyllamacpu.bench.cases import BenchOptions
+from pyllamacpu.bench.image import image_columns, run_images
+from pyllamacpu.cli.bench import bench
+from pyllamacpu.engine.tower_files import open_tower
+from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.reader import GGUFFile
+
+__all__ = ["llama4_vision"]
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def test_parts_of_the_tower_and_the_prompt(llama4_vision: Path) -> None:
+    options = BenchOptions((llama4_vision,), repetitions=2, limit_seconds=0.02, n_threads=(2,))
+    found = list(run_images(options))
+    assert [result.test for result in found] == [
+        "tower encoder", "tower projector", "tile", f"prompt of {PER_TILE}",
+    ]  # fmt: skip
+    encoder, projector, tile, prompt = found
+    assert tile.seconds == pytest.approx(encoder.seconds + projector.seconds, rel=0.5)
+    assert tile.cost == encoder.cost + projector.cost
+    # 17 rows through q, k, v, out and the MLP of three layers, and the patches; float32 products
+    products = 2 * 17 * (3 * (4 * 48**2 + 2 * 48 * 192) + 48 * 588)
+    assert encoder.products[1].fp32 == products
+    assert 0 < tile.row()["products_limit_share"] < 2
+    assert prompt.cost.fp32 > 0 and len(image_columns(prompt)) == 6
+
+
+def test_the_command(llama4_vision: Path, tmp_path: Path) -> None:
+    tower = llama4_vision.with_name(f"mmproj-{llama4_vision.name}")
+    given = ["-m", str(tower), "--image", "--no-limits", "-r", "1", "-o", "json", "--no-progress"]
+    done = CliRunner().invoke(bench, given)
+    assert done.exit_code == 0, done.output
+    assert [row["test"] for row in json.loads(done.output)] == ["tower encoder", "tower projector", "tile"]
+    done = CliRunner().invoke(bench, ["-m", str(tower), "--image", "--batched"])
+    assert done.exit_code == 2 and "neither" in done.output
+    alone = tmp_path / "text.gguf"
+    alone.write_bytes(llama4_vision.read_bytes())
+    with pytest.raises(OptionError, match="has no vision tower"):
+        list(run_images(BenchOptions((alone,))))
+
+
+def test_a_tower_is_found_by_its_name_and_what_it_fits(llama4_vision: Path, tmp_path: Path) -> None:
+    model, tower = tmp_path / "model-q4_k_m.gguf", llama4_vision.with_name(f"mmproj-{llama4_vision.name}")
+    model.write_bytes(llama4_vision.read_bytes())
+    for name in ("mmproj-other-f16.gguf", "mmproj-model-q8_0.gguf", "mmproj-model-f16.gguf"):
+        (tmp_path / name).write_bytes(tower.read_bytes())
+    (tmp_path / "mmproj-model-bf16.gguf").write_bytes(b"GGUF, and then nothing")
+    with GGUFFile.open(model) as file:
+        found = open_tower(file, 64, None)
+        assert found is not None and found.file.paths[0].name == "mmproj-model-f16.gguf"
+        found.file.close()
+        assert open_tower(file, 96, None) is None
+        assert open_tower(file, 64, False) is None
+
+
+def test_a_synthetic_tower(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from pathlib import Path\n"
+        "import synthetic_tower as made\n"
+        "from pyllamacpu.gguf.types import TensorType\n"
+        "small = made.Llama4VisionConfig(64, 64, 2, 2, 96, 56, 14, 2, 1e-5, 1e4)\n"
+        "made.write(Path(sys.argv[2]), TensorType.Q8_0, small, 32)\n"
+    )
+    path = tmp_path / "mmproj.gguf"
+    subprocess.run([sys.executable, "-c", code, str(BENCHMARKS), str(path)], check=True)
+    options = BenchOptions((path,), repetitions=1, limits=False, n_threads=(1,))
+    assert [result.n_rows for result in run_images(options)] == [4, 4, 4]
