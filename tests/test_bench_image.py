@@ -1,5 +1,5 @@
 """`bench --image`: a vision tower's parts and the prompt of an image. Covers bench/image.py,
-engine/tower_files.py, benchmarks/synthetic_tower.py.
+engine/tower_files.py, and the writer of synthetic towers of benchmarks/.
 """
 
 from __future__ import annotations
