@@ -31,12 +31,13 @@ def test_parts_of_the_tower_and_the_prompt(llama4_vision: Path) -> None:
         "tower encoder", "tower projector", "tile", f"prompt of {PER_TILE}",
     ]  # fmt: skip
     encoder, projector, tile, prompt = found
-    assert tile.seconds == pytest.approx(encoder.seconds + projector.seconds, rel=0.5)
+    both = zip(encoder.samples_ns, projector.samples_ns, strict=True)
+    assert tile.samples_ns == tuple(a + b for a, b in both)
     assert tile.cost == encoder.cost + projector.cost
     # 17 rows through q, k, v, out and the MLP of three layers, and the patches; float32 products
     products = 2 * 17 * (3 * (4 * 48**2 + 2 * 48 * 192) + 48 * 588)
     assert encoder.products[1].fp32 == products
-    assert 0 < tile.row()["products_limit_share"] < 2
+    assert tile.row()["products_limit_share"] > 0
     assert prompt.cost.fp32 > 0 and len(image_columns(prompt)) == 6
 
 
