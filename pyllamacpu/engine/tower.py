@@ -121,7 +121,11 @@ class Tower:
 
     def encode(self, tiles: Tiles) -> Floats:
         """An image -> (n_tiles * rows_per_tile, dim)."""
-        return self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
+        try:
+            return self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
+        finally:
+            with self._exclusive():
+                self._release_passing()
 
     def run(self, part: str, rows: Floats, wanted: Sequence[int] | None = None) -> Floats:
         """What a part makes of `rows` (n, width), or of those `wanted`; rows of zeros fill it up."""
