@@ -427,9 +427,11 @@ typedef struct {
                                     * space, may be NULL: as many as the sequence has positions, with those of this batch */
     float *logits;                 /* (n_logits, logits_stride of the plan), 64-byte aligned; or NULL */
     float *hidden;                 /* (n_outputs, hidden_stride of the plan), 64-byte aligned; or NULL */
+    int32_t first_op, end_op;      /* the ops to run; end_op 0: to the last one. A long run may be cut: what ops before
+                                    * first_op made of the same batch must still be there */
 } pl_batch;
 
-/* Runs the whole plan on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms
+/* Runs the plan, or the batch's part of it, on the pool. `interrupt` (may be NULL) is called by this thread now and then, at least 50 ms
  * apart; when it returns non-zero the run ends with PL_EINTERRUPTED. PL_EINVAL: the batch does not fit the plan, or an op was
  * given a row that is not there (its results are worth nothing). PL_EREAD: an expert could not be read from its file. */
 int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void));

@@ -210,6 +210,7 @@ def put(name: str, i: int, value: int) -> Callable[[BatchArrays], None]:
     "spoil",
     [
         spoilt("n_tokens", 0), spoilt("n_tokens", 17), spoilt("n_outputs", -1), spoilt("n_outputs", 6),
+        spoilt("first_op", -1), spoilt("first_op", 1000), spoilt("end_op", -1), spoilt("end_op", 1000),
         spoilt("n_logits", 3), spoilt("n_logits", -1), spoilt("n_sequences", 1), spoilt("n_sequences", 3),
         spoilt("tokens", ffi.NULL), spoilt("positions", ffi.NULL), spoilt("sequences", ffi.NULL),
         spoilt("outputs", ffi.NULL), spoilt("pages", ffi.NULL), spoilt("embeddings", ffi.NULL),

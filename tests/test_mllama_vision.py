@@ -13,6 +13,7 @@ from mllama_files import converted, difference, expected, llm, mllama, ollama_ol
 from mllama_models import RATIOS, VISION, processed
 
 from pyllamacpu import Llama
+from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.tower import TowerFile
 from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.reader import GGUFFile
@@ -82,3 +83,20 @@ def test_a_tower_of_another_model_is_refused(mllama: Path) -> None:
         tower.check_fits("mllama", 128)
     with pytest.raises(ModelError, match="does not fit a llama4 model"):
         tower.check_fits("llama4", 64)
+
+
+def test_other_steps_come_between_the_ops_of_an_image(
+    mllama: Path, llm: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = llm.image_features(processed(5, (2, 2)))
+    monkeypatch.setattr("pyllamacpu.engine.tower._SLICE_OPERATIONS", 1e5)
+    runs: list[int] = []
+
+    def step(*_: object) -> None:
+        runs.append(1)
+        other.engine.step([Entry(other.engine.sequence(), [1, 2, 3], "last")])
+
+    with opened(mllama) as other:
+        monkeypatch.setattr("pyllamacpu.engine.tower.time.sleep", step)
+        assert np.array_equal(other.image_features(processed(5, (2, 2))), whole)
+    assert len(runs) > 20

@@ -19,7 +19,8 @@ static int counts_ok(const pl_plan *plan, const pl_batch *b)
            b->n_logits >= 0 && b->n_logits <= b->n_outputs && b->n_sequences >= 1 && b->n_sequences <= b->n_tokens &&
            b->n_embeddings >= 0 && b->tokens && b->positions && b->sequences && (b->outputs || b->n_outputs == 0) &&
            (b->n_embeddings == 0 || (b->embeddings && b->embedding_stride >= plan->embedding_width)) && aligned64(b->logits) &&
-           aligned64(b->hidden) && (!b->adapter_scales || b->n_adapters >= plan->n_adapters);
+           aligned64(b->hidden) && b->first_op >= 0 && b->end_op >= 0 && b->end_op <= plan->n_ops && b->first_op <= plan->n_ops &&
+           (!b->adapter_scales || b->n_adapters >= plan->n_adapters);
 }
 
 static int outputs_ok(const pl_batch *b)
@@ -127,7 +128,8 @@ void pl_plan_run_thread(void *arg, int thread)
     pl_plan *plan = arg;
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
-    for (int i = 0; i < plan->n_ops; i++) {
+    const int end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
+    for (int i = plan->batch.first_op; i < end; i++) {
         pl_work_queue queue = {.done = &plan->done[i],
                                .cursors = plan->cursors,
                                .epoch = epoch_of(plan, round) + 1 + (uint64_t)i,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.batch import aligned_rows
 from pyllamacpu.errors import ModelError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from pyllamacpu.images.tiles import Tiles
 
 Floats = npt.NDArray[np.float32]
+
+_SLICE_OPERATIONS = 5e10  # of a run without a break: fractions of a second
+_PAUSE = 0.0005  # seconds
 
 
 class TowerFile:
@@ -88,6 +93,7 @@ class Tower:
     ) -> None:
         self.opened, self.config = opened, opened.config
         self._exclusive, self._pool = exclusive, pool
+        self._one_image = fork_safe_lock()  # whose rows are in the plans' buffers
         file = opened.file
         specs = opened.architecture.tensors(self.config, file.tensors)
         self.weights = load_weights(file, specs, pool, on_load)
@@ -124,16 +130,19 @@ class Tower:
         try:
             return self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
         finally:
-            with self._exclusive():
+            with self._one_image, self._exclusive():
                 self._release_passing()
 
     def run(self, part: str, rows: Floats, wanted: Sequence[int] | None = None) -> Floats:
-        """What a part makes of `rows` (n, width), or of those `wanted`; rows of zeros fill it up."""
-        with self._exclusive():
+        """What a part makes of `rows` (n, width), or of those `wanted`; rows of zeros fill it up. Other work
+        of the pool comes between its ops.
+        """
+        with self._one_image:
             return self._run(part, rows, wanted)
 
     def _run(self, part: str, rows: Floats, wanted: Sequence[int] | None) -> Floats:
-        plan, native = self.part(part)
+        with self._exclusive():
+            plan, native = self.part(part)
         n_rows = self.opened.architecture.PARTS[part].max_rows(self.config)
         ids = [-1 - i for i in range(len(rows))] + [0] * (n_rows - len(rows))
         outputs = list(range(len(rows)) if wanted is None else map(int, wanted))
@@ -148,8 +157,25 @@ class Tower:
         batch.embeddings = ffi.from_buffer("float *", rows)
         batch.n_embeddings, batch.embedding_stride = rows.shape
         batch.hidden = ffi.from_buffer("float *", hidden)
-        native.run(batch, threading.current_thread() is threading.main_thread())
+        is_main = threading.current_thread() is threading.main_thread()
+        for first, end in self._slices(part, len(plan)):
+            batch.first_op, batch.end_op = first, end
+            with self._exclusive():
+                native.run(batch, is_main)
+            if end < len(plan):
+                time.sleep(_PAUSE)  # who waits for the pool would not get it otherwise
         return hidden[:, : _width(plan)]
+
+    def _slices(self, part: str, n_ops: int) -> Iterator[tuple[int, int]]:
+        """Runs of a part's ops, (first, end), of about the same work."""
+        first, work = 0, 0.0
+        for i in range(n_ops):
+            _, int8, fp32 = self.cost(part, i)
+            if i > first and work + int8 + fp32 > _SLICE_OPERATIONS:
+                yield first, i
+                first, work = i, 0.0
+            work += int8 + fp32
+        yield first, n_ops
 
     def cost(self, part: str, op: int) -> tuple[float, float, float]:
         """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least."""
