@@ -1,6 +1,6 @@
 """Images in chats and completions of the command line: options, files on the line, saved chats.
 
-Covers cli/images.py.
+Covers cli/images.py, cli/image.py.
 """
 
 from __future__ import annotations
@@ -168,6 +168,21 @@ def test_options(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert code == 1 and "vision tower is missing" in err and "mmproj" in err
     named = ("--mmproj", folder / "mmproj-words.gguf")
     assert run(capsys, *chat[:2], alone, *chat[3:], "--image", photo, *named)[1] == found[1][1]
+
+
+def test_what_an_image_is_to_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, drawing, model = folder / "a photo.png", folder / "drawing.webp", folder / "words.gguf"
+    code, out, _ = run(capsys, "image", photo, drawing, "-m", model, "-t", "1")
+    assert code == 0 and out.startswith("a photo.png: PNG, ")
+    for line in ("100 x 60 pixels", "2 x 2 tiles and the whole picture, of 56 x 56", "27 in the prompt"):
+        assert line in out
+    costs = [float(line.split()[1]) for line in out.splitlines() if line.split()[0] == "cost"]
+    assert costs[0] == pytest.approx(5 * costs[1], rel=0.01)  # tiles
+    code, out, _ = run(capsys, "image", photo, "-m", model, "--no-run", "--json")
+    facts = json.loads(out)
+    assert (facts["rows"], facts["cols"], facts["n_tiles"], facts["n_tokens"]) == (2, 2, 5, 27)
+    assert "seconds" not in facts
+    assert run(capsys, "image", model, "-m", model)[0] == 1
 
 
 def test_a_file_dropped_on_a_terminal(folder: Path, tmp_path: Path) -> None:

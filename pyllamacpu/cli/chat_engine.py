@@ -143,6 +143,7 @@ class ChatEngine:
         """The answer as the engine's text events; the chat format's own ends stop it too."""
         from pyllamacpu.api.prompts import stop_token_ids
 
+        more: dict[str, Any] = {"images": self._held} if self._held else {}
         ends = stop_token_ids(self.tokenizer, self.template)
         stops = (*stop, *self.template.stop_strings)
         return self.llm.stream(
@@ -154,5 +155,5 @@ class ChatEngine:
             end_tokens=ends,
             stop_loops=self.stop_loops,
             grammar=self.form,
-            images=self._held,
+            **more,
         )

@@ -115,6 +115,7 @@ def _continue(
         tokens, before, behind = _prompt_ids(llm, prompt, parameters)
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
+    more: dict[str, Any] = {"images": images} if images else {}
     events = llm.stream(
         tokens,
         sampling,
@@ -123,7 +124,7 @@ def _continue(
         screen.on_prompt,
         stop_loops=parameters["stop_loops"],
         grammar=parameters["form"],
-        images=images,
+        **more,
     )
     if parameters["display_prompt"]:
         screen.text(before)

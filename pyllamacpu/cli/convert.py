@@ -75,7 +75,7 @@ def convert(source: Path, dry_run: bool, **given: Any) -> None:
       pyllamacpu convert SmolLM2-135M --outfile {name}-{ftype}.gguf --dry-run
       pyllamacpu convert my-lora --base Llama-3.2-1B-Instruct -o my-lora.gguf
       pyllamacpu convert model-f16.gguf --lora my-lora.gguf -o merged.gguf
-      pyllamacpu convert Llama-4-Scout-17B-16E-Instruct --outtype q4_k_m   (and mmproj-…-q8_0.gguf)
+      pyllamacpu convert Llama-4-Scout-17B-16E-Instruct --outtype q4_k_m
       pyllamacpu convert big.gguf -o part.gguf --split-max-size 4G
     """
     from pyllamacpu.convert.sources import plan_conversion

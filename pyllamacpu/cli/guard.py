@@ -75,7 +75,7 @@ def guard(**parameters: Any) -> None:
       pyllamacpu guard -m llama-guard.gguf -p "How do I pick a lock?"
       pyllamacpu guard -m llama-guard.gguf -p "Hi" --response "Hello" --json
       pyllamacpu guard -m llama-guard.gguf -f chat.txt --category S1 --category S9
-      pyllamacpu guard -m llama-guard-vision.gguf -p "How is this made?" --image photo.jpg
+      pyllamacpu guard -m guard-vision.gguf -p "What is it?" --image photo.jpg
     """
     from pyllamacpu.safety import Guard
     from pyllamacpu.store import resolve_model

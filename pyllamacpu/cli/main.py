@@ -26,6 +26,7 @@ _COMMANDS = {
     "complete": ("pyllamacpu.cli.complete", "complete"),
     "serve": ("pyllamacpu.cli.serve", "serve"),
     "batch": ("pyllamacpu.cli.batch", "batch"),
+    "image": ("pyllamacpu.cli.image", "image"),
     "guard": ("pyllamacpu.cli.guard", "guard"),
     "code-shield": ("pyllamacpu.cli.code_shield", "code_shield"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
