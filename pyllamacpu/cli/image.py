@@ -106,7 +106,8 @@ class _Measure:
 
     def __init__(self, file: GGUFFile, mmproj: Path | None, threads: int | None, run: bool) -> None:
         """Raises GGUFError, ModelError, OptionError."""
-        from pyllamacpu.api.vision import missing_tower, open_tower
+        from pyllamacpu.api.vision import missing_tower
+        from pyllamacpu.engine.tower_files import open_tower
         from pyllamacpu.text.load import load_tokenizer
 
         arch, metadata = str(file.metadata.get("general.architecture")), file.metadata

@@ -81,8 +81,8 @@ export async function modelNames() {
 // { n_ctx, params: the defaults of sampling } of a model; loads it when it is not.
 export async function properties(model) {
   const query = model ? `?model=${encodeURIComponent(model)}` : "";
-  const { default_generation_settings: settings } = await (await request(`props${query}`)).json();
-  return settings;
+  const { default_generation_settings: settings, modalities } = await (await request(`props${query}`)).json();
+  return { ...settings, vision: modalities.vision };
 }
 
 // How many tokens the model reads for these messages.

@@ -1,7 +1,7 @@
 // A conversation is a tree of messages: editing and regenerating add branches beside what was there.
 //
 // { id, title, created, updated, model, settings, messages: { id: message }, chosen: { parent: child } }
-// message: { id, parent, role, content, files: [{ name, text }], created, model?, stats?, state? }
+// message: { id, parent, role, content, files: [{ name, text } or { name, image }], created, model?, stats?, state? }
 // The parent of the first message is ROOT. `chosen` says which branch is shown below a message.
 
 export const ROOT = "root";
@@ -96,17 +96,27 @@ function fenced(text) {
   return `${fence}\n${text.endsWith("\n") ? text : `${text}\n`}${fence}`;
 }
 
-// What the model reads of a message: its files, then its text.
+// What the model reads of a message beside its images: its text files, then its text.
 export function promptText(message) {
-  const files = message.files.map((file) => `File ${file.name}:\n${fenced(file.text)}`);
-  return [...files, message.content].filter(Boolean).join("\n\n");
+  const files = message.files.filter((file) => !file.image);
+  const texts = files.map((file) => `File ${file.name}:\n${fenced(file.text)}`);
+  return [...texts, message.content].filter(Boolean).join("\n\n");
+}
+
+// The content of a message in a request: its images (data URLs) stand before its text.
+function requestContent(message) {
+  const text = promptText(message);
+  const images = message.files.filter((file) => file.image);
+  if (!images.length) return text;
+  const parts = images.map((file) => ({ type: "image_url", image_url: { url: file.image } }));
+  return text ? [...parts, { type: "text", text }] : parts;
 }
 
 // The messages of a request. Answers that stayed empty are left out, with nothing in their place.
 export function requestMessages(conversation, path) {
   const system = conversation.settings.system?.trim();
   const messages = path
-    .map((message) => ({ role: message.role, content: promptText(message) }))
+    .map((message) => ({ role: message.role, content: requestContent(message) }))
     .filter((message) => message.content !== "");
   return system ? [{ role: "system", content: system }, ...messages] : messages;
 }

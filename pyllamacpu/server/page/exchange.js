@@ -14,7 +14,9 @@ export function toMarkdown(conversation) {
   const parts = [`# ${conversation.title || "Conversation"}`];
   if (conversation.settings.system) parts.push(`**System**\n\n${conversation.settings.system}`);
   for (const message of shownPath(conversation)) {
-    parts.push(`**${message.role === "user" ? "You" : message.model || "Model"}**\n\n${promptText(message)}`);
+    const images = message.files.filter((file) => file.image).map((file) => `*Image: ${file.name}*`);
+    const text = [...images, promptText(message)].filter(Boolean).join("\n\n");
+    parts.push(`**${message.role === "user" ? "You" : message.model || "Model"}**\n\n${text}`);
   }
   return `${parts.join("\n\n")}\n`;
 }
@@ -40,6 +42,7 @@ export function fromJson(text) {
 
 const asText = (value) => (typeof value === "string" ? value : "");
 const asTime = (value) => (Number.isFinite(value) ? value : Date.now());
+const IMAGE = /^data:image\/(jpeg|png|webp|gif|bmp);base64,[A-Za-z0-9+/]+=*$/;
 const asObject = (value) => (value !== null && typeof value === "object" && !Array.isArray(value) ? value : {});
 
 function readConversation(value) {
@@ -73,10 +76,15 @@ function readMessage(value) {
   const files = Array.isArray(given.files) ? given.files : [];
   return {
     id: given.id, parent: asText(given.parent), role: given.role, content: given.content,
-    files: files.map((file) => ({ name: asText(file?.name), text: asText(file?.text) })),
+    files: files.map(readFile),
     created: asTime(given.created), model: asText(given.model), stats: readStats(given.stats),
     state: asText(given.state),
   };
+}
+
+function readFile(file) {
+  const name = asText(file?.name);
+  return IMAGE.test(asText(file?.image)) ? { name, image: file.image } : { name, text: asText(file?.text) };
 }
 
 function readStats(value) {

@@ -19,6 +19,7 @@ let conversation = null;
 let editing = null; // the message that the prompt's text will stand beside
 const running = new Map(); // conversation id -> Answer
 const contexts = new Map(); // model -> n_ctx
+const sighted = new Map(); // model -> whether it reads images
 
 const list = new MessageList({ edit, regenerate, choose, remove: removeBranch });
 const sidebar = new Sidebar({ open: openConversation, renamed });
@@ -221,6 +222,7 @@ async function learnContext(model) {
   try {
     const found = await properties(model);
     contexts.set(model, found.n_ctx);
+    sighted.set(model, found.vision);
     showDefaults(found.params ?? {});
     drawMeter(shownPath(conversation));
   } catch {
@@ -297,7 +299,7 @@ function bindControls() {
     conversation.settings = settings;
     if (Object.keys(conversation.messages).length) keep(conversation);
   });
-  acceptFiles();
+  acceptFiles(() => sighted.get(byId("model").value) ?? true);
   bindKeys({ send, stop, endEdit, editLast, regenerateLast, toggle, openNew: () => openConversation(null) });
 }
 

@@ -65,6 +65,10 @@ export class MessageList {
     const name = message.role === "user" ? "You" : message.model || "Model";
     article.append(element("h2", { className: "who", textContent: name }));
     for (const file of message.files) {
+      if (file.image) {
+        article.append(element("img", { className: "picture", src: file.image, alt: file.name, title: file.name }));
+        continue;
+      }
       const text = element("pre", { textContent: file.text, tabIndex: 0 });
       article.append(element("details", { className: "file" }, element("summary", { textContent: file.name }), text));
     }
