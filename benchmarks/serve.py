@@ -12,8 +12,8 @@ long-prompt  a long prompt arrives among 4 streams: the time between their token
              token beside that of a long prompt alone
 cached       first token of a long prompt that is in the cache, with 32 new tokens behind it
 load         first tokens of 8 clients whose requests come at random, at 70 % of the rate that the server has
-cancel       from hanging up to a free engine: while the prompt is read, while an answer is streamed, and
-             while one is made that is not
+cancel       from hanging up to a free engine, the longest of three: in the middle of a long prompt, of an
+             answer that is streamed, and of one that is not; beside about a step's time then
 memory       resident memory at the end, beside weights, scratch and pages of keys and values (ours only)
 
 Servers and the bench run in turn, so that a slow minute of the machine hits all of them. Shown are medians
@@ -176,8 +176,10 @@ def other_rows(figures: Figures, sizes: Sizes) -> list[list[str]]:
         (f"first token at {100 * sizes.load:.0f} % load, p50", "load", "first_p50", {}),
         (f"first token at {100 * sizes.load:.0f} % load, p99", "load", "first_p99", {}),
         ("cancelled while the prompt is read", "cancel", "seconds", {"phase": "prompt"}),
+        ("a step then", "cancel", "step_seconds", {"phase": "prompt"}),
         ("cancelled while it streams", "cancel", "seconds", {"phase": "stream"}),
         ("cancelled while it does not stream", "cancel", "seconds", {"phase": "whole"}),
+        ("a step then", "cancel", "step_seconds", {"phase": "whole"}),
     ]
     table = []
     for title, part, name, where in lines:

@@ -18,6 +18,8 @@ from pyllamacpu.engine.pages import PAGE
 
 NEW_TOKENS = 32  # behind a cached prompt
 LOAD_CLIENTS = 8
+CANCELS = 3  # in each phase
+STEP_TOKENS = 512  # of a prompt that is read alone
 Row = dict[str, Any]
 
 
@@ -163,28 +165,36 @@ async def load(target: Target) -> list[Row]:
 
 
 async def cancel(target: Target) -> list[Row]:
-    """While a prompt is read, while an answer is streamed, and while one is made that is not."""
+    """While a prompt is read, while an answer is streamed, and while one is made that is not; the longest of
+    some, and about how long a step takes then.
+    """
     sizes = target.sizes
-    phases = (
-        ("prompt", sizes.n_long, True),
-        ("stream", sizes.n_prompt, True),
-        ("whole", sizes.n_prompt, False),
+    alone = await target.stream(sizes.n_prompt, 16)
+    per_token = alone.first / sizes.n_prompt
+    gap = statistics.median(gaps([alone]))
+    phases = (  # tokens of the prompt, streamed, seconds from its coming to hanging up, of a step
+        ("prompt", sizes.n_long, True, 0.3 * per_token * sizes.n_long, STEP_TOKENS * per_token),
+        ("stream", sizes.n_prompt, True, 1.5 * alone.first + 8 * gap, gap),
+        ("whole", sizes.n_prompt, False, 1.5 * alone.first + 8 * gap, gap),
     )
-    return [await _cancel(target, *phase) for phase in phases]
+    rows = []
+    for phase, n_prompt, stream, pause, step in phases:
+        found = [await _cancel(target, n_prompt, stream, pause) for _ in range(CANCELS)]
+        rows.append({"phase": phase, "seconds": max(found), "step_seconds": step})
+    return rows
 
 
-async def _cancel(target: Target, phase: str, n_prompt: int, stream: bool) -> Row:
-    client, end = target.server.client, time.perf_counter() + START_SECONDS
+async def _cancel(target: Target, n_prompt: int, stream: bool, pause: float) -> float:
+    """Seconds from hanging up to a free engine."""
+    client = target.server.client
     n_answer = target.sizes.n_ctx - n_prompt - 1
-    transport, answer = await client.start(target.prompts.take(n_prompt), n_answer, stream)
-    while not (answer.pieces if phase == "stream" else await client.n_processing()):
-        if time.perf_counter() > end:
-            raise ServerFailure(f"{target.server.name} does not begin")
-        await asyncio.sleep(0.002)
-    await asyncio.sleep(0.05)
+    transport, _ = await client.start(target.prompts.take(n_prompt), n_answer, stream)
+    await asyncio.sleep(pause)
+    if not await client.n_processing():
+        raise ServerFailure(f"{target.server.name} is not at work")
     left = time.perf_counter()
     transport.abort()
-    return {"phase": phase, "seconds": await target.until_free() - left}
+    return await target.until_free() - left
 
 
 async def memory(target: Target) -> list[Row]:
