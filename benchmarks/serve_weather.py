@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import find_model
+from health_watch import HealthWatch, Look
 from serve_parts import percentile
 from server_process import Server as Process
 from server_process import free_port, running
@@ -39,7 +41,6 @@ KEY = "weather"
 MARGIN = 120 << 20  # bytes of memory beside weights, scratch and pages
 POOLED = 12  # threads for prompts and bodies, which come with the first work that needs them, and stay
 SETTLE_SECONDS = 90.0
-HEALTH_SECONDS = 0.25  # between two looks at /health
 _NAMES = ("first", "second")
 
 
@@ -103,7 +104,7 @@ class Weather:
     quiet: list[Any] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-    health: list[float] = field(default_factory=list)  # seconds
+    down_time: tuple[float, float] = (0.0, 0.0)  # monotonic seconds
     over: bool = False
     down: bool = False  # killed, and not yet back
 
@@ -119,10 +120,11 @@ class Weather:
             except OSError:
                 status, answer = 0, b""
             if status == 200:
-                try:
-                    return essence(plain(answer), bool(body.get("stream")))
-                except ValueError:
-                    status = 0  # cut off
+                answer, streamed = plain(answer), bool(body.get("stream"))
+                with contextlib.suppress(ValueError):
+                    if not streamed or b"data: [DONE]" in answer:
+                        return essence(answer, streamed)
+                status = 0  # cut off
             if status != 503 and not (status == 0 and (was_down or self.down)):
                 return {"status": status, "body": answer[:300].decode("utf-8", "replace")}
             self.counts[f"retried after {status or 'the kill'}"] += 1
@@ -159,18 +161,12 @@ class Weather:
                 await asyncio.sleep(0.1)
             self.counts["nasty requests"] += 1
 
-    async def watch_health(self) -> None:
-        while not self.over:
-            was_down, started = self.down, time.perf_counter()
-            try:
-                status, body = await self.server.ask(self.server.request("/health"))
-            except OSError:
-                status, body = 0, b""
-            if not (was_down or self.down):
-                self.health.append(time.perf_counter() - started)
-                if status != 200:
-                    self.faults.append(f"/health: {status} {body[:200]!r}")
-            await asyncio.sleep(HEALTH_SECONDS)
+    def judge_health(self, looks: Sequence[Look]) -> list[float]:
+        """Seconds of the looks at /health but for those of the time when the server was down."""
+        start, end = self.down_time
+        seen = [one for one in looks if one.end < start or one.start > end]
+        self.faults += [f"/health: {one.status}" for one in seen if one.status != 200]
+        return [one.seconds for one in seen]
 
     async def until_healthy(self) -> None:
         end = time.monotonic() + PATIENCE
@@ -191,15 +187,15 @@ async def storm(
     n_healthy = max(1, n_clients // 4)
     clients = [weather.healthy() for _ in range(n_healthy)]
     clients += [weather.nasty() for _ in range(n_clients - n_healthy)]
-    tasks = [asyncio.create_task(c) for c in [*clients, weather.watch_health()]]
+    tasks = [asyncio.create_task(client) for client in clients]
     await asyncio.sleep(seconds / 2)
-    weather.down = True
+    weather.down, killed = True, time.monotonic()
     process.process.send_signal(signal.SIGKILL)
     process.process.wait()
     process = stack.enter_context(running("pyllamacpu", weather.command, weather.server.port, wait=False))
     await weather.until_healthy()
     await asyncio.sleep(1)  # requests that the old one had accepted fail a little later
-    weather.down = False
+    weather.down, weather.down_time = False, (killed, time.monotonic())
     await asyncio.sleep(seconds / 2)
     weather.over = True
     await asyncio.gather(*tasks)
@@ -290,14 +286,18 @@ async def run(
     await asyncio.gather(*(weather.ask(number) for number in range(len(weather.questions)) for _ in range(2)))
     before = handles(process)
     print(f"{len(weather.questions)} questions asked alone; the storm begins", file=sys.stderr)
-    process = await storm(weather, stack, process, given.clients, 60 * given.minutes)
+    watch = HealthWatch(weather.server.port, KEY)
+    try:
+        process = await storm(weather, stack, process, given.clients, 60 * given.minutes)
+    finally:
+        health_seconds = weather.judge_health(watch.stop())
     print("the storm is over", file=sys.stderr)
     left = await check_settled(weather, process, before)
-    health = {f"health_p{p}": percentile(weather.health, p / 100) for p in (50, 90, 99)}
+    health = {f"health_p{p}": percentile(health_seconds, p / 100) for p in (50, 90, 99)}
     return {
         **weather.counts,
         **health,
-        "health_longest": max(weather.health),
+        "health_longest": max(health_seconds),
         **left,
         "faults": weather.faults,
     }

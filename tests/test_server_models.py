@@ -81,6 +81,22 @@ def test_a_model_waits_only_so_long_for_another_ones_place(
             held[0].close()
 
 
+def test_a_model_waits_as_long_as_users_of_the_other_one_go(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long queue of a slow machine is no reason for a 503."""
+    monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.6)
+    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        held = hold(running, 4)
+        leave = [threading.Timer(0.3 * (i + 1), connection.close) for i, connection in enumerate(held)]
+        for timer in leave:
+            timer.start()
+        assert running.post("/v1/completions", prompt="x", model="two", max_tokens=2).status_code == 200
+        assert not any(timer.is_alive() for timer in leave)
+
+
 def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
     other = write_model(tmp_path / "other.gguf", seed=5)
     with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:

@@ -38,7 +38,7 @@ log = logging.getLogger("pyllamacpu.server")
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens, when the model's own context does not fit in memory
 STAY_SECONDS = 2.0  # that a model stays at the least, when others want its place
 _STAY_LOADS = 5  # the same, in times that loading it took
-ROOM_SECONDS = 30.0  # that a request waits for the place of models in use
+ROOM_SECONDS = 30.0  # that a request waits for the place of models in use, since a user of them last went
 _MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
 
 
@@ -418,6 +418,7 @@ class ModelPool:
                 turns = [m.stays_until for m in self.loaded.values() if m.stays_until > now]
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._left.wait(), min([end, *turns]) - now)
+                    end = time.monotonic() + ROOM_SECONDS  # nobody new comes, so there is an end to it
         finally:
             self._room_wanted = False
 
