@@ -73,6 +73,17 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     angles = plan.op("position_rows", table=vector(np.ones(64 * 8)), width=8)  # of 64 positions
     plan.op("rope", x=x, rope=angles, n_heads=4)
     x = plan.op("self_attention", q=x, k=k, v=k, n_heads=4, kv_heads=2, scale=0.2, width=32)
+    x = plan.op(
+        "disentangled_attention",
+        q=x,
+        k=x,
+        v=x,
+        n_heads=2,
+        positions=[weights(8, 16)] * 4,
+        n_positions=8,
+        buckets=vector(np.arange(2 * N_CTX - 1) % 8),
+        scale=0.2,
+    )
     y = plan.rope_store(plan.op("scale", x=x, factor=2.0), k, plan.op("copy", x=k), None, b, layer=0)
     x = plan.add(x, plan.attention(y, b, layer=0, scale=0.3, causal=False))
     x = plan.rms_norm(x, vector(np.ones(32)), 1e-5)

@@ -58,6 +58,9 @@ pl_item_scratch pl_item_scratch_at(uint8_t *memory, pl_item_shape shape);
 /* A softmax state without keys. */
 void pl_state_clear(float *state, int64_t state_floats);
 
+/* self_attention.c: the tokens [token0, token1) of sequence number `index` of the batch */
+void pl_tokens_of(const pl_batch *b, int64_t index, int *token0, int *token1);
+
 /* attention_schedule.c
  * Fills in sizes and schedules (without groups yet) -> bytes of partial states; PL_EINVAL: an op has no such space. */
 int64_t pl_attention_measure(pl_attention_work *work, const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops,

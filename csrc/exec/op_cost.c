@@ -119,6 +119,15 @@ void cost_tokens(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_
     cost->fp32 += pairs * 2.0 * (double)(plan->buffers[f->q].width + plan->buffers[f->out].width);
 }
 
+/* Scores of content and values for each pair of tokens, and each token's products with all positions. */
+void cost_relative(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
+{
+    const pl_op_disentangled_attention *f = &op->disentangled_attention;
+    double tokens = (double)w->n_tokens * w->n_sequences, k_width = (double)plan->buffers[f->k].width;
+    cost->fp32 += tokens * w->n_tokens * 2.0 * (k_width + (double)plan->buffers[f->v].width);
+    cost->fp32 += tokens * f->n_positions * 4.0 * k_width;
+}
+
 int pl_plan_cost(const pl_plan *plan, int op, const pl_workload *work, pl_cost *cost)
 {
     *cost = (pl_cost){0, 0, 0};

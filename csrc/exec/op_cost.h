@@ -12,5 +12,6 @@ pl_cost_of cost_segments; /* likewise, of the matrices that rows can go to */
 pl_cost_of cost_low_rank; /* adapters: as if every sequence used them all */
 pl_cost_of cost_keys;     /* attention over pages */
 pl_cost_of cost_tokens;   /* attention among the tokens of the batch */
+pl_cost_of cost_relative; /* the same with relative positions */
 
 #endif

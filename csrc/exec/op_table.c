@@ -31,6 +31,7 @@ const pl_op_kind pl_op_kinds[PL_OP_COUNT] = {
 pl_op_scratch *const pl_op_scratches[PL_OP_COUNT] = {
     [PL_OP_segment_matmul] = pl_segment_scratch,
     [PL_OP_self_attention] = pl_self_attention_scratch,
+    [PL_OP_disentangled_attention] = pl_disentangled_scratch,
     [PL_OP_tile_attention] = pl_tile_attention_scratch,
 };
 

@@ -104,7 +104,7 @@ void pl_plan_run_thread(void *plan, int thread);
 /* Bytes of a thread's scratch that an op needs, of the kinds that do (op_table.c); else NULL. */
 typedef int64_t pl_op_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers, int max_tokens);
 extern pl_op_scratch *const pl_op_scratches[PL_OP_COUNT];
-pl_op_scratch pl_segment_scratch, pl_self_attention_scratch, pl_tile_attention_scratch;
+pl_op_scratch pl_segment_scratch, pl_self_attention_scratch, pl_disentangled_scratch, pl_tile_attention_scratch;
 
 #define PL_TAKE(n, unit, grain) pl_queue_take(queue, n, unit, grain, &begin, &end)
 #define PL_DONE() pl_queue_done(queue, end - begin)

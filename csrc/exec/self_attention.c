@@ -54,8 +54,7 @@ const char *check_self_attention(const pl_plan *plan, const pl_op *op)
     return f->out == f->q || f->out == f->k || f->out == f->v ? "out is q, k or v, whose rows are still needed" : NULL;
 }
 
-/* The tokens [token0, token1) of sequence number `index` of the batch. */
-static void tokens_of(const pl_batch *b, int64_t index, int *token0, int *token1)
+void pl_tokens_of(const pl_batch *b, int64_t index, int *token0, int *token1)
 {
     int t = 0;
     for (int64_t i = 0;; i++) {
@@ -133,7 +132,7 @@ int64_t run_self_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     job.plan = plan;
     while (PL_TAKE(n_items, 1, 1)) {
         int token0, token1, tokens = job.shape.rows / job.per_kv;
-        tokens_of(&plan->batch, begin / f->kv_heads, &token0, &token1);
+        pl_tokens_of(&plan->batch, begin / f->kv_heads, &token0, &token1);
         uint8_t *room = pl_scratch(plan, queue->thread);
         pl_item_scratch s = pl_item_scratch_at(room, job.shape);
         uint8_t *memory = room + align64(pl_item_scratch_bytes(job.shape));

@@ -28,6 +28,7 @@ _COMMANDS = {
     "batch": ("pyllamacpu.cli.batch", "batch"),
     "image": ("pyllamacpu.cli.image", "image"),
     "guard": ("pyllamacpu.cli.guard", "guard"),
+    "prompt-guard": ("pyllamacpu.cli.prompt_guard", "prompt_guard"),
     "code-shield": ("pyllamacpu.cli.code_shield", "code_shield"),
     "tokenize": ("pyllamacpu.cli.tokenize", "tokenize"),
     "show": ("pyllamacpu.cli.show", "show"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyllamacpu.convert.checkpoint_source import plan_checkpoint
+from pyllamacpu.convert.classifier import classifies, plan_classifier
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions
 from pyllamacpu.convert.gguf_source import plan_gguf
 from pyllamacpu.convert.lora import is_adapter, plan_adapter
@@ -33,6 +34,8 @@ def _plan(source: Path, options: ConvertOptions) -> Conversion:
         raise OptionError("--lora merges into a GGUF file: convert the checkpoint first, then merge")
     if is_adapter(source):
         return plan_adapter(source, options)
+    if classifies(source):
+        return plan_classifier(source, options)
     return plan_checkpoint(source, options)
 
 

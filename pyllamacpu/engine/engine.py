@@ -107,7 +107,7 @@ class Engine:
         self.n_batch = min(n_batch, self.n_ctx)
         _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory)
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
-        _check_heads(file, spaces)
+        _check_spaces(file, spaces, self.config)
         self.cache = KVCache(spaces, type_k, type_v)
         check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
         self._pool = ffi.gc(
@@ -424,7 +424,13 @@ def described_plan(file: GGUFFile, config: ModelConfig) -> CompiledPlan:
     return recorded(load(file, config, None))
 
 
-def _check_heads(file: GGUFFile, spaces: Seq[KVSpace]) -> None:
+def _check_spaces(file: GGUFFile, spaces: Seq[KVSpace], config: ModelConfig) -> None:
+    """Raises ModelError for models that keep no keys and values, or too wide ones."""
+    if not spaces:
+        raise ModelError(
+            f"{file.paths[0]}: a {config.arch} model classifies texts and writes none; ask it with "
+            "`pyllamacpu prompt-guard`, or pyllamacpu.safety.PromptGuard"
+        )
     if widest := [s for s in spaces if max(s.k_dim, s.v_dim) > lib.PL_MAX_HEAD_DIM]:
         dims = max(widest[0].k_dim, widest[0].v_dim)
         raise ModelError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+DEBERTA = "deberta-v2"  # the only encoder
 MODULES = {
     "llama": "pyllamacpu.model.llama",
     "llama4": "pyllamacpu.model.llama4",
     "mllama": "pyllamacpu.model.mllama",
+    DEBERTA: "pyllamacpu.model.deberta",
 }
 """By the name in general.architecture."""
 

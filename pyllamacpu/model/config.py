@@ -16,7 +16,9 @@ import numpy as np
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
+from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.model.architectures import known as known_architectures
+from pyllamacpu.model.deberta_attention import DebertaAttention, read_deberta_attention
 from pyllamacpu.model.llama4_attention import Llama4Attention, read_llama4_attention
 from pyllamacpu.model.mllama_layers import MllamaLayers, read_mllama_layers
 from pyllamacpu.native import lib
@@ -27,6 +29,7 @@ PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or o
 _MAX_LAYERS = 1 << 16
 _MAX_DIM = 1 << 24
 _MAX_CONTEXT = (1 << 31) - 1
+_NORM_EPS = {DEBERTA: "attention.layer_norm_epsilon"}  # norms that take the mean away too
 
 # Keys that would change the computation in ways no Llama needs, and the values at which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -107,6 +110,7 @@ class ModelConfig:
     moe_layer_step: int = 0  # llama4: every n-th layer has experts
     llama4: Llama4Attention | None = None  # llama4 models only
     mllama: MllamaLayers | None = None  # mllama models only
+    deberta: DebertaAttention | None = None  # deberta-v2 models only
     n_tokens: int = 0  # that the file's tokenizer names; 0: it has none. Rows after them are padding
 
     def layer_heads(self, layer: int) -> int:
@@ -167,7 +171,7 @@ class ModelConfig:
             ffn_dim=keys.per_layer("feed_forward_length", n_layers, default=expert_ffn or None),
             vocab_size=_vocab_size(keys, metadata, tensors),
             n_ctx_train=n_ctx_train,
-            norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 0.1),
+            norm_eps=keys.real(_NORM_EPS.get(keys.arch, "attention.layer_norm_rms_epsilon"), 0.0, 0.1),
             rope_theta=keys.real("rope.freq_base", 1e-3, 1e15, 10000.0),
             rope_dim=rope_dim,
             rope_scaling=_rope_scaling(keys, n_ctx_train),
@@ -178,6 +182,7 @@ class ModelConfig:
             expert_ffn_dim=expert_ffn,
             llama4=read_llama4_attention(keys, n_layers, n_experts) if keys.arch == "llama4" else None,
             mllama=read_mllama_layers(keys, n_layers, tensors) if keys.arch == "mllama" else None,
+            deberta=read_deberta_attention(keys) if keys.arch == DEBERTA else None,
             moe_layer_step=keys.whole("interleave_moe_layer_step", 0, _MAX_LAYERS, 0),
             n_tokens=_named_tokens(metadata),
         )

@@ -98,12 +98,13 @@ W = TypeVar("W", Matrix, Experts, Vector, Table)
 class TensorSpec:
     """A tensor of an architecture: its name in the model, how it is read, and its shape.
 
-    matrix: (rows, cols), packed. experts: (n, rows, cols), packed. vector: (size,). table: (rows, cols),
-    looked up row by row. unused: older files have it, and it says nothing new.
+    matrix: (rows, cols), packed. experts: (n, rows, cols), packed. float_matrices: likewise, but in float32
+    whatever the file's type: small ones that float32 is multiplied with. vector: (size,). table: (rows,
+    cols), looked up row by row. unused: older files have it, and it says nothing new.
     """
 
     name: str
-    kind: Literal["matrix", "experts", "vector", "table", "unused"]
+    kind: Literal["matrix", "experts", "float_matrices", "vector", "table", "unused"]
     shape: tuple[int, ...] = ()
     optional: bool = False
     tensor: str = ""  # the file's name for it, where that is another one (tied weights)
@@ -236,6 +237,7 @@ class _WeightLoader:
             "vector": self.vector,
             "matrix": self.matrix,
             "experts": self.experts,
+            "float_matrices": self.float_matrices,
             "table": self.table,
         }
         if reshaped:
@@ -278,11 +280,27 @@ class _WeightLoader:
         if self.on_bytes:
             self.on_bytes(self.done, self.total)
 
+    def float_matrices(self, name: str, n: int, rows: int, cols: int) -> Experts:
+        if self.pool is None:
+            return Experts(name, (Matrix(name, rows, cols, TensorType.F32, ffi.NULL),) * n)
+        info = self._info(name, (n, rows, cols))
+        values = dequantize(self.file.data(name), info.type, (n, rows * cols)).view(np.uint8)
+        self.file.release(name)
+        return Experts(
+            name, tuple(self._packed(name, TensorType.F32, part, rows, cols, mapped=False) for part in values)
+        )
+
     def _packed(
-        self, name: str, kind: TensorType, data: npt.NDArray[np.uint8], rows: int, cols: int
+        self,
+        name: str,
+        kind: TensorType,
+        data: npt.NDArray[np.uint8],
+        rows: int,
+        cols: int,
+        mapped: bool = True,
     ) -> Matrix:
-        """The matrix of a tensor's bytes, or of a part of them."""
-        mapped = self.file.byteorder == "little"  # otherwise the data is a copy in our byte order
+        """The matrix of a tensor's bytes, or of a part of them. mapped: they are the file's own."""
+        mapped = mapped and self.file.byteorder == "little"  # otherwise a copy in our byte order
         handle = lib.pl_matrix_new(
             self.pool, self._arena, int(kind), ffi.from_buffer(data), mapped, rows, cols
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UserMessage,
     )
     from pyllamacpu.safety.guard import Guard, Verdict
+    from pyllamacpu.safety.prompt_guard import PromptGuard, PromptVerdict
     from pyllamacpu.safety.scanners.base import Scanner, register_scanner
 
 _PLACES = {
@@ -33,6 +34,8 @@ _PLACES = {
     "CodeShield": "code_shield.scan",
     "CodeShieldScanResult": "code_shield.issues",
     "Treatment": "code_shield.issues",
+    "PromptGuard": "prompt_guard",
+    "PromptVerdict": "prompt_guard",
     "Scanner": "scanners.base",
     "register_scanner": "scanners.base",
     "Firewall": "firewall",
@@ -62,6 +65,8 @@ __all__ = [
     "LlamaFirewall",
     "MemoryMessage",
     "Message",
+    "PromptGuard",
+    "PromptVerdict",
     "Role",
     "ScanDecision",
     "ScanResult",

@@ -28,7 +28,7 @@ def is_unigram(model: Mapping[str, Any]) -> bool:
 def read_unigram(path: Path, values: Mapping[str, Any]) -> TokenTable:
     """The table of a Unigram model. Raises CheckpointError for what a GGUF file cannot say."""
     model = values["model"]
-    texts, scores = _pieces(path, model["vocab"])
+    texts, scores = pieces_of(path, model["vocab"])
     unknown = model.get("unk_id")
     byte = bool(model.get("byte_fallback"))
     if isinstance(unknown, bool) or not isinstance(unknown, int) or not 0 <= unknown < len(texts):
@@ -45,7 +45,8 @@ def read_unigram(path: Path, values: Mapping[str, Any]) -> TokenTable:
     return table
 
 
-def _pieces(path: Path, vocab: list[Any]) -> tuple[list[str], list[float]]:
+def pieces_of(path: Path, vocab: list[Any]) -> tuple[list[str], list[float]]:
+    """Texts and scores of a Unigram model's `vocab`. Raises CheckpointError."""
     texts, scores = [], []
     for item in vocab:
         text, score = item if isinstance(item, list) and len(item) == 2 else (None, None)

@@ -1,0 +1,215 @@
+/* Attention of DeBERTa (He et al. 2021, arXiv 2006.03654) among all tokens that a sequence has in the batch: content and
+ * relative position are two vectors each,
+ *
+ *     score(i, j) = scale * (q_i . k_j + q_i . position_key[b] + position_query[b] . k_j),  b = buckets[i - j]
+ *
+ * An item is a sequence and a head. Its thread lays the head's keys and values out as panels, multiplies all keys with the
+ * queries of positions, and then goes through the queries in blocks: three products give a block's scores, one its outputs.
+ * All products are those of float matrices, so that a row's bits depend on its own sequence only. */
+#include "exec/attention.h"
+#include "exec/plan.h"
+#include "types/blocks.h"
+#include "types/matrix.h"
+#include "types/panel.h"
+#include <math.h>
+#include <string.h>
+
+#define QUERIES 64 /* of a block */
+
+/* Sizes of an item, in elements. */
+typedef struct {
+    int64_t tokens; /* of a sequence at most */
+    int64_t k_dim, v_dim, v_padded, positions, positions_stride;
+} item_sizes;
+
+/* An item's room. */
+typedef struct {
+    uint8_t *k, *v;                           /* panels: (tokens, k_dim), (v_dim, tokens) */
+    float *by_key, *by_query, *scores, *sums; /* (tokens, positions), and of a block: (QUERIES, positions | tokens | v_dim) */
+    int32_t *buckets;                         /* of distances 1 - tokens ... tokens - 1 */
+    int64_t scores_stride, bytes;
+} item_room;
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static item_sizes sizes_of(const pl_op_disentangled_attention *f, const pl_plan_buffer *buffers, int64_t tokens)
+{
+    item_sizes s = {.tokens = tokens, .positions = f->n_positions};
+    s.k_dim = buffers[f->k].width / f->n_heads;
+    s.v_dim = buffers[f->v].width / f->n_heads;
+    s.v_padded = round_up(s.v_dim, PL_ROWS);
+    s.positions_stride = round_up(s.positions, PL_ROWS) + PL_ROWS; /* rows do not crowd into the same cache sets */
+    return s;
+}
+
+/* Places it in `memory`; with NULL, only the bytes count. */
+static item_room room_at(uint8_t *memory, const item_sizes *s)
+{
+    const int64_t padded = round_up(s->tokens, PL_ROWS), f = (int64_t)sizeof(float);
+    item_room room = {.scores_stride = padded + PL_ROWS};
+    int64_t at[8], sizes[7] = {padded * s->k_dim * f,
+                               s->tokens * s->v_padded * f,
+                               s->tokens * s->positions_stride * f,
+                               QUERIES * s->positions_stride * f,
+                               QUERIES * room.scores_stride * f,
+                               QUERIES * s->v_padded * f,
+                               2 * s->tokens * (int64_t)sizeof(int32_t)};
+    at[0] = 0;
+    for (int i = 0; i < 7; i++)
+        at[i + 1] = at[i] + round_up(sizes[i], 64);
+    room.bytes = at[7];
+    if (!memory)
+        return room;
+    room.k = memory + at[0];
+    room.v = memory + at[1];
+    room.by_key = (float *)(void *)(memory + at[2]);
+    room.by_query = (float *)(void *)(memory + at[3]);
+    room.scores = (float *)(void *)(memory + at[4]);
+    room.sums = (float *)(void *)(memory + at[5]);
+    room.buckets = (int32_t *)(void *)(memory + at[6]);
+    return room;
+}
+
+int64_t pl_disentangled_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers, int max_tokens)
+{
+    const pl_op_disentangled_attention *f = &op->disentangled_attention;
+    (void)n_buffers;
+    if (f->n_heads < 1)
+        return 0;
+    const int64_t positions = (f->buckets.n + 1) / 2;
+    item_sizes sizes = sizes_of(f, buffers, max_tokens < positions ? max_tokens : positions);
+    return room_at(NULL, &sizes).bytes;
+}
+
+static const char *check_positions(const pl_op_disentangled_attention *f, int64_t k_dim, int n_ctx)
+{
+    if (f->positions.n != 2 * (int64_t)f->n_heads)
+        return "there are not keys and queries of positions for each head";
+    for (int64_t i = 0; i < f->positions.n; i++) {
+        const pl_matrix *m = f->positions.items[i];
+        if (!pl_panel_is_float(m->type) || m->rows != f->n_positions || m->cols != k_dim)
+            return "keys or queries of positions are not float rows as wide as a head";
+    }
+    if (f->buckets.n < 2 * (int64_t)n_ctx - 1 || f->buckets.n % 2 == 0)
+        return "there is not a bucket for each distance";
+    for (int64_t i = 0; i < f->buckets.n; i++)
+        if (!(f->buckets.values[i] >= 0 && f->buckets.values[i] < (float)f->n_positions))
+            return "a bucket is not among the positions";
+    return NULL;
+}
+
+const char *check_disentangled_attention(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_disentangled_attention *f = &op->disentangled_attention;
+    const pl_plan_buffer *b = plan->buffers;
+    if (f->n_heads < 1 || f->n_heads > PL_MAX_HEADS || f->n_positions < 1 || f->n_positions > 1 << 20)
+        return "n_heads or n_positions is out of range";
+    int64_t k_dim = b[f->k].width / f->n_heads, v_dim = b[f->v].width / f->n_heads;
+    if (b[f->k].width % f->n_heads || b[f->v].width % f->n_heads || k_dim > PL_MAX_HEAD_DIM || v_dim > PL_MAX_HEAD_DIM)
+        return "k or v is not as wide as whole heads of 1 to 1024 elements";
+    if (b[f->q].width != b[f->k].width || b[f->out].width != b[f->v].width)
+        return "q or out is not as wide as all heads";
+    if (f->out == f->q || f->out == f->k || f->out == f->v)
+        return "out is q, k or v, whose rows are still needed";
+    return check_positions(f, k_dim, plan->n_ctx);
+}
+
+/* out (n, out_stride) = rows x (n, x_stride) times a float matrix in panels, transposed. */
+static void multiply(const pl_plan *plan, int type, const uint8_t *panels, int64_t rows, int64_t cols, const float *x,
+                     int64_t x_stride, int64_t n, float *out, int64_t out_stride)
+{
+    for (int64_t t = 0; t < n; t += PL_TOKENS)
+        plan->kernels->matmul_float(&(pl_matmul){.type = type,
+                                                 .panels = panels,
+                                                 .cols = cols,
+                                                 .panel1 = (rows + PL_ROWS - 1) / PL_ROWS,
+                                                 .x = x,
+                                                 .x_stride = x_stride,
+                                                 .token0 = t,
+                                                 .token1 = t + PL_TOKENS < n ? t + PL_TOKENS : n,
+                                                 .out = out,
+                                                 .out_stride = out_stride});
+}
+
+static void multiply_positions(const pl_plan *plan, const pl_matrix *m, const float *x, int64_t x_stride, int64_t n,
+                               const item_sizes *s, float *out)
+{
+    multiply(plan, m->type, m->data, m->rows, m->cols, x, x_stride, n, out, s->positions_stride);
+}
+
+/* Keys as a matrix of a row for each token, values as one of a row for each element. */
+static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head, int token0,
+                        item_room *room)
+{
+    const int64_t k_stride = plan->buffers[f->k].stride;
+    for (int64_t t = 0; t < s->tokens; t += PL_ROWS)
+        pl_pack_panel(PL_TYPE_F32, (const uint8_t *)(pl_row(plan, f->k, token0 + t) + head * s->k_dim),
+                      k_stride * (int64_t)sizeof(float), (int)(s->tokens - t < PL_ROWS ? s->tokens - t : PL_ROWS), s->k_dim,
+                      room->k + t * s->k_dim * (int64_t)sizeof(float));
+    float *v = (float *)(void *)room->v;
+    for (int64_t d = 0; d < s->v_dim; d += PL_ROWS) {
+        const size_t wide = (size_t)(s->v_dim - d < PL_ROWS ? s->v_dim - d : PL_ROWS);
+        for (int64_t t = 0; t < s->tokens; t++, v += PL_ROWS) {
+            memset(v, 0, sizeof(float) * PL_ROWS);
+            memcpy(v, pl_row(plan, f->v, token0 + t) + head * s->v_dim + d, sizeof(float) * wide);
+        }
+    }
+}
+
+/* Turns a query's products into weights of the keys, which sum up to the result; i: its place in the sequence. */
+static double weigh(const pl_plan *plan, const item_sizes *s, const item_room *room, float scale, int64_t i, int64_t row)
+{
+    const float *by_query = room->by_query + row * s->positions_stride;
+    const int32_t *buckets = room->buckets + i + s->tokens - 1; /* of the distances to keys 0, 1 ... are before it */
+    float *scores = room->scores + row * room->scores_stride, top[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    for (int64_t j = 0; j < s->tokens; j++) {
+        const int32_t b = buckets[-j];
+        const float score = (scores[j] + by_query[b] + room->by_key[j * s->positions_stride + b]) * scale;
+        scores[j] = score;
+        top[j % 4] = score > top[j % 4] ? score : top[j % 4];
+    }
+    const float low = top[0] > top[1] ? top[0] : top[1], high = top[2] > top[3] ? top[2] : top[3];
+    return plan->kernels->softmax_terms(scores, s->tokens, low > high ? low : high, scores);
+}
+
+/* The outputs of queries [i0, i0 + n) of the sequence whose first token is token0. */
+static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, const item_room *room,
+                   int64_t head, int token0, int64_t i0, int64_t n)
+{
+    const float *q = pl_row(plan, f->q, token0 + i0) + head * s->k_dim;
+    const int64_t q_stride = plan->buffers[f->q].stride;
+    double sums[QUERIES];
+    multiply(plan, PL_TYPE_F32, room->k, s->tokens, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
+    multiply_positions(plan, f->positions.items[head], q, q_stride, n, s, room->by_query);
+    for (int64_t r = 0; r < n; r++)
+        sums[r] = weigh(plan, s, room, f->scale, i0 + r, r);
+    multiply(plan, PL_TYPE_F32, room->v, s->v_dim, s->tokens, room->scores, room->scores_stride, n, room->sums, s->v_padded);
+    for (int64_t r = 0; r < n; r++) {
+        const float share = (float)(1.0 / sums[r]);
+        float *out = pl_row(plan, f->out, token0 + i0 + r) + head * s->v_dim;
+        for (int64_t d = 0; d < s->v_dim; d++)
+            out[d] = room->sums[r * s->v_padded + d] * share;
+    }
+}
+
+int64_t run_disentangled_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_disentangled_attention *f = &op->disentangled_attention;
+    int64_t begin, end, n_items = (int64_t)plan->batch.n_sequences * f->n_heads;
+    while (PL_TAKE(n_items, 1, 1)) {
+        int token0, token1;
+        const int64_t head = begin % f->n_heads, middle = f->buckets.n / 2; /* of distance 0 */
+        pl_tokens_of(&plan->batch, begin / f->n_heads, &token0, &token1);
+        const item_sizes s = sizes_of(f, plan->buffers, token1 - token0);
+        item_room room = room_at(pl_scratch(plan, queue->thread), &s);
+        for (int64_t d = 1 - s.tokens; d < s.tokens; d++)
+            room.buckets[s.tokens - 1 + d] = (int32_t)f->buckets.values[middle + d];
+        fill_panels(plan, f, &s, head, token0, &room);
+        multiply_positions(plan, f->positions.items[f->n_heads + head], pl_row(plan, f->k, token0) + head * s.k_dim,
+                           plan->buffers[f->k].stride, s.tokens, &s, room.by_key);
+        for (int64_t i = 0; i < s.tokens; i += QUERIES)
+            attend(plan, f, &s, &room, head, token0, i, s.tokens - i < QUERIES ? s.tokens - i : QUERIES);
+        PL_DONE();
+    }
+    return n_items;
+}

@@ -1,0 +1,84 @@
+"""`pyllamacpu prompt-guard`: does a text attack the model that reads it? Asked of Prompt Guard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import read_bytes
+
+if TYPE_CHECKING:
+    from pyllamacpu.safety.prompt_guard import PromptVerdict
+
+ATTACK = 3  # the exit code
+
+
+@click.command("prompt-guard")
+@click.argument("files", nargs=-1, metavar="[FILE|-]...")
+@click.option(
+    "-m",
+    "--model",
+    metavar="MODEL",
+    required=True,
+    help="A Prompt Guard model (1 or 2): a GGUF file, or a name as of `pyllamacpu list`.",
+)
+@click.option("-p", "--prompt", help="Judge this text instead of a file.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.9,
+    help="Probability from which a text is an attack.  [default: 0.9]",
+)
+@click.option(
+    "--indirect",
+    is_flag=True,
+    help="The text is not the user's own (a document, a tool's result): Prompt Guard 1's INJECTION is an "
+    "attack too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each text.")
+@click.option(
+    "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
+)
+@click.pass_context
+def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters: Any) -> None:
+    """Ask a Prompt Guard model whether texts are attacks: injections and jailbreaks.
+
+    Prints "attack" or "benign" with the probability of an attack, a line for each text. The text is that of
+    each FILE, of -p, or of stdin; long ones are read whole, window by window. The exit code is 3 when one is
+    an attack.
+
+    \b
+    Examples:
+      pyllamacpu prompt-guard -m prompt-guard-2.gguf -p "Ignore previous instructions."
+      pyllamacpu prompt-guard -m prompt-guard-2.gguf page.html mail.txt --threshold 0.5
+      curl -s example.org | pyllamacpu prompt-guard -m prompt-guard-2.gguf - --json
+    """
+    from pyllamacpu.safety.prompt_guard import PromptGuard
+
+    if parameters["prompt"] is not None and files:
+        raise click.UsageError("give the text as -p or as files, not both")
+    names = files or ("-",)
+    texts = (
+        [parameters["prompt"]] if parameters["prompt"] is not None else [read_bytes(Path(f)) for f in names]
+    )
+    model = parameters["model"]
+    options = {name: parameters[name] for name in ("threshold", "indirect")}
+    with PromptGuard(model, n_threads=parameters["threads"], **options) as guard:
+        verdicts = guard.check_all(texts)
+    for i, verdict in enumerate(verdicts):
+        name = names[i] if len(verdicts) > 1 else ""
+        click.echo(_as_json(verdict, name) if parameters["as_json"] else _as_text(verdict, name))
+    if any(verdict.attack for verdict in verdicts):
+        context.exit(ATTACK)
+
+
+def _as_text(verdict: PromptVerdict, name: str) -> str:
+    said = "attack" if verdict.attack else "benign"
+    return f"{name}: {said} ({verdict.score:.4f})" if name else f"{said} ({verdict.score:.4f})"
+
+
+def _as_json(verdict: PromptVerdict, name: str) -> str:
+    return json.dumps({"file": name, **verdict._asdict()} if name else verdict._asdict())

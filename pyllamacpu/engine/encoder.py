@@ -1,0 +1,135 @@
+"""An encoder with a classifier, ready to run: whole sequences in, the logits of its labels out.
+
+There are no KV pages: a sequence is read in one step, and its logits do not depend on what else is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.engine.batch import aligned_rows
+from pyllamacpu.engine.token_ids import check_tokens
+from pyllamacpu.errors import ContextError, ModelError, OptionError
+from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.native_plan import NativePlan
+from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.limits import cpus_usable
+from pyllamacpu.model.architectures import DEBERTA
+from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.registry import load
+from pyllamacpu.native import ffi, lib, pointer
+
+DEFAULT_TOKENS = 1024  # of a step at most, unless a sequence may be longer
+
+
+class Encoder:
+    """Closed by `close`. Threads may share it: steps queue."""
+
+    def __init__(
+        self, file: GGUFFile, *, n_threads: int | None = None, n_batch: int = DEFAULT_TOKENS
+    ) -> None:
+        """n_threads: None or 0: as many as this process may use. n_batch: tokens of a step at most; as many
+        as the longest sequence has, at the least. Raises GGUFError, ModelError, OptionError.
+        """
+        arch = file.metadata.get("general.architecture")
+        if arch != DEBERTA:
+            raise ModelError(
+                f"{file.paths[0]}: a {arch} model writes texts and does not classify them; take a Prompt "
+                "Guard model, converted by `pyllamacpu convert`"
+            )
+        self.file = file
+        self.config = ModelConfig.from_metadata(file.metadata, file.tensors)
+        self.n_threads = n_threads or cpus_usable()
+        if not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
+            raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
+        self.n_batch = max(n_batch, self.n_ctx)
+        self._pool = ffi.gc(
+            pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
+        )
+        self._model = load(file, self.config, self._pool)
+        recorder = Recorder(())
+        self._model.record(recorder)
+        self._plan = recorder.compile()
+        self._native = NativePlan(self._plan, self._pool, (), self.n_batch, self.n_ctx)
+        file.check_intact()
+        self._lock = fork_safe_lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], **options: int | None) -> Encoder:
+        """The encoder of the model file at `path`; options as above."""
+        return cls(GGUFFile.open(path), **options)  # type: ignore[arg-type]
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of a sequence at most."""
+        return self.config.n_ctx_train
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        assert self.config.deberta is not None
+        return self.config.deberta.labels
+
+    def logits(self, sequences: Seq[Seq[int]]) -> npt.NDArray[np.float32]:
+        """(n, n_labels): of each sequence of token ids. As many at a time as a step takes.
+
+        Raises ContextError for a sequence that is too long, OptionError for an empty one, TokenizerError for
+        ids that there are not.
+        """
+        checked = [self._checked(ids) for ids in sequences]
+        result = np.empty((len(checked), len(self.labels)), np.float32)
+        start = 0
+        while start < len(checked):
+            stop, n_tokens = start, 0
+            while stop < len(checked) and n_tokens + len(checked[stop]) <= self.n_batch:
+                n_tokens += len(checked[stop])
+                stop += 1
+            result[start:stop] = self._step(checked[start:stop])
+            start = stop
+        return result
+
+    def _checked(self, ids: Seq[int]) -> list[int]:
+        if not len(ids):
+            raise OptionError("there are no tokens to classify")
+        if len(ids) > self.n_ctx:
+            raise ContextError(f"{len(ids)} tokens are more than the model's window of {self.n_ctx}")
+        return check_tokens(ids, self.config.vocab_size)
+
+    def _step(self, sequences: Seq[list[int]]) -> npt.NDArray[np.float32]:
+        lengths = [len(ids) for ids in sequences]
+        tokens = [token for ids in sequences for token in ids]
+        positions = [i for n in lengths for i in range(n)]
+        numbers = [i for i, n in enumerate(lengths) for _ in range(n)]
+        firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+        n = len(tokens)
+        ints = ffi.new("int32_t[]", tokens + positions + numbers + firsts)
+        logits = aligned_rows(len(sequences), self._native.logits_stride)
+        batch = ffi.new("pl_batch *")
+        batch.n_tokens, batch.n_sequences = n, len(sequences)
+        batch.n_outputs = batch.n_logits = len(sequences)
+        batch.tokens, batch.positions = ints, ints + n
+        batch.sequences, batch.outputs = ints + 2 * n, ints + 3 * n
+        batch.logits = ffi.from_buffer("float *", logits)
+        with self._lock:
+            if self._closed:
+                raise OptionError("the model is closed")
+            self._native.run(batch, threading.current_thread() is threading.main_thread())
+            self.file.check_intact()  # rows of the embedding come from the file
+        return logits[:, : len(self.labels)]
+
+    def close(self) -> None:
+        """Frees weights, threads and the file."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._native.release()
+                ffi.release(self._pool)
+                self._plan.release()
+                del self._model
+                self.file.close()

@@ -1,0 +1,205 @@
+"""The normalizers of a tokenizer.json: what is done to a text before it is cut.
+
+Each gives what the tokenizers library gives, where Python and that library know the same characters.
+"""
+
+from __future__ import annotations
+
+import struct
+import unicodedata
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from pyllamacpu.errors import TokenizerError
+
+Normalizer = Callable[[str], str]
+WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""Unicode's property White_Space; str.isspace() has four control characters more."""
+MATCH_SECONDS = 5.0
+"""For a pattern of the file on one text."""
+_MAX_DEPTH = 8
+_GRAPHEME = regex.compile(r"\X")
+_WHOLE_GRAPHEME = 6  # bytes from which a grapheme is looked up character by character
+_MAX_CACHED = 1 << 16
+
+
+def make_normalizer(part: Any, charsmap: bytes | None, depth: int = 0) -> Normalizer:
+    """The function of a tokenizer.json's `normalizer`; None changes nothing. charsmap: of `Precompiled`.
+
+    Raises TokenizerError for one that is not known here, or is damaged.
+    """
+    if part is None:
+        return str
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "Sequence" and depth < _MAX_DEPTH:
+        listed = part.get("normalizers")
+        if not isinstance(listed, list):
+            raise TokenizerError("a normalizer Sequence without a list")
+        return partial(_in_turn, [make_normalizer(item, charsmap, depth + 1) for item in listed])
+    maker = _MAKERS.get(str(kind))
+    if maker is None:
+        raise TokenizerError(f"the normalizer {kind!r:.40} is not supported")
+    return maker(part, charsmap)
+
+
+def _in_turn(normalizers: list[Normalizer], text: str) -> str:
+    for normalizer in normalizers:
+        text = normalizer(text)
+    return text
+
+
+def _strip(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
+    left, right = part.get("strip_left", True), part.get("strip_right", True)
+
+    def strip(text: str) -> str:
+        text = text.lstrip(WHITE_SPACE) if left else text
+        return text.rstrip(WHITE_SPACE) if right else text
+
+    return strip
+
+
+def compiled_pattern(pattern: Any) -> regex.Pattern[str]:
+    """`{"String": …}` or `{"Regex": …}`. Raises TokenizerError; also for a pattern that matches nothing at
+    all, which has no place to be.
+    """
+    text = pattern.get("Regex", pattern.get("String")) if isinstance(pattern, Mapping) else None
+    if not isinstance(text, str) or not text:
+        raise TokenizerError(f"the pattern {pattern!r:.60} is neither a text nor a regular expression")
+    try:
+        found = regex.compile(text if "Regex" in pattern else regex.escape(text))
+        empty = found.search("", timeout=MATCH_SECONDS)
+    except (regex.error, TimeoutError, RecursionError, OverflowError) as error:
+        raise TokenizerError(f"the pattern {text!r:.60} cannot be run: {error}") from None
+    if empty is not None:
+        raise TokenizerError(f"the pattern {text!r:.60} matches what is empty")
+    return found
+
+
+def _replace(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
+    pattern, content = compiled_pattern(part.get("pattern")), part.get("content")
+    if not isinstance(content, str):
+        raise TokenizerError("a normalizer Replace without its content")
+
+    def replace(text: str) -> str:
+        try:
+            return str(pattern.sub(lambda _match: content, text, timeout=MATCH_SECONDS))
+        except TimeoutError:
+            raise TokenizerError(f"the pattern {pattern.pattern!r:.60} takes too long on this text") from None
+
+    return replace
+
+
+def _form(name: str) -> Callable[..., Normalizer]:
+    return lambda _part, _charsmap: lambda text: unicodedata.normalize(name, text)  # type: ignore[arg-type]
+
+
+def _lowercase(text: str) -> str:
+    """Letter by letter: a final sigma is none."""
+    return text.lower() if text.isascii() else "".join(map(str.lower, text))
+
+
+def _strip_accents(text: str) -> str:
+    return "".join(c for c in text if not unicodedata.category(c).startswith("M"))
+
+
+def _prepend(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
+    prefix = part.get("prepend")
+    if not isinstance(prefix, str):
+        raise TokenizerError("a normalizer Prepend without its text")
+    return lambda text: prefix + text if text else text
+
+
+def _precompiled(_part: Mapping[str, Any], charsmap: bytes | None) -> Normalizer:
+    if charsmap is None:
+        raise TokenizerError("the normalizer Precompiled lacks its map of characters")
+    return CharsMap(charsmap)
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, Any], bytes | None], Normalizer]] = {
+    "Strip": _strip,
+    "Replace": _replace,
+    "NFC": _form("NFC"),
+    "NFD": _form("NFD"),
+    "NFKC": _form("NFKC"),
+    "NFKD": _form("NFKD"),
+    "Lowercase": lambda _part, _charsmap: _lowercase,
+    "StripAccents": lambda _part, _charsmap: _strip_accents,
+    "Prepend": _prepend,
+    "Precompiled": _precompiled,
+}
+
+
+class CharsMap:
+    """SentencePiece's precompiled map: a trie of UTF-8 (a double array, as darts-clone writes it) whose
+    leaves are places in a text of replacements, each ended by a zero byte.
+
+    As in the tokenizers library, a grapheme of a few bytes is looked up as a whole, and the shortest entry
+    that begins it replaces all of it; else character by character.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Raises TokenizerError for a map that is damaged."""
+        size = struct.unpack_from("<I", data)[0] if len(data) >= 4 else 0
+        if size % 4 or not 4 <= size <= len(data) - 4:
+            raise TokenizerError("the map of characters (precompiled_charsmap) is damaged")
+        self._units = memoryview(data)[4 : 4 + size].cast("I")
+        self._texts = data[4 + size :]
+        self._known: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        if text.isascii() and "\r\n" not in text:  # each character is a grapheme
+            return "".join(map(self._replaced, text))
+        return "".join(map(self._replaced, _GRAPHEME.findall(text)))
+
+    def _replaced(self, grapheme: str) -> str:
+        found = self._known.get(grapheme)
+        if found is None:
+            if len(self._known) >= _MAX_CACHED:
+                self._known.clear()
+            found = self._known[grapheme] = self._looked_up(grapheme)
+        return found
+
+    def _looked_up(self, grapheme: str) -> str:
+        data = grapheme.encode("utf-8", "surrogatepass")
+        if len(data) < _WHOLE_GRAPHEME and _is_whole(grapheme) and (found := self._entry(data)) is not None:
+            return found
+        entries = ((c, self._entry(c.encode("utf-8", "surrogatepass"))) for c in grapheme)
+        return "".join(c if entry is None else entry for c, entry in entries)
+
+    def _entry(self, data: bytes) -> str | None:
+        """The replacement of the shortest entry that `data` begins with."""
+        units, n = self._units, len(self._units)
+        place = _offset(units[0])
+        for byte in data:
+            place ^= byte
+            if byte == 0 or place >= n:
+                return None
+            unit = units[place]
+            if unit & (1 << 31 | 0xFF) != byte:
+                return None
+            place ^= _offset(unit)
+            if unit >> 8 & 1:
+                return self._text(units[place] & (1 << 31) - 1 if place < n else len(self._texts))
+        return None
+
+    def _text(self, start: int) -> str:
+        end = self._texts.find(b"\0", start)
+        if start >= len(self._texts):
+            raise TokenizerError("the map of characters (precompiled_charsmap) is damaged")
+        return self._texts[start : end if end >= 0 else None].decode("utf-8", "replace")
+
+
+def _is_whole(grapheme: str) -> bool:
+    """Characters that are newer than Python's tables, and known to `regex`, join no others in the tokenizers
+    library either.
+    """
+    return len(grapheme) == 1 or all(unicodedata.category(c) != "Cn" for c in grapheme)
+
+
+def _offset(unit: int) -> int:
+    return (unit >> 10) << ((unit & 1 << 9) >> 6)

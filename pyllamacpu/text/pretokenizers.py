@@ -1,0 +1,201 @@
+"""The pre-tokenizers of a tokenizer.json that stand before a Unigram model: how a text is cut into words."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.normalizers import MATCH_SECONDS, WHITE_SPACE, compiled_pattern
+
+PreTokenizer = Callable[[str, bool], list[str]]
+"""(text, whether it is the beginning of all) -> its words."""
+Parts = Iterable[tuple[str, bool]]
+"""Neighbouring parts of a text, and whether each is a match."""
+_MAX_DEPTH = 8
+_WORDS = regex.compile(r"\w+|[^\w\s]+")
+
+
+def make_pretokenizer(part: Any, depth: int = 0) -> PreTokenizer:
+    """The function of a tokenizer.json's `pre_tokenizer`; None leaves the text whole.
+
+    Raises TokenizerError for one that is not known here, or is damaged.
+    """
+    if part is None:
+        return lambda text, _first: [text]
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "Sequence" and depth < _MAX_DEPTH:
+        listed = part.get("pretokenizers")
+        if not isinstance(listed, list):
+            raise TokenizerError("a pre-tokenizer Sequence without a list")
+        if any(isinstance(item, Mapping) and item.get("prepend_scheme") == "first" for item in listed[1:]):
+            raise TokenizerError("a Metaspace that prepends to the first word only must come first")
+        return partial(_in_turn, [make_pretokenizer(item, depth + 1) for item in listed])
+    maker = _MAKERS.get(str(kind))
+    if maker is None:
+        raise TokenizerError(f"the pre-tokenizer {kind!r:.40} is not supported")
+    return maker(part)
+
+
+def _in_turn(steps: list[PreTokenizer], text: str, first: bool) -> list[str]:
+    words = [text]
+    for step in steps:
+        words = [word for i, part in enumerate(words) for word in step(part, first and i == 0) if word]
+    return words
+
+
+# ---- cutting at matches ----
+
+
+def cut(parts: Parts, behavior: str) -> list[str]:
+    """What becomes of matches. Raises TokenizerError for a behavior that is none."""
+    maker = _BEHAVIORS.get(behavior.lower().replace("_", ""))
+    if maker is None:
+        raise TokenizerError(f"the split behavior {behavior!r:.40} is not known")
+    return [part for part in maker(parts) if part]
+
+
+def _with_previous(parts: Parts) -> list[str]:
+    words: list[str] = []
+    previous = False
+    for text, is_match in parts:
+        if is_match and not previous and words:
+            words[-1] += text
+        else:
+            words.append(text)
+        previous = is_match
+    return words
+
+
+def _with_next(parts: Parts) -> list[str]:
+    words: list[str] = []
+    previous = False
+    for text, is_match in reversed(list(parts)):
+        if is_match and not previous and words:
+            words[-1] = text + words[-1]
+        else:
+            words.append(text)
+        previous = is_match
+    return words[::-1]
+
+
+def _contiguous(parts: Parts) -> list[str]:
+    words: list[str] = []
+    previous = False
+    for text, is_match in parts:
+        if is_match == previous and words:
+            words[-1] += text
+        else:
+            words.append(text)
+        previous = is_match
+    return words
+
+
+_BEHAVIORS: dict[str, Callable[[Parts], list[str]]] = {
+    "removed": lambda parts: [text for text, is_match in parts if not is_match],
+    "isolated": lambda parts: [text for text, _ in parts],
+    "mergedwithprevious": _with_previous,
+    "mergedwithnext": _with_next,
+    "contiguous": _contiguous,
+}
+
+
+def by_character(text: str, is_match: Callable[[str], bool]) -> Iterator[tuple[str, bool]]:
+    """Each character that matches by itself, and the runs of others."""
+    start = 0
+    for i, character in enumerate(text):
+        if is_match(character):
+            if start < i:
+                yield text[start:i], False
+            yield character, True
+            start = i + 1
+    if start < len(text):
+        yield text[start:], False
+
+
+def by_pattern(text: str, pattern: regex.Pattern[str], invert: bool = False) -> Iterator[tuple[str, bool]]:
+    end = 0
+    try:
+        for match in pattern.finditer(text, timeout=MATCH_SECONDS):
+            if match.start() > end:
+                yield text[end : match.start()], invert
+            yield match.group(), not invert
+            end = match.end()
+    except TimeoutError:
+        raise TokenizerError(f"the pattern {pattern.pattern!r:.60} takes too long on this text") from None
+    if end < len(text):
+        yield text[end:], invert
+
+
+# ---- kinds ----
+
+
+def _metaspace(part: Mapping[str, Any]) -> PreTokenizer:
+    """A visible space in place of each space, also before the text; words begin with it."""
+    space = part.get("replacement", "▁")
+    scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+    splits = part.get("split", True)
+    if not isinstance(space, str) or len(space) != 1 or scheme not in ("always", "first", "never"):
+        raise TokenizerError(f"a pre-tokenizer Metaspace with {space!r:.10} and {scheme!r:.10}")
+
+    def metaspace(text: str, first: bool) -> list[str]:
+        text = text.replace(" ", space)
+        wanted = scheme == "always" or (scheme == "first" and first)
+        if text and wanted and not text.startswith(space):
+            text = space + text
+        if not splits:
+            return [text]
+        head, *words = text.split(space)
+        return ([head] if head else []) + [space + word for word in words]
+
+    return metaspace
+
+
+def _split(part: Mapping[str, Any]) -> PreTokenizer:
+    pattern, behavior = compiled_pattern(part.get("pattern")), str(part.get("behavior"))
+    invert = bool(part.get("invert"))
+    cut((), behavior)
+    return lambda text, _first: cut(by_pattern(text, pattern, invert), behavior)
+
+
+def _is_punctuation(character: str) -> bool:
+    if character.isascii():
+        return character.isprintable() and not character.isalnum() and character != " "
+    return unicodedata.category(character).startswith("P")
+
+
+def _punctuation(part: Mapping[str, Any]) -> PreTokenizer:
+    behavior = str(part.get("behavior", "Isolated"))
+    cut((), behavior)
+    return lambda text, _first: cut(by_character(text, _is_punctuation), behavior)
+
+
+def _digits(part: Mapping[str, Any]) -> PreTokenizer:
+    behavior = "isolated" if part.get("individual_digits") else "contiguous"
+
+    def is_number(character: str) -> bool:
+        return unicodedata.category(character).startswith("N")
+
+    return lambda text, _first: cut(by_character(text, is_number), behavior)
+
+
+def _at_white_space(text: str, _first: bool) -> list[str]:
+    return cut(by_character(text, WHITE_SPACE.__contains__), "removed")
+
+
+def _words_and_marks(text: str, _first: bool) -> list[str]:
+    return cut(by_pattern(text, _WORDS, invert=True), "removed")
+
+
+_MAKERS: dict[str, Callable[[Mapping[str, Any]], PreTokenizer]] = {
+    "Metaspace": _metaspace,
+    "Split": _split,
+    "Punctuation": _punctuation,
+    "Digits": _digits,
+    "WhitespaceSplit": lambda _part: _at_white_space,
+    "Whitespace": lambda _part: _words_and_marks,
+}
