@@ -94,6 +94,14 @@ def test_code_in_arguments_of_tools() -> None:
     assert found(call) == ["2 insecure-os-system-use"]
 
 
+def test_two_rules_of_one_name_both_hold() -> None:
+    shield = CodeShield("cyberseceval", semgrep=False)
+    ids = [rule.id for rule in regex_rules(Language.RUST, "cyberseceval")]
+    twice = next(name for name in ids if ids.count(name) == 2)
+    assert found("let h = Md5::new();", "rust", shield)[0].endswith(twice)
+    assert found("MessageDigest::md5()", "rust", shield) and len(found("gets(x);")) == 1
+
+
 def test_severity_error_blocks_and_comments_do_not_count() -> None:
     assert SHIELD.scan("gets(line);", "c").recommended_treatment is Treatment.BLOCK
     assert SHIELD.scan("tmp = hashlib.md5()", "python").recommended_treatment is Treatment.WARN

@@ -119,7 +119,7 @@ class _Scan:
         if part.is_prose:
             languages = (Language.LANGUAGE_AGNOSTIC,)
         found = [rule for own in languages for rule in regex_rules(own, self._shield.rules)]
-        return [*{(rule.language, rule.id): rule for rule in found}.values()]
+        return [*dict.fromkeys(found)]  # several languages have C's and those of any language
 
     def _by_semgrep(self, part: CodePart, languages: Sequence[Language]) -> list[Issue]:
         """Only the rules whose quick search finds something: a run takes seconds."""
