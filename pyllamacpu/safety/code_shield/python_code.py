@@ -17,6 +17,7 @@ from pyllamacpu.errors import PyllamacpuError
 
 _FILE = "<code shield>"
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.) ?", re.MULTILINE)  # of an interactive session
+_PRINT = re.compile(r"print\s+([^\s=(].*)")  # of Python 2
 _CALL = re.compile(r"[A-Za-z_][\w.]*\s*\(")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _MAX_CALL = 2000  # characters of a call in a line with faults
@@ -84,6 +85,8 @@ class _Parser:
             return []
         try:
             tree = _parse(line) or (_parse(f"{line} pass") if line.endswith(":") else None)
+            if tree is None and (old := _PRINT.match(line)):
+                tree = _parse(f"print({old[1]})")
         except _TooDeep:
             return self._calls(line, number)
         if tree is not None:
