@@ -280,11 +280,11 @@ pl_matrix *pl_expert_memory_add(pl_expert_memory *memory, int32_t file, int64_t 
 int64_t pl_expert_memory_start(pl_expert_memory *memory, int64_t bytes);
 int64_t pl_expert_memory_least(const pl_expert_memory *memory);
 
-/* Of all steps so far: matrices that were needed, those of them that lay in memory, bytes read from files, and seconds that
- * threads of the pool waited for them together. */
+/* Of all steps so far: matrices that were needed, those of them that lay in memory from earlier uses, bytes read from files, seconds that
+ * threads of the pool waited for them together, and the share of guesses about the next layer that came true lately. */
 typedef struct {
     int64_t needed, found, bytes_read;
-    double waited;
+    double waited, right;
 } pl_expert_counts;
 void pl_expert_memory_counts(pl_expert_memory *memory, pl_expert_counts *counts);
 /* Why a read failed since the last call: errno, or 0 when the file had ended, and which file; PL_EINVAL: none did. */

@@ -100,6 +100,7 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     y = plan.segment_linear(y, ends, [weights(32, 32, TensorType.Q8_0)] * 3)
     experts = stored(3, 32, 32)
     y = plan.segment_linear(y, ends, experts, plan.request_experts(ends, experts)[0])
+    plan.expect_experts(ends, [experts])
     plan.op("squares", x=h, sums=np.zeros(32))
     plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)

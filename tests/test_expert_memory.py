@@ -86,9 +86,9 @@ def test_bits_are_those_of_experts_in_memory(model: Path) -> None:
         assert memory is not None and memory.n_bytes <= limit
         counts = memory.counts()
         assert 0 <= counts.found < counts.needed and counts.bytes_read > 0
-        if more > 1:  # each was read once at most
+        if more > 1:  # each was read once at most, but for guesses that were dropped half read
             experts = sum(info.n_bytes for info in engine.file.tensors.values() if "_exps" in info.name)
-            assert counts.bytes_read <= experts
+            assert counts.bytes_read < 2 * experts
         engine.close()
 
 

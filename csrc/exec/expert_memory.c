@@ -15,6 +15,9 @@
 #define MAX_READERS 256
 #define MAX_PANEL_BYTES (1 << 28)
 
+#define GUESS_WORTH 0.6        /* share of the guesses that must come true for them to be read */
+#define GUESS_WEIGHT 0.1       /* of the newest one in that share */
+
 enum { ABSENT, LOADING, READY, FAILED };
 
 typedef struct {
@@ -35,6 +38,7 @@ struct pl_stored_matrix {
     int wanted, failed;           /* wanted 0: what is being read is of no use any more */
     int64_t next_part, in_flight;
     uint64_t last_use, requested; /* by the memory's clock */
+    int ahead;                    /* it was read before it was requested */
     _Atomic int64_t uses;               /* work items that are to give it back */
     _Atomic(const uint8_t *) panels_at; /* while it is pinned and READY */
 };
@@ -58,9 +62,12 @@ struct pl_expert_memory {
     int n_files, n_readers, started, stopping;
     reader *readers;
     int64_t buffer_bytes;
-    struct pl_stored_matrix **matrices, **requests; /* each n_matrices long */
+    struct pl_stored_matrix **matrices, **requests, **ahead, **guesses; /* each n_matrices long */
     int64_t n_matrices, capacity;
     int64_t n_requests, n_granted, next_read;
+    int64_t n_ahead, next_ahead; /* what is read before it is requested */
+    int64_t n_guesses;           /* what a router's guess named for the next request */
+    double right;                /* share of the guesses that came true, the later ones counting more */
     slot_class *classes;
     int n_classes;
     uint64_t clock;
@@ -85,21 +92,40 @@ static void leave_slot(struct pl_stored_matrix *x, int state)
     if (x->slot >= 0)
         x->memory->classes[x->class].holders[x->slot] = NULL;
     x->slot = -1;
+    x->ahead = 0;
     x->state = state;
 }
 
-/* A slot for x, of the matrix that was used the longest ago -> 0 when all are in use. */
-static int take_slot(struct pl_stored_matrix *x)
+/* Whether a matrix may make room, for one that is read ahead only if that is likely to be needed before it: not what was just
+ * used, but in a scan just that, which comes last in the next one. */
+static int may_go(const pl_expert_memory *m, const struct pl_stored_matrix *x, int for_ahead)
+{
+    if (x->pinned || x->state != READY)
+        return 0;
+    return !for_ahead || (!x->ahead && (m->scanning ? x->last_use + 1 >= m->clock : x->last_use < m->clock));
+}
+
+/* Which of two goes first: what was used the longest ago. A scan over all layers needs again what it used last only after all
+ * the others, so that there that goes: by the longest ago it would find nothing, however large the memory. */
+static int goes_before(const pl_expert_memory *m, const struct pl_stored_matrix *x, const struct pl_stored_matrix *other)
+{
+    if (x->ahead != other->ahead)
+        return other->ahead;
+    return m->scanning ? x->last_use > other->last_use : x->last_use < other->last_use;
+}
+
+/* A slot for x -> 0 when all are in use. */
+static int take_slot(struct pl_stored_matrix *x, int for_ahead)
 {
     slot_class *c = &x->memory->classes[x->class];
     int best = -1;
     for (int i = 0; i < c->n_slots; i++) {
-        struct pl_stored_matrix *holder = c->holders[i];
-        if (!holder) {
+        if (!c->holders[i]) {
             best = i;
             break;
         }
-        if (!holder->pinned && holder->state == READY && (best < 0 || holder->last_use < c->holders[best]->last_use))
+        if (may_go(x->memory, c->holders[i], for_ahead) &&
+            (best < 0 || goes_before(x->memory, c->holders[i], c->holders[best])))
             best = i;
     }
     if (best < 0)
@@ -127,15 +153,25 @@ static void grant(pl_expert_memory *m)
 {
     for (; m->n_granted < m->n_requests; m->n_granted++) {
         struct pl_stored_matrix *x = m->requests[m->n_granted];
-        if ((x->state == LOADING && !x->wanted) || (x->state == ABSENT && !take_slot(x)))
+        if ((x->state == LOADING && !x->wanted) || (x->state == ABSENT && !take_slot(x, 0)))
             return; /* until a read has ended, or a slot is given back */
-        /* What a scan over all layers brings in goes first: the next scan needs it again only after all the others, and would
-         * find nothing if the last use decided. */
-        if (!m->scanning || x->state == LOADING)
-            x->last_use = m->scanning ? 0 : m->clock;
+        x->last_use = m->clock;
         x->wanted = x->pinned = 1;
+        x->ahead = 0;
         publish(x);
     }
+}
+
+static void stop_reading(struct pl_stored_matrix *x)
+{
+    if (x->state == FAILED)
+        x->state = ABSENT;
+    if (x->state != LOADING)
+        return;
+    x->wanted = 0;
+    x->next_part = x->n_parts;
+    if (x->in_flight == 0)
+        leave_slot(x, ABSENT);
 }
 
 /* What is left of earlier requests (of a step that was interrupted, or failed) is not waited for. */
@@ -146,29 +182,61 @@ static void drop_requests(pl_expert_memory *m)
         x->pinned = 0;
         atomic_store(&x->uses, 0);
         atomic_store(&x->panels_at, NULL);
-        if (x->state == FAILED)
-            x->state = ABSENT;
-        if (x->state != LOADING)
-            continue;
-        x->wanted = 0;
-        x->next_part = x->n_parts;
-        if (x->in_flight == 0)
-            leave_slot(x, ABSENT);
+        stop_reading(x);
     }
     m->n_requests = m->n_granted = m->next_read = 0;
 }
 
+/* What is read ahead and was not requested is not read on. The rest of what was is: it holds slots that earlier requests may
+ * need. */
+static void drop_ahead(pl_expert_memory *m)
+{
+    int64_t kept = 0;
+    for (int64_t i = 0; i < m->n_ahead; i++) {
+        struct pl_stored_matrix *x = m->ahead[i];
+        if (x->requested == m->clock) {
+            if (x->state == LOADING)
+                m->ahead[kept++] = x;
+            continue;
+        }
+        x->ahead = 0;
+        stop_reading(x);
+    }
+    m->n_ahead = kept;
+    m->next_ahead = 0;
+}
+
+/* How much guesses are worth, now that it is known what was meant. */
+static void judge_guesses(pl_expert_memory *m)
+{
+    int64_t right = 0;
+    for (int64_t i = 0; i < m->n_guesses; i++)
+        right += m->guesses[i]->requested == m->clock;
+    if (m->n_guesses > 0)
+        m->right += GUESS_WEIGHT * ((double)right / (double)m->n_guesses - m->right);
+    m->n_guesses = 0;
+}
+
 static int segment_rows_of(const int32_t *ends, int s) { return ends[s] > (s > 0 ? ends[s - 1] : 0); }
 
-/* The segments of one product: those whose matrices lie in memory, then the others. */
+static int has_most(const int32_t *ends, int n_segments)
+{
+    int n = 0;
+    for (int s = 0; s < n_segments; s++)
+        n += segment_rows_of(ends, s);
+    return 2 * n > n_segments;
+}
+
+/* The segments of one product: those whose matrices lie in memory, those that are being read, the others. */
 static void request_product(pl_expert_memory *m, const pl_matrix *const *matrices, int n_segments, const int32_t *ends,
                             int32_t *queue)
 {
     int at = 0;
-    for (int ready = 1; ready >= 0; ready--)
+    for (int turn = 0; turn < 3; turn++)
         for (int s = 0; s < n_segments; s++) {
             struct pl_stored_matrix *x = matrices[s]->stored;
-            if (!segment_rows_of(ends, s) || (x->state == READY) != ready)
+            const int ready = x->state == READY, own_turn = ready ? 0 : x->state == LOADING ? 1 : 2;
+            if (!segment_rows_of(ends, s) || own_turn != turn)
                 continue;
             queue[at++] = s;
             if (x->requested != m->clock)
@@ -179,7 +247,7 @@ static void request_product(pl_expert_memory *m, const pl_matrix *const *matrice
             x->requested = m->clock;
             m->requests[m->n_requests++] = x;
             m->counts.needed++;
-            m->counts.found += ready;
+            m->counts.found += ready && !x->ahead;
             if (ready && !m->scanning)
                 x->last_use = m->clock; /* now, not when it is granted: earlier requests shall take other slots */
         }
@@ -201,14 +269,34 @@ void pl_expert_request(pl_expert_memory *m, const pl_matrix *const *matrices, in
 {
     enter(m);
     drop_requests(m);
-    int needed = 0;
-    for (int s = 0; s < n_segments; s++)
-        needed += segment_rows_of(ends, s);
     m->clock++;
-    m->scanning = 2 * needed > n_segments;
+    m->scanning = has_most(ends, n_segments);
     for (int i = 0; i < n_products; i++)
         request_product(m, matrices + (int64_t)i * n_segments, n_segments, ends, queue + (int64_t)i * n_segments);
+    judge_guesses(m);
+    drop_ahead(m);
     grant(m);
+    pl_monitor_notify(m->monitor, PL_MONITOR_WORK);
+    pl_monitor_leave(m->monitor);
+}
+
+void pl_expert_expect(pl_expert_memory *m, const pl_matrix *const *matrices, int n_products, int n_segments,
+                      const int32_t *ends, int if_most)
+{
+    const int most = has_most(ends, n_segments);
+    if (if_most != most)
+        return;
+    enter(m);
+    drop_ahead(m);
+    m->n_guesses = 0;
+    for (int64_t i = 0; i < (int64_t)n_products * n_segments && m->n_ahead < m->n_matrices; i++)
+        if (segment_rows_of(ends, (int)(i % n_segments))) {
+            struct pl_stored_matrix *x = matrices[i]->stored;
+            if (!most && m->n_guesses < m->n_matrices)
+                m->guesses[m->n_guesses++] = x;
+            if (most || m->right >= GUESS_WORTH)
+                m->ahead[m->n_ahead++] = x;
+        }
     pl_monitor_notify(m->monitor, PL_MONITOR_WORK);
     pl_monitor_leave(m->monitor);
 }
@@ -237,6 +325,8 @@ void pl_expert_release(struct pl_stored_matrix *x)
     pl_monitor_enter(m->monitor);
     x->pinned = 0;
     atomic_store(&x->panels_at, NULL);
+    if (m->next_ahead < m->n_ahead)
+        pl_monitor_notify(m->monitor, PL_MONITOR_WORK);
     if (m->n_granted < m->n_requests) {
         grant(m);
         pl_monitor_notify(m->monitor, PL_MONITOR_WORK);
@@ -247,6 +337,31 @@ void pl_expert_release(struct pl_stored_matrix *x)
 
 /* ---- readers ---- */
 
+static int64_t take_part(struct pl_stored_matrix *x)
+{
+    x->in_flight++;
+    return x->next_part++;
+}
+
+/* The same of what is read ahead. */
+static struct pl_stored_matrix *next_part_ahead(pl_expert_memory *m, int64_t *part)
+{
+    for (; m->next_ahead < m->n_ahead; m->next_ahead++) {
+        struct pl_stored_matrix *x = m->ahead[m->next_ahead];
+        if (x->state == ABSENT && x->requested != m->clock) {
+            if (!take_slot(x, 1))
+                return NULL;
+            x->wanted = x->ahead = 1;
+            x->last_use = m->clock;
+        }
+        if (x->state != LOADING || !x->wanted || x->next_part >= x->n_parts)
+            continue;
+        *part = take_part(x);
+        return x;
+    }
+    return NULL;
+}
+
 /* The next part to read, of the first request that has one -> NULL when there is none now. */
 static struct pl_stored_matrix *next_part(pl_expert_memory *m, int64_t *part)
 {
@@ -254,11 +369,10 @@ static struct pl_stored_matrix *next_part(pl_expert_memory *m, int64_t *part)
         struct pl_stored_matrix *x = m->requests[m->next_read];
         if (x->state != LOADING || x->next_part >= x->n_parts)
             continue;
-        *part = x->next_part++;
-        x->in_flight++;
+        *part = take_part(x);
         return x;
     }
-    return NULL;
+    return next_part_ahead(m, part);
 }
 
 static void end_part(struct pl_stored_matrix *x, int failure)
@@ -373,6 +487,7 @@ pl_expert_memory *pl_expert_memory_new(const int32_t *files, const int32_t *dire
     m->n_files = n_files;
     m->n_readers = n_readers;
     m->failure = PL_EINVAL;
+    m->right = 1;
     m->monitor = pl_monitor_new();
     m->files = calloc((size_t)n_files, sizeof *m->files);
     m->readers = calloc((size_t)n_readers, sizeof *m->readers);
@@ -505,8 +620,11 @@ static int allocate(pl_expert_memory *m)
         if (!r->allocated)
             return 0;
     }
-    m->requests = calloc((size_t)m->n_matrices + 1, sizeof *m->requests);
-    return m->requests != NULL;
+    const size_t n = (size_t)m->n_matrices + 1;
+    m->requests = calloc(n, sizeof *m->requests);
+    m->ahead = calloc(n, sizeof *m->ahead);
+    m->guesses = calloc(n, sizeof *m->guesses);
+    return m->requests && m->ahead && m->guesses;
 }
 
 int64_t pl_expert_memory_start(pl_expert_memory *m, int64_t bytes)
@@ -563,6 +681,8 @@ void pl_expert_memory_free(pl_expert_memory *m)
         pl_monitor_free(m->monitor);
     free(m->matrices);
     free(m->requests);
+    free(m->ahead);
+    free(m->guesses);
     free(m->classes);
     free(m->readers);
     free(m->files);
@@ -573,6 +693,7 @@ void pl_expert_memory_counts(pl_expert_memory *m, pl_expert_counts *counts)
 {
     enter(m);
     *counts = m->counts;
+    counts->right = m->right;
     pl_monitor_leave(m->monitor);
 }
 

@@ -31,6 +31,10 @@ void pl_expert_memory_keep(pl_expert_memory *memory);
  * queue: (n_products * n_segments,) receives the segments of each product in the order to work on them, then -1. */
 void pl_expert_request(pl_expert_memory *memory, const pl_matrix *const *matrices, int n_products, int n_segments,
                        const int32_t *ends, int32_t *queue);
+/* Reads matrices of segments that have rows, as far as readers have nothing else to do; what is not requested next is dropped. With
+ * `if_most` nothing is done unless most segments have rows, otherwise nothing unless what is expected mostly comes true. */
+void pl_expert_expect(pl_expert_memory *memory, const pl_matrix *const *matrices, int n_products, int n_segments,
+                      const int32_t *ends, int if_most);
 /* The panels of a matrix that was requested, once they are there; NULL: they could not be read. */
 const uint8_t *pl_expert_acquire(struct pl_stored_matrix *matrix);
 /* One of the matrix's work items is done. */

@@ -65,7 +65,8 @@ static int matrix_ok(const pl_matrix *m, const pl_op_field *f, int may_be_stored
 
 static int matrices_ok(const pl_op *op, const pl_matrices *list, const pl_op_field *f, pl_plan_error *error)
 {
-    const int may_be_stored = op->head.kind == PL_OP_request_experts || op->head.kind == PL_OP_segment_matmul;
+    const int may_be_stored = op->head.kind == PL_OP_request_experts ||
+                              op->head.kind == PL_OP_expect_experts || op->head.kind == PL_OP_segment_matmul;
     if (list->n == 0 && f->optional)
         return 1;
     if (list->n < 1 || list->n > 1 << 20 || !list->items)

@@ -184,22 +184,28 @@ int64_t run_scatter_rows(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return n;
 }
 
-/* ---- request_experts: one item ---- */
+/* ---- request_experts, expect_experts: one item ---- */
 
-const char *check_request_experts(const pl_plan *plan, const pl_op *op)
+/* Matrices that are read into one memory, that of the plan. */
+static const char *check_stored(const pl_plan *plan, const pl_matrices *matrices)
 {
-    const pl_op_request_experts *f = &op->request_experts;
-    const pl_plan_buffer *b = plan->buffers;
     const pl_expert_memory *memory = plan->experts;
-    if (f->matrices.n % b[f->ends].width || b[f->queue].width != f->matrices.n || f->queue == f->ends)
-        return "there is not a matrix, and a place in the queue, for each segment of each product";
-    for (int64_t i = 0; i < f->matrices.n; i++) {
-        const struct pl_stored_matrix *stored = f->matrices.items[i]->stored;
+    for (int64_t i = 0; i < matrices->n; i++) {
+        const struct pl_stored_matrix *stored = matrices->items[i]->stored;
         if (!stored || !pl_expert_memory_of(stored) || (memory && pl_expert_memory_of(stored) != memory))
             return "a matrix is not in a file, or its memory has not been started, or is not that of the others";
         memory = pl_expert_memory_of(stored);
     }
     return NULL;
+}
+
+const char *check_request_experts(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_request_experts *f = &op->request_experts;
+    const pl_plan_buffer *b = plan->buffers;
+    if (f->matrices.n % b[f->ends].width || b[f->queue].width != f->matrices.n || f->queue == f->ends)
+        return "there is not a matrix, and a place in the queue, for each segment of each product";
+    return check_stored(plan, &f->matrices);
 }
 
 int64_t run_request_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
@@ -210,6 +216,27 @@ int64_t run_request_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue
     while (PL_TAKE(1, 1, 1)) {
         pl_expert_request(plan->experts, f->matrices.items, (int)(f->matrices.n / n_segments), n_segments,
                           pl_int_row(plan, f->ends, 0), pl_int_row(plan, f->queue, 0));
+        PL_DONE();
+    }
+    return 1;
+}
+
+const char *check_expect_experts(const pl_plan *plan, const pl_op *op)
+{
+    const pl_op_expect_experts *f = &op->expect_experts;
+    if (f->matrices.n % plan->buffers[f->ends].width)
+        return "there is not a matrix for each segment of each product";
+    return check_stored(plan, &f->matrices);
+}
+
+int64_t run_expect_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    const pl_op_expect_experts *f = &op->expect_experts;
+    const int n_segments = (int)plan->buffers[f->ends].width;
+    int64_t begin, end;
+    while (PL_TAKE(1, 1, 1)) {
+        pl_expert_expect(plan->experts, f->matrices.items, (int)(f->matrices.n / n_segments), n_segments,
+                         pl_int_row(plan, f->ends, 0), f->if_most);
         PL_DONE();
     }
     return 1;

@@ -120,8 +120,11 @@ static void note_demands(pl_plan *plan, const pl_op *op)
         int64_t width = plan->buffers[op->embed.out].width;
         plan->embedding_width = width > plan->embedding_width ? width : plan->embedding_width;
     }
-    if (op->head.kind == PL_OP_request_experts && !plan->experts) {
-        plan->experts = pl_expert_memory_of(op->request_experts.matrices.items[0]->stored);
+    const pl_matrices *stored = op->head.kind == PL_OP_request_experts  ? &op->request_experts.matrices
+                                : op->head.kind == PL_OP_expect_experts ? &op->expect_experts.matrices
+                                                                        : NULL;
+    if (stored && !plan->experts) {
+        plan->experts = pl_expert_memory_of(stored->items[0]->stored);
         pl_expert_memory_keep(plan->experts);
     }
     if (op->head.kind == PL_OP_adapter_embed && op->adapter_embed.table.rows < plan->n_embeddable)

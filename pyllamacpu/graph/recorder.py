@@ -139,6 +139,14 @@ class Recorder:
         self.op("request_experts", ends=ends, matrices=matrices, queue=queue)
         return [(queue, stored.index(e)) if e in stored else None for e in products]
 
+    def expect_experts(self, ends: Tensor, products: Sequence[Experts], if_most: bool = False) -> None:
+        """Reads ahead those of the experts that stay in the file and whose segments have rows: the next
+        request may ask for them. `if_most`: if most segments have rows; else while guesses come true.
+        """
+        matrices = [matrix for experts in products if experts.memory is not None for matrix in experts]
+        if matrices:
+            self.op("expect_experts", ends=ends, matrices=matrices, if_most=int(if_most))
+
     def segment_linear(
         self, x: Tensor, ends: Tensor, matrices: Sequence[Matrix], queue: ExpertQueue | None = None
     ) -> Tensor:

@@ -22,6 +22,7 @@ from pyllamacpu.native import lib
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
     from pyllamacpu.graph.ops import Tensor
     from pyllamacpu.graph.recorder import Recorder
+    from pyllamacpu.model.weights import Experts
 
 
 _VISION = ("v.", "mm.")  # of ollama's names
@@ -149,7 +150,10 @@ def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
             a, x = plan.select(a), plan.select(x)
         x = x + plan.linear(a, *w.linear("attn_output"))
         h = plan.rms_norm(x, w.vector("ffn_norm.weight"), c.norm_eps)
-        x = _experts(plan, c, w, h, x) if has_experts(c, i) else x + _mlp(plan, w, h)
+        following = weights.under(f"blk.{i + 1}.") if i + 1 < c.n_layers and has_experts(c, i + 1) else None
+        x = _experts(plan, c, w, h, x, following) if has_experts(c, i) else x + _mlp(plan, w, h)
+        if following is not None:
+            _guess_experts(plan, c, following, x)
     h = plan.rms_norm(x, weights.vector("output_norm.weight"), c.norm_eps)
     plan.output_hidden(h)
     plan.output_logits(h, weights.matrix("output.weight"))
@@ -192,17 +196,35 @@ def _mlp(plan: Recorder, w: Weights, h: Tensor, suffix: str = "") -> Tensor:
     return plan.linear(plan.silu_mul(gate, up), *w.linear(f"ffn_down{suffix}"))
 
 
-def _experts(plan: Recorder, c: ModelConfig, w: Weights, h: Tensor, x: Tensor) -> Tensor:
+def _expert_matrices(w: Weights) -> list[Experts]:
+    return [w.experts(f"ffn_{part}_exps.weight") for part in ("gate", "up", "down")]
+
+
+def _guess_experts(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor) -> None:
+    """Has the experts that the next layer's router would choose now read, while its attention is computed."""
+    matrices = _expert_matrices(w)
+    if any(experts.memory is not None for experts in matrices):
+        scores = plan.linear(
+            plan.rms_norm(x, w.vector("ffn_norm.weight"), c.norm_eps), w.matrix("ffn_gate_inp.weight")
+        )
+        _, _, ends = plan.segments(plan.top_k(scores, c.n_experts_used)[0], c.n_experts)
+        plan.expect_experts(ends, matrices)
+
+
+def _experts(
+    plan: Recorder, c: ModelConfig, w: Weights, h: Tensor, x: Tensor, following: Weights | None
+) -> Tensor:
     """x + shared(h) + the sum over a token's best experts e of e(sigmoid(score) h), best first. While experts
-    that stay in the file are read, the shared one is computed.
+    that stay in the file are read, the shared one is computed; and the `following` layer's are read behind
+    them, if there are so many tokens that most of these are needed.
     """
-    gate_matrices, up_matrices, down_matrices = (
-        w.experts(f"ffn_{part}_exps.weight") for part in ("gate", "up", "down")
-    )
+    gate_matrices, up_matrices, down_matrices = _expert_matrices(w)
     scores = plan.linear(h, w.matrix("ffn_gate_inp.weight"))
     ids, best = plan.top_k(scores, c.n_experts_used)
     order, place, ends = plan.segments(ids, c.n_experts)
     of_gate, of_up, of_down = plan.request_experts(ends, gate_matrices, up_matrices, down_matrices)
+    if following is not None:
+        plan.expect_experts(ends, _expert_matrices(following), if_most=True)
     x = x + _mlp(plan, w, h, "_shexp")
     rows = plan.gather_rows(h, order, c.n_experts_used, plan.op("sigmoid", x=best))
     gate = plan.segment_linear(rows, ends, gate_matrices, of_gate)
