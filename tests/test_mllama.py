@@ -152,9 +152,18 @@ def test_pages_behind_an_image_are_of_that_image(mllama: Path, llm: Llama) -> No
             assert np.array_equal(rows[-1], llm.logits(ids, images=image)[-1])
 
 
+def test_images_that_a_processor_gives_together(llm: Llama) -> None:
+    ids, images = given("several")
+    together = {key: np.concatenate([image[key] for image in images], axis=1) for key in images[0]}
+    padded = {key: np.concatenate([value, 0 * value[:, :1]], axis=1) for key, value in together.items()}
+    whole = llm.logits(ids, images=images)
+    for given_so in (together, padded):
+        assert np.array_equal(llm.logits(ids, images=[given_so]), whole)
+
+
 def test_images_that_do_not_fit_the_prompt(llm: Llama) -> None:
     ids, images = given("one")
-    with pytest.raises(OptionError, match="1 placeholders"):
+    with pytest.raises(OptionError, match=r"1 placeholders .* take 2: for each image"):
         llm.logits(ids, images=images * 2)
     with pytest.raises(TokenizerError):
         llm.logits(ids)  # its placeholder is no token of the vocabulary

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ class Vision:
         names = {} if tokenizer is None else tokenizer.special_tokens
         self.n_ids = engine.n_vocab if engine.image_keys is None else engine.n_embeddings
         self.ids = opened.image_tokens(names, self.n_ids, engine.file.metadata)
-        if engine.image_keys is not None:  # the row after the vocabulary is that of images
-            self.ids = {"patch": engine.config.vocab_size, "image": engine.config.vocab_size, **self.ids}
+        if engine.image_keys is not None:  # the row after those of the output is that of images
+            first = engine.n_outputs
+            self.ids = {"patch": first, "image": first, **self.ids}
             engine.images.token_row = engine.embedding(self.ids["patch"])
         engine.images.placeholder = self.ids.get("patch", 0)
 
@@ -101,14 +102,16 @@ class Vision:
 
         Raises OptionError when there are not as many placeholders as rows, ImageError.
         """
-        embedded = tuple(self.embed(image) for image in images)
+        embedded = tuple(self.embed(image) for image in _one_by_one(images))
         rows = [row for image in embedded for row in image.ids]
         patch = self._id("patch")
         places = [i for i, token in enumerate(ids) if token == patch]
         if len(places) != len(rows):
+            each = self.opened.config.rows_per_tile
+            of_what = "image" if self.engine.image_keys is not None else f"tile {each}"
             raise OptionError(
                 f"the prompt has {len(places)} placeholders (token {patch}), and the images take "
-                f"{len(rows)}: {self.opened.config.rows_per_tile} for each tile"
+                f"{len(rows)}: for each {of_what}"
             )
         found = list(ids)
         for place, row in zip(places, rows, strict=True):
@@ -119,7 +122,7 @@ class Vision:
         self, ids: Sequence[int], images: Sequence[Any]
     ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
         """Likewise, for a prompt that has one token for each image, as chat templates write it."""
-        mark, tiles = self._id("image"), [self.tiles(image) for image in images]
+        mark, tiles = self._id("image"), [self.tiles(image) for image in _one_by_one(images)]
         if ids.count(mark) != len(tiles):
             raise OptionError(
                 f"the prompt has places for {ids.count(mark)} images, and {len(tiles)} are given: the chat "
@@ -168,6 +171,28 @@ class Vision:
             self._tower = None
             if self.opened.file is not self.engine.file:
                 self.opened.file.close()
+
+
+def _one_by_one(images: Sequence[Any]) -> Iterator[Any]:
+    """The images; those that a processor gives together (with `aspect_ratio_ids`) apart."""
+    for image in images:
+        ids = image.get("aspect_ratio_ids") if isinstance(image, Mapping) else None
+        n = 1 if ids is None else int(np.prod(np.shape(ids)))
+        if n < 2 or not isinstance(image, Mapping):
+            yield image
+            continue
+        by_image = {key: _as_array(image[key]).reshape(n, -1) for key in image if key.startswith("aspect_")}
+        pixels = _as_array(image["pixel_values"])
+        pixels = pixels.reshape(n, -1, *pixels.shape[-3:])
+        for i in range(n):
+            if by_image["aspect_ratio_ids"][i, 0]:  # 0: none, which makes rows of a batch equally long
+                yield {"pixel_values": pixels[i], **{key: value[i] for key, value in by_image.items()}}
+
+
+def _as_array(value: Any) -> npt.NDArray[Any]:
+    """Torch's tensors too, whose bfloat16 numpy does not know."""
+    value = value.detach() if hasattr(value, "detach") else value
+    return np.asarray(value.float() if hasattr(value, "float") else value)
 
 
 def _given_pixels(image: Any, size: int) -> Floats | None:

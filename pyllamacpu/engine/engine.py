@@ -126,9 +126,8 @@ class Engine:
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)
         self._profiling = False
-        output = self.plan.logits_matrix
-        rows = 0 if output is None else output.rows
-        self.n_vocab = min(rows, self.config.n_tokens or rows)  # rows without a token are padding
+        # rows without a token are padding
+        self.n_vocab = min(self.n_outputs, self.config.n_tokens or self.n_outputs)
         self._no_hidden = np.empty((0, self.dim), np.float32)
         self._lock = fork_safe_lock()
         self._closed = False
@@ -166,6 +165,12 @@ class Engine:
     @property
     def _native(self) -> NativePlan:
         return self._plans.whole
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of the output matrix, those without a token included."""
+        output = self.plan.logits_matrix
+        return 0 if output is None else output.rows
 
     @property
     def n_embeddings(self) -> int:
