@@ -163,7 +163,7 @@ def test_images_that_a_processor_gives_together(llm: Llama) -> None:
 
 def test_images_that_do_not_fit_the_prompt(llm: Llama) -> None:
     ids, images = given("one")
-    with pytest.raises(OptionError, match=r"1 placeholders .* take 2: for each image"):
+    with pytest.raises(OptionError, match=r"1 placeholders .* take 2: one for each image"):
         llm.logits(ids, images=images * 2)
     with pytest.raises(TokenizerError):
         llm.logits(ids)  # its placeholder is no token of the vocabulary

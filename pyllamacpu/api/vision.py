@@ -107,11 +107,11 @@ class Vision:
         patch = self._id("patch")
         places = [i for i, token in enumerate(ids) if token == patch]
         if len(places) != len(rows):
-            each = self.opened.config.rows_per_tile
-            of_what = "image" if self.engine.image_keys is not None else f"tile {each}"
+            n = self.opened.config.rows_per_tile
+            each = f"{n} for each tile" if self.engine.image_keys is None else "one for each image"
             raise OptionError(
                 f"the prompt has {len(places)} placeholders (token {patch}), and the images take "
-                f"{len(rows)}: for each {of_what}"
+                f"{len(rows)}: {each}"
             )
         found = list(ids)
         for place, row in zip(places, rows, strict=True):
