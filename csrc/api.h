@@ -93,6 +93,21 @@ typedef struct {
 int pl_bpe_encode(const pl_bpe *bpe, const pl_words *words, pl_word_cache *cache, const uint8_t *text, int64_t n,
                   pl_encoding *run);
 
+/* ---- Unigram (text/unigram.c) ---- */
+
+typedef struct pl_unigram pl_unigram;
+/* Piece i is the bytes [starts[i], starts[i + 1] - 1) of `pieces` (UTF-8; one byte more stands behind each); starts: (n_pieces
+ * + 1); scores: (n_pieces,). unknown_score: of a character that no piece has. NULL: out of memory, or no vocabulary. */
+pl_unigram *pl_unigram_new(const uint8_t *pieces, const int64_t *starts, const double *scores, int64_t n_pieces,
+                           double unknown_score);
+void pl_unigram_free(pl_unigram *unigram);
+/* The id of a piece, -1: there is none. */
+int pl_unigram_find(const pl_unigram *unigram, const uint8_t *text, int64_t n);
+/* Cuts `word` (n bytes of UTF-8) into the likeliest pieces -> their number. ids and ends, room for n each: the pieces' ids, -1
+ * for a character that no piece has, and the bytes of the word up to their ends. Of paths that are as likely the one whose
+ * last piece begins first. */
+int64_t pl_unigram_encode(const pl_unigram *unigram, const uint8_t *word, int64_t n, int32_t *ids, int32_t *ends);
+
 /* ---- Tensor types (types.c, dequantize.c, codebook.c) ---- */
 
 /* Types are numbered as in GGUF (types.def). Each returns PL_EINVAL (the name: NULL) for a type that we do not

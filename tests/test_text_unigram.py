@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from deberta_models import converted, make_tokenizer, write_checkpoint
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
@@ -176,7 +177,8 @@ def test_added_tokens(tmp_path: Path) -> None:
 
 
 def test_the_likeliest_pieces_win() -> None:
-    model = Unigram(["?", "a", "b", "ab", "c", "bc"], [0.0, -1.0, -1.0, -1.5, -3.0, -2.0], 0, False)
+    scores = np.array([0.0, -1.0, -1.0, -1.5, -3.0, -2.0])
+    model = Unigram(["?", "a", "b", "ab", "c", "bc"], scores, 0, False)
     assert model.encode("abc") == [1, 5]  # -1 - 2, and not -1.5 - 3
     assert model.encode("xaxyb") == [0, 1, 0, 2]  # neighbouring unknown ones are one
 

@@ -133,6 +133,12 @@ class StringArray(Sequence[str]):
             return joined
         return b"".join(b"\n" if b"\n" in text else text + b"\n" for text in self.bytes_list())
 
+    def packed(self) -> tuple[RawBytes, npt.NDArray[np.int64]]:
+        """All strings with a byte behind each, and where each begins, (n + 1,): the fastest way to them."""
+        starts = np.zeros(self._count + 1, np.int64)
+        np.cumsum(self._index[1].astype(np.int64) + 1, out=starts[1:])
+        return self._joined(0), starts
+
     def _joined(self, separator: int) -> RawBytes:
         """All strings, each followed by the separator byte."""
         from pyllamacpu.native import ffi, lib

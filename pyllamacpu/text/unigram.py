@@ -1,20 +1,27 @@
 """Unigram segmentation (Kudo 2018, arXiv 1804.10959): of all ways to cut a word into pieces, the likeliest.
 
 The words are those that a tokenizer.json's pre-tokenizer makes; ties, unknown characters and bytes are as in
-the tokenizers library, so that ids are the same.
+the tokenizers library, so that ids are the same. The search itself is in C (csrc/text/unigram.c).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllamacpu.errors import TokenizerError
+from pyllamacpu.gguf.strings import StringArray
+from pyllamacpu.native import check, ffi, lib
 
 _UNKNOWN_PENALTY = 10.0  # below the lowest score
 _MAX_CACHED = 1 << 16  # words
+_CACHED_LENGTH = 64  # characters of a word that is remembered
 
 
 class Unigram:
-    """pieces and scores: of the vocabulary, by id; of a piece that is there twice the last one counts.
+    """pieces and scores: of the vocabulary, by id, which may have more pieces than scores; those count not.
 
     unknown: the id for characters that no piece has, neighbours being one token; None: they are an error for
     the caller, who gets None in place of an id. With `byte_fallback` they become the tokens of their bytes,
@@ -22,14 +29,26 @@ class Unigram:
     """
 
     def __init__(
-        self, pieces: Sequence[str], scores: Sequence[float], unknown: int | None, byte_fallback: bool
+        self,
+        pieces: Sequence[str],
+        scores: npt.NDArray[np.float64],
+        unknown: int | None,
+        byte_fallback: bool,
     ) -> None:
-        self.ids = dict(zip(pieces, range(len(pieces)), strict=True))
-        self._scores = list(scores)
-        self._unknown = unknown
-        self._unknown_score = min(self._scores) - _UNKNOWN_PENALTY
-        self._longest = max(map(len, pieces))
-        self._byte_fallback = byte_fallback
+        """Raises TokenizerError for a vocabulary that is none."""
+        self._unknown, self._byte_fallback = unknown, byte_fallback
+        text, starts = pieces.packed() if isinstance(pieces, StringArray) else _packed(pieces)
+        scores = np.ascontiguousarray(scores, np.float64)
+        handle = lib.pl_unigram_new(
+            ffi.from_buffer("uint8_t[]", text),
+            ffi.from_buffer("int64_t[]", starts),
+            ffi.from_buffer("double[]", scores),
+            min(len(scores), len(pieces)),
+            float(scores.min()) - _UNKNOWN_PENALTY if scores.size else 0.0,
+        )
+        if handle == ffi.NULL:
+            raise TokenizerError("its pieces are no vocabulary, or too large a one")
+        self._handle = ffi.gc(handle, lib.pl_unigram_free, len(text) + 32 * len(scores))
         self._cache: dict[str, list[int | None]] = {}
 
     def encode(self, word: str) -> list[int | None]:
@@ -38,60 +57,51 @@ class Unigram:
         if found is None:
             if len(self._cache) >= _MAX_CACHED:
                 self._cache.clear()
-            found = self._encoded(word)
-            if len(word) <= 64:
+            found = self._encoded(word.encode())
+            if len(word) <= _CACHED_LENGTH:
                 self._cache[word] = found
         return found
 
-    def _encoded(self, word: str) -> list[int | None]:
+    def _encoded(self, word: bytes) -> list[int | None]:
+        room = ffi.new("int32_t[]", 2 * len(word) + 2)
+        ends = room + len(word)
+        n = check(
+            lib.pl_unigram_encode(self._handle, word, len(word), room, ends), "cutting a word into pieces"
+        )
         ids: list[int | None] = []
-        unknown_end = -1  # of the run of unknown characters that was met last, walking backwards
-        end, (starts, pieces) = len(word), self._best_path(word)
-        while end > 0:
-            start, piece = starts[end], pieces[end]
-            if piece is not None and piece != self._unknown:
-                if unknown_end >= 0:
-                    ids += reversed(self._of_unknown(word[end:unknown_end]))
-                    unknown_end = -1
-                ids.append(piece)
-            elif unknown_end < 0:
-                unknown_end = end
-            end = start
-        if unknown_end >= 0:
-            ids += reversed(self._of_unknown(word[:unknown_end]))
-        return ids[::-1]
+        start = end = 0
+        unknown_from = -1  # where the run of unknown characters under way begins
+        for token, end in zip(
+            ffi.unpack(room, n) if n else (), ffi.unpack(ends, n) if n else (), strict=True
+        ):
+            if token < 0 or token == self._unknown:
+                unknown_from = start if unknown_from < 0 else unknown_from
+            else:
+                if unknown_from >= 0:
+                    ids += self._of_unknown(word[unknown_from:start])
+                    unknown_from = -1
+                ids.append(token)
+            start = end
+        return ids + self._of_unknown(word[unknown_from:end]) if unknown_from >= 0 else ids
 
-    def _best_path(self, word: str) -> tuple[list[int], list[int | None]]:
-        """By each place in the word: where the best piece that ends there begins, and its id (None or
-        `unknown`: a character that no piece has). Of paths that are as likely the first found counts.
-        """
-        n, known, scores = len(word), self.ids.get, self._scores
-        best = [0.0] + [-math.inf] * n
-        starts, pieces = [0] * (n + 1), [None] * (n + 1)
-        ends: list[int | None] = pieces  # type: ignore[assignment]
-        reached = bytearray(n + 1)
-        for i in range(n):
-            before, single = best[i], False
-            for end in range(i + 1, min(i + self._longest, n) + 1):
-                piece = known(word[i:end])
-                if piece is None:
-                    continue
-                score = scores[piece] + before
-                if not reached[end] or score > best[end]:
-                    reached[end], best[end], starts[end], ends[end] = 1, score, i, piece
-                single = single or end == i + 1
-            if not single:
-                score = self._unknown_score + before
-                if not reached[i + 1] or score > best[i + 1]:
-                    reached[i + 1], best[i + 1], starts[i + 1], ends[i + 1] = 1, score, i, self._unknown
-        return starts, ends
+    def _id(self, text: bytes) -> int | None:
+        found = int(lib.pl_unigram_find(self._handle, text, len(text)))
+        return None if found < 0 else found
 
-    def _of_unknown(self, text: str) -> list[int | None]:
+    def _of_unknown(self, text: bytes) -> list[int | None]:
         """The tokens of neighbouring characters that no piece has."""
-        if text in self.ids:
-            return [self.ids[text]]
+        if (whole := self._id(text)) is not None:
+            return [whole]
         if self._byte_fallback:
-            found = [self.ids.get(f"<0x{byte:02X}>") for byte in text.encode()]
+            found = [self._id(b"<0x%02X>" % byte) for byte in text]
             if None not in found:
                 return found
         return [self._unknown]
+
+
+def _packed(pieces: Sequence[str]) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """As StringArray.packed."""
+    data = [piece.encode("utf-8", "surrogateescape") for piece in pieces]
+    starts = np.zeros(len(data) + 1, np.int64)
+    np.cumsum([len(item) + 1 for item in data], out=starts[1:])
+    return b"".join(item + b"\0" for item in data), starts

@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import regex  # type: ignore[import-untyped]
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.gguf.strings import StringArray
 from pyllamacpu.text.normalizers import WHITE_SPACE, make_normalizer
 from pyllamacpu.text.pretokenizers import make_pretokenizer
 from pyllamacpu.text.tokenizer import to_bytes
 from pyllamacpu.text.unigram import Unigram
-from pyllamacpu.text.vocab import string_list
 
 MODEL = "unigram"
 PIPELINE = "tokenizer.unigram.pipeline"
@@ -73,11 +74,11 @@ class UnigramPipeline:
         self,
         pipeline: Mapping[str, Any],
         pieces: Sequence[str],
-        scores: Sequence[float],
+        scores: npt.NDArray[np.float64],
         charsmap: bytes | None,
         path: str = "model",
     ) -> None:
-        """pieces and scores: of the vocabulary without added tokens behind it. Raises TokenizerError."""
+        """pieces: of the vocabulary, and maybe added tokens, which have no score. Raises TokenizerError."""
         self.path = path
         try:
             self._normalize = make_normalizer(pipeline.get("normalizer"), charsmap)
@@ -87,7 +88,7 @@ class UnigramPipeline:
             self._normalized = _Finder({self._normalize(text): token for text, token in normalized.items()})
             self.around = _around(pipeline.get("post_processor"))
             unknown = pipeline.get("unk_id")
-            if unknown is not None and (not isinstance(unknown, int) or not 0 <= unknown < len(pieces)):
+            if unknown is not None and (not isinstance(unknown, int) or not 0 <= unknown < len(scores)):
                 raise TokenizerError(f"unk_id is {unknown!r:.40}")
             self._model = Unigram(pieces, scores, unknown, bool(pipeline.get("byte_fallback")))
         except TokenizerError as error:
@@ -103,11 +104,12 @@ class UnigramPipeline:
             pipeline = json.loads(metadata.get(PIPELINE) or "null")
         except (ValueError, TypeError, RecursionError):
             pipeline = None
-        pieces = string_list(metadata.get("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens", path)
+        pieces = metadata.get("tokenizer.ggml.tokens")
         n_pieces = pipeline.get("n_pieces") if isinstance(pipeline, dict) else None
         scores = metadata.get("tokenizer.ggml.scores")
         if (
             not isinstance(n_pieces, int)
+            or not isinstance(pieces, StringArray)
             or not 0 < n_pieces <= len(pieces)
             or not isinstance(scores, np.ndarray)
             or len(scores) < n_pieces
@@ -116,8 +118,7 @@ class UnigramPipeline:
             raise TokenizerError(f"{path}: {PIPELINE} or the scores are damaged; convert the model again")
         charsmap = metadata.get(CHARSMAP)
         data = charsmap.astype(np.uint8).tobytes() if isinstance(charsmap, np.ndarray) else None
-        listed = scores[:n_pieces].astype(np.float64).tolist()
-        return cls(pipeline, pieces[:n_pieces], listed, data, path)
+        return cls(pipeline, pieces, scores[:n_pieces].astype(np.float64), data, path)
 
     def encode(self, text: str | bytes) -> list[int]:
         """Ids of `text`, without those around it. What is not UTF-8 counts as U+FFFD. Raises TokenizerError

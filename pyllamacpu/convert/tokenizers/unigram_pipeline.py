@@ -45,12 +45,12 @@ def read_unigram_pipeline(folder: Path, n_rows: int) -> tuple[list[KeyValue], li
     pipeline |= {name: model.get(name) for name in ("unk_id", "byte_fallback")}
     pipeline |= {"n_pieces": len(pieces)}
     charsmap = _take_charsmap(path, pipeline["normalizer"])
+    numbers = np.array(scores, np.float64)
     try:
-        UnigramPipeline(pipeline, pieces, scores, charsmap, str(path))
+        UnigramPipeline(pipeline, pieces, numbers, charsmap, str(path))
     except TokenizerError as error:
         raise CheckpointError(path, str(error).removeprefix(f"{path}: ")) from None
     texts, types = _with_added(path, pieces, pipeline, n_rows)
-    numbers = np.array(scores, np.float64)
     exact = bool((numbers.astype(np.float32) == numbers).all())
     found = [
         KeyValue("tokenizer.ggml.model", MODEL),
