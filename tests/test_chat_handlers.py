@@ -151,6 +151,6 @@ def test_only_a_programs_own_handlers_take_the_place_of_a_template(unregister: A
     assert registered_handler("own") is print
 
 
-def test_handlers_of_images_say_that_they_are_not_there() -> None:
-    with pytest.raises(OptionError, match="images are not supported"):
+def test_handlers_of_images_say_what_to_do_without_them() -> None:
+    with pytest.raises(OptionError, match="need no handler"):
         llama_chat_format.Llava15ChatHandler(clip_model_path="x")

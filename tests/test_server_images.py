@@ -19,7 +19,8 @@ from tiny_model import write_model
 
 from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.server.errors import HTTPError
-from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.generation import Text, conversation_of
+from pyllamacpu.server.images import SentImage, content_parts
 from pyllamacpu.server.judge import judged_messages
 
 __all__ = ["llama4_vision"]
@@ -221,3 +222,13 @@ def test_a_guard_that_reads_no_images_lets_none_pass() -> None:
     messages = [{"role": "user", "content": content_parts([openai_part()], "messages[0].content", "user")}]
     with pytest.raises(HTTPError, match=r"messages\[0\]\.content\[0\]: this server's guard reads no images"):
         judged_messages(messages)
+
+
+def test_images_of_a_text_are_judged_too(running: Running) -> None:
+    service = running.server.service
+    assert service is not None
+    model = service.models.loaded["words"]
+    image = SentImage({"base64": BASE64}, "prompt.multimodal_data[0]")
+    said = conversation_of(model, Text("<__media__> x", images=[image])).messages
+    with pytest.raises(HTTPError, match=r"prompt\.multimodal_data\[0\]: this server's guard reads no images"):
+        judged_messages(said)

@@ -99,10 +99,15 @@ def hf_autotokenizer_to_chat_completion_handler(
 
 
 class _ImageHandler:
-    """Stands for a handler that reads images. Making one raises OptionError: images are not supported yet."""
+    """Stands for a handler that reads images. Making one raises OptionError: no handler is needed, and models
+    of other families are not run.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        raise OptionError(f"{type(self).__name__}: images are not supported yet")
+        raise OptionError(
+            f"{type(self).__name__}: models that read images here (Llama 3.2 Vision, Llama 4) need no "
+            "handler: Llama(path), or Llama(path, mmproj=FILE) where the vision tower is elsewhere"
+        )
 
     @classmethod
     def from_pretrained(cls, *args: object, **kwargs: object) -> _ImageHandler:

@@ -308,7 +308,10 @@ def conversation_of(model: Model, prompt: Chat | Text) -> Conversation:
     if isinstance(prompt, Chat):
         return Conversation(model.conversation(prompt.messages), prompt.beginning)
     text = prompt.text if isinstance(prompt.text, str) else model.tokenizer.decode(prompt.text)
-    return Conversation([{"role": "user", "content": text + (prompt.suffix or "")}])
+    text += prompt.suffix or ""
+    images = [{"type": "image", "image": image} for image in prompt.images]
+    content = [*images, {"type": "text", "text": text}] if images else text
+    return Conversation([{"role": "user", "content": content}])
 
 
 def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
