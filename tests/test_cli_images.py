@@ -105,6 +105,17 @@ def test_an_answer_again_sees_the_image(session: ChatSession, folder: Path) -> N
     assert again == first and session.turns[0].images
 
 
+def test_an_image_is_looked_at_once(session: ChatSession, folder: Path) -> None:
+    looked: list[int] = []
+    session.engine.on_image = lambda: looked.append(len(session.turns))
+    session.attach(folder / "drawing.webp")
+    for _ in range(2):
+        said(session, "what is this?")
+    session.attach(folder / "a photo.png")
+    said(session, "and this?")
+    assert looked == [0, 2]
+
+
 def test_a_message_that_does_not_fit_keeps_its_images(session: ChatSession, folder: Path) -> None:
     session.attach(folder / "drawing.webp")
     with pytest.raises(ContextError):

@@ -260,9 +260,11 @@ def _images(folder: Path) -> Attempt:
 
     from image_cases import cases
 
+    from pyllamacpu.images import picture as pictures
     from pyllamacpu.images.sources import open_picture
     from pyllamacpu.images.tiles import llama4_tiles, llama32_tiles
 
+    pictures.MAX_PIXELS = 10_000_000  # what is allowed may take more memory than a fault
     seeds = [case.source for case in cases(12, 60) if isinstance(case.source, bytes)] + _lossy_images()
 
     def attempt(rng: random.Random) -> None:

@@ -210,6 +210,7 @@ def _converse(
 
     screen = Screen(markdown=markdown)
     engine = session.engine
+    engine.on_image = screen.on_image
     screen.note(f"{engine.title()}, context {engine.n_ctx()} tokens. /help lists the commands.")
     if offer and (better := offer.text()):
         screen.note(better)
@@ -222,4 +223,5 @@ def _answer_once(session: ChatSession, message: str, markdown: bool) -> None:
     from pyllamacpu.cli.output import Screen
 
     screen = Screen(markdown=markdown)
+    session.engine.on_image = screen.on_image
     screen.answer(session.ask(message, screen.on_prompt), stats=False)

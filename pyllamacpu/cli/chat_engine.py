@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,9 @@ class ChatEngine:
         self.form: Grammar | None = None  # that answers must have
         self.offered: Sequence[Mapping[str, Any]] = ()  # tools that the prompt shows
         self._tiles: dict[ImageFile, Tiles] = {}
+        self._looked_at: set[ImageFile] = set()
         self._held: Sequence[Any] = ()  # images of the prompt that was made last
+        self.on_image: Callable[[], None] = lambda: None  # before an image is looked at, which may take long
 
     @property
     def warning(self) -> str | None:
@@ -97,6 +99,7 @@ class ChatEngine:
         if any(isinstance(message.get("content"), list) for message in messages):
             from pyllamacpu.api.tools import ChatTools
 
+            self._look(messages)
             shown = [self._with_tiles(message) for message in messages]
             offer = ChatTools(tuple(self.offered))
             ids, self._held = self.llm.chat_prompt(self.tokenizer, self.template, shown, offer)
@@ -121,6 +124,14 @@ class ChatEngine:
         if image not in self._tiles:
             self._tiles[image] = image.tiles(self.llm.vision)
         return self._tiles[image]
+
+    def _look(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Tells of images that are looked at for the first time, when no answer has begun yet."""
+        contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
+        images = {part["image"] for content in contents for part in content if part["type"] == "image"}
+        if images - self._looked_at:
+            self._looked_at |= images
+            self.on_image()
 
     def _with_tiles(self, message: dict[str, Any]) -> dict[str, Any]:
         content = message.get("content")

@@ -50,6 +50,11 @@ class Screen:
         self._line.clear()
         say("error: " + " ".join(text.split()).translate(CONTROL))
 
+    def on_image(self) -> None:
+        """Show that an image is looked at, which may take long; on a terminal only."""
+        if self.terminal:
+            self._line.show("looking at the image")
+
     def on_prompt(self, done: int, total: int) -> None:
         """Show how much of a long prompt is read; on a terminal only, and gone when the answer begins."""
         if not self.terminal:

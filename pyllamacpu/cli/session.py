@@ -79,6 +79,7 @@ class Engine(AdapterHolder, Protocol):
 
     stop_loops: bool  # whether an answer that repeats itself is ended
     form: Grammar | None  # that answers must have
+    on_image: Callable[[], None]  # called before images of a prompt are looked at
 
     def encode(self, text: str) -> list[int]: ...
 

@@ -7,7 +7,6 @@ that ends early is refused.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllamacpu.errors import ImageError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.images.headers import check_cost, image_format
 from pyllamacpu.images.picture import Picture, check_size
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _STRIP = 1 << 20  # pixels that are converted at once
 _ORIENTATION = 0x0112  # the EXIF tag
-_strict = threading.Lock()
+_strict = fork_safe_lock()
 
 
 def decode(data: bytes, *, orient: bool = True, where: str = "image") -> Picture:
