@@ -218,6 +218,7 @@ def test_calls_of_tools_are_judged() -> None:
         ("Meta-Llama-Guard-2-8B", 11, r"\[INST\] Task"),
         ("Llama Guard 3 8B", 14, r"<\|start_header_id\|>user<\|end_header_id\|>\n\nTask"),
         ("Llama-Guard-3-1B-INT8", 13, r"<\|start_header_id\|>user"),
+        ("Llama-Guard-3-11B-Vision", 13, r"<\|start_header_id\|>user"),
         ("Llama-Guard-4-12B", 14, r"<\|header_start\|>user<\|header_end\|>\n\nTask"),
     ],
 )

@@ -106,20 +106,23 @@ class ImageKeyCache:
             keys = ImageKeys(self.cache, self.space, start + len(states), begin)
             self._fill(keys, start, states, plan, adapters.rows([used]))
             self._alive[group] = keys
-        self._recent[group] = keys
-        self._recent.move_to_end(group)
-        while (
-            len(self._recent) > 1 and sum(keys.n_bytes for keys in self._recent.values()) > self.limit_bytes
-        ):
-            self._recent.popitem(last=False)
+        self._keep(group, keys)
         return keys
+
+    def _keep(self, group: _Group, keys: ImageKeys) -> None:
+        with self.cache.lock:  # whoever needs pages may ask to let go of some
+            self._recent[group] = keys
+            self._recent.move_to_end(group)
+            while len(self._recent) > 1 and sum(k.n_bytes for k in self._recent.values()) > self.limit_bytes:
+                self._recent.popitem(last=False)
 
     def let_go(self, n_bytes: int) -> bool:
         """Lets go of what has not been used for the longest; whether there was any."""
-        if not self._recent:
-            return False
-        self._recent.popitem(last=False)
-        return True
+        with self.cache.lock:
+            if not self._recent:
+                return False
+            self._recent.popitem(last=False)
+            return True
 
     def _fill(
         self, keys: ImageKeys, start: int, states: Floats, plan: NativePlan, scales: Floats | None

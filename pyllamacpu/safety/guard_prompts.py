@@ -64,7 +64,7 @@ def guard_template(template: ChatTemplate | None, metadata: Mapping[str, Any], p
     if generation not in _OWN:
         raise ModelError(f"{path}: Llama Guard {generation} is not known, and the file has no template of it")
     source = _own_source(generation)
-    if generation == 3 and re.search(r"\b1b\b", found.string, re.IGNORECASE):
+    if generation == 3 and re.search(r"\b1b\b|vision", found.string, re.IGNORECASE):
         source = source.replace("S14: Code Interpreter Abuse.\n", "")
     return ChatTemplate(
         source, template.bos_token, template.eos_token, name=f"the template of Llama Guard {generation}"
