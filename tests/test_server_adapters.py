@@ -74,6 +74,31 @@ def test_requests_say_which_adapters_they_want(paths: list[Path], running: Runni
     assert len(set(texts.values())) >= 4
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "text"),
+    [
+        ("/v1/messages", CHAT, lambda a: a["content"][0]["text"]),
+        ("/v1/responses", {"input": "hello", "temperature": 0, "max_output_tokens": 8},
+         lambda a: a["output"][0]["content"][0]["text"]),
+        ("/api/chat", {"messages": CHAT["messages"], "stream": False,
+                       "options": {"temperature": 0, "num_predict": 8}},
+         lambda a: a["message"]["content"]),
+        ("/api/generate", {"prompt": "hello", "stream": False,
+                           "options": {"temperature": 0, "num_predict": 8}},
+         lambda a: a["response"]),
+    ],
+)  # fmt: skip
+def test_the_other_dialects_too(running: Running, path: str, body: dict[str, Any], text: Any) -> None:
+    def ask(model: str, **more: Any) -> Any:
+        answer = running.post(path, model=model, **body, **more)
+        assert answer.status_code == 200, answer.text
+        return text(answer.json())
+
+    assert ask("other") == ask("tiny", lora=[{"id": 1, "scale": 8}]) != ask("tiny", lora=[])
+    refused = running.post(path, model="tiny", **body, lora=[{"id": 7, "scale": 1}])
+    assert refused.status_code == 400 and "lora" in refused.text
+
+
 def test_openais_dialect_too(running: Running) -> None:
     names = {entry["id"] for entry in running.get("/v1/models").json()["data"]}
     assert {"tiny", "a", "other"} <= names

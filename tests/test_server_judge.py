@@ -74,6 +74,8 @@ def test_a_prompt_that_is_unsafe_is_not_answered(running: Running) -> None:
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["content_filter"] * 2
     assert not text_of(answer) and answer["usage"]["completion_tokens"] == 0
     assert answer["usage"]["prompt_tokens"] > 3
+    # of the one that was answered only
+    assert "pyllamacpu_prompt_seconds_count 1.0" in running.get("/metrics").text
     assert not any("You know" in message["content"] for seen in WordGuard.seen for message in seen)
 
 

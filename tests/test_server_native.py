@@ -149,6 +149,17 @@ def test_embedding(running: Running, llm: Llama) -> None:
     assert len(unit) == 2
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_tokens_wanted_reads_the_prompt_only(running: Running, stream: bool) -> None:
+    prompt = f"hello the world and more {stream}"
+    if stream:
+        (last,) = [event for event in streamed(running, prompt=prompt, n_predict=0) if event["stop"]]
+    else:
+        last = complete(running, prompt=prompt, n_predict=0)
+    assert last["content"] == "" and last["tokens_predicted"] == 0 and last["stop_type"] == "limit"
+    assert last["tokens_evaluated"] > 3 and last["tokens_cached"] < last["tokens_evaluated"]
+
+
 def test_properties(running: Running) -> None:
     props = running.get("/props").json()
     assert props["default_generation_settings"]["n_ctx"] == 256 and props["bos_token"] == "<s>"
@@ -162,7 +173,7 @@ def test_properties(running: Running) -> None:
     "change, says",
     [
         ({"prompt": None}, "prompt"),
-        ({"n_predict": 0}, "n_predict"),
+        ({"n_predict": -3}, "n_predict"),
         ({"temperature": -1}, "temperature"),
         ({"logit_bias": [[10**6, 1]]}, "logit_bias"),
         ({"n_probs": -1}, "n_probs"),

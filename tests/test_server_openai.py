@@ -139,6 +139,22 @@ def test_completions_stream(client: openai.OpenAI) -> None:
     assert [t for c in chunks if c.logprobs for t in c.logprobs.text_offset] == whole.logprobs.text_offset
 
 
+def test_echoed_prompts_that_are_too_long_are_refused_before_any_is_evaluated(running: Running) -> None:
+    service = running.server.service
+    assert service is not None
+    engine = service.models.loaded["tiny"].engine
+    steps: list[int] = []
+    step, engine.step = engine.step, lambda *a, **k: steps.append(1) or step(*a, **k)  # type: ignore
+    try:
+        answer = running.post(
+            "/v1/completions", model="tiny", prompt=["hello", "hello the world " * 200], echo=True, logprobs=1
+        )
+    finally:
+        del engine.step  # type: ignore
+    assert answer.status_code == 400 and "context" in answer.json()["error"]["message"]
+    assert not steps
+
+
 def test_best_of_gives_the_likeliest(client: openai.OpenAI) -> None:
     arguments: Any = {"model": "tiny", "prompt": "hello", "max_tokens": 6, "temperature": 2, "seed": 3}
     all_of_them = client.completions.create(**arguments, n=4, logprobs=0).choices

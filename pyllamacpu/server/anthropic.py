@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import anthropic_grammar
 from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
@@ -96,6 +97,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         max_tokens=limit,
         stop=fields.strings("stop_sequences"),
         grammar=chat.tools.form or form,
+        adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
         draft=fields.flag("draft", True),
     )

@@ -107,7 +107,7 @@ class Answers:
         model = self.model
         prompts = [encode_prompt(model, request.prompt, self._service.fetch) for request in self._requests]
         for ids, _ in prompts:
-            _check_room(len(ids), model.engine.n_ctx)
+            check_room(len(ids), model.engine.n_ctx)
         self.prompts, index = [ids for ids, _ in prompts], 0
         for number, (request, (ids, images)) in enumerate(zip(self._requests, prompts, strict=True)):
             if refused and refused[number]:
@@ -138,6 +138,11 @@ class Answers:
     @property
     def n_generated(self) -> int:
         return sum(stats.n_generated for stats in self.stats.values())
+
+    @property
+    def finished(self) -> list[GenerationStats]:
+        """Of the answers that were given; not of prompts that got none."""
+        return [stats for index, stats in self.stats.items() if index not in self._blocked]
 
     def pieces(self) -> AsyncIterator[Piece]:
         """The events of all answers, in the order of their coming, as far as the guard lets them pass."""
@@ -256,7 +261,7 @@ class Service:
                 yield answers
             finally:
                 answers.close()
-                self.metrics.count(answers.stats.values())
+                self.metrics.count(answers.finished)
 
     async def _refused(self, model: Model, requests: Sequence[Generate]) -> list[tuple[Finding, ...]]:
         """What is found in each prompt that keeps it from being answered."""
@@ -365,7 +370,7 @@ def _encode_conversation(
     if sent := chat.images:
         vision = model.vision(sent[0].where)
         texts, tiles = open_images(whole, fetch, vision.tiles)
-        _check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)  # before the tower works for it
+        check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)  # before the tower works for it
         ids, images = vision.chat_prompt(encode, texts, tiles)
     else:
         ids = encode(whole, {})
@@ -379,7 +384,7 @@ def _encode_with_media(
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     vision = model.vision(prompt.images[0].where)
     tiles = open_sent(prompt.images, fetch, vision.tiles)
-    _check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)
+    check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)
     return vision.text_prompt(model.tokenizer, prompt.text, tiles)
 
 
@@ -432,7 +437,7 @@ def _texts(content: Any) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _check_room(n_tokens: int, n_ctx: int) -> None:
+def check_room(n_tokens: int, n_ctx: int) -> None:
     if n_tokens >= n_ctx:
         raise _too_long(str(n_tokens), n_ctx)
 

@@ -258,8 +258,6 @@ async def _run(
 def _request(model: Model, fields: Fields, prompt: Text) -> Generate:
     limit = fields.integer("n_predict", -2, BIG, fields.integer("max_tokens", -2, BIG, -1))
     assert limit is not None
-    if limit == 0:
-        raise fields.wrong("n_predict", "0 tokens cannot be generated; -1 is until the end")
     fields.refuse("post_sampling_probs", "is not supported", False)
     fields.refuse("return_progress", "is not supported", False)
     n_probs = fields.integer("n_probs", 0, 100) or 0

@@ -19,6 +19,7 @@ from fastapi.responses import Response
 from pyllamacpu.api.tools import NO_TOOLS
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import ollama_grammar
 from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.fields import Fields, wrong
@@ -131,6 +132,7 @@ class _Endpoint(ABC):
             max_tokens=n_ctx if limit is not None and limit < 0 else limit,
             stop=options.strings("stop"),
             grammar=self.tools.form or form,
+            adapters=read_lora(fields, model),
             stop_loops=options.optional_flag("stop_loops"),
             draft=options.flag("draft", True),
         )

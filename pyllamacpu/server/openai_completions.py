@@ -12,7 +12,7 @@ from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
-from pyllamacpu.server.generation import Answers, Chat, Generate, Text, prompt_ids
+from pyllamacpu.server.generation import Answers, Chat, Generate, Text, check_room, prompt_ids
 from pyllamacpu.server.logprobs import prompt_logprobs
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, MAX_TOP, NO_EFFECT, Endpoint, usage, wrap
@@ -64,11 +64,15 @@ class TextCompletion(Endpoint):
     async def prepare(self, model: Model, requests: Sequence[Generate]) -> None:
         self.echoed: list[str] = []
         self.first: list[Any] = []
+        echoed: list[tuple[Generate, list[int]]] = []
         for request in requests if self.echo else ():
             assert isinstance(request.prompt, Text)
             text = request.prompt.text
             ids = await self.service.off_loop(prompt_ids, model, Text(text))
+            check_room(len(ids), model.engine.n_ctx)
             self.echoed.append(text if isinstance(text, str) else model.tokenizer.decode(ids))
+            echoed.append((request, ids))
+        for request, ids in echoed:
             self.first.append(
                 ()
                 if self.logprobs is None

@@ -18,6 +18,7 @@ from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import response_grammar
 from pyllamacpu.server.endings import is_cut, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
@@ -85,6 +86,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
         grammar=tools.form or form,
+        adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
         draft=fields.flag("draft", True),
     )
