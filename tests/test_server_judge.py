@@ -30,7 +30,7 @@ class WordGuard:
     word = BAD
     seen: ClassVar[list[list[dict[str, str]]]] = []
 
-    weight_bytes = 0
+    weight_bytes, reads_images = 0, False
 
     def __init__(self, path: str) -> None: ...
 

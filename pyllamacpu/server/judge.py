@@ -78,11 +78,11 @@ class Judge:
     @property
     def weight_bytes(self) -> int:
         """Of the guard model; 0 before it is loaded."""
-        return 0 if self._guard is None else self._guard.weight_bytes
+        return int(getattr(self._guard, "weight_bytes", 0))
 
     @property
     def _reads_images(self) -> bool:
-        return self._guard is not None and self._guard.reads_images
+        return bool(getattr(self._guard, "reads_images", False))
 
     async def refuses(self, conversation: Conversation) -> tuple[Finding, ...]:
         """What is unsafe in what users and tools said."""
