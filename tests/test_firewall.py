@@ -11,12 +11,13 @@ import enum
 import json
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from deberta_models import converted, make_tokenizer, write_checkpoint
 
-from pyllamacpu import safety
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import (
     AssistantMessage,
@@ -24,6 +25,7 @@ from pyllamacpu.safety import (
     Firewall,
     LlamaFirewall,
     Message,
+    PromptGuard,
     Role,
     ScanDecision,
     Scanner,
@@ -127,7 +129,7 @@ def test_prompt_guard_is_loaded_once_and_sees_all_text(monkeypatch: pytest.Monke
         made.append(path)
         return FakePromptGuard()
 
-    monkeypatch.setattr(safety, "PromptGuard", make, raising=False)
+    monkeypatch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", make)
     firewall = Firewall({Role.USER: [ScannerType.PROMPT_GUARD], Role.ASSISTANT: ["prompt_guard"]},
                         prompt_guard="guard.gguf")  # fmt: skip
     assert made == []
@@ -139,6 +141,23 @@ def test_prompt_guard_is_loaded_once_and_sees_all_text(monkeypatch: pytest.Monke
     monkeypatch.setenv(PROMPT_GUARD_VARIABLE, "other.gguf")
     LlamaFirewall.from_usecase(UseCase.CHAT_BOT).load()
     assert made == ["guard.gguf", "other.gguf"]
+
+
+def test_a_real_prompt_guard(tmp_path: Path) -> None:
+    """A tiny one of version 1, whose scores are noise: in a tool's words an injection counts too."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    make_tokenizer().save(str(checkpoint / "tokenizer.json"))
+    model = converted(checkpoint, tmp_path / "model.gguf")
+    text = "What is the weather?"
+    config = {role: [ScannerType.PROMPT_GUARD] for role in (Role.USER, Role.TOOL)}
+    with Firewall(config, prompt_guard=model) as firewall, PromptGuard(model) as guard:
+        labels = guard.check(text).labels
+        assert firewall.scan(UserMessage(text)).score == pytest.approx(labels["JAILBREAK"])
+        injected = labels["INJECTION"] + labels["JAILBREAK"]
+        assert firewall.scan(ToolMessage(text)).score == pytest.approx(injected)
+        assert firewall.scan(UserMessage(text)).score == pytest.approx(labels["JAILBREAK"])
+    with Firewall(config, prompt_guard=str(tmp_path / "none.gguf")) as firewall:
+        assert firewall.scan(UserMessage(text)).status is ScanStatus.ERROR
 
 
 def test_what_fails_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from cli_letters import Result, run  # noqa: F401
 from serving import Running, serving, wait_until
 from tiny_model import write_model
 
-from pyllamacpu import Llama, safety
+from pyllamacpu import Llama
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import Guard, Verdict
@@ -46,7 +46,7 @@ class WordPromptGuard:
 
 @pytest.fixture(autouse=True)
 def prompt_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safety, "PromptGuard", WordPromptGuard, raising=False)
+    monkeypatch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", WordPromptGuard)
     monkeypatch.setattr(WordPromptGuard, "seen", [])
 
 
@@ -216,6 +216,7 @@ def test_an_answer_of_a_model_is_blocked(path: Path, monkeypatch: pytest.MonkeyP
 def test_guard_and_shield_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class BombGuard:
         weight_bytes = 0
+        reads_images = False
 
         def __init__(self, path: str) -> None: ...
 
@@ -245,7 +246,7 @@ def test_a_prompt_guard_that_cannot_be_loaded_does_not_serve(
     def broken(path: str) -> None:
         raise OptionError("it is not a Prompt Guard")
 
-    monkeypatch.setattr(safety, "PromptGuard", broken, raising=False)
+    monkeypatch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", broken)
     with serving(("tiny", path), shield=EVERYTHING) as found:
         wait_until(lambda: found.server.failure is not None)
         assert "is not a Prompt Guard" in str(found.server.failure)

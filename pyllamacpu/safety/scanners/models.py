@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import threading
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety.firewall_types import (
@@ -35,6 +35,9 @@ class Scorer(Protocol):
 class PromptGuardScanner(ThreadScanner):
     """The probability that a text is an attack on the model that reads it, by Prompt Guard.
 
+    In what is not the user's own (results of tools, memory) an injection counts, too, where the model tells
+    it from a jailbreak (version 1).
+
     Args:
         model: a `PromptGuard`, or a file or name of one; None is what the environment names.
         block_threshold: the probability from which a text is blocked.
@@ -60,18 +63,21 @@ class PromptGuardScanner(ThreadScanner):
                     f"{PROMPT_GUARD_VARIABLE}"
                 )
             if isinstance(model, (str, os.PathLike)):
-                package = import_module("pyllamacpu.safety")  # which has it in one of its modules
-                self._model = model = package.PromptGuard(model)
+                from pyllamacpu.safety.prompt_guard import PromptGuard
+
+                self._model = model = PromptGuard(model)
                 self._opened_here = True
-            return cast(Scorer, model)
+            return model
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         text = text_of(message)
         if not text.strip():
             return allow("There is no text")
         scorer = self._scorer()
-        with self._lock:
-            score = float(scorer.score(text))
+        if message.role in (Role.TOOL, Role.MEMORY) and hasattr(scorer, "indirect"):
+            scorer = copy.copy(scorer)  # of the same model
+            scorer.indirect = True
+        score = float(scorer.score(text))
         if not math.isfinite(score):
             return failed(f"Prompt Guard gave the score {score}")
         if score >= self.block_threshold:
