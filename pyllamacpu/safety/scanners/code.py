@@ -22,7 +22,7 @@ class CodeShieldScanner(ThreadScanner):
         if result.issues_found is None:
             return allow("No insecure code detected")
         lines = "\n".join(map(_line, result.issues_found))
-        return block(f"{len(result.issues_found)} places of insecure code:\n{lines}")
+        return block(f"Insecure code:\n{lines}")
 
 
 def _line(issue: Issue) -> str:
