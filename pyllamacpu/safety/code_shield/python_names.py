@@ -14,9 +14,15 @@ class Names:
     def __init__(self, tree: ast.Module) -> None:
         self._imported = dict(_imports(tree))
         self._literals = _literals(tree)
+        self._dotted: dict[ast.expr, tuple[str, str] | None] = {}
 
     def dotted(self, node: ast.expr) -> tuple[str, str] | None:
         """(as it is written, as it is imported), for `a.b.c`."""
+        if node not in self._dotted:
+            self._dotted[node] = self._read_dotted(node)
+        return self._dotted[node]
+
+    def _read_dotted(self, node: ast.expr) -> tuple[str, str] | None:
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)

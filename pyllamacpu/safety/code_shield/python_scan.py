@@ -56,14 +56,16 @@ class _Evaluation:
                 continue
             own = self._positive(condition)
             found = own if found is None else self._both(found, own)
+            if not found:
+                return []
         found = found or []
         for condition in conditions:
             ((key, value),) = condition.items()
-            if key in _NEGATIVE:
+            if key in _NEGATIVE and found:
                 found = self._without(found, find(value, self._code))
             elif key == "metavariable-regex":
                 found = [match for match in found if _fits(match, value)]
-            elif key not in _POSITIVE:
+            elif key not in (*_POSITIVE, *_NEGATIVE):
                 raise CodeTooLarge(f"a rule has the condition {key}, which is not known here")
         return found
 
