@@ -417,6 +417,8 @@ typedef struct pl_plan pl_plan;
 pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces, const pl_op *ops, int n_ops,
                      const pl_buffer *buffers, int n_buffers, int max_tokens, int n_ctx, pl_plan_error *error);
 void pl_plan_free(pl_plan *plan);
+/* exact: activations are rounded to 16 bits, in two blocks of 8, where only blocks that one value dominates have two. */
+void pl_plan_set_exact(pl_plan *plan, int exact);
 /* Bytes of all buffers and scratch; pl_plan_measure tells them without making the plan (its ops need no weights), or PL_EINVAL
  * with the reason in `error`. */
 int64_t pl_plan_bytes(const pl_plan *plan);

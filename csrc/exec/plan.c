@@ -354,6 +354,7 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces,
                       .n_buffers = n_buffers,
                       .n_ops = n_ops,
                       .max_tokens = max_tokens,
+                      .dominant = PL_Q8_DOMINANT,
                       .n_ctx = n_ctx,
                       .n_embeddable = INT32_MAX,
                       .job = {pl_plan_run_thread, plan}};
@@ -374,6 +375,8 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces,
         return free_with(plan, error, "out of memory");
     return plan;
 }
+
+void pl_plan_set_exact(pl_plan *plan, int exact) { plan->dominant = exact ? 0 : PL_Q8_DOMINANT; }
 
 void pl_plan_free(pl_plan *plan)
 {

@@ -43,6 +43,7 @@ struct pl_plan {
     const struct pl_matrix **matrix_lists; /* of the ops that have as many as there are */
     int n_spaces, n_buffers, n_ops, max_tokens, n_ctx, n_adapters; /* the last: that ops look up scales of */
     int64_t n_matrices, logits_stride, hidden_stride;
+    float dominant; /* share of a block's squares above which its largest value asks for a residual block */
     int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
     pl_space_use *uses;                    /* of each space */
     pl_expert_memory *experts;             /* that some matrices are read into; NULL: all lie in memory */
@@ -93,7 +94,7 @@ static inline float *pl_result_rows(const pl_plan *plan, int buffer, int64_t *st
 static inline void pl_quantize_blocks(const pl_plan *plan, int q8, const float *x, int64_t block0, int64_t block1, int64_t i)
 {
     const pl_plan_buffer *b = &plan->buffers[q8];
-    plan->kernels->quantize(x + 32 * block0, block1 - block0, (int32_t)b->padded, b->q8 + i * b->stride + block0);
+    plan->kernels->quantize(x + 32 * block0, block1 - block0, (int32_t)b->padded, plan->dominant, b->q8 + i * b->stride + block0);
 }
 
 /* This thread's part of the scratch. */

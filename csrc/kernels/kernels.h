@@ -67,8 +67,8 @@ typedef struct {
 #define PL_KERNEL_LIST(KERNEL) \
     KERNEL(void, matmul_quant, (const pl_matmul *m)) \
     KERNEL(void, matmul_float, (const pl_matmul *m)) \
-    /* residual blocks: at out[b + residual_offset] */ \
-    KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, pl_q8 *out)) \
+    /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset] */ \
+    KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, float dominant, pl_q8 *out)) \
     KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
     /* bias may be NULL; weight and bias padded with zeros to 16 */ \
     KERNEL(void, layer_norm, (const float *x, const float *weight, const float *bias, float eps, int64_t n, float *y)) \

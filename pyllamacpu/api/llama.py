@@ -65,6 +65,8 @@ class Llama(Completions):
         kv_type: type of keys and values in the cache: f32, f16 (default), bf16, q8_0, q4_0, or a ggml
             number.
         type_k, type_v: the same for keys and for values alone.
+        precision: of what quantized weights are multiplied with: "fast", 8 bits, and 16 where one value of 32
+            dominates; "exact", always 16, which is slower and all but float32.
         kv_bytes: bytes of keys and values at most, of running and earlier calls; None is eight contexts,
             or a quarter of the memory if that is less, but at least one context.
         cache_disk: a folder in which keys and values are kept too, so that a later process does not compute
@@ -113,6 +115,7 @@ class Llama(Completions):
         kv_type: str | int | None = None,
         type_k: str | int | None = None,
         type_v: str | int | None = None,
+        precision: str = "fast",
         kv_bytes: int | None = None,
         cache_disk: str | os.PathLike[str] | None = None,
         cache_disk_limit: int | None = None,

@@ -43,6 +43,7 @@ class LoadOptions:
     n_threads: int | None = None
     type_k: str = "f16"
     type_v: str = "f16"
+    precision: str = "fast"  # or "exact"
     rope_freq_base: float = 0.0  # 0: as the file says
     rope_freq_scale: float = 0.0  # 0: as the file says
     chat_template: str | Format | None = None  # a Jinja source, a format or its name; None: the file's own
@@ -198,6 +199,7 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         n_threads=options.n_threads,
         type_k=options.type_k,
         type_v=options.type_v,
+        precision=options.precision,
         rope_freq_base=options.rope_freq_base or None,
         rope_freq_scale=options.rope_freq_scale or None,
         expert_memory=options.expert_memory,
@@ -221,7 +223,10 @@ def make_scheduler(
         from pyllamacpu.engine.page_keys import base_key
 
         behind = DiskCache(
-            prefixes, engine.cache, disk, base_key(engine.file, engine.plan, engine.cache, disk)
+            prefixes,
+            engine.cache,
+            disk,
+            base_key(engine.file, engine.plan, engine.cache, disk, engine.precision),
         )
     return Scheduler(engine, tokenizer, prefixes=prefixes, disk=behind, **options)
 

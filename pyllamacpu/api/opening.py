@@ -34,6 +34,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         n_ctx=given["n_ctx"],
         n_batch=min(given["n_batch"], given["n_ubatch"]),
         n_threads=n_threads or None,
+        precision=given["precision"],
         rope_freq_base=given["rope_freq_base"],
         rope_freq_scale=given["rope_freq_scale"],
         chat_template=template_choice(given["chat_format"], given["chat_template"]),

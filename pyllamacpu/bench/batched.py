@@ -75,6 +75,7 @@ class BatchedResult:
             "n_threads": self.n_threads,
             "type_k": self.setup.type_k,
             "type_v": self.setup.type_v,
+            "precision": self.setup.precision,
             "pp": self.pp,
             "tg": self.tg,
             "pl": self.pl,

@@ -29,6 +29,7 @@ class BenchOptions:
     type_k: tuple[str, ...] = ("f16",)
     type_v: tuple[str, ...] = ("f16",)
     n_threads: tuple[int, ...] = (0,)
+    precision: tuple[str, ...] = ("fast",)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
     expert_memory: int | None = None  # bytes; experts stay in the file then
     repetitions: int = 5
@@ -50,6 +51,7 @@ class Setup:
     type_v: str
     n_batch: int
     n_ubatch: int
+    precision: str = "fast"
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None
 
@@ -109,5 +111,6 @@ def _setups(options: BenchOptions) -> Iterator[Setup]:
         options.type_v,
         options.n_batch,
         options.n_ubatch,
+        options.precision,
     ):
         yield Setup(*values, options.adapters, options.expert_memory)

@@ -224,6 +224,7 @@ _SETTINGS: tuple[tuple[str, str, Any], ...] = (  # key, title, usual value
     ("n_ubatch", "n_ubatch", 512),
     ("type_k", "type_k", "f16"),
     ("type_v", "type_v", "f16"),
+    ("precision", "precision", "fast"),
 )
 
 

@@ -103,6 +103,7 @@ class Result:
             "n_threads": self.n_threads,
             "type_k": setup.type_k,
             "type_v": setup.type_v,
+            "precision": setup.precision,
             "n_gpu_layers": 0,
             "n_prompt": self.case.n_prompt,
             "n_gen": self.case.n_gen,

@@ -14,7 +14,7 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.expert_option import expert_memory_option
-from pyllamacpu.cli.options import CACHE_TYPES, Number, force_option, option_files, options
+from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, Number, force_option, option_files, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
@@ -70,6 +70,7 @@ _TESTS = options(
     _many("-ub", "--ubatch-size", "n_ubatch", default="512", text="The same; the smaller of the two counts."),
     _many("-ctk", "--cache-type-k", "type_k", default="f16", metavar="TYPE", text="Type of cached keys."),
     _many("-ctv", "--cache-type-v", "type_v", default="f16", metavar="TYPE", text="Type of cached values."),
+    _many("--precision", "precision", default="fast", metavar="NAME", text="Of activations: fast, exact."),
     _many("-t", "--threads", "n_threads", default="all cores", text="CPU threads."),
 )
 _RUNS = options(
@@ -215,6 +216,7 @@ def _settings(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         "type_k": words(given["type_k"], "-ctk", CACHE_TYPES),
         "type_v": words(given["type_v"], "-ctv", CACHE_TYPES),
         "n_threads": _numbers(given, "n_threads", "-t", 1),
+        "precision": words(given["precision"], "--precision", PRECISIONS),
     }
 
 
@@ -244,6 +246,7 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
     if several:
         raise OptionError(f"--batched takes one value of {', '.join(several)}; run it once for each")
     usual = {"n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16", "n_threads": 0}
+    usual["precision"] = "fast"
     chosen: dict[str, Any] = {
         key: settings[key][0] if settings[key] else value for key, value in usual.items()
     }
@@ -284,7 +287,11 @@ def _run(chosen: BenchOptions, given: dict[str, Any]) -> None:
     from pyllamacpu.bench.plot import plot
     from pyllamacpu.bench.runner import run
 
-    varied = [key for key in ("n_batch", "n_ubatch", "type_k", "type_v") if len(getattr(chosen, key)) > 1]
+    varied = [
+        key
+        for key in ("n_batch", "n_ubatch", "type_k", "type_v", "precision")
+        if len(getattr(chosen, key)) > 1
+    ]
     done: list[Any] = []
     with _progress(given["progress"]) as progress:
         make = partial(writer, table="llama_bench", columns=partial(result_columns, varied=varied))

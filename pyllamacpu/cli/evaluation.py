@@ -9,7 +9,7 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.expert_option import expert_memory_option
-from pyllamacpu.cli.options import CACHE_TYPES, model_option, options
+from pyllamacpu.cli.options import CACHE_TYPES, model_option, options, precision_option
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.progress import one_line
 
@@ -45,6 +45,7 @@ run_options = options(
         help="Type of the cached values.",
     ),
     expert_memory_option,
+    precision_option,
 )
 model_and_text = options(model_option, text_option)
 
@@ -59,6 +60,7 @@ def engine_options(given: dict[str, Any], width: int) -> dict[str, Any]:
         "type_k": given["cache_type_k"].lower(),
         "type_v": given["cache_type_v"].lower(),
         "expert_memory": given["expert_memory"],
+        "precision": (given["precision"] or "fast").lower(),
     }
 
 

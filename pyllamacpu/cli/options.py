@@ -28,6 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+PRECISIONS = ("fast", "exact")  # of engine.py
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens
 _BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
@@ -116,6 +117,11 @@ disk_options = options(
     ),
     click.option("--cache-disk-limit", type=_positive, metavar="BYTES", help="Of that folder; 8 GiB."),
 )
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS, False),
+    help="Of activations: 8 bits and a residual where it matters most, or everywhere.  [default: fast]",
+)
 model_option = options(_MODEL)
 model_options = options(
     _MODEL,
@@ -149,6 +155,7 @@ model_options = options(
         type=click.Choice(CACHE_TYPES, False),
         help="Type of the cached values.  [default: f16]",
     ),
+    precision_option,
     lora_option,
     expert_memory_option,
     draft_options,
@@ -261,6 +268,7 @@ class ModelChoice:
     ubatch_size: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
+    precision: str | None = None
     verbose: bool = False
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
@@ -328,6 +336,7 @@ class ModelChoice:
             "n_ubatch": self.ubatch_size,
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
+            "precision": self.precision,
             "draft_model": draft_source(self.draft, self.draft_model),
             "expert_memory": self.expert_memory,
             "cache_disk": self.cache_disk,

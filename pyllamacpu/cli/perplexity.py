@@ -180,7 +180,10 @@ def _windows(engine: Engine, content: bytes, given: dict[str, Any]) -> Windows:
         stride=given["ppl_stride"],
     )
     check_context(engine, cut.n_ctx)
-    click.echo(f"{cut.n_windows} windows of {cut.n_ctx} tokens, {cut.n_scored} of each scored", err=True)
+    click.echo(
+        f"{cut.n_windows} windows of {cut.n_ctx} tokens, {cut.n_scored} of each scored, {engine.precision}",
+        err=True,
+    )
     return cut
 
 
@@ -188,6 +191,7 @@ def _print_json(engine: Engine, row: dict[str, Any], **more: Any) -> None:
     from pyllamacpu.native import isa_selected
 
     facts = {"model": str(engine.file.paths[0]), "n_threads": engine.n_threads, "isa": isa_selected()}
+    facts["precision"] = engine.precision
     click.echo(json.dumps(_finite(facts | more | row), indent=2, allow_nan=False))
 
 

@@ -24,6 +24,7 @@ from pyllamacpu.cli.options import (
     force_option,
     option_files,
     options,
+    precision_option,
     read_text,
 )
 from pyllamacpu.errors import OptionError, PyllamacpuError
@@ -69,6 +70,7 @@ engine_options = options(
     click.option(
         "-ctv", "--cache-type-v", type=click.Choice(CACHE_TYPES, False), help="Type of the cached values."
     ),
+    precision_option,
     click.option(
         "--pooling",
         type=click.Choice(("none", "mean", "cls", "last"), False),
@@ -331,6 +333,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
         expert_memory=parameters["expert_memory"],
+        precision=(parameters["precision"] or "fast").lower(),
         draft=draft_source(parameters["draft"], parameters["draft_model"]),
         mmproj=parameters.get("mmproj"),
     )

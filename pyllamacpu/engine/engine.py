@@ -45,6 +45,7 @@ from pyllamacpu.native import ffi, lib, pointer
 
 __all__ = [
     "DEFAULT_BATCH",
+    "PRECISIONS",
     "Engine",
     "Entry",
     "Outputs",
@@ -55,6 +56,7 @@ __all__ = [
 Progress = Callable[[int, int], None]
 
 DEFAULT_BATCH = 512  # tokens of a step at most
+PRECISIONS = ("fast", "exact")
 _RELEASE_AFTER = (
     256  # tokens whose rows of the embedding were looked up in the file: a row may map 64 KiB of it
 )
@@ -82,6 +84,7 @@ class Engine:
         n_threads: int | None = None,
         type_k: str = "f16",
         type_v: str = "f16",
+        precision: str = "fast",
         rope_freq_base: float | None = None,
         rope_freq_scale: float | None = None,
         on_load: Callable[[int, int], None] | None = None,
@@ -89,7 +92,9 @@ class Engine:
         expert_memory: int | None = None,
     ) -> None:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
-        n_threads: None or 0: as many as this process may use. `on_load(done, total)`: bytes of weights
+        n_threads: None or 0: as many as this process may use. precision: of the activations that quantized
+        weights are multiplied with: "fast", 8 bits with a residual where one value of 32 dominates, or
+        "exact", which always has the residual. `on_load(done, total)`: bytes of weights
         packed. `input_squares` is filled with sums for each weight, to which every step adds the squares
         of the weight's input (of the tokens that want outputs, behind the last layer's attention).
         expert_memory: bytes for experts at most, which then stay in the file and are read when a step needs
@@ -105,7 +110,8 @@ class Engine:
         self.n_ctx = n_ctx or self.config.n_ctx_train
         self.n_threads = n_threads or cpus_usable()
         self.n_batch = min(n_batch, self.n_ctx)
-        _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory)
+        self.precision = precision
+        _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory, precision)
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
         _check_spaces(file, spaces, self.config)
         self.cache = KVCache(spaces, type_k, type_v)
@@ -341,7 +347,9 @@ class Engine:
         """The plans of a model with this one's config, with those adapters or the loaded ones."""
         changes = (adapters or self.adapters).of_weights(model.weights)
         sizes = (self.n_batch, self.n_ctx)
-        return step_plans(model, self._pool, self.cache.handles, *sizes, sums, changes)
+        return step_plans(
+            model, self._pool, self.cache.handles, *sizes, sums, changes, self.precision == "exact"
+        )
 
     def _segments(self, entries: Seq[Entry]) -> list[list[Segment]] | None:
         """Which of each entry's tokens see which images; None for models that do not attend to them."""
@@ -443,7 +451,9 @@ def _check_spaces(file: GGUFFile, spaces: Seq[KVSpace], config: ModelConfig) -> 
         )
 
 
-def _check_options(n_ctx: int, n_batch: int, n_threads: int, expert_memory: int | None) -> None:
+def _check_options(
+    n_ctx: int, n_batch: int, n_threads: int, expert_memory: int | None, precision: str
+) -> None:
     if n_ctx < 1:
         raise OptionError(f"n_ctx is {n_ctx}: must be 0 (as trained) or positive")
     if not 1 <= n_batch <= 1 << 16:
@@ -452,6 +462,8 @@ def _check_options(n_ctx: int, n_batch: int, n_threads: int, expert_memory: int 
         raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
     if expert_memory is not None and not 1 <= expert_memory < 1 << 62:
         raise OptionError(f"expert_memory is {expert_memory}: must be a number of bytes")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision is {precision!r:.80}: must be {' or '.join(PRECISIONS)}")
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:

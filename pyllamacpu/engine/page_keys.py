@@ -51,7 +51,9 @@ def root_key(base: bytes, root: Root) -> bytes | None:
     return _hashed([base, *((a.digest, a.alpha, scale) for a, scale in adapters), extra])
 
 
-def base_key(file: GGUFFile, plan: CompiledPlan, cache: KVCache, files: PageFiles) -> bytes:
+def base_key(
+    file: GGUFFile, plan: CompiledPlan, cache: KVCache, files: PageFiles, precision: str = "fast"
+) -> bytes:
     """What decides the bits of all pages of a loaded model. The model's content is hashed once: the folder of
     pages remembers it for as long as the file is the same. Raises GGUFError.
     """
@@ -62,6 +64,7 @@ def base_key(file: GGUFFile, plan: CompiledPlan, cache: KVCache, files: PageFile
         cache.type_k.name,
         cache.type_v.name,
         isa_selected(),
+        precision,
         extension_content(),
         *_machine_facts(),
     ]

@@ -64,13 +64,16 @@ def step_plans(
     n_ctx: int,
     sums: InputSquares | None = None,
     adapters: GraphAdapters | None = None,
+    exact: bool = False,
 ) -> StepPlans:
-    """spaces: the shapes of the KV spaces' pages. With `sums` every step runs every layer."""
-    whole = NativePlan(recorded(model, sums, adapters), pool, spaces, n_batch, n_ctx)
+    """spaces: the shapes of the KV spaces' pages. With `sums` every step runs every layer. exact: see
+    NativePlan.
+    """
+    whole = NativePlan(recorded(model, sums, adapters), pool, spaces, n_batch, n_ctx, exact)
     if model.record_image is None or model.record_without_images is None:
         return StepPlans(whole)
     text, image = None, recorded(model, None, adapters, model.record_image)
     if sums is None:
         compiled = recorded(model, None, adapters, model.record_without_images)
-        text = NativePlan(compiled, pool, spaces, n_batch, n_ctx)
-    return StepPlans(whole, text, NativePlan(image, pool, spaces, n_batch, MAX_IMAGE_POSITIONS))
+        text = NativePlan(compiled, pool, spaces, n_batch, n_ctx, exact)
+    return StepPlans(whole, text, NativePlan(image, pool, spaces, n_batch, MAX_IMAGE_POSITIONS, exact))

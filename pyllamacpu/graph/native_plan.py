@@ -28,11 +28,19 @@ class Workload:
 class NativePlan:
     """A plan made for a thread pool and the KV spaces' page shapes (pl_cache handles).
 
+    exact: every block of activations has a residual block, so that they have 16 bits.
+
     Raises NativeError that names the op which does not fit, and why.
     """
 
     def __init__(
-        self, plan: CompiledPlan, pool: Any, spaces: Sequence[Any], max_tokens: int, n_ctx: int
+        self,
+        plan: CompiledPlan,
+        pool: Any,
+        spaces: Sequence[Any],
+        max_tokens: int,
+        n_ctx: int,
+        exact: bool = False,
     ) -> None:
         self.plan, self.max_tokens = plan, max_tokens
         self._spaces = list(spaces)  # their shapes must outlive the plan
@@ -41,6 +49,7 @@ class NativePlan:
         if handle == ffi.NULL:
             raise _error(plan, error)
         self.handle = ffi.gc(handle, lib.pl_plan_free)
+        lib.pl_plan_set_exact(handle, int(exact))
         self.logits_stride = int(lib.pl_plan_logits_stride(handle))
         self.hidden_stride = int(lib.pl_plan_hidden_stride(handle))
 

@@ -62,7 +62,7 @@ static void bench_matmul(const pl_kernels *tier, int type)
     for (int i = 0; i < COLS * TOKENS; i++)
         x[i] = random_float();
     for (int t = 0; t < TOKENS; t++)
-        tier->quantize(x + t * COLS, COLS / 32, COLS / 32, q8 + t * 2 * COLS / 32);
+        tier->quantize(x + t * COLS, COLS / 32, COLS / 32, PL_Q8_DOMINANT, q8 + t * 2 * COLS / 32);
     pl_matmul m = {.type = type,
                    .panels = w,
                    .cols = COLS,
@@ -145,7 +145,7 @@ static void bench_rows(const pl_kernels *tier)
     for (int i = 0; i < N; i++)
         x[i] = y[i] = random_float();
     double quantize, norm, layer_norm, gelu, silu, sum, rope;
-    BEST(quantize, tier->quantize(x, N / 32, N / 32, q8));
+    BEST(quantize, tier->quantize(x, N / 32, N / 32, PL_Q8_DOMINANT, q8));
     BEST(norm, tier->rms_norm(x, y, 1e-5f, N, z));
     BEST(layer_norm, tier->layer_norm(x, y, y, 1e-5f, N, z));
     BEST(gelu, tier->gelu(x, 0, z, N));

@@ -49,7 +49,7 @@ static void check_sums(const pl_kernels *tier, const pl_q8 *got, float factor)
 }
 
 /* Whether one value holds most of the energy: 1, 0, or -1 when rounding may decide. */
-static int dominated(const float *x)
+static int dominated(const float *x, float dominant)
 {
     double most = 0, energy = 0;
     for (int i = 0; i < 32; i++) {
@@ -57,17 +57,17 @@ static int dominated(const float *x)
         energy += (double)x[i] * (double)x[i];
     }
     double share = most * most / energy; /* squares of floats this large or small are not floats */
-    if (!(most < 1e17 && most > 1e-16 && fabs(share - (double)PL_Q8_DOMINANT) > 1e-5))
+    if (!(most < 1e17 && most > 1e-16 && fabs(share - (double)dominant) > 1e-5))
         return -1;
-    return share > (double)PL_Q8_DOMINANT;
+    return share > (double)dominant;
 }
 
 /* One block: codes to the nearest step of its chunk's scale, after its residual block if it has one. -> the scale that its
  * values ask of the chunk. */
-static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int residual_offset)
+static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int residual_offset, float dominant)
 {
     double left[32], slack[32], d = (double)scale * (double)pl_q8_factor[got->step];
-    int expected = dominated(x);
+    int expected = dominated(x, dominant);
     if (got->step >= PL_Q8_STEPS || (got->residual_offset && got->residual_offset != residual_offset))
         fail(tier, "step %d, residual offset %d; residual blocks are %d further on", got->step, got->residual_offset,
              residual_offset);
@@ -100,12 +100,12 @@ static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *g
     return most / 127;
 }
 
-static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_q8 *got, int residual_offset)
+static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_q8 *got, int residual_offset, float dominant)
 {
     double asked = 0;
     for (int b = 0; b < n; b++) {
         int16_t sum_x8[2];
-        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, got->scale, residual_offset));
+        asked = fmax(asked, check_block(tier, x + 32 * b, got + b, got->scale, residual_offset, dominant));
         if (got[b].residual_mask != got->residual_mask || (got->residual_mask >> b & 1) != (got[b].residual_offset != 0) ||
             got->residual_mask >> n)
             fail(tier, "block %d: residual offset %d, but residual blocks %x of the chunk's %x", b, got[b].residual_offset,
@@ -123,19 +123,19 @@ static void check_chunk(const pl_kernels *tier, const float *x, int n, const pl_
         fail(tier, "scale %.9g, the largest value asks for %.9g", (double)got->scale, asked);
 }
 
-static void check_quantize(int mode, int n_blocks, int gap)
+static void check_quantize(int mode, int n_blocks, int gap, float dominant)
 {
-    begin_case("quantize blocks=%d gap=%d values=%d", n_blocks, gap, mode);
+    begin_case("quantize blocks=%d gap=%d values=%d dominant=%g", n_blocks, gap, mode, (double)dominant);
     float *x = guarded(floats(32 * n_blocks), odd());
     for (int i = 0; i < 32 * n_blocks; i++)
         x[i] = quantize_input(mode, i % 32) * (mode == Q_HUGE ? 1.0f : exp2f((float)(i / 32 % 5 - 4)));
     for (int k = 0; k < n_tiers; k++) {
         int residual_offset = n_blocks + gap;
         pl_q8 *out = guarded(sizeof(pl_q8) * (size_t)(n_blocks + residual_offset), 4 * (size_t)random_below(4));
-        tiers[k]->quantize(x, n_blocks, residual_offset, out);
+        tiers[k]->quantize(x, n_blocks, residual_offset, dominant, out);
         for (int b = 0; b < n_blocks; b += PL_CHUNK_BLOCKS)
             check_chunk(tiers[k], x + 32 * b, n_blocks - b < PL_CHUNK_BLOCKS ? n_blocks - b : PL_CHUNK_BLOCKS, out + b,
-                        residual_offset);
+                        residual_offset, dominant);
         if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
             fail(tiers[k], "wrote between the blocks");
         guarded_free(tiers[k], out);
@@ -151,7 +151,7 @@ static void check_quantize_nan(int at, float value)
     x[at] = value;
     for (int k = 0; k < n_tiers; k++) {
         pl_q8 *out = guarded(2 * sizeof(pl_q8), 0);
-        tiers[k]->quantize(x, 1, 1, out);
+        tiers[k]->quantize(x, 1, 1, PL_Q8_DOMINANT, out);
         if (!isnan(out->scale))
             fail(tiers[k], "the scale is %g", (double)out->scale);
         guarded_free(tiers[k], out);
@@ -310,7 +310,7 @@ void check_elementwise(void)
     static const float scales[] = {1e-3f, 1.0f, 20.0f, 300.0f};
     for (int mode = 0; mode < Q_MODES; mode++)
         for (int n = 1; n < (quick ? 3 : 19); n += n < 3 ? 1 : 5)
-            check_quantize(mode, n, random_below(4));
+            check_quantize(mode, n, random_below(4), random_below(4) ? PL_Q8_DOMINANT : 0.0f);
     for (int i = 0; i < 32; i++) {
         check_quantize_nan(i, NAN);
         check_quantize_nan(i, i % 2 ? INFINITY : -INFINITY);

@@ -1,0 +1,73 @@
+"""`precision="exact"`: activations in 16 bits, against Hugging Face's logits of the same quantized weights.
+
+Fixtures: tests/test_model_logits.py. Covers engine/step_plans.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from test_model_logits import FOLDER, NAMES, cases
+from tiny_model import write_model
+
+from pyllamacpu import Llama
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.page_files import PageFiles
+from pyllamacpu.engine.page_keys import base_key
+from pyllamacpu.errors import OptionError
+
+Floats = npt.NDArray[np.float32]
+QUANTIZED = [
+    name for name in NAMES if any(name.startswith(kind) for kind in ("iq4", "mixed", "q", "tq", "mxfp"))
+]
+LIMIT = 1e-3  # of the spread of the logits
+
+
+def logits(name: str, precision: str, ids: list[int], cut: int = 1024) -> Floats:
+    path = FOLDER / f"{name}.gguf"
+    engine = Engine.open(path, n_ctx=1024, n_threads=2, type_k="f32", type_v="f32", precision=precision)
+    try:
+        sequence = engine.sequence()
+        parts = [engine.eval(sequence, ids[i : i + cut], logits="all") for i in range(0, len(ids), cut)]
+        return np.concatenate(parts)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_logits_are_those_of_the_weights(name: str) -> None:
+    """Where 8 bits are some percent of the spread away."""
+    ids, rows, expected = cases([name])[-1].arrays()
+    worst = {
+        precision: np.abs(logits(name, precision, ids.tolist())[rows] - expected).max() / expected.std()
+        for precision in ("fast", "exact")
+    }
+    assert worst["exact"] < LIMIT and worst["exact"] < 0.05 * worst["fast"]
+
+
+def test_bits_do_not_depend_on_how_a_prompt_is_cut() -> None:
+    ids, _, _ = cases(["mixed_q4_k_m"])[-1].arrays()
+    whole = logits("mixed_q4_k_m", "exact", ids.tolist())
+    for cut in (1, 3, 7):
+        np.testing.assert_array_equal(logits("mixed_q4_k_m", "exact", ids.tolist(), cut), whole)
+
+
+def test_an_unknown_precision_is_an_error(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    for wrong in ("best", 3, None):
+        with pytest.raises(OptionError, match="precision"):
+            Llama(str(path), precision=wrong, verbose=False)  # type: ignore[arg-type]
+
+
+def test_pages_of_other_precision_have_other_keys(tmp_path: Path) -> None:
+    path, keys = write_model(tmp_path / "tiny.gguf"), set()
+    for precision in ("fast", "exact"):
+        engine = Engine.open(path, precision=precision)
+        keys.add(
+            base_key(engine.file, engine.plan, engine.cache, PageFiles(tmp_path / "pages"), engine.precision)
+        )
+        engine.close()
+    assert len(keys) == 2
