@@ -94,9 +94,9 @@ class Engine:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. precision: of the activations that quantized
         weights are multiplied with: "fast", 8 bits with a residual where one value of 32 dominates, or
-        "exact", which always has the residual. `on_load(done, total)`: bytes of weights
-        packed. `input_squares` is filled with sums for each weight, to which every step adds the squares
-        of the weight's input (of the tokens that want outputs, behind the last layer's attention).
+        "exact", which always has the residual. `on_load(done, total)`: bytes of weights packed.
+        `input_squares` is filled with sums for each weight, to which every step adds the squares of the
+        weight's input (of the tokens that want outputs, behind the last layer's attention).
         expert_memory: bytes for experts at most, which then stay in the file and are read when a step needs
         them; None: all of them are loaded.
 
@@ -116,9 +116,7 @@ class Engine:
         _check_spaces(file, spaces, self.config)
         self.cache = KVCache(spaces, type_k, type_v)
         check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
-        self._pool = ffi.gc(
-            pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
-        )
+        self._pool = _thread_pool(self.n_threads)
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
         self.model = load(file, self.config, self._pool, on_load, self.expert_memory)
         file.check_intact()
@@ -464,6 +462,10 @@ def _check_options(
         raise OptionError(f"expert_memory is {expert_memory}: must be a number of bytes")
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r:.80}: must be {' or '.join(PRECISIONS)}")
+
+
+def _thread_pool(n_threads: int) -> Any:
+    return ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:
