@@ -129,12 +129,11 @@ class Engine:
         self.image_keys = ImageKeyCache(self.cache, self.images) if with_images else None
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)
-        self._profiling = False
         # rows without a token are padding
         self.n_vocab = min(self.n_outputs, self.config.n_tokens or self.n_outputs)
         self._no_hidden = np.empty((0, self.dim), np.float32)
         self._lock = fork_safe_lock()
-        self._closed = False
+        self._closed = self._profiling = False
         holds(self)
 
     @classmethod
