@@ -108,17 +108,13 @@ class _Measure:
         """Raises GGUFError, ModelError, OptionError."""
         from pyllamacpu.api.vision import missing_tower
         from pyllamacpu.engine.tower_files import open_tower
-        from pyllamacpu.text.load import load_tokenizer
 
-        arch, metadata = str(file.metadata.get("general.architecture")), file.metadata
-        found = open_tower(file, int(metadata.get(f"{arch}.embedding_length", 0)), mmproj)
+        arch = str(file.metadata.get("general.architecture"))
+        dim = file.metadata.get(f"{arch}.embedding_length")
+        found = open_tower(file, dim if isinstance(dim, int) else 0, mmproj)
         if found is None:
             raise missing_tower(file.paths[0], arch)
         self._text, self._opened, self._run, self._threads = file, found, run, threads
-        tokenizer = load_tokenizer(metadata)
-        special = {} if tokenizer is None else tokenizer.special_tokens
-        n_vocab = (1 << 31) if tokenizer is None else tokenizer.n_vocab
-        self._ids = found.image_tokens(special, n_vocab, metadata)
         self._tower: Tower | None = None
 
     def facts(self, image: ImageFile) -> Facts:
@@ -129,7 +125,8 @@ class _Measure:
         tiles = opened.cut(picture)
         tower = f"{opened.file.paths[0].name}: {opened.kind}"
         kind = image_format(image.data, image.where)
-        n_tokens, size = len(opened.placeholders(self._ids, tiles)), opened.config.image_size
+        ids = dict.fromkeys(opened.architecture.IMAGE_TOKENS, 0)  # how many is what counts
+        n_tokens, size = len(opened.placeholders(ids, tiles)), opened.config.image_size
         width, height = picture.width, picture.height
         found = Facts(image.name, kind, len(image.data), width, height, tiles, size, n_tokens, tower)
         return self._with_cost(found) if self._run else found

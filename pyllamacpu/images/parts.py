@@ -53,7 +53,7 @@ def image_source(part: Mapping[str, Any], where: str) -> Any:
         return decode_base64(text, where)
     for name in _FIELDS:
         value = part.get(name)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and "pixel_values" not in value:  # which processors give
             value = value.get("url")
         if value is not None and not (isinstance(value, str) and not value):
             return value
