@@ -159,3 +159,14 @@ def test_a_servers_guard_judges_images(guard_file: Path, tmp_path: Path) -> None
         assert refused.value.status == 400
     finally:
         judge.close()
+
+
+def test_a_saved_state_goes_on(llm: Llama) -> None:
+    first = llm.create_chat_completion(asked(PICTURE), max_tokens=4, temperature=0.0)
+    state = llm.save_state()
+    assert IMAGE_TOKEN in state.input_ids
+    llm.reset()
+    llm.load_state(state)
+    assert llm.n_tokens == state.n_tokens
+    penalised = llm.create_chat_completion(asked(PICTURE), max_tokens=4, repeat_penalty=1.2, temperature=0.0)
+    assert penalised["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]

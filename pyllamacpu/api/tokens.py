@@ -450,7 +450,7 @@ class Tokens(ImageCalls):
 
         Raises ModelError for another model or cache type, OptionError for what `save_state` did not make.
         """
-        state = check_state(state, self.n_vocab())
+        state = check_state(state, self.n_vocab(), self.engine.images.placeholder)
         with self._busy:
             if state.model and state.model != self._fingerprint():
                 raise ModelError(
