@@ -26,15 +26,17 @@ from llama4_vision_models import (
 from pyllamacpu import Llama
 from pyllamacpu.cli.quantize import quantize
 from pyllamacpu.convert.conversion import ConvertOptions
+from pyllamacpu.convert.models.vision_llama4 import VisionShape, _interpolated
 from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.tower import TowerFile
-from pyllamacpu.errors import ImageError, ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import CheckpointError, ImageError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf import GGUFWriter
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.tiles import Tiles
 from pyllamacpu.model.vision_llama4 import placeholders
+from pyllamacpu.weights.lazy_tensor import from_array
 
 __all__ = ["llama4_vision", "llm"]
 TOLERANCE = 3e-5  # of the spread
@@ -266,3 +268,17 @@ def test_damaged_towers(llama4_vision: Path, tmp_path: Path) -> None:
         path = changed(**change)  # type: ignore[arg-type]
         with opened(llama4_vision, mmproj=path) as llm, pytest.raises(ModelError, match=said):
             llm.image_features(expected()["pixels"])
+
+
+def test_metas_older_positions() -> None:
+    """As torch's grid_sample gives them at corners: the mean of four values, of zeros outside."""
+    shape = VisionShape("meta", 2, 1, 1, 6, 2, 1, 1e-5, 1e4)
+    table = np.arange(20, dtype=np.float32).reshape(10, 2)  # the class token's row first
+    found = _interpolated(Path("x"), shape, from_array(table, "positions")).read()
+    grid = np.pad(table[1:].reshape(3, 3, 2), ((1, 0), (1, 0), (0, 0)))
+    for y in range(3):
+        for x in range(3):
+            assert np.array_equal(found[3 * y + x], grid[y : y + 2, x : x + 2].sum((0, 1)) / 4)
+    assert np.array_equal(found[9], table[0])
+    with pytest.raises(CheckpointError, match="does not fit"):
+        _interpolated(Path("x"), shape, from_array(table[1:], "positions"))
