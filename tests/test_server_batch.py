@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from serving import PATIENCE, serving
+from test_engine_adapters import write_adapter
 from tiny_model import write_model
 
+from pyllamacpu import Llama
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import lock_file
@@ -183,6 +185,28 @@ def test_a_refused_duplicate_does_not_stand_for_the_first(model: Path, tmp_path:
     target.write_bytes(b"".join(duplicate))
     assert run(model, source, target).exit_code == 0
     assert sorted(line["error"] is None for line in answers(target)) == [False, True]
+
+
+def test_adapters_are_chosen_line_by_line(model: Path, tmp_path: Path) -> None:
+    with Llama(model, n_threads=1) as llm:
+        adapter = write_adapter(tmp_path / "a.gguf", llm.engine, 4, 0, 1)
+    lines = [
+        request("all", max_tokens=8),
+        request("none", max_tokens=8, lora=[]),
+        request("named", max_tokens=8, model="mine"),
+    ]
+    source, target = write(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
+    done = run(model, source, target, "--lora", f"mine={adapter}:8")
+    assert done.exit_code == 0, done.output
+    found = {
+        line["custom_id"]: line["response"]["body"]
+        for line in map(json.loads, target.read_text().splitlines())
+    }
+    texts = {name: body["choices"][0]["message"]["content"] for name, body in found.items()}
+    assert texts["all"] == texts["named"] != texts["none"]
+    before = adapter.read_bytes()
+    assert run(model, source, adapter, "--force", "--lora", str(adapter)).exit_code == 1
+    assert adapter.read_bytes() == before
 
 
 def test_lines_may_be_added(model: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pyllamacpu.cli.options import disk_options, force_option, option_files
-from pyllamacpu.cli.serve import engine_options, pool_options, served_models
+from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
 from pyllamacpu.progress import notify, progress_line
 
 _positive = click.IntRange(min=1)
@@ -20,6 +20,7 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 @click.argument("target", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @served_models
 @engine_options
+@adapter_options
 @click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
 @click.option(
     "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
@@ -47,11 +48,9 @@ def batch(**given: Any) -> None:
       pyllamacpu batch -m llama3.2:1b --ray head:6379 requests.jsonl answers.jsonl
     """
     from pyllamacpu.server.batch import BatchOptions, run_batch
-    from pyllamacpu.server.models import check_names, served_file
     from pyllamacpu.store import model_files
 
-    models = tuple(served_file(text) for text in given["models"] or ("",))
-    check_names(models)
+    models = _models(given)
     pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
     options = BatchOptions(models, pool, given["strict"], given["force"])
     inputs = [file for model in models for file in model_files(model.path)] + option_files("target")
