@@ -27,7 +27,7 @@ from pyllamacpu.server.judge import Conversation, Judge, Piece
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.shield import BlockedEvent, Shield, ShieldOptions
 
-EVERYTHING = ShieldOptions(("prompt-guard", "code-shield", "hidden-ascii"), "prompt-guard.gguf")
+EVERYTHING = ShieldOptions(("prompt-guard", "code-shield", "hidden-ascii"), __file__)  # of a model, by name
 
 
 class WordPromptGuard:
@@ -252,6 +252,12 @@ def test_a_prompt_guard_that_cannot_be_loaded_does_not_serve(
         assert "is not a Prompt Guard" in str(found.server.failure)
     with pytest.raises(OptionError, match="'x' is not known"):
         Shield(ShieldOptions(("x",)))
+
+
+def test_the_weights_count(path: Path) -> None:
+    one = Shield(ShieldOptions(("prompt-guard",), str(path)))
+    assert Judge(None, Metrics(), one).weight_bytes == one.weight_bytes == path.stat().st_size
+    assert Shield(ShieldOptions(("regex",))).weight_bytes == 0
 
 
 def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

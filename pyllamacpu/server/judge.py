@@ -77,8 +77,9 @@ class Judge:
 
     @property
     def weight_bytes(self) -> int:
-        """Of the guard model; 0 before it is loaded."""
-        return int(getattr(self._guard, "weight_bytes", 0))
+        """Of the guard model, 0 before it is loaded, and of the shield's."""
+        own = int(getattr(self._guard, "weight_bytes", 0))
+        return own + (0 if self._shield is None else self._shield.weight_bytes)
 
     @property
     def _reads_images(self) -> bool:

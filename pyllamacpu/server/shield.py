@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,7 @@ class Shield:
             scanner, roles = SCANNERS[name]
             for role in roles:
                 by_role[role].append(scanner)
+        self._prompt_guard = options.prompt_guard if "prompt-guard" in options.scanners else None
         self._has_code_shield = "code-shield" in options.scanners
         self._firewall = Firewall(
             {**by_role}, prompt_guard=options.prompt_guard, code_shield=CodeShield(semgrep=False)
@@ -87,6 +89,11 @@ class Shield:
         if self._has_code_shield:
             left = [f"{name} ({n})" for name, _, n in coverage("codeshield", has_semgrep=False) if n]
             log.info("shield: rules of Code Shield that need semgrep are not applied: %s", ", ".join(left))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the Prompt Guard model, whose weights stay in memory."""
+        return os.path.getsize(self._prompt_guard) if self._prompt_guard is not None else 0
 
     async def read(self, messages: Sequence[Said]) -> tuple[Finding, ...]:
         """What is found in the messages of users and tools, wherever in a conversation they are."""
