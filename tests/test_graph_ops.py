@@ -386,6 +386,52 @@ def test_self_attention_needs_no_cache() -> None:
             assert_same_bits(plan.run(q[rows], k[rows], v[rows]), found[rows])
 
 
+def disentangled(q: Floats, k: Floats, v: Floats, positions: Floats, buckets: Floats, scale: float) -> Floats:
+    """One sequence: (n, heads, dim) each; positions (2 * heads, n_positions, dim): keys, then queries."""
+    n, heads, _ = q.shape
+    distance = buckets.astype(int)[np.arange(n)[:, None] - np.arange(n) + len(buckets) // 2]
+    out = np.empty_like(v)
+    for h in range(heads):
+        to_key, to_query = positions[h][distance], positions[heads + h][distance]  # (n, n, dim)
+        scores = q[:, h] @ k[:, h].T + np.einsum("id,ijd->ij", q[:, h], to_key)
+        scores = (scores + np.einsum("jd,ijd->ij", k[:, h], to_query)) * scale
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        out[:, h] = weights / weights.sum(1, keepdims=True) @ v[:, h]
+    return out.reshape(n, -1)
+
+
+def test_disentangled_attention() -> None:
+    """Sequences of several lengths in one batch, and each alone; heads that are no whole registers."""
+    lengths, heads, dim, v_dim, n_positions = (1, 130, 60, 64), 3, 10, 6, 14
+    random_of = np.random.default_rng(4).standard_normal
+    q, k = (random_of((sum(lengths), heads * dim)).astype(np.float32) for _ in range(2))
+    v = random_of((sum(lengths), heads * v_dim)).astype(np.float32)
+    table = random_of((2 * heads, n_positions, dim)).astype(np.float32)
+    buckets = np.random.default_rng(5).integers(0, n_positions, 2 * 256 - 1).astype(np.float32)
+    sequences = np.repeat(range(4), lengths)
+    places = np.concatenate([np.arange(n) for n in lengths]).tolist()
+
+    def record(plan: Recorder, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        fields = {"n_heads": heads, "n_positions": n_positions, "scale": 0.2, "buckets": vector(buckets)}
+        positions = [matrix(part) for part in table]
+        return plan.op(
+            "disentangled_attention", q=a, k=b, v=c, positions=positions, width=heads * v_dim, **fields
+        )
+
+    whole = None
+    for n_threads in (1, 3):
+        plan = Plan(record, (heads * dim, heads * dim, heads * v_dim), n_threads=n_threads, n_ctx=256)
+        found = plan.run(q, k, v, positions=places, sequences=sequences.tolist())
+        whole = found if whole is None else whole
+        assert_same_bits(found, whole)
+        for s in range(4):
+            rows = sequences == s
+            parts = [x[rows].reshape(rows.sum(), heads, -1) for x in (q, k, v)]
+            expected = disentangled(*parts, table, buckets, 0.2)
+            np.testing.assert_allclose(found[rows], expected, rtol=1e-4, atol=2e-5)
+            assert_same_bits(plan.run(q[rows], k[rows], v[rows]), found[rows])
+
+
 def outputs_of(x: Floats, rows: Sequence[int]) -> Floats:
     return Plan(lambda plan, t: plan.op("scale", x=t, factor=1.0), [x.shape[1]]).run(x, outputs=rows)
 

@@ -11,10 +11,9 @@
 #include "types/blocks.h"
 #include "types/matrix.h"
 #include "types/panel.h"
-#include <math.h>
 #include <string.h>
 
-#define QUERIES 64 /* of a block */
+#define QUERIES 60 /* of a block: whole tiles of the products */
 
 /* Sizes of an item, in elements. */
 typedef struct {
@@ -156,20 +155,29 @@ static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention 
     }
 }
 
-/* Turns a query's products into weights of the keys, which sum up to the result; i: its place in the sequence. */
+/* Adds position_query . k to the scores of queries [i0, i0 + n). A key's products are neighbours for neighbouring queries. */
+static void add_by_key(const item_sizes *s, const item_room *room, int64_t i0, int64_t n)
+{
+    for (int64_t j = 0; j < s->tokens; j++) {
+        const float *by_key = room->by_key + j * s->positions_stride;
+        const int32_t *buckets = room->buckets + s->tokens - 1 + i0 - j; /* of the distances to queries i0, i0 + 1 ... */
+        float *scores = room->scores + j;
+        for (int64_t r = 0; r < n; r++)
+            scores[r * room->scores_stride] += by_key[buckets[r]];
+    }
+}
+
+/* Turns a query's scores into weights of the keys, which sum up to the result; i: its place in the sequence. */
 static double weigh(const pl_plan *plan, const item_sizes *s, const item_room *room, float scale, int64_t i, int64_t row)
 {
     const float *by_query = room->by_query + row * s->positions_stride;
-    const int32_t *buckets = room->buckets + i + s->tokens - 1; /* of the distances to keys 0, 1 ... are before it */
-    float *scores = room->scores + row * room->scores_stride, top[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
-    for (int64_t j = 0; j < s->tokens; j++) {
-        const int32_t b = buckets[-j];
-        const float score = (scores[j] + by_query[b] + room->by_key[j * s->positions_stride + b]) * scale;
-        scores[j] = score;
-        top[j % 4] = score > top[j % 4] ? score : top[j % 4];
-    }
-    const float low = top[0] > top[1] ? top[0] : top[1], high = top[2] > top[3] ? top[2] : top[3];
-    return plan->kernels->softmax_terms(scores, s->tokens, low > high ? low : high, scores);
+    const int32_t *buckets = room->buckets + s->tokens - 1 + i; /* of the distance to key 0; those to others are before it */
+    float *scores = room->scores + row * room->scores_stride, top = 0;
+    int32_t at;
+    for (int64_t j = 0; j < s->tokens; j++)
+        scores[j] = (scores[j] + by_query[buckets[-j]]) * scale;
+    plan->kernels->row_top(scores, s->tokens, &top, &at);
+    return plan->kernels->softmax_terms(scores, s->tokens, top, scores);
 }
 
 /* The outputs of queries [i0, i0 + n) of the sequence whose first token is token0. */
@@ -181,6 +189,7 @@ static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, c
     double sums[QUERIES];
     multiply(plan, PL_TYPE_F32, room->k, s->tokens, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
     multiply_positions(plan, f->positions.items[head], q, q_stride, n, s, room->by_query);
+    add_by_key(s, room, i0, n);
     for (int64_t r = 0; r < n; r++)
         sums[r] = weigh(plan, s, room, f->scale, i0 + r, r);
     multiply(plan, PL_TYPE_F32, room->v, s->v_dim, s->tokens, room->scores, room->scores_stride, n, room->sums, s->v_padded);
