@@ -58,7 +58,8 @@ class TowerFile:
     @property
     def identity(self) -> bytes:
         """What tells images' rows of this tower from those of others, in this process."""
-        text = repr([(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in self.file.statuses])
+        files = ((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in self.file.statuses)
+        text = repr(list(files))
         return hashlib.sha256(text.encode()).digest()
 
     def cut(self, picture: Picture) -> Tiles:
