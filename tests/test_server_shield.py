@@ -44,10 +44,16 @@ class WordPromptGuard:
         return 0.95 if "attack" in text else 0.05
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prompt_guard() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", WordPromptGuard)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def prompt_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", WordPromptGuard)
-    monkeypatch.setattr(WordPromptGuard, "seen", [])
+def nothing_seen() -> None:
+    WordPromptGuard.seen.clear()
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +61,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-@pytest.fixture
-def running(path: Path) -> Iterator[Running]:
+@pytest.fixture(scope="module")
+def running(path: Path, prompt_guard: None) -> Iterator[Running]:
     with serving(("tiny", path), shield=EVERYTHING) as found:
         wait_until(lambda: found.get("/health").status_code == 200)
         yield found
@@ -67,7 +73,15 @@ def chat(*messages: tuple[str, str], **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": r, "content": c} for r, c in messages], "max_tokens": 3, **more}
 
 
+def counted(running: Running) -> dict[str, float]:
+    lines = running.get("/metrics").text.splitlines()
+    pairs = (line.removeprefix("pyllamacpu_").split(" ") for line in lines if line.startswith("pyllamacpu_"))
+    return {name: float(value) for name, value in pairs}
+
+
 def test_input_is_scanned_by_role(running: Running) -> None:
+    before = counted(running)
+
     def ending(*messages: tuple[str, str]) -> dict[str, Any]:
         choice = running.post("/v1/chat/completions", **chat(*messages)).json()["choices"][0]
         return {key: choice.get(key) for key in ("finish_reason", "shield")}
@@ -83,11 +97,10 @@ def test_input_is_scanned_by_role(running: Running) -> None:
     ]
     tools = ending(("user", "read"), ("assistant", "ok"), ("tool", "gets(x); an attack\U000e0041"))
     assert [one["scanner"] for one in tools["shield"]] == ["prompt_guard", "code_shield", "hidden_ascii"]
-    metrics = running.get("/metrics").text
-    assert (
-        'pyllamacpu_shield_findings_total{scanner="prompt_guard",status="success",what="input"} 2' in metrics
-    )
-    assert 'pyllamacpu_blocked_total{what="input"} 2' in metrics
+    after = counted(running)
+    names = ('shield_findings_total{scanner="prompt_guard",status="success",what="input"}',
+             'blocked_total{what="input"}')  # fmt: skip
+    assert [after[name] - before.get(name, 0) for name in names] == [2, 2]
 
 
 def test_messages_that_come_again_are_known(running: Running) -> None:
