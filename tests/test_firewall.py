@@ -118,7 +118,17 @@ def test_presidio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "presidio_analyzer", module)
     assert firewall.scan(UserMessage("Ada said")) == ScanResult(BLOCK, "PII detected: PERSON", 0.85)
     assert firewall.scan(UserMessage("we said")).decision is ALLOW
-    with pytest.raises(OptionError, match="patterns or presidio"):
+    own = Firewall({Role.USER: ["pii_detection"]}, pii=Engine())
+    assert own.scan(UserMessage("Ada said")).decision is BLOCK
+
+    class Offline(Engine):
+        def __init__(self) -> None:
+            sys.exit("no network")  # as spaCy's download does
+
+    module.AnalyzerEngine = Offline  # type: ignore[attr-defined]
+    result = Firewall({Role.USER: ["pii_detection"]}, pii="presidio").scan(UserMessage("x"))
+    assert result.status is ScanStatus.ERROR and "cannot load its models: no network" in result.reason
+    with pytest.raises(OptionError, match="patterns, presidio, or an AnalyzerEngine"):
         PIIScanner(engine="magic")
 
 

@@ -76,7 +76,7 @@ class Firewall:
         prompt_guard_threshold: the probability of an attack from which a text is blocked.
         code_shield: its rules, if not the default ones.
         patterns: name → regular expression, instead of the regex scanner's own.
-        pii: "patterns", or "presidio" when presidio-analyzer is installed.
+        pii: "patterns"; or, when presidio-analyzer is installed, "presidio" or an `AnalyzerEngine`.
 
     Models are loaded by the first scan that needs them, or by `load`, and once. Raises OptionError for
     scanners that are not known.
@@ -91,7 +91,7 @@ class Firewall:
         prompt_guard_threshold: float = 0.9,
         code_shield: CodeShield | None = None,
         patterns: Mapping[str, str] | None = None,
-        pii: str = "patterns",
+        pii: Any = "patterns",
     ) -> None:
         self._makers: dict[ScannerType, Callable[[], Scanner]] = {
             ScannerType.CODE_SHIELD: lambda: CodeShieldScanner(code_shield),

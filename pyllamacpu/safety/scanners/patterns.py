@@ -95,20 +95,22 @@ _PLAIN = {
 
 class PIIScanner(ThreadScanner):
     """Personal data: by plain patterns, with check digits where there are some; or by the package
-    presidio-analyzer (`engine="presidio"`), which finds names and places too and brings its own models.
+    presidio-analyzer, which finds names and places too: `engine` is "presidio" for its own models (it may
+    fetch them), or an `AnalyzerEngine`.
     """
 
     def __init__(
         self,
         scanner_name: str = "PII Scanner",
         block_threshold: float = 0.5,
-        engine: str = "patterns",
+        engine: Any = "patterns",
     ) -> None:
         super().__init__(scanner_name, block_threshold)
-        if engine not in ("patterns", "presidio"):
-            raise OptionError(f"engine={engine!r:.40}: give patterns or presidio")
+        is_analyzer = callable(getattr(engine, "analyze", None))
+        if engine not in ("patterns", "presidio") and not is_analyzer:
+            raise OptionError(f"engine={engine!r:.40}: give patterns, presidio, or an AnalyzerEngine")
         self._engine, self._lock = engine, threading.Lock()
-        self._presidio: Any = None
+        self._presidio: Any = engine if is_analyzer else None
 
     def load(self) -> None:
         with self._lock:
@@ -117,7 +119,10 @@ class PIIScanner(ThreadScanner):
                     analyzer = importlib.import_module("presidio_analyzer")
                 except ImportError:
                     raise OptionError('engine="presidio" needs: pip install presidio-analyzer') from None
-                self._presidio = analyzer.AnalyzerEngine()
+                try:
+                    self._presidio = analyzer.AnalyzerEngine()
+                except SystemExit as error:  # of a download that fails
+                    raise OptionError(f"presidio-analyzer cannot load its models: {error}") from None
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         text = text_of(message)
