@@ -31,6 +31,7 @@ from pyllamacpu.engine import weight_bytes
 from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.errors import ContextError, GGUFError, ModelError, OptionError
 from pyllamacpu.gguf import GGUFFile, TensorType
+from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.model.expert_memory import ExpertMemory
 from pyllamacpu.quantize.driver import run
 from pyllamacpu.quantize.file_types import parse_file_type
@@ -346,3 +347,19 @@ def test_llama_takes_a_size_and_a_server_models_without_experts(
     assert weight_bytes.has_experts(llama4["scout"]) and not weight_bytes.has_experts(dense)
     whole = weight_bytes.weight_bytes(llama4["scout"], None)
     assert weight_bytes.weight_bytes(llama4["scout"], 1000) < whole
+
+
+def test_importance_is_measured_alike(llama4: dict[str, Path]) -> None:
+    """A router's own inputs count, not those by which the layer before guessed what it will choose."""
+    path, found = llama4["scout"], []
+    for limit in (None, least(path)):
+        sums: InputSquares = {}
+        engine = opened(path, input_squares=sums, expert_memory=limit)
+        engine.eval(engine.sequence(), prompt(engine, 50), logits="all")
+        engine.close()
+        found.append(sums)
+    assert found[0].keys() == found[1].keys() and "blk.1.ffn_gate_inp.weight" in found[0]
+    for name, squares in found[0].items():
+        np.testing.assert_array_equal(squares.sums, found[1][name].sums, err_msg=name)
+        if squares.counts is not None:
+            np.testing.assert_array_equal(squares.counts, found[1][name].counts, err_msg=name)
