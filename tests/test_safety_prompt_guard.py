@@ -148,3 +148,9 @@ def test_wrong_use_of_the_command(model: Path, run: Callable[..., Result], tmp_p
     assert run("prompt-guard", "-m", str(model), "--threshold", "1").code == 2
     done = run("prompt-guard", "-m", str(model), str(tmp_path / "missing.txt"))
     assert done.code == 1 and "missing.txt" in done.err
+
+
+def test_other_commands_name_this_one(model: Path, run: Callable[..., Result]) -> None:
+    for command in (["tokenize", "-p", "Hi"], ["chat", "-p", "Hi"], ["complete", "-p", "Hi"]):
+        done = run(*command[:1], "-m", str(model), *command[1:])
+        assert done.code == 1 and "prompt-guard" in done.err and "Traceback" not in done.err

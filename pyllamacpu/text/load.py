@@ -29,6 +29,11 @@ def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenize
         from pyllamacpu.text.bpe import ByteLevelTokenizer
 
         return ByteLevelTokenizer(read_vocabulary(metadata, path, sentencepiece=False), metadata)
+    if kind == "unigram":
+        raise TokenizerError(
+            f"{path}: is a classifier, whose tokenizer (tokenizer.ggml.model {kind!r}) is run by "
+            "`pyllamacpu prompt-guard` and pyllamacpu.safety.PromptGuard only"
+        )
     raise TokenizerError(
         f"{path}: tokenizer.ggml.model is {kind!r}; only 'llama' and 't5' (SentencePiece) and 'gpt2' "
         "(byte-level BPE) tokenizers are supported"
