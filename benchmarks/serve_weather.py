@@ -226,12 +226,12 @@ async def check_settled(weather: Weather, process: Process, before: tuple[int, i
             "threads": n_threads - before[1] - POOLED,
         }
         wrong = {name: value for name, value in left.items() if value > 0}
-        if not wrong or time.monotonic() > end:
+        resident = process.resident_bytes()
+        other = resident - figures["weight_bytes"] - figures["scratch_bytes"] - figures["kv_bytes"]
+        if (not wrong and other <= MARGIN) or time.monotonic() > end:
             break
         await asyncio.sleep(0.5)
     weather.faults += [f"left over: {value:g} {name}" for name, value in wrong.items()]
-    resident = process.resident_bytes()
-    other = resident - figures["weight_bytes"] - figures["scratch_bytes"] - figures["kv_bytes"]
     if other > MARGIN:
         weather.faults.append(f"{other / 2**20:.0f} MiB of memory beside weights, scratch and pages")
     return {**figures, "resident_bytes": resident, "other_bytes": other, "file_handles": n_handles,

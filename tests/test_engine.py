@@ -134,8 +134,8 @@ def test_looked_up_rows_of_the_file_are_let_go(engine: Engine, monkeypatch: pyte
         engine.eval(sequence, [1, 2, 3, 4])
         sequence.truncate(0)
     sequence.close()
-    assert len(released) == 4
-    assert all(b - a == 256 for a, b in pairwise(released))
+    assert len(released) == 16
+    assert all(b - a == 64 for a, b in pairwise(released))
 
 
 def test_a_step_releases_the_gil(engine: Engine) -> None:

@@ -57,9 +57,7 @@ Progress = Callable[[int, int], None]
 
 DEFAULT_BATCH = 512  # tokens of a step at most
 PRECISIONS = ("fast", "exact")
-_RELEASE_AFTER = (
-    256  # tokens whose rows of the embedding were looked up in the file: a row may map 64 KiB of it
-)
+_RELEASE_AFTER = 64  # tokens whose rows of the embedding were looked up in the file: each may map 64 KiB
 
 
 @dataclass(frozen=True)
