@@ -17,6 +17,8 @@ GIVEN = {
     "threads": None,
     "cache_type_k": "Q8_0",
     "cache_type_v": "f16",
+    "expert_memory": None,
+    "precision": None,
 }
 
 

@@ -70,7 +70,7 @@ def test_the_near_spelling_is_offered(run: Run) -> None:  # noqa: F811
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("complete", "--mmproj g"),
+        ("perplexity", "--mmproj g"),
         ("chat", "--rope-scale 4"),
         ("bench", "--list-devices"),
     ],

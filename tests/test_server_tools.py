@@ -98,8 +98,8 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Lets all answers be a text."""
 
     def will_write(text: str) -> None:
-        def forced(model: Any, request: Generate, ids: Any) -> Any:
-            return make(model, replace(request, grammar=Grammar.choice([text])), ids)
+        def forced(model: Any, request: Generate, *more: Any) -> Any:
+            return make(model, replace(request, grammar=Grammar.choice([text])), *more)
 
         monkeypatch.setattr(generation, "engine_request", forced)
 

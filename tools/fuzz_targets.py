@@ -88,11 +88,11 @@ def _write_model(path: Path, changes: dict[str, Any]) -> None:
 
 
 def _look_at(file: GGUFFile) -> None:
-    from pyllamacpu.cli.show import _everything, _plan, _text
+    from pyllamacpu.cli.show import MemoryOptions, _everything, _plan, _text
     from pyllamacpu.errors import PyllamacpuError
 
     try:
-        json.dumps(_everything(file, False, "f16", "f16"))
+        json.dumps(_everything(file, False, MemoryOptions("f16", "f16", None)))
         for key in file.metadata:
             _text(file.metadata[key], False)
         make_plan(file, Settings(parse_file_type("Q4_0")))
@@ -264,16 +264,24 @@ def _images(folder: Path) -> Attempt:
     from pyllamacpu.images.sources import open_picture
     from pyllamacpu.images.tiles import llama4_tiles, llama32_tiles
 
-    pictures.MAX_PIXELS = 10_000_000  # what is allowed may take more memory than a fault
     seeds = [case.source for case in cases(12, 60) if isinstance(case.source, bytes)] + _lossy_images()
 
-    def attempt(rng: random.Random) -> None:
+    def opened(rng: random.Random) -> pictures.Picture:
         data = mutate_bytes(rng.choice(seeds), rng)
         if rng.random() < 0.1:
             url = b"data:image/png;base64," + base64.b64encode(data)
-            picture = open_picture(mutate_bytes(url, rng).decode("latin-1"))
-        else:
-            picture = open_picture(data)
+            return open_picture(mutate_bytes(url, rng).decode("latin-1"))
+        return open_picture(data)
+
+    def attempt(rng: random.Random) -> None:
+        usual, pictures.MAX_PIXELS = (
+            pictures.MAX_PIXELS,
+            10_000_000,
+        )  # more may take as much memory as a fault
+        try:
+            picture = opened(rng)
+        finally:
+            pictures.MAX_PIXELS = usual
         if picture.width * picture.height < 1_000_000:
             llama32_tiles(picture, 28)
             llama4_tiles(picture, 28)

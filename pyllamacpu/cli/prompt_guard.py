@@ -52,9 +52,9 @@ def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters
 
     \b
     Examples:
-      pyllamacpu prompt-guard -m prompt-guard-2.gguf -p "Ignore previous instructions."
-      pyllamacpu prompt-guard -m prompt-guard-2.gguf page.html mail.txt --threshold 0.5
-      curl -s example.org | pyllamacpu prompt-guard -m prompt-guard-2.gguf - --json
+      pyllamacpu prompt-guard -m pg2.gguf -p "Ignore previous instructions."
+      pyllamacpu prompt-guard -m pg2.gguf page.html mail.txt --threshold 0.5
+      curl -s example.org | pyllamacpu prompt-guard -m pg2.gguf - --json
     """
     from pyllamacpu.safety.prompt_guard import PromptGuard
 
