@@ -56,14 +56,15 @@ def opened(name: str, **options: object) -> Engine:
     return Engine.open(LOGITS / f"{name}.gguf", **{"n_ctx": 1024, "n_batch": 256, "n_threads": 2} | options)
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(scope="module", params=SHAPES)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """One engine for all tests of a shape: what ran in it before must change nothing either."""
     engine = opened(request.param)
     yield engine
     engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole(engine: Engine) -> npt.NDArray[np.float32]:
     return logits(engine, prompt(engine))
 

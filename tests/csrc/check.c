@@ -1,7 +1,8 @@
 /* Checks every kernel of every tier that this CPU has against straightforward references, in the manner of dav1d's
- * checkasm: hostile shapes, poisoned outputs, random data from a printed seed.
+ * checkasm: hostile shapes, poisoned outputs, random data from a printed seed. --newest: the scalar tier and the last
+ * that this CPU has, for runs on several emulated CPUs.
  *
- *     check [--quick] [--seed N] [--tier NAME] [--bench]
+ *     check [--quick] [--seed N] [--tier NAME | --newest] [--bench]
  *           [--only matmul|kv|attention|elementwise|distribution|sampling|quantize|quantize_iq|probe]
  */
 #define _POSIX_C_SOURCE 200809L
@@ -182,6 +183,18 @@ uint8_t *gather_residuals(const pl_matmul *m, int group)
 
 /* ---- the program ---- */
 
+/* The last tier that this CPU has; prints them all. */
+static const char *newest_tier(void)
+{
+    const char *newest = NULL;
+    printf("this CPU has:");
+    for (int i = 0; pl_isa_name(i); i++)
+        if (pl_isa_available(i))
+            printf(" %s", newest = pl_isa_name(i));
+    printf("\n");
+    return newest;
+}
+
 static int find_tiers(const char *only)
 {
     for (int i = 0; pl_isa_name(i); i++) {
@@ -211,12 +224,14 @@ int main(int argc, char **argv)
                  {"probe", check_probe}};
     const char *only_tier = NULL, *only_part = NULL;
     uint64_t seed = (uint64_t)time(NULL);
-    int timed = 0;
+    int timed = 0, newest = 0;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--quick"))
             quick = 1;
         else if (!strcmp(argv[i], "--bench"))
             timed = 1;
+        else if (!strcmp(argv[i], "--newest"))
+            newest = 1;
         else if (!strcmp(argv[i], "--seed") && i + 1 < argc)
             seed = strtoull(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--tier") && i + 1 < argc)
@@ -224,10 +239,12 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--only") && i + 1 < argc)
             only_part = argv[++i];
         else {
-            fprintf(stderr, "usage: %s [--quick] [--seed N] [--tier NAME] [--only PART] [--bench]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--quick] [--seed N] [--tier NAME | --newest] [--only PART] [--bench]\n", argv[0]);
             return 2;
         }
     }
+    if (newest)
+        only_tier = newest_tier();
     if (!find_tiers(only_tier)) {
         fprintf(stderr, "no tier %s on this CPU\n", only_tier);
         return 2;
