@@ -83,7 +83,7 @@ class Plan:
         handles = [pages.handle for pages in self.pages]
         self.native = NativePlan(self.compiled, pool(n_threads), handles, max_tokens, n_ctx)
         self.width = next(
-            op.values["x"].width for op in self.compiled.ops if lib.PL_HIDDEN in op.values.values()
+            op.values["x"].width for op in self.compiled.ops if op.values.get("out") == lib.PL_HIDDEN
         )
 
     def run(

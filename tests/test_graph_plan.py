@@ -281,6 +281,78 @@ def test_a_chunked_space_may_give_up_earlier_pages() -> None:
         plan.run(*(part[63:64] for part in parts), positions=[63])
 
 
+# Rows that ops find in their own inputs
+
+
+def far_rows(plan: Recorder, x: Tensor) -> Tensor:
+    """Ints: the place of each row's largest value, 9 where only 3 rows are there, and one segment."""
+    ids = plan.ints(1, x)
+    plan.op("top_k", x=x, k=1, ids=ids, values=Tensor(x.recorder, 1))
+    return ids
+
+
+def far_gather(plan: Recorder, x: Tensor) -> Tensor:
+    return plan.gather_rows(x, far_rows(plan, x), 1)
+
+
+def far_scatter(plan: Recorder, x: Tensor) -> Tensor:
+    return plan.scatter_rows(x, far_rows(plan, x))
+
+
+def far_segments(plan: Recorder, x: Tensor) -> Tensor:
+    return plan.segment_linear(x, far_rows(plan, x), [matrix(np.eye(32, 32))])
+
+
+def far_squares(plan: Recorder, x: Tensor) -> Tensor:
+    plan.op("segment_squares", x=x, ends=far_rows(plan, x), sums=np.zeros(32), counts=np.zeros(1))
+    return x
+
+
+def adapted_experts(plan: Recorder, x: Tensor, ends: Tensor | None, order: Tensor | None) -> Tensor:
+    own_order, _, own_ends = plan.segments(far_rows(plan, plan.op("columns", x=x, first=0, width=1)), 1)
+    out = Tensor(x.recorder, 16, x.rows)
+    plan.op(
+        "adapter_experts_down", x=x, adapter=0, matrices=[matrix(np.ones((16, 32), np.float32))],
+        factor=1.0, ends=ends or own_ends, order=order or own_order, out=out,
+    )  # fmt: skip
+    return plan.op("columns", x=out, first=0, width=16)
+
+
+def far_adapter_ends(plan: Recorder, x: Tensor) -> Tensor:
+    return adapted_experts(plan, x, far_rows(plan, x), None)
+
+
+def far_adapter_order(plan: Recorder, x: Tensor) -> Tensor:
+    return adapted_experts(plan, x, None, far_rows(plan, x))
+
+
+def half_a_tile(plan: Recorder, x: Tensor) -> Tensor:
+    tiles = {"n_tiles": 1, "tile_rows": 2, "tile_tokens": 2, "padding_weight": 1, "tile_weight": 1}
+    return plan.op(
+        "tile_attention", q=x, k=plan.op("copy", x=x), v=plan.op("copy", x=x), width=32,
+        n_heads=2, kv_heads=2, scale=1.0, **tiles,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        far_gather, far_scatter, far_segments, far_squares, far_adapter_ends, far_adapter_order, half_a_tile,
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_there_end_the_run_with_an_error(record: Callable[..., Tensor]) -> None:
+    plan = Plan(record, [32], n_ctx=64, max_tokens=3)
+    x = np.zeros((3, 32), np.float32)
+    x[:, 9] = 1
+    with pytest.raises(NativeError, match="invalid argument"):
+        plan.run(x, scales=np.ones((1, 1), np.float32))
+    if record is half_a_tile:
+        x = x[:2]
+    else:
+        x[:, 9], x[:, 0] = 0, 1
+    assert np.isfinite(plan.run(x, scales=np.ones((1, 1), np.float32))).all()
+
+
 # Hostile plans
 
 

@@ -269,7 +269,7 @@ static float expert_scale(pl_plan *plan, const pl_op *op, const experts_op *f, i
     int64_t pair = pl_int_row(plan, f->order, j)[0];
     if (pair >= 0 && pair < pl_op_rows(plan, op))
         return scale_of(plan, op, pair, f->adapter);
-    atomic_store(&plan->failed, 1);
+    pl_plan_fail(plan, PL_EINVAL);
     return 0;
 }
 
@@ -309,7 +309,7 @@ static int64_t run_experts(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
         const int32_t *ends = pl_int_row(plan, f.ends, 0);
         int64_t row = s > 0 ? ends[s - 1] : 0, stop = ends[s];
         if (row < 0 || stop > rows || row > stop)
-            atomic_store(&plan->failed, 1);
+            pl_plan_fail(plan, PL_EINVAL);
         else
             for (int64_t last; row < stop; row = last) {
                 int used = expert_scale(plan, op, &f, row) != 0;

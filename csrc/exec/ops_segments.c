@@ -21,7 +21,7 @@ static int row_ok(pl_plan *plan, int64_t row, int64_t n_rows)
 {
     if (row >= 0 && row < n_rows)
         return 1;
-    atomic_store(&plan->failed, PL_EINVAL);
+    pl_plan_fail(plan, PL_EINVAL);
     return 0;
 }
 
@@ -330,7 +330,7 @@ static void multiply_segment(pl_plan *plan, const pl_op *op, int64_t s, int64_t 
         return;
     const uint8_t *panels = m->stored ? pl_expert_acquire(m->stored) : m->data;
     if (!panels)
-        atomic_store(&plan->failed, PL_EREAD);
+        pl_plan_fail(plan, PL_EREAD);
     for (; row < last && panels; row += PL_RESIDUAL_GROUP)
         multiply(plan, op, m, panels, panel0, panel1, row,
                  (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), thread);

@@ -97,6 +97,9 @@ static inline void pl_quantize_blocks(const pl_plan *plan, int q8, const float *
     plan->kernels->quantize(x + 32 * block0, block1 - block0, (int32_t)b->padded, plan->dominant, b->q8 + i * b->stride + block0);
 }
 
+/* The run's results are worth nothing: it ends with the error `code` (PL_E…). */
+static inline void pl_plan_fail(pl_plan *plan, int code) { atomic_store(&plan->failed, code); }
+
 /* This thread's part of the scratch. */
 static inline uint8_t *pl_scratch(const pl_plan *plan, int thread) { return plan->scratch + thread * plan->scratch_bytes; }
 

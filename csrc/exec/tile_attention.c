@@ -182,7 +182,7 @@ int64_t run_tile_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     while (PL_TAKE(f->kv_heads, 1, 1)) {
         const int n_rows = plan->batch.n_tokens;
         if (n_rows % f->tile_rows || n_rows < f->n_tiles * f->tile_rows)
-            atomic_store(&plan->failed, 1); /* not whole tiles, or not all of the image */
+            pl_plan_fail(plan, PL_EINVAL); /* not whole tiles, or not all of the image */
         else {
             divide_rows(&job, n_rows);
             uint8_t *room = pl_scratch(plan, queue->thread);
