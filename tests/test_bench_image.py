@@ -49,6 +49,10 @@ def test_the_command(llama4_vision: Path, tmp_path: Path) -> None:
     assert [row["test"] for row in json.loads(done.output)] == ["tower encoder", "tower projector", "tile"]
     done = CliRunner().invoke(bench, ["-m", str(tower), "--image", "--batched"])
     assert done.exit_code == 2 and "neither" in done.output
+    done = CliRunner().invoke(bench, ["-m", str(tower), "--image", "-t", "1,2", "--precision", "fast,exact"])
+    assert done.exit_code == 2 and "--image takes one value of n_threads, precision" in done.output
+    done = CliRunner().invoke(bench, [*given, "--precision", "exact"])
+    assert {row["precision"] for row in json.loads(done.output)} == {"exact"}
     alone = tmp_path / "text.gguf"
     alone.write_bytes(llama4_vision.read_bytes())
     with pytest.raises(OptionError, match="has no vision tower"):

@@ -5,19 +5,24 @@ Fixtures: tests/test_model_logits.py. Covers engine/step_plans.py.
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
+from llama4_vision_models import converted, difference, expected, opened
 from test_model_logits import FOLDER, NAMES, cases
 from tiny_model import write_model
 
 from pyllamacpu import Llama
+from pyllamacpu.cli.quantize import quantize
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import PageFiles
 from pyllamacpu.engine.page_keys import base_key
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import ModelError, OptionError
 
 Floats = npt.NDArray[np.float32]
 QUANTIZED = [
@@ -71,3 +76,50 @@ def test_pages_of_other_precision_have_other_keys(tmp_path: Path) -> None:
         )
         engine.close()
     assert len(keys) == 2
+
+
+def test_saved_states_are_for_the_same_precision(tmp_path: Path) -> None:
+    """Keys and values of 8 bits are not those of 16. And 4-bit ones were not always rotated."""
+    path = write_model(tmp_path / "tiny.gguf")
+    with (
+        Llama(str(path), verbose=False) as fast,
+        Llama(str(path), precision="exact", verbose=False) as exact,
+        Llama(str(path), type_k="q4_0", verbose=False) as rotated,
+    ):
+        for llm in (fast, exact, rotated):
+            llm.eval([1, 6, 9])
+            llm.load_state(llm.save_state())
+        for llm, other in ((fast, exact), (exact, fast)):
+            with pytest.raises(ModelError, match="precision"):
+                llm.load_state(other.save_state())
+        state = rotated.save_state()
+        before = tuple("q4_0" if part == "rotated q4_0" else part for part in state.model)
+        with pytest.raises(ModelError, match="cache type"):
+            rotated.load_state(replace(state, model=before))
+        assert fast.save_state().model[-2:] == ("f16", "f16")  # what earlier versions have written
+
+
+def test_a_pickled_model_keeps_its_precision(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    with Llama(str(path), precision="exact", verbose=False) as llm, pickle.loads(pickle.dumps(llm)) as other:
+        assert other.engine.precision == "exact"
+
+
+def test_a_quantized_tower_is_exact_too(tmp_path: Path) -> None:
+    """Against the same weights in float32."""
+    small, same = tmp_path / "small.gguf", tmp_path / "same.gguf"
+    path = converted("hf", tmp_path)
+    for source, target, kind in (
+        (path.with_name(f"mmproj-{path.name}"), small, "Q8_0"),
+        (small, same, "F32"),
+    ):
+        done = CliRunner().invoke(quantize, [str(source), str(target), kind, "--allow-requantize"])
+        assert done.exit_code == 0, done.output
+
+    def rows(tower: Path, precision: str) -> Floats:
+        with opened(path, mmproj=tower, precision=precision) as llm:
+            return llm.image_features(expected()["pixels"])
+
+    known = rows(same, "fast")
+    worst = {precision: difference(rows(small, precision), known) for precision in ("fast", "exact")}
+    assert worst["exact"] < LIMIT and worst["exact"] < 0.05 * worst["fast"]

@@ -262,7 +262,7 @@ def test_a_cache_of_another_model_is_refused(path: Path) -> None:
         greedy(llm, WORDS)
     with llama_cpp.Llama(str(path), n_ctx=128, kv_type="q8_0") as other:
         other.set_cache(cache)
-        with pytest.raises(ModelError, match="another model or cache type"):
+        with pytest.raises(ModelError, match="another model, cache type"):
             greedy(other, WORDS)
 
 

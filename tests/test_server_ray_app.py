@@ -215,8 +215,16 @@ def test_options_that_do_not_go_together(tmp_path: Path, more: list[str], words:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"modell": "x"}, "modell: "), ({"replicas": "many"}, "replicas: "), ({"parallel": 0}, "parallel: ")],
-)
+    [({"modell": "x"}, "modell: "), ({"replicas": "many"}, "replicas: "), ({"parallel": 0}, "parallel: "),
+     ({"precision": "best"}, "precision: ")],
+)  # fmt: skip
 def test_arguments_of_the_builder_are_checked(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         ray_app.app(arguments)
+
+
+def test_arguments_of_the_builder_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_app, "build", lambda options, replicas: options.pool.load)
+    given = {"cache_type_k": "q8_0", "expert_memory": "5000000", "precision": "exact"}
+    load = ray_app.app({"model": f"tiny={write_model(tmp_path / 'tiny.gguf')}", **given})
+    assert (load.type_k, load.expert_memory, load.precision) == ("q8_0", 5_000_000, "exact")

@@ -291,7 +291,10 @@ class Llama(Completions):
             self.n_vocab(),
             config.rope_theta,
         )
-        return (self._parts.metadata.get("general.name"), config.arch, *shape, *self._types)
+        # What decides keys and values, in words that older states have where nothing has changed.
+        types = (f"rotated {name}" if name == "q4_0" else name for name in self._types)
+        precision = () if self.engine.precision == "fast" else (self.engine.precision,)
+        return (self._parts.metadata.get("general.name"), config.arch, *shape, *types, *precision)
 
     @staticmethod
     def logits_to_logprobs(logits: npt.ArrayLike, axis: int = -1) -> Logits:

@@ -21,7 +21,7 @@ class LlamaState:
     scores: (n, n_vocab) logits behind the last `n` tokens: all of them with logits_all, else one or none.
     llama_state: keys and values of the tokens, `llama_state_size` bytes.
     seed: of the object.
-    model: what it fits: only the same model with the same cache types. () is not compared.
+    model: what it fits: only the same model with the same cache types and precision. () is not compared.
     seeds: where the series of seeds for coming calls is; None leaves it where it is.
     sampler: options and state of the sampler behind `Llama.sample`.
     """

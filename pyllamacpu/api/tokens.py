@@ -448,13 +448,14 @@ class Tokens(ImageCalls):
     def load_state(self, state: LlamaState) -> None:
         """Goes on where `save_state` was called.
 
-        Raises ModelError for another model or cache type, OptionError for what `save_state` did not make.
+        Raises ModelError for one of another model, cache type or precision, OptionError for no saved state.
         """
         state = check_state(state, self.n_vocab(), self.engine.images.placeholder)
         with self._busy:
             if state.model and state.model != self._fingerprint():
                 raise ModelError(
-                    f"the state is of another model or cache type: {state.model}, here {self._fingerprint()}"
+                    f"the state is of another model, cache type or precision: {state.model}, "
+                    f"here {self._fingerprint()}"
                 )
             session = self._changing()
             check_length(state.n_tokens, session.n_ctx)

@@ -54,7 +54,9 @@ class Vision:
         """Raises GGUFError, ModelError for a damaged file."""
         with self._lock:
             if self._tower is None:
-                self._tower = Tower(self.opened, self.engine.pool, self.engine.exclusive)
+                engine = self.engine
+                exact = engine.precision == "exact"
+                self._tower = Tower(self.opened, engine.pool, engine.exclusive, exact=exact)
             return self._tower
 
     def tiles(self, image: Any) -> Tiles:

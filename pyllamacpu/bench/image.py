@@ -44,6 +44,7 @@ class ImageResult:
     cost: Cost
     products: tuple[float, Cost]
     limits: Limits | None
+    precision: str
     profile: tuple[OpTime, ...] = ()
 
     @property
@@ -63,6 +64,7 @@ class ImageResult:
             "model_filename": self.model,
             "test": self.test,
             "n_threads": self.n_threads,
+            "precision": self.precision,
             "n_rows": self.n_rows,
             "median_ns": round(self.seconds * NS),
             "samples_ns": list(self.samples_ns),
@@ -90,7 +92,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
             limits = measure(n_threads, options.limit_seconds) if options.limits else None
             say(f"loading {opened.file.paths[0].name}", 1, 2)
             pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
-            tower = Tower(opened, pool, nullcontext)
+            tower = Tower(opened, pool, nullcontext, exact=options.precision[0] == "exact")
             try:
                 n_rows, found = _measured(tower, options, limits, n_threads)
             finally:
@@ -189,6 +191,7 @@ def _of_part(
         total,
         _products(profile),
         limits,
+        options.precision[0],
         profile,
     )
 
@@ -208,6 +211,7 @@ def _of_prompt(result: Result, n_rows: int) -> ImageResult:
         result.cost,
         _products(result.profile),
         result.limits,
+        result.case.setup.precision,
         result.profile,
     )
 

@@ -150,6 +150,8 @@ def bench(**given: Any) -> None:
             models: Sequence[Path] = [batched.setup.model]
         else:
             _refuse_batched(given)
+            if given["image"]:
+                _refuse_several(given, "--image")
             plain = _bench_options(given)
             cases(plain)
             models = plain.models
@@ -220,6 +222,15 @@ def _settings(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def _refuse_several(given: dict[str, Any], option: str) -> dict[str, tuple[Any, ...]]:
+    """The settings, where `option` takes one value of each. Raises OptionError."""
+    settings = _settings(given)
+    several = [key for key, values in settings.items() if len(values) > 1]
+    if several:
+        raise OptionError(f"{option} takes one value of {', '.join(several)}; run it once for each")
+    return settings
+
+
 def _numbers(given: dict[str, Any], key: str, option: str, minimum: int = 0) -> tuple[int, ...]:
     from pyllamacpu.bench.ranges import numbers
 
@@ -241,10 +252,7 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
         raise OptionError(
             f"--batched takes one model and no {', '.join(unused) or 'second -m'}; use -npp, -ntg and -npl"
         )
-    settings = _settings(given)
-    several = [key for key, values in settings.items() if len(values) > 1]
-    if several:
-        raise OptionError(f"--batched takes one value of {', '.join(several)}; run it once for each")
+    settings = _refuse_several(given, "--batched")
     usual = {"n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16", "n_threads": 0}
     usual["precision"] = "fast"
     chosen: dict[str, Any] = {

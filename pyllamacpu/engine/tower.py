@@ -83,7 +83,9 @@ class TowerFile:
 
 
 class Tower:
-    """A tower with its weights, on a thread pool. `exclusive()` is entered for each run of a part."""
+    """A tower with its weights, on a thread pool. `exclusive()` is entered for each run of a part. exact: see
+    NativePlan.
+    """
 
     def __init__(
         self,
@@ -91,9 +93,10 @@ class Tower:
         pool: Any,
         exclusive: Callable[[], AbstractContextManager[object]],
         on_load: Callable[[int, int], None] | None = None,
+        exact: bool = False,
     ) -> None:
         self.opened, self.config = opened, opened.config
-        self._exclusive, self._pool = exclusive, pool
+        self._exclusive, self._pool, self._exact = exclusive, pool, exact
         self._one_image = fork_safe_lock()  # whose rows are in the plans' buffers
         file = opened.file
         specs = opened.architecture.tensors(self.config, file.tensors)
@@ -111,7 +114,7 @@ class Tower:
             self._release_passing()
             part = self.opened.architecture.PARTS[name]
             plan, n = recorded_part(part, self.config, self.weights), part.max_rows(self.config)
-            self.parts[name] = plan, NativePlan(plan, self._pool, (), n, n)
+            self.parts[name] = plan, NativePlan(plan, self._pool, (), n, n, self._exact)
         return self.parts[name]
 
     def _release_passing(self) -> None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -289,6 +289,7 @@ class _Arguments(BaseModel):
     threads: int | None = Field(None, ge=1)
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    precision: Literal["fast", "exact"] = "fast"
     parallel: int = Field(16, ge=1)
     max_queue: int = Field(64, ge=0)
     expert_memory: int | None = Field(None, ge=1)
@@ -319,6 +320,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
         type_k=given.cache_type_k,
         type_v=given.cache_type_v,
         expert_memory=given.expert_memory,
+        precision=given.precision,
     )
     pool = PoolOptions(
         load,
