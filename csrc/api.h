@@ -278,7 +278,7 @@ pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const 
 void pl_matrix_free(pl_matrix *matrix);
 int64_t pl_matrix_bytes(const pl_matrix *matrix);
 
-/* ---- Experts that stay in their file (expert_memory.c) ---- */
+/* ---- Experts that stay in their file (exec/expert_memory.c) ---- */
 
 typedef struct pl_expert_memory pl_expert_memory;
 /* Memory for some of a model's experts, the others being read when they are needed, `n_readers` parts at a time. files: open

@@ -72,8 +72,7 @@ static item_room room_at(uint8_t *memory, const item_sizes *s)
 int64_t pl_disentangled_scratch(const pl_op *op, const pl_plan_buffer *buffers, int n_buffers, int max_tokens)
 {
     const pl_op_disentangled_attention *f = &op->disentangled_attention;
-    (void)n_buffers;
-    if (f->n_heads < 1)
+    if (f->n_heads < 1 || f->k < 0 || f->k >= n_buffers || f->v < 0 || f->v >= n_buffers) /* not checked yet when measuring */
         return 0;
     const int64_t positions = (f->buckets.n + 1) / 2;
     item_sizes sizes = sizes_of(f, buffers, max_tokens < positions ? max_tokens : positions);

@@ -1,7 +1,7 @@
 """Experts that stay in their model's file: memory for some of them, and what it read and found there.
 
 The matrices of experts are added while weights are loaded; then `start` divides the memory into slots, and
-steps of the model fill them (csrc/exec/expert_memory.c). Reads go past the system's page cache where the file
+steps of the model fill them (csrc/exec/expert_*.c). Reads go past the system's page cache where the file
 system lets them, many at a time.
 """
 
@@ -85,7 +85,9 @@ class ExpertMemory:
             )
         taken = int(lib.pl_expert_memory_start(self.handle, self.limit_bytes))
         if taken < 0:
-            raise OptionError(f"expert_memory is {decimal_bytes(self.limit_bytes)}: out of memory; give less")
+            raise OptionError(
+                f"expert_memory is {decimal_bytes(self.limit_bytes)}: out of memory, or of threads; give less"
+            )
         self.n_bytes = taken
 
     def counts(self) -> ExpertCounts:
