@@ -5,12 +5,16 @@ Covers server/models.py.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import PATIENCE, hold, serving, tiny_path, wait_until
+from serving import PATIENCE, Running, hold, serving, tiny_path, wait_until
 from tiny_model import write_model
 
 import pyllamacpu.server.app
@@ -18,7 +22,7 @@ import pyllamacpu.server.models
 import pyllamacpu.server.run
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.server.models import ServedFile, check_names
+from pyllamacpu.server.models import ServedAdapter, ServedFile, check_names
 
 path = tiny_path(n_ctx=8192)
 
@@ -38,11 +42,18 @@ def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(path: Path, tmp
         assert again["choices"] == second["choices"]
 
 
+@contextmanager
+def in_turns(path: Path, folder: Path) -> Iterator[Running]:
+    """A server of "one", which is loaded, and of "two", with memory for one of them."""
+    other = write_model(folder / "other.gguf", n_ctx=512, seed=7)
+    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        yield running
+
+
 def test_models_that_do_not_fit_together_have_turns(path: Path, tmp_path: Path) -> None:
     """Also while one of them is never idle."""
-    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
-    with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
-        wait_until(lambda: running.get("/health").status_code == 200)
+    with in_turns(path, tmp_path) as running:
         over = threading.Event()
         statuses: list[int] = []
 
@@ -69,9 +80,7 @@ def test_a_model_waits_only_so_long_for_another_ones_place(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.2)
-    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
-    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
-        wait_until(lambda: running.get("/health").status_code == 200)
+    with in_turns(path, tmp_path) as running:
         held = hold(running, 1)
         try:
             answer = running.post("/v1/completions", prompt="x", model="two")
@@ -86,9 +95,7 @@ def test_a_model_waits_as_long_as_users_of_the_other_one_go(
 ) -> None:
     """A long queue of a slow machine is no reason for a 503."""
     monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.6)
-    other = write_model(tmp_path / "other.gguf", n_ctx=512, seed=7)
-    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
-        wait_until(lambda: running.get("/health").status_code == 200)
+    with in_turns(path, tmp_path) as running:
         held = hold(running, 4)
         leave = [threading.Timer(0.3 * (i + 1), connection.close) for i, connection in enumerate(held)]
         for timer in leave:
@@ -98,8 +105,7 @@ def test_a_model_waits_as_long_as_users_of_the_other_one_go(
 
 
 def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
-    other = write_model(tmp_path / "other.gguf", seed=5)
-    with serving(("one", path), ("two", other), memory=path.stat().st_size + 1000) as running:
+    with in_turns(path, tmp_path) as running:
         service = running.server.service
         assert service is not None
         statuses: list[int] = []
@@ -118,10 +124,11 @@ def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
         assert statuses == [200, 200]
 
 
-def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("expert_memory", [None, 1 << 20])
+def test_a_model_that_cannot_be_loaded(tmp_path: Path, expert_memory: int | None) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF nonsense")
-    with serving(("broken", broken)) as running:
+    with serving(("broken", broken), expert_memory=expert_memory) as running:
         wait_until(lambda: running.get("/health").json()["status"] == "model failed to load")
         assert running.get("/health").status_code == 503
         assert running.post("/v1/completions", prompt="x").status_code == 500
@@ -155,9 +162,26 @@ def test_the_size_of_a_model_is_that_of_all_its_files(tmp_path: Path) -> None:
     parts = [tmp_path / f"m-{i:05}-of-00002.gguf" for i in (1, 2)]
     for part, n_bytes in zip(parts, (10, 20), strict=True):
         part.write_bytes(bytes(n_bytes))
-    assert ServedFile("m", parts[0]).size == 30
+    assert ServedFile("m", parts[0]).weight_bytes() == 30
     parts[1].unlink()
-    assert ServedFile("m", parts[0]).size == 0
+    assert ServedFile("m", parts[0]).weight_bytes() == 0
+
+
+def test_adapters_count_beside_experts_in_the_file(path: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter.gguf"
+    adapter.write_bytes(bytes(1000))
+    alone = ServedFile("m", path)
+    both = replace(alone, adapters=(ServedAdapter("a", adapter, 1.0),))
+    for limit in (None, 1 << 20):
+        assert both.weight_bytes(limit) == alone.weight_bytes(limit) + 1000 > 1000
+
+
+def test_expert_memory_of_a_model_without_experts_is_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), serving(("tiny", path), expert_memory=1 << 20) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+    assert "tiny has no experts: --expert-memory does nothing for it" in caplog.text
 
 
 def test_a_name_is_one_models() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -72,14 +72,14 @@ class ServedFile:
         own = [ServedFile(a.name, self.path, base=self, adapter=i) for i, a in enumerate(self.adapters)]
         return [self, *own]
 
-    @property
-    def size(self) -> int:
-        """Bytes of all files of the model and its adapters; 0 when one is gone."""
-        try:
-            files = [*model_files(self.path), *(adapter.path for adapter in self.adapters)]
-            return sum(path.stat().st_size for path in files)
-        except OSError:
-            return 0
+    def weight_bytes(self, expert_memory: int | None = None) -> int:
+        """Of the model and its adapters; of experts that stay in the file, the memory for some. Raises
+        GGUFError, ModelError.
+        """
+        adapters = _bytes_of(adapter.path for adapter in self.adapters)
+        if expert_memory is None:
+            return _bytes_of(model_files(self.path)) + adapters
+        return weight_bytes(self.path, expert_memory) + adapters
 
     @property
     def card(self) -> ModelCard | None:
@@ -94,6 +94,14 @@ class ServedFile:
             return self.path.stat().st_mtime if card is None else card.created
         except OSError:
             return 0.0
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    """0 when one is gone."""
+    try:
+        return sum(path.stat().st_size for path in paths)
+    except OSError:
+        return 0
 
 
 def served_file(text: str) -> ServedFile:
@@ -313,8 +321,7 @@ class ModelPool:
 
     async def _bring(self, source: ServedFile) -> Model:
         """Loads a model. One at a time."""
-        limit = self.options.load.expert_memory
-        size = source.size if limit is None else await asyncio.to_thread(weight_bytes, source.path, limit)
+        size = await asyncio.to_thread(source.weight_bytes, self.options.load.expert_memory)
         needed = size + self._draft_bytes(source)
         await self._make_room(needed)
         if needed + self.bytes_beside > self._limit:
@@ -371,6 +378,7 @@ class ModelPool:
         tower = self.options.load.mmproj if source == self.default else None  # it is for one model
         options = replace(self.options.load, adapters=files, draft=self._draft(source), mmproj=tower)
         if options.expert_memory is not None and not has_experts(path):
+            log.warning("%s has no experts: --expert-memory does nothing for it", source.name)
             options = replace(options, expert_memory=None)
         if card is not None:
             n_ctx = _smaller(options.n_ctx, card.n_ctx or 0)
@@ -393,7 +401,7 @@ class ModelPool:
         draft = self._draft(source)
         if draft == "lookup" or not isinstance(draft, (str, Path)) or not Path(draft).exists():
             return 0
-        return sum(path.stat().st_size for path in model_files(Path(draft)))
+        return _bytes_of(model_files(Path(draft)))
 
     def _gives_way(self, model: Model) -> bool:
         """Whether new users of a loaded model wait, because another one is to have its place."""
