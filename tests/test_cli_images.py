@@ -71,6 +71,8 @@ def test_paths_that_were_dropped_on_a_line(folder: Path, monkeypatch: pytest.Mon
         "'",
         "",
         "it's",
+        "file://[abc what is this?",
+        "what is this? file://[abc]/x.png",
     ):
         assert dropped_images(line) == ([], line)
     (folder / "text.png").write_text("no image")

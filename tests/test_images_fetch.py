@@ -153,7 +153,18 @@ def test_only_listed_hosts_and_ports() -> None:
     for same in ("EXAMPLE.com", "example.com.", "example.com:80", "a.b.example.org", "a.net:8080"):
         with pytest.raises(ImageError, match="has no address"):
             found(f"http://{same}/x.png")
-    for bad in ("", " , ", "http://x", "a/b", "*.", "u@h"):
+    listed = parse_hosts("b\u00fccher.de,*.B\u00dcCHER.at,a.com:80,b.com:443,c.com.")
+    assert listed[:2] == ("xn--bcher-kva.de", "*.xn--bcher-kva.at") and listed[4] == "c.com"
+    found = Fetcher(listed, resolve=lambda host, port: [])
+    for same in ("b\u00fccher.de", "x.xn--bcher-kva.at", "a.com", "c.com."):
+        with pytest.raises(ImageError, match="has no address"):
+            found(f"http://{same}/x.png")
+    with pytest.raises(ImageError, match="has no address"):
+        found("https://b.com/x.png")
+    for other in ("http://b.com/x.png", "https://a.com/x.png"):
+        with pytest.raises(ImageError, match="are not fetched here"):
+            found(other)
+    for bad in ("", " , ", "http://x", "a/b", "*.", "u@h", "a:b", "a:99999", "[::1", "*.*", "a..b"):
         with pytest.raises(OptionError, match="--allow-image-hosts"):
             parse_hosts(bad)
 

@@ -86,3 +86,5 @@ def test_a_jpeg_of_many_scans() -> None:
     assert jpeg_cost(large[:-2] + again * 50 + large[-2:]) == (81_000_000, scans + 50)
     with pytest.raises(ImageError, match="takes too long to decode"):
         decode(large[:-2] + again * 50 + large[-2:])
+    hidden = large[:-2] + b"\xff\x01\xfe" + again * 50 + large[-2:]  # a marker that has no length
+    assert jpeg_cost(hidden) == (81_000_000, scans + 50)

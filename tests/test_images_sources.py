@@ -61,6 +61,9 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         ("data:image/png;base64,", "is empty"),
         ("https://example.com/x.png", "not fetched here"),
         ("http://example.com/x.png", "--allow-image-hosts"),
+        ("file://[x/y.png", "is not a URL"),
+        ("file://[x]/y.png", "is not a URL"),
+        ("file://elsewhere/y.png", "is on another machine (elsewhere)"),
     ],
 )
 def test_what_is_refused(source: Any, reason: str) -> None:
@@ -112,7 +115,9 @@ def test_parts_of_messages(part: dict[str, Any]) -> None:
         ({"type": "image_url", "image_url": {"url": ""}}, "holds no image"),
         ({"type": "input_image", "file_id": "file-1"}, "files are not kept"),
         ({"type": "image", "source": {"type": "file", "file_id": "f"}}, "must be"),
+        ({"type": "image", "source": "iVBORw0KGgo="}, "must be {type: base64"),
         ({"type": "image", "base64": "?"}, "not base64"),
+        ({"type": "image", "base64": 5}, "must be text: an image in base64"),
     ],
 )
 def test_parts_without_an_image(part: dict[str, Any], reason: str) -> None:

@@ -176,6 +176,14 @@ def test_too_many_images_and_pixels(running: Running, monkeypatch: pytest.Monkey
     long = [{"role": "user", "content": [openai_part()] * 20}]
     response = running.post("/v1/chat/completions", messages=long)
     assert response.json()["error"]["code"] == "context_length_exceeded"
+    cut: list[int] = []
+    service = running.server.service
+    assert service is not None
+    vision = service.models.loaded["words"].vision("")
+    tiles = vision.tiles
+    monkeypatch.setattr(vision, "tiles", lambda picture: cut.append(1) or tiles(picture))
+    assert running.post("/v1/chat/completions", messages=long).status_code == 400
+    assert 0 < len(cut) < 20  # the rest is not even cut
 
 
 def test_large_bodies_are_taken_where_images_are(running: Running) -> None:

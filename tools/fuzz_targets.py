@@ -274,10 +274,8 @@ def _images(folder: Path) -> Attempt:
         return open_picture(data)
 
     def attempt(rng: random.Random) -> None:
-        usual, pictures.MAX_PIXELS = (
-            pictures.MAX_PIXELS,
-            10_000_000,
-        )  # more may take as much memory as a fault
+        usual = pictures.MAX_PIXELS
+        pictures.MAX_PIXELS = 10_000_000  # more may take as much memory as a fault
         try:
             picture = opened(rng)
         finally:

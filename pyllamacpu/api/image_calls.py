@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from pyllamacpu.text.tokenizer import Tokenizer
 
 
-class ImageCalls:
+class ImageCalls(ABC):
     """Images of a model that is opened."""
 
     _parts: LoadedModel
 
     @property
-    def engine(self) -> Engine:
-        raise NotImplementedError
+    @abstractmethod
+    def engine(self) -> Engine: ...
 
     @property
     def vision(self) -> Vision:

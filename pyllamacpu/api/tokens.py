@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -465,9 +466,9 @@ class Tokens(ImageCalls):
                 self._seeds.setstate(state.seeds)
                 self._step_sampler.set_state(state.sampler, session, self.text_tokenizer)
 
+    @abstractmethod
     def _fingerprint(self) -> tuple[Any, ...]:
         """What a saved state must agree on."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Frees the model. Calling it again does nothing."""

@@ -145,10 +145,10 @@ class Vision:
         ids = encode_with_images(encode, messages, self._id("image"), len(images))
         return self.expanded(ids, images)
 
-    def count_prompt(self, encode: Encode, messages: Messages, images: Sequence[Tiles]) -> int:
-        """The tokens of what `chat_prompt` gives; nothing is embedded."""
-        ids = encode_with_images(encode, messages, self._id("image"), len(images))
-        return len(ids) - len(images) + sum(map(self.count, images))
+    def count_prompt(self, encode: Encode, messages: Messages, counts: Sequence[int]) -> int:
+        """The tokens of what `chat_prompt` gives for images of so many tokens; nothing is embedded."""
+        ids = encode_with_images(encode, messages, self._id("image"), len(counts))
+        return len(ids) - len(counts) + sum(counts)
 
     def text_prompt(
         self, tokenizer: Tokenizer, text: str | bytes | Sequence[int], images: Sequence[Any]

@@ -169,10 +169,10 @@ def _image_path(word: str) -> Path | None:
         return None
     if not _PATH.match(word):
         return None
-    if word[:7].lower() == "file://":
-        word = unquote(urlsplit(word).path)
-    path = expanded(word)
     try:
+        if word[:7].lower() == "file://":
+            word = unquote(urlsplit(word).path)
+        path = expanded(word)
         return path if path.is_file() and _is_image(path) else None
     except (OSError, ValueError):
         return None

@@ -57,9 +57,10 @@ class Fetcher:
         if is_disguised(host):
             raise ImageError(where, f"{host} is an address in disguise, which is not fetched from")
         usual = port == _PORTS[scheme]
-        named = host if usual else f"{host}:{port}"
-        if not any(_matches(named, pattern) or (pattern == "*" and usual) for pattern in self.hosts):
-            raise ImageError(where, f"images of {named} are not fetched here (--allow-image-hosts)")
+        names = [host, f"{host}:{port}"] if usual else [f"{host}:{port}"]
+        allowed = any(_matches(name, pattern) for name in names for pattern in self.hosts)
+        if not allowed and not (usual and "*" in self.hosts):
+            raise ImageError(where, f"images of {names[0]} are not fetched here (--allow-image-hosts)")
 
     def _fetch(self, parts: SplitResult, host: str, port: int, deadline: float, where: str) -> bytes:
         address = self._address(host, port, deadline, where)
@@ -118,18 +119,28 @@ class Fetcher:
 
 def parse_hosts(text: str) -> tuple[str, ...]:
     """The hosts in a list with commas: names, with a port where it is not the usual one; *.example.com for
-    all below a name; * for any. Raises OptionError.
+    all below a name; * for any. In ASCII and without a last dot, as URLs' hosts are compared with them.
+    Raises OptionError.
     """
-    hosts = tuple(filter(None, (part.strip().lower() for part in text.split(","))))
-    for host in hosts:
-        name = host.removeprefix("*.")
-        if host != "*" and (name in ("", "*") or set(name) & set("/@*?#\\ ") or "://" in name):
-            raise OptionError(
-                f"--allow-image-hosts {host}: give names such as example.com, *.example.com or *"
-            )
+    hosts = tuple(_listed_host(part.strip()) for part in text.split(",") if part.strip())
     if not hosts:
         raise OptionError("--allow-image-hosts: give at least one host, or * for any")
     return hosts
+
+
+def _listed_host(text: str) -> str:
+    if text == "*":
+        return text
+    below = "*." if text.startswith("*.") else ""
+    name = text.removeprefix("*.")
+    try:
+        parts = urlsplit(f"http://{name}")
+        host, port = _ascii_host(parts), parts.port
+    except ValueError:  # UnicodeError too
+        host, port, parts = "", None, urlsplit("")
+    if not host or parts.netloc != name or set(name) & set("@*\\% "):
+        raise OptionError(f"--allow-image-hosts {text}: give names such as example.com, *.example.com or *")
+    return f"{below}{host}" if port is None else f"{below}{host}:{port}"
 
 
 def _matches(host: str, pattern: str) -> bool:
@@ -155,14 +166,18 @@ def _parts(url: str, where: str) -> SplitResult:
 
 
 def _host(parts: SplitResult, where: str) -> str:
-    """In small letters and ASCII, without a last dot."""
     try:
-        host = (parts.hostname or "").encode("idna").decode().lower().rstrip(".")
+        host = _ascii_host(parts)
     except UnicodeError as error:
         raise ImageError(where, "has a host's name that cannot be") from error
     if not host or "%" in host or "*" in host:
         raise ImageError(where, "has a host's name that cannot be")
     return host
+
+
+def _ascii_host(parts: SplitResult) -> str:
+    """In small letters and ASCII, without a last dot. Raises UnicodeError."""
+    return (parts.hostname or "").encode("idna").decode().lower().rstrip(".")
 
 
 def _port(parts: SplitResult, where: str) -> int:

@@ -9,7 +9,7 @@ from pyllamacpu.errors import ImageError
 from pyllamacpu.images.picture import check_size
 
 _MAX_SCANNED = 2_000_000_000  # pixels times scans of a JPEG; every scan goes over all pixels
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # none of those that stand inside a scan
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # none of those that stand alone or inside a scan
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers before the size
 _SCAN, _END = 0xDA, 0xD9
 

@@ -47,9 +47,11 @@ def image_source(part: Mapping[str, Any], where: str) -> Any:
     """What the part of an image holds: a URL or path as it stands there, bytes, or an object. How finely the
     image is to be read (`detail`) decides nothing: models have one way.
     """
-    if isinstance(source := part.get("source"), Mapping):  # Anthropic's
+    if (source := part.get("source")) is not None:  # Anthropic's
         return _anthropic_source(source, f"{where}.source")
-    if isinstance(text := part.get("base64"), str):
+    if (text := part.get("base64")) is not None:
+        if not isinstance(text, str):
+            raise ImageError(where, "must be text: an image in base64")
         return decode_base64(text, where)
     for name in _FIELDS:
         value = part.get(name)
@@ -62,7 +64,8 @@ def image_source(part: Mapping[str, Any], where: str) -> Any:
     raise ImageError(where, "holds no image: give image_url with data:image/...;base64,...")
 
 
-def _anthropic_source(source: Mapping[str, Any], where: str) -> Any:
+def _anthropic_source(given: Any, where: str) -> Any:
+    source: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     kind = source.get("type")
     if kind == "base64" and isinstance(text := source.get("data"), str):
         return decode_base64(text, f"{where}.data")

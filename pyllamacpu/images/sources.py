@@ -52,7 +52,7 @@ def open_picture(
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str) and _scheme(path) == "file":
-            path = url2pathname(urlsplit(path).path)
+            path = _path_of_url(path, where or _short(path))
         name = where or _short(os.fsdecode(path))
         return decode(file_bytes(path, name), orient=orient, where=name)
     pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
@@ -103,6 +103,17 @@ def _scheme(text: str) -> str:
     scheme, colon, rest = text[:16].partition(":")
     scheme = scheme.lower()
     return scheme if colon and (scheme == "data" or rest.startswith("//")) else ""
+
+
+def _path_of_url(url: str, where: str) -> str:
+    """Of a file on this machine. Raises ImageError."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ImageError(where, f"is not a URL: {error}") from error
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise ImageError(where, f"is on another machine ({parts.netloc}); file:///... is on this one")
+    return url2pathname(parts.path)
 
 
 def _short(name: str) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,11 @@ from pyllamacpu.server.shield import Finding
 from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
 from pyllamacpu.text.infill import infill_prompt
+
+if TYPE_CHECKING:
+    from pyllamacpu.api.vision import Vision
+    from pyllamacpu.images.picture import Picture
+    from pyllamacpu.images.tiles import Tiles
 
 Result = TypeVar("Result")
 
@@ -351,8 +356,9 @@ def count_tokens(model: Model, chat: Chat, fetch: Fetch | None) -> int:
         return len(prompt_ids(model, chat))
     _check_length(model, chat)
     vision = model.vision(sent[0].where)
-    texts, tiles = open_images(model.conversation(chat.messages), fetch, vision.tiles)
-    return vision.count_prompt(partial(_encode_messages, model, chat), texts, tiles)
+    count = lambda picture: vision.count(vision.tiles(picture))  # noqa: E731
+    texts, counts = open_images(model.conversation(chat.messages), fetch, count)
+    return vision.count_prompt(partial(_encode_messages, model, chat), texts, counts)
 
 
 def _encode_messages(
@@ -369,8 +375,7 @@ def _encode_conversation(
     images: tuple[EmbeddedImage, ...] = ()
     if sent := chat.images:
         vision = model.vision(sent[0].where)
-        texts, tiles = open_images(whole, fetch, vision.tiles)
-        check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)  # before the tower works for it
+        texts, tiles = open_images(whole, fetch, _cutter(model, vision))
         ids, images = vision.chat_prompt(encode, texts, tiles)
     else:
         ids = encode(whole, {})
@@ -383,9 +388,25 @@ def _encode_with_media(
     model: Model, prompt: Text, fetch: Fetch | None
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     vision = model.vision(prompt.images[0].where)
-    tiles = open_sent(prompt.images, fetch, vision.tiles)
-    check_room(sum(map(vision.count, tiles)), model.engine.n_ctx)
+    tiles = open_sent(prompt.images, fetch, _cutter(model, vision))
     return vision.text_prompt(model.tokenizer, prompt.text, tiles)
+
+
+def _cutter(model: Model, vision: Vision) -> Callable[[Picture], Tiles]:
+    """Cuts pictures into tiles until they are too many for the context, before the tower works for them: a
+    small file can hold many.
+    """
+    n_tokens = 0
+
+    def cut(picture: Picture) -> Tiles:
+        nonlocal n_tokens
+        tiles = vision.tiles(picture)
+        n_tokens += vision.count(tiles)
+        if n_tokens >= model.engine.n_ctx:
+            raise _too_long(f"at least {n_tokens}", model.engine.n_ctx)
+        return tiles
+
+    return cut
 
 
 def engine_request(

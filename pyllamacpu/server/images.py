@@ -5,7 +5,7 @@ What is sent comes over the network: no path is read, and URLs only as `--allow-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -86,14 +86,14 @@ def sent_images(messages: Sequence[Mapping[str, Any]]) -> list[SentImage]:
 class _Opener(Generic[Cut]):
     """Opens the images of a request, within limits."""
 
-    def __init__(self, fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> None:
+    def __init__(self, n_images: int, fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> None:
+        """Raises HTTPError for too many."""
+        if n_images > MAX_IMAGES:
+            raise HTTPError(f"a request may have {MAX_IMAGES} images at the most", code="too_many_images")
         self._fetch, self._cut = fetch, cut
-        self._n_images = self._n_pixels = 0
+        self._n_pixels = 0
 
     def __call__(self, image: SentImage, where: str = "") -> Cut:
-        self._n_images += 1
-        if self._n_images > MAX_IMAGES:
-            raise HTTPError(f"a request may have {MAX_IMAGES} images at the most", code="too_many_images")
         picture = image.open(self._fetch)
         self._n_pixels += picture.width * picture.height
         if self._n_pixels > MAX_REQUEST_PIXELS:
@@ -109,7 +109,7 @@ def open_images(
 
     Raises ImageError, HTTPError.
     """
-    return take_images(messages, _Opener(fetch, cut))
+    return take_images(messages, _Opener(len(sent_images(messages)), fetch, cut))
 
 
 def with_pictures(messages: Sequence[Mapping[str, Any]], fetch: Fetch | None) -> list[Mapping[str, Any]]:
@@ -127,9 +127,9 @@ def _with_pictures(message: Mapping[str, Any], pictures: Iterator[Picture]) -> M
     return {**message, "content": parts}
 
 
-def open_sent(images: Iterable[SentImage], fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> list[Cut]:
+def open_sent(images: Sequence[SentImage], fetch: Fetch | None, cut: Callable[[Picture], Cut]) -> list[Cut]:
     """What `cut` makes of the pictures. Raises ImageError, HTTPError."""
-    return list(map(_Opener(fetch, cut), images))
+    return list(map(_Opener(len(images), fetch, cut), images))
 
 
 def shown_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
