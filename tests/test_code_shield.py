@@ -92,6 +92,11 @@ def test_prose_is_not_code_and_fences_say_what_is() -> None:
 def test_code_in_arguments_of_tools() -> None:
     call = json.dumps({"name": "run", "arguments": {"code": 'import os\nos.system("ls " + name)'}})
     assert found(call) == ["2 insecure-os-system-use"]
+    for said in ('{"code": "os.\\u0073ystem(cmd)"}', "<|python_tag|>os.system(cmd)"):
+        assert found(said) == ["1 insecure-os-system-use"]
+    for cut in ("", "\\", "\\u00", " + '"):  # an answer that ends within its call
+        assert found('{"code": "import os\\nos.system(cmd)' + cut) == ["2 insecure-os-system-use"]
+    assert found('"import os\\nos.system(cmd)\n') == []  # is not JSON
 
 
 def test_two_rules_of_one_name_both_hold() -> None:
@@ -141,7 +146,9 @@ def test_all_rules_are_there() -> None:
     "text",
     ["setcookie(" + ", " * 20_000, "(" * 100_000, "a+" * 50_000 + "a", "the cat, " * 20_000, "f(" * 20_000,
      '"' * 50_000, "-" * 100_000, "x: " * 20_000, "\n" * 100_000, "#\n" * 20_000,
-     "eval(" * 3000 + ")" * 3000],
+     "eval(" * 3000 + ")" * 3000, '"' + '\\"' * 100_000 + "\n", "```" + "a" * 100_000 + "`",
+     "```" + " " * 100_000 + "`", "```python\n" + "a" * 100_000 + " $\n",
+     "```python\n" + "a." * 50_000 + " $"],
 )  # fmt: skip
 def test_hostile_texts_end_in_time(text: str) -> None:
     start = time.monotonic()
@@ -223,6 +230,14 @@ def test_semgrep_fails_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     assert words in result.errors[0]
     missing = CodeShield(semgrep=str(tmp_path / "none")).scan("eval(x)", "javascript")
     assert missing.recommended_treatment is Treatment.BLOCK
+
+
+def test_a_rule_whose_quick_search_is_a_whole_name_is_wanted() -> None:
+    """ "^(SqlCommand|…)$" is of a name, not of the text."""
+    result = SHIELD.scan(
+        'var c = new SHA1CryptoServiceProvider();\nvar d = new SqlCommand("a" + b);', "csharp"
+    )
+    assert "sql" in result.not_covered[0].lower() and "semgrep is not installed" in result.not_covered[0]
 
 
 def test_known_languages_are_the_scanned_ones() -> None:

@@ -148,6 +148,8 @@ def test_prompt_guard_is_loaded_once_and_sees_all_text(monkeypatch: pytest.Monke
     assert [result.score for result in results] == [0.01, 0.99, 0.0] and made == ["guard.gguf"]
     call = {"function": {"name": "send", "arguments": json.dumps({"to": ["x", {"body": "an attack"}]})}}
     assert firewall.scan(AssistantMessage("fine", [call])).decision is BLOCK
+    for arguments in ({"an attack": 1}, '{"an attack": [', '{"body": "an \\u0061ttack'):
+        assert firewall.scan(AssistantMessage("", [{"arguments": arguments}])).decision is BLOCK
     monkeypatch.setenv(PROMPT_GUARD_VARIABLE, "other.gguf")
     LlamaFirewall.from_usecase(UseCase.CHAT_BOT).load()
     assert made == ["guard.gguf", "other.gguf"]
@@ -184,6 +186,10 @@ def test_what_fails_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (None, b"x", ["x"]):
         result = Firewall(EVERYTHING).scan(UserMessage(content))  # type: ignore[arg-type]
         assert (result.decision, result.status) == (BLOCK, ScanStatus.ERROR)
+    for call in (SimpleNamespace(arguments="x"), b"x", {"x"}):  # whose texts nobody knows
+        result = Firewall(EVERYTHING).scan(AssistantMessage("", [call]))  # type: ignore[list-item]
+        assert (result.decision, result.status) == (BLOCK, ScanStatus.ERROR)
+        assert "cannot be judged" in result.reason
     for message in ("text", None, Message("boss", "x")):  # type: ignore[arg-type]
         result = Firewall(EVERYTHING).scan(message)  # type: ignore[arg-type]
         assert (result.decision, result.status) == (BLOCK, ScanStatus.ERROR)
@@ -212,6 +218,12 @@ def test_own_scanners() -> None:
         for text in ("wrong", "loose"):
             result = firewall.scan(ToolMessage(text))
             assert (result.decision, result.status) == (BLOCK, ScanStatus.ERROR)
+    finally:
+        del registered["own"]
+    register_llamafirewall_scanner("own")(Scanner)  # type: ignore[type-var]
+    try:
+        with pytest.raises(OptionError, match="'own' cannot be made"):
+            Firewall({Role.USER: ["own"]})
     finally:
         del registered["own"]
     with pytest.raises(OptionError, match="'own' is not known"):

@@ -17,6 +17,7 @@ from PIL import Image
 from serving import Running, serving, wait_until
 from tiny_model import write_model
 
+from pyllamacpu.errors import ImageError
 from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Text, conversation_of
@@ -240,3 +241,15 @@ def test_images_of_a_text_are_judged_too(running: Running) -> None:
     said = conversation_of(model, Text("<__media__> x", images=[image])).messages
     with pytest.raises(HTTPError, match=r"prompt\.multimodal_data\[0\]: this server's guard reads no images"):
         judged_messages(said)
+
+
+def test_what_is_at_a_url_is_fetched_once() -> None:
+    """The guard and the model see the same image, whatever a server gives next."""
+    file = BytesIO()
+    Image.new("RGB", (3, 2)).save(file, "PNG")
+    contents = [b"another", file.getvalue()]
+    image = SentImage({"url": "http://images.example/x.png"}, "image")
+    pictures = [image.open(lambda url: contents.pop()) for _ in range(2)]
+    assert [(picture.width, picture.height) for picture in pictures] == [(3, 2)] * 2
+    with pytest.raises(ImageError, match="not fetched here"):
+        image.open(None)

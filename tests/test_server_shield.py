@@ -19,6 +19,7 @@ from serving import Running, serving, wait_until
 from tiny_model import write_model
 
 from pyllamacpu import Llama
+from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import Guard, Verdict
@@ -165,7 +166,9 @@ def test_streams_tell_it_too(running: Running, route: str, body: dict[str, Any],
     assert '"scanner":"prompt_guard"' in lines[0].replace(" ", "")
 
 
-def watched(texts: list[str], options: ShieldOptions = EVERYTHING) -> tuple[str, BlockedEvent | None]:
+def watched(
+    texts: list[str], options: ShieldOptions = EVERYTHING, tools: ChatTools = NO_TOOLS
+) -> tuple[str, BlockedEvent | None]:
     """What passes of an answer of these pieces, one token each, and its end if that is a blocked one."""
     stats = GenerationStats(1, 0, len(texts), 0.0, 0.0)
 
@@ -177,7 +180,7 @@ def watched(texts: list[str], options: ShieldOptions = EVERYTHING) -> tuple[str,
     async def main() -> tuple[str, BlockedEvent | None]:
         one = Judge(None, Metrics(), Shield(options))
         said, end = "", None
-        conversation = Conversation([{"role": "user", "content": "code"}])
+        conversation = Conversation([{"role": "user", "content": "code"}], tools=tools)
         ended: list[int] = []
         watching = one.watch(pieces(), lambda i: conversation, lambda i: 1, lambda i, s: ended.append(i))
         async for _, event in watching:
@@ -203,6 +206,27 @@ def test_answers_are_scanned_in_windows(monkeypatch: pytest.MonkeyPatch) -> None
     assert "insecure-os-system-use" in end.findings[0].reason and end.finish_reason == "content_filter"
     assert watched(["a", "\U000e0041"])[1] is not None
     assert watched(["an", " attack"]) == ("an attack", None)  # a model is not its own attacker
+
+
+@pytest.mark.parametrize(
+    ("said", "scanner"),
+    [
+        ('{"name": "run", "parameters": {"code": "os.system(cmd)"}}', "code_shield"),
+        ('{"name": "run", "parameters": {"code": "os.system(cmd)", "then": ', "code_shield"),  # cut
+        ('[run(code="os.system(cmd)")]', "code_shield"),
+        ('<function=run>{"code": "os.system(cmd)"}</function>', "code_shield"),
+        (r'{"name": "run", "parameters": {"text": "\udb40\udc41"}}', "hidden_ascii"),
+    ],
+)
+def test_calls_are_judged_as_their_tools_read_them(
+    monkeypatch: pytest.MonkeyPatch, said: str, scanner: str
+) -> None:
+    monkeypatch.setattr(judge, "WINDOW", 8)
+    tools = ChatTools(({"type": "function", "function": {"name": "run"}},))
+    text, end = watched(list(said), tools=tools)
+    assert end is not None and [one.scanner for one in end.findings] == [scanner]
+    assert said.startswith(text) and not text.endswith("}")
+    assert watched(list(said.replace("os.system", "len").replace("udc41", "udd20")), tools=tools)[1] is None
 
 
 def test_an_answer_of_a_model_is_blocked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

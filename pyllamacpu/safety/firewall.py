@@ -119,7 +119,7 @@ class Firewall:
         if name not in self._made:
             own = next((kind for kind in ScannerType if kind.value == name), None)
             if name in registered:
-                self._made[name] = registered[name]()  # type: ignore[call-arg]
+                self._made[name] = _made(name, registered[name])
             elif own is not None:
                 self._made[name] = self._makers[own]()
             else:
@@ -191,6 +191,13 @@ class Firewall:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _made(name: str, make: Callable[[], Scanner]) -> Scanner:
+    try:
+        return make()
+    except TypeError as error:
+        raise OptionError(f"scanner {name!r:.60} cannot be made: {error}") from error
 
 
 def _role(given: Any) -> Role:

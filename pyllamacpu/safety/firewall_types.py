@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeAlias
 
+from pyllamacpu.errors import OptionError
+from pyllamacpu.safety.code_shield.code_text import quoted_texts
+
 
 class ScannerType(Enum):
     CODE_SHIELD = "code_shield"
@@ -90,13 +93,23 @@ class MemoryMessage(Message):
         super().__init__(Role.MEMORY, content)
 
 
+_OPENING = ("{", "[")  # of JSON with texts in it
+
 Trace: TypeAlias = list[Message]
 Configuration: TypeAlias = Mapping[Role, Sequence["ScannerType | str"]]
 
 
 def text_of(message: Message) -> str:
-    """All that a message says: its content, and the texts in its calls of tools (also in their JSON)."""
-    return "\n".join([message.content, *_texts(message.tool_calls or ())])
+    """All that a message says: its content, and the texts in its calls of tools.
+
+    Raises OptionError for calls whose texts cannot be read.
+    """
+    return "\n".join(filter(None, [message.content, text_of_calls(message)]))
+
+
+def text_of_calls(message: Message) -> str:
+    """The texts in a message's calls of tools, also in their JSON, which may be cut. Raises OptionError."""
+    return "\n".join(_texts(message.tool_calls or ()))
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -104,20 +117,25 @@ def _texts(value: Any) -> Iterator[str]:
     while stack:
         value = stack.pop()
         if isinstance(value, Mapping):
-            stack += reversed([*value.values()])
+            stack += reversed([text for pair in value.items() for text in pair])
         elif isinstance(value, (list, tuple)):
             stack += reversed(value)
         elif isinstance(value, str):
             inner = _json(value)
             if inner is None:
                 yield value
+                if value.lstrip().startswith(_OPENING):
+                    yield from (said for _, _, said in quoted_texts(value))
             else:
                 stack.append(inner)
+        elif value is not None and not isinstance(value, (bool, int, float)):
+            kind = type(value).__name__
+            raise OptionError(f"tool_calls: give objects as in JSON; a {kind} cannot be judged")
 
 
 def _json(text: str) -> Any:
     """The object or list that a text is as JSON, or None."""
-    if not text.lstrip().startswith(("{", "[")):
+    if not text.lstrip().startswith(_OPENING):
         return None
     try:
         value = json.loads(text)

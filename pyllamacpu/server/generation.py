@@ -316,7 +316,7 @@ class Service:
 def conversation_of(model: Model, prompt: Chat | Text) -> Conversation:
     """What a prompt says; what is to be continued is the user's."""
     if isinstance(prompt, Chat):
-        return Conversation(model.conversation(prompt.messages), prompt.beginning)
+        return Conversation(model.conversation(prompt.messages), prompt.beginning, prompt.tools)
     text = prompt.text if isinstance(prompt.text, str) else model.tokenizer.decode(prompt.text)
     text += prompt.suffix or ""
     images = [{"type": "image", "image": image} for image in prompt.images]

@@ -6,7 +6,8 @@ What is sent comes over the network: no path is read, and URLs only as `--allow-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pyllamacpu.images.parts import IMAGE_KINDS, has_image, image_source, take_images
@@ -26,10 +27,14 @@ MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of its images together
 
 @dataclass(frozen=True, eq=False)
 class SentImage:
-    """An image as it stands in a request: the part of a message in any dialect's form, and its place."""
+    """An image as it stands in a request: the part of a message in any dialect's form, and its place.
+
+    What is at a URL is fetched once: the guard and the model see the same.
+    """
 
     part: Mapping[str, Any]
     where: str
+    _fetched: dict[str, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def open(self, fetch: Fetch | None) -> Picture:
         """Raises ImageError."""
@@ -38,7 +43,12 @@ class SentImage:
             return open_picture(source, where=self.where)
         if not isinstance(source, str):
             raise wrong(self.where, "must be text: data:image/...;base64,...")
-        return open_url(source, where=self.where, fetch=fetch)
+        return open_url(source, where=self.where, fetch=fetch and partial(self._content, fetch))
+
+    def _content(self, fetch: Fetch, url: str) -> bytes:
+        if url not in self._fetched:
+            self._fetched.setdefault(url, fetch(url))
+        return self._fetched[url]
 
 
 def image_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.images.sources import Fetch
 from pyllamacpu.safety import Guard, Verdict
@@ -23,6 +24,8 @@ from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.images import sent_images, with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.shield import BlockedEvent, Finding, Shield, What
+from pyllamacpu.text.call_forms import ToolCall
+from pyllamacpu.text.tool_calls import Part, join_parts
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -34,10 +37,11 @@ Messages = list[dict[str, Any]]
 
 
 class Conversation(NamedTuple):
-    """What a prompt says. `beginning`: of the answer."""
+    """What a prompt says. `beginning`: of the answer, which may call `tools`."""
 
     messages: Sequence[Mapping[str, Any]]
     beginning: str = ""
+    tools: ChatTools = NO_TOOLS
 
 
 class Piece(NamedTuple):
@@ -51,6 +55,36 @@ class End(Protocol):
     """Ends an answer in the engine, which was given the tokens so far."""
 
     def __call__(self, answer: int, stats: GenerationStats) -> None: ...
+
+
+class _Answer:
+    """What an answer has said so far, and the events of it that are held back."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation, self.said = conversation, ""
+        self.n_tokens = self.n_held = 0  # tokens
+        self._held: list[TextEvent] = []
+        self._reader = conversation.tools.reader()
+        self._parts: list[Part] = []
+
+    def add(self, event: TextEvent) -> None:
+        self._held.append(event)
+        self.said += event.text
+        self.n_tokens += len(event.tokens)
+        self.n_held += len(event.tokens)
+        self._parts += self._reader.push(event.text)
+        if event.finish_reason is not None:
+            self._parts += self._reader.finish()
+
+    def take(self) -> list[TextEvent]:
+        """The events that have not been taken."""
+        held, self._held, self.n_held = self._held, [], 0
+        return held
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """As far as they have come."""
+        return join_parts(self._parts).calls
 
 
 class Judge:
@@ -89,7 +123,7 @@ class Judge:
         """What is unsafe in what users and tools said."""
         found: tuple[Finding, ...] = ()
         if self._path is not None:
-            messages = judged_messages(*conversation, self._reads_images)
+            messages = self._messages(conversation)
             said = [m["role"] == "user" and _says_something(m["content"]) for m in messages]
             if any(said):  # the last of them is judged, with all before it
                 last = len(said) - said[::-1].index(True)
@@ -98,15 +132,18 @@ class Judge:
             found += await self._shield.read(plain_messages(conversation.messages))
         return self._counted(found, "input")
 
-    async def _judge_answer(self, conversation: Conversation, said: str) -> tuple[Finding, ...]:
+    def _messages(self, conversation: Conversation) -> Messages:
+        return judged_messages(conversation.messages, conversation.beginning, self._reads_images)
+
+    async def _judge_answer(self, answer: _Answer) -> tuple[Finding, ...]:
+        conversation, said = answer.conversation, answer.said
         if not said.strip():
             return ()
         found: tuple[Finding, ...] = ()
         if self._path is not None:
-            messages = judged_messages(*conversation, self._reads_images)
-            found += await self._ask_guard(_with_answer(messages, said), "output")
+            found += await self._ask_guard(_with_answer(self._messages(conversation), said), "output")
         if self._shield is not None:
-            found += await self._shield.judge_answer(conversation.beginning + said)
+            found += await self._shield.judge_answer(conversation.beginning + said, answer.calls)
         return self._counted(found, "output")
 
     def _counted(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
@@ -125,26 +162,24 @@ class Judge:
         end: End,
     ) -> AsyncIterator[Piece]:
         """`pieces` as far as they are safe, a window at a time; an answer that is not is ended."""
-        held: dict[int, list[TextEvent]] = {}
-        said: dict[int, str] = {}
-        n_tokens: dict[int, int] = {}
+        answers: dict[int, _Answer] = {}
         ended: set[int] = set()
         async for i, event in pieces:
             if i in ended:
                 continue
-            held.setdefault(i, []).append(event)
-            said[i] = said.get(i, "") + event.text
-            n_tokens[i] = n_tokens.get(i, 0) + len(event.tokens)
-            window = sum(len(one.tokens) for one in held[i])
-            if event.finish_reason is None and window < WINDOW:
+            if i not in answers:
+                answers[i] = _Answer(conversations(i))
+            answer = answers[i]
+            answer.add(event)
+            if event.finish_reason is None and answer.n_held < WINDOW:
                 continue
-            if findings := await self._judge_answer(conversations(i), said[i]):
+            if findings := await self._judge_answer(answer):
                 ended.add(i)
-                stats = event.stats or GenerationStats(n_prompt(i), 0, n_tokens[i], 0.0, 0.0)
+                stats = event.stats or GenerationStats(n_prompt(i), 0, answer.n_tokens, 0.0, 0.0)
                 end(i, stats)
                 yield Piece(i, blocked(stats, findings))
                 continue
-            for one in held.pop(i):
+            for one in answer.take():
                 yield Piece(i, one)
                 await asyncio.sleep(0)  # a window of them at once would hold up others, and see no leaving
 

@@ -21,6 +21,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import CodeShield, Firewall, Message, Role, ScanDecision, ScannerType, ScanResult
 from pyllamacpu.safety.code_shield.scan import coverage
 from pyllamacpu.safety.firewall import strictest
+from pyllamacpu.text.call_forms import ToolCall
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -114,9 +115,12 @@ class Shield:
         self._known.move_to_end(key)
         return self._known[key]
 
-    async def judge_answer(self, said: str) -> tuple[Finding, ...]:
-        """What is found in an answer so far."""
-        return await self._scan(Message(Role.ASSISTANT, said), "output")
+    async def judge_answer(self, said: str, calls: Sequence[ToolCall] = ()) -> tuple[Finding, ...]:
+        """What is found in an answer so far, and in the arguments of its calls, as their tools will read
+        them.
+        """
+        rows = [{"arguments": call.arguments} for call in calls]
+        return await self._scan(Message(Role.ASSISTANT, said, rows), "output")
 
     async def _scan(self, message: Message, what: What) -> tuple[Finding, ...]:
         results = await self._firewall.findings(message)

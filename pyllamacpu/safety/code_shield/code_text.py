@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import regex  # type: ignore[import-untyped]
+
 from pyllamacpu.safety.code_shield.issues import Language
 
-_FENCE = re.compile(r"^[ \t]{0,12}(`{3,}|~{3,})[ \t]*([\w+#.-]*)[^\n`]*$", re.MULTILINE)
-_QUOTED = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
+# Possessive, so that no text takes more than time in proportion to its length.
+_FENCE = regex.compile(r"^[ \t]{0,12}+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", regex.MULTILINE)
+_QUOTED = regex.compile(r'"((?:[^"\\\n]|\\.)*+)("|\\?\Z)?')  # also what the text ends in
+_CUT_ESCAPE = regex.compile(r"\\u[0-9A-Fa-f]{0,3}\Z")
+_PYTHON_TAG = "<|python_tag|>"  # before what Llama 3 writes for an interpreter
 _NAMES = {
     "c": Language.C, "h": Language.C, "cpp": Language.CPP, "c++": Language.CPP, "cc": Language.CPP,
     "cxx": Language.CPP, "hpp": Language.CPP, "cs": Language.CSHARP, "csharp": Language.CSHARP,
@@ -46,7 +50,7 @@ class CodePart:
 
 def code_parts(text: str, language: Language | None = None) -> list[CodePart]:
     """The parts of an answer; a text of a given language, or without fences, is one part."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace(_PYTHON_TAG, "")
     parts = [CodePart(text, language)] if language is not None else list(_fenced(text))
     return [*parts, *(inner for part in parts for inner in _strings(part))]
 
@@ -72,12 +76,23 @@ def _part(text: str, begin: int, end: int, language: Language | None, prose: boo
 
 
 def _strings(part: CodePart) -> Iterator[CodePart]:
-    """What JSON strings say: code is an argument of tools' calls."""
-    for found in _QUOTED.finditer(part.text):
-        if "\\n" not in found[1] and '\\"' not in found[1]:
+    """What JSON strings say: code is an argument of tools' calls. A string that is not closed at the end of
+    the text is one, too: more may come, or the answer is cut there.
+    """
+    for begin, raw, text in quoted_texts(part.text):
+        if "\\" in raw:  # else the text itself has it
+            yield CodePart(text, None, part.first_line + part.text.count("\n", 0, begin))
+
+
+def quoted_texts(text: str) -> Iterator[tuple[int, str, str]]:
+    """(where it begins, as it is written, what it says) of each JSON string in a text, and of one that the
+    text ends in.
+    """
+    for found in _QUOTED.finditer(text):
+        if found[2] is None:
             continue
+        raw = found[1] if found[2] == '"' else _CUT_ESCAPE.sub("", found[1])
         try:
-            text = json.loads(f'"{found[1]}"')
+            yield found.start(), raw, json.loads(f'"{raw}"')
         except ValueError:
             continue
-        yield CodePart(text, None, part.first_line + part.text.count("\n", 0, found.start()))

@@ -13,12 +13,14 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
+import regex  # type: ignore[import-untyped]
+
 from pyllamacpu.errors import PyllamacpuError
 
 _FILE = "<code shield>"
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.) ?", re.MULTILINE)  # of an interactive session
 _PRINT = re.compile(r"print\s+([^\s=(].*)")  # of Python 2
-_CALL = re.compile(r"[A-Za-z_][\w.]*\s*\(")
+_WORD = regex.compile(r"[A-Za-z_][\w.]*+\s*+(\()?")  # whole words: a long one is read once
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _MAX_CALL = 2000  # characters of a call in a line with faults
 _MAX_CALL_CHARS = 2_000_000  # of all such calls
@@ -95,7 +97,9 @@ class _Parser:
 
     def _calls(self, line: str, number: int) -> list[ast.stmt]:
         body: list[ast.stmt] = []
-        for found in _CALL.finditer(line):
+        for found in _WORD.finditer(line):
+            if found[1] is None:
+                continue
             call = _closed(line[found.start() : found.start() + _MAX_CALL], only_first=True)
             self._n_chars += len(call)
             if self._n_chars > _MAX_CALL_CHARS:

@@ -56,8 +56,11 @@ class SemgrepRule:
 
     @property
     def quick(self) -> str:
-        """A pattern without which the rule cannot match; "" when there is none."""
-        return str(self.source["metadata"].get("prescan_regex") or "")
+        """A pattern without which the rule cannot match; "" when there is none. Some are written as if a name
+        were the whole text.
+        """
+        pattern = str(self.source["metadata"].get("prescan_regex") or "")
+        return pattern.removeprefix("^").removesuffix("$")
 
 
 @cache

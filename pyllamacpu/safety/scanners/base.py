@@ -10,9 +10,9 @@ from typing import TypeVar
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety.firewall_types import Message, ScanDecision, ScanResult, ScanStatus, Trace
 
-Class = TypeVar("Class", bound="type[Scanner]")
+Class = TypeVar("Class", bound="Callable[[], Scanner]")
 
-registered: dict[str, type[Scanner]] = {}
+registered: dict[str, Callable[[], Scanner]] = {}  # classes that are made without arguments
 
 
 class Scanner(ABC):

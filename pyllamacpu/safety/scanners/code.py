@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyllamacpu.safety.code_shield.issues import Issue
 from pyllamacpu.safety.code_shield.scan import CodeShield
-from pyllamacpu.safety.firewall_types import Message, ScanResult, Trace, text_of
+from pyllamacpu.safety.firewall_types import Message, ScanResult, Trace, text_of_calls
 from pyllamacpu.safety.scanners.base import ThreadScanner, allow, block, failed
 
 
@@ -16,13 +16,16 @@ class CodeShieldScanner(ThreadScanner):
         self._shield = CodeShield() if shield is None else shield
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
-        result = self._shield.scan(text_of(message))
-        if result.errors:
-            return failed(f"Code Shield: {'; '.join(result.errors)}")
-        if result.issues_found is None:
+        # apart: fences in the one say nothing of the other
+        texts = filter(str.strip, (message.content, text_of_calls(message)))
+        results = [self._shield.scan(text) for text in texts]
+        errors = [words for result in results for words in result.errors]
+        if errors:
+            return failed(f"Code Shield: {'; '.join(errors)}")
+        lines = dict.fromkeys(_line(issue) for result in results for issue in result.issues_found or ())
+        if not lines:
             return allow("No insecure code detected")
-        lines = "\n".join(map(_line, result.issues_found))
-        return block(f"Insecure code:\n{lines}")
+        return block("\n".join(["Insecure code:", *lines]))
 
 
 def _line(issue: Issue) -> str:
