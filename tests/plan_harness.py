@@ -24,7 +24,17 @@ from pyllamacpu.native import ffi, lib, pointer
 from pyllamacpu.weights.blocks import quantize
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Record = Callable[..., Tensor]
+
+
+def random(seed: int, *shape: int) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def assert_same_bits(a: Floats, b: Floats) -> None:
+    assert a.shape == b.shape
+    assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
 
 
 def pool(n_threads: int = 2) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from plan_harness import Floats, Plan, matrix, vector
-from test_graph_ops import assert_same_bits, random
+from plan_harness import Floats, Plan, assert_same_bits, matrix, random, vector
 
 from pyllamacpu.errors import NativeError
 from pyllamacpu.gguf.types import TensorType

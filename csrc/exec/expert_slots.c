@@ -1,5 +1,4 @@
-/* Room for matrices: slots of as many sizes as there are, and which matrix goes when another one needs
- * its slot. */
+/* Room for matrices: slots of as many sizes as there are, who gets one, and which matrix goes when another one needs its slot. */
 #include "exec/expert_state.h"
 #include <stdlib.h>
 
