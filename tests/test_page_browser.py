@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import BINARY, Browser, chromium
+from chromium import BINARY, Browser
+from page_in_browser import ANSWERED, LAST, ask, choose_file, page, say, shared, start, stored, texts
 from serving import Running, serving, wait_until
 from tiny_model import byte, write_model
 
@@ -24,10 +25,7 @@ from pyllamacpu.server.guard import GuardOptions
 from pyllamacpu.server.models import ModelPool
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium")
-
-LAST = "document.querySelector('.message:last-child')"
-ENDS = ["", "length", "loop", "content_filter"]
-ANSWERED = f"{LAST}?.classList.contains('assistant') && {ENDS}.includes({LAST}.dataset.state)"
+__all__ = ["page", "shared"]
 
 
 @pytest.fixture(scope="module")
@@ -40,56 +38,6 @@ def running(path: Path) -> Iterator[Running]:
     with serving(("tiny", path), ("second", path), n_ctx=8192) as found:
         wait_until(lambda: found.get("/health").status_code == 200)
         yield found
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(shared: Browser, running: Running) -> Iterator[Browser]:
-    """The page, as on a first visit. Whatever a test does, it asks no other server and breaks no rule."""
-    start(shared, running.url)
-    yield shared
-    assert shared.errors == []
-    assert all(url.startswith((running.url, "data:,", "blob:")) for url in shared.requests)
-
-
-def start(browser: Browser, url: str, **settings: Any) -> None:
-    """Opens the page with an empty storage, and short greedy answers."""
-    browser.open(f"{url}/page/style.css")  # the same origin, without the page's own connections
-    browser.run("new Promise((done) => { indexedDB.deleteDatabase('pyllamacpu').onsuccess = () => done() })")
-    sampling = json.dumps(json.dumps({"temperature": 0, "max_tokens": 8, **settings}))
-    browser.run(f"localStorage.clear(), localStorage.setItem('pyllamacpu.sampling', {sampling})")
-    browser.errors.clear()
-    browser.requests.clear()
-    browser.size(1280, 800)
-    browser.open(f"{url}/")
-    browser.wait("!document.querySelector('#meter').hidden || !document.querySelector('#banner').hidden")
-
-
-def say(page: Browser, text: str) -> None:
-    page.run("document.querySelector('#prompt').focus()")
-    page.type(text)
-    page.press("Enter")
-
-
-def texts(page: Browser) -> list[str]:
-    found: list[str] = page.run("[...document.querySelectorAll('.message .body')].map((b) => b.textContent)")
-    return found
-
-
-def ask(page: Browser, text: str) -> None:
-    count = page.run("document.querySelectorAll('.message').length")
-    say(page, text)
-    page.wait(f"document.querySelectorAll('.message').length > {count} && {ANSWERED}")
-
-
-def stored(page: Browser) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = page.run("import('/page/storage.js').then((storage) => storage.loadAll())")
-    return found
 
 
 def test_a_conversation_is_answered_and_kept(page: Browser, running: Running) -> None:
@@ -199,16 +147,6 @@ def test_export_import_and_delete(page: Browser) -> None:
     assert after["messages"].keys() == before[0]["messages"].keys()
     page.click("#conversations .title")
     page.wait("document.querySelectorAll('.message').length === 2")
-
-
-def choose_file(page: Browser, selector: str, name: str, text: str) -> None:
-    page.run(f"""(() => {{
-        const list = new DataTransfer();
-        list.items.add(new File([{json.dumps(text)}], {json.dumps(name)}));
-        const input = document.querySelector({json.dumps(selector)});
-        input.files = list.files;
-        input.dispatchEvent(new Event('change'));
-    }})()""")
 
 
 _OWN_PARENT = {"id": "a" * 24, "parent": "a" * 24, "role": "user", "content": "x"}

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import BINARY, Browser, chromium
+from chromium import BINARY, Browser
 from llama4_vision_models import llama4_vision, with_words
+from page_in_browser import ask, choose_file, page, shared, start, stored, texts
 from PIL import Image
 from serving import Running, serving, wait_until
-from test_page_browser import ask, choose_file, start, stored, texts
 from tiny_model import write_model
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium")
-__all__ = ["llama4_vision"]
+__all__ = ["llama4_vision", "page", "shared"]
 
 
 def png() -> bytes:
@@ -42,19 +42,6 @@ def running(llama4_vision: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with serving(("words", words), ("text", text), n_ctx=512) as found:
         wait_until(lambda: found.get("/health").status_code == 200)
         yield found
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(shared: Browser, running: Running) -> Iterator[Browser]:
-    start(shared, running.url)
-    yield shared
-    assert shared.errors == []
 
 
 def give(page: Browser, way: str) -> None:
