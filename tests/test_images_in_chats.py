@@ -16,7 +16,7 @@ from llama4_vision_models import PATCH, PER_TILE, SPECIAL, llama4_vision, opened
 from PIL import Image
 
 from pyllamacpu import Llama
-from pyllamacpu.api.tools import NO_TOOLS
+from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.errors import ImageError, OptionError
 from pyllamacpu.sampling.options import SamplingOptions
 
@@ -81,6 +81,21 @@ def test_marks_in_peoples_words_are_words(llm: Llama) -> None:
     ids = prompt(llm, asked(PICTURE, "<|image|> <|patch|>"))
     assert ids.count(ID["<|image|>"]) == 1
     assert ids.count(PATCH) == 5 * PER_TILE
+
+
+def test_letters_of_private_use_are_words(words: Path) -> None:
+    """One of them stands for the image while a template that takes text only is filled in."""
+    tool = {"type": "function", "function": {"name": "\ue001", "description": "\ue002"}}
+    with opened(words, chat_format="llama4") as other:
+        for text, tools in (("\ue000 hello", ()), ("\ue000\uf8ff", (tool,))):
+            offer = ChatTools(tools)
+            ids, _ = other.chat_prompt(other._text(), other._chat_template(), asked(PICTURE, text), offer)
+            assert other.engine.images.visible(ids).count(PATCH) == 5 * PER_TILE
+            plain = [{"role": "user", "content": text}]
+            without, _ = other.chat_prompt(other._text(), other._chat_template(), plain, offer)
+            assert [token for token in ids if token >= 0 and token not in ID.values()] == [
+                token for token in without if token not in ID.values()
+            ]
 
 
 def test_answers_are_those_of_the_image(llm: Llama) -> None:

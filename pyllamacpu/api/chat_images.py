@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.chat import strings_in
 from pyllamacpu.text.tokenizer import Tokenizer
 
 MEDIA = "<__media__>"
@@ -16,6 +18,7 @@ Encode = Callable[[Messages, Mapping[str, int]], list[int]]
 """Messages to ids; the second are texts in them that stand for a token each."""
 
 _FREE = range(0xE000, 0xF8FF)  # characters without meaning
+_TRIES = 3
 
 
 def encode_with_images(encode: Encode, messages: Messages, mark: int, n_images: int) -> list[int]:
@@ -30,8 +33,11 @@ def encode_with_images(encode: Encode, messages: Messages, mark: int, n_images: 
         ids = []  # it reads text only
     if ids.count(mark) == n_images:
         return ids
-    letter = _free_letter(messages)
-    return encode([_as_text(message, letter) for message in messages], {letter: mark})
+    for letter in islice(_free_letters(messages), _TRIES):
+        ids = encode([_as_text(message, letter) for message in messages], {letter: mark})
+        if ids.count(mark) == n_images:  # else the letter stands in tools or in the template too
+            break
+    return ids
 
 
 def _as_text(message: Mapping[str, Any], letter: str) -> Mapping[str, Any]:
@@ -48,9 +54,9 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "image"
 
 
-def _free_letter(messages: Messages) -> str:
-    taken = set(repr(messages))
-    return next(letter for letter in map(chr, _FREE) if letter not in taken)
+def _free_letters(messages: Messages) -> Iterator[str]:
+    taken = set().union(*strings_in(messages))
+    return (letter for letter in map(chr, _FREE) if letter not in taken)
 
 
 def text_with_images(

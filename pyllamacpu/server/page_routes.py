@@ -22,7 +22,7 @@ _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
     "style-src": "'self'",
-    "img-src": "data:",  # the empty icon
+    "img-src": "data:",  # images of messages, and the empty icon
     "connect-src": "'self'",
     "base-uri": "'none'",
     "form-action": "'none'",

@@ -221,7 +221,7 @@ class _Masks:
         self._special = _any_of(self._longest_first)
         self._visible = _any_of([*self._longest_first, *markers])
         self._ids = {**self.spellings, **markers}
-        taken = set(template.source).union(template.tool_source or "", *_strings([*messages, tools, extra]))
+        taken = set(template.source).union(template.tool_source or "", *strings_in([*messages, tools, extra]))
         free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in taken)
         first_letters = sorted({_first_letter(spelling) for spelling in self._longest_first})
         self._mask = dict(zip(first_letters, free, strict=False))
@@ -303,17 +303,17 @@ def _any_of(spellings: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
 
 
-def _strings(value: Any) -> Iterable[str]:
+def strings_in(value: Any) -> Iterable[str]:
     """All strings in a nested value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
+            yield from strings_in(key)
+            yield from strings_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _strings(item)
+            yield from strings_in(item)
 
 
 def _list(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:
