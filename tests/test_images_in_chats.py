@@ -9,6 +9,7 @@ import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,8 @@ def test_a_saved_state_has_its_images(llm: Llama, words: Path) -> None:
         last = list(other.stream(different, max_tokens=1, images=others))[-1]
         assert last.stats is not None
         assert last.stats.n_cached < 20
+    with opened(words, mmproj=False) as other, pytest.raises(OptionError, match="without its vision tower"):
+        other.load_state(state)
     data = bytearray(state.llama_state)
     with opened(words) as other:
         at = 24 + 4 * state.n_tokens + 8 + 4  # the number of an image's rows
@@ -177,6 +180,111 @@ def test_pages_on_the_disk_go_by_what_images_show(words: Path, tmp_path: Path) -
     assert found[0][1] == 0
     assert found[1][1] < 32
     assert min(found[2][1], found[3][1]) >= 32
+
+
+def test_criteria_and_processors_see_ids_of_the_vocabulary(llm: Llama) -> None:
+    """The same ids: those of text, which may index an array of logits."""
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    seen: list[list[int]] = []
+
+    def processor(tokens: np.ndarray, row: np.ndarray) -> np.ndarray:
+        seen.append(tokens.tolist())
+        row[tokens] -= 0.1
+        return row
+
+    def criterion(tokens: np.ndarray, row: np.ndarray) -> bool:
+        seen.append(tokens.tolist())
+        return False
+
+    list(
+        llm.stream(
+            ids, max_tokens=3, images=held, logits_processors=(processor,), stopping_criteria=(criterion,)
+        )
+    )
+    text = [token for token in ids if token >= 0]
+    assert len(seen) >= 2
+    assert seen[0] == seen[1] == text
+    assert all(found[: len(text)] == text for found in seen)
+    seen.clear()
+    next(llm.generate([20, 21], reset=False, stopping_criteria=criterion))
+    assert min(seen[0]) >= 0
+    assert seen[0][-2:] == [20, 21]
+
+
+def test_input_ids_written_back_keep_their_images(llm: Llama) -> None:
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    list(llm.stream(ids, max_tokens=3, images=held))
+    before = list(llm._session.tokens)
+    changed = llm.input_ids
+    assert changed.min() >= 0
+    changed[llm.n_tokens - 1] = 20
+    llm.input_ids = changed
+    assert llm._session.tokens == [*before[:-1], 20]
+
+
+def test_methods_of_a_programs_own_are_given_no_images(words: Path) -> None:
+    class OwnSample(Llama):
+        def sample(self, *args: Any, **kwargs: Any) -> int:
+            return super().sample(*args, **kwargs)
+
+    class OwnCompletion(Llama):
+        def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+            return super().create_completion(*args, **kwargs)
+
+    for kind in (OwnSample, OwnCompletion):
+        with kind(str(words), n_ctx=256) as own, pytest.raises(OptionError, match="a method that replaces"):
+            own.create_chat_completion(asked(PICTURE), max_tokens=2)
+
+
+def test_an_image_that_was_let_go_is_read_again(words: Path) -> None:
+    with opened(words, n_ctx=512) as llm:
+        engine = llm.engine
+        engine.images.limit_bytes = 1  # none but the newest
+        first = llm.create_chat_completion(asked(PICTURE), max_tokens=4, temperature=0.0)
+        digest = llm.vision.embed(PICTURE).digest
+        llm.create_chat_completion(asked(OTHER), max_tokens=4, temperature=0.0)
+        llm._driver.prefixes.clear()
+        assert engine.images.get(digest) is None
+        assert (
+            llm.create_chat_completion(asked(PICTURE), max_tokens=4, temperature=0.0)["choices"]
+            == (first["choices"])
+        )
+
+
+def test_drafts_are_not_made_behind_images(words: Path) -> None:
+    """Those who make them know the vocabulary's ids only."""
+    asked_for: list[int] = []
+
+    def draft(ids: np.ndarray, **_: object) -> np.ndarray:
+        asked_for.append(int(ids.min()))
+        return np.array([20], np.intc)
+
+    with opened(words, draft_model=draft) as llm:
+        ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+        list(llm.stream(ids, max_tokens=4, images=held))
+        list(llm.stream(ids, max_tokens=4))  # its rows are here
+        assert asked_for == []
+        list(llm.stream([1, 20, 21], max_tokens=4))
+        assert asked_for
+
+
+def test_images_of_another_model(llm: Llama, words: Path) -> None:
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    with opened(words) as other:
+        other.vision.embed(OTHER)
+        with pytest.raises(OptionError, match="embedded by another model"):
+            list(other.stream(ids, max_tokens=2, images=held))
+
+
+def test_arrays_of_tiles_in_conversations(llm: Llama) -> None:
+    tiles = llm.vision.tiles(PICTURE)
+    given = {"pixel_values": tiles.pixels, "aspect_ratios": [[tiles.rows, tiles.cols]]}
+    assert prompt(llm, asked(given)) == prompt(llm, asked(PICTURE))
+    for ratio in ([[2, 3]], [[-2, -2]], "ab", [[1], [2, 3]]):
+        with pytest.raises(ImageError, match="aspect_ratios"):
+            prompt(llm, asked({**given, "aspect_ratios": ratio}))
+    with pytest.raises(ImageError, match="must say how its 5 tiles lie"):
+        prompt(llm, asked(tiles.pixels))
 
 
 def test_wrong_images(llm: Llama) -> None:

@@ -5,6 +5,8 @@ convert/models/vision_llama4.py.
 
 from __future__ import annotations
 
+import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,51 @@ def test_bits_do_not_depend_on_the_batch(llm: Llama, llama4_vision: Path) -> Non
     assert len(held) == 1
 
 
+def test_images_alone_and_as_lists(llm: Llama) -> None:
+    known = expected()
+    ids, pixels = known["ids"].tolist(), known["pixels"]
+    whole = llm.logits(ids, images=[pixels])
+    for same in (pixels, {"pixel_values": pixels.tolist()}, (pixels,)):
+        assert np.array_equal(llm.logits(ids, images=same), whole)
+    assert np.array_equal(llm.logits(ids, images=None), llm.logits(ids))
+    with pytest.raises(ImageError, match="no such file"):
+        llm.logits(ids, images=Path("nothing.png"))
+
+
+def test_a_tower_loads_while_nobody_uses_the_threads(llama4_vision: Path) -> None:
+    """Weights are packed by the engine's pool, which has one job at a time."""
+    with opened(llama4_vision) as llm:
+        with llm.engine.exclusive():
+            loading = threading.Thread(target=lambda: llm.vision.tower)
+            loading.start()
+            loading.join(0.3)
+            assert loading.is_alive()
+        loading.join()
+        assert llm.vision.loaded_bytes
+
+
+def test_a_model_closed_while_images_are_read(llama4_vision: Path) -> None:
+    llm = opened(llama4_vision)
+    tiles = np.random.default_rng(1).uniform(-1, 1, (500, 3, SIZE, SIZE)).astype(np.float32)
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            llm.image_features(tiles)
+        except ModelError as error:
+            ended.append(error)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    while not llm.vision.loaded_bytes:
+        reading.join(0.01)
+    llm.close()
+    reading.join()
+    assert "closed" in str(ended[0])
+    with pytest.raises(ModelError, match="closed"):
+        llm.image_features(tiles[:1])
+
+
 def test_an_image_is_embedded_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     tile = np.random.default_rng(1).uniform(-1, 1, (1, 3, SIZE, SIZE)).astype(np.float32)
     first = llm.vision.embed(tile)
@@ -130,6 +177,19 @@ def test_wrong_images_and_prompts(llm: Llama) -> None:
         llm.image_features(np.full((1, 3, SIZE, SIZE), np.nan, np.float32))
     with pytest.raises(ImageError, match="no pixel_values"):
         llm.image_features({"pixels": 1})
+    shape = (1, 3, SIZE, SIZE)
+    for wrong in (
+        np.full(shape, "a"),
+        np.ones(shape, complex),
+        {"pixel_values": [[1], [2, 3]]},
+        io.BytesIO(),
+    ):
+        with pytest.raises(ImageError):
+            llm.image_features(wrong)
+    with pytest.raises(ImageError, match="not finite"):
+        llm.image_features(np.full(shape, 1e300))
+    with pytest.raises(ModelError, match="that are not finite"):
+        llm.image_features(np.full(shape, 1e38, np.float32))
     with pytest.raises(TokenizerError):
         llm.logits([-1, 5])
 

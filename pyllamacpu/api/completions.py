@@ -11,7 +11,8 @@ from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.overrides import events_by_hand, is_overridden
+from pyllamacpu.api.image_calls import image_list
+from pyllamacpu.api.overrides import events_by_hand, is_overridden, refuse_images
 from pyllamacpu.api.prompts import (
     as_texts,
     stop_strings,
@@ -34,7 +35,7 @@ from pyllamacpu.engine.generate import (
 )
 from pyllamacpu.engine.pages import is_of_other_adapters
 from pyllamacpu.engine.pooling import own_pooling, pool
-from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
+from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix, stand_for_images
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
@@ -166,7 +167,7 @@ class Completions(Tokens):
             raise OptionError(f"on_prompt={on_prompt!r:.80}: give a function")
         for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs)):
             token_count(name, count)
-        prompt, held = self._placed(prompt_tokens, images)
+        prompt, held = self._placed(prompt_tokens, image_list(images))
         request = Request(
             prompt=prompt,
             images=held,
@@ -188,7 +189,8 @@ class Completions(Tokens):
         by_hand = is_overridden(self, Tokens, "generate", "eval", "sample")
         made = events_by_hand(self, request) if by_hand else self._events(request, on_prompt, ahead)
         events = self._log_timings(made)
-        return events if self.cache is None or held else self._cached(request.prompt, events)
+        is_cached = self.cache is not None and not stand_for_images(prompt)
+        return self._cached(request.prompt, events) if is_cached else events
 
     def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
         """The events, with the timings on stderr at the end if the model is verbose."""
@@ -335,6 +337,7 @@ class Completions(Tokens):
 
     def _chat_by_completion(self, ids: Sequence[int], **options: Any) -> Answer:
         """A chat's answer by a program's own `create_completion`."""
+        refuse_images(ids, "create_completion")
         answer = self.create_completion(ids, **options)
         if isinstance(answer, dict):
             return responses.chat_of_completion(answer)

@@ -10,6 +10,7 @@ from pyllamacpu.api.prompts import check_messages
 from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import check_tokens
+from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu.api.loading import LoadedModel
@@ -65,10 +66,15 @@ class ImageCalls(ABC):
     def _placed(
         self, tokens: Sequence[int], images: Sequence[Any]
     ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
-        """Checked ids, the images among them in their places: given as such, or placed already."""
-        if all(isinstance(image, EmbeddedImage) for image in images):
-            return self.engine.images.check_ids(tokens, self.engine.n_vocab), tuple(images)
-        return self.vision.prompt(check_tokens(tokens, self.engine.n_vocab), images)
+        """Checked ids, the images among them in their places: given as such, or placed already. Raises
+        TokenizerError, ImageError, OptionError.
+        """
+        if any(not isinstance(image, EmbeddedImage) for image in images):
+            return self.vision.prompt(check_tokens(tokens, self.vision.n_ids), images)
+        known = self.engine.images
+        if any(known.get(image.digest) is not image for image in images):
+            raise OptionError("an image was embedded by another model: give the picture itself")
+        return known.check_ids(tokens, self.engine.n_vocab), tuple(images)
 
     def image_features(self, image: Any) -> Logits:
         """What the vision tower makes of an image (in any form that `logits` takes): (n_rows, n_embd) float32
@@ -78,6 +84,13 @@ class ImageCalls(ABC):
         embedded = self.vision.embed(image)
         rows: Logits = (embedded.rows if embedded.states is None else embedded.states).copy()
         return rows
+
+
+def image_list(images: Any) -> Sequence[Any]:
+    """The argument `images`: a list, one image alone, or None for none."""
+    if images is None:
+        return ()
+    return images if isinstance(images, (list, tuple)) else [images]
 
 
 def has_images(message: Any) -> bool:

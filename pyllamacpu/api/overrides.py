@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from pyllamacpu.engine.generate import Generation, GenerationStats, Request, TextEvent
-from pyllamacpu.engine.token_ids import common_prefix
+from pyllamacpu.engine.token_ids import common_prefix, stand_for_images
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.options import SamplingOptions
 
@@ -36,7 +36,7 @@ def generate_by_hand(
     _refuse_form(form)
     ids = list(tokens)
     if reset:
-        n = common_prefix(list(llama.eval_tokens), ids[:-1])
+        n = common_prefix(list(llama._session.tokens), ids[:-1])
         if n:
             llama.n_tokens, ids = n, ids[n:]
         else:
@@ -53,6 +53,7 @@ def generate_by_hand(
 def events_by_hand(llama: Any, request: Request) -> Iterator[TextEvent]:
     """The text events of a request, by calling `generate`."""
     _refuse_form(request.grammar)
+    refuse_images(request.prompt, "generate, eval or sample")
     generation = Generation(request, llama.text_tokenizer, llama.n_vocab(), llama.n_ctx())
     llama.set_seed(request.sampling.seed)
     started = time.monotonic()
@@ -71,6 +72,12 @@ def events_by_hand(llama: Any, request: Request) -> Iterator[TextEvent]:
 def _refuse_form(form: object) -> None:
     if form is not None:
         raise OptionError("grammar: a form cannot be kept by a method that replaces generate, eval or sample")
+
+
+def refuse_images(tokens: Sequence[int], methods: str) -> None:
+    """Raises OptionError for images in a prompt that a program's own methods would be given."""
+    if stand_for_images(tokens):
+        raise OptionError(f"images cannot be given to a method that replaces {methods}")
 
 
 def _keywords(request: Request) -> dict[str, Any]:

@@ -56,16 +56,16 @@ class LlamaState:
         return replace(self, seeds=None, sampler=None)
 
 
-def check_state(state: Any, n_vocab: int, placeholder: int = 0) -> LlamaState:
-    """`state`, whose fields may have come from a pickle of anything. `placeholder`: the id that stands for
-    images, which may be one behind the vocabulary. Raises OptionError for wrong ones.
+def check_state(state: Any, n_vocab: int, n_ids: int) -> LlamaState:
+    """`state`, whose fields may have come from a pickle of anything. n_ids: with those behind the vocabulary,
+    which stand for images. Raises OptionError for wrong ones.
     """
     if not isinstance(state, LlamaState):
         raise OptionError(f"a state is what save_state returned, not {type(state).__name__}")
     checks: dict[str, Callable[[], bool]] = {
         "model": lambda: isinstance(state.model, tuple) and all(map(_is_plain, state.model)),
         "n_tokens": lambda: type(state.n_tokens) is int and 0 <= state.n_tokens <= len(state.input_ids),
-        "input_ids": lambda: _are_tokens(state.input_ids, state.n_tokens, max(n_vocab, placeholder + 1)),
+        "input_ids": lambda: _are_tokens(state.input_ids, state.n_tokens, max(n_vocab, n_ids)),
         "llama_state": lambda: isinstance(state.llama_state, bytes),
         "scores": lambda: _is_logits(state.scores, (len(state.scores), n_vocab)),
         "seed": lambda: type(state.seed) is int and -1 <= state.seed < 1 << 64,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.image_calls import ImageCalls
+from pyllamacpu.api.image_calls import ImageCalls, image_list
 from pyllamacpu.api.loading import LoadedModel, default_kv_bytes, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
@@ -190,11 +190,12 @@ class Tokens(ImageCalls):
     def input_ids(self, ids: npt.ArrayLike) -> None:
         """The first `n_tokens` of them become the evaluated tokens; those that differ are evaluated."""
         with self._busy:
-            wanted = check_tokens(np.asarray(ids).tolist(), self.engine.n_vocab)[: self.n_tokens]
+            wanted = np.asarray(ids).tolist()[: self.n_tokens]
+            n = common_prefix(self._session.visible_tokens, wanted)
+            more = check_tokens(wanted[n:], self.engine.n_vocab)
             session = self._changing()
-            n = common_prefix(list(session.tokens), wanted)
             session.truncate(n)
-            session.append(wanted[n:])
+            session.append(more)
 
     @property
     def _input_ids(self) -> npt.NDArray[np.intc]:
@@ -270,12 +271,13 @@ class Tokens(ImageCalls):
         (`pixel_values`). The session stays as it is. Raises OptionError for no tokens, TokenizerError,
         ContextError, ImageError.
         """
-        ids = check_tokens(tokens, self.vision.n_ids if len(images) else self.engine.n_vocab)
+        images = image_list(images)
+        ids = check_tokens(tokens, self.vision.n_ids if images else self.engine.n_vocab)
         if not ids:
             raise OptionError("logits() needs at least one token")
         check_length(len(ids), self.engine.n_ctx)
         held: Any = ()  # while they are read
-        if len(images):
+        if images:
             ids, held = self.vision.prompt(ids, images)
         with self._busy:
             sequence = self.engine.sequence()
@@ -372,7 +374,9 @@ class Tokens(ImageCalls):
     def _generate(self, request: Request, reset: bool) -> Generator[int, Sequence[int] | None, None]:
         with self._busy:
             if not reset:
-                request = replace(request, prompt=[*self._session.tokens, *request.prompt])
+                before = self._session.sequence
+                images = tuple(before.images.values())
+                request = replace(request, prompt=[*before.tokens, *request.prompt], images=images)
             stream = self._submit(request, ahead=0)
         try:
             while (event := stream.next().text) is not None and event.finish_reason is None:
@@ -451,7 +455,7 @@ class Tokens(ImageCalls):
 
         Raises ModelError for one of another model, cache type or precision, OptionError for no saved state.
         """
-        state = check_state(state, self.n_vocab(), self.engine.images.placeholder)
+        state = check_state(state, self.n_vocab(), self.engine.n_embeddings)
         with self._busy:
             if state.model and state.model != self._fingerprint():
                 raise ModelError(

@@ -29,6 +29,7 @@ class Vision:
     def __init__(self, engine: Engine, opened: TowerFile, tokenizer: Tokenizer | None) -> None:
         self.engine, self.opened = engine, opened
         self._tower: Tower | None = None
+        self._closed = False
         self._lock = fork_safe_lock()
         names = {} if tokenizer is None else tokenizer.special_tokens
         self.n_ids = engine.n_vocab if engine.image_keys is None else engine.n_embeddings
@@ -51,8 +52,10 @@ class Vision:
 
     @property
     def tower(self) -> Tower:
-        """Raises GGUFError, ModelError for a damaged file."""
+        """Raises GGUFError, ModelError for a damaged file, and when the model is closed."""
         with self._lock:
+            if self._closed:
+                raise ModelError("the model is closed: it reads no more images")
             if self._tower is None:
                 engine = self.engine
                 exact = engine.precision == "exact"
@@ -75,7 +78,7 @@ class Vision:
 
     def tiles_of(self, image: Any, where: str) -> Tiles:
         """Likewise; errors name the place `where`."""
-        if isinstance(image, (Tiles, Mapping, np.ndarray)) or hasattr(image, "detach"):
+        if isinstance(image, (Tiles, Mapping, np.ndarray)) or _is_tensor(image):
             return self.tiles(image)
         from pyllamacpu.images.sources import open_picture
 
@@ -89,7 +92,16 @@ class Vision:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
         tiles = self.tiles(image)
         digest = image_digest(tiles, self.opened.identity)
-        return self.engine.images.embedded(digest, lambda: self.tower.encode(tiles))
+        return self.engine.images.embedded(digest, lambda: self._encoded(tiles))
+
+    def _encoded(self, tiles: Tiles) -> Floats:
+        rows = self.tower.encode(tiles)
+        if not np.isfinite(rows).all():
+            raise ModelError(
+                f"{self.path}: the vision tower made numbers of an image that are not finite; the file is "
+                "damaged, or the pixels are far from those that it was trained with"
+            )
+        return rows
 
     def prompt(
         self, ids: Sequence[int], images: Sequence[Any]
@@ -170,31 +182,49 @@ class Vision:
         with self._lock:
             if self._tower is not None:
                 self._tower.release()
-            self._tower = None
+            self._tower, self._closed = None, True
             if self.opened.file is not self.engine.file:
                 self.opened.file.close()
 
 
 def _one_by_one(images: Sequence[Any]) -> Iterator[Any]:
-    """The images; those that a processor gives together (with `aspect_ratio_ids`) apart."""
+    """The images; those that a processor gives together (with `aspect_ratio_ids`) apart.
+
+    Raises ImageError.
+    """
     for image in images:
         ids = image.get("aspect_ratio_ids") if isinstance(image, Mapping) else None
-        n = 1 if ids is None else int(np.prod(np.shape(ids)))
+        n = 1 if ids is None else _as_array(ids).size
         if n < 2 or not isinstance(image, Mapping):
             yield image
             continue
-        by_image = {key: _as_array(image[key]).reshape(n, -1) for key in image if key.startswith("aspect_")}
-        pixels = _as_array(image["pixel_values"])
-        pixels = pixels.reshape(n, -1, *pixels.shape[-3:])
+        try:
+            by_image = {
+                key: _as_array(image[key]).reshape(n, -1) for key in image if str(key).startswith("aspect_")
+            }
+            pixels = _as_array(image.get("pixel_values"))
+            pixels = pixels.reshape(n, -1, *pixels.shape[-3:])
+        except ValueError:
+            raise ImageError("image", f"its arrays are not of {n} images, as aspect_ratio_ids say") from None
         for i in range(n):
             if by_image["aspect_ratio_ids"][i, 0]:  # 0: none, which makes rows of a batch equally long
                 yield {"pixel_values": pixels[i], **{key: value[i] for key, value in by_image.items()}}
 
 
+def _is_tensor(value: Any) -> bool:
+    """Whether it is one of torch's (files have `detach` too)."""
+    return hasattr(value, "detach") and hasattr(value, "dtype")
+
+
 def _as_array(value: Any) -> npt.NDArray[Any]:
-    """Torch's tensors too, whose bfloat16 numpy does not know."""
-    value = value.detach() if hasattr(value, "detach") else value
-    return np.asarray(value.float() if hasattr(value, "float") else value)
+    """Lists and torch's tensors too, whose bfloat16 numpy does not know. Raises ImageError for others."""
+    try:
+        found = np.asarray(value.detach().float() if _is_tensor(value) else value)
+    except ValueError:  # lists that differ in length
+        raise ImageError("image", "is lists that are not an array") from None
+    if not np.can_cast(found.dtype, np.float32, "same_kind"):
+        raise ImageError("image", f"is of type {type(value).__name__} where an array of numbers belongs")
+    return found
 
 
 def _given_pixels(image: Any, size: int) -> Floats | None:
@@ -205,13 +235,13 @@ def _given_pixels(image: Any, size: int) -> Floats | None:
         if "pixel_values" not in image:
             raise ImageError("image", f"has no pixel_values, only {', '.join(map(str, image))}")
         image = image["pixel_values"]
-    if hasattr(image, "detach"):  # torch, whose bfloat16 numpy does not know
-        image = image.detach().float().numpy()
-    if not isinstance(image, np.ndarray) or image.dtype == np.uint8:
+    elif not _is_tensor(image) and (not isinstance(image, np.ndarray) or image.dtype == np.uint8):
         return None
+    image = _as_array(image)
     if image.ndim < 3 or image.shape[-3:] != (3, size, size) or not image.size:
         raise ImageError("image", f"arrays of pixels are (n, 3, {size}, {size}), not {image.shape}")
-    pixels = np.ascontiguousarray(image.reshape(-1, 3, size, size), np.float32)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        pixels = np.ascontiguousarray(image.reshape(-1, 3, size, size), np.float32)
     if not np.isfinite(pixels).all():
         raise ImageError("image", "has pixels that are not finite")
     return pixels

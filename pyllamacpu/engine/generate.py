@@ -27,6 +27,9 @@ from pyllamacpu.text.tokenizer import Tokenizer
 
 TokenIds = npt.NDArray[np.intc]
 StoppingCriterion = Callable[[TokenIds, Logits], bool]
+"""(ids of prompt and answer, the logits after them) -> whether the answer ends. As for logits processors, the
+rows of images are not among the ids.
+"""
 FinishReason = Literal["stop", "length", "loop", "content_filter"]  # the last is the server's
 
 
@@ -258,20 +261,24 @@ def token_limit(n_prompt: int, max_tokens: int | None, n_ctx: int) -> int:
 
 
 class _History:
-    """Token ids that grow at the end, as a list and as the array that criteria are given."""
+    """Token ids that grow at the end, as a list and as the array that criteria are given: ids of the
+    vocabulary, as the processors' are, without the rows of images.
+    """
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
         self._array = np.empty(0, np.intc)
         self._n = 0  # of the array that are filled
+        self._n_seen = 0  # tokens that it was filled from
 
     def array(self) -> TokenIds:
-        n = len(self.tokens)
+        more = text_tokens(self.tokens[self._n_seen :])
+        self._n_seen, n = len(self.tokens), self._n + len(more)
         if n > len(self._array):
             grown = np.empty(max(2 * n, 256), np.intc)
             grown[: self._n] = self._array[: self._n]
             self._array = grown
-        self._array[self._n : n] = self.tokens[self._n :]
+        self._array[self._n : n] = more
         self._n = n
         copy: TokenIds = self._array[:n].copy()
         return copy

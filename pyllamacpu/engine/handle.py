@@ -13,6 +13,7 @@ from pyllamacpu.engine.cost_model import StepSize
 from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.speculation import DraftedAnswer
+from pyllamacpu.engine.token_ids import stand_for_images
 
 RESERVED = 256  # tokens of an answer that must fit before its request is admitted
 
@@ -110,9 +111,12 @@ class Handle:
 
     @property
     def may_draft(self) -> bool:
-        """Whether tokens may be guessed ahead: not where others may come between two of them."""
+        """Whether tokens may be guessed ahead: not where others may come between two of them, nor behind
+        images, which those who guess have not seen.
+        """
         request = self.request
-        return isinstance(request, Request) and request.draft and not request.endless and not request.images
+        guessed = isinstance(request, Request) and request.draft and not request.endless
+        return guessed and not stand_for_images(request.prompt)
 
     def hold_images(self) -> None:
         """The sequence keeps its images, which it may read again."""

@@ -63,7 +63,8 @@ class ImageCache:
         self.token_row: Floats | None = (
             None  # (1, dim): what stands for any image whose states are attended to
         )
-        self.placeholder = 0  # the vocabulary's id that is shown where an image's row is
+        self.placeholder: int | None = None
+        """The id that is shown where an image's row is. None: there is no tower."""
         self._lock = fork_safe_lock()
         self._firsts: list[int] = []  # of -1 - id: where the ids of each image begin
         self._digests: list[bytes] = []
@@ -149,7 +150,8 @@ class ImageCache:
 
     def visible(self, tokens: Seq[int]) -> list[int]:
         """With placeholders where rows of images are."""
-        return [self.placeholder if token < 0 else token for token in tokens]
+        shown = self.placeholder or 0
+        return [shown if token < 0 else token for token in tokens]
 
     # Saved states
 
@@ -164,7 +166,14 @@ class ImageCache:
         return b"".join(parts)
 
     def renumbered(self, tokens: Seq[int], ranges: bytes) -> list[int]:
-        """The ids here of tokens that were saved with those ranges. Raises OptionError for damaged ones."""
+        """The ids here of tokens that were saved with those ranges. Raises OptionError for damaged ones, and
+        where there is no tower.
+        """
+        if self.placeholder is None:
+            raise OptionError(
+                "the saved state holds images, and the model was opened without its vision tower: "
+                "name it with mmproj"
+            )
         try:
             known = sorted((-first, n, digest) for first, n, digest in _RANGE.iter_unpack(ranges))
             starts = [start for start, _, _ in known]

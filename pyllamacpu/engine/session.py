@@ -105,12 +105,13 @@ class Session:
         were let go (`Sequence.reusable`).
         """
         if n < len(self):
-            kept = self.sequence.reusable(n)
+            kept, n_scored = self.sequence.reusable(n), min(self.n_scored, n)
             lost = list(self.tokens[kept:n])
             self.sequence.truncate(kept)
+            self.last, self.n_scored = None, min(self.n_scored, kept)  # should evaluating fail
             if lost:
                 self.engine.eval(self.sequence, lost, logits="none")
-            self.n_scored = min(self.n_scored, n)
+            self.n_scored = n_scored
             self.last = None if self.scores is None or n == 0 else self.scores[n - 1].copy()
 
     def fork(self) -> Session:

@@ -42,8 +42,13 @@ def check_ids(tokens: Iterable[int], n_vocab: int, images: ImageIds | None) -> l
 
 
 def text_tokens(tokens: Sequence[int]) -> list[int]:
-    """Those that are no rows of images."""
+    """Those that are not rows of images."""
     return [token for token in tokens if token >= 0]
+
+
+def stand_for_images(tokens: Sequence[int]) -> bool:
+    """Whether rows of images are among them."""
+    return any(token < 0 for token in tokens)
 
 
 def check_length(n_tokens: int, n_ctx: int) -> None:

@@ -83,8 +83,8 @@ class TowerFile:
 
 
 class Tower:
-    """A tower with its weights, on a thread pool. `exclusive()` is entered for each run of a part. exact: see
-    NativePlan.
+    """A tower with its weights, on a thread pool, which has one job at a time: `exclusive()` is entered while
+    weights are packed, and for each run of a part. exact: see NativePlan.
     """
 
     def __init__(
@@ -98,15 +98,17 @@ class Tower:
         self.opened, self.config = opened, opened.config
         self._exclusive, self._pool, self._exact = exclusive, pool, exact
         self._one_image = fork_safe_lock()  # whose rows are in the plans' buffers
+        self._released = False
         file = opened.file
         specs = opened.architecture.tensors(self.config, file.tensors)
-        self.weights = load_weights(file, specs, pool, on_load)
-        file.check_intact()
         self.parts: dict[str, tuple[CompiledPlan, NativePlan]] = {}
-        for name, part in opened.architecture.PARTS.items():
-            if part.lasting:
-                self.part(name)
-        file.release_all()
+        with exclusive():
+            self.weights = load_weights(file, specs, pool, on_load)
+            file.check_intact()
+            for name, part in opened.architecture.PARTS.items():
+                if part.lasting:
+                    self.part(name)
+            file.release_all()
 
     def part(self, name: str) -> tuple[CompiledPlan, NativePlan]:
         """The plan of a part, made where it is not there."""
@@ -142,6 +144,8 @@ class Tower:
         of the pool comes between its ops.
         """
         with self._one_image:
+            if self._released:
+                raise ModelError("the model was closed while an image was read")
             return self._run(part, rows, wanted)
 
     def _run(self, part: str, rows: Floats, wanted: Sequence[int] | None) -> Floats:
@@ -188,10 +192,13 @@ class Tower:
         return native.cost(op, Workload(1, n, 0, n, 0))
 
     def release(self) -> None:
-        """Frees the plans; the file is closed by whoever opened it."""
-        for plan, native in self.parts.values():
-            native.release()
-            plan.release()
+        """Frees the plans, when what runs is done; the file is closed by whoever opened it."""
+        with self._one_image, self._exclusive():
+            self._released = True
+            for plan, native in self.parts.values():
+                native.release()
+                plan.release()
+            self.parts.clear()
 
 
 def _width(plan: CompiledPlan) -> int:

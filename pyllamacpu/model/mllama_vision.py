@@ -28,7 +28,7 @@ from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart
+from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
 from pyllamacpu.model.weights import Table, TensorSpec, Weights
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
@@ -347,7 +347,7 @@ def given_tiles(config: MllamaVisionConfig, pixels: Floats, more: Mapping[str, A
 
     number = 1 if len(pixels) == 1 else 0
     if "aspect_ratio_ids" in more:
-        ids = _numbers(more["aspect_ratio_ids"])
+        ids = given_numbers(more, "aspect_ratio_ids")
         if len(ids) != 1:
             raise ImageError("image", f"aspect_ratio_ids are of {len(ids)} images: give each by itself")
         number = ids[0]
@@ -360,17 +360,12 @@ def given_tiles(config: MllamaVisionConfig, pixels: Floats, more: Mapping[str, A
         raise ImageError(
             "image", f"has {len(pixels)} tiles, where its aspect ratio {rows} x {columns} has {n}"
         )
-    if "aspect_ratio_mask" in more and _numbers(more["aspect_ratio_mask"]) not in (
+    if "aspect_ratio_mask" in more and given_numbers(more, "aspect_ratio_mask") not in (
         [1] * n,
         [1] * n + [0] * (MAX_TILES - n),
     ):
         raise ImageError("image", f"the aspect_ratio_mask is not of {n} tiles, as aspect_ratio_ids say")
     return Tiles(np.ascontiguousarray(pixels[:n]), rows, columns)
-
-
-def _numbers(value: Any) -> list[int]:
-    array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
-    return [int(item) for item in array.reshape(-1).tolist()]
 
 
 def placeholders(config: MllamaVisionConfig, ids: Mapping[str, int], tiles: Tiles) -> list[int]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.errors import ModelError
+from pyllamacpu.errors import ImageError, ModelError
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
@@ -130,3 +130,15 @@ def tower_architecture(kind: str | None, where: object) -> TowerArchitecture:
         said = "holds no vision tower" if kind is None else f"a vision tower of the kind {kind!r:.40}"
         raise ModelError(f"{where}: {said}; towers of {', '.join(TOWERS)} models can be run")
     return cast(TowerArchitecture, import_module(TOWERS[kind]))
+
+
+def given_numbers(more: Mapping[str, Any], key: str) -> list[int]:
+    """The whole numbers that a processor gave with an image, as a list, an array or a tensor of any shape.
+    Raises ImageError.
+    """
+    value = more[key]
+    try:
+        array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
+        return [int(item) for item in array.reshape(-1).tolist()]
+    except (TypeError, ValueError, OverflowError):
+        raise ImageError("image", f"{key} is {value!r:.80}: give whole numbers") from None

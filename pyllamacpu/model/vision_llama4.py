@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyllamacpu.errors import ImageError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart
+from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
 from pyllamacpu.model.weights import Table, TensorSpec, Vector, Weights, padded_vector
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
@@ -291,9 +292,19 @@ def cut(config: Llama4VisionConfig, picture: Picture) -> Tiles:
 
 
 def given_tiles(config: Llama4VisionConfig, pixels: Floats, more: Mapping[str, Any]) -> Tiles:
+    """How the tiles lie is what `aspect_ratios` (rows, columns) say, with the global one as the last. Without
+    them they are for prompts that hold their placeholders. Raises ImageError.
+    """
     from pyllamacpu.images.tiles import Tiles
 
-    return Tiles(pixels, 1, len(pixels))
+    if "aspect_ratios" not in more or len(pixels) == 1:
+        return Tiles(pixels, 1, len(pixels))
+    ratio = given_numbers(more, "aspect_ratios")
+    if len(ratio) != 2 or min(ratio) < 1 or ratio[0] * ratio[1] + 1 != len(pixels):
+        said = f"aspect_ratios {ratio!r:.80} are not the rows and columns of {len(pixels)} tiles"
+        raise ImageError("image", f"{said}, the global one included")
+    rows, columns = ratio
+    return Tiles(pixels, rows, columns, has_global=True)
 
 
 IMAGE_TOKENS = {
@@ -308,10 +319,17 @@ IMAGE_TOKENS = {
 
 
 def placeholders(config: Llama4VisionConfig, ids: Mapping[str, int], tiles: Tiles) -> list[int]:
-    """The tokens of an image, whose patches its rows take the place of (chat_format.py of Meta's code)."""
+    """The tokens of an image, whose patches its rows take the place of (chat_format.py of Meta's code).
+
+    Raises ImageError for tiles of which nobody knows how they lie.
+    """
     patch_rows = [ids["patch"]] * config.rows_per_tile
     found = [ids["start"]]
     if len(tiles.pixels) > 1:
+        if not tiles.has_global:
+            raise ImageError(
+                "image", f"aspect_ratios (rows, columns) must say how its {len(tiles.pixels)} tiles lie"
+            )
         for _ in range(tiles.rows):
             for column in range(tiles.cols):
                 found += [*patch_rows, ids["column"]] if column < tiles.cols - 1 else patch_rows
