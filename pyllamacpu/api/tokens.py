@@ -20,7 +20,7 @@ from pyllamacpu.api.loading import LoadedModel, default_kv_bytes, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
-from pyllamacpu.api.state import LlamaState, check_state
+from pyllamacpu.api.state import LlamaState, check_state, saved_scores
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
@@ -440,7 +440,7 @@ class Tokens(ImageCalls):
             data = session.save()
             return LlamaState(
                 input_ids=np.array(session.visible_tokens, np.intc),
-                scores=_saved_scores(session),
+                scores=saved_scores(session),
                 n_tokens=len(session),
                 llama_state=data,
                 llama_state_size=len(data),
@@ -483,15 +483,6 @@ class Tokens(ImageCalls):
                     self._driver.close(closed_error())
                     self._own_session.close()
                 self._parts.close()
-
-
-def _saved_scores(session: Session) -> Logits:
-    """The logits behind all tokens if they are kept, else behind the last one: (n, n_vocab)."""
-    if session.scores is not None and session.n_scored == len(session):
-        rows: Logits = session.scores[: len(session)].copy()
-        return rows
-    last = [] if session.last is None else [session.last]
-    return np.array(last, np.float32).reshape(len(last), session.n_vocab)
 
 
 def _new_session(engine: Any, keep_all: bool) -> Session:
