@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.session import Session
+from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.errors import OptionError
 
 
@@ -81,7 +81,7 @@ def check_state(state: Any, n_vocab: int, n_ids: int) -> LlamaState:
 def saved_scores(session: Session) -> Logits:
     """The logits behind all tokens if they are kept, else behind the last one: (n, n_vocab)."""
     if session.scores is not None and session.n_scored == len(session):
-        rows: npt.NDArray[np.float32] = session.scores[: len(session)].copy()
+        rows: Logits = session.scores[: len(session)].copy()
         return rows
     last = [] if session.last is None else [session.last]
     return np.array(last, np.float32).reshape(len(last), session.n_vocab)
