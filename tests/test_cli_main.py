@@ -283,7 +283,15 @@ def test_wrong_numbers_are_called_numbers(args: list[str], says: str, run: Calla
 
 def test_help_states_defaults_and_the_environment(run: Callable[..., Result]) -> None:
     help_text = " ".join(run("--help").out.split())
-    for name in ("PYLLAMACPU_HOME", "PYLLAMACPU_ISA", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "NO_COLOR"):
+    for name in (
+        "PYLLAMACPU_HOME",
+        "PYLLAMACPU_ISA",
+        "WHOLE_TILES",
+        "HF_HOME",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "NO_COLOR",
+    ):
         assert name in help_text
     chat = " ".join(run("chat", "--help").out.split())
     for option in (

@@ -161,6 +161,10 @@ def test_llama4_inside_a_model_with_a_vision_tower(tmp_path: Path) -> None:
     source = write_llama4(tmp_path / "half a tower", tensors, outer)
     with pytest.raises(CheckpointError, match=r"patch_embedding\.linear\.weight is missing"):
         plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="bf16"))
+    outer["text_config"] = LLAMA4 | {"hidden_act": "gelu"}
+    source = write_llama4(tmp_path / "gelu", tensors, outer)
+    with pytest.raises(CheckpointError, match=r"text_config\.hidden_act is"):
+        plan_conversion(source, ConvertOptions(outfile=str(tmp_path / "x.gguf"), outtype="bf16"))
 
 
 @pytest.mark.parametrize(

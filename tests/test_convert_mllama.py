@@ -11,7 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mllama_models import CONFIG, META_VISION, TEXT, VISION, save_hf, save_meta, tensors
+from checkpoint_build import bf16_bits
+from mllama_models import (
+    CONFIG,
+    META_PARAMS,
+    META_VISION,
+    TEXT,
+    VISION,
+    meta_tensors,
+    save_hf,
+    save_meta,
+    tensors,
+)
+from torch_build import write_torch
 
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
@@ -92,6 +104,11 @@ def test_a_tower_beside_four_bits_has_eight(tmp_path: Path) -> None:
     [
         ("text_config", "cross_attention_layers", [4, 1]),
         ("text_config", "cross_attention_layers", [6]),
+        ("text_config", "cross_attention_layers", []),
+        ("text_config", "cross_attention_layers", [0, 1, 2, 3, 4, 5]),
+        ("text_config", "hidden_act", "gelu"),
+        ("text_config", "partial_rotary_factor", 0.5),
+        ("text_config", "head_dim", 8),
         ("vision_config", "intermediate_layers_indices", [1, 9]),
         ("vision_config", "image_size", 57),
         ("vision_config", "hidden_act", "silu"),
@@ -104,3 +121,19 @@ def test_configs_that_make_no_sense_are_refused(tmp_path: Path, where: str, key:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="supported_aspect_ratios|" + key):
         plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "m.gguf")))
+
+
+@pytest.mark.parametrize(
+    "name", ["gated_positional_embedding", "pre_tile_pos_embed.embedding", "post_tile_pos_embed.embedding"]
+)
+def test_metas_tables_of_other_tiles_are_refused(tmp_path: Path, name: str) -> None:
+    found = meta_tensors(tensors(vision=META_VISION))
+    full = f"vision_model.vision_encoder.{name}"
+    (tmp_path / "params.json").write_text(json.dumps(META_PARAMS))
+    for damaged in (found[full][:2, :2], found[full][:, :3], found[full].reshape(-1)):
+        stored = found | {full: np.ascontiguousarray(damaged)}
+        write_torch(
+            tmp_path / "consolidated.00.pth", {key: bf16_bits(value) for key, value in stored.items()}
+        )
+        with pytest.raises(CheckpointError, match="has shape"):
+            plan_conversion(tmp_path, ConvertOptions(outfile=str(tmp_path / "m.gguf")))

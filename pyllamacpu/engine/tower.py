@@ -59,7 +59,7 @@ class TowerFile:
     def identity(self) -> bytes:
         """What tells images' rows of this tower from those of others, in this process."""
         files = ((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in self.file.statuses)
-        text = repr(list(files))
+        text = repr((list(files), self.config))
         return hashlib.sha256(text.encode()).digest()
 
     def cut(self, picture: Picture) -> Tiles:

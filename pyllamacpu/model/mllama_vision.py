@@ -37,16 +37,15 @@ if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the 
     from pyllamacpu.images.picture import Picture
     from pyllamacpu.images.tiles import Tiles
 
-CHANNELS, MAX_TILES, MULTIPLE = (
-    3,
-    4,
-    8,
-)  # rows of a tile are padded to the next multiple, and by one at the least
+CHANNELS, MAX_TILES = 3, 4
+MULTIPLE = 8  # rows of a tile are padded to the next multiple, and by one at the least
 ASPECT_RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""(rows, columns) of tiles; their numbers count from 1."""
+"""(rows, columns) of tiles; their numbers count from 1, 0 is an image that is not there."""
+WHOLE_TILES_VARIABLE = "PYLLAMACPU_WHOLE_TILES"
 IMAGE_TOKENS = {"image": ("<|image|>", 128256), "patch": ("<|image|>", 128256)}
 """An image takes the place of one token."""
-_STATES = (3, 7, 15, 23, 30)
+STATES = (3, 7, 15, 23, 30)
+"""As released: layers whose inputs the text model gets beside the last state."""
 _LAYER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
 _OLDER = {"attn_norm": "ln1", "ffn_norm": "ln2", "attn_output": "attn_out"}
 
@@ -111,17 +110,15 @@ def read_config(keys: TowerKeys) -> MllamaVisionConfig:
         patch_size=keys.whole("patch_size", high=1 << 10),
         norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, 1e-5),
         states=_states(keys),
-        whole_tiles=os.environ.get("PYLLAMACPU_WHOLE_TILES", "0") not in ("", "0"),
+        whole_tiles=os.environ.get(WHOLE_TILES_VARIABLE, "0") not in ("", "0"),
     )
     if config.image_size % config.patch_size or config.grid > 1 << 10:
         raise keys.error("image_size", config.image_size, "must be whole patches")
     if config.width % (2 * config.n_heads):
         raise keys.error("embedding_length", config.width, f"must be {config.n_heads} heads of an even size")
-    if (
-        keys.whole("max_num_tiles", MAX_TILES) != MAX_TILES
-        or keys.whole("num_channels", CHANNELS) != CHANNELS
-    ):
-        raise keys.error("max_num_tiles", keys.get("max_num_tiles"), "only 4 tiles of 3 colours are known")
+    for key, known in (("max_num_tiles", MAX_TILES), ("num_channels", CHANNELS)):
+        if (found := keys.whole(key, known)) != known:
+            raise keys.error(key, found, f"only {known} is known")
     return config
 
 
@@ -135,7 +132,7 @@ def _text_dim(keys: TowerKeys) -> int:
 def _states(keys: TowerKeys) -> tuple[int, ...]:
     key, n_layers = "intermediate_layers_indices", keys.whole("block_count", high=1 << 12)
     value = keys.get(key)
-    found = list(_STATES) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
+    found = list(STATES) if value is None else value.tolist() if isinstance(value, np.ndarray) else value
     fine = isinstance(found, list) and all(type(i) is int and 0 <= i < n_layers for i in found)
     if not fine or sorted(set(found)) != found or len(found) > 7:
         raise keys.error(key, value, f"must be numbers of some of the {n_layers} layers, in order, 7 at most")

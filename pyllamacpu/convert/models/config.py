@@ -87,6 +87,8 @@ def read_config(path: Path, values: dict[str, Any], layout: str, ignored: Iterab
         return read_params(config)
     arch = architecture_of(config)
     check_neutral(config)
+    if (text := config.inside("text_config", ignored)) is not None:
+        check_neutral(text)
     if arch in MLLAMA:
         return read_mllama(config, set(ignored), HARMLESS | set(NEUTRAL))
     if arch in LLAMA4:

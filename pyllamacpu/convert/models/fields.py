@@ -32,6 +32,13 @@ class Fields:
         value = self.values.get(key)
         return default if value is None else value
 
+    def inside(self, key: str, ignored: Iterable[str] = ()) -> Fields | None:
+        """The fields of an object that is the value of a key, without those `ignored`; None for others."""
+        found, left_out = self.get(key), set(ignored)
+        if not isinstance(found, dict):
+            return None
+        return Fields(self.path, {k: v for k, v in found.items() if k not in left_out}, f"{key}.")
+
     def error(self, key: str, value: object, rule: str) -> CheckpointError:
         return CheckpointError(self.path, f"{self.prefix}{key} is {short(value)}: {rule}")
 

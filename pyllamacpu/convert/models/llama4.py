@@ -40,10 +40,9 @@ _OUTER = words(
 def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> ModelShape:
     """The text model of Llama4ForCausalLM or Llama4ForConditionalGeneration. Raises CheckpointError."""
     config = outer
-    if isinstance(outer.get("text_config"), dict):
+    if (text := outer.inside("text_config", ignored)) is not None:
         outer.only(_OUTER, harmless)
-        kept = {key: value for key, value in outer.values["text_config"].items() if key not in ignored}
-        config = Fields(outer.path, kept, "text_config.")
+        config = text
     config.only(_READ, harmless)
     n_layers = config.whole("num_hidden_layers", 48, low=1)
     dim, n_heads = config.whole("hidden_size", 5120, low=1), config.whole("num_attention_heads", 40, low=1)

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 
 from pyllamacpu.convert.models.fields import Fields, words
-from pyllamacpu.convert.models.mllama_vision import ASPECT_RATIOS, VisionShape
+from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.rope import read_rope
 from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.model.mllama_vision import ASPECT_RATIOS, STATES
 
 EXTRA_ROWS = 8  # of the embedding, after the vocabulary: the first is that of <|image|>
-_STATES = (3, 7, 15, 23, 30)
 _OUTER = words("text_config vision_config image_token_index image_token_id tie_word_embeddings")
 _TEXT = words(
     """
@@ -32,17 +32,19 @@ _VISION = words(
 def read_mllama(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> ModelShape:
     """MllamaForConditionalGeneration, or MllamaForCausalLM: its text model alone. Raises CheckpointError."""
     text, vision = outer, None
-    if isinstance(outer.get("text_config"), dict):
+    if (inner := outer.inside("text_config", ignored)) is not None:
         outer.only(_OUTER, harmless)
-        text = _inner(outer, "text_config", ignored)
-        if isinstance(outer.get("vision_config"), dict):
-            vision = _read_vision(_inner(outer, "vision_config", ignored), harmless)
+        text = inner
+        if (tower := outer.inside("vision_config", ignored)) is not None:
+            vision = _read_vision(tower, harmless)
     text.only(_TEXT, harmless)
     n_layers = text.whole("num_hidden_layers", 40, low=1)
     dim, n_heads = text.whole("hidden_size", 4096, low=1), text.whole("num_attention_heads", 32, low=1)
     kv_heads = text.whole("num_key_value_heads", 8, low=1)
     if n_heads % kv_heads or dim % n_heads or dim // n_heads % 2:
         raise text.error("num_attention_heads", n_heads, f"must fit {kv_heads} heads of keys and {dim}")
+    if (head_dim := text.whole("head_dim", dim // n_heads)) != dim // n_heads:
+        raise text.error("head_dim", head_dim, f"must be {dim // n_heads}, as the other sizes say")
     rope, n_ctx = read_rope(text, text.whole("max_position_embeddings", 131072, low=1), 500000.0)
     return ModelShape(
         arch="mllama",
@@ -51,13 +53,13 @@ def read_mllama(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         dim=dim,
         n_heads=n_heads,
         kv_heads=kv_heads,
-        head_dim=dim // n_heads,
+        head_dim=head_dim,
         ffn_dim=text.whole("intermediate_size", 14336, low=1),
         vocab_size=text.whole("vocab_size", 128256, low=1),
         n_ctx=n_ctx,
         norm_eps=text.real("rms_norm_eps", 1e-5),
         rope=rope,
-        tied=text.flag("tie_word_embeddings"),
+        tied=text.flag("tie_word_embeddings") or outer.flag("tie_word_embeddings"),
         image_token=outer.whole("image_token_index", outer.whole("image_token_id", 0)),
         cross_layers=_cross_layers(text, n_layers),
         extra_rows=EXTRA_ROWS,
@@ -66,14 +68,12 @@ def read_mllama(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
     )
 
 
-def _inner(outer: Fields, key: str, ignored: set[str]) -> Fields:
-    kept = {name: value for name, value in outer.values[key].items() if name not in ignored}
-    return Fields(outer.path, kept, f"{key}.")
-
-
 def _cross_layers(text: Fields, n_layers: int) -> tuple[int, ...]:
-    usual = list(range(3, 40, 5))
-    return _indices(text, "cross_attention_layers", usual, n_layers)
+    key, usual = "cross_attention_layers", list(range(3, 40, 5))
+    found = _indices(text, key, usual, n_layers)
+    if not 0 < len(found) < n_layers:
+        raise text.error(key, list(found), f"must be some, and not all, of {n_layers} layers")
+    return found
 
 
 def _indices(config: Fields, key: str, usual: list[int], n_layers: int) -> tuple[int, ...]:
@@ -105,7 +105,7 @@ def _read_vision(config: Fields, harmless: Iterable[str]) -> VisionShape:
             image_size=config.whole("image_size", 448, low=1),
             patch_size=config.whole("patch_size", 14, low=1),
             norm_eps=config.real("norm_eps", 1e-5),
-            states=_indices(config, "intermediate_layers_indices", list(_STATES), n_layers),
+            states=_indices(config, "intermediate_layers_indices", list(STATES), n_layers),
             max_tiles=tiles,
             channels=config.whole("num_channels", 3, low=1),
         ),
@@ -133,7 +133,7 @@ def meta_vision(params: Fields) -> VisionShape:
         image_size=params.whole("vision_chunk_size", low=1),
         patch_size=14,
         norm_eps=1e-5,
-        states=_STATES,
+        states=STATES,
     )
     if params.whole("vision_max_num_chunks", vision.max_tiles) != vision.max_tiles:
         raise params.error("vision_max_num_chunks", params.get("vision_max_num_chunks"), "must be 4")

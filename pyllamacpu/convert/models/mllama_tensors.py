@@ -14,8 +14,9 @@ from math import isqrt
 
 import numpy as np
 
-from pyllamacpu.convert.models.mllama_vision import ASPECT_RATIOS, VisionShape
+from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.model.mllama_vision import ASPECT_RATIOS, MAX_TILES
 from pyllamacpu.weights.lazy_ops import concatenate, reshape, take_rows
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
 
@@ -82,15 +83,16 @@ def with_common_names(found: Mapping[str, LazyTensor]) -> Tensors:
 
 def _by_aspect_ratio(table: LazyTensor) -> LazyTensor:
     """(rows, columns, …) of the embeddings of tiles -> (1 + aspect ratios, tiles * …), a ratio's tiles from
-    the first on; what follows them, and the first row, are of tiles that are not there.
+    the first on; what follows them, and the first row, are of tiles that are not there. One that is not of
+    4 x 4 tiles stays as it is: whoever takes it refuses its shape.
     """
-    n_rows, n_columns = table.shape[:2]
-    n_tiles = max(n_rows, n_columns)
-    order = np.zeros((1 + len(ASPECT_RATIOS), n_tiles), np.int64)
+    if table.shape[:2] != (MAX_TILES, MAX_TILES):
+        return table
+    order = np.zeros((1 + len(ASPECT_RATIOS), MAX_TILES), np.int64)
     for number, (rows, columns) in enumerate(ASPECT_RATIOS, start=1):
-        places = np.arange(rows)[:, None] * n_columns + np.arange(columns)
+        places = np.arange(rows)[:, None] * MAX_TILES + np.arange(columns)
         order[number, : rows * columns] = places.reshape(-1)
-    tiles = reshape(table, (n_rows * n_columns, -1))
+    tiles = reshape(table, (MAX_TILES**2, -1))
     return reshape(take_rows(tiles, order.reshape(-1)), (len(order), -1))
 
 

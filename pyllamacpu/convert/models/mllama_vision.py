@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
 
-ASPECT_RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""(rows, columns) of tiles; their numbers in checkpoints count from 1, 0 is an image that is not there."""
-
 
 @dataclass(frozen=True)
 class VisionShape:

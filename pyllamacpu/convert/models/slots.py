@@ -12,22 +12,12 @@ from dataclasses import dataclass, replace
 from pyllamacpu.convert.models.shape import ModelShape
 
 EXPERTS = "feed_forward.experts"
-_HF_ATTENTION = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-}
+_ATTENTION = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
 _HF_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _HF_MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
-_META_ATTENTION = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-}
 _META_NORMS = {"attention_norm": "attn_norm", "ffn_norm": "ffn_norm"}
 _META_MLP = {"w1": "ffn_gate", "w3": "ffn_up", "w2": "ffn_down"}
+_CROSS_GATES = {"cross_attn_attn_gate": "gate_attn", "cross_attn_mlp_gate": "gate_ffwd"}  # Hugging Face, Meta
 META_EXPERTS = {"w1": "moe_w_in_eD_F", "w3": "moe_w_swiglu_eD_F", "w2": "moe_w_out_eF_D"}
 
 
@@ -68,7 +58,8 @@ def _layer(shape: ModelShape, layer: int) -> list[Slot]:
         return found + _cross_attention(shape, source, name) + _feed_forward(shape, layer)
     rows = {"attn_q": shape.n_heads, "attn_k": shape.kv_heads, "attn_v": shape.kv_heads}
     permuted = shape.layout == "hf" and shape.arch != "llama4"
-    for theirs, ours in (_META_ATTENTION if meta else _HF_ATTENTION).items():
+    for part, ours in _ATTENTION.items():
+        theirs = f"attention.w{part}" if meta else f"self_attn.{part}_proj"
         n_rows = rows[ours] * shape.head_dim if ours in rows else shape.dim
         n_cols = shape.dim if ours in rows else shape.n_heads * shape.head_dim
         heads = rows[ours] if permuted and ours in ("attn_q", "attn_k") else 0
@@ -92,7 +83,8 @@ def _source(shape: ModelShape, layer: int) -> str:
 
 def _cross_attention(shape: ModelShape, source: str, name: str) -> list[Slot]:
     """Attention to images. Its q and k are not rotated, so their rows have one order everywhere."""
-    inside = f"{source}attention.w" if shape.layout == "meta" else f"{source}cross_attn."
+    meta = shape.layout == "meta"
+    inside = f"{source}{'attention' if meta else 'cross_attn'}."
     q_rows, kv_rows = shape.n_heads * shape.head_dim, shape.kv_heads * shape.head_dim
     sizes = {
         "q": (q_rows, shape.dim),
@@ -102,18 +94,13 @@ def _cross_attention(shape: ModelShape, source: str, name: str) -> list[Slot]:
     }
     found = []
     for part, size in sizes.items():
-        theirs = part if shape.layout == "meta" else f"{part}_proj"
+        theirs = f"w{part}" if meta else f"{part}_proj"
         found.append(Slot(f"{name}cross_attn_{part}_proj.weight", f"{inside}{theirs}.weight", size))
     for part in ("q", "k"):
-        norm = f"{inside.removesuffix('w')}{part}_norm.weight"
+        norm = f"{inside}{part}_norm.weight"
         found.append(Slot(f"{name}cross_attn_{part}_norm.weight", norm, (shape.head_dim,)))
-    gates = (
-        ("gate_attn", "gate_ffwd")
-        if shape.layout == "meta"
-        else ("cross_attn_attn_gate", "cross_attn_mlp_gate")
-    )
-    for theirs, ours in zip(gates, ("cross_attn_attn_gate", "cross_attn_mlp_gate"), strict=True):
-        found.append(Slot(f"{name}{ours}", f"{source}{theirs}", (1,)))
+    for ours, metas in _CROSS_GATES.items():
+        found.append(Slot(f"{name}{ours}", f"{source}{metas if meta else ours}", (1,)))
     return found
 
 
