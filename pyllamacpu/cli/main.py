@@ -123,7 +123,7 @@ def cli() -> None:
     Environment:
       PYLLAMACPU_HOME  models and history; else ~/.cache/pyllamacpu
       PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best
-      PYLLAMACPU_WHOLE_TILES  1: all padding of Llama 3.2 Vision's images is computed
+      PYLLAMACPU_WHOLE_TILES  1: all padding of images is computed (Llama 3.2)
       HF_HOME          the hub's cache; else ~/.cache/huggingface
       HF_ENDPOINT      the address of the hub; else https://huggingface.co
       HF_TOKEN         your access token, for models with terms to accept
