@@ -26,7 +26,7 @@ from cli_letters import Result, run  # noqa: F401
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import CodeShield, CodeShieldScanResult, Treatment
-from pyllamacpu.safety.code_shield import regex_scan
+from pyllamacpu.safety.code_shield import python_code, regex_scan
 from pyllamacpu.safety.code_shield.code_text import code_parts
 from pyllamacpu.safety.code_shield.issues import Analyzer, Language
 from pyllamacpu.safety.code_shield.python_scan import scan_python
@@ -71,6 +71,16 @@ def test_python_rules_find_what_semgrep_finds() -> None:
 )
 def test_python_with_faults(code: str, wanted: list[str]) -> None:
     assert found(code, "python") == wanted
+
+
+def test_long_python_is_parsed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The imports of one part hold in the others; lines count from the beginning."""
+    code = "from os import system as s\n" + "def f(x):\n    s(x)\n" * 20 + "try:\n    s(y)\nexcept E: pass"
+    wanted = [f"{line} insecure-os-system-use" for line in (*range(3, 42, 2), 43)]
+    assert found(code, "python") == wanted
+    monkeypatch.setattr(python_code, "_MAX_PART", 100)
+    assert found(code, "python") == wanted
+    assert found("", "python") == [] == found("\n", "python")
 
 
 def test_prose_is_not_code_and_fences_say_what_is() -> None:

@@ -190,11 +190,13 @@ def test_a_conversation_as_a_guard_reads_it() -> None:
         {"role": "system", "content": "x"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "content": "found"},
+        {"role": "tool", "content": "found", "name": "find", "tool_call_id": "call_1"},
+        {"role": "user", "name": "not a name", "content": "c", "thoughts": ["d"], "n": 3, "to": None},
     ]
     assert judged_messages(messages, "It") == [
         {"role": "user", "content": "a\nb"},
         {"role": "assistant", "content": json.dumps(call)},
         {"role": "user", "content": "found"},
+        {"role": "user", "content": 'c\nnot a name\n["d"]'},
         {"role": "assistant", "content": "It"},
     ]

@@ -84,7 +84,7 @@ def test_input_is_scanned_by_role(running: Running) -> None:
     before = counted(running)
 
     def ending(*messages: tuple[str, str]) -> dict[str, Any]:
-        choice = running.post("/v1/chat/completions", **chat(*messages)).json()["choices"][0]
+        choice = running.post("/v1/chat/completions", **chat(*messages, ignore_eos=True)).json()["choices"][0]
         return {key: choice.get(key) for key in ("finish_reason", "shield")}
 
     plain = {"finish_reason": "length", "shield": None}

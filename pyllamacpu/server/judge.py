@@ -2,8 +2,9 @@
 
 A prompt that is unsafe gets an empty answer, and an answer ends before the window of it that is unsafe, both
 with a reason of their own (`endings.py`). It fails closed: what cannot be judged is not answered. Words of
-the operator (the roles system and developer) are not judged; results of tools count as the user's for a guard
-model, and have scanners of their own in the shield (`shield.py`).
+the operator (the roles system and developer, descriptions of tools, the template's variables) are not judged;
+results of tools count as the user's for a guard model, and have scanners of their own in the shield
+(`shield.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +33,8 @@ log = logging.getLogger("pyllamacpu.server")
 
 WINDOW = 64  # tokens of an answer that are held back until they are judged, with all before them
 _OPERATORS = ("system", "developer")
+_READ = ("role", "content", "tool_calls")
+_NAME = re.compile(r"[\w.-]{1,64}")
 _THREADS = 4  # checks that run at once, in one batch
 
 Messages = list[dict[str, Any]]
@@ -255,11 +259,19 @@ def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """All that a message says, calls of tools included."""
+    """All that a message says: calls of tools included, and other fields, which a template may show."""
     content = message.get("content")
     parts = (
         [content] if isinstance(content, str) else [*content] if isinstance(content, (list, tuple)) else []
     )
     texts = [part if isinstance(part, str) else str(part.get("text") or "") for part in parts]
     calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or ()]
-    return "\n".join(filter(None, [*texts, *calls]))
+    others = [_field(value) for name, value in message.items() if name not in _READ]
+    return "\n".join(filter(None, [*texts, *calls, *others]))
+
+
+def _field(value: Any) -> str:
+    """What it says: names and ids, numbers and nothing say nothing."""
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (Mapping, list)) and value else ""
+    return "" if _NAME.fullmatch(value) else value

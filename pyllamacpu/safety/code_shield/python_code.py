@@ -1,8 +1,8 @@
 """Python code as a syntax tree, also where it stands in prose, is cut off or has faults.
 
-What cannot be parsed as a whole is parsed block by block, then line by line; lines that are known to be
-Python and still have faults (Python 2, say), and lines that are too long for the parser, are judged by the
-calls in them.
+What is long is parsed in parts, and what cannot be parsed as a whole block by block, then line by line; lines
+that are known to be Python and still have faults (Python 2, say), and lines that are too long for the parser,
+are judged by the calls in them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.) ?", re.MULTILINE)  # of an interact
 _PRINT = re.compile(r"print\s+([^\s=(].*)")  # of Python 2
 _WORD = regex.compile(r"[A-Za-z_][\w.]*+\s*+(\()?")  # whole words: a long one is read once
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
+_MAX_PART = 1 << 15  # characters that are parsed at once: other threads wait for that
 _MAX_CALL = 2000  # characters of a call in a line with faults
 _MAX_CALL_CHARS = 2_000_000  # of all such calls
 
@@ -61,15 +62,16 @@ class _Parser:
         self._n_chars = 0  # of calls so far
 
     def parse(self, text: str) -> ast.Module:
+        return ast.Module([node for first, part in _parts(text) for node in self._part(part, first)], [])
+
+    def _part(self, part: str, first: int) -> list[ast.stmt]:
+        """Of several blocks, as a whole or block by block."""
         try:
-            if (whole := _parse(text)) is not None:
-                return whole
+            if (whole := _parse(part)) is not None:
+                return _located(whole, first)
         except _TooDeep:
-            pass  # its parts may not be
-        body: list[ast.stmt] = []
-        for first, block in _blocks(text):
-            body += self._block(block, first)
-        return ast.Module(body, [])
+            pass  # its blocks may not be
+        return [node for i, block in _blocks(part) for node in self._block(block, first + i - 1)]
 
     def _block(self, block: str, first: int) -> list[ast.stmt]:
         try:
@@ -126,6 +128,18 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
         if i == len(lines) or (lines[i] and not lines[i][0].isspace() and lines[i][0] not in ")]}"):
             yield first + 1, "\n".join(lines[first:i])
             first = i
+
+
+def _parts(text: str) -> Iterator[tuple[int, str]]:
+    """(first line, text): as many blocks as _MAX_PART holds, or one."""
+    first, listed, size = 1, list[str](), 0
+    for i, block in _blocks(text):
+        if listed and size + len(block) > _MAX_PART:
+            yield first, "\n".join(listed)
+            first, listed, size = i, [], 0
+        listed.append(block)
+        size += len(block) + 1
+    yield first, "\n".join(listed)
 
 
 def _closed(code: str, only_first: bool = False) -> str:
