@@ -107,6 +107,21 @@ def test_an_interrupt_leaves_a_usable_session(keep_all: bool) -> None:
         assert np.array_equal(session.scores[3], engine.row([7, 8, 1, 2]))
 
 
+def test_a_failed_cut_leaves_no_logits_of_tokens_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was let go is evaluated again, for which something may be missing."""
+    session = Session(FakeEngine(), keep_all=True)
+    session.append([7, 8, 9, 10])
+    monkeypatch.setattr(session.sequence, "reusable", lambda n: 1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OptionError("the rows of an image are no longer in memory")
+
+    monkeypatch.setattr(session.engine, "eval", fail)
+    with pytest.raises(OptionError):
+        session.truncate(3)
+    assert (len(session), session.n_scored, session.last) == (1, 1, None)
+
+
 def test_too_many_tokens_for_a_session() -> None:
     session = Session(FakeEngine(n_ctx=4))
     session.append([3] * 3)

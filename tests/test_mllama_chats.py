@@ -24,10 +24,12 @@ from mllama_models import IMAGE_TOKEN, VISION
 from PIL import Image
 
 from pyllamacpu import Llama
+from pyllamacpu.api.tools import NO_TOOLS
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
 from pyllamacpu.safety.guard_prompts import BEGIN, END
+from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.judge import Conversation, Judge
@@ -170,3 +172,46 @@ def test_a_saved_state_goes_on(llm: Llama) -> None:
     assert llm.n_tokens == state.n_tokens
     penalised = llm.create_chat_completion(asked(PICTURE), max_tokens=4, repeat_penalty=1.2, temperature=0.0)
     assert penalised["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
+
+
+def test_a_state_that_is_loaded_asks_for_its_image(llm: Llama) -> None:
+    """Tokens behind an image read its states, which are not part of a saved state."""
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    list(llm.stream(ids, max_tokens=2, images=held))
+    state = llm.save_state()
+    path, missing = Path(llm.model_path), "without its vision tower"
+    with opened(path, mmproj=False) as other, pytest.raises(OptionError, match=missing):
+        other.load_state(state)
+    with opened(path) as other:
+        other.load_state(state)
+        with pytest.raises(OptionError, match="give the prompt with its image again"):
+            other.eval([20, 21])
+        assert other.n_tokens == state.n_tokens
+        other.vision.embed(PICTURE)
+        other.eval([20, 21])
+        llm.eval([20, 21])
+        assert np.array_equal(other.scores[-1], llm.scores[-1])
+
+
+def test_ids_behind_the_vocabulary_stand_for_images_alone(llm: Llama) -> None:
+    """Placeholders are taken with images; functions of the caller's own see ids that have logits."""
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    placed = llm.engine.images.visible(ids)
+    assert IMAGE_TOKEN in placed and llm.n_vocab() <= IMAGE_TOKEN
+
+    def answer(tokens: list[int], images: Any) -> list[int]:
+        def processor(seen: Any, row: Any) -> Any:
+            row[seen] -= 0.1
+            return row
+
+        def criterion(seen: Any, row: Any) -> bool:
+            return not np.isfinite(row[seen]).all()
+
+        given = {"logits_processors": (processor,), "stopping_criteria": (criterion,)}
+        options = SamplingOptions(temperature=0.0)
+        events = llm.stream(tokens, options, 6, images=images, **given)
+        return [token for event in events for token in event.tokens]
+
+    assert answer(placed, [PICTURE]) == answer(placed, PICTURE) == answer(ids, held) != []
+    llm.input_ids = llm.input_ids
+    assert min(llm._session.tokens) < 0
