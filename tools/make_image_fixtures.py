@@ -27,14 +27,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 UNIT = 28  # pixels of a tile's side in the fixture
+_TORCHVISION = torch.library.Library("torchvision", "DEF")  # what it defines goes when it does
 
 
 def _torchvision() -> None:
     """Lets a torchvision that was built for another torch be imported: only its Python code is used."""
-    library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _torchvision.library = library  # type: ignore[attr-defined]
+        _TORCHVISION.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def rgb(source: bytes | Image.Image) -> Image.Image:
