@@ -89,6 +89,8 @@ def test_what_is_no_window_is_refused(encoder: Encoder) -> None:
     with pytest.raises(TokenizerError, match="480"):
         encoder.logits([[480]])
     assert encoder.logits([]).shape == (0, 3)
+    with pytest.raises(TokenizerError, match="whole numbers"):
+        encoder.logits([5])  # type: ignore[list-item]
 
 
 def test_it_is_no_model_to_chat_with(file: Path, starter_model: Path, run: Callable[..., Result]) -> None:

@@ -94,8 +94,12 @@ def test_wrong_arguments(model: Path, guard: PromptGuard, starter_model: Path, t
         PromptGuard(model, threshold=1.0)
     with pytest.raises(OptionError, match="overlap"):
         PromptGuard(model, overlap=94)
-    with pytest.raises(OptionError, match="list of texts"):
-        guard.scores("text")
+    for threads in ("2", 2.5, -1):
+        with pytest.raises(OptionError, match="n_threads"):
+            PromptGuard(model, n_threads=threads)  # type: ignore[arg-type]
+    for texts in ("text", 5, None):
+        with pytest.raises(OptionError, match="list of texts"):
+            guard.scores(texts)  # type: ignore[arg-type]
     with pytest.raises(ContextError, match="window of 96"):
         guard.logits([5] * 97)
     with pytest.raises(ModelError, match="Prompt Guard"):

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from pyllamacpu.convert.tokenizers.unigram_pipeline import read_unigram_pipeline
 from pyllamacpu.errors import CheckpointError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.text.normalizers import CharsMap, make_normalizer
+from pyllamacpu.text.normalizers import CharsMap, compiled_pattern, make_normalizer
 from pyllamacpu.text.pretokenizers import make_pretokenizer
 from pyllamacpu.text.unigram import Unigram
 from pyllamacpu.text.unigram_pipeline import CHARSMAP, UnigramPipeline
@@ -209,6 +209,9 @@ def broken(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
 
 def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
     split = {"type": "Split", "behavior": "Isolated", "invert": False}
+    nested: dict[str, Any] = {"type": "ByteLevel"}
+    for _ in range(300):
+        nested = {"type": "Sequence", "processors": [nested]}
     cases: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         (lambda v: v.update(normalizer={"type": "Bert"}), "normalizer 'Bert'"),
         (lambda v: v.update(pre_tokenizer={"type": "ByteLevel"}), "pre-tokenizer 'ByteLevel'"),
@@ -220,6 +223,25 @@ def test_what_cannot_be_run_is_refused(tmp_path: Path) -> None:
         (lambda v: v["model"]["vocab"].append(["x", "y"]), "not a piece"),
         (lambda v: v["added_tokens"].append({"id": 10**7, "content": "far"}), "10000000"),
         (lambda v: v["normalizer"]["normalizers"][1].update(precompiled_charsmap="?"), "base64"),
+        (lambda v: v["normalizer"]["normalizers"][1].update(precompiled_charsmap="é"), "base64"),
+        (
+            lambda v: v.update(pre_tokenizer={**split, "pattern": {"Regex": "(a{1000}){00000000099999}"}}),
+            "too much",
+        ),
+        (lambda v: v.update(pre_tokenizer={**split, "pattern": {"String": "a" * 300_000}}), "too long"),
+        (lambda v: v.update(normalizer={"type": "Prepend", "prepend": "\ud800"}), "surrogate"),
+        (lambda v: v["model"]["vocab"].append(["\ud800", -1.0]), "surrogate"),
+        (lambda v: v["model"].update(unk_id=True), "unk_id"),
+        (lambda v: v["added_tokens"].append({"id": True, "content": "x"}), "not a token"),
+        (lambda v: v["added_tokens"].append({"id": 5, "content": 7}), "not a token"),
+        (lambda v: v.update(added_tokens={"a": 1}), "not a list"),
+        (lambda v: v["added_tokens"].append({"id": 5, "content": "  ", "normalized": True}), "nothing of"),
+        (lambda v: v.update(normalizer={"type": "Sequence", "normalizers": 5}), "without a list"),
+        (lambda v: v.update(post_processor="x"), "post-processor None"),
+        (lambda v: v.update(post_processor={"type": "Sequence", "processors": 5}), "without a list"),
+        (lambda v: v.update(post_processor=nested), "post-processor 'Sequence'"),
+        (lambda v: v["post_processor"].update(single=5), "place for the text"),
+        (lambda v: v["post_processor"]["single"].insert(0, {"SpecialToken": None}), "has no id"),
         (lambda v: v["normalizer"]["normalizers"][1].update(precompiled_charsmap="AAAA"), "damaged"),
     ]
     for change, said in cases:
@@ -237,6 +259,11 @@ def test_a_damaged_map_of_characters_raises_or_gives_text(tmp_path: Path) -> Non
             damaged[source.randrange(min(len(damaged), 4000))] = source.randrange(256)
         with contextlib.suppress(TokenizerError):
             assert isinstance(CharsMap(bytes(damaged))("aé ① ﬁ\u0301\n\x01"), str)
+
+
+@pytest.mark.parametrize("pattern", [r"\p{N}{1,3}| {2,}", "(?:a{9,99}){9}", "x{9999}"])
+def test_patterns_that_repeat_a_little_are_taken(pattern: str) -> None:
+    assert compiled_pattern({"Regex": pattern}).pattern == pattern
 
 
 def test_patterns_that_take_too_long_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,8 @@ class Encoder:
         self.file = file
         self.config = ModelConfig.from_metadata(file.metadata, file.tensors)
         self.n_threads = n_threads or cpus_usable()
-        if not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
-            raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
+        if not isinstance(self.n_threads, int) or not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
+            raise OptionError(f"n_threads is {n_threads!r:.40}: must be from 1 to {lib.PL_MAX_THREADS}")
         self.n_batch = max(n_batch, self.n_ctx)
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
@@ -62,9 +62,11 @@ class Encoder:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], **options: int | None) -> Encoder:
+    def open(
+        cls, path: str | os.PathLike[str], *, n_threads: int | None = None, n_batch: int = DEFAULT_TOKENS
+    ) -> Encoder:
         """The encoder of the model file at `path`; options as above."""
-        return cls(GGUFFile.open(path), **options)  # type: ignore[arg-type]
+        return cls(GGUFFile.open(path), n_threads=n_threads, n_batch=n_batch)
 
     @property
     def n_ctx(self) -> int:
@@ -95,11 +97,12 @@ class Encoder:
         return result
 
     def _checked(self, ids: Seq[int]) -> list[int]:
-        if not len(ids):
+        checked = check_tokens(ids, self.config.vocab_size)
+        if not checked:
             raise OptionError("there are no tokens to classify")
-        if len(ids) > self.n_ctx:
-            raise ContextError(f"{len(ids)} tokens are more than the model's window of {self.n_ctx}")
-        return check_tokens(ids, self.config.vocab_size)
+        if len(checked) > self.n_ctx:
+            raise ContextError(f"{len(checked)} tokens are more than the model's window of {self.n_ctx}")
+        return checked
 
     def _step(self, sequences: Seq[list[int]]) -> npt.NDArray[np.float32]:
         lengths = [len(ids) for ids in sequences]

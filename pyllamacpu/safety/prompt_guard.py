@@ -105,7 +105,7 @@ class PromptGuard:
 
     def check_all(self, texts: Iterable[str | bytes]) -> list[PromptVerdict]:
         """The verdict on each text."""
-        if isinstance(texts, (str, bytes)):
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
             raise OptionError("give a list of texts; score() takes a single one")
         tokens = [self.tokens(text) for text in texts]
         windows = [self.windows(ids) for ids in tokens]

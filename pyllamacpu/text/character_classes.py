@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.native import lib
 

@@ -9,13 +9,15 @@ import struct
 import unicodedata
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import TokenizerError
 
 Normalizer = Callable[[str], str]
+Maker = Callable[[Mapping[str, Any], bytes | None], Normalizer]
+"""(the part of the JSON, the map of `Precompiled`) -> its function."""
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
@@ -23,6 +25,10 @@ WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + ""
 MATCH_SECONDS = 5.0
 """For a pattern of the file on one text."""
 _MAX_DEPTH = 8
+_MAX_EXPANDED = 1 << 18
+"""Characters of a pattern: `regex` writes counted repeats out, with about 300 bytes for each."""
+_REPEAT = regex.compile(r"\{[\d\s,]+\}")
+_NUMBER = regex.compile(r"[1-9]\d*")
 _GRAPHEME = regex.compile(r"\X")
 _WHOLE_GRAPHEME = 6  # bytes from which a grapheme is looked up character by character
 _MAX_CACHED = 1 << 16
@@ -63,6 +69,14 @@ def _strip(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
     return strip
 
 
+def _expanded(pattern: str) -> int:
+    """Characters of a pattern at the most when what is repeated a number of times is written out."""
+    size = len(pattern)
+    for repeat in _REPEAT.findall(pattern):
+        size *= max([1, *(int(number[:9]) for number in _NUMBER.findall(repeat))])
+    return size
+
+
 def compiled_pattern(pattern: Any) -> regex.Pattern[str]:
     """`{"String": …}` or `{"Regex": …}`. Raises TokenizerError; also for a pattern that matches nothing at
     all, which has no place to be.
@@ -70,8 +84,11 @@ def compiled_pattern(pattern: Any) -> regex.Pattern[str]:
     text = pattern.get("Regex", pattern.get("String")) if isinstance(pattern, Mapping) else None
     if not isinstance(text, str) or not text:
         raise TokenizerError(f"the pattern {pattern!r:.60} is neither a text nor a regular expression")
+    source = text if "Regex" in pattern else regex.escape(text)
+    if _expanded(source) > _MAX_EXPANDED:
+        raise TokenizerError(f"the pattern {text!r:.60} is too long, or repeats too much")
     try:
-        found = regex.compile(text if "Regex" in pattern else regex.escape(text))
+        found = regex.compile(source)
         empty = found.search("", timeout=MATCH_SECONDS)
     except (regex.error, TimeoutError, RecursionError, OverflowError) as error:
         raise TokenizerError(f"the pattern {text!r:.60} cannot be run: {error}") from None
@@ -94,8 +111,8 @@ def _replace(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
     return replace
 
 
-def _form(name: str) -> Callable[..., Normalizer]:
-    return lambda _part, _charsmap: lambda text: unicodedata.normalize(name, text)  # type: ignore[arg-type]
+def _form(name: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Maker:
+    return lambda _part, _charsmap: partial(unicodedata.normalize, name)
 
 
 def _lowercase(text: str) -> str:
@@ -120,7 +137,7 @@ def _precompiled(_part: Mapping[str, Any], charsmap: bytes | None) -> Normalizer
     return CharsMap(charsmap)
 
 
-_MAKERS: dict[str, Callable[[Mapping[str, Any], bytes | None], Normalizer]] = {
+_MAKERS: dict[str, Maker] = {
     "Strip": _strip,
     "Replace": _replace,
     "NFC": _form("NFC"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.normalizers import MATCH_SECONDS, WHITE_SPACE, compiled_pattern

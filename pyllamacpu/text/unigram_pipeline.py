@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.gguf.strings import StringArray
@@ -27,6 +27,7 @@ MODEL = "unigram"
 PIPELINE = "tokenizer.unigram.pipeline"
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _WORD = regex.compile(r"\w")
+_MAX_DEPTH = 8
 
 
 class _Added(NamedTuple):
@@ -81,14 +82,18 @@ class UnigramPipeline:
         """pieces: of the vocabulary, and maybe added tokens, which have no score. Raises TokenizerError."""
         self.path = path
         try:
+            _check_characters(pipeline)
             self._normalize = make_normalizer(pipeline.get("normalizer"), charsmap)
             self._words = make_pretokenizer(pipeline.get("pre_tokenizer"))
             plain, normalized = _added_tokens(pipeline.get("added_tokens"))
             self._plain = _Finder(plain)
-            self._normalized = _Finder({self._normalize(text): token for text, token in normalized.items()})
+            found = {self._normalize(text): token for text, token in normalized.items()}
+            if "" in found:
+                raise TokenizerError("the normalizer leaves nothing of an added token")
+            self._normalized = _Finder(found)
             self.around = _around(pipeline.get("post_processor"))
             unknown = pipeline.get("unk_id")
-            if unknown is not None and (not isinstance(unknown, int) or not 0 <= unknown < len(scores)):
+            if unknown is not None and not (_is_id(unknown) and unknown < len(scores)):
                 raise TokenizerError(f"unk_id is {unknown!r:.40}")
             self._model = Unigram(pieces, scores, unknown, bool(pipeline.get("byte_fallback")))
         except TokenizerError as error:
@@ -144,29 +149,47 @@ class UnigramPipeline:
                 yield from self._normalized(self._normalize(part))
 
 
+def _check_characters(pipeline: Mapping[str, Any]) -> None:
+    """Raises TokenizerError for text that UTF-8 cannot say: JSON can hold halves of surrogate pairs."""
+    try:
+        json.dumps(pipeline, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise TokenizerError("it holds half of a surrogate pair, which is no character") from None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _added_tokens(listed: Any) -> tuple[dict[str, _Added], dict[str, _Added]]:
     """Those that are looked for in the text as it is, and those in the normalized one."""
     plain: dict[str, _Added] = {}
     normalized: dict[str, _Added] = {}
-    for item in listed if isinstance(listed, list) else ():
-        if not isinstance(item, Mapping) or not isinstance(item.get("id"), int) or not item.get("content"):
+    if not isinstance(listed, (list, type(None))):
+        raise TokenizerError("added_tokens is not a list")
+    for item in listed or ():
+        content = item.get("content") if isinstance(item, Mapping) else None
+        if not isinstance(content, str) or not content or not _is_id(item.get("id")):
             raise TokenizerError("added_tokens holds what is not a token")
         flags = (bool(item.get(name)) for name in ("single_word", "lstrip", "rstrip"))
         place = normalized if item.get("normalized") else plain
-        place[str(item["content"])] = _Added(item["id"], *flags)
+        place[content] = _Added(item["id"], *flags)
     return plain, normalized
 
 
-def _around(part: Any) -> tuple[list[int], list[int]]:
+def _around(part: Any, depth: int = 0) -> tuple[list[int], list[int]]:
     """Ids before and behind a text, as the post-processor puts them there."""
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind is None or kind == "ByteLevel":
+    if part is None or kind == "ByteLevel":
         return [], []
-    if kind == "Sequence":
+    if kind == "Sequence" and depth < _MAX_DEPTH:
         before: list[int] = []
         behind: list[int] = []
-        for item in part.get("processors") or ():
-            first, last = _around(item)
+        listed = part.get("processors")
+        if not isinstance(listed, list):
+            raise TokenizerError("a post-processor Sequence without a list")
+        for item in listed:
+            first, last = _around(item, depth + 1)
             before, behind = first + before, behind + last
         return before, behind
     if kind in ("BertProcessing", "RobertaProcessing"):
@@ -176,8 +199,9 @@ def _around(part: Any) -> tuple[list[int], list[int]]:
     if kind != "TemplateProcessing":
         raise TokenizerError(f"the post-processor {kind!r:.40} is not supported")
     steps, tokens = part.get("single"), part.get("special_tokens")
-    texts = [i for i, step in enumerate(steps or ()) if isinstance(step, Mapping) and "Sequence" in step]
-    if not isinstance(steps, list) or len(texts) != 1 or not isinstance(tokens, Mapping):
+    steps = steps if isinstance(steps, list) else []
+    texts = [i for i, step in enumerate(steps) if isinstance(step, Mapping) and "Sequence" in step]
+    if len(texts) != 1 or not isinstance(tokens, Mapping):
         raise TokenizerError("a TemplateProcessing without a place for the text")
     return _special(steps[: texts[0]], tokens), _special(steps[texts[0] + 1 :], tokens)
 
@@ -185,13 +209,14 @@ def _around(part: Any) -> tuple[list[int], list[int]]:
 def _special(steps: Iterable[Any], tokens: Mapping[str, Any]) -> list[int]:
     ids: list[int] = []
     for step in steps:
-        name = step.get("SpecialToken", {}).get("id") if isinstance(step, Mapping) else None
+        token = step.get("SpecialToken") if isinstance(step, Mapping) else None
+        name = token.get("id") if isinstance(token, Mapping) else None
         found = tokens.get(name) if isinstance(name, str) else None
         ids += _checked(found.get("ids") if isinstance(found, Mapping) else None)
     return ids
 
 
 def _checked(ids: Any) -> list[int]:
-    if not isinstance(ids, list) or not all(isinstance(token, int) and token >= 0 for token in ids):
+    if not isinstance(ids, list) or not all(map(_is_id, ids)):
         raise TokenizerError("a special token of the post-processor has no id")
     return ids

@@ -57,6 +57,11 @@ def pieces_of(path: Path, vocab: list[Any]) -> tuple[list[str], list[float]]:
         scores.append(value)
     if not 0 < len(texts) < _MAX_PIECES or len(set(texts)) != len(texts):
         raise CheckpointError(path, "model.vocab is empty, or gives two tokens the same text")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        held = error.object[error.start]
+        raise CheckpointError(path, f"model.vocab holds {held!r}, half of a surrogate pair") from None
     return texts, scores
 
 

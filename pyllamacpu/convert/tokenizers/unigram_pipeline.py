@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,7 +72,7 @@ def _take_charsmap(path: Path, normalizer: Any) -> bytes | None:
     for text in texts:
         try:
             return base64.b64decode(text, validate=True)
-        except binascii.Error:
+        except ValueError:
             raise CheckpointError(path, "precompiled_charsmap is not base64; download it again") from None
     return None
 
@@ -82,7 +81,8 @@ def _precompiled(part: Any) -> Iterator[dict[str, Any]]:
     if isinstance(part, dict):
         if part.get("type") == "Precompiled":
             yield part
-        for inner in part.get("normalizers") or ():
+        listed = part.get("normalizers")
+        for inner in listed if isinstance(listed, list) else ():
             yield from _precompiled(inner)
 
 

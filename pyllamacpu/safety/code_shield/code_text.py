@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.safety.code_shield.issues import Language
 

@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import PyllamacpuError
 

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.safety.code_shield.issues import Analyzer, Issue, Language

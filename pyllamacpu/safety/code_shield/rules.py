@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.safety.code_shield.issues import Language, Severity
 

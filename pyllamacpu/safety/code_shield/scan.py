@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.safety.code_shield.code_text import CodePart, code_parts

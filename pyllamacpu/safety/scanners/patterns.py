@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
+import regex
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety.code_shield.regex_scan import search
