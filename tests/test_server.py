@@ -201,16 +201,21 @@ def start(path: Path, *more: str) -> tuple[subprocess.Popen[str], int]:
     raise AssertionError("it did not start")
 
 
+def asked_for_a_stream(port: int, n_tokens: int) -> socket.socket:
+    body = json.dumps({**LONG, "stream": True, "max_tokens": n_tokens, "messages": QUESTION}).encode()
+    request = head(
+        "Host: localhost", f"Content-Length: {len(body)}", path="/v1/chat/completions", method="POST"
+    )
+    connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    connection.sendall(request + body)
+    return connection
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_streams_finish_and_exits_0(path: Path, number: signal.Signals) -> None:
     process, port = start(path)
     try:
-        body = json.dumps({**LONG, "stream": True, "max_tokens": 1500, "messages": QUESTION}).encode()
-        request = head(
-            "Host: localhost", f"Content-Length: {len(body)}", path="/v1/chat/completions", method="POST"
-        )
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(request + body)
+        with asked_for_a_stream(port, 1500) as connection:
             received = connection.recv(1000)
             process.send_signal(number)
             while chunk := connection.recv(1 << 16):
@@ -220,6 +225,23 @@ def test_a_signal_lets_streams_finish_and_exits_0(path: Path, number: signal.Sig
     finally:
         process.kill()
         process.communicate()
+
+
+def test_two_interrupts_do_not_wait_for_streams(path: Path) -> None:
+    """And nothing breaks."""
+    process, port = start(path, "--grace", "60")
+    try:
+        with asked_for_a_stream(port, 100_000) as connection:
+            connection.recv(1000)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.5)  # at once they could arrive as one
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+    finally:
+        process.kill()
+        log = process.communicate()[1]
+    assert "Traceback" not in log and "unloaded tiny" in log
 
 
 def test_a_port_in_use_is_an_error(path: Path) -> None:

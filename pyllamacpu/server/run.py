@@ -28,6 +28,7 @@ log = logging.getLogger("pyllamacpu.server")
 HEADER_SECONDS = 15.0  # that a request's headers may take to come
 _MAX_LINE = 4096  # bytes of a request's first line that are looked at for its path
 UNREAD_SECONDS = 60.0  # that an answer may wait for a client which reads nothing of it
+ENDING_SECONDS = 1.0  # that answers may take to end after two signals
 SWITCH_SECONDS = 0.001  # that threads with prompts may keep the interpreter from the engine's, after a step
 
 
@@ -126,6 +127,16 @@ class _Uvicorn(uvicorn.Server):
         super().handle_exit(sig, frame)
         if self.should_exit and sig == signal.SIGTERM:
             log.info("shutting down")
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """After two signals too the application ends in order, where uvicorn would cancel it."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            await self.lifespan.shutdown()
+            if self.server_state.tasks:
+                await asyncio.wait(list(self.server_state.tasks), timeout=ENDING_SECONDS)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
