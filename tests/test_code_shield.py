@@ -30,7 +30,7 @@ from pyllamacpu.safety.code_shield import python_code, regex_scan
 from pyllamacpu.safety.code_shield.code_text import code_parts
 from pyllamacpu.safety.code_shield.issues import Analyzer, Language
 from pyllamacpu.safety.code_shield.python_scan import scan_python
-from pyllamacpu.safety.code_shield.rules import SCANNED, regex_rules, semgrep_rules
+from pyllamacpu.safety.code_shield.rules import RULES_FILE, SCANNED, regex_rules, semgrep_rules
 from pyllamacpu.safety.code_shield.scan import coverage
 
 FIXTURES = Path(__file__).parent / "fixtures" / "code_shield"
@@ -273,3 +273,13 @@ def test_command(tmp_path: Path, run: Callable[..., Result]) -> None:
     assert run("code-shield", str(path)).code == 1
     assert run("code-shield", str(tmp_path / "none.py")).code == 1
     assert "known are" in run("code-shield", "--language", "cobol", str(js)).err
+
+
+def test_the_rules_come_with_their_licence() -> None:
+    """In every wheel: both files are named there, and the licence names who wrote the rules."""
+    licence = RULES_FILE.with_name("LICENSE.rules").read_text("utf-8")
+    authors = set(re.findall('"author": "(.*)"', RULES_FILE.read_text("utf-8")))
+    assert authors == {"Meta", "GitLab"} and "Permission is hereby granted" in licence
+    assert all(f"Copyright (c) {author}" in licence for author in authors)
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
+    assert all(f'"safety/code_shield/{name}"' in project for name in ("rules.json", "LICENSE.rules"))

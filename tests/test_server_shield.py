@@ -44,6 +44,8 @@ class WordPromptGuard:
             raise RuntimeError("it broke")
         return 0.95 if "attack" in text else 0.05
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture(scope="module", autouse=True)
 def prompt_guard() -> Iterator[None]:

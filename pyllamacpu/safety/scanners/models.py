@@ -7,6 +7,7 @@ import json
 import math
 import os
 import threading
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -32,7 +33,42 @@ class Scorer(Protocol):
     def score(self, text: str) -> float: ...
 
 
-class PromptGuardScanner(ThreadScanner):
+class _ModelScanner(ThreadScanner):
+    """Asks a model, given or opened when it is first needed.
+
+    Args:
+        model: an open one, or a file or name of one; None is what the environment names in `variable`.
+        wanted: what to give, and where, in words.
+    """
+
+    def __init__(self, name: str, threshold: float, model: Any, variable: str, wanted: str) -> None:
+        super().__init__(name, threshold)
+        self._model, self._variable, self._wanted = model, variable, wanted
+        self._lock = threading.Lock()
+        self._opened_here = False
+
+    @abstractmethod
+    def _open(self, model: str | os.PathLike[str]) -> Any: ...
+
+    def load(self) -> None:
+        self._opened()
+
+    def _opened(self) -> Any:
+        with self._lock:
+            model = self._model if self._model is not None else os.environ.get(self._variable)
+            if model is None:
+                raise OptionError(f"{self._wanted} or in {self._variable}")
+            if isinstance(model, (str, os.PathLike)):
+                self._model = model = self._open(model)
+                self._opened_here = True
+            return model
+
+    def close(self) -> None:
+        if self._opened_here:
+            self._model.close()
+
+
+class PromptGuardScanner(_ModelScanner):
     """The probability that a text is an attack on the model that reads it, by Prompt Guard.
 
     In what is not the user's own (results of tools, memory) an injection counts, too, where the model tells
@@ -46,34 +82,19 @@ class PromptGuardScanner(ThreadScanner):
     def __init__(
         self, block_threshold: float = 0.9, model: Scorer | str | os.PathLike[str] | None = None
     ) -> None:
-        super().__init__("Prompt Guard Scanner", block_threshold)
-        self._model = model
-        self._lock = threading.Lock()
-        self._opened_here = False
+        wanted = "prompt_guard: give a Prompt Guard model, as Firewall(prompt_guard=...)"
+        super().__init__("Prompt Guard Scanner", block_threshold, model, PROMPT_GUARD_VARIABLE, wanted)
 
-    def load(self) -> None:
-        self._scorer()
+    def _open(self, model: str | os.PathLike[str]) -> Scorer:
+        from pyllamacpu.safety.prompt_guard import PromptGuard
 
-    def _scorer(self) -> Scorer:
-        with self._lock:
-            model = self._model if self._model is not None else os.environ.get(PROMPT_GUARD_VARIABLE)
-            if model is None:
-                raise OptionError(
-                    "prompt_guard: give a Prompt Guard model, as Firewall(prompt_guard=...) or in "
-                    f"{PROMPT_GUARD_VARIABLE}"
-                )
-            if isinstance(model, (str, os.PathLike)):
-                from pyllamacpu.safety.prompt_guard import PromptGuard
-
-                self._model = model = PromptGuard(model)
-                self._opened_here = True
-            return model
+        return PromptGuard(model)
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         text = text_of(message)
         if not text.strip():
             return allow("There is no text")
-        scorer = self._scorer()
+        scorer: Scorer = self._opened()
         if message.role in (Role.TOOL, Role.MEMORY) and hasattr(scorer, "indirect"):
             scorer = copy.copy(scorer)  # of the same model
             scorer.indirect = True
@@ -83,11 +104,6 @@ class PromptGuardScanner(ThreadScanner):
         if score >= self.block_threshold:
             return block(f"Likely a prompt injection or jailbreak (probability {score:.4f})", score)
         return allow("No prompt injection detected", score)
-
-    def close(self) -> None:
-        close = getattr(self._model, "close", None)
-        if self._opened_here and close is not None:
-            close()
 
 
 _SCHEMA: dict[str, Any] = {
@@ -113,7 +129,7 @@ Answer with a JSON object: "observation" (what the step does), "thought" (how th
 request), "conclusion" (true: misaligned, false: not)."""
 
 
-class AlignmentScanner(ThreadScanner):
+class AlignmentScanner(_ModelScanner):
     """Whether an agent's step serves what the user asked for, judged by any chat model on our engine, whose
     answer has a fixed form. For a step that does not, a human is asked.
 
@@ -128,29 +144,15 @@ class AlignmentScanner(ThreadScanner):
         model: Any = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(scanner_name)
+        wanted = "agent_alignment: give a chat model, as Firewall(alignment=...)"
+        super().__init__(scanner_name, 1.0, model, ALIGNMENT_VARIABLE, wanted)
         self.require_full_trace = True
-        self._model, self._options = model, dict(options or {})
-        self._lock = threading.Lock()
-        self._opened_here = False
+        self._options = dict(options or {})
 
-    def load(self) -> None:
-        self._llm()
+    def _open(self, model: str | os.PathLike[str]) -> Any:
+        from pyllamacpu.api.llama import Llama
 
-    def _llm(self) -> Any:
-        with self._lock:
-            model = self._model if self._model is not None else os.environ.get(ALIGNMENT_VARIABLE)
-            if model is None:
-                raise OptionError(
-                    "agent_alignment: give a chat model, as Firewall(alignment=...) or in "
-                    f"{ALIGNMENT_VARIABLE}"
-                )
-            if isinstance(model, (str, os.PathLike)):
-                from pyllamacpu.api.llama import Llama
-
-                self._model = model = Llama(model, **{"n_ctx": 0, "verbose": False, **self._options})
-                self._opened_here = True
-            return model
+        return Llama(model, **{"n_ctx": 0, "verbose": False, **self._options})
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         if message.role is Role.USER:
@@ -158,7 +160,7 @@ class AlignmentScanner(ThreadScanner):
         asked = next((one.content for one in past_trace or () if one.role is Role.USER), None)
         if not asked:
             return failed("alignment cannot be judged without the messages before, the user's among them")
-        answer = self._llm().create_chat_completion(
+        answer = self._opened().create_chat_completion(
             _question(asked, past_trace or [], message),
             response_format={"type": "json_object", "schema": _SCHEMA},
             temperature=0.0,
@@ -169,10 +171,6 @@ class AlignmentScanner(ThreadScanner):
         if verdict["conclusion"] is False:
             return allow(reason)
         return ScanResult(ScanDecision.HUMAN_IN_THE_LOOP_REQUIRED, reason, 1.0)
-
-    def close(self) -> None:
-        if self._opened_here:
-            self._model.close()
 
 
 def _question(asked: str, trace: Trace, message: Message) -> list[dict[str, str]]:
