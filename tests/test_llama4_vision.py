@@ -201,6 +201,14 @@ def test_towers_that_are_missing_or_of_another_model(llama4_vision: Path, tmp_pa
     missing = r"vision tower is missing.*mmproj.*convert FOLDER --mmproj"
     with opened(alone) as llm, pytest.raises(OptionError, match=missing):
         llm.image_features(expected()["pixels"])
+    beside = tmp_path / "mmproj-damaged.gguf"
+    beside.write_bytes(tower.read_bytes()[:100])
+    with (
+        opened(alone) as llm,
+        pytest.raises(OptionError, match=r"no vision tower in its folder fits: .*damaged"),
+    ):
+        llm.image_features(expected()["pixels"])
+    beside.unlink()
     with opened(alone, mmproj=tower) as llm:
         assert llm.image_features(expected()["pixels"]).shape == (12, 64)
     with opened(llama4_vision, mmproj=False) as llm, pytest.raises(OptionError, match="tower is missing"):
@@ -317,6 +325,8 @@ def test_damaged_towers(llama4_vision: Path, tmp_path: Path) -> None:
         ({"image_size": 50}, "whole groups of patches"),
         ({"embedding_length": 50}, "pairs of both dimensions"),
         ({"block_count": 0}, "from 1 to"),
+        ({"image_mean": [0.48, 0.46, 0.41]}, "0.5 for each colour"),
+        ({"image_std": "none"}, "0.5 for each colour"),
         ({"projector_type": "pixtral"}, "of the kind 'pixtral'"),
     ):
         with pytest.raises(ModelError, match=said):

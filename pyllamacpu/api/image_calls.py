@@ -36,7 +36,7 @@ class ImageCalls(ABC):
         if self._parts.vision is None:
             from pyllamacpu.api.vision import missing_tower
 
-            raise missing_tower(self.engine.file.paths[0], self.engine.config.arch)
+            raise missing_tower(self.engine.file.paths[0], self.engine.config.arch, self.engine.file)
         return self._parts.vision
 
     @property

@@ -113,7 +113,7 @@ class _Measure:
         dim = file.metadata.get(f"{arch}.embedding_length")
         found = open_tower(file, dim if isinstance(dim, int) else 0, mmproj)
         if found is None:
-            raise missing_tower(file.paths[0], arch)
+            raise missing_tower(file.paths[0], arch, file)
         self._text, self._opened, self._run, self._threads = file, found, run, threads
         self._tower: Tower | None = None
 

@@ -48,15 +48,32 @@ def _opened(path: Path, arch: str, dim: int) -> TowerFile:
 
 
 def _beside(model: Path, arch: str, dim: int) -> TowerFile | None:
-    """Of the files in the model's folder that are called mmproj, the first that fits: one with the model's
-    own name before others, then by type.
-    """
-    for path in sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model)):
+    """The first that fits of the files beside a model."""
+    for path in _files_beside(model):
         try:
             return _opened(path, arch, dim)
         except (GGUFError, ModelError, OSError):
-            continue  # another model's
+            continue  # another model's; `unfit_towers` tells
     return None
+
+
+def unfit_towers(file: GGUFFile) -> list[str]:
+    """Why none of the files beside a model is its tower: a sentence for each. None when one is."""
+    arch = str(file.metadata.get("general.architecture"))
+    dim = file.metadata.get(f"{arch}.embedding_length")
+    found = []
+    for path in _files_beside(Path(file.paths[0])):
+        try:
+            _opened(path, arch, dim if isinstance(dim, int) else 0).file.close()
+            return []
+        except (GGUFError, ModelError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def _files_beside(model: Path) -> list[Path]:
+    """Those in a model's folder that are called mmproj: one with its own name before others, then by type."""
+    return sorted(model.absolute().parent.glob("*mmproj*.gguf"), key=lambda path: _rank(path, model))
 
 
 def _rank(path: Path, model: Path) -> tuple[Any, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the 
     from pyllamacpu.images.tiles import Tiles
 
 CHANNELS = 3
+LEVELS = [0.5] * CHANNELS  # mean of pixels from 0 to 1, and their standard deviation
 MAX_TILES = 16  # of a canvas, beside the global one
 _NORMS = ("ln1", "ln2")
 _OLLAMA = {
@@ -102,6 +103,9 @@ def read_config(keys: TowerKeys) -> Llama4VisionConfig:
         norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, eps),
         rope_theta=keys.real("rope.freq_base", 1.0, 1e15, 10000.0),
     )
+    for key in ("image_mean", "image_std"):
+        if (value := keys.get(key)) is not None and not np.array_equal(value, LEVELS):
+            raise keys.error(key, value, "images are prepared with 0.5 for each colour")
     if config.image_size % config.patch_size or config.grid % config.shuffle:
         raise keys.error("image_size", config.image_size, "must be whole groups of patches")
     if config.width % (4 * config.n_heads):
