@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.text.bpe_words import PRE_TOKENIZERS
 from pyllamacpu.text.load import load_tokenizer
-from pyllamacpu.text.pretokenize import PRE_TOKENIZERS
 
 
 def library(metadata: Any) -> Any:

@@ -23,7 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from pyllamacpu.convert.tokenizers.tokenizer_json import pre_tokenizer_name
 from pyllamacpu.convert.tokenizers.vocabulary import read_vocabulary
 from pyllamacpu.errors import CheckpointError
-from pyllamacpu.text.pretokenize import LLAMA3
+from pyllamacpu.text.bpe_words import LLAMA3
 from pyllamacpu.text.vocab import TokenType
 
 # Byte-level BPE

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from text_oracle import HOSTILE, PRES, fixture, load
 
 from pyllamacpu.text.bpe import ByteLevelTokenizer, from_letters, to_letters
+from pyllamacpu.text.bpe_words import PRE_TOKENIZERS
 from pyllamacpu.text.load import load_tokenizer
-from pyllamacpu.text.pretokenize import PRE_TOKENIZERS
 
 # Byte-level BPE
 

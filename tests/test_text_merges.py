@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from text_oracle import HOSTILE, PRES, fixture, load
 
 from pyllamacpu.text.bpe import BYTE_LETTERS, from_letters, to_letters
+from pyllamacpu.text.bpe_words import PRE_TOKENIZERS, RULES, PreTokenizer
 from pyllamacpu.text.merges import Merges, split_words
-from pyllamacpu.text.pretokenize import PRE_TOKENIZERS, RULES, PreTokenizer
 from pyllamacpu.text.vocab import string_lines
 
 ALPHABET = ["a", "b", "c"]

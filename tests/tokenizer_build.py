@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
+from pyllamacpu.text.bpe_words import GPT4O, LLAMA3, QWEN2, TEKKEN
 from pyllamacpu.text.load import load_tokenizer
-from pyllamacpu.text.pretokenize import GPT4O, LLAMA3, QWEN2, TEKKEN
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import ADDS_EOS
 

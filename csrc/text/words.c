@@ -204,13 +204,13 @@ int pl_words_learn(pl_words *words, int block, const uint8_t *classes)
 {
     if (block < 0 || block >= PL_WORDS_BLOCKS)
         return PL_EINVAL;
-    if (words->blocks[block])
-        return PL_OK;
     uint8_t *copy = malloc(256);
     if (!copy)
         return PL_ENOMEM;
     memcpy(copy, classes, 256);
-    __atomic_store_n(&words->blocks[block], copy, __ATOMIC_RELEASE);
+    const uint8_t *none = NULL;
+    if (!__atomic_compare_exchange_n(&words->blocks[block], &none, (const uint8_t *)copy, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        free(copy); /* it was learned before, perhaps by another thread just now */
     return PL_OK;
 }
 

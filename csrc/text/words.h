@@ -1,4 +1,4 @@
-/* Cutting text into the words that byte-level BPE merges (pyllamacpu/text/pretokenize.py has the patterns). */
+/* Cutting text into the words that byte-level BPE merges (pyllamacpu/text/bpe_words.py has the patterns). */
 #ifndef PL_WORDS_H
 #define PL_WORDS_H
 #include "api.h"

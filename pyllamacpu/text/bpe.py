@@ -1,7 +1,7 @@
 """Byte-level BPE (`tokenizer.ggml.model = gpt2`): the tokenizers of Llama 3, Llama 4, SmolLM2 and their
 relatives.
 
-Text is cut into words (`pretokenize.py`), a word is written in an alphabet of 256 letters, one per byte, and
+Text is cut into words (`bpe_words.py`), a word is written in an alphabet of 256 letters, one per byte, and
 its letters are merged into pieces by the file's list of merges (`merges.py`).
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.bpe_words import PRE_TOKENIZERS
 from pyllamacpu.text.merges import Merges
-from pyllamacpu.text.pretokenize import PRE_TOKENIZERS
 from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 from pyllamacpu.text.vocab import TokenType, Vocabulary, joined_lines, string_lines
 

@@ -1,4 +1,4 @@
-"""What characters are, in blocks of 256, as the patterns of pretokenize.py see them: by the same library."""
+"""What characters are, in blocks of 256, as the patterns of bpe_words.py see them: by the same library."""
 
 from __future__ import annotations
 

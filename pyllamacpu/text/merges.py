@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.native import check, ffi, lib, pointer
+from pyllamacpu.text.bpe_words import WordRule
 from pyllamacpu.text.character_classes import classes_of_block
-from pyllamacpu.text.pretokenize import WordRule
 
 
 class Merges:

@@ -14,14 +14,14 @@ from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable, ch
 from pyllamacpu.convert.tokenizers.unigram import is_unigram, parts_of, prepends_space, read_unigram
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.text.bpe import BYTE_LETTERS
-from pyllamacpu.text.pretokenize import DIGITS_GPT2, GPT2, PRE_TOKENIZERS
+from pyllamacpu.text.bpe_words import DIGITS_GPT2, GPT2, PRE_TOKENIZERS
 from pyllamacpu.text.spm import BYTE_PIECE
 from pyllamacpu.text.vocab import TokenType
 
 # Of several names with the same patterns, the ones that llama.cpp's converter writes for Llama's relatives.
 _PREFERRED = ("llama-bpe", "llama4", "smollm", "gpt-2", "qwen2", "tekken", "dbrx", "glm4", "deepseek-llm")
 _SPELLINGS = {
-    # patterns of one meaning, by the one in text/pretokenize.py
+    # patterns of one meaning, by the one in text/bpe_words.py
     GPT2: ("'(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",),
 }
 _SPACE_LETTER = BYTE_LETTERS[0x20]

@@ -15,7 +15,7 @@ from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable
 from pyllamacpu.convert.tokenizers.tokenizer_json import read_tokenizer_json
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.text.bpe import BYTE_LETTERS
-from pyllamacpu.text.pretokenize import LLAMA3, QWEN2
+from pyllamacpu.text.bpe_words import LLAMA3, QWEN2
 
 FILES = ("vocab.json", "merges.txt")
 _GPT2_CLASSES = ("GPT2", "Roberta", "GPTNeoX", "CodeGen", "CodeLlamaBPE", "Bart", "OPT")
