@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from llama4_vision_models import expected, llama4_vision, opened
 from serving import serving, wait_until
 from test_engine_adapters import write_adapter
 from tiny_model import write_model
@@ -14,6 +15,8 @@ from pyllamacpu.api.loading import LoadOptions, open_model
 from pyllamacpu.engine import memory
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import AdapterError, ContextError, ModelError
+
+__all__ = ["llama4_vision"]
 
 
 @pytest.fixture
@@ -66,6 +69,22 @@ def test_adapters_need_room(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
     leave(monkeypatch, adapter.stat().st_size)
     engine.load_adapters([(adapter, 1.0)])
     engine.close()
+
+
+def test_a_vision_tower_needs_room(llama4_vision: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(llama4_vision, mmproj=False) as text, opened(llama4_vision) as llm:
+        size = sum(info.n_bytes for info in llm.vision.opened.file.tensors.values())
+        leave(monkeypatch, size - 1)
+        with pytest.raises(ModelError, match=r"a vision tower of .* does not fit"):
+            llm.image_features(expected()["pixels"])
+        assert text.logits([1, 2]).size and llm.logits([1, 2]).size
+        leave(monkeypatch, size)
+        before = memory.held_bytes()
+        llm.image_features(expected()["pixels"])
+        assert memory.held_bytes() >= before + llm.vision.tower.weights.n_bytes > before
+        loaded = memory.held_bytes()
+        llm.vision.close()
+        assert memory.held_bytes() < loaded
 
 
 def test_a_draft_model_and_adapters_are_part_of_a_model(path: Path, tmp_path: Path) -> None:

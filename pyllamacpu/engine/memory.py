@@ -106,6 +106,15 @@ def check_adapters(files: Iterable[str | os.PathLike[str]]) -> None:
         raise AdapterError(path, f"adapters of {needed / 1e9:.1f} GB do not fit: {have}")
 
 
+def check_tower(file: GGUFFile, tensors: Iterable[str]) -> None:
+    """Raises ModelError where there is no memory for a vision tower: for those of its file's tensors."""
+    needed = sum(file.tensors[name].n_bytes for name in tensors if name in file.tensors)
+    left = memory_left(needed)
+    if left is not None and needed > left:
+        have = f"this process may use {left / 1e9:.1f} GB beside the models that it has loaded"
+        raise ModelError(f"{file.paths[0]}: a vision tower of {needed / 1e9:.1f} GB does not fit: {have}")
+
+
 def _smaller(file: GGUFFile, memory: int) -> str:
     """Which quantization of the model would fit."""
     n_elements = sum(info.n_elements for info in file.tensors.values())

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.batch import aligned_rows
+from pyllamacpu.engine.memory import check_tower, holds, holds_no_more
 from pyllamacpu.errors import ModelError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
@@ -100,7 +101,8 @@ class Tower:
         self._one_image = fork_safe_lock()  # whose rows are in the plans' buffers
         self._released = False
         file = opened.file
-        specs = opened.architecture.tensors(self.config, file.tensors)
+        specs = list(opened.architecture.tensors(self.config, file.tensors))
+        check_tower(file, (spec.tensor or spec.name for spec in specs if spec.kind != "unused"))
         self.parts: dict[str, tuple[CompiledPlan, NativePlan]] = {}
         with exclusive():
             self.weights = load_weights(file, specs, pool, on_load)
@@ -109,6 +111,7 @@ class Tower:
                 if part.lasting:
                     self.part(name)
             file.release_all()
+        holds(self)
 
     def part(self, name: str) -> tuple[CompiledPlan, NativePlan]:
         """The plan of a part, made where it is not there."""
@@ -130,6 +133,11 @@ class Tower:
     def n_bytes(self) -> int:
         """Of packed weights and buffers."""
         return self.weights.n_bytes + sum(native.n_bytes for _, native in self.parts.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of weights."""
+        return self.weights.n_bytes
 
     def encode(self, tiles: Tiles) -> Floats:
         """An image -> (n_tiles * rows_per_tile, dim)."""
@@ -195,6 +203,7 @@ class Tower:
         """Frees the plans, when what runs is done; the file is closed by whoever opened it."""
         with self._one_image, self._exclusive():
             self._released = True
+            holds_no_more(self)
             for plan, native in self.parts.values():
                 native.release()
                 plan.release()
