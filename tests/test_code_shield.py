@@ -270,6 +270,8 @@ def test_command(tmp_path: Path, run: Callable[..., Result]) -> None:
     listed = run("code-shield", "--list", "--no-semgrep")
     assert "javascript" in listed.out and "13 need semgrep" in listed.out
     path.write_bytes(b"\xff")
+    for more in (str(path), "--language=c"):  # which it would not look at
+        assert run("code-shield", "--list", more).code == 2
     assert run("code-shield", str(path)).code == 1
     assert run("code-shield", str(tmp_path / "none.py")).code == 1
     assert "known are" in run("code-shield", "--language", "cobol", str(js)).err

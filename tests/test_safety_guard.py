@@ -268,3 +268,5 @@ def test_the_command(tmp_path: Path, run: Callable[..., Result]) -> None:
     for more, says in ((["--category", "S99"], "no category S99"), (["--messages", "x"], "--messages alone")):
         refused = run(*said, *more)
         assert refused.code in (1, 2) and says in refused.err
+    missing = run("guard", "-m", path, "--messages", str(tmp_path / "none.json"))
+    assert missing.code == 1 and missing.err.endswith("none.json: no such file\n")

@@ -311,6 +311,7 @@ def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--shield", ""), "name at least one of prompt-guard, code-shield"),
         (("--shield", "fire"), "--shield fire: there are prompt-guard, code-shield"),
         (("--shield", "code-shield=x.gguf"), "takes no model"),
         (("--shield", "prompt-guard"), "name its model too, as prompt-guard=MODEL"),

@@ -21,7 +21,7 @@ import numpy as np
 
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.token_ids import common_prefix
-from pyllamacpu.errors import OutputError
+from pyllamacpu.errors import OptionError, OutputError
 from pyllamacpu.files import PartialFile
 
 Key = tuple[int, ...]
@@ -33,6 +33,11 @@ class BaseLlamaCache(abc.ABC):
     """States by their tokens. Looking up finds the state that has most tokens in common from the start."""
 
     def __init__(self, capacity_bytes: int = CAPACITY) -> None:
+        """Raises OptionError."""
+        if isinstance(capacity_bytes, bool) or not isinstance(capacity_bytes, (int, float)):
+            raise OptionError(f"capacity_bytes={capacity_bytes!r:.80}: give a number of bytes")
+        if not capacity_bytes >= 0:  # nan too
+            raise OptionError(f"capacity_bytes={capacity_bytes}: give a number of bytes, 0 or more")
         self.capacity_bytes = capacity_bytes
 
     @property
@@ -97,13 +102,18 @@ class LlamaDiskCache(BaseLlamaCache):
     there.
     """
 
-    def __init__(self, cache_dir: str = ".cache/llama_cache", capacity_bytes: int = CAPACITY) -> None:
+    def __init__(
+        self, cache_dir: str | os.PathLike[str] = ".cache/llama_cache", capacity_bytes: int = CAPACITY
+    ) -> None:
+        """Raises OptionError, OutputError for a folder that cannot be made."""
         super().__init__(capacity_bytes)
-        self._folder = Path(cache_dir)
+        if not isinstance(cache_dir, (str, os.PathLike)) or not os.fspath(cache_dir):
+            raise OptionError(f"cache_dir={cache_dir!r:.80}: give the path of a folder")
+        self._folder = Path(os.fsdecode(cache_dir))
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(self._folder, f"cannot be made: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
+            raise OutputError(self._folder, f"cannot be made: {getattr(error, 'strerror', error)}") from error
 
     @property
     def cache_size(self) -> int:

@@ -11,10 +11,10 @@ from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
-from pyllamacpu.api.image_calls import image_list
 from pyllamacpu.api.overrides import events_by_hand, is_overridden, refuse_images
 from pyllamacpu.api.prompts import (
     as_texts,
+    listed_tokens,
     stop_strings,
     stop_token_ids,
     text_prompt,
@@ -165,9 +165,9 @@ class Completions(Tokens):
             raise OptionError(f"options={options!r:.80}: give SamplingOptions")
         if on_prompt is not None and not callable(on_prompt):
             raise OptionError(f"on_prompt={on_prompt!r:.80}: give a function")
-        for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs)):
+        for name, count in (("max_tokens", max_tokens), ("logprobs", logprobs), ("ahead", ahead)):
             token_count(name, count)
-        prompt, held = self._placed(prompt_tokens, image_list(images))
+        prompt, held = self._placed(prompt_tokens, images)
         request = Request(
             prompt=prompt,
             images=held,
@@ -177,7 +177,7 @@ class Completions(Tokens):
             logprobs=logprobs,
             processors=as_functions("logits_processors", logits_processors),
             criteria=as_functions("stopping_criteria", stopping_criteria),
-            end_tokens=frozenset(end_tokens),
+            end_tokens=frozenset(check_tokens(end_tokens, 1 << 31)),
             stop_loops=stop_loops,
             penalize_prompt=penalize_prompt,
             grammar=self.compiled(chosen_grammar(grammar)),
@@ -310,7 +310,7 @@ class Completions(Tokens):
         offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
         ids, images = self.chat_prompt(tokenizer, template, messages, offer)
-        ends, n_top = _ends(stop, template), token_count("top_logprobs", top_logprobs) if logprobs else None
+        ends, n_top = _ends(stop, template), listed_tokens(logprobs, top_logprobs)
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
             more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.form or form, "stream": stream}

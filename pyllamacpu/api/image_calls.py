@@ -69,6 +69,7 @@ class ImageCalls(ABC):
         """Checked ids, the images among them in their places: given as such, or placed already. Raises
         TokenizerError, ImageError, OptionError.
         """
+        images = image_list(images)
         if any(not isinstance(image, EmbeddedImage) for image in images):
             return self.vision.prompt(check_tokens(tokens, self.vision.n_ids), images)
         known = self.engine.images

@@ -29,7 +29,7 @@ from pyllamacpu.api.tokenizers import BaseLlamaTokenizer
 from pyllamacpu.engine.pooling import check_pooling
 from pyllamacpu.engine.session import Logits
 from pyllamacpu.engine.token_ids import common_prefix
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.lora import Adapter
 from pyllamacpu.sampling.options import MAX_SEED
@@ -57,7 +57,7 @@ class Llama(Completions):
         rope_freq_base, rope_freq_scale: override the file's rotary frequencies; 0 leaves them.
         logits_all: keep the logits behind every evaluated token in `scores`.
         embedding: accepted; `embed` works without it.
-        last_n_tokens_size: tokens that the penalties look back on.
+        last_n_tokens_size: tokens that the penalties look back on; -1: all of the context.
         chat_format, chat_template: a named prompt format, or a Jinja template, instead of the file's own.
         chat_handler: a function that answers `create_chat_completion` (called with llama=self and its
             arguments).
@@ -298,9 +298,12 @@ class Llama(Completions):
 
     @staticmethod
     def logits_to_logprobs(logits: npt.ArrayLike, axis: int = -1) -> Logits:
-        """Log-probabilities along `axis`, float32."""
-        rows = np.asarray(logits, np.float32)
-        top = rows.max(axis=axis, keepdims=True)
+        """Log-probabilities along `axis`, float32. Raises OptionError for what has no numbers there."""
+        try:
+            rows = np.asarray(logits, np.float32)
+            top = rows.max(axis=axis, keepdims=True)
+        except (TypeError, ValueError, OverflowError) as error:  # of an axis that is not there, too
+            raise OptionError(f"logits, axis={axis!r:.40}: {error}") from None
         shifted = rows - np.where(np.isfinite(top), top, np.float32(0))
         with np.errstate(divide="ignore"):
             found: Logits = shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
@@ -308,7 +311,9 @@ class Llama(Completions):
 
     @staticmethod
     def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-        """How many tokens `a` and `b` have in common from the start."""
+        """How many tokens `a` and `b` have in common from the start. Raises TokenizerError."""
+        if not (isinstance(a, Iterable) and isinstance(b, Iterable)):
+            raise TokenizerError("token ids are a list of whole numbers")
         return common_prefix(tuple(a), tuple(b))
 
     # The object

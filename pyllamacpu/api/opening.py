@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.text.formats import Format
 
+_MAX_COUNT = 2**31 - 1  # tokens
+
 
 def load_options(given: Mapping[str, Any]) -> LoadOptions:
     """How to open the model, from the arguments of `Llama` by name. Raises OptionError."""
@@ -151,6 +153,9 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         may_be_left = given[name] is None and name in ("n_threads", "kv_bytes")
         if not may_be_left and not hasattr(given[name], "__index__"):
             raise OptionError(f"{name}={given[name]!r:.80}: give a whole number")
+    if not -1 <= given["last_n_tokens_size"] <= _MAX_COUNT:
+        said = f"last_n_tokens_size={given['last_n_tokens_size']}"
+        raise OptionError(f"{said}: give a number of tokens, or -1 for all of the context")
     if (given["kv_bytes"] or 0) < 0:
         raise OptionError(f"kv_bytes={given['kv_bytes']}: give a number of bytes, or None")
     for name in ("rope_freq_base", "rope_freq_scale"):
@@ -168,7 +173,7 @@ def _check_objects(given: Mapping[str, Any]) -> None:
 
 
 def _check_sizes(n_ctx: int, n_batch: int, n_ubatch: int, n_threads: int | None) -> None:
-    if n_ctx < 0:
+    if not 0 <= n_ctx <= _MAX_COUNT:
         raise OptionError(f"n_ctx={n_ctx}: give a number of tokens, or 0 for what the model was trained with")
     if min(n_batch, n_ubatch) < 1:
         raise OptionError(f"n_batch={n_batch}, n_ubatch={n_ubatch}: give at least 1 token")

@@ -116,6 +116,14 @@ def token_count(name: str, value: int | None) -> int:
         raise OptionError(f"{name}={value!r:.80}: give a whole number, or None") from None
 
 
+def listed_tokens(logprobs: Any, top_logprobs: int | None) -> int | None:
+    """How many tokens a chat lists beside each of its own; None: it lists no log-probabilities. Raises
+    OptionError.
+    """
+    n = token_count("top_logprobs", top_logprobs)
+    return n if logprobs else None
+
+
 def warn_retired(tfs_z: float, penalize_nl: bool = True) -> None:
     """Tells of options that llama-cpp-python still takes and no sampler has any more."""
     if tfs_z != 1.0:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("code-shield")
-@click.argument("file", type=click.Path(path_type=Path), default="-")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--language",
     metavar="NAME",
@@ -46,10 +46,13 @@ def code_shield(**parameters: Any) -> None:
     shield = CodeShield(
         "cyberseceval" if parameters["all_rules"] else "codeshield", None if parameters["semgrep"] else False
     )
+    if parameters["listed"] and any(parameters[name] is not None for name in ("file", "language")):
+        raise click.UsageError("--list takes no file and no --language")
     if parameters["listed"]:
         click.echo(_coverage(shield))
         return
-    result = shield.scan(_text(parameters["file"]), _language(parameters))
+    file = parameters["file"] or Path("-")
+    result = shield.scan(_text(file), _language(parameters["language"], file.suffix))
     if parameters["as_json"]:
         click.echo(json.dumps(asdict(result)))
         return
@@ -65,12 +68,11 @@ def _text(path: Path) -> str:
         raise OptionError(f"{path}: this is not UTF-8 (byte {error.start}): convert it first") from None
 
 
-def _language(parameters: dict[str, Any]) -> str | None:
+def _language(given: str | None, suffix: str) -> str | None:
     """Raises OptionError."""
     from pyllamacpu.safety.code_shield.code_text import language_named
     from pyllamacpu.safety.code_shield.issues import Language
 
-    given, suffix = parameters["language"], parameters["file"].suffix
     if given is None:
         found = language_named(suffix) if len(suffix) > 1 else None
         return None if found is None else found.value

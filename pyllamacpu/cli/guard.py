@@ -107,8 +107,9 @@ def _conversation(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "give --messages alone, or the texts as -p or -f and --response, and --image"
             )
         where = parameters["messages"]
+        content = read_bytes(where)
         try:
-            read = json.loads(read_bytes(where))
+            read = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise OptionError(f"{where}: this is not JSON: {error}") from None
         messages = read.get("messages") if isinstance(read, dict) else read

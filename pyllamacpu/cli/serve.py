@@ -276,6 +276,8 @@ def _shield(judge: str | None, names: str | None) -> tuple[str | None, ShieldOpt
 
     given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
     known = (*SCANNERS, "guard")
+    if names is not None and not given:
+        raise OptionError(f"--shield: name at least one of {', '.join(known)}")
     for name, model in given.items():
         if name not in known:
             raise OptionError(f"--shield {name}: there are {', '.join(known)}")

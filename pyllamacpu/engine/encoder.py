@@ -40,11 +40,13 @@ class Encoder:
         arch = file.metadata.get("general.architecture")
         if arch != DEBERTA:
             raise ModelError(
-                f"{file.paths[0]}: a {arch} model writes texts and does not classify them; take a Prompt "
-                "Guard model, converted by `pyllamacpu convert`"
+                f"{file.paths[0]}: a {arch} model does not classify texts; take a Prompt Guard model, "
+                "converted by `pyllamacpu convert`"
             )
         self.file = file
         self.config = ModelConfig.from_metadata(file.metadata, file.tensors)
+        if n_threads is not None and not hasattr(n_threads, "__index__"):
+            raise OptionError(f"n_threads={n_threads!r:.80}: give a whole number")
         self.n_threads = n_threads or cpus_usable()
         if not isinstance(self.n_threads, int) or not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
             raise OptionError(f"n_threads is {n_threads!r:.40}: must be from 1 to {lib.PL_MAX_THREADS}")

@@ -131,13 +131,14 @@ class ImageCache:
 
     def check_ids(self, tokens: Iterable[int], n_vocab: int) -> list[int]:
         """As `check_tokens`, for ids some of which may stand for rows of images."""
-        ids = list(tokens) if not isinstance(tokens, (str, bytes, bytearray, memoryview)) else tokens
-        if self._next and not isinstance(ids, (str, bytes, bytearray, memoryview)):
-            texts = check_tokens([t if not _is_row(t) else 0 for t in ids], n_vocab)
-            if any(_is_row(t) and t < -self._next for t in ids):
-                raise TokenizerError("a token id below 0 stands for no image of this model")
-            return [int(t) if _is_row(t) else text for t, text in zip(ids, texts, strict=True)]
-        return check_tokens(ids, n_vocab)
+        text = (str, bytes, bytearray, memoryview)
+        if not self._next or isinstance(tokens, text) or not isinstance(tokens, Iterable):
+            return check_tokens(tokens, n_vocab)
+        ids = list(tokens)
+        texts = check_tokens([t if not _is_row(t) else 0 for t in ids], n_vocab)
+        if any(_is_row(t) and t < -self._next for t in ids):
+            raise TokenizerError("a token id below 0 stands for no image of this model")
+        return [int(t) if _is_row(t) else text for t, text in zip(ids, texts, strict=True)]
 
     def key_parts(self, tokens: Seq[int]) -> list[bytes]:
         """What a name outside of this process holds in the place of ids below 0: digest and row of each."""

@@ -34,6 +34,8 @@ def own_pooling(metadata: Mapping[str, Any]) -> int:
 
 def check_pooling(number: int) -> int:
     """`number` if it is a pooling type that a Llama can serve. Raises OptionError."""
+    if not hasattr(number, "__index__"):
+        raise OptionError(f"pooling_type={number!r:.40}: give a whole number")
     if number == RANK:
         raise OptionError(
             "pooling_type=4 (rank) needs a model with a head that ranks, which no architecture here has"

@@ -66,6 +66,8 @@ def open_url(
     url: str, *, orient: bool = True, where: str | None = None, fetch: Fetch | None = None
 ) -> Picture:
     """The picture in a data URL, or at a URL of the network with `fetch`; no files. Raises ImageError."""
+    if not isinstance(url, str):
+        raise ImageError(where or "image", f"is of type {type(url).__name__}, not a URL")
     scheme = _scheme(url)
     name = where or ("data URL" if scheme == "data" else _short(url))
     if scheme == "data":

@@ -214,7 +214,7 @@ class _Keys:
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in known_architectures():
-            known = " and ".join(known_architectures())
+            known = ", ".join(known_architectures())
             raise ModelError(
                 f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"
             )

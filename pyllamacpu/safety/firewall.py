@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -93,6 +93,10 @@ class Firewall:
         patterns: Mapping[str, str] | None = None,
         pii: Any = "patterns",
     ) -> None:
+        _check_models(prompt_guard, alignment, code_shield)
+        _check_choices(prompt_guard_threshold, patterns)
+        if not isinstance(scanners, (Mapping, type(None))):
+            raise OptionError(f"scanners={scanners!r:.60}: give a dict from a role to its scanners")
         self._makers: dict[ScannerType, Callable[[], Scanner]] = {
             ScannerType.CODE_SHIELD: lambda: CodeShieldScanner(code_shield),
             ScannerType.PROMPT_GUARD: lambda: PromptGuardScanner(prompt_guard_threshold, prompt_guard),
@@ -105,12 +109,14 @@ class Firewall:
         self._made: dict[str, Scanner] = {}
         self._by_role: dict[Role, dict[str, Scanner]] = {}
         for given, names in self.scanners.items():
+            if isinstance(names, (str, bytes, Mapping)) or not isinstance(names, Iterable):
+                raise OptionError(f"scanners of {given!r:.60}: give a list, not {names!r:.60}")
             self._by_role[_role(given)] = dict(map(self._scanner, names))
 
     @classmethod
     def from_usecase(cls, usecase: UseCase, **options: Any) -> Self:
         """The scanners of a use case; `options` as for the class."""
-        if usecase not in USE_CASES:
+        if not isinstance(usecase, Hashable) or usecase not in USE_CASES:
             raise OptionError(f"usecase={usecase!r:.60}: known are {', '.join(map(str, USE_CASES))}")
         return cls(USE_CASES[usecase], **options)
 
@@ -135,6 +141,7 @@ class Firewall:
     async def findings(self, input: Message, trace: Trace | None = None) -> dict[str, ScanResult]:
         """What each scanner of the message's role says, by its name."""
         try:
+            _check_trace(() if trace is None else trace)
             scanners = self._by_role.get(_role(input.role), {})
         except (OptionError, AttributeError) as error:
             return {"firewall": failed(f"not a message that can be judged: {error}")}
@@ -153,6 +160,7 @@ class Firewall:
 
     async def scan_replay_async(self, trace: Trace) -> ScanResult:
         """The result of the last message of a conversation, or of the first that does not pass."""
+        _check_trace(trace)
         result = allow("default")
         for i, message in enumerate(trace):
             result = await self.scan_async(message, [*trace[:i]] or None)
@@ -169,6 +177,7 @@ class Firewall:
     ) -> tuple[ScanResult, Trace]:
         """The result of a message behind a conversation, and the conversation with it if it passes."""
         before = [] if stored_trace is None else stored_trace
+        _check_trace(before)
         result = await self.scan_async(message, before)
         passes = result.decision is ScanDecision.ALLOW
         return result, [*before, message] if passes else before
@@ -198,6 +207,35 @@ def _made(name: str, make: Callable[[], Scanner]) -> Scanner:
         return make()
     except TypeError as error:
         raise OptionError(f"scanner {name!r:.60} cannot be made: {error}") from error
+
+
+def _check_models(prompt_guard: Any, alignment: Any, code_shield: Any) -> None:
+    """Raises OptionError."""
+    files = (str, os.PathLike, type(None))
+    for name, given, method in (
+        ("prompt_guard", prompt_guard, "score"),
+        ("alignment", alignment, "create_chat_completion"),
+    ):
+        if not isinstance(given, files) and not callable(getattr(given, method, None)):
+            raise OptionError(f"{name}={given!r:.60}: give a model, or the file or name of one")
+    if code_shield is not None and not callable(getattr(code_shield, "scan", None)):
+        raise OptionError(f"code_shield={code_shield!r:.60}: give a CodeShield")
+
+
+def _check_choices(threshold: Any, patterns: Any) -> None:
+    """Raises OptionError. A threshold that is not a number, or above 1, would let everything pass."""
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise OptionError(f"prompt_guard_threshold={threshold!r:.60}: give a number from 0 to 1")
+    if patterns is not None and not (
+        isinstance(patterns, Mapping) and all(isinstance(x, str) for pair in patterns.items() for x in pair)
+    ):
+        raise OptionError(f"patterns={patterns!r:.60}: give a dict from a name to a regular expression")
+
+
+def _check_trace(trace: Any) -> None:
+    """Raises OptionError."""
+    if isinstance(trace, (str, bytes)) or not isinstance(trace, Sequence):
+        raise OptionError(f"the messages before: give a list of messages, not {trace!r:.60}")
 
 
 def _role(given: Any) -> Role:

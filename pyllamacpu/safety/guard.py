@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from pyllamacpu.api.llama import Llama
+from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TemplateError
 from pyllamacpu.images.parts import take_images
 from pyllamacpu.safety.conversation import Role, judged_part, words_of
@@ -94,7 +95,9 @@ class Guard:
         self._tokenizer = tokenizer
         self.template = guard_template(self.llm.template, self.llm.metadata, path)
         listed = listed_categories(self.template)
-        self.categories = chosen_categories(listed, wanted, exclude)
+        if wanted is not None and not isinstance(wanted, Mapping):
+            wanted = as_texts("categories", wanted)
+        self.categories = chosen_categories(listed, wanted, as_texts("exclude", exclude))
         if self.categories != listed:
             for words in self.categories.values():
                 if spelled := next(
@@ -150,6 +153,7 @@ class Guard:
 
     def question(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
         """Likewise, with the images that stand in it. Raises ImageError, OptionError too."""
+        _check_messages(messages)
         if not any(isinstance(message["content"], list) for message in messages):
             return self._encoded(messages), ()
         vision = self.llm.vision
@@ -236,6 +240,12 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_messages(messages: Any) -> None:
+    wrong_kind = isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence)
+    if wrong_kind or not all(isinstance(one, Mapping) and "content" in one for one in messages):
+        raise OptionError("messages: give a list of {'role': ..., 'content': ...}")
 
 
 def _answer_tokens(tokenizer: Tokenizer, word: str) -> list[int]:

@@ -7,7 +7,7 @@ overlap, and the window that looks worst decides, so that nothing is left unread
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.encoder import Encoder
+from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.text.unigram_pipeline import UnigramPipeline
 
@@ -105,7 +106,7 @@ class PromptGuard:
 
     def check_all(self, texts: Iterable[str | bytes]) -> list[PromptVerdict]:
         """The verdict on each text."""
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
             raise OptionError("give a list of texts; score() takes a single one")
         tokens = [self.tokens(text) for text in texts]
         windows = [self.windows(ids) for ids in tokens]
@@ -134,6 +135,7 @@ class PromptGuard:
         """The windows of a text's tokens, with those around it: all as long as there is room for but that of
         a short text. The last one ends with the text.
         """
+        ids = check_tokens(ids, 1 << 31)
         before, behind = ([], []) if self._tokenizer is None else self._tokenizer.around
         starts = list(range(0, max(1, len(ids) - self._overlap), self._room - self._overlap))
         starts[-1] = max(0, len(ids) - self._room)

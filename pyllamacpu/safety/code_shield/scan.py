@@ -8,6 +8,7 @@ them, a language's rules see the fenced blocks of that language, and semgrep is 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -46,11 +47,18 @@ class CodeShield:
         semgrep: the program for other languages' rules; None: as found on the PATH, False: not used.
     """
 
-    def __init__(self, rules: RuleSet = "codeshield", semgrep: str | bool | None = None) -> None:
-        if rules not in SETS:
+    def __init__(
+        self, rules: RuleSet = "codeshield", semgrep: str | os.PathLike[str] | bool | None = None
+    ) -> None:
+        if not isinstance(rules, str) or rules not in SETS:
             raise OptionError(f"rules={rules!r:.40}: give {' or '.join(SETS)}")
+        if not isinstance(semgrep, (str, os.PathLike, bool, type(None))) or semgrep == "":
+            raise OptionError(f"semgrep={semgrep!r:.40}: give the path of the program, None or False")
         self.rules = rules
-        self.semgrep = find_semgrep() if semgrep in (None, True) else str(semgrep) if semgrep else None
+        if semgrep is None or isinstance(semgrep, bool):
+            self.semgrep = None if semgrep is False else find_semgrep()
+        else:
+            self.semgrep = os.fspath(semgrep)
 
     @classmethod
     async def scan_code(cls, code: str, language: Language | str | None = None) -> CodeShieldScanResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +20,9 @@ class Scanner(ABC):
     """Judges messages. One instance serves a whole firewall, several messages at a time."""
 
     def __init__(self, scanner_name: str, block_threshold: float = 1.0) -> None:
+        is_number = isinstance(block_threshold, (int, float)) and math.isfinite(block_threshold)
+        if isinstance(block_threshold, bool) or not is_number:  # nan would let everything pass
+            raise OptionError(f"block_threshold={block_threshold!r:.60}: give a number")
         self.name = scanner_name
         self.block_threshold = block_threshold
         self.require_full_trace = False
