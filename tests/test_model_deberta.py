@@ -96,7 +96,7 @@ def test_what_is_no_window_is_refused(encoder: Encoder) -> None:
 def test_it_is_no_model_to_chat_with(file: Path, starter_model: Path, run: Callable[..., Result]) -> None:
     with pytest.raises(ModelError, match="prompt-guard"):
         Llama(str(file), verbose=False)
-    with pytest.raises(ModelError, match="writes texts"):
+    with pytest.raises(ModelError, match="a llama model does not classify texts"):
         Encoder.open(starter_model)
     done = run("complete", "-m", str(file), "-p", "Hi")
     assert done.code == 1 and "prompt-guard" in done.err
