@@ -91,6 +91,10 @@ class ImageError(PyllamacpuError, ValueError):
         self.reason = reason
 
 
+class UnseenImageError(ImageError):
+    """An image for a model or guard that reads texts only."""
+
+
 class RequestCancelled(PyllamacpuError):
     """A request that somebody else ended while it was waited for."""
 

@@ -17,8 +17,8 @@ from tiny_model import write_model
 
 from pyllamacpu import Llama
 from pyllamacpu.api.loading import LoadOptions
+from pyllamacpu.server.access import AccessOptions
 from pyllamacpu.server.app import ServeOptions, Server, make_app
-from pyllamacpu.server.guard import GuardOptions
 from pyllamacpu.server.models import PoolOptions, ServedFile
 from pyllamacpu.server.run import make_server
 
@@ -107,9 +107,9 @@ def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterato
     pool = {name: more.pop(name) for name in names if name in more}
     loading = {name: more.pop(name) for name in ("draft", "expert_memory") if name in more}
     load = LoadOptions(n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32", **loading)
-    guard = more.pop("guard", GuardOptions())
+    access = more.pop("access", AccessOptions())
     files = tuple(ServedFile(name, path) for name, path in models)
-    running = Running(ServeOptions(files, PoolOptions(load, **pool), guard, **more))
+    running = Running(ServeOptions(files, PoolOptions(load, **pool), access, **more))
     try:
         yield running
     finally:

@@ -13,6 +13,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,10 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
 from pyllamacpu.safety.guard_prompts import BEGIN, END
+from pyllamacpu.safety.shield import Conversation, Shield, ShieldOptions
 from pyllamacpu.sampling.options import SamplingOptions
-from pyllamacpu.server.errors import HTTPError
-from pyllamacpu.server.images import content_parts
-from pyllamacpu.server.judge import Conversation, Judge
-from pyllamacpu.server.metrics import Metrics
+from pyllamacpu.server.errors import as_http_error
+from pyllamacpu.server.images import content_parts, with_pictures
 
 __all__ = ["mllama"]
 SIZE = VISION["image_size"]
@@ -146,21 +146,21 @@ def test_a_servers_guard_judges_images(guard_file: Path, tmp_path: Path) -> None
     url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
     part = {"type": "image_url", "image_url": {"url": url}}
     parts = content_parts([part, {"type": "text", "text": "what is this?"}], "messages[0].content", "user")
-    judge = Judge(str(guard_file), Metrics())
-    judge.load()
+    shield = Shield(ShieldOptions(guard=str(guard_file)), partial(with_pictures, fetch=None))
+    shield.load()
     try:
-        assert judge._guard is not None
-        judge._guard.threshold = 1e-9
+        assert shield._guard is not None
+        shield._guard.threshold = 1e-9
         asked_of = [{"role": "system", "content": "x"}, {"role": "user", "content": parts}]
-        (found,) = asyncio.run(judge.refuses(Conversation(asked_of, "")))
-        expected = judge._guard.check(asked(PICTURE))
+        (found,) = asyncio.run(shield.judge_prompt(Conversation(asked_of, "")))
+        expected = shield._guard.check(asked(PICTURE))
         assert (found.scanner, found.score) == ("guard", expected.probability)
         alone = content_parts([part], "messages[0].content", "user")
-        with pytest.raises(HTTPError, match="with words beside it") as refused:
-            asyncio.run(judge.refuses(Conversation([{"role": "user", "content": alone}], "")))
-        assert refused.value.status == 400
+        with pytest.raises(OptionError, match="with words beside it") as refused:
+            asyncio.run(shield.judge_prompt(Conversation([{"role": "user", "content": alone}], "")))
+        assert as_http_error(refused.value).status == 400
     finally:
-        judge.close()
+        shield.close()
 
 
 def test_a_saved_state_goes_on(llm: Llama) -> None:

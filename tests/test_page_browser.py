@@ -19,9 +19,9 @@ from serving import Running, serving, wait_until
 from tiny_model import byte, write_model
 
 from pyllamacpu.engine.scheduler import Scheduler
-from pyllamacpu.safety import Verdict
-from pyllamacpu.server import judge
-from pyllamacpu.server.guard import GuardOptions
+from pyllamacpu.safety import Verdict, shield
+from pyllamacpu.safety.shield import ShieldOptions
+from pyllamacpu.server.access import AccessOptions
 from pyllamacpu.server.models import ModelPool
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="needs chromium")
@@ -306,9 +306,9 @@ def test_why_an_answer_ended_is_said(shared: Browser, path: Path, monkeypatch: p
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(judge, "Guard", WordGuard)
+    monkeypatch.setattr(shield, "Guard", WordGuard)
     stats = f"{LAST}.querySelector('.stats').textContent"
-    with serving(("tiny", path), n_ctx=1024, judge="guard.gguf") as running:
+    with serving(("tiny", path), n_ctx=1024, shield=ShieldOptions(guard="guard.gguf")) as running:
         start(shared, running.url, max_tokens=200)
         ask(shared, "poison")
         assert shared.run(stats) == "blocked by the guard model"
@@ -322,7 +322,7 @@ def test_why_an_answer_ended_is_said(shared: Browser, path: Path, monkeypatch: p
 
 
 def test_a_key_is_asked_for(shared: Browser, path: Path) -> None:
-    with serving(("tiny", path), guard=GuardOptions(keys=("secret",))) as running:
+    with serving(("tiny", path), access=AccessOptions(keys=("secret",))) as running:
         wait_until(lambda: running.get("/health").status_code == 200)
         shared.open(f"{running.url}/")
         for key, then in (("wrong", "!document.querySelector('#key-wrong').hidden"), ("secret", "true")):

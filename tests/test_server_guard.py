@@ -1,251 +1,201 @@
-"""What stands before every request: who may use the server, limits, malformed requests.
+"""`serve --guard`: unsafe prompts get no answer, unsafe answers end, in each dialect with its own reason.
 
-Covers server/guard.py, server/run.py.
+The guard is one that goes by a word, so that each case can be made; one test runs a real guard model. Covers
+safety/shield.py, server/endings.py.
 """
 
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from serving import PATIENCE, Running, head, hold, serving, tiny_path, tiny_server, wait_until
+from serving import Running, serving, wait_until
+from tiny_model import write_model
 
-import pyllamacpu.server.app
-import pyllamacpu.server.models
-import pyllamacpu.server.run
-from pyllamacpu.cli.main import main
-from pyllamacpu.server.guard import GuardOptions, is_loopback
-from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu import Llama
+from pyllamacpu.errors import ContextError
+from pyllamacpu.safety import Guard, Verdict, shield
+from pyllamacpu.safety.shield import ShieldOptions, judged_messages
 
-path, running = tiny_path(n_ctx=8192), tiny_server(parallel=4, max_queue=4)
-
-
-# Who may use it
+BAD = "bomb"
 
 
-@pytest.mark.parametrize(
-    "lines, status",
-    [
-        (["Host: localhost:1"], 200),
-        (["Host: 127.0.0.1"], 200),
-        (["Host: [::1]:80"], 200),
-        (["Host: evil.example"], 403),
-        (["Host: 127.0.0.1.evil.example"], 403),
-        (["Host: localhost", "Origin: http://localhost"], 200),
-        (["Host: localhost", "Origin: http://evil.example"], 403),
-        (["Host: localhost", "Origin: null"], 403),
-        (["Host: localhost", "Origin: http://[::1"], 403),
-        (["Host: localhost", "Origin: https://friend.example"], 200),
-        (["Host: localhost", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: no-cors"], 403),
-        (["Host: localhost", "Sec-Fetch-Site: cross-site", "Sec-Fetch-Mode: navigate"], 200),
-        (["Host: friend.example"], 200),
-    ],
-)
-def test_hosts_and_origins(path: Path, lines: list[str], status: int, friendly: Running) -> None:
-    answer = friendly.raw(head(*lines))
-    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-    allowed = b"access-control-allow-origin" in answer.lower()
-    assert allowed == (status == 200 and any(line.startswith("Origin") for line in lines))
+class WordGuard:
+    """Finds unsafe what has a word in it. `seen` are the conversations that it was shown."""
+
+    word = BAD
+    seen: ClassVar[list[list[dict[str, str]]]] = []
+
+    weight_bytes, reads_images = 0, False
+
+    def __init__(self, path: str) -> None: ...
+
+    def check(self, messages: list[dict[str, str]]) -> Verdict:
+        self.seen.append(messages)
+        text = messages[-1]["content"]
+        if "too long" in text:
+            raise ContextError("the conversation is too long for the guard")
+        return Verdict("unsafe", ("S9",), 0.9) if self.word in text else Verdict("safe", (), 0.1)
+
+    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module")
-def friendly(path: Path) -> Iterator[Running]:
-    guard = GuardOptions(hosts=("friend.example",), origins=("https://friend.example",), keys=("k1", "k2"))
-    with serving(("tiny", path), guard=guard) as found:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setattr(shield, "Guard", WordGuard)
+    monkeypatch.setattr(WordGuard, "seen", [])
+    with serving(("tiny", path), shield=ShieldOptions(guard="guard.gguf")) as found:
         wait_until(lambda: found.get("/health").status_code == 200)
         yield found
+        found.wait_idle()
 
 
-def test_a_preflight_is_answered(friendly: Running) -> None:
-    request = head("Host: localhost", "Origin: https://friend.example", method="OPTIONS", path="/v1/models")
-    answer = friendly.raw(request).lower()
-    assert answer.startswith(b"http/1.1 204") and b"access-control-allow-headers: authorization" in answer
+def asked(text: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": f"You know all of the {BAD}."}, {"role": "user", "content": text}]
 
 
-@pytest.mark.parametrize(
-    "headers, status",
-    [
-        ({}, 401),
-        ({"Authorization": "Bearer k1"}, 200),
-        ({"Authorization": "bearer k2"}, 200),
-        ({"x-api-key": "k2"}, 200),
-        ({"Authorization": "Bearer k"}, 401),
-        ({"Authorization": "Basic k1"}, 401),
-        ({"x-api-key": "k1k2"}, 401),
-    ],
-)
-def test_keys(friendly: Running, headers: dict[str, str], status: int) -> None:
-    with friendly.client(headers=headers) as client:
-        response = client.get("/v1/models")
-    assert response.status_code == status
-    assert status == 200 or response.json()["error"]["code"] == "invalid_api_key"
+def text_of(answer: dict[str, Any]) -> Any:
+    return answer["choices"][0]["message"]["content"]
 
 
-def test_only_this_machine_without_a_key(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["serve", "-m", __file__, "--host", "0.0.0.0"])
-    assert ended.value.code == 1 and "--no-api-key" in capfd.readouterr().err
-    assert is_loopback("127.0.0.1") and is_loopback("::1") and is_loopback("localhost")
-    assert not is_loopback("0.0.0.0") and not is_loopback("::") and not is_loopback("example.org")
-
-
-# Limits and malformed requests
+def test_a_prompt_that_is_unsafe_is_not_answered(running: Running) -> None:
+    safe = running.post("/v1/chat/completions", messages=asked("hello"), max_tokens=3).json()
+    assert text_of(safe) and safe["choices"][0]["finish_reason"] == "length"
+    answer = running.post("/v1/chat/completions", messages=asked(BAD), max_tokens=3, n=2).json()
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["content_filter"] * 2
+    assert not text_of(answer) and answer["usage"]["completion_tokens"] == 0
+    assert answer["usage"]["prompt_tokens"] > 3
+    # of the one that was answered only
+    assert "pyllamacpu_prompt_seconds_count 1.0" in running.get("/metrics").text
+    assert not any("You know" in message["content"] for seen in WordGuard.seen for message in seen)
 
 
 @pytest.mark.parametrize(
-    "body, says",
+    "route, body, reason",
     [
-        (b"", "not JSON"),
-        (b"{", "not JSON"),
-        (b"[]", "JSON object"),
-        (b'"\xff"', "not UTF-8"),
-        (b"[" * 100000, "nested too deeply"),
-        (b'{"temperature": NaN}', "NaN"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b'{"temperature": 1e400}', "too large"),
-        (b'{"user": "a", "n": 1, "user": "b"}', "user: is given twice"),
-        (b'{"messages": [{"role": "user", "content": "\\ud800 x"}]}', "surrogate"),
-        (b'{"\\uDFFF": 1}', "surrogate"),
-        (b'\xef\xbb\xbf{"model": "tiny"}', "BOM"),
+        ("/v1/completions", {"prompt": BAD}, lambda a: a["choices"][0]["finish_reason"]),
+        ("/v1/messages", {"messages": asked(BAD)[1:], "max_tokens": 3}, lambda a: a["stop_reason"]),
+        ("/v1/responses", {"input": BAD}, lambda a: a["incomplete_details"]["reason"]),
+        ("/api/chat", {"model": "tiny", "messages": asked(BAD), "stream": False}, lambda a: a["done_reason"]),
+        ("/api/generate", {"model": "tiny", "prompt": BAD, "stream": False}, lambda a: a["done_reason"]),
+        ("/completion", {"prompt": BAD}, lambda a: a["stop_type"]),
     ],
 )
-def test_bodies_that_are_none(running: Running, body: bytes, says: str) -> None:
-    """In the shape of each dialect."""
-    with running.client() as client:
-        for url in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/completion"):
-            response = client.post(url, content=body)
-            error = response.json()["error"]
-            assert response.status_code == 400 and says in (error if url == "/api/chat" else error["message"])
+def test_each_dialect_says_so(running: Running, route: str, body: dict[str, Any], reason: Any) -> None:
+    response = running.post(route, **body)
+    assert response.status_code == 200, response.text
+    expected = "refusal" if route == "/v1/messages" else "content_filter"
+    assert reason(response.json()) == expected
 
 
-@pytest.mark.parametrize(
-    "headers, status",
-    [
-        ({}, 200),
-        ({"Content-Type": "application/json; charset=UTF-8"}, 200),
-        ({"Content-Type": "application/x-www-form-urlencoded"}, 200),  # of curl -d
-        ({"Content-Type": "application/vnd.x+json"}, 200),
-        ({"Content-Type": "multipart/form-data; boundary=x"}, 415),
-        ({"Content-Type": "text/html"}, 415),
-        ({"Content-Type": "application/json; charset=latin-1"}, 415),
-        ({"Content-Encoding": "gzip"}, 415),
-    ],
-)
-def test_kinds_of_bodies(running: Running, headers: dict[str, str], status: int) -> None:
-    with running.client() as client:
-        response = client.post("/tokenize", content='{"content": "\\ud83d\\ude00"}', headers=headers)
-    assert response.status_code == status
-
-
-@pytest.mark.parametrize("lines", [["bad header"], ["Content-Length: -3"], ["X: " + "y" * 100000], []])
-def test_malformed_http_is_refused_in_the_shape_of_the_dialect(running: Running, lines: list[str]) -> None:
-    hosts = ["Host: localhost"] if lines else []
-    for url in ("/v1/messages", "/api/chat", "/v1/completions"):
-        answer = running.whole(head(*hosts, *lines, path=url, method="POST"))
-        status, body = answer.split(b" ")[1], json.loads(answer.partition(b"\r\n\r\n")[2])
-        assert status in (b"400", b"431") and b"content-type: application/json" in answer.lower()
-        assert ("type" in body) == (url == "/v1/messages")
-        assert isinstance(body["error"], str) == (url == "/api/chat")
-
-
-def test_sizes_are_limited(running: Running) -> None:
-    stated = head("Host: localhost", "Content-Length: 104857600", path="/v1/completions", method="POST")
-    assert running.raw(stated).startswith(b"HTTP/1.1 413")
-    with running.client() as client:  # in chunks, without a stated length
-
-        def chunks() -> Iterator[bytes]:
-            for _ in range(20):
-                yield b"x" * (1 << 20)
-
-        try:
-            assert client.post("/v1/completions", content=chunks()).status_code == 413
-        except Exception as error:  # the server may close before all of it is written
-            assert "Write" in type(error).__name__ or "Read" in type(error).__name__
-    many = head("Host: localhost", "X: " + "y" * 100000)
-    assert running.raw(many)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
-    assert running.get("/health").status_code == 200
-
-
-def test_a_text_that_cannot_fit_costs_no_tokens(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(*arguments: Any) -> list[int]:
-        raise AssertionError("it was encoded")
-
-    monkeypatch.setattr(Tokenizer, "encode", encode)
-    text = "word and more " * 50_000
-    for path, body in (
-        ("/v1/completions", {"prompt": text}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
-        (
-            "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]},
-        ),
-    ):
-        response = running.post(path, **body)
-        assert response.status_code == 400, response.text
-        error = response.json()["error"]
-        assert error["code"] == "context_length_exceeded" and "at least" in error["message"]
-
-
-def test_half_requests_are_given_up(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyllamacpu.server.run, "HEADER_SECONDS", 0.2)
-    with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as connection:
-        connection.sendall(b"GET /health HT")
-        assert connection.recv(100) == b""
-
-
-def test_a_half_request_behind_a_whole_one_is_given_up(
-    running: Running, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_before_its_unsafe_window(
+    running: Running, path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(pyllamacpu.server.run, "HEADER_SECONDS", 0.2)
-    whole = head("Host: localhost")
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
-        connection.sendall(whole + whole[:20])
-        answer = b""
-        while data := connection.recv(1000):
-            answer += data
-        assert answer.startswith(b"HTTP/1.1 200")
-    with socket.create_connection(("127.0.0.1", running.port), timeout=10) as connection:
-        for _ in range(2):  # an idle connection is left alone
-            connection.sendall(whole)
-            answer = connection.recv(1000)
-            while not answer.endswith(b"}"):
-                answer += connection.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 200")
-            time.sleep(0.4)
+    monkeypatch.setattr(shield, "WINDOW", 4)
+    with Llama(str(path), type_k="f32", type_v="f32", verbose=False) as llm:
+        whole = llm("hello", max_tokens=24, temperature=0)["choices"][0]["text"]
+    word = whole[-8:-4]
+    assert word not in whole[:-8]
+    monkeypatch.setattr(WordGuard, "word", word)
+    body = {"prompt": "hello", "max_tokens": 24, "temperature": 0, "stream": stream}
+    if stream:
+        lines = running.post("/v1/completions", **body).text.split("\n\n")
+        chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        reason = chunks[-1]["choices"][0]["finish_reason"]
+    else:
+        choice = running.post("/v1/completions", **body).json()["choices"][0]
+        text, reason = choice["text"], choice["finish_reason"]
+    assert reason == "content_filter" and text and whole.startswith(text) and word not in text
+    assert len(text) >= len(whole) // 3  # windows before it have passed
+    running.wait_idle()  # the rest of the answer is not computed
+    assert 'pyllamacpu_blocked_total{what="output"} 1' in running.get("/metrics").text
 
 
-def test_who_reads_nothing_of_an_answer_loses_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyllamacpu.server.run, "UNREAD_SECONDS", 0.2)
-    held = hold(running, 2)
-    try:
-        running.wait_idle()
-    finally:
-        for connection in held:
-            connection.close()
+def test_a_client_that_leaves_is_noticed_within_a_window(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"prompt": "hello", "max_tokens": 180, "ignore_eos": True, "stream": True}
+    with running.client() as client, client.stream("POST", "/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    running.wait_idle()
+    assert "socket.send() raised" not in caplog.text  # what asyncio says of writing on and on
 
 
-def test_a_body_that_does_not_come_is_given_up(path: Path) -> None:
-    with serving(("tiny", path), guard=GuardOptions(body_seconds=0.2)) as running:
-        started = head("Host: localhost", "Content-Length: 50", path="/v1/completions", method="POST")
-        assert running.raw(started + b'{"x"').startswith(b"HTTP/1.1 408")
+def test_a_safe_answer_is_the_same(running: Running, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shield, "WINDOW", 4)
+    with Llama(str(path), type_k="f32", type_v="f32", verbose=False) as llm:
+        whole = llm("hello", max_tokens=20, temperature=0)["choices"][0]["text"]
+    answer = running.post("/v1/completions", prompt="hello", max_tokens=20, temperature=0, n=2).json()
+    assert [choice["text"] for choice in answer["choices"]] == [whole] * 2
+    assert all(seen[0] == {"role": "user", "content": "hello"} for seen in WordGuard.seen)
 
 
-def test_unknown_paths_and_methods(running: Running) -> None:
-    assert running.get("/v1/chat/completions").headers["allow"] == "POST"
-    for url, status in (("/nope", 404), ("/v1/chat/completions", 405), ("/../../etc/passwd", 404)):
-        response = running.get(url)
-        assert response.status_code == status and response.json()["error"]["message"]
-    assert running.get("/v1/messages/nope").json()["type"] == "error"
-    assert isinstance(running.get("/api/nope").json()["error"], str)
+def test_a_blank_message_does_not_hide_the_one_before(running: Running) -> None:
+    for blank in ([{"role": "user", "content": " "}], [{"role": "assistant", "content": "a"}] * 2):
+        answer = running.post("/v1/chat/completions", messages=[*asked(BAD), *blank], max_tokens=3).json()
+        assert answer["choices"][0]["finish_reason"] == "content_filter"
 
 
-def test_names_are_never_paths(running: Running, path: Path) -> None:
-    for name in (str(path), f"../{path.parent.name}/{path.name}", "/etc/passwd", "x" * 5000, "\x00"):
-        response = running.post("/v1/completions", prompt="x", model=name)
-        assert response.status_code == 404, name
-        assert response.json()["error"]["code"] == "model_not_found"
+def test_a_beginning_of_the_answer_is_judged_with_it(running: Running) -> None:
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "It is"}]
+    body = {"messages": messages, "max_tokens": 3, "temperature": 0}
+    answer = running.post("/v1/messages", **body).json()["content"][0]["text"]
+    assert WordGuard.seen[-1] == [messages[0], {"role": "assistant", "content": f"It is{answer}"}]
+
+
+def test_what_cannot_be_judged_is_not_answered(running: Running) -> None:
+    response = running.post("/v1/completions", prompt="this is too long", max_tokens=2)
+    assert response.status_code == 400 and "too long for the guard" in response.json()["error"]["message"]
+
+
+def test_a_real_guard(path: Path, tmp_path: Path) -> None:
+    """A tiny model in the shape of Llama Guard 3: its verdicts are noise, but they are the server's."""
+    own = write_model(
+        tmp_path / "g.gguf", general__name="Llama Guard 3", tokenizer__chat_template=None, n_ctx=2048
+    )
+    with Guard(own) as guard:
+        verdicts = {
+            word: guard.check(word).verdict for word in ("hello", "the world", "a", "good day to you", "help")
+        }
+    with serving(("tiny", path), shield=ShieldOptions(guard=str(own))) as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        for word, verdict in verdicts.items():
+            choice = found.post("/v1/completions", prompt=word, max_tokens=1).json()["choices"][0]
+            if verdict == "unsafe":
+                assert choice["finish_reason"] == "content_filter"
+        found.wait_idle()
+
+
+def test_a_model_that_is_not_a_guard_does_not_serve(path: Path) -> None:
+    with serving(("tiny", path), shield=ShieldOptions(guard=str(path))) as found:
+        wait_until(lambda: found.server.failure is not None)
+        assert "is not a guard" in str(found.server.failure)
+        assert found.get("/health").status_code == 503
+
+
+def test_a_conversation_as_a_guard_reads_it() -> None:
+    call = {"type": "function", "function": {"name": "find", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "found", "name": "find", "tool_call_id": "call_1"},
+        {"role": "user", "name": "not a name", "content": "c", "thoughts": ["d"], "n": 3, "to": None},
+    ]
+    assert judged_messages(messages, "It") == [
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": json.dumps(call)},
+        {"role": "user", "content": "found"},
+        {"role": "user", "content": 'c\nnot a name\n["d"]'},
+        {"role": "assistant", "content": "It"},
+    ]

@@ -17,12 +17,11 @@ from PIL import Image
 from serving import Running, serving, wait_until
 from tiny_model import write_model
 
-from pyllamacpu.errors import ImageError
+from pyllamacpu.errors import ImageError, UnseenImageError
 from pyllamacpu.images.fetch import Fetcher
-from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.safety.shield import judged_messages
 from pyllamacpu.server.generation import Text, conversation_of
 from pyllamacpu.server.images import SentImage, content_parts
-from pyllamacpu.server.judge import judged_messages
 
 __all__ = ["llama4_vision"]
 
@@ -229,7 +228,7 @@ def test_images_at_urls(running: Running, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_guard_that_reads_no_images_lets_none_pass() -> None:
     messages = [{"role": "user", "content": content_parts([openai_part()], "messages[0].content", "user")}]
-    with pytest.raises(HTTPError, match=r"messages\[0\]\.content\[0\]: this server's guard reads no images"):
+    with pytest.raises(UnseenImageError, match=r"messages\[0\]\.content\[0\]: the guard reads no images"):
         judged_messages(messages)
 
 
@@ -239,7 +238,7 @@ def test_images_of_a_text_are_judged_too(running: Running) -> None:
     model = service.models.loaded["words"]
     image = SentImage({"base64": BASE64}, "prompt.multimodal_data[0]")
     said = conversation_of(model, Text("<__media__> x", images=[image])).messages
-    with pytest.raises(HTTPError, match=r"prompt\.multimodal_data\[0\]: this server's guard reads no images"):
+    with pytest.raises(UnseenImageError, match=r"prompt\.multimodal_data\[0\]: the guard reads no images"):
         judged_messages(said)
 
 

@@ -11,7 +11,7 @@ import pytest
 from serving import Running, serving
 from tiny_model import write_model
 
-from pyllamacpu.server.guard import GuardOptions
+from pyllamacpu.server.access import AccessOptions
 from pyllamacpu.server.page_routes import FOLDER, page_files
 
 # As they are in the packages marked 18.2.1 and dompurify 3.5.0 of the npm registry.
@@ -25,7 +25,7 @@ OWN = [name for name in page_files() if not name.startswith("vendor/")]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     path = write_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-    with serving(("tiny", path), guard=GuardOptions(keys=("secret",))) as found:
+    with serving(("tiny", path), access=AccessOptions(keys=("secret",))) as found:
         yield found
 
 

@@ -26,7 +26,7 @@ from tiny_model import write_model
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
 from pyllamacpu.server import ray_app
-from pyllamacpu.server.guard import GuardOptions
+from pyllamacpu.server.access import AccessOptions
 
 
 def free_port() -> int:
@@ -106,7 +106,7 @@ def test_the_dialects_are_the_servers(served: Served) -> None:
      ("POST", "/api/blobs/sha256:00"), ("POST", "/lora-adapters")],
 )  # fmt: skip
 def test_what_one_replica_alone_would_do_is_refused_unread(method: str, path: str) -> None:
-    ingress = ray_app._ingress(GuardOptions())()
+    ingress = ray_app._ingress(AccessOptions())()
     scope = {"type": "http", "method": method, "path": path, "headers": [(b"host", b"localhost")],
              "query_string": b""}  # fmt: skip
     sent: list[Any] = []

@@ -1,6 +1,6 @@
 """`serve --shield`: what users, tools and models say is scanned; each dialect tells what was found.
 
-Prompt Guard is one that goes by a word. Covers server/shield.py.
+Prompt Guard is one that goes by a word. Covers safety/shield_scanners.py, cli/shield_options.py.
 """
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,11 +23,9 @@ from pyllamacpu import Llama
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.errors import OptionError
-from pyllamacpu.safety import Guard, Verdict
-from pyllamacpu.server import judge, shield
-from pyllamacpu.server.judge import Conversation, Judge, Piece
-from pyllamacpu.server.metrics import Metrics
-from pyllamacpu.server.shield import BlockedEvent, Shield, ShieldOptions
+from pyllamacpu.safety import Guard, Verdict, shield, shield_scanners
+from pyllamacpu.safety.shield import BlockedEvent, Conversation, Piece, Shield, ShieldOptions
+from pyllamacpu.safety.shield_scanners import ShieldScanners
 
 EVERYTHING = ShieldOptions(("prompt-guard", "code-shield", "hidden-ascii"), __file__)  # of a model, by name
 
@@ -180,7 +179,7 @@ def watched(
         yield Piece(0, TextEvent("", finish_reason="stop", stats=stats))
 
     async def main() -> tuple[str, BlockedEvent | None]:
-        one = Judge(None, Metrics(), Shield(options))
+        one = Shield(options)
         said, end = "", None
         conversation = Conversation([{"role": "user", "content": "code"}], tools=tools)
         ended: list[int] = []
@@ -197,7 +196,7 @@ def watched(
 
 
 def test_answers_are_scanned_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge, "WINDOW", 4)
+    monkeypatch.setattr(shield, "WINDOW", 4)
     safe = ["Here", " it", " is", ":\n", "```python\n", "import", " os\n", "x = 1\n"]
     assert watched([*safe, "```"]) == ("".join(safe) + "```", None)
     said, end = watched([*safe, "os.", "system", "(", "cmd", ")", "\n", "more", "```"])
@@ -223,7 +222,7 @@ def test_answers_are_scanned_in_windows(monkeypatch: pytest.MonkeyPatch) -> None
 def test_calls_are_judged_as_their_tools_read_them(
     monkeypatch: pytest.MonkeyPatch, said: str, scanner: str
 ) -> None:
-    monkeypatch.setattr(judge, "WINDOW", 8)
+    monkeypatch.setattr(shield, "WINDOW", 8)
     tools = ChatTools(({"type": "function", "function": {"name": "run"}},))
     text, end = watched(list(said), tools=tools)
     assert end is not None and [one.scanner for one in end.findings] == [scanner]
@@ -233,7 +232,7 @@ def test_calls_are_judged_as_their_tools_read_them(
 
 def test_an_answer_of_a_model_is_blocked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the model really says, taken for a pattern."""
-    monkeypatch.setattr(judge, "WINDOW", 4)
+    monkeypatch.setattr(shield, "WINDOW", 4)
     with Llama(str(path), type_k="f32", type_v="f32", verbose=False) as llm:
         whole = llm("hello", max_tokens=24, temperature=0)["choices"][0]["text"]
     word = whole[-8:-4]
@@ -266,8 +265,8 @@ def test_guard_and_shield_together(path: Path, monkeypatch: pytest.MonkeyPatch) 
         def close(self) -> None: ...
 
     assert Guard is not BombGuard
-    monkeypatch.setattr(judge, "Guard", BombGuard)
-    with serving(("tiny", path), shield=EVERYTHING, judge="guard.gguf") as found:
+    monkeypatch.setattr(shield, "Guard", BombGuard)
+    with serving(("tiny", path), shield=replace(EVERYTHING, guard="guard.gguf")) as found:
         wait_until(lambda: found.get("/health").status_code == 200)
         choice = found.post("/v1/completions", prompt="attack with a bomb", max_tokens=1).json()["choices"][0]
         assert [(one["scanner"], one["reason"][:6]) for one in choice["shield"]] == [
@@ -294,14 +293,13 @@ def test_a_prompt_guard_that_cannot_be_loaded_does_not_serve(
 
 
 def test_the_weights_count(path: Path) -> None:
-    one = Shield(ShieldOptions(("prompt-guard",), str(path)))
-    assert Judge(None, Metrics(), one).weight_bytes == one.weight_bytes == path.stat().st_size
+    assert Shield(ShieldOptions(("prompt-guard",), str(path))).weight_bytes == path.stat().st_size
     assert Shield(ShieldOptions(("regex",))).weight_bytes == 0
 
 
 def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shield, "_KEPT", 2)
-    one = Shield(EVERYTHING)
+    monkeypatch.setattr(shield_scanners, "_KEPT", 2)
+    one = ShieldScanners(EVERYTHING.scanners, EVERYTHING.prompt_guard)
     for word in "abca":
         asyncio.run(one.read([{"role": "user", "content": word}]))
     assert WordPromptGuard.seen == ["a", "b", "c", "a"]

@@ -433,7 +433,7 @@ def option_files(*outputs: str) -> list[Path]:
     return found
 
 
-_MODELS_BESIDE = ("draft_model", "judge")
+_MODELS_BESIDE = ("draft_model", "guard")
 
 
 def _named_files(text: str, is_model: bool) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,12 +26,12 @@ from pyllamacpu.cli.options import (
     precision_option,
     read_text,
 )
+from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
     from pyllamacpu.server.app import ServeOptions
     from pyllamacpu.server.models import PoolOptions, ServedFile
-    from pyllamacpu.server.shield import ShieldOptions
 
 _positive = click.IntRange(min=1)
 
@@ -136,25 +135,13 @@ engine_options = options(
     show_default=True,
     help="End answers that repeat themselves; a request's stop_loops goes before.",
 )
-@click.option(
-    "--guard",
-    "judge",
-    metavar="MODEL",
-    help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
-)
+@shield_options
 @mmproj_option
 @click.option(
     "--allow-image-hosts",
     metavar="HOSTS",
     help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public addresses "
     "only.",
-)
-@click.option(
-    "--shield",
-    metavar="NAMES",
-    help="Scan what users and tools say and what models answer, by these joined by commas: "
-    "prompt-guard=MODEL, code-shield, hidden-ascii, regex, pii, guard=MODEL. What was found is told in the "
-    "response.",
 )
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
@@ -173,7 +160,7 @@ def serve(**parameters: Any) -> None:
     options = _options(parameters)
     _check_log(parameters, [model.path for model in options.models])
     _start_log(parameters["log_file"])
-    _check_exposure(parameters["host"], bool(options.guard.keys), parameters["no_api_key"])
+    _check_exposure(parameters["host"], bool(options.access.keys), parameters["no_api_key"])
 
     def on_ready(address: str) -> None:
         click.echo(f"serving {options.models[0].name} at {address} (Ctrl-C stops)", err=True)
@@ -229,7 +216,7 @@ def _start_log(path: Path | None) -> None:
 
 
 def _check_exposure(host: str, has_key: bool, confirmed: bool) -> None:
-    from pyllamacpu.server.guard import is_loopback
+    from pyllamacpu.server.access import is_loopback
 
     if not is_loopback(host) and not has_key and not confirmed:
         raise OptionError(
@@ -239,8 +226,8 @@ def _check_exposure(host: str, has_key: bool, confirmed: bool) -> None:
 
 
 def _options(parameters: dict[str, Any]) -> ServeOptions:
+    from pyllamacpu.server.access import AccessOptions
     from pyllamacpu.server.app import ServeOptions
-    from pyllamacpu.server.guard import GuardOptions
 
     keys = [*parameters["api_key"]]
     if parameters["api_key_file"] is not None:
@@ -249,56 +236,21 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
             raise OptionError(f"{parameters['api_key_file']}: there is no key in it")
     if any(not key.isascii() or not key.isprintable() for key in keys):
         raise OptionError("--api-key: keys are printable ASCII")
-    guard = GuardOptions(
+    access = AccessOptions(
         hosts=(*_split(parameters["allowed_hosts"]), parameters["host"].lower()),
         origins=tuple(origin.rstrip("/") for origin in _split(parameters["cors_origins"])),
         keys=tuple(key for key in keys if key),
     )
-    judge, shield = _shield(parameters["judge"], parameters["shield"])
     return ServeOptions(
         models=_models(parameters),
         pool=pool_options(parameters),
-        guard=guard,
+        access=access,
         max_queue=parameters["max_queue"],
         strict=parameters["strict"],
         metrics=parameters["metrics"],
-        judge=judge,
-        shield=shield,
+        shield=take_shield(parameters),
         image_hosts=_image_hosts(parameters["allow_image_hosts"]),
     )
-
-
-def _shield(judge: str | None, names: str | None) -> tuple[str | None, ShieldOptions | None]:
-    """(the file of the guard model, the scanners). Raises OptionError, StoreError."""
-    from pyllamacpu.safety.scanners.models import PROMPT_GUARD_VARIABLE
-    from pyllamacpu.server.shield import SCANNERS, ShieldOptions
-    from pyllamacpu.store import resolve_model
-
-    given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
-    known = (*SCANNERS, "guard")
-    if names is not None and not given:
-        raise OptionError(f"--shield: name at least one of {', '.join(known)}")
-    for name, model in given.items():
-        if name not in known:
-            raise OptionError(f"--shield {name}: there are {', '.join(known)}")
-        if model and name not in ("guard", "prompt-guard"):
-            raise OptionError(f"--shield {name}={model}: {name} takes no model")
-    if judge and given.get("guard"):
-        raise OptionError("--guard and --shield guard=MODEL: give one of them")
-    judge = judge or given.get("guard")
-    prompt_guard = given.get("prompt-guard") or os.environ.get(PROMPT_GUARD_VARIABLE)
-    for name, file in (("guard", judge), ("prompt-guard", prompt_guard)):
-        if name in given and not file:
-            raise OptionError(f"--shield {name}: name its model too, as {name}=MODEL")
-    scanners = tuple(name for name in given if name != "guard")
-    prompt_guard = str(resolve_model(prompt_guard)) if "prompt-guard" in given else None
-    shield = ShieldOptions(scanners, prompt_guard) if scanners else None
-    return None if judge is None else str(resolve_model(judge)), shield
-
-
-def _named_model(text: str) -> tuple[str, str]:
-    name, _, model = text.strip().partition("=")
-    return name, model
 
 
 def _image_hosts(text: str | None) -> tuple[str, ...]:

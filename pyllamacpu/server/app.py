@@ -1,4 +1,4 @@
-"""The application: all dialects on one engine, behind the guard."""
+"""The application: all dialects on one engine, behind the access control."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,7 +18,9 @@ from starlette.routing import Match
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.images.fetch import Fetcher
+from pyllamacpu.images.sources import Fetch
 from pyllamacpu.limits import trim_memory
+from pyllamacpu.safety.shield import Shield, ShieldOptions
 from pyllamacpu.server import (
     adapters,
     anthropic,
@@ -30,15 +33,14 @@ from pyllamacpu.server import (
     page_routes,
     responses,
 )
+from pyllamacpu.server.access import AccessControl, AccessOptions
 from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.generation import Service
-from pyllamacpu.server.guard import Guard, GuardOptions
-from pyllamacpu.server.judge import Judge
+from pyllamacpu.server.images import with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
-from pyllamacpu.server.shield import Shield, ShieldOptions
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -50,18 +52,17 @@ _IDLE_LOOK = 1.0  # seconds between two looks for models that are to be unloaded
 @dataclass(frozen=True)
 class ServeOptions:
     """What `pyllamacpu serve` was asked for. models: the first is the default. stuck_after: seconds in one
-    step after which `/health` says so. guarded: False where the guard stands in another process.
+    step after which `/health` says so. checks_access: False where that is done in another process.
     """
 
     models: tuple[ServedFile, ...]
     pool: PoolOptions = field(default_factory=PoolOptions)
-    guard: GuardOptions = field(default_factory=GuardOptions)
-    guarded: bool = True
+    access: AccessOptions = field(default_factory=AccessOptions)
+    checks_access: bool = True
     max_queue: int = 64
     strict: bool = False
     metrics: bool = True
     stuck_after: float = 120.0
-    judge: str | None = None  # the file of a guard model that judges prompts and answers
     shield: ShieldOptions | None = None
     image_hosts: tuple[str, ...] = ()  # from which images at URLs are fetched
 
@@ -78,15 +79,18 @@ class Server:
     def start(self) -> Service:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
-        shield = Shield(self.options.shield) if self.options.shield else None
         fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
-        judged = self.options.judge or shield
-        judge = Judge(self.options.judge, self.metrics, shield, fetch) if judged else None
-        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, judge, fetch)
+        shield = self._shield(fetch)
+        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, shield, fetch)
         self.metrics.watch(pool)
         chores = (_load_default(service), _unload_idle(pool), _release_memory(service))
         self._tasks = [asyncio.create_task(chore) for chore in chores]
         return service
+
+    def _shield(self, fetch: Fetch | None) -> Shield | None:
+        if self.options.shield is None:
+            return None
+        return Shield(self.options.shield, partial(with_pictures, fetch=fetch), self.metrics.count_blocked)
 
     async def stop(self) -> None:
         assert self.service is not None
@@ -118,9 +122,9 @@ class Server:
 async def _load_default(service: Service) -> None:
     pool = service.models
     try:
-        if service.judge is not None:
-            await service.off_loop(service.judge.load)
-            pool.bytes_beside = service.judge.weight_bytes
+        if service.shield is not None:
+            await service.off_loop(service.shield.load)
+            pool.bytes_beside = service.shield.weight_bytes
         async with pool.use(None):
             pool.ready = True
     except PyllamacpuError as error:
@@ -175,8 +179,8 @@ def make_app(options: ServeOptions) -> FastAPI:
         title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.server = server
-    if options.guarded:
-        app.add_middleware(Guard, options=options.guard, count=_counter(server.metrics))
+    if options.checks_access:
+        app.add_middleware(AccessControl, options=options.access, count=_counter(server.metrics))
     page = page_routes.router()
     app.include_router(page)
     app.state.routes = [*page.routes]  # of all routers, each as it is

@@ -4,8 +4,8 @@ An answer that has run into a loop (`sampling/loops.py`) is ended. Where a diale
 that is its word for an answer that was cut, with `"stopped_by": "loop"` beside; where they are any text
 (Ollama's `done_reason`, llama.cpp's `stop_type`), it is "loop".
 
-What the guard model or the shield blocks (`judge.py`) ends with "content_filter", Anthropic's word for which
-is "refusal"; what was found stands beside it as "shield" (`shield.py`).
+What the guard model or the shield blocks ends with "content_filter", Anthropic's word for which
+is "refusal"; what was found stands beside it as "shield", a list of findings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyllamacpu.engine.generate import TextEvent
-from pyllamacpu.server.shield import shown_findings
+from pyllamacpu.safety.shield import BlockedEvent
 
 
 def is_cut(last: TextEvent) -> bool:
@@ -35,3 +35,10 @@ def openai_reason(last: TextEvent, has_called: bool = False) -> dict[str, Any]:
         **stopped_by(last),
         **shown_findings(last),
     }
+
+
+def shown_findings(last: TextEvent) -> dict[str, Any]:
+    """`shield` of a response that was blocked; nothing for others."""
+    if not isinstance(last, BlockedEvent):
+        return {}
+    return {"shield": [finding._asdict() for finding in last.findings]}

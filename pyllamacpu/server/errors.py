@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllamacpu.errors import ImageError, PyllamacpuError, StoreError
+from pyllamacpu.errors import ImageError, PyllamacpuError, StoreError, UnseenImageError
 
 _OPENAI_TYPES = {
     401: "authentication_error",
@@ -51,6 +51,8 @@ def as_http_error(error: BaseException) -> HTTPError:
     """The refusal that stands for any error. What is not the client's fault is a 500."""
     if isinstance(error, HTTPError):
         return error
+    if isinstance(error, UnseenImageError):
+        return HTTPError(str(error), param=error.where, code="images_not_supported")
     if isinstance(error, ImageError):
         return HTTPError(str(error), param=error.where, code="invalid_image")
     if isinstance(error, PyllamacpuError) and isinstance(error, ValueError):  # an argument's fault

@@ -24,16 +24,16 @@ from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
 from pyllamacpu.images.sources import Fetch
 from pyllamacpu.model.lora import AdapterScales
+from pyllamacpu.safety.shield import Conversation, Piece, Shield, blocked
+from pyllamacpu.safety.shield_scanners import Finding
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.images import SentImage, open_images, open_sent, sent_images
-from pyllamacpu.server.judge import Conversation, Judge, Piece, blocked
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
-from pyllamacpu.server.shield import Finding
 from pyllamacpu.store.created import ModelCard
 from pyllamacpu.text import encode_chat
 from pyllamacpu.text.infill import infill_prompt
@@ -151,10 +151,10 @@ class Answers:
 
     def pieces(self) -> AsyncIterator[Piece]:
         """The events of all answers, in the order of their coming, as far as the guard lets them pass."""
-        judge = self._service.judge
-        if judge is None:
+        shield = self._service.shield
+        if shield is None:
             return self._pieces()
-        return judge.watch(self._pieces(), self._conversation, lambda i: len(self._prompt_of(i)), self._end)
+        return shield.watch(self._pieces(), self._conversation, lambda i: len(self._prompt_of(i)), self._end)
 
     def _prompt_of(self, answer: int) -> list[int]:
         return self.prompts[self._number(answer)]
@@ -210,13 +210,13 @@ class Service:
         thread: EngineThread,
         metrics: Metrics,
         max_queue: int,
-        judge: Judge | None = None,
+        shield: Shield | None = None,
         fetch: Fetch | None = None,
     ) -> None:
         """fetch: gets images at URLs, where that is allowed."""
         self.models = pool
         self.fetch = fetch
-        self.judge = judge
+        self.shield = shield
         self.thread = thread
         self.metrics = metrics
         self.max_queue = max_queue
@@ -270,12 +270,12 @@ class Service:
 
     async def _refused(self, model: Model, requests: Sequence[Generate]) -> list[tuple[Finding, ...]]:
         """What is found in each prompt that keeps it from being answered."""
-        if self.judge is None:
+        if self.shield is None:
             return []
         for request in requests:  # before time goes into what is far too long
             await self.off_loop(_check_length, model, request.prompt)
         conversations = [conversation_of(model, request.prompt) for request in requests]
-        return await asyncio.gather(*map(self.judge.refuses, conversations))
+        return await asyncio.gather(*map(self.shield.judge_prompt, conversations))
 
     async def embed(
         self,
@@ -309,8 +309,8 @@ class Service:
     def close(self) -> None:
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._image_workers.shutdown(wait=False, cancel_futures=True)
-        if self.judge is not None:
-            self.judge.close()
+        if self.shield is not None:
+            self.shield.close()
 
 
 def conversation_of(model: Model, prompt: Chat | Text) -> Conversation:

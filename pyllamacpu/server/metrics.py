@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from pyllamacpu.engine.generate import GenerationStats
 from pyllamacpu.engine.page_files import PageFiles
+from pyllamacpu.safety.shield_scanners import Finding, What
 from pyllamacpu.server.models import ModelPool
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -54,6 +55,12 @@ class Metrics:
             self.cached_tokens.inc(stats.n_cached)
             self.generated_tokens.inc(stats.n_generated)
             self.prompt_seconds.observe(stats.prompt_seconds)
+
+    def count_blocked(self, what: What, findings: Iterable[Finding]) -> None:
+        """Adds what a shield has blocked."""
+        self.blocked.labels(what).inc()
+        for one in findings:
+            self.findings.labels(one.scanner, what, one.status).inc()
 
     def watch(self, models: ModelPool) -> None:
         """Shows the state of the loaded models too."""

@@ -24,6 +24,7 @@ from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.embeddings import read_inputs
+from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate, Service, Text
@@ -32,7 +33,6 @@ from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
-from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
 

@@ -22,6 +22,7 @@ from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import ollama_grammar
 from pyllamacpu.server.embeddings import read_inputs
+from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
 from pyllamacpu.server.images import image_part
@@ -30,7 +31,6 @@ from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
-from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part

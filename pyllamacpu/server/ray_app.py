@@ -1,8 +1,8 @@
 """The server as an application of Ray Serve: replicas of the engine behind one ingress.
 
-The ingress is a FastAPI application behind the guard; it hands each request, whole, to the replica whose
-cache has the beginning of its prompt (`ray_router`), and passes the answer on as it comes. A replica is the
-whole server of `app`, so all dialects are the same.
+The ingress is a FastAPI application behind the access control; it hands each request, whole, to the replica
+whose cache has the beginning of its prompt (`ray_router`), and passes the answer on as it comes. A replica is
+the whole server of `app`, so all dialects are the same.
 
     serve run pyllamacpu.server.ray_app:app model=llama3.2:1b replicas=2
 """
@@ -28,9 +28,9 @@ from pyllamacpu.api.loading import LoadOptions
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.server import http
+from pyllamacpu.server.access import AccessControl, AccessOptions, Message
 from pyllamacpu.server.app import ServeOptions, Server, add_errors, make_app
 from pyllamacpu.server.errors import HTTPError
-from pyllamacpu.server.guard import Guard, GuardOptions, Message
 from pyllamacpu.server.models import PoolOptions, check_names, served_file
 from pyllamacpu.server.prefix_routing import prompt_keys
 from pyllamacpu.server.ray_cluster import (
@@ -63,7 +63,7 @@ class Engine:
     ) -> None:
         """Raises PyllamacpuError when the default model cannot be loaded."""
         files = await asyncio.to_thread(files_on_this_node, models, version)
-        self._app = make_app(replace(options, models=tuple(files), guarded=False, metrics=False))
+        self._app = make_app(replace(options, models=tuple(files), checks_access=False, metrics=False))
         self._stack = AsyncExitStack()
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
         while self._health()[1] == "loading model":
@@ -144,12 +144,12 @@ class _Relay(Response):
                 stream.cancel()
 
 
-def _ingress(options: GuardOptions) -> Any:
+def _ingress(options: AccessOptions) -> Any:
     """A function that makes the ingress in its own process."""
 
     def make() -> FastAPI:
         api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        api.add_middleware(Guard, options=options, count=lambda path, status: None)
+        api.add_middleware(AccessControl, options=options, count=lambda path, status: None)
         add_errors(api)
         _add_forwarding(api)
         return api
@@ -259,7 +259,7 @@ def build(options: ServeOptions, replicas: Replicas) -> Any:
         logging_config={"enable_access_log": False},
     ).bind([ClusterModel.of(file) for file in options.models], options, __version__)
     ingress = serve.deployment(
-        serve.ingress(_ingress(options.guard))(),
+        serve.ingress(_ingress(options.access))(),
         name="Ingress",
         max_ongoing_requests=max(1000, 4 * n_answers * replicas.count),
         graceful_shutdown_timeout_s=replicas.grace,
@@ -330,10 +330,10 @@ def app(arguments: Mapping[str, Any]) -> Any:
         keep_alive=given.keep_alive,
         memory=given.memory,
     )
-    guard = GuardOptions(_words(given.allowed_hosts), _words(given.cors_origins), _several(given.api_key))
+    access = AccessOptions(_words(given.allowed_hosts), _words(given.cors_origins), _several(given.api_key))
     models = tuple(served_file(text) for text in _several(given.model) or ("",))
     check_names(models)
-    options = ServeOptions(models, pool, guard, max_queue=given.max_queue, strict=given.strict)
+    options = ServeOptions(models, pool, access, max_queue=given.max_queue, strict=given.strict)
     return build(options, Replicas(given.replicas, given.threads or cpus_usable(), given.grace))
 
 

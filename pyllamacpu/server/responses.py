@@ -20,14 +20,13 @@ from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import response_grammar
-from pyllamacpu.server.endings import is_cut, stopped_by
+from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.images import content_parts
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.shield import shown_findings
 from pyllamacpu.server.tools import call_id, make_tools
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part

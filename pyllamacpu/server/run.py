@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pyllamacpu.limits import return_freed_memory
+from pyllamacpu.server.access import MAX_HEADERS
 from pyllamacpu.server.errors import HTTPError, error_body
-from pyllamacpu.server.guard import MAX_HEADERS
 
 log = logging.getLogger("pyllamacpu.server")
 

@@ -40,7 +40,7 @@ _CORS = {
 
 
 @dataclass(frozen=True)
-class GuardOptions:
+class AccessOptions:
     """hosts: names by which the server may be called, beside IP addresses and localhost. origins: web origins
     that may use it ("*": any). max_body: bytes; max_image_body: likewise, where images may be sent;
     body_seconds: the time that a body may take to come.
@@ -54,10 +54,10 @@ class GuardOptions:
     body_seconds: float = 30.0
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware. `count(path, status)` is told of every answer."""
 
-    def __init__(self, app: App, options: GuardOptions, count: Callable[[str, int], None]) -> None:
+    def __init__(self, app: App, options: AccessOptions, count: Callable[[str, int], None]) -> None:
         self._app = app
         self._options = options
         self._count = count

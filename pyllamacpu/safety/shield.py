@@ -1,10 +1,10 @@
-"""`serve --guard` and `--shield`: what people ask and what models answer is judged, in every dialect.
+"""The shield: a guard model, scanners, or both, that judge what people ask and what models answer.
 
-A prompt that is unsafe gets an empty answer, and an answer ends before the window of it that is unsafe, both
-with a reason of their own (`endings.py`). It fails closed: what cannot be judged is not answered. Words of
-the operator (the roles system and developer, descriptions of tools, the template's variables) are not judged;
-results of tools count as the user's for a guard model, and have scanners of their own in the shield
-(`shield.py`).
+One mechanism for `serve`, `batch`, `chat` and `complete` (`--guard`, `--shield`). A prompt that is unsafe is
+not answered, and an answer ends before the window of it that is unsafe. It fails closed: what cannot be
+judged is not answered. Words of the operator (the roles system and developer, descriptions of tools, the
+template's variables) are not judged; results of tools count as the user's for a guard model, and have
+scanners of their own (`shield_scanners.py`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
-from pyllamacpu.images.sources import Fetch
-from pyllamacpu.safety import Guard, Verdict
-from pyllamacpu.server.errors import HTTPError, as_http_error
-from pyllamacpu.server.images import sent_images, with_pictures
-from pyllamacpu.server.metrics import Metrics
-from pyllamacpu.server.shield import BlockedEvent, Finding, Shield, What
+from pyllamacpu.errors import UnseenImageError
+from pyllamacpu.images.parts import has_image
+from pyllamacpu.safety.guard import Guard, Verdict
+from pyllamacpu.safety.shield_scanners import Finding, ShieldScanners, What
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part, join_parts
 
-log = logging.getLogger("pyllamacpu.server")
+log = logging.getLogger("pyllamacpu.safety")
 
 WINDOW = 64  # tokens of an answer that are held back until they are judged, with all before them
 _OPERATORS = ("system", "developer")
@@ -40,12 +40,30 @@ _THREADS = 4  # checks that run at once, in one batch
 Messages = list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class ShieldOptions:
+    """scanners: names in SCANNERS. prompt_guard: the file of its model. guard: that of a guard model."""
+
+    scanners: tuple[str, ...] = ()
+    prompt_guard: str | None = None
+    guard: str | None = None
+
+
 class Conversation(NamedTuple):
-    """What a prompt says. `beginning`: of the answer, which may call `tools`."""
+    """What a prompt says. `beginning`: of the answer, which may call `tools`. Images of `messages` are parts
+    {"type": "image", "image": ...} of their contents.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     beginning: str = ""
     tools: ChatTools = NO_TOOLS
+
+
+@dataclass(frozen=True)
+class BlockedEvent(TextEvent):
+    """The end of an answer that is not to be seen, or not to its end."""
+
+    findings: tuple[Finding, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -71,7 +89,8 @@ class _Answer:
         self._reader = conversation.tools.reader()
         self._parts: list[Part] = []
 
-    def add(self, event: TextEvent) -> None:
+    def add(self, event: TextEvent) -> bool:
+        """Whether it is time to judge the answer."""
         self._held.append(event)
         self.said += event.text
         self.n_tokens += len(event.tokens)
@@ -79,11 +98,16 @@ class _Answer:
         self._parts += self._reader.push(event.text)
         if event.finish_reason is not None:
             self._parts += self._reader.finish()
+        return event.finish_reason is not None or self.n_held >= WINDOW
 
     def take(self) -> list[TextEvent]:
         """The events that have not been taken."""
         held, self._held, self.n_held = self._held, [], 0
         return held
+
+    def stats(self, event: TextEvent, n_prompt: int) -> GenerationStats:
+        """Of an answer that ends with `event`."""
+        return event.stats or GenerationStats(n_prompt, 0, self.n_tokens, 0.0, 0.0)
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -91,70 +115,70 @@ class _Answer:
         return join_parts(self._parts).calls
 
 
-class Judge:
-    """The guard model and the shield of a server, or one of them. `load` comes first, in any thread."""
+class Shield:
+    """`load` comes first, in any thread. Raises OptionError for scanners that are not known.
+
+    Args:
+        open_images: puts pictures in place of the images of messages, as a `Guard` takes them.
+        on_blocked: is told what was blocked, and why.
+    """
 
     def __init__(
         self,
-        path: str | None,
-        metrics: Metrics,
-        shield: Shield | None = None,
-        fetch: Fetch | None = None,
+        options: ShieldOptions,
+        open_images: Callable[[Messages], Sequence[Mapping[str, Any]]] = list,
+        on_blocked: Callable[[What, Sequence[Finding]], None] = lambda what, found: None,
     ) -> None:
-        """fetch: gets images at URLs, where that is allowed."""
-        self._path, self._metrics, self._shield, self._fetch = path, metrics, shield, fetch
+        self._options, self._open_images, self._on_blocked = options, open_images, on_blocked
         self._guard: Guard | None = None
+        self._scanners = ShieldScanners(options.scanners, options.prompt_guard) if options.scanners else None
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
 
     def load(self) -> None:
         """Raises any PyllamacpuError."""
-        if self._path is not None:
-            self._guard = Guard(self._path)
-        if self._shield is not None:
-            self._shield.load()
+        if self._options.guard is not None:
+            self._guard = Guard(self._options.guard)
+        if self._scanners is not None:
+            self._scanners.load()
 
     @property
     def weight_bytes(self) -> int:
-        """Of the guard model, 0 before it is loaded, and of the shield's."""
+        """Of the guard model, 0 before it is loaded, and of Prompt Guard's."""
         own = int(getattr(self._guard, "weight_bytes", 0))
-        return own + (0 if self._shield is None else self._shield.weight_bytes)
+        return own + (0 if self._scanners is None else self._scanners.weight_bytes)
 
-    @property
-    def _reads_images(self) -> bool:
-        return bool(getattr(self._guard, "reads_images", False))
-
-    async def refuses(self, conversation: Conversation) -> tuple[Finding, ...]:
+    async def judge_prompt(self, conversation: Conversation) -> tuple[Finding, ...]:
         """What is unsafe in what users and tools said."""
         found: tuple[Finding, ...] = ()
-        if self._path is not None:
+        if self._options.guard is not None:
             messages = self._messages(conversation)
             said = [m["role"] == "user" and _says_something(m["content"]) for m in messages]
             if any(said):  # the last of them is judged, with all before it
                 last = len(said) - said[::-1].index(True)
                 found += await self._ask_guard(messages[:last], "input")
-        if self._shield is not None:
-            found += await self._shield.read(plain_messages(conversation.messages))
-        return self._counted(found, "input")
+        if self._scanners is not None:
+            found += await self._scanners.read(plain_messages(conversation.messages))
+        return self._told(found, "input")
 
     def _messages(self, conversation: Conversation) -> Messages:
-        return judged_messages(conversation.messages, conversation.beginning, self._reads_images)
+        reads_images = bool(getattr(self._guard, "reads_images", False))
+        return judged_messages(conversation.messages, conversation.beginning, reads_images)
 
     async def _judge_answer(self, answer: _Answer) -> tuple[Finding, ...]:
         conversation, said = answer.conversation, answer.said
         if not said.strip():
             return ()
         found: tuple[Finding, ...] = ()
-        if self._path is not None:
+        if self._options.guard is not None:
             found += await self._ask_guard(_with_answer(self._messages(conversation), said), "output")
-        if self._shield is not None:
-            found += await self._shield.judge_answer(conversation.beginning + said, answer.calls)
-        return self._counted(found, "output")
+        if self._scanners is not None:
+            found += await self._scanners.judge_answer(conversation.beginning + said, answer.calls)
+        return self._told(found, "output")
 
-    def _counted(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
+    def _told(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
         if found:
-            self._metrics.blocked.labels(what).inc()
+            self._on_blocked(what, found)
         for one in found:
-            self._metrics.findings.labels(one.scanner, what, one.status).inc()
             log.info("%s: %s is blocked (%s, %.3f)", one.scanner, what, one.status, one.score)
         return found
 
@@ -174,12 +198,11 @@ class Judge:
             if i not in answers:
                 answers[i] = _Answer(conversations(i))
             answer = answers[i]
-            answer.add(event)
-            if event.finish_reason is None and answer.n_held < WINDOW:
+            if not answer.add(event):
                 continue
             if findings := await self._judge_answer(answer):
                 ended.add(i)
-                stats = event.stats or GenerationStats(n_prompt(i), 0, answer.n_tokens, 0.0, 0.0)
+                stats = answer.stats(event, n_prompt(i))
                 end(i, stats)
                 yield Piece(i, blocked(stats, findings))
                 continue
@@ -187,28 +210,39 @@ class Judge:
                 yield Piece(i, one)
                 await asyncio.sleep(0)  # a window of them at once would hold up others, and see no leaving
 
+    def watch_one(
+        self, events: Iterator[TextEvent], conversation: Conversation, n_prompt: int
+    ) -> Iterator[TextEvent]:
+        """One answer's events likewise, where no event loop runs; they are closed when it is not safe."""
+        answer = _Answer(conversation)
+        with closing(events):  # type: ignore[type-var]
+            for event in events:
+                if not answer.add(event):
+                    continue
+                if findings := asyncio.run(self._judge_answer(answer)):
+                    yield blocked(answer.stats(event, n_prompt), findings)
+                    return
+                yield from answer.take()
+
     async def _ask_guard(self, messages: Messages, what: What) -> tuple[Finding, ...]:
         if messages[0]["role"] != "user":
             messages = [{"role": "user", "content": ""}, *messages]
-        try:
-            check = partial(self._check, messages)
-            verdict = await asyncio.get_running_loop().run_in_executor(self._workers, check)
-        except Exception as error:
-            raise as_http_error(error) from error
+        check = partial(self._check, messages)
+        verdict = await asyncio.get_running_loop().run_in_executor(self._workers, check)
         if verdict.verdict == "safe":
             return ()
         return (Finding("guard", what, ",".join(verdict.categories), verdict.probability),)
 
     def _check(self, messages: Messages) -> Verdict:
         assert self._guard is not None
-        return self._guard.check(with_pictures(messages, self._fetch))
+        return self._guard.check(self._open_images(messages))
 
     def close(self) -> None:
         self._workers.shutdown(wait=True, cancel_futures=True)
         if self._guard is not None:
             self._guard.close()
-        if self._shield is not None:
-            self._shield.close()
+        if self._scanners is not None:
+            self._scanners.close()
 
 
 def blocked(stats: GenerationStats, findings: tuple[Finding, ...]) -> TextEvent:
@@ -231,26 +265,30 @@ def _says_something(content: Any) -> bool:
 def judged_messages(
     messages: Sequence[Mapping[str, Any]], beginning: str = "", reads_images: bool = False
 ) -> Messages:
-    """A conversation as a guard reads it: user and assistant, texts, and images as they were sent.
-    `beginning`: of the answer. Raises HTTPError for images that the guard does not read.
+    """A conversation as a guard reads it: user and assistant, texts, and images as they are in it.
+    `beginning`: of the answer. Raises UnseenImageError for images that the guard does not read: nothing
+    passes that nobody has judged.
     """
-    for image in () if reads_images else sent_images(messages):  # nothing passes that nobody has judged
-        where = image.where
-        raise HTTPError(
-            f"{where}: this server's guard reads no images", param=where, code="images_not_supported"
-        )
     found: Messages = []
-    for message in messages:
+    for i, message in enumerate(messages):
+        images = _images(message)
+        if images and not reads_images:
+            where = getattr(images[0].get("image"), "where", f"messages[{i}]")
+            raise UnseenImageError(where, "the guard reads no images")
         role = str(message.get("role"))
         if role in _OPERATORS:
             continue
-        speaker = "assistant" if role == "assistant" else "user"
-        text, images = _text(message), [{"type": "image", "image": image} for image in sent_images([message])]
+        text = _text(message)
         content = [*images, {"type": "text", "text": text}] if images else text
-        found.append({"role": speaker, "content": content})
+        found.append({"role": "assistant" if role == "assistant" else "user", "content": content})
     if beginning:
         found.append({"role": "assistant", "content": beginning})
     return found
+
+
+def _images(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = message.get("content")
+    return [part for part in content if has_image(part)] if isinstance(content, (list, tuple)) else []
 
 
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:

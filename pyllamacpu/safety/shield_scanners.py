@@ -1,8 +1,7 @@
-"""`serve --shield`: the firewall's scanners look at what users and tools say, and at what models answer.
+"""The scanners of a shield: the firewall's, by the names of the option `--shield`, and what they found.
 
 Users' messages and results of tools are scanned before they are answered, answers as they are written
-(`judge.py`). What is blocked is told in the response as `shield`, a list of findings, and counted in the
-metrics. Images are not looked at. Answers are judged by Code Shield without semgrep, whose runs take seconds.
+(`shield.py`). Images are not looked at.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.errors import OptionError
-from pyllamacpu.safety import CodeShield, Firewall, Message, Role, ScanDecision, ScannerType, ScanResult
-from pyllamacpu.safety.code_shield.scan import coverage
-from pyllamacpu.safety.firewall import strictest
+from pyllamacpu.safety.code_shield.scan import CodeShield, coverage
+from pyllamacpu.safety.firewall import Firewall, strictest
+from pyllamacpu.safety.firewall_types import Message, Role, ScanDecision, ScannerType, ScanResult
 from pyllamacpu.text.call_forms import ToolCall
 
-log = logging.getLogger("pyllamacpu.server")
+log = logging.getLogger("pyllamacpu.safety")
 
 _ALL = (Role.USER, Role.TOOL, Role.ASSISTANT)
 SCANNERS: dict[str, tuple[ScannerType, tuple[Role, ...]]] = {
@@ -41,14 +38,6 @@ What = Literal["input", "output"]
 Said = Mapping[str, str]  # a role and a content
 
 
-@dataclass(frozen=True)
-class ShieldOptions:
-    """scanners: names in SCANNERS. prompt_guard: the file of its model."""
-
-    scanners: tuple[str, ...]
-    prompt_guard: str | None = None
-
-
 class Finding(NamedTuple):
     """Why something is blocked. `status` "error": it could not be judged."""
 
@@ -59,28 +48,24 @@ class Finding(NamedTuple):
     status: str = "success"
 
 
-@dataclass(frozen=True)
-class BlockedEvent(TextEvent):
-    """The end of an answer that is not to be seen, or not to its end."""
+class ShieldScanners:
+    """Scanners by their names in SCANNERS. `load` comes first, in any thread. Raises OptionError.
 
-    findings: tuple[Finding, ...] = ()
+    prompt_guard: the file of its model.
+    """
 
-
-class Shield:
-    """The scanners of a server. `load` comes first, in any thread."""
-
-    def __init__(self, options: ShieldOptions) -> None:
+    def __init__(self, names: Sequence[str], prompt_guard: str | None = None) -> None:
         by_role: dict[Role, list[ScannerType]] = {role: [] for role in _ALL}
-        for name in options.scanners:
+        for name in names:
             if name not in SCANNERS:
                 raise OptionError(f"shield {name!r:.40} is not known: there are {', '.join(SCANNERS)}")
             scanner, roles = SCANNERS[name]
             for role in roles:
                 by_role[role].append(scanner)
-        self._prompt_guard = options.prompt_guard if "prompt-guard" in options.scanners else None
-        self._has_code_shield = "code-shield" in options.scanners
+        self._prompt_guard = prompt_guard if "prompt-guard" in names else None
+        self._has_code_shield = "code-shield" in names
         self._firewall = Firewall(
-            {**by_role}, prompt_guard=options.prompt_guard, code_shield=CodeShield(semgrep=False)
+            {**by_role}, prompt_guard=prompt_guard, code_shield=CodeShield(semgrep=False)
         )
         self._known: OrderedDict[bytes, tuple[Finding, ...]] = OrderedDict()
 
@@ -145,10 +130,3 @@ def _role(name: str) -> Role:
     if name in ("tool", "function", "ipython"):
         return Role.TOOL
     return Role.ASSISTANT if name == "assistant" else Role.USER
-
-
-def shown_findings(last: TextEvent) -> dict[str, Any]:
-    """`shield` of a response that was blocked; nothing for others."""
-    if not isinstance(last, BlockedEvent):
-        return {}
-    return {"shield": [finding._asdict() for finding in last.findings]}

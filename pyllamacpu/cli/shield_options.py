@@ -1,0 +1,71 @@
+"""`--guard` and `--shield` of the commands that answer: serve, batch, chat and complete."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyllamacpu.cli.options import options
+from pyllamacpu.errors import OptionError
+
+if TYPE_CHECKING:
+    from pyllamacpu.safety.shield import ShieldOptions
+
+shield_options = options(
+    click.option(
+        "--guard",
+        metavar="MODEL",
+        help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
+    ),
+    click.option(
+        "--shield",
+        metavar="NAMES",
+        help="Scan what users and tools say and what models answer, by these joined by commas: "
+        "prompt-guard=MODEL, code-shield, hidden-ascii, regex, pii, guard=MODEL. What was found is told.",
+    ),
+)
+
+
+def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
+    """What the two options ask for; they leave the parameters. Raises OptionError, StoreError."""
+    from pyllamacpu.safety.scanners.models import PROMPT_GUARD_VARIABLE
+    from pyllamacpu.safety.shield import ShieldOptions
+    from pyllamacpu.safety.shield_scanners import SCANNERS
+
+    guard, names = parameters.pop("guard"), parameters.pop("shield")
+    given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
+    known = (*SCANNERS, "guard")
+    if names is not None and not given:
+        raise OptionError(f"--shield: name at least one of {', '.join(known)}")
+    for name, model in given.items():
+        if name not in known:
+            raise OptionError(f"--shield {name}: there are {', '.join(known)}")
+        if model and name not in ("guard", "prompt-guard"):
+            raise OptionError(f"--shield {name}={model}: {name} takes no model")
+    if guard and given.get("guard"):
+        raise OptionError("--guard and --shield guard=MODEL: give one of them")
+    guard = guard or given.get("guard")
+    prompt_guard = given.get("prompt-guard") or os.environ.get(PROMPT_GUARD_VARIABLE)
+    for name, file in (("guard", guard), ("prompt-guard", prompt_guard)):
+        if name in given and not file:
+            raise OptionError(f"--shield {name}: name its model too, as {name}=MODEL")
+    scanners = tuple(name for name in given if name != "guard")
+    if not scanners and guard is None:
+        return None
+    return ShieldOptions(
+        scanners, _file(prompt_guard) if "prompt-guard" in given else None, guard and _file(guard)
+    )
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    name, _, model = text.strip().partition("=")
+    return name, model
+
+
+def _file(model: Any) -> str:
+    from pyllamacpu.store import resolve_model
+
+    return str(Path(resolve_model(model)).absolute())
