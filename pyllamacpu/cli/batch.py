@@ -9,6 +9,7 @@ import click
 
 from pyllamacpu.cli.options import disk_options, force_option, option_files
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
+from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.progress import notify, progress_line
 
 _positive = click.IntRange(min=1)
@@ -27,6 +28,7 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 )
 @disk_options
 @click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
+@shield_options
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray",
@@ -40,7 +42,8 @@ def batch(**given: Any) -> None:
     """Answer a file of requests in OpenAI's batch format: chats, completions, embeddings.
 
     Each line is an object of custom_id, method, url and body. OUT gets a line for each as it is ready; a line
-    that cannot be answered gets its error. The same command again goes on where a run was ended.
+    that cannot be answered gets its error; what the guard or the shield blocks ends with content_filter, and
+    why. The same command again goes on where a run was ended.
 
     \b
     Examples:
@@ -52,7 +55,7 @@ def batch(**given: Any) -> None:
 
     models = _models(given)
     pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
-    options = BatchOptions(models, pool, given["strict"], given["force"])
+    options = BatchOptions(models, pool, given["strict"], take_shield(given), given["force"])
     inputs = [file for model in models for file in model_files(model.path)] + option_files("target")
     with progress_line(lines=True) as show:
         if given["cluster"] is None:
@@ -62,4 +65,5 @@ def batch(**given: Any) -> None:
 
             counts = run_on_ray(given["cluster"], given["source"], given["target"], inputs, options, show)
     kept = f", {counts.kept} were there" if counts.kept else ""
-    notify(f"{given['target']}: {counts.answered} answered, {counts.failed} failed{kept}")
+    blocked = f" ({counts.blocked} of them blocked)" if counts.blocked else ""
+    notify(f"{given['target']}: {counts.answered} answered{blocked}, {counts.failed} failed{kept}")

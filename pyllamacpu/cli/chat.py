@@ -25,6 +25,7 @@ from pyllamacpu.cli.options import (
     unchosen_options,
     unescape,
 )
+from pyllamacpu.cli.shield_options import BLOCKED, open_shield, shield_options
 from pyllamacpu.cli.tool_options import take_tools, tool_options
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
@@ -60,13 +61,15 @@ if TYPE_CHECKING:
 @sampling_options
 @grammar_options
 @tool_options
+@shield_options
 @click.pass_context
 def chat(context: click.Context, /, **parameters: Any) -> None:
     """Talk to a model.
 
     On a terminal this is a conversation; /help lists its commands. Without a terminal it reads all of
     stdin, answers once and prints only the answer. The starter model has defaults of its own:
-    temperature 0.2 (0 for one answer), top-p 0.9, repeat penalty 1.12; /set shows them.
+    temperature 0.2 (0 for one answer), top-p 0.9, repeat penalty 1.12; /set shows them. What --guard or
+    --shield block is told, and the turn is not kept; a single answer that is blocked ends with code 3.
 
     \b
     Examples:
@@ -94,12 +97,15 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     if interactive and parameters["show_timings"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
     offer = _better_model_offer(choice) if interactive else None
+    shield = open_shield(parameters)
     session = _session(choice, sampling, ignore_eos, system, parameters)
-    session.unchosen = unchosen
+    session.unchosen, session.shield = unchosen, shield
     if interactive:
         context.exit(_converse(session, message, parameters["markdown"], offer))
     assert message is not None
     _answer_once(session, message, parameters["markdown"])
+    if session.last_reason == "content_filter":
+        context.exit(BLOCKED)
 
 
 def _own_sampling(choice: ModelChoice, parameters: dict[str, Any], interactive: bool) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,12 @@ from pyllamacpu.cli.options import (
     unescape,
     unescape_bytes,
 )
+from pyllamacpu.cli.shield_options import BLOCKED, blocked_text, open_shield, shield_options
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu import Llama
+    from pyllamacpu.safety.shield import Conversation, Shield
     from pyllamacpu.sampling.sampler import SamplingOptions
 
 
@@ -50,12 +53,14 @@ if TYPE_CHECKING:
 @click.option("--perf/--no-perf", default=False, help="Say on stderr how fast it was.")
 @sampling_options
 @grammar_options
-def complete(**parameters: Any) -> None:
+@shield_options
+@click.pass_context
+def complete(context: click.Context, /, **parameters: Any) -> None:
     """Continue a text as it stands, without a chat format.
 
     The prompt is -p, -f or stdin; one newline at the end of a file or of stdin is not part of it.
     Special tokens that are spelled in the prompt count as such. Images stand where it has <__media__> or the
-    model's own token for one, else before it.
+    model's own token for one, else before it. What --guard or --shield block is told, with exit code 3.
 
     \b
     Examples:
@@ -73,10 +78,12 @@ def complete(**parameters: Any) -> None:
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
     if not prompt and parameters["suffix"] is None:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")
+    shield = open_shield(parameters)
     llm = choice.load()
     if ignore_eos:
         sampling = without_end(sampling, tokenizer_of(llm))
-    _continue(llm, prompt, sampling, parameters, perf=parameters["perf"])
+    if not _continue(llm, prompt, sampling, parameters, shield):
+        context.exit(BLOCKED)
 
 
 def prompt_bytes(
@@ -100,9 +107,9 @@ def prompt_bytes(
 
 
 def _continue(
-    llm: Llama, prompt: bytes, sampling: SamplingOptions, parameters: dict[str, Any], perf: bool
-) -> None:
-    """Print the prompt and its continuation as it comes."""
+    llm: Llama, prompt: bytes, sampling: SamplingOptions, parameters: dict[str, Any], shield: Shield | None
+) -> bool:
+    """Print the prompt and its continuation as it comes. False when the shield blocked it."""
     from pyllamacpu.cli.commands import usage_text
     from pyllamacpu.cli.output import Screen
     from pyllamacpu.cli.session import Usage
@@ -116,7 +123,8 @@ def _continue(
     screen, limit = Screen(), parameters["predict"]
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
     more: dict[str, Any] = {"images": images} if images else {}
-    events = llm.stream(
+    start = partial(
+        llm.stream,
         tokens,
         sampling,
         None if limit < 0 else limit,
@@ -126,6 +134,8 @@ def _continue(
         grammar=parameters["form"],
         **more,
     )
+    shown = before + behind
+    events = start() if shield is None else shield.answer(_said(shown, parameters), len(tokens), start)
     if parameters["display_prompt"]:
         screen.text(before)
     usage = Usage()
@@ -139,8 +149,19 @@ def _continue(
     click.echo()
     if event.finish_reason == "loop":
         click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)
-    if perf:
+    if is_blocked := event.finish_reason == "content_filter":
+        click.echo(f"[{blocked_text(getattr(event, 'findings', ()))}]", err=True)
+    if parameters["perf"]:
         click.echo(usage_text(usage), err=True)
+    return not is_blocked
+
+
+def _said(text: str, parameters: dict[str, Any]) -> Conversation:
+    """What is to be continued is the user's."""
+    from pyllamacpu.cli.images import image_content
+    from pyllamacpu.safety.shield import Conversation
+
+    return Conversation([{"role": "user", "content": image_content(text, read_images(parameters["images"]))}])
 
 
 def _with_images(llm: Llama, prompt: bytes, parameters: dict[str, Any]) -> tuple[list[int], tuple[Any, ...]]:

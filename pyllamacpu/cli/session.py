@@ -6,18 +6,21 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyllamacpu.cli.adapter_options import AdapterHolder
 from pyllamacpu.cli.images import ImageFile, saved_content
 from pyllamacpu.cli.saved_chat import SAVED_CHAT, Turn, read_saved
+from pyllamacpu.cli.shield_options import blocked_text
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import check_output, write_whole
 from pyllamacpu.text.tool_calls import Part, ToolCallReader, join_parts
 
 if TYPE_CHECKING:
     from pyllamacpu.api.tools import ChatTools
+    from pyllamacpu.safety.shield import Shield
     from pyllamacpu.sampling.grammar import Grammar
     from pyllamacpu.text.call_forms import ToolCall
 
@@ -133,7 +136,7 @@ class Question:
 class Finished:
     """The end of an answer: why, and what it cost."""
 
-    reason: str  # "stop", "length" or "loop"
+    reason: str  # "stop", "length", "loop" or "content_filter"
     usage: Usage
 
 
@@ -173,11 +176,12 @@ class _Answer:
     turn: Turn
     tokens: list[int] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
-    reason: str = ""  # "stop", "length", "loop"; none while it runs, or when a person stops it
+    reason: str = ""  # as of Finished; none while it runs, or when a person stops it
     n_before: int = 0  # of the tokens that were there already, when it is gone on with
     n_unseen: int = 0  # of its first tokens that no longer fit into the prompt
     told_unseen: bool = False
     first_event: float | None = None  # when the running stream began to answer, by time.perf_counter
+    offer: ChatTools | None = None  # that it may call
     reader: ToolCallReader | None = None  # of calls in the text
     parts: list[Part] = field(default_factory=list)  # of calls
     n_counted: int = 0  # tokens of earlier rounds of calls that the usage has
@@ -210,10 +214,12 @@ class ChatSession:
         self.images: list[ImageFile] = []  # that go with the next message
         self.has_form = False  # answers are made to fit a grammar
         self.tools: Toolbox | None = None
+        self.shield: Shield | None = None  # that judges messages, results of tools and answers
         self.show_timings = True  # a line with the speed behind each answer
         self.unchosen: frozenset[str] = frozenset()  # sampling options that the model brought along
         self.n_dropped = 0  # of the oldest turns, which the prompt no longer has
         self.last = Usage()
+        self.last_reason = ""
         self.total = Usage()
         self._tries = 0  # how often the last message was answered again
 
@@ -288,18 +294,22 @@ class ChatSession:
                 counted = answer.n_new - (answer.usage.n_generated - answer.n_counted)
                 answer.usage += Usage(n_generated=counted, generate_seconds=seconds)
             turn.tokens, turn.ended = answer.tokens, answer.reason == "stop"
-            if turn.assistant or turn.steps or answer.usage.n_generated:
+            is_empty = not (turn.assistant or turn.steps or answer.usage.n_generated)
+            if not is_empty and answer.reason != "content_filter":
                 self.turns.append(turn)
             elif fallback:
                 self.turns.append(fallback)
+            self.last_reason = answer.reason
             self.last, self.total = answer.usage, self.total + answer.usage
 
     def _rounds(self, answer: _Answer, tools: Toolbox, on_prompt: OnPrompt | None) -> Iterator[Event]:
         """Stream the answer; when it calls tools, run them and answer again with the results."""
         offer, turn = tools.later if answer.n_before else tools.first, answer.turn
         for round_number in range(MAX_ROUNDS + 1):
-            answer.reader, self.engine.form = offer.reader(), offer.form
+            answer.offer, answer.reader, self.engine.form = offer, offer.reader(), offer.form
             yield from self._generate(answer, on_prompt)
+            if answer.reason == "content_filter":
+                return  # nothing of it is run
             calls = join_parts(answer.parts).calls
             if any(not call.whole for call in calls):
                 yield Notice("a call was cut short and is not run")
@@ -346,7 +356,9 @@ class ChatSession:
                 answer.told_unseen = True
                 yield Notice("the context is full: the model no longer sees the beginning of this answer")
             budget = None if self.max_tokens is None else self.max_tokens - answer.n_new
-            for event in self.engine.stream(prompt, self._seeded(answer), budget, self.stop, on_prompt):
+            options = self._seeded(answer)
+            start = partial(self.engine.stream, prompt, options, budget, self.stop, on_prompt)
+            for event in self._shielded(answer, len(prompt), start):
                 answer.first_event = answer.first_event or time.perf_counter()
                 answer.tokens.extend(event.tokens)
                 if event.finish_reason is not None:
@@ -354,6 +366,8 @@ class ChatSession:
                     answer.usage += event.stats
                     answer.first_event = None
                 yield from self._parts(answer, event)
+            if answer.reason == "content_filter":
+                yield Notice(f"{blocked_text(event.findings)}; nothing of it is kept")
             if answer.reason == "loop":
                 yield Notice("stopped: the answer repeats itself (--no-stop-loops lets it)")
             if not self._cut_by_context(answer):
@@ -361,6 +375,18 @@ class ChatSession:
             if self.n_dropped == len(self.turns):
                 yield Notice(f"the context of {self.engine.n_ctx()} tokens is full; the answer ends here")
                 break
+
+    def _shielded(self, answer: _Answer, n_prompt: int, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+        """The events of the answer that `start` begins, as far as the shield lets them pass."""
+        if self.shield is None:
+            return start()
+        from pyllamacpu.api.tools import NO_TOOLS
+        from pyllamacpu.safety.shield import Conversation
+
+        messages = self.messages(self.turns[self.n_dropped :], answer.turn)
+        said = Conversation(messages, answer.turn.assistant, answer.offer or NO_TOOLS)
+        events: Iterator[Any] = self.shield.answer(said, n_prompt, start)
+        return events
 
     def _seeded(self, answer: _Answer) -> Any:
         """The options for the next stream: with a fixed seed, a new try or a continuation draws anew."""

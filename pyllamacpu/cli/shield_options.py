@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.images import ImageFile
 from pyllamacpu.cli.options import options
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
-    from pyllamacpu.safety.shield import ShieldOptions
+    from pyllamacpu.safety.shield import Shield, ShieldOptions
+    from pyllamacpu.safety.shield_scanners import Finding
+
+BLOCKED = 3  # the exit code of an answer that was blocked
+_MAX_REASON = 400  # characters that are shown
 
 shield_options = options(
     click.option(
@@ -58,6 +64,44 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
     return ShieldOptions(
         scanners, _file(prompt_guard) if "prompt-guard" in given else None, guard and _file(guard)
     )
+
+
+def open_shield(parameters: dict[str, Any]) -> Shield | None:
+    """The shield of a command that answers here, loaded; it is closed with the command. Raises what
+    `take_shield` and loading raise.
+    """
+    if (given := take_shield(parameters)) is None:
+        return None
+    from pyllamacpu.safety.shield import Shield
+
+    shield = Shield(given, _with_bytes)
+    click.get_current_context().call_on_close(shield.close)
+    shield.load()
+    return shield
+
+
+def _with_bytes(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with the bytes of their images' files, as a guard takes them."""
+    return [
+        {**message, "content": [_part(part) for part in content]}
+        if isinstance(content := message["content"], list)
+        else message
+        for message in messages
+    ]
+
+
+def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    image = part.get("image")
+    return {**part, "image": image.data} if isinstance(image, ImageFile) else part
+
+
+def blocked_text(findings: Sequence[Finding]) -> str:
+    """Why a message or an answer is blocked, for a person."""
+    what = "the message is not answered" if findings[0].what == "input" else "the answer ends here"
+    reasons = (f"{one.scanner}: {' '.join(one.reason.split())}" for one in findings)
+    joined = "; ".join(reasons)
+    shortened = joined if len(joined) <= _MAX_REASON else f"{joined[:_MAX_REASON]}..."
+    return f"blocked: {what} ({shortened})"
 
 
 def _named_model(text: str) -> tuple[str, str]:

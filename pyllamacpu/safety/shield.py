@@ -210,11 +210,16 @@ class Shield:
                 yield Piece(i, one)
                 await asyncio.sleep(0)  # a window of them at once would hold up others, and see no leaving
 
-    def watch_one(
-        self, events: Iterator[TextEvent], conversation: Conversation, n_prompt: int
+    def answer(
+        self, conversation: Conversation, n_prompt: int, start: Callable[[], Iterator[TextEvent]]
     ) -> Iterator[TextEvent]:
-        """One answer's events likewise, where no event loop runs; they are closed when it is not safe."""
-        answer = _Answer(conversation)
+        """One answer's events as far as they are safe, where no event loop runs; `start` begins it, if the
+        prompt of `n_prompt` tokens is safe. Raises any PyllamacpuError for what cannot be judged.
+        """
+        if findings := asyncio.run(self.judge_prompt(conversation)):
+            yield blocked(GenerationStats(n_prompt, 0, 0, 0.0, 0.0), findings)
+            return
+        answer, events = _Answer(conversation), start()
         with closing(events):  # type: ignore[type-var]
             for event in events:
                 if not answer.add(event):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import check_output
 from pyllamacpu.progress import OnCount
+from pyllamacpu.safety.shield import ShieldOptions
 from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
 from pyllamacpu.server.batch_file import BATCH_OUTPUT, BatchOutput, Line, read_lines
 from pyllamacpu.server.errors import HTTPError
@@ -26,6 +28,7 @@ class BatchOptions:
     models: tuple[ServedFile, ...]
     pool: PoolOptions
     strict: bool = False
+    shield: ShieldOptions | None = None
     force: bool = False  # also replace an output that is not one of a batch
 
 
@@ -35,6 +38,7 @@ class BatchCounts:
 
     kept: int = 0  # of earlier runs
     answered: int = 0
+    blocked: int = 0  # of those, answers that the shield ended, or did not let begin
     failed: int = 0
 
     @property
@@ -65,7 +69,9 @@ class BatchRun:
 
     def write_answer(self, line: Line, status: int, body: bytes) -> None:
         request_id = f"req_{uuid.uuid4().hex}"
-        response = {"status_code": status, "request_id": request_id, "body": json.loads(body)}
+        found = json.loads(body)
+        self.counts.blocked += status == 200 and _is_blocked(found)
+        response = {"status_code": status, "request_id": request_id, "body": found}
         self._write(line.output(response), failed=status != 200)
 
     def _write(self, line: bytes, failed: bool) -> None:
@@ -75,6 +81,11 @@ class BatchRun:
         else:
             self.counts.answered += 1
         self._show("requests", self.counts.written, self.total)
+
+
+def _is_blocked(body: Mapping[str, Any]) -> bool:
+    """Whether the shield has told of an answer."""
+    return any("shield" in answer for answer in (body, *(body.get("choices") or ())))
 
 
 @contextmanager
@@ -108,7 +119,7 @@ def run_batch(
 
 
 async def _answer_all(run: BatchRun, options: BatchOptions) -> None:
-    async with batch_engine(options.models, options.pool, options.strict) as engine:
+    async with batch_engine(options.models, options.pool, options.strict, options.shield) as engine:
         await engine.load()  # a model that cannot be loaded ends the run, not every line
         n_workers = min(run.total, 2 * options.pool.parallel)  # the next prompts are ready when one ends
         workers = [asyncio.ensure_future(_work(run, engine)) for _ in range(n_workers)]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi.responses import Response
 
+from pyllamacpu.safety.shield import Shield, ShieldOptions
 from pyllamacpu.server import http, openai, responses
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
+from pyllamacpu.server.images import with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
@@ -31,7 +34,10 @@ class BatchEngine:
         self._n_busy = 0  # requests that are being answered, not waiting for memory
 
     async def load(self) -> None:
-        """Loads the default model. Raises what loading raises."""
+        """Loads the shield and the default model. Raises what loading raises."""
+        if (shield := self._service.shield) is not None:
+            await asyncio.to_thread(shield.load)
+            self._service.models.bytes_beside = shield.weight_bytes
         async with self._service.models.use(None):
             pass
 
@@ -66,12 +72,13 @@ def _parts(response: Response) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def batch_engine(
-    models: Sequence[ServedFile], options: PoolOptions, strict: bool
+    models: Sequence[ServedFile], options: PoolOptions, strict: bool, shield: ShieldOptions | None = None
 ) -> AsyncIterator[BatchEngine]:
-    """An engine for `models`, of which the first is the default; none is loaded yet."""
+    """An engine for `models`, of which the first is the default; none is loaded yet. Raises OptionError."""
+    judging = None if shield is None else Shield(shield, partial(with_pictures, fetch=None))
     thread = EngineThread(asyncio.get_running_loop())
     pool = ModelPool(models, options, thread)
-    service = Service(pool, thread, Metrics(), _UNLIMITED)
+    service = Service(pool, thread, Metrics(), _UNLIMITED, judging)
     try:
         yield BatchEngine(service, strict)
     finally:

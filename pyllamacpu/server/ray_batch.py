@@ -19,6 +19,7 @@ from typing import Any
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
 from pyllamacpu.progress import OnCount, clear_line, notify
+from pyllamacpu.safety.shield import ShieldOptions
 from pyllamacpu.server.batch import BatchCounts, BatchOptions, BatchRun, open_run
 from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
 from pyllamacpu.server.batch_file import Line
@@ -65,12 +66,17 @@ class NodeEngine:
         logging.getLogger("pyllamacpu").addHandler(self._notes)
 
     async def start(
-        self, models: Sequence[ClusterModel], options: PoolOptions, strict: bool, version: str
+        self,
+        models: Sequence[ClusterModel],
+        options: PoolOptions,
+        strict: bool,
+        shield: ShieldOptions | None,
+        version: str,
     ) -> tuple[str | None, list[str]]:
         """Loads the default model. Why that cannot be, or None."""
         try:
             files = await asyncio.to_thread(files_on_this_node, models, version)
-            engine = await self._stack.enter_async_context(batch_engine(files, options, strict))
+            engine = await self._stack.enter_async_context(batch_engine(files, options, strict, shield))
             await engine.load()
         except PyllamacpuError as error:
             return str(error), self._notes.fetch()
@@ -181,7 +187,7 @@ class _Dispatcher:
     async def _start(self, member: _Member, options: PoolOptions) -> None:
         try:
             problem, notes = await member.actor.start.remote(
-                self._models, options, self._options.strict, __version__
+                self._models, options, self._options.strict, self._options.shield, __version__
             )
         except self._ray.exceptions.RayError as error:
             self._drop(member)
