@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.batch import aligned_rows
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.graph.adapters import GraphAdapters
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.ops import Tensor
@@ -86,10 +87,11 @@ class Plan:
         max_tokens: int = 1024,
         n_ctx: int = 4096,
         kv_type: TensorType = TensorType.F32,
+        adapters: GraphAdapters | None = None,
     ) -> None:
         self.widths = tuple(widths)
         self.pages = [Pages(space, kv_type) for space in spaces]
-        self.compiled = compiled(record, widths, spaces)
+        self.compiled = compiled(record, widths, spaces, adapters)
         handles = [pages.handle for pages in self.pages]
         self.native = NativePlan(self.compiled, pool(n_threads), handles, max_tokens, n_ctx)
         self.width = next(
@@ -122,7 +124,12 @@ class Plan:
         return hidden[:, : self.width].copy()
 
 
-def compiled(record: Record, widths: Sequence[int], spaces: Sequence[KVSpace] = ()) -> CompiledPlan:
+def compiled(
+    record: Record,
+    widths: Sequence[int],
+    spaces: Sequence[KVSpace] = (),
+    adapters: GraphAdapters | None = None,
+) -> CompiledPlan:
     recorder = Recorder(spaces)
     dim = sum(widths)
     table = Table("none", 1, dim, TensorType.F32, np.zeros(4 * dim, np.uint8))
@@ -133,7 +140,7 @@ def compiled(record: Record, widths: Sequence[int], spaces: Sequence[KVSpace] = 
         parts.append(x if len(widths) == 1 else recorder.linear(x, matrix(part, name=f"part{at}")))
         at += width
     recorder.output_hidden(record(recorder, *parts))
-    return recorder.compile()
+    return recorder.compile(adapters=adapters)
 
 
 class BatchArrays:

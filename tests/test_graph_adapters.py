@@ -72,6 +72,48 @@ def test_down_and_up(kind: TensorType) -> None:
         assert_same_bits(row, found[i : i + 1])
 
 
+@pytest.mark.parametrize("changed", [(0, 1), (0,), (1,)])
+def test_a_gated_product_takes_adapters_before_its_gate(changed: tuple[int, ...]) -> None:
+    """silu(gate) * up stays one op, and gives what the separate ops give; rows without an adapter the bits
+    of the plan without adapters, in every mix and at every number of rows and threads.
+    """
+    dim, rows = 320, 70 * 16 + 5  # more panels than are multiplied at once
+    rng = np.random.default_rng(3)
+    x = random(8, len(SEQUENCES), dim)
+    weights = [matrix(random(i, rows, dim) / 16, TensorType.Q8_0, name=f"w{i}") for i in range(2)]
+    biases = [vector(random(5 + i, rows)) for i in range(2)]
+    pairs = {}
+    for i in changed:
+        a, b = (rng.standard_normal(shape).astype(np.float32) / 8 for shape in ((7, dim), (rows, 7)))
+        pairs[id(weights[i])] = [LowRankPair(matrix(a), matrix(b), 0.5), None]
+    adapters = GraphAdapters(2, pairs)
+
+    def record(plan: Recorder, t: Tensor, apart: bool = False) -> Tensor:
+        gate, up = (plan.linear(t, w, bias) for w, bias in zip(weights, biases, strict=True))
+        if apart:  # another reader of gate keeps the op from being folded
+            return plan.add(plan.silu_mul(gate, up), plan.op("scale", x=gate, factor=0.0))
+        return plan.silu_mul(gate, up)
+
+    plan = Plan(record, [dim], adapters=adapters)
+    assert not any(op.name == "silu_mul" for op in plan.compiled.ops)
+    found = plan.run(x, **MIXED, scales=SCALES)
+    separate = Plan(lambda p, t: record(p, t, True), [dim], adapters=adapters)
+    assert any(op.name == "silu_mul" for op in separate.compiled.ops)
+    np.testing.assert_array_equal(found, separate.run(x, **MIXED, scales=SCALES))
+    plain = Plan(record, [dim]).run(x, **MIXED)
+    unused = SCALES[SEQUENCES, 0] == 0
+    assert_same_bits(found[unused], plain[unused])
+    assert not np.isclose(found[~unused], plain[~unused], rtol=1e-3).all(axis=1).any()
+    assert_same_bits(plan.run(x, **MIXED), plain)
+    for n_threads in (1, 3):
+        again = Plan(record, [dim], n_threads=n_threads, adapters=adapters)
+        assert_same_bits(again.run(x, **MIXED, scales=SCALES), found)
+    for i in (0, 4, 5, 6, 40, 135, 140):
+        assert_same_bits(plan.run(x[i : i + 1], scales=SCALES[SEQUENCES[i]][None]), found[i : i + 1])
+    many = np.repeat(x[6:7], 600, axis=0)  # several blocks of rows
+    assert_same_bits(plan.run(many, scales=SCALES[2:3]), np.repeat(found[6:7], 600, axis=0))
+
+
 def test_rows_of_outputs_have_their_sequences_scales() -> None:
     a, b, pair = low_rank(1, 16)
     x = random(9, len(SEQUENCES), WIDTH)

@@ -14,16 +14,35 @@
 #include "types/panel.h"
 #include <string.h>
 
-#define ROWS_OF_ITEM 64
+#define ROWS_OF_ITEM 60 /* whole tiles of tokens on every tier: of 12, 6, 5 or 4 */
 #define UP_PANELS 8 /* of an item */
 
 /* ---- rows and their scales ---- */
 
+/* The token of a row of the op. */
+static int64_t token_of(const pl_plan *plan, const pl_op *op, int64_t row)
+{
+    const int64_t i = op->head.times == 1 ? row : row / op->head.times;
+    return op->head.rows == PL_ROWS_TOKENS ? i : plan->batch.outputs[i];
+}
+
 static float scale_of(const pl_plan *plan, const pl_op *op, int64_t row, int adapter)
 {
     const pl_batch *b = &plan->batch;
-    int64_t i = op->head.times == 1 ? row : row / op->head.times, t = op->head.rows == PL_ROWS_TOKENS ? i : b->outputs[i];
-    return b->adapter_scales[(int64_t)b->sequences[t] * b->n_adapters + adapter];
+    return b->adapter_scales[(int64_t)b->sequences[token_of(plan, op, row)] * b->n_adapters + adapter];
+}
+
+/* The first row from `row` on, at most `end`, that is of another sequence: all before it have the same scales. */
+static int64_t sequence_end(const pl_plan *plan, const pl_op *op, int64_t row, int64_t end)
+{
+    const int32_t *sequences = plan->batch.sequences, sequence = sequences[token_of(plan, op, row)];
+    if (op->head.rows == PL_ROWS_TOKENS && op->head.times == 1)
+        while (++row < end && sequences[row] == sequence)
+            ;
+    else
+        while (++row < end && sequences[token_of(plan, op, row)] == sequence)
+            ;
+    return row;
 }
 
 /* The next run of rows from *row on, below `end`, that use the adapter -> its end; *row >= end: there is none. */
@@ -31,10 +50,20 @@ static int64_t next_run(const pl_plan *plan, const pl_op *op, int adapter, int64
 {
     int64_t last;
     while (*row < end && scale_of(plan, op, *row, adapter) == 0)
-        ++*row;
+        *row = sequence_end(plan, op, *row, end);
     for (last = *row; last < end && scale_of(plan, op, last, adapter) != 0;)
-        last++;
+        last = sequence_end(plan, op, last, end);
     return last;
+}
+
+int pl_rows_use_adapters(const pl_plan *plan, const pl_op *op, const pl_matrices *up, int n_adapters, int64_t row, int64_t end)
+{
+    for (int64_t i = 0; i < up->n && plan->batch.adapter_scales; i++) {
+        int64_t first = row;
+        if (up->items[i] && next_run(plan, op, (int)(i % n_adapters), &first, end) > first)
+            return 1;
+    }
+    return 0;
 }
 
 static int64_t row_blocks(const pl_plan *plan, const pl_op *op)
@@ -146,19 +175,19 @@ void pl_run_up(pl_plan *plan, const pl_op *op, const pl_up *f)
         column += m ? columns_of(m->cols) : 0;
         if (!m || i < (int64_t)f->product * f->n_adapters || f->panel0 >= m->panels)
             continue;
-        for (int64_t last; (last = next_run(plan, op, (int)(i % f->n_adapters), &row, f->row1)) > row; row = last)
+        for (int64_t last; (last = next_run(plan, op, (int)(i % f->n_adapters), &row, f->row1)) > row; row = last) {
+            float *out = f->out + (row - f->row0) * f->stride;
             pl_matmul_run(plan->kernels, &(pl_matmul){.type = m->type,
-                                                      .panels = m->data,
+                                                      .panels = m->data + f->panel0 * m->panel_bytes,
                                                       .cols = m->cols,
-                                                      .panel0 = f->panel0,
-                                                      .panel1 = f->panel1 < m->panels ? f->panel1 : m->panels,
-                                                      .x = x->floats + first,
+                                                      .panel1 = (f->panel1 < m->panels ? f->panel1 : m->panels) - f->panel0,
+                                                      .x = pl_row(plan, f->low_rank, row) + first,
                                                       .x_stride = x->stride,
-                                                      .token0 = row,
-                                                      .token1 = last,
-                                                      .residual = f->out,
-                                                      .out = f->out,
+                                                      .token1 = last - row,
+                                                      .residual = out,
+                                                      .out = out,
                                                       .out_stride = f->stride});
+        }
     }
 }
 
@@ -181,7 +210,7 @@ int64_t run_adapter_up(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
                   &(pl_up){.up = &f->matrices,
                            .n_adapters = f->n_adapters,
                            .low_rank = f->x,
-                           .out = out,
+                           .out = out + block * ROWS_OF_ITEM * stride + panel * PL_ROWS,
                            .stride = stride,
                            .panel0 = panel,
                            .panel1 = panel + UP_PANELS,

@@ -29,14 +29,16 @@ static const char *check_gated(const pl_plan *plan, const pl_op *op)
         return "the matrices of a gated product are not alike";
     if ((f->bias[0].n && f->bias[0].n != gate->rows) || (f->bias[1].n && f->bias[1].n != up->rows))
         return "a bias is not as long as its matrix's rows";
-    return check_product(plan, gate, f->x, f->q8, f->out[0]);
+    const char *reason = check_product(plan, gate, f->x, f->q8, f->out[0]);
+    const int32_t outs[] = {f->out[0], f->out[0], PL_NONE};
+    return reason || f->low_rank < 0 ? reason : pl_check_up(plan, &f->up, f->n_adapters, f->low_rank, outs);
 }
 
 const char *check_matmul(const pl_plan *plan, const pl_op *op)
 {
     const pl_op_matmul *f = &op->matmul;
-    if ((f->low_rank >= 0) != (f->up.n > 0) || (f->gated && f->up.n > 0))
-        return "adapters without rows between A and B, or these without adapters, or a gated product with them";
+    if ((f->low_rank >= 0) != (f->up.n > 0))
+        return "adapters without rows between A and B, or these without adapters";
     if (f->gated)
         return check_gated(plan, op);
     if (!f->matrix[0])
@@ -73,7 +75,7 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
 {
     const pl_op_matmul *f = &op->matmul;
     matmul_items w = {.n = pl_op_rows(plan, op)};
-    w.unit = w.n == 1 ? 4 : f->gated ? 1 : 2;
+    w.unit = w.n == 1 ? 4 : f->gated && f->low_rank < 0 ? 1 : 2;
     for (int i = 0; i < 3; i++)
         w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
     /* More tokens share the decoding of a panel; fewer leave every thread several items. */
@@ -84,49 +86,128 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
 }
 
 /* Panels [panel0, panel1) of matrix i with the tokens of a block. */
-static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, int i, int64_t panel0, int64_t panel1, int64_t block)
+typedef struct {
+    int i;
+    int64_t panel0, panel1, token0, token1;
+} matmul_item;
+
+static matmul_item item_at(const pl_op *op, const matmul_items *w, int i, int64_t unit0, int64_t unit1, int64_t block)
+{
+    const int64_t panels = op->matmul.matrix[i]->panels, token1 = (block + 1) * w->at_once;
+    return (matmul_item){.i = i,
+                         .panel0 = unit0 * w->unit,
+                         .panel1 = unit1 * w->unit < panels ? unit1 * w->unit : panels,
+                         .token0 = block * w->at_once,
+                         .token1 = token1 < w->n ? token1 : w->n};
+}
+
+/* What all products of an item read: its tokens, as the matrix wants them. */
+static pl_matmul inputs_of(const pl_plan *plan, const pl_op *op, const matmul_items *w, const matmul_item *at)
 {
     const pl_op_matmul *f = &op->matmul;
-    const pl_matrix *m = f->matrix[i];
     const pl_plan_buffer *q8 = f->q8 >= 0 ? &plan->buffers[f->q8] : NULL, *x = &plan->buffers[f->x];
-    int64_t stride, token0 = block * w->at_once;
+    return (pl_matmul){
+        .type = f->matrix[at->i]->type,
+        .cols = f->matrix[at->i]->cols,
+        .q8 = q8 ? q8->q8 : NULL,
+        .q8_stride = q8 ? q8->stride : 0,
+        .residual_blocks = q8 && w->n > 1 ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, at->token0 / w->group, 0)
+                                          : NULL,
+        .residual_group = w->group,
+        .x = q8 ? NULL : x->floats,
+        .x_stride = q8 ? 0 : x->stride,
+    };
+}
+
+static void multiply(pl_plan *plan, const pl_op *op, const matmul_items *w, const matmul_item *at)
+{
+    const pl_op_matmul *f = &op->matmul;
+    const int i = at->i;
+    int64_t stride;
     float *out = pl_result_rows(plan, f->out[i], &stride);
-    pl_matmul_run(plan->kernels,
-                  &(pl_matmul){
-                      .type = m->type,
-                      .panels = m->data,
-                      .cols = m->cols,
-                      .panel0 = panel0,
-                      .panel1 = panel1 < m->panels ? panel1 : m->panels,
-                      .q8 = q8 ? q8->q8 : NULL,
-                      .q8_stride = q8 ? q8->stride : 0,
-                      .residual_blocks = q8 && w->n > 1
-                                             ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, token0 / w->group, 0)
-                                             : NULL,
-                      .residual_group = w->group,
-                      .x = q8 ? NULL : x->floats,
-                      .x_stride = q8 ? 0 : x->stride,
-                      .token0 = token0,
-                      .token1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n,
-                      .up = f->gated ? f->matrix[1]->data : NULL,
-                      .bias = f->bias[i].n ? f->bias[i].values : NULL,
-                      .up_bias = f->gated && f->bias[1].n ? f->bias[1].values : NULL,
-                      .residual = i == 0 && f->residual >= 0 ? plan->buffers[f->residual].floats : NULL,
-                      .out = out,
-                      .out_stride = stride,
-                  });
-    if (f->low_rank >= 0 && plan->batch.adapter_scales)
+    pl_matmul m = inputs_of(plan, op, w, at);
+    m.panels = f->matrix[i]->data;
+    m.panel0 = at->panel0;
+    m.panel1 = at->panel1;
+    m.token0 = at->token0;
+    m.token1 = at->token1;
+    m.up = f->gated ? f->matrix[1]->data : NULL;
+    m.bias = f->bias[i].n ? f->bias[i].values : NULL;
+    m.up_bias = f->gated && f->bias[1].n ? f->bias[1].values : NULL;
+    m.residual = i == 0 && f->residual >= 0 ? plan->buffers[f->residual].floats : NULL;
+    m.out = out;
+    m.out_stride = stride;
+    pl_matmul_run(plan->kernels, &m);
+    if (f->low_rank >= 0 && !f->gated && plan->batch.adapter_scales)
         pl_run_up(plan, op,
                   &(pl_up){.up = &f->up,
                            .n_adapters = f->n_adapters,
                            .low_rank = f->low_rank,
                            .product = i,
-                           .out = out,
+                           .out = out + at->token0 * stride + at->panel0 * PL_ROWS,
                            .stride = stride,
-                           .panel0 = panel0,
-                           .panel1 = panel1 < m->panels ? panel1 : m->panels,
-                           .row0 = token0,
-                           .row1 = token0 + w->at_once < w->n ? token0 + w->at_once : w->n});
+                           .panel0 = at->panel0,
+                           .panel1 = at->panel1,
+                           .row0 = at->token0,
+                           .row1 = at->token1});
+}
+
+/* ---- gated products with what adapters add before the gate ---- */
+
+#define GATED_PANELS 16 /* of an item that are multiplied at once */
+
+/* One of the two matrices, adapters included, in rows of [panel0, panel1) alone. */
+static void multiply_apart(pl_plan *plan, const pl_op *op, const matmul_items *w, const matmul_item *at, int matrix, float *out)
+{
+    const pl_op_matmul *f = &op->matmul;
+    const int64_t stride = (at->panel1 - at->panel0) * PL_ROWS;
+    pl_matmul m = inputs_of(plan, op, w, at);
+    m.panels = f->matrix[matrix]->data + at->panel0 * f->matrix[matrix]->panel_bytes;
+    m.panel1 = at->panel1 - at->panel0;
+    m.q8 += at->token0 * m.q8_stride;
+    m.token1 = at->token1 - at->token0;
+    m.bias = f->bias[matrix].n ? f->bias[matrix].values + at->panel0 * PL_ROWS : NULL;
+    m.out = out;
+    m.out_stride = stride;
+    pl_matmul_run(plan->kernels, &m);
+    pl_run_up(plan, op,
+              &(pl_up){.up = &f->up,
+                       .n_adapters = f->n_adapters,
+                       .low_rank = f->low_rank,
+                       .product = matrix,
+                       .out = out,
+                       .stride = stride,
+                       .panel0 = at->panel0,
+                       .panel1 = at->panel1,
+                       .row0 = at->token0,
+                       .row1 = at->token1});
+}
+
+/* Both go to a near cache and from there through the gate: the same numbers that the kernel for both gives where no
+ * adapter is used, which has no rows of either in memory. */
+static void multiply_gated(pl_plan *plan, const pl_op *op, const matmul_items *w, const matmul_item *item)
+{
+    _Alignas(64) float gate[2 * PL_TOKENS * PL_ROWS], up[2 * PL_TOKENS * PL_ROWS];
+    matmul_item at = *item;
+    int64_t n = item->token1 - item->token0, most = 2 * PL_TOKENS / n < GATED_PANELS ? 2 * PL_TOKENS / n : GATED_PANELS;
+    for (; at.panel0 < item->panel1; at.panel0 = at.panel1) {
+        at.panel1 = at.panel0 + most < item->panel1 ? at.panel0 + most : item->panel1;
+        const int64_t width = (at.panel1 - at.panel0) * PL_ROWS;
+        multiply_apart(plan, op, w, &at, 0, gate);
+        multiply_apart(plan, op, w, &at, 1, up);
+        for (int64_t t = 0; t < n; t++)
+            plan->kernels->silu_mul(gate + t * width, up + t * width,
+                                    pl_row(plan, op->matmul.out[0], item->token0 + t) + at.panel0 * PL_ROWS, width);
+    }
+}
+
+static void run_item(pl_plan *plan, const pl_op *op, const matmul_items *w, const matmul_item *at)
+{
+    const pl_op_matmul *f = &op->matmul;
+    if (f->gated && f->low_rank >= 0 && pl_rows_use_adapters(plan, op, &f->up, f->n_adapters, at->token0, at->token1))
+        multiply_gated(plan, op, w, at);
+    else
+        multiply(plan, op, w, at);
 }
 
 int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
@@ -140,7 +221,8 @@ int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
             int64_t item = at % w.first[3];
             int i = item < w.first[1] ? 0 : item < w.first[2] ? 1 : 2;
             int64_t last = w.token_blocks > 1 ? item + 1 : (end < w.first[i + 1] ? end : w.first[i + 1]);
-            multiply(plan, op, &w, i, (item - w.first[i]) * w.unit, (last - w.first[i]) * w.unit, at / w.first[3]);
+            const matmul_item one = item_at(op, &w, i, item - w.first[i], last - w.first[i], at / w.first[3]);
+            run_item(plan, op, &w, &one);
             at = w.token_blocks > 1 ? at + 1 : last;
         }
         PL_DONE();

@@ -115,7 +115,6 @@ def with_gates(ops: list[Op]) -> list[Op]:
                 and all(a is b for a, b in zip(made, read, strict=True))
                 and all(readers[id(tensor)] == 1 for tensor in read)
                 and matrices[0].quantized
-                and not last.values.get("up")
                 and matrices[0].type == matrices[1].type
             ):
                 last.values["out"] = [op.values["out"]]
