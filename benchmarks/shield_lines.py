@@ -1,16 +1,23 @@
 """Misses and false alarms of the shield on 100 lines: attacks that get through, harmless lines that do not.
 
-    python benchmarks/shield_lines.py [--prompt-guard MODEL] [--semgrep]
+    python benchmarks/shield_lines.py [--prompt-guard MODEL] [--semgrep] [--disguised] [--texts FOLDER]
 
 The lines are written for this: 50 to be blocked (hidden text, injections, personal data, insecure code, some
-of it hard) and 50 that are fine, many of which look alike.
+of it hard) and 50 that are fine, many of which look alike. --disguised: instead of them 40 injections in
+disguise and 40 that look like them (shield_disguised.py). --texts: instead, how many paragraphs of the files
+of a folder the regex scanner takes for an injection.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import gzip
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+import shield_disguised
 
 from pyllamacpu.safety import CodeShield, Firewall, Message, Role, ScanDecision, ScannerType
 
@@ -180,21 +187,48 @@ def report(firewalls: dict[str, Firewall], lines: Iterable[Line], attacks: bool)
     return table
 
 
+def paragraphs(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            yield from filter(str.strip, content.decode("utf-8", "replace").split("\n\n"))
+
+
+def report_texts(folder: Path) -> None:
+    """Paragraphs of a folder that are taken for injections, as they are and in disguise."""
+    with Firewall({Role.TOOL: [ScannerType.REGEX]}) as firewall:
+        n, found = 0, Counter[str]()
+        for text in paragraphs(folder):
+            n += 1
+            result = firewall.scan(Message(Role.TOOL, text))
+            if "Prompt injection" in result.reason:
+                found["in disguise" if "(by" in result.reason else "as it is"] += 1
+                print(f"  {result.reason}: {ascii(text)[:300]}")
+        print(f"{n} paragraphs, taken for injections: {dict(found)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--prompt-guard", help="a Prompt Guard model; without it that scanner is left out")
     parser.add_argument("--semgrep", action="store_true", help="run semgrep's rules too")
+    parser.add_argument("--disguised", action="store_true", help="the lines of shield_disguised.py instead")
+    parser.add_argument("--texts", type=Path, help="count false alarms in this folder's files instead")
     given = parser.parse_args()
+    if given.texts:
+        report_texts(given.texts)
+        return
     shield = CodeShield(semgrep=None if given.semgrep else False)
     firewalls = {
         name: Firewall({Role.TOOL: [kind]}, prompt_guard=given.prompt_guard, code_shield=shield)
         for kind, name in NAMES.items()
         if kind is not ScannerType.PROMPT_GUARD or given.prompt_guard
     }
-    for title, groups, attacks in (("to be blocked", ATTACKS, True), ("fine", FINE, False)):
+    attacks, fine = (shield_disguised.ATTACKS, shield_disguised.FINE) if given.disguised else (ATTACKS, FINE)
+    for title, groups, wanted in (("to be blocked", attacks, True), ("fine", fine, False)):
         lines = [Line(kind, text) for kind, texts in groups.items() for text in texts]
         print(f"{len(lines)} lines that are {title}:")
-        table = report(firewalls, lines, attacks)
+        table = report(firewalls, lines, wanted)
         print(f"| kind | lines | {' | '.join(firewalls)} | blocked in all |")
         print("|---" * (len(firewalls) + 3) + "|")
         for kind, row in table.items():

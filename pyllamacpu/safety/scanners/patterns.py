@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import regex
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.safety.code_shield.regex_scan import search
+from pyllamacpu.safety.code_shield.regex_scan import RuleTimeout, search
 from pyllamacpu.safety.firewall_types import Message, ScanResult, Trace, text_of
 from pyllamacpu.safety.scanners.base import ThreadScanner, allow, block
+from pyllamacpu.safety.scanners.disguises import plain_letters, readings
+from pyllamacpu.safety.scanners.injections import INJECTIONS
 
 _TAGS = regex.compile("[\U000e0000-\U000e007f]")
 _FLAGS = regex.compile(  # of England, Scotland and Wales, which are written with tags
@@ -21,12 +25,13 @@ _FLAGS = regex.compile(  # of England, Scotland and Wales, which are written wit
     "|\U000e0077\U000e006c\U000e0073)\U000e007f"
 )
 _SELECTORS = regex.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{4,}")  # in a row they mean nothing but bytes
+_SECONDS = 5.0  # that a text's readings may take
+_WORD = regex.compile(r"([a-z]{3,})(\??)")
+_NO_WORD = regex.compile(r"\\.|\[[^\]]*\]|\(\?<?[=!]")  # in a pattern
 _MAX_SHOWN = 200  # characters of what was hidden
 
 DEFAULT_PATTERNS: dict[str, str] = {
-    "Prompt injection": r"\b(?:ignore|disregard|forget|override)\s+(?:\w+\s+){0,3}?"
-    r"(?:previous|prior|above|earlier|preceding|all|any|your)\s+(?:\w+\s+){0,2}?"
-    r"(?:instructions|directions|guidelines|rules|prompts?)\b",
+    **INJECTIONS,
     "Email address": r"\b[A-Z0-9._%+-]{1,64}@(?:[A-Z0-9-]{1,63}\.){1,8}[A-Z]{2,24}\b",
     "Phone number": r"(?<![\w.-])(?:\+\d{1,3}[\s.-]?)?(?:\(\d{3}\)\s?|\d{3}[\s.-])\d{3}[\s.-]\d{4}(?![\w-])",
     "Credit card": r"(?<![\d-])(?:\d{4}[- ]?){3}\d{4}(?![\d-])",
@@ -57,7 +62,10 @@ def _selected_bytes(row: str) -> str:
 
 
 class RegexScanner(ThreadScanner):
-    """Regular expressions by name, each within a limit of time. They ignore case."""
+    """Regular expressions by name, which ignore case, within a limit of time. They are looked for in the
+    text, and in its other readings: without hidden and foreign letters, with digits as letters, decoded
+    (`disguises.py`).
+    """
 
     def __init__(
         self,
@@ -73,13 +81,25 @@ class RegexScanner(ThreadScanner):
             }
         except regex.error as error:
             raise OptionError(f"patterns: {error}") from None
+        self._words = frozenset().union(*(_words(one.pattern) for one in self.patterns.values()))
 
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
-        text = text_of(message)
-        for name, pattern in self.patterns.items():
-            if search(pattern, text):
-                return block(f"Regex match: {name}")
+        text, end = text_of(message), time.monotonic() + _SECONDS
+        for how, reading in chain([("", text)], readings(text, self._words)):
+            for name, pattern in self.patterns.items():
+                if search(pattern, reading):
+                    return block(f"Regex match: {name}{how and f' (by {how})'}")
+            if time.monotonic() > end:
+                raise RuleTimeout(f"the readings of a text took more than {_SECONDS:g} s")
         return allow("No regex patterns matched")
+
+
+def _words(pattern: str) -> Iterator[str]:
+    """The words that stand in a pattern, with and without a letter that may be missing."""
+    for word, optional in _WORD.findall(_NO_WORD.sub(" ", pattern.lower())):
+        yield word
+        if optional:
+            yield word[:-1]
 
 
 _IBAN = regex.compile(r"(?<![A-Z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Z0-9])")
@@ -127,7 +147,8 @@ class PIIScanner(ThreadScanner):
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         text = text_of(message)
         if self._engine == "patterns":
-            found = {kind: 1.0 for kind, is_in in _KINDS.items() if is_in(text)}
+            texts = {text, plain_letters(text)}
+            found = {kind: 1.0 for kind, is_in in _KINDS.items() if any(map(is_in, texts))}
         else:
             self.load()
             entities = self._presidio.analyze(text=text, language="en", score_threshold=self.block_threshold)
