@@ -78,8 +78,11 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
     w.unit = w.n == 1 ? 4 : f->gated && f->low_rank < 0 ? 1 : 2;
     for (int i = 0; i < 3; i++)
         w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
-    /* More tokens share the decoding of a panel; fewer leave every thread several items. */
-    w.at_once = w.first[3] * w.n >= 16 * threads * PL_TOKENS ? PL_TOKENS : PL_TOKENS / 2;
+    /* More tokens share the decoding of a panel; fewer leave every thread several items, and their blocks, which every panel
+     * reads again, stay in the second cache. */
+    const int64_t row_bytes = f->q8 >= 0 ? plan->buffers[f->q8].padded * (int64_t)sizeof(pl_q8) : 0;
+    const int many = w.first[3] * w.n >= 16 * threads * PL_TOKENS && PL_TOKENS * row_bytes <= plan->l2_bytes;
+    w.at_once = many ? PL_TOKENS : PL_TOKENS / 2;
     w.token_blocks = (w.n + w.at_once - 1) / w.at_once;
     w.group = pl_residual_group(w.n);
     return w;

@@ -36,6 +36,7 @@ void pl_monitor_notify(pl_monitor *, int condition); /* all who wait for it */
 int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset);
 void pl_close(int file);
 
+int64_t pl_l2_bytes(void); /* of a core's second cache, or a usual size where the system does not say */
 void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */
 void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */

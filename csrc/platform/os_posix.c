@@ -160,6 +160,15 @@ double pl_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+int64_t pl_l2_bytes(void)
+{
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return bytes > 0 ? bytes : 1 << 20;
+}
+
 void *pl_alloc(size_t bytes, int zeroed)
 {
     const size_t huge = (size_t)2 << 20;
