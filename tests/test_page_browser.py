@@ -299,7 +299,9 @@ def test_themes(page: Browser) -> None:
 
 def test_why_an_answer_ended_is_said(shared: Browser, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class WordGuard:
-        def __init__(self, path: str) -> None: ...
+        weight_bytes, reads_images = 0, False
+
+        def __init__(self, path: str, **options: Any) -> None: ...
 
         def check(self, messages: list[dict[str, str]]) -> Verdict:
             return Verdict("unsafe" if "poison" in messages[-1]["content"] else "safe", (), 0.5)

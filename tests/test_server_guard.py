@@ -31,7 +31,7 @@ class WordGuard:
 
     weight_bytes, reads_images = 0, False
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str, **options: Any) -> None: ...
 
     def check(self, messages: list[dict[str, str]]) -> Verdict:
         self.seen.append(messages)

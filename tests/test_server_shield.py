@@ -35,7 +35,7 @@ class WordPromptGuard:
 
     seen: ClassVar[list[str]] = []
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str, **options: Any) -> None: ...
 
     def score(self, text: str) -> float:
         self.seen.append(text)
@@ -256,7 +256,7 @@ def test_guard_and_shield_together(path: Path, monkeypatch: pytest.MonkeyPatch) 
         weight_bytes = 0
         reads_images = False
 
-        def __init__(self, path: str) -> None: ...
+        def __init__(self, path: str, **options: Any) -> None: ...
 
         def check(self, messages: list[dict[str, str]]) -> Verdict:
             bad = "bomb" in messages[-1]["content"]
@@ -315,6 +315,8 @@ def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--shield", "prompt-guard"), "name its model too, as prompt-guard=MODEL"),
         (("--shield", "code-shield,guard"), "name its model too, as guard=MODEL"),
         (("--guard", "a.gguf", "--shield", "guard=b.gguf"), "give one of them"),
+        (("--guard-category", "S1"), "--guard-category: name the guard model too"),
+        (("--shield", "regex", "--guard-threshold", "0.3"), "--guard-threshold: name the guard model too"),
     ],
 )
 def test_the_option(
@@ -323,3 +325,20 @@ def test_the_option(
     monkeypatch.delenv("PYLLAMACPU_PROMPT_GUARD", raising=False)
     result = run("serve", *arguments)
     assert result.code == 1 and words in result.err
+
+
+def test_a_guards_policy(path: Path, tmp_path: Path) -> None:
+    own = write_model(
+        tmp_path / "g.gguf", general__name="Llama Guard 3", tokenizer__chat_template=None, n_ctx=2048
+    )
+    policy = ShieldOptions(
+        guard=str(own), categories=(("S9", ""), ("S1", "")), exclude=("S1",), threshold=1e-9
+    )
+    with serving(("tiny", path), shield=policy) as found:
+        wait_until(lambda: found.get("/health").status_code == 200)
+        choice = found.post("/v1/completions", prompt="hello", max_tokens=1).json()["choices"][0]
+        assert [one["reason"] for one in choice["shield"]] == ["S9"]
+        found.wait_idle()
+    with serving(("tiny", path), shield=replace(policy, exclude=("S12",))) as found:
+        wait_until(lambda: found.server.failure is not None)
+        assert "no category 'S12' to leave out" in str(found.server.failure)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.cli.shield_options import categories_of
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def guard(**parameters: Any) -> None:
     from pyllamacpu.store import resolve_model
 
     conversation = _conversation(parameters)
+    categories = categories_of(parameters["categories"])
     with Guard(
         str(resolve_model(parameters["model"])),
-        categories=_categories(parameters["categories"]),
+        categories=None if categories is None else dict(categories),
         exclude=parameters["exclude"],
         threshold=parameters["threshold"],
         n_ctx=parameters["ctx_size"] or 0,
@@ -137,12 +139,6 @@ def _text(content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise OptionError(f"the text is not UTF-8 (byte {error.start}): convert it first") from None
-
-
-def _categories(given: Sequence[str]) -> dict[str, str] | None:
-    """KEY or KEY: TEXT each; None for the model's own."""
-    pairs = (category.partition(":") for category in given)
-    return {key.strip(): words.strip() for key, _, words in pairs} if given else None
 
 
 def _as_text(judge: Guard, verdict: Verdict) -> str:

@@ -11,6 +11,7 @@ import click
 
 from pyllamacpu.cli.images import ImageFile
 from pyllamacpu.cli.options import options
+from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ shield_options = options(
         "--guard",
         metavar="MODEL",
         help="A Llama Guard model that judges prompts and answers: an unsafe one is not answered, or ends.",
+    ),
+    click.option(
+        "--guard-category",
+        multiple=True,
+        metavar="KEY[: TEXT]",
+        help="The guard judges by this category only; several times for several. With a text it is your own "
+        'policy, "S15: Name. What it means".',
+    ),
+    click.option(
+        "--guard-exclude",
+        multiple=True,
+        metavar="KEY",
+        help="The guard leaves this category out; several times for several.",
+    ),
+    click.option(
+        "--guard-threshold",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Probability of the guard from which it is unsafe.  [default: 0.5]",
     ),
     click.option(
         "--shield",
@@ -42,6 +61,7 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
     from pyllamacpu.safety.shield_scanners import SCANNERS
 
     guard, names = parameters.pop("guard"), parameters.pop("shield")
+    policy = {name: parameters.pop(f"guard_{name}") for name in ("category", "exclude", "threshold")}
     given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
     known = (*SCANNERS, "guard")
     if names is not None and not given:
@@ -58,12 +78,25 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
     for name, file in (("guard", guard), ("prompt-guard", prompt_guard)):
         if name in given and not file:
             raise OptionError(f"--shield {name}: name its model too, as {name}=MODEL")
+    if guard is None and (without := next((name for name, value in policy.items() if value), None)):
+        raise OptionError(f"--guard-{without}: name the guard model too, with --guard")
     scanners = tuple(name for name in given if name != "guard")
     if not scanners and guard is None:
         return None
     return ShieldOptions(
-        scanners, _file(prompt_guard) if "prompt-guard" in given else None, guard and _file(guard)
+        scanners,
+        _file(prompt_guard) if "prompt-guard" in given else None,
+        guard and _file(guard),
+        categories_of(policy["category"]),
+        policy["exclude"],
+        0.5 if policy["threshold"] is None else policy["threshold"],
     )
+
+
+def categories_of(given: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
+    """KEY or KEY: TEXT each; None for the model's own."""
+    pairs = (category.partition(":") for category in given)
+    return tuple((key.strip(), words.strip()) for key, _, words in pairs) if given else None
 
 
 def open_shield(parameters: dict[str, Any]) -> Shield | None:
@@ -77,6 +110,8 @@ def open_shield(parameters: dict[str, Any]) -> Shield | None:
     shield = Shield(given, _with_bytes)
     click.get_current_context().call_on_close(shield.close)
     shield.load()
+    for words in shield.not_scanned:
+        say(f"shield: not scanned: {words}")
     return shield
 
 

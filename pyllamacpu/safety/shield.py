@@ -42,11 +42,16 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class ShieldOptions:
-    """scanners: names in SCANNERS. prompt_guard: the file of its model. guard: that of a guard model."""
+    """scanners: names in SCANNERS. prompt_guard: the file of its model. guard: that of a guard model; what it
+    judges by is as for `Guard`: categories are pairs of a key and words, None the model's own.
+    """
 
     scanners: tuple[str, ...] = ()
     prompt_guard: str | None = None
     guard: str | None = None
+    categories: tuple[tuple[str, str], ...] | None = None
+    exclude: tuple[str, ...] = ()
+    threshold: float = 0.5
 
 
 class Conversation(NamedTuple):
@@ -137,14 +142,29 @@ class Shield:
     def load(self) -> None:
         """Raises any PyllamacpuError."""
         if self._options.guard is not None:
-            self._guard = Guard(self._options.guard)
+            given = self._options
+            self._guard = Guard(
+                self._options.guard,
+                categories=None if given.categories is None else dict(given.categories),
+                exclude=given.exclude,
+                threshold=given.threshold,
+            )
         if self._scanners is not None:
             self._scanners.load()
+        for words in self.not_scanned:
+            log.info("shield: not scanned: %s", words)
+
+    @property
+    def not_scanned(self) -> list[str]:
+        """What passes without being looked at, in words. (Images that a guard does not read are refused.)"""
+        images = ["images: a guard model that reads them would judge them"]
+        own = images if self._options.guard is None else []
+        return own + (self._scanners.not_scanned if self._scanners is not None else [])
 
     @property
     def weight_bytes(self) -> int:
         """Of the guard model, 0 before it is loaded, and of Prompt Guard's."""
-        own = int(getattr(self._guard, "weight_bytes", 0))
+        own = 0 if self._guard is None else self._guard.weight_bytes
         return own + (0 if self._scanners is None else self._scanners.weight_bytes)
 
     async def judge_prompt(self, conversation: Conversation) -> tuple[Finding, ...]:
@@ -161,8 +181,8 @@ class Shield:
         return self._told(found, "input")
 
     def _messages(self, conversation: Conversation) -> Messages:
-        reads_images = bool(getattr(self._guard, "reads_images", False))
-        return judged_messages(conversation.messages, conversation.beginning, reads_images)
+        assert self._guard is not None
+        return judged_messages(conversation.messages, conversation.beginning, self._guard.reads_images)
 
     async def _judge_answer(self, answer: _Answer) -> tuple[Finding, ...]:
         conversation, said = answer.conversation, answer.said

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +18,6 @@ from pyllamacpu.safety.code_shield.scan import CodeShield, coverage
 from pyllamacpu.safety.firewall import Firewall, strictest
 from pyllamacpu.safety.firewall_types import Message, Role, ScanDecision, ScannerType, ScanResult
 from pyllamacpu.text.call_forms import ToolCall
-
-log = logging.getLogger("pyllamacpu.safety")
 
 _ALL = (Role.USER, Role.TOOL, Role.ASSISTANT)
 SCANNERS: dict[str, tuple[ScannerType, tuple[Role, ...]]] = {
@@ -72,9 +69,14 @@ class ShieldScanners:
     def load(self) -> None:
         """Raises any PyllamacpuError."""
         self._firewall.load()
-        if self._has_code_shield:
-            left = [f"{name} ({n})" for name, _, n in coverage("codeshield", has_semgrep=False) if n]
-            log.info("shield: rules of Code Shield that need semgrep are not applied: %s", ", ".join(left))
+
+    @property
+    def not_scanned(self) -> list[str]:
+        """What passes without being looked at, in words."""
+        if not self._has_code_shield:
+            return []
+        left = [f"{name} ({n})" for name, _, n in coverage("codeshield", has_semgrep=False) if n]
+        return [f"code, by the rules of Code Shield that need semgrep: {', '.join(left)}"]
 
     @property
     def weight_bytes(self) -> int:
