@@ -229,17 +229,76 @@ def test_other_languages_by_semgrep(tmp_path: Path) -> None:
     [
         ("sys.exit('no core')", "ended with 1 and without results: no core"),
         ("print('[]')", "not an object"),
+        ("print(json.dumps({'results': [{'path': 'x'}]}))", "results cannot be read"),
+        ("print(json.dumps({'errors': None}))", "results cannot be read"),
+        ("import os; os.fork() or __import__('time').sleep(60)", "did not end within"),  # holds the output
         ("print(json.dumps({'errors': [{'type': 'Fatal error', 'message': 'oops'}]}))", "semgrep: oops"),
         ("import time; time.sleep(60)", "did not end within"),
     ],
 )
 def test_semgrep_fails_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, words: str) -> None:
-    monkeypatch.setattr("pyllamacpu.safety.code_shield.semgrep_scan.SECONDS", 0.5 if "sleep" in body else 30)
+    monkeypatch.setattr("pyllamacpu.safety.code_shield.semgrep_scan.SECONDS", 1.0 if "sleep" in body else 30)
     result = fake_semgrep(tmp_path, body).scan("eval(x)", "javascript")
     assert result.is_insecure and result.recommended_treatment is Treatment.BLOCK
     assert words in result.errors[0]
     missing = CodeShield(semgrep=str(tmp_path / "none")).scan("eval(x)", "javascript")
     assert missing.recommended_treatment is Treatment.BLOCK
+
+
+def test_semgrep_runs_once_for_all_and_what_it_found_is_kept(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    shield = fake_semgrep(
+        tmp_path,
+        f"open({str(log)!r}, 'a').write('run\\n')\n"
+        "files = [a for a in sys.argv if a.endswith(('.js', '.php'))]\n"
+        "rules = json.load(open(sys.argv[sys.argv.index('--config') + 1]))['rules']\n"
+        "own = [rule['id'] for rule in rules if {'js', 'javascript'} & set(rule['languages'])]\n"
+        "print(json.dumps({'results': [{'path': f, 'check_id': own[0], 'start': {'line': 1, 'col': 1}}"
+        " for f in files if f.endswith('js')]}))",
+    )
+    code = "```js\nexec(a)\n```\n\n```php\nunserialize($x);\n```\n```js\nb(); exec(a)\n```"
+    for text, n_runs in ((code, 1), (code, 1), (f"And:\n{code}", 1), (code.replace("b()", "c()"), 2)):
+        issues = shield.scan(text).issues_found or ()
+        found = [issue.line for issue in issues if issue.analyzer is Analyzer.SEMGREP]
+        shift = text.count("And")
+        assert found == [2 + shift, 9 + shift]
+        assert log.read_text().count("run") == n_runs
+
+
+def test_semgrep_is_not_asked_about_code_that_goes_on(tmp_path: Path) -> None:
+    shield = fake_semgrep(tmp_path, "print(json.dumps({'results': []}))")
+    for text, waits in (
+        ("```js\nexec(a)\n", True),
+        ("```js\nexec(a)\n```\n", False),
+        ("exec(a)", True),
+        ("```js\nlet a = 1\n", False),
+        ("```js\nexec(a)\n```\nexec(b) is no code here", False),
+        ('{"code": "exec(a)\\n", "more": ', True),
+    ):
+        assert shield.scan_by_semgrep(text, whole=False)[1] is waits, text
+        assert shield.scan_by_semgrep(text) == (SHIELD.scan("let x = 1", "javascript"), False)
+
+
+def test_a_scan_that_runs_is_ended_when_all_is_closed(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    shield = fake_semgrep(tmp_path, f"open({str(started)!r}, 'w'); import time; time.sleep(60)")
+    found: list[CodeShieldScanResult] = []
+    thread = threading.Thread(target=lambda: found.append(shield.scan("exec(a)", "javascript")))
+    thread.start()
+    while not started.exists():
+        time.sleep(0.01)
+    shield.close()
+    thread.join(30)
+    assert found[0].recommended_treatment is Treatment.BLOCK and "was stopped" in found[0].errors[0]
+    assert "was stopped" in shield.scan("exec(a)", "javascript").errors[0]
+
+
+def test_time_of_semgrep_is_not_that_of_the_other_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyllamacpu.safety.code_shield.scan.SECONDS", 2.0)
+    shield = fake_semgrep(tmp_path, "import time; time.sleep(2.1); print(json.dumps({'results': []}))")
+    assert shield.scan("```js\nexec(a)\n```\n```python\nx = 1\n```").errors == ()
 
 
 def test_a_rule_whose_quick_search_is_a_whole_name_is_wanted() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,7 @@ class WordPromptGuard:
 def prompt_guard() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyllamacpu.safety.prompt_guard.PromptGuard", WordPromptGuard)
+        patch.setattr("pyllamacpu.safety.code_shield.scan.find_semgrep", lambda: None)
         yield
 
 
@@ -342,3 +344,86 @@ def test_a_guards_policy(path: Path, tmp_path: Path) -> None:
     with serving(("tiny", path), shield=replace(policy, exclude=("S12",))) as found:
         wait_until(lambda: found.server.failure is not None)
         assert "no category 'S12' to leave out" in str(found.server.failure)
+
+
+def with_semgrep(monkeypatch: pytest.MonkeyPatch, folder: Path, body: str) -> Path:
+    """A program in the place of semgrep; its log has the code of each run."""
+    log, program = folder / "log", folder / "semgrep"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys\nfiles = [a for a in sys.argv if a.endswith('.js')]\n"
+        "rules = json.load(open(sys.argv[sys.argv.index('--config') + 1]))['rules']\n"
+        f"open({str(log)!r}, 'a').write(repr([open(f).read() for f in files]) + '\\n')\n"
+        f"def found():\n    print(json.dumps({{'results': [{{'path': f, 'check_id': rules[0]['id'], 'start':"
+        f" {{'line': 1, 'col': 1}}}} for f in files if 'bad' in open(f).read()]}}))\n{body}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("pyllamacpu.safety.code_shield.scan.find_semgrep", lambda: str(program))
+    return log
+
+
+def test_semgrep_judges_answers_when_their_code_has_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shield, "WINDOW", 4)
+    log = with_semgrep(monkeypatch, tmp_path, "found()")
+    options = ShieldOptions(("code-shield",))
+    assert Shield(options).not_scanned[1:] == []
+    fine = [
+        "Here",
+        " it",
+        " is",
+        ":\n",
+        "```js\n",
+        "exec(",
+        "a",
+        ")\n",
+        "x",
+        "\n",
+        "```\n",
+        "so",
+        " it",
+        " is",
+    ]
+    assert watched(fine, options) == ("".join(fine), None)
+    assert log.read_text().splitlines() == [repr(["exec(a)\nx\n"])]  # once, and whole
+    said, end = watched([*fine[:6], "bad", *fine[7:]], options)
+    assert said == "Here it is:\n" and end is not None and end.finish_reason == "content_filter"
+    assert "Insecure code" in end.findings[0].reason and end.findings[0].scanner == "code_shield"
+    said, end = watched([*fine[:6], "bad"], options)  # cut
+    assert said == "Here it is:\n" and end is not None
+
+
+def test_code_without_an_end_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(shield, "WINDOW", 4)
+    monkeypatch.setattr(shield, "MOST_HELD", 8)
+    log = with_semgrep(monkeypatch, tmp_path, "found()")
+    texts = ["```js\n", "exec(a)\n", *(f"x{i}\n" for i in range(18)), "bad"]
+    said, end = watched(texts, ShieldOptions(("code-shield",)))
+    assert end is not None and said == "".join(texts[:16])
+    assert len(log.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("body", ["sys.exit('no core')", "import time; time.sleep(60)"])
+def test_a_semgrep_that_fails_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
+    monkeypatch.setattr("pyllamacpu.safety.code_shield.semgrep_scan.SECONDS", 1.0)
+    with_semgrep(monkeypatch, tmp_path, body)
+    said, end = watched(["```js\n", "exec(a)\n", "```"], ShieldOptions(("code-shield",)))
+    assert end is not None and not said and end.findings[0].status == "error"
+    assert "Code Shield: semgrep" in end.findings[0].reason
+    assert watched(["```js\n", "f(a)\n", "```"], ShieldOptions(("code-shield",)))[1] is None
+
+
+def test_results_of_tools_are_judged_by_semgrep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_semgrep(monkeypatch, tmp_path, "found()")
+    one = Shield(ShieldOptions(("code-shield",)))
+    said = Conversation([{"role": "tool", "content": "```js\nexec(bad)\n```"}])
+    (finding,) = asyncio.run(one.judge_prompt(said))
+    assert "[error:" in finding.reason or "[warning:" in finding.reason
+    one.close()
+    (closed,) = asyncio.run(one.judge_prompt(Conversation([{"role": "tool", "content": "exec(bad)"}])))
+    assert closed.status == "error"  # who asks behind the end gets no answer
+
+
+def test_without_semgrep_that_is_said() -> None:
+    words = Shield(ShieldOptions(("code-shield",))).not_scanned
+    assert "need semgrep, which is not installed: c (" in words[1]

@@ -32,6 +32,7 @@ from pyllamacpu.text.tool_calls import Part, join_parts
 log = logging.getLogger("pyllamacpu.safety")
 
 WINDOW = 64  # tokens of an answer that are held back until they are judged, with all before them
+MOST_HELD = 16 * WINDOW  # tokens that wait for the end of a piece of code
 _OPERATORS = ("system", "developer")
 _READ = ("role", "content", "tool_calls")
 _NAME = re.compile(r"[\w.-]{1,64}")
@@ -90,6 +91,7 @@ class _Answer:
     def __init__(self, conversation: Conversation) -> None:
         self.conversation, self.said = conversation, ""
         self.n_tokens = self.n_held = 0  # tokens
+        self._judged_next = WINDOW  # tokens that are held until then
         self._held: list[TextEvent] = []
         self._reader = conversation.tools.reader()
         self._parts: list[Part] = []
@@ -103,11 +105,21 @@ class _Answer:
         self._parts += self._reader.push(event.text)
         if event.finish_reason is not None:
             self._parts += self._reader.finish()
-        return event.finish_reason is not None or self.n_held >= WINDOW
+        return event.finish_reason is not None or self.n_held >= self._judged_next
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it may be left for later."""
+        return self._held[-1].finish_reason is not None or self.n_held >= MOST_HELD
+
+    def wait(self) -> None:
+        """Holds what is held for another window."""
+        self._judged_next = self.n_held + WINDOW
 
     def take(self) -> list[TextEvent]:
         """The events that have not been taken."""
         held, self._held, self.n_held = self._held, [], 0
+        self._judged_next = WINDOW
         return held
 
     def stats(self, event: TextEvent, n_prompt: int) -> GenerationStats:
@@ -184,16 +196,20 @@ class Shield:
         assert self._guard is not None
         return judged_messages(conversation.messages, conversation.beginning, self._guard.reads_images)
 
-    async def _judge_answer(self, answer: _Answer) -> tuple[Finding, ...]:
+    async def _judge_answer(self, answer: _Answer) -> tuple[tuple[Finding, ...], bool]:
+        """What is unsafe in it so far, and whether it must go on before that can be said."""
         conversation, said = answer.conversation, answer.said
         if not said.strip():
-            return ()
+            return (), False
         found: tuple[Finding, ...] = ()
         if self._options.guard is not None:
             found += await self._ask_guard(_with_answer(self._messages(conversation), said), "output")
+        waits = False
         if self._scanners is not None:
-            found += await self._scanners.judge_answer(conversation.beginning + said, answer.calls)
-        return self._told(found, "output")
+            whole = conversation.beginning + said
+            more, waits = await self._scanners.judge_answer(whole, answer.calls, answer.is_whole)
+            found += more
+        return self._told(found, "output"), waits and not found
 
     def _told(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
         if found:
@@ -220,7 +236,11 @@ class Shield:
             answer = answers[i]
             if not answer.add(event):
                 continue
-            if findings := await self._judge_answer(answer):
+            findings, waits = await self._judge_answer(answer)
+            if waits:
+                answer.wait()
+                continue
+            if findings:
                 ended.add(i)
                 stats = answer.stats(event, n_prompt(i))
                 end(i, stats)
@@ -244,7 +264,11 @@ class Shield:
             for event in events:
                 if not answer.add(event):
                     continue
-                if findings := asyncio.run(self._judge_answer(answer)):
+                findings, waits = asyncio.run(self._judge_answer(answer))
+                if waits:
+                    answer.wait()
+                    continue
+                if findings:
                     yield blocked(answer.stats(event, n_prompt), findings)
                     return
                 yield from answer.take()

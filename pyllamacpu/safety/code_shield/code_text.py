@@ -39,19 +39,20 @@ def language_named(name: str) -> Language | None:
 @dataclass(frozen=True)
 class CodePart:
     """Text to be judged. `language` None: not known. `is_prose`: it stands around fenced code. `first_line`
-    is where it begins in the whole, from 1.
+    is where it begins in the whole, from 1. `is_open`: nothing ends it but the end of the whole.
     """
 
     text: str
     language: Language | None
     first_line: int = 1
     is_prose: bool = False
+    is_open: bool = False
 
 
 def code_parts(text: str, language: Language | None = None) -> list[CodePart]:
     """The parts of an answer; a text of a given language, or without fences, is one part."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace(_PYTHON_TAG, "")
-    parts = [CodePart(text, language)] if language is not None else list(_fenced(text))
+    parts = [CodePart(text, language, is_open=True)] if language is not None else list(_fenced(text))
     return [*parts, *(inner for part in parts for inner in _strings(part))]
 
 
@@ -67,12 +68,14 @@ def _fenced(text: str) -> Iterator[CodePart]:
         begin = min(fence.end() + 1, len(text))
         language = None if opened else language_named(word)
         opened = "" if opened else mark
-    yield from _part(text, begin, len(text), language, prose=bool(fences) and not opened)
+    yield from _part(text, begin, len(text), language, bool(fences) and not opened, is_open=True)
 
 
-def _part(text: str, begin: int, end: int, language: Language | None, prose: bool) -> Iterator[CodePart]:
+def _part(
+    text: str, begin: int, end: int, language: Language | None, prose: bool, is_open: bool = False
+) -> Iterator[CodePart]:
     if text[begin:end].strip():
-        yield CodePart(text[begin:end], language, text.count("\n", 0, begin) + 1, prose)
+        yield CodePart(text[begin:end], language, text.count("\n", 0, begin) + 1, prose, is_open)
 
 
 def _strings(part: CodePart) -> Iterator[CodePart]:
@@ -81,7 +84,9 @@ def _strings(part: CodePart) -> Iterator[CodePart]:
     """
     for begin, raw, text in quoted_texts(part.text):
         if "\\" in raw:  # else the text itself has it
-            yield CodePart(text, None, part.first_line + part.text.count("\n", 0, begin))
+            line = part.first_line + part.text.count("\n", 0, begin)
+            is_open = part.is_open and begin + len(raw) + 2 > len(part.text)
+            yield CodePart(text, None, line, is_open=is_open)
 
 
 def quoted_texts(text: str) -> Iterator[tuple[int, str, str]]:

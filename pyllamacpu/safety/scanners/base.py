@@ -6,12 +6,15 @@ import asyncio
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety.firewall_types import Message, ScanDecision, ScanResult, ScanStatus, Trace
 
 Class = TypeVar("Class", bound="Callable[[], Scanner]")
+
+_THREADS = 4  # of a scanner
 
 registered: dict[str, Callable[[], Scanner]] = {}  # classes that are made without arguments
 
@@ -43,10 +46,21 @@ class Scanner(ABC):
 
 
 class ThreadScanner(Scanner):
-    """A scanner that computes: `check` runs in a thread, so that an event loop goes on."""
+    """A scanner that computes: `check` runs in a thread of its own, so that an event loop goes on, and no
+    scanner waits for another's.
+    """
+
+    def __init__(self, scanner_name: str, block_threshold: float = 1.0) -> None:
+        super().__init__(scanner_name, block_threshold)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=scanner_name)
 
     async def scan(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
-        return await asyncio.to_thread(self.check, message, past_trace)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.check, message, past_trace)
+
+    def close(self) -> None:
+        """Waits for what runs; later scans fail, which blocks."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     @abstractmethod
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult: ...

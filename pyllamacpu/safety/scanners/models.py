@@ -64,8 +64,10 @@ class _ModelScanner(ThreadScanner):
             return model
 
     def close(self) -> None:
-        if self._opened_here:
-            self._model.close()
+        super().close()
+        with self._lock:
+            if self._opened_here:
+                self._model.close()
 
 
 class PromptGuardScanner(_ModelScanner):
