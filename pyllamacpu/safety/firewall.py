@@ -142,6 +142,8 @@ class Firewall:
         """What each scanner of the message's role says, by its name."""
         try:
             _check_trace(() if trace is None else trace)
+            if not hasattr(input, "role"):
+                raise OptionError(f"give a Message, not {type(input).__name__}")
             scanners = self._by_role.get(_role(input.role), {})
         except (OptionError, AttributeError) as error:
             return {"firewall": failed(f"not a message that can be judged: {error}")}

@@ -113,9 +113,14 @@ def text_of_calls(message: Message) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    stack = [value]
+    """Each container once, though it may stand in several places, or in itself."""
+    stack, seen = [value], dict[int, Any]()  # what is seen is kept: another would get its number
     while stack:
         value = stack.pop()
+        if isinstance(value, (Mapping, list, tuple)):
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value
         if isinstance(value, Mapping):
             stack += reversed([text for pair in value.items() for text in pair])
         elif isinstance(value, (list, tuple)):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
-from pyllamacpu.errors import UnseenImageError
+from pyllamacpu.errors import OptionError, UnseenImageError
 from pyllamacpu.images.parts import has_image
 from pyllamacpu.safety.guard import Guard, Verdict
 from pyllamacpu.safety.shield_scanners import Finding, ShieldScanners, What
@@ -150,6 +150,7 @@ class Shield:
         self._guard: Guard | None = None
         self._scanners = ShieldScanners(options.scanners, options.prompt_guard) if options.scanners else None
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
+        self._is_closed = False
 
     def load(self) -> None:
         """Raises any PyllamacpuError."""
@@ -284,10 +285,14 @@ class Shield:
 
     def _check(self, messages: Messages) -> Verdict:
         assert self._guard is not None
+        if self._is_closed:
+            raise OptionError("the shield is closed")
         return self._guard.check(self._open_images(messages))
 
     def close(self) -> None:
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        """Waits for what runs; what is asked later is an error."""
+        self._is_closed = True
+        self._workers.shutdown(wait=True)
         if self._guard is not None:
             self._guard.close()
         if self._scanners is not None:

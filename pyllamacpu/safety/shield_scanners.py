@@ -155,7 +155,7 @@ class ShieldScanners:
     def close(self) -> None:
         if self._code_shield is not None:
             self._code_shield.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True)
         self._firewall.close()
         self._answers.close()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.safety.firewall_types import Message, ScanDecision, ScanResult, ScanStatus, Trace
 
 Class = TypeVar("Class", bound="Callable[[], Scanner]")
@@ -52,15 +54,36 @@ class ThreadScanner(Scanner):
 
     def __init__(self, scanner_name: str, block_threshold: float = 1.0) -> None:
         super().__init__(scanner_name, block_threshold)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=scanner_name)
+        self._threads_lock, self._is_closed = fork_safe_lock(), False
+        self._threads: ThreadPoolExecutor | None = None
+        self._process = 0
 
     async def scan(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.check, message, past_trace)
+        return await loop.run_in_executor(self._executor(), self._checked, message, past_trace)
+
+    def _checked(self, message: Message, past_trace: Trace | None) -> ScanResult:
+        if self._is_closed:  # meanwhile
+            raise OptionError("it is closed")
+        return self.check(message, past_trace)
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Of this process: a fork has none of its parent's threads. Raises OptionError when it is closed."""
+        with self._threads_lock:
+            if self._is_closed:
+                raise OptionError("it is closed")
+            if self._threads is None or self._process != os.getpid():
+                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix=self.name)
+                self._process = os.getpid()
+            return self._threads
 
     def close(self) -> None:
         """Waits for what runs; later scans fail, which blocks."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._threads_lock:
+            self._is_closed = True
+            threads = self._threads if self._process == os.getpid() else None
+        if threads is not None:
+            threads.shutdown(wait=True)  # cancelled futures would look like cancelled tasks to who waits
 
     @abstractmethod
     def check(self, message: Message, past_trace: Trace | None = None) -> ScanResult: ...
