@@ -344,3 +344,22 @@ def test_the_rules_come_with_their_licence() -> None:
     assert all(f"Copyright (c) {author}" in licence for author in authors)
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8")
     assert all(f'"safety/code_shield/{name}"' in project for name in ("rules.json", "LICENSE.rules"))
+
+
+def test_lines_of_many_parts_are_those_of_the_text() -> None:
+    """They are counted on from part to part: from the beginning each time it would take minutes."""
+    text = "".join(f"\n\nwords\n```c\nx{i}();\n```\n" + "\n" * (i % 3) for i in range(100))
+    blocks = [part for part in code_parts(text) if part.language is Language.C]
+    assert len(blocks) == 100
+    for part in blocks:
+        assert text.splitlines()[part.first_line - 1] == part.text.strip()
+    strings = "".join(f'{{"a": "x\\\\n{i}"}}\n\n' for i in range(100))
+    assert [part.first_line for part in code_parts(strings)[1:]] == [*range(1, 201, 2)]
+    assert len(code_parts('{"a": "x\\n"}' * 20000)) == 20001
+
+
+def test_looking_for_what_semgrep_may_find_has_a_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyllamacpu.safety.code_shield.scan.SECONDS", -1.0)
+    result, waits = SHIELD.scan_by_semgrep("```js\nexec(a)\n```")
+    assert result.recommended_treatment is Treatment.BLOCK and not waits
+    assert "judging took more than" in result.errors[0]

@@ -58,35 +58,47 @@ def code_parts(text: str, language: Language | None = None) -> list[CodePart]:
 
 def _fenced(text: str) -> Iterator[CodePart]:
     """A fence that nothing closes goes on to the end: more may come."""
-    begin, opened, language = 0, "", None
+    begin, opened, language, lines = 0, "", None, _Lines(text)
     fences = list(_FENCE.finditer(text))
     for fence in fences:
         mark, word = fence[1], fence[2]
         if opened and not (mark.startswith(opened) and not word):
             continue  # within the block
-        yield from _part(text, begin, fence.start(), language, prose=not opened)
+        yield from _part(lines, begin, fence.start(), language, prose=not opened)
         begin = min(fence.end() + 1, len(text))
         language = None if opened else language_named(word)
         opened = "" if opened else mark
-    yield from _part(text, begin, len(text), language, bool(fences) and not opened, is_open=True)
+    yield from _part(lines, begin, len(text), language, bool(fences) and not opened, is_open=True)
 
 
 def _part(
-    text: str, begin: int, end: int, language: Language | None, prose: bool, is_open: bool = False
+    lines: _Lines, begin: int, end: int, language: Language | None, prose: bool, is_open: bool = False
 ) -> Iterator[CodePart]:
-    if text[begin:end].strip():
-        yield CodePart(text[begin:end], language, text.count("\n", 0, begin) + 1, prose, is_open)
+    if (text := lines.text[begin:end]).strip():
+        yield CodePart(text, language, lines.number(begin), prose, is_open)
+
+
+class _Lines:
+    """The numbers of lines, from 1, for places in the order of the text."""
+
+    def __init__(self, text: str, first: int = 1) -> None:
+        self.text, self._number, self._place = text, first, 0
+
+    def number(self, place: int) -> int:
+        self._number += self.text.count("\n", self._place, place)
+        self._place = place
+        return self._number
 
 
 def _strings(part: CodePart) -> Iterator[CodePart]:
     """What JSON strings say: code is an argument of tools' calls. A string that is not closed at the end of
     the text is one, too: more may come, or the answer is cut there.
     """
+    lines = _Lines(part.text, part.first_line)
     for begin, raw, text in quoted_texts(part.text):
         if "\\" in raw:  # else the text itself has it
-            line = part.first_line + part.text.count("\n", 0, begin)
             is_open = part.is_open and begin + len(raw) + 2 > len(part.text)
-            yield CodePart(text, None, line, is_open=is_open)
+            yield CodePart(text, None, lines.number(begin), is_open=is_open)
 
 
 def quoted_texts(text: str) -> Iterator[tuple[int, str, str]]:

@@ -135,8 +135,7 @@ class _Scan:
         end = time.monotonic() + SECONDS
         for part in self._parts:
             for check in self._checks(part):
-                if time.monotonic() > end:
-                    raise RuleTimeout(f"judging took more than {SECONDS:g} s")
+                _check_time(end)
                 self._add(part, check)
 
     def _add(self, part: CodePart, issues: Iterable[Issue]) -> None:
@@ -160,9 +159,13 @@ class _Scan:
         return [*dict.fromkeys(found)]  # several languages have C's and those of any language
 
     def by_semgrep(self, semgrep: Semgrep | None, whole: bool = True) -> None:
-        """Only the rules whose quick search finds something: a run takes seconds. Raises SemgrepError."""
+        """Only the rules whose quick search finds something: a run takes seconds. Raises SemgrepError,
+        RuleTimeout.
+        """
         wanted: list[tuple[CodePart, Wanted]] = []
+        end = time.monotonic() + SECONDS
         for part in self._parts:
+            _check_time(end)
             found = [(part, one) for one in self._wanted(part)]
             if found and part.is_open and not whole and semgrep is not None:
                 self.has_waiting = True
@@ -202,6 +205,11 @@ class _Scan:
             tuple(self.errors),
             tuple(self.not_covered),
         )
+
+
+def _check_time(end: float) -> None:
+    if time.monotonic() > end:
+        raise RuleTimeout(f"judging took more than {SECONDS:g} s")
 
 
 def _languages(part: CodePart) -> tuple[Language, ...]:
