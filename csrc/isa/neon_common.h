@@ -4,6 +4,7 @@
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 16 integer sums in 32 registers; the 16 float sums may wait in L1 */
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 5 /* 20 sums */
+#define FLOAT_STEPS(STEP) STEP(5) STEP(4) STEP(1)
 #define ROWS_TILE 4    /* attention: 4 rows x 4 registers of keys or dims: 16 of 32 */
 #define KEYS_TILE 4
 #define SCORE_SUMS 1

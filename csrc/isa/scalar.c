@@ -11,6 +11,7 @@
 #define TOKENS_TILE 2
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 2
+#define FLOAT_STEPS(STEP) STEP(2) STEP(1)
 #define ROWS_TILE 2
 #define KEYS_TILE 4
 #define SCORE_SUMS 1

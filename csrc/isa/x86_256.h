@@ -4,6 +4,7 @@
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 8 integer sums in 16 registers; the 8 float sums may wait in L1 */
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 6 /* 12 sums */
+#define FLOAT_STEPS(STEP) STEP(6) STEP(5) STEP(4) STEP(3) STEP(2) STEP(1)
 #define ROWS_TILE 6    /* attention: 6 rows x 2 registers of keys or dims: 12 of 16 */
 #define KEYS_TILE 2
 #define SCORE_SUMS 1
