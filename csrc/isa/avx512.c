@@ -16,6 +16,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #define KEYS_TILE 2
 #define SCORE_SUMS 2
 #define DIMS_TILE 4
+#define WIDE_ROWS 3
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
 
 typedef __m512 vf;

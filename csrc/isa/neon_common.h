@@ -9,6 +9,7 @@
 #define KEYS_TILE 4
 #define SCORE_SUMS 1
 #define DIMS_TILE 4
+#define WIDE_ROWS 2
 #define S_BIAS 0
 
 typedef float32x4_t vf;

@@ -16,6 +16,7 @@
 #define KEYS_TILE 4
 #define SCORE_SUMS 1
 #define DIMS_TILE 4
+#define WIDE_ROWS 1
 #define S_BIAS 0
 
 typedef float vf;

@@ -9,6 +9,7 @@
 #define KEYS_TILE 2
 #define SCORE_SUMS 1
 #define DIMS_TILE 2
+#define WIDE_ROWS 2 /* up to here, twice as many registers of keys or dims: 8 sums, 4 of these, one of rows */
 
 typedef __m256 vf;
 typedef __m256i vi;
