@@ -30,18 +30,61 @@ from pyllamacpu.cli.quantize import quantize
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.models.vision_llama4 import VisionShape, _interpolated
 from pyllamacpu.convert.sources import plan_conversion
+from pyllamacpu.engine import tower
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.images import ImageCache
+from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.tower import TowerFile
-from pyllamacpu.errors import CheckpointError, ImageError, ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import Abandoned, CheckpointError, ImageError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf import GGUFWriter
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.images.tiles import Tiles
 from pyllamacpu.model.vision_llama4 import placeholders
 from pyllamacpu.weights.lazy_tensor import from_array
 
 __all__ = ["llama4_vision", "llm"]
 TOLERANCE = 3e-5  # of the spread
+
+
+def test_a_tower_ends_when_nobody_waits_for_it(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the slice of its ops that it is in; or at once, when another image has the buffers."""
+    monkeypatch.setattr(tower, "_SLICE_OPERATIONS", 1)
+    leaving, runs = Leaving(), []
+    run = NativePlan.run
+
+    def noted(plan: NativePlan, batch: object, poll: bool) -> None:
+        runs.append(plan)
+        run(plan, batch, poll)
+        if len(runs) == 3:
+            leaving.leave()
+
+    monkeypatch.setattr(NativePlan, "run", noted)
+    picture = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    with leaving.watched(), pytest.raises(Abandoned):
+        llm.image_features(picture)
+    assert len(runs) == 3
+    assert llm.image_features(picture).any() and len(runs) > 10  # others are not concerned
+
+    holding, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with llm.vision.tower._turn():
+            holding.set()
+            free.wait()
+
+    thread, later = threading.Thread(target=hold), Leaving()
+    thread.start()
+    assert holding.wait(60)
+    timer = threading.Timer(0.05, later.leave)
+    timer.start()
+    try:
+        with later.watched(), pytest.raises(Abandoned):
+            llm.vision.tower.run("encoder", np.zeros((1, 1), np.float32))
+    finally:
+        free.set()
+        thread.join()
+        timer.join()
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta"])

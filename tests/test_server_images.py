@@ -1,7 +1,9 @@
-"""Images in requests of every dialect. Covers server/images.py, and api/chat_images.py for texts."""
+"""Images in requests of every dialect. Covers server/images.py, engine/leaving.py, api/chat_images.py."""
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
@@ -14,10 +16,12 @@ import numpy as np
 import pytest
 from llama4_vision_models import llama4_vision, with_words
 from PIL import Image
-from serving import Running, serving, wait_until
+from serving import Running, head, serving, wait_until
 from tiny_model import write_model
 
-from pyllamacpu.errors import ImageError, UnseenImageError
+from pyllamacpu.engine import tower
+from pyllamacpu.engine.tower import Tower
+from pyllamacpu.errors import Abandoned, ImageError, UnseenImageError
 from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.safety.shield import judged_messages
 from pyllamacpu.server.generation import Text, conversation_of
@@ -99,6 +103,57 @@ def test_every_dialect_shows_the_model_the_same_image(running: Running) -> None:
     found = answer(running, "/completion", prompt=media, n_predict=6, **greedy)
     assert found["content"] == text and found["tokens_evaluated"] == n_prompt
     assert found["prompt"].count("<|patch|>") == 20
+
+
+def test_what_images_cost_is_told(running: Running) -> None:
+    """The tower's seconds by the first answer to an image, its tokens by all of them."""
+    part = openai_part(f"data:image/png;base64,{b64encode(png(PICTURE // 2)).decode()}")
+    body = {"messages": asked(part), "max_tokens": 2, "temperature": 0}
+    details = answer(running, "/v1/chat/completions", **body)["usage"]["prompt_tokens_details"]
+    assert details["image_tokens"] == 20
+    shown = running.get("/metrics").text.splitlines()
+    told = {name: float(value) for name, value in (line.split() for line in shown if line.count(" ") == 1)}
+    assert told["pyllamacpu_image_tokens_total"] >= 20 and told["pyllamacpu_image_seconds_total"] > 0
+
+    sent = b64encode(png(PICTURE // 3)).decode()
+    media = {"prompt_string": "<__media__> a", "multimodal_data": [sent]}
+    first, again = (answer(running, "/completion", prompt=media, n_predict=2)["timings"] for _ in range(2))
+    assert first["image_n"] == again["image_n"] > 0
+    assert first["image_ms"] > 0 == again["image_ms"]
+    assert "image_n" not in answer(running, "/completion", prompt="a", n_predict=2)["timings"]
+
+
+def test_who_leaves_ends_the_tower(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two slices of its ops, also when it waits for another image's."""
+    monkeypatch.setattr(tower, "_SLICE_OPERATIONS", 1)
+    monkeypatch.setattr(tower, "_PAUSE", 0.5)  # a run takes long
+    began, ended = threading.Event(), []
+    run = Tower._run
+
+    def noted(self: Tower, *arguments: Any) -> Any:
+        began.set()
+        try:
+            return run(self, *arguments)
+        except Abandoned:
+            ended.append(True)
+            raise
+
+    monkeypatch.setattr(Tower, "_run", noted)
+    sent = []
+    for shade in (4, 5):
+        url = f"data:image/png;base64,{b64encode(png(PICTURE // shade)).decode()}"
+        body = json.dumps({"messages": asked(openai_part(url)), "stream": True}).encode()
+        lines = ("Host: localhost", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        connection = socket.create_connection(("127.0.0.1", running.port))
+        connection.sendall(head(*lines, path="/v1/chat/completions", method="POST") + body)
+        sent.append(connection)
+    assert began.wait(60)
+    for connection in sent:
+        connection.close()
+    running.wait_idle()
+    wait_until(lambda: bool(ended))
+    monkeypatch.undo()
+    assert chat(running, asked(openai_part()))  # the threads for images are free again
 
 
 def test_where_images_stand_in_a_text(running: Running) -> None:

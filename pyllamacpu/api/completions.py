@@ -26,7 +26,6 @@ from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
-    GenerationStats,
     HiddenRequest,
     Request,
     TextDecoder,
@@ -196,7 +195,7 @@ class Completions(Tokens):
         """The events, with the timings on stderr at the end if the model is verbose."""
         for event in events:
             if self.verbose and event.stats is not None:
-                print(_timings(event.stats), file=sys.stderr)
+                print(responses.timings_text(event.stats), file=sys.stderr)
             yield event
 
     @with_sampling(
@@ -490,11 +489,3 @@ def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     if rest["parallel_tool_calls"] is None:
         del rest["parallel_tool_calls"]  # which llama-cpp-python's handlers do not take
     return {**rest, **arguments["sampling"]}
-
-
-def _timings(stats: GenerationStats) -> str:
-    drafts = f"; {stats.n_accepted} of {stats.n_drafted} drafted came true" if stats.n_drafted else ""
-    return (
-        f"prompt: {stats.n_prompt} tokens ({stats.n_cached} cached), {stats.prompt_rate:.1f} tokens/s; "
-        f"answer: {stats.n_generated} tokens, {stats.generate_rate:.1f} tokens/s{drafts}"
-    )

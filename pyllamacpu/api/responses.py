@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pyllamacpu.engine.generate import FinishReason, TextEvent
+from pyllamacpu.engine.generate import FinishReason, GenerationStats, TextEvent
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.sampling.sampler import TokenLogprobs
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -262,3 +262,17 @@ def embedding_response(model: str, vectors: Sequence[Any], n_tokens: int) -> Res
     data = [{"object": "embedding", "embedding": vector, "index": i} for i, vector in enumerate(vectors)]
     counts = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return {"object": "list", "data": data, "model": model, "usage": counts}
+
+
+# Timings
+
+
+def timings_text(stats: GenerationStats) -> str:
+    """One line: what a generation cost."""
+    drafts = f"; {stats.n_accepted} of {stats.n_drafted} drafted came true" if stats.n_drafted else ""
+    images = f"images: {stats.n_image} tokens, {stats.image_seconds:.1f} s; " if stats.n_image else ""
+    return (
+        f"{images}prompt: {stats.n_prompt} tokens ({stats.n_cached} cached), "
+        f"{stats.prompt_rate:.1f} tokens/s; "
+        f"answer: {stats.n_generated} tokens, {stats.generate_rate:.1f} tokens/s{drafts}"
+    )

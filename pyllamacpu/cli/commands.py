@@ -173,8 +173,9 @@ def usage_text(usage: Any) -> str:
     """One line: tokens read and generated, with their rates in tokens per second."""
     cached = f" ({usage.n_cached} cached)" if usage.n_cached else ""
     drafts = f"; {usage.n_accepted} of {usage.n_drafted} drafted came true" if usage.n_drafted else ""
+    images = f"images {usage.n_image} tokens, {usage.image_seconds:.1f} s; " if usage.n_image else ""
     return (
-        f"prompt {usage.n_prompt} tokens{cached}, {usage.prompt_rate:.1f} tokens/s; "
+        f"{images}prompt {usage.n_prompt} tokens{cached}, {usage.prompt_rate:.1f} tokens/s; "
         f"answer {usage.n_generated} tokens, {usage.generate_rate:.1f} tokens/s{drafts}"
     )
 

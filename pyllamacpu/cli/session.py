@@ -56,6 +56,12 @@ class Stats(Protocol):
     @property
     def n_accepted(self) -> int: ...
 
+    @property
+    def n_image(self) -> int: ...
+
+    @property
+    def image_seconds(self) -> float: ...
+
 
 class TextEvent(Protocol):
     """A piece of an answer; the last one of a stream carries the reason and the numbers."""
@@ -154,6 +160,8 @@ class Usage:
     generate_seconds: float = 0.0
     n_drafted: int = 0  # tokens that were guessed and verified
     n_accepted: int = 0  # of those, tokens that came true
+    n_image: int = 0  # of n_prompt, that stand for images
+    image_seconds: float = 0.0  # of the vision tower
 
     def __add__(self, other: Stats | Usage) -> Usage:
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))

@@ -35,7 +35,9 @@ FinishReason = Literal["stop", "length", "loop", "content_filter"]  # the last i
 
 @dataclass(frozen=True)
 class GenerationStats:
-    """What a generation cost: tokens and seconds. `n_cached` of the `n_prompt` tokens needed no work."""
+    """What a generation cost: tokens and seconds. `n_cached` of the `n_prompt` tokens needed no work.
+    `n_image` of them stand for images, for which the vision tower worked `image_seconds` before.
+    """
 
     n_prompt: int
     n_cached: int
@@ -44,6 +46,8 @@ class GenerationStats:
     generate_seconds: float
     n_drafted: int = 0  # tokens that were guessed and verified
     n_accepted: int = 0  # of those, tokens that came true
+    n_image: int = 0
+    image_seconds: float = 0.0
 
     @property
     def prompt_rate(self) -> float:
@@ -100,6 +104,11 @@ class Request:
     draft: bool = True  # guess tokens ahead, where the scheduler knows how; endless ones are never guessed
     images: tuple[EmbeddedImage, ...] = ()  # whose ids are in the prompt
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
+
+    @property
+    def n_image(self) -> int:
+        """Tokens of the prompt that stand for images."""
+        return sum(token < 0 for token in self.prompt) if self.images else 0
 
 
 @dataclass(frozen=True)

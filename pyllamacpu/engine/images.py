@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -47,6 +48,14 @@ class EmbeddedImage:
     rows: Floats
     first: int
     states: Floats | None = None
+    _spent: list[float] = field(default_factory=list, repr=False)
+
+    def take_seconds(self) -> float:
+        """Those that the tower took, for the first who asks: others found the image in the cache."""
+        try:
+            return self._spent.pop()
+        except IndexError:
+            return 0.0
 
     @property
     def ids(self) -> range:
@@ -79,18 +88,22 @@ class ImageCache:
             found = self._alive.get(digest)
             return None if found is None else self._kept(found)
 
-    def add(self, digest: bytes, made: Floats) -> EmbeddedImage:
-        """The image of what the tower made."""
+    def add(self, digest: bytes, made: Floats, seconds: float = 0.0) -> EmbeddedImage:
+        """The image of what the tower made in so many seconds."""
         rows, states = (made, None) if self.token_row is None else (self.token_row, made)
         with self._lock:
             if (found := self._alive.get(digest)) is None:
-                found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)), states)
+                found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)), states, [seconds])
                 self._alive[digest] = found
             return self._kept(found)
 
     def embedded(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
         """The image of this digest; `make()` gives what the tower makes of it unless it is here."""
-        return self.get(digest) or self.add(digest, make())
+        if found := self.get(digest):
+            return found
+        start = time.perf_counter()
+        made = make()
+        return self.add(digest, made, time.perf_counter() - start)
 
     def _kept(self, image: EmbeddedImage) -> EmbeddedImage:
         self._recent[image.digest] = image

@@ -203,15 +203,17 @@ class Scheduler:
         self._events.append(Event(handle, error=error))
 
     def _finish(self, handle: Handle) -> None:
-        generation, now = handle._generation, time.perf_counter()
-        assert generation is not None
+        generation, request, now = handle._generation, handle.request, time.perf_counter()
+        assert generation is not None and isinstance(request, Request)
         stats = GenerationStats(
-            len(handle.request.prompt),
+            len(request.prompt),
             handle.n_cached,
             generation.n_generated,
             handle._read_at - handle._admitted_at,
             now - handle._read_at,
             *handle.n_drafted,
+            request.n_image,
+            sum(image.take_seconds() for image in request.images),
         )
         self._leave(handle)
         self._events.append(Event(handle, text=generation.last_event(stats)))

@@ -6,13 +6,14 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.batch import aligned_rows
+from pyllamacpu.engine.leaving import check_wanted
 from pyllamacpu.engine.memory import check_tower, holds, holds_no_more
 from pyllamacpu.errors import ModelError
 from pyllamacpu.forks import fork_safe_lock
@@ -32,6 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 _SLICE_OPERATIONS = 5e10  # of a run without a break: fractions of a second
 _PAUSE = 0.0005  # seconds
+_PATIENCE = 0.1  # likewise: until who waits for another image looks whether its own is still wanted
 
 
 class TowerFile:
@@ -149,12 +151,23 @@ class Tower:
 
     def run(self, part: str, rows: Floats, wanted: Sequence[int] | None = None) -> Floats:
         """What a part makes of `rows` (n, width), or of those `wanted`; rows of zeros fill it up. Other work
-        of the pool comes between its ops.
+        of the pool comes between its ops. Raises Abandoned soon after whoever waits for it has left.
         """
-        with self._one_image:
+        with self._turn():
             if self._released:
                 raise ModelError("the model was closed while an image was read")
             return self._run(part, rows, wanted)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The plans' buffers, when no other image needs them."""
+        check_wanted()
+        while not self._one_image.acquire(timeout=_PATIENCE):
+            check_wanted()
+        try:
+            yield
+        finally:
+            self._one_image.release()
 
     def _run(self, part: str, rows: Floats, wanted: Sequence[int] | None) -> Floats:
         with self._exclusive():
@@ -175,6 +188,7 @@ class Tower:
         batch.hidden = ffi.from_buffer("float *", hidden)
         is_main = threading.current_thread() is threading.main_thread()
         for first, end in self._slices(part, len(plan)):
+            check_wanted()
             batch.first_op, batch.end_op = first, end
             with self._exclusive():
                 native.run(batch, is_main)

@@ -20,6 +20,7 @@ from pyllamacpu.api.prompts import stop_token_ids, text_prompt
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.images import EmbeddedImage
+from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
 from pyllamacpu.images.sources import Fetch
@@ -101,6 +102,7 @@ class Answers:
         self._service = service
         self._requests = requests
         self._stream = EventStream(service.thread, model.scheduler)
+        self._leaving = Leaving()
         self._later: dict[int, list[tuple[int, Request]]] = {}  # by the answer whose prompt they share
         self._blocked: dict[int, tuple[Finding, ...]] = {}  # answers that there will not be, and why
 
@@ -110,7 +112,8 @@ class Answers:
         loop.
         """
         model = self.model
-        prompts = [encode_prompt(model, request.prompt, self._service.fetch) for request in self._requests]
+        with self._leaving.watched():
+            prompts = [encode_prompt(model, asked.prompt, self._service.fetch) for asked in self._requests]
         for ids, _ in prompts:
             check_room(len(ids), model.engine.n_ctx)
         self.prompts, index = [ids for ids, _ in prompts], 0
@@ -196,7 +199,8 @@ class Answers:
         return found
 
     def close(self) -> None:
-        """Ends what is not over."""
+        """Ends what is not over, images that are read included."""
+        self._leaving.leave()
         if self._stream.close():
             self._service.metrics.cancelled.inc()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pyllamacpu.engine.leaving import check_wanted
 from pyllamacpu.images.parts import IMAGE_KINDS, has_image, image_source, take_images
 from pyllamacpu.images.picture import MAX_PIXELS
 from pyllamacpu.images.sources import Fetch, open_picture, open_url
@@ -104,6 +105,7 @@ class _Opener(Generic[Cut]):
         self._n_pixels = 0
 
     def __call__(self, image: SentImage, where: str = "") -> Cut:
+        check_wanted()
         picture = image.open(self._fetch)
         self._n_pixels += picture.width * picture.height
         if self._n_pixels > MAX_REQUEST_PIXELS:

@@ -31,6 +31,8 @@ class Metrics:
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answers that were finished")
         self.cached_tokens = counter("cached_tokens", "Of those, found in the prefix cache")
         self.generated_tokens = counter("generated_tokens", "Tokens of answers that were finished")
+        self.image_tokens = counter("image_tokens", "Prompt tokens of finished answers that stood for images")
+        self.image_seconds = counter("image_seconds", "Seconds of vision towers for finished answers")
         self.refused = counter("refused_requests", "Requests refused because the queue was full")
         self.cancelled = counter("cancelled_requests", "Requests whose client left before the end")
         self.blocked = counter(
@@ -54,6 +56,8 @@ class Metrics:
             self.prompt_tokens.inc(stats.n_prompt)
             self.cached_tokens.inc(stats.n_cached)
             self.generated_tokens.inc(stats.n_generated)
+            self.image_tokens.inc(stats.n_image)
+            self.image_seconds.inc(stats.image_seconds)
             self.prompt_seconds.observe(stats.prompt_seconds)
 
     def count_blocked(self, what: What, findings: Iterable[Finding]) -> None:

@@ -377,6 +377,7 @@ def timings(stats: GenerationStats) -> dict[str, Any]:
         "predicted_per_token_ms": 1000 * stats.generate_seconds / max(stats.n_generated, 1),
         "predicted_per_second": stats.generate_rate,
         **({"draft_n": stats.n_drafted, "draft_n_accepted": stats.n_accepted} if stats.n_drafted else {}),
+        **({"image_n": stats.n_image, "image_ms": 1000 * stats.image_seconds} if stats.n_image else {}),
     }
 
 

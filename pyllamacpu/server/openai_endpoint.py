@@ -24,11 +24,13 @@ NO_EFFECT = ("user", "service_tier", "store", "metadata", "safety_identifier", "
 
 def usage(answers: Answers) -> dict[str, Any]:
     n_prompt, n_generated = answers.n_prompt, answers.n_generated
+    n_image = sum(token < 0 for ids in answers.prompts for token in ids)
+    images = {"image_tokens": n_image} if n_image else {}
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_generated,
         "total_tokens": n_prompt + n_generated,
-        "prompt_tokens_details": {"cached_tokens": answers.n_cached},
+        "prompt_tokens_details": {"cached_tokens": answers.n_cached, **images},
     }
 
 
