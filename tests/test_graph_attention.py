@@ -247,9 +247,14 @@ def tiles_reference(qkv: list[Floats], n_heads: int, n_tiles: int, tile_rows: in
     return out.transpose(1, 0, 2).reshape(n, -1)
 
 
-@pytest.mark.parametrize("n_tiles", [1, 2, 3])
-def test_attention_among_tiles_with_and_without_equal_padding(n_tiles: int) -> None:
-    tokens, padding, most, n_heads, dim = 203, 5, 3, 2, 12
+@pytest.mark.parametrize(
+    ("n_tiles", "tokens", "n_heads"), [(1, 203, 2), (2, 203, 2), (3, 203, 2), (2, 801, 1)]
+)
+def test_attention_among_tiles_with_and_without_equal_padding(
+    n_tiles: int, tokens: int, n_heads: int
+) -> None:
+    """The last are more queries than one work item has."""
+    padding, most, dim = 5, 3, 12
     x = [random(i, most, tokens + padding, n_heads * dim) for i in range(3)]
     for rows in x:
         rows[:, tokens:] = rows[0, tokens]  # padding is equal
@@ -270,7 +275,8 @@ def test_attention_among_tiles_with_and_without_equal_padding(n_tiles: int) -> N
         fields |= {"padding_weight": padding_weight, "tile_weight": tile_weight}
         found = []
         for n_threads in (1, 3):
-            plan = Plan(lambda p, *x, f=fields: record(p, *x, f), [n_heads * dim] * 3, n_threads=n_threads)
+            rows = {"n_threads": n_threads, "max_tokens": 2560}
+            plan = Plan(lambda p, *x, f=fields: record(p, *x, f), [n_heads * dim] * 3, **rows)
             found.append(plan.run(*inputs))
         np.testing.assert_allclose(found[0], wanted, rtol=2e-5, atol=2e-6)
         assert_same_bits(*found)

@@ -44,7 +44,8 @@ pl_batch_room pl_batch_keys_room(const pl_batch_keys *keys, const pl_plan *plan,
                           (uint8_t **)(void *)(memory + n_tiles(n_keys) * tile_bytes(keys))};
     for (int64_t i = 0; i < n_tiles(n_keys); i++)
         room.tiles[i] = memory + i * tile_bytes(keys);
-    memset(memory, 0, (size_t)(n_tiles(n_keys) * tile_bytes(keys))); /* the last tile's unused slots are read too */
+    if (n_keys % PL_TILE) /* the last tile's unused slots are read too */
+        memset(room.tiles[n_keys / PL_TILE], 0, (size_t)tile_bytes(keys));
     return room;
 }
 

@@ -7,11 +7,11 @@
  * w times: its weight in the softmax is multiplied by w.
  *
  * Keys are laid out by what they stand for: tokens of the image, their padding, tokens of padding tiles, theirs. An item is
- * a KV head: its thread lays its keys out in its scratch. */
+ * a KV head and some thousands of queries, counted as keys are: its thread lays the head's keys out in its scratch. */
 #include "exec/batch_keys.h"
 #include <math.h>
 
-enum { KINDS = 4 };
+enum { KINDS = 4, ITEM_QUERIES = 2048 }; /* of an item: laying keys out is 2 % of its work */
 
 /* Rows of a kind: `per_tile` of each of `tiles` tiles, from row `first` on. */
 typedef struct {
@@ -110,32 +110,37 @@ static void attend(const tile_job *job, int kind, int i0, int i1, int64_t head, 
         pl_batch_keys_write(&job->keys, job->plan, room, (i - i0) * per_kv, row_of(job, of, i), head);
 }
 
-/* A KV head. */
-static void attend_head(const tile_job *job, int64_t head, int thread)
+/* Queries [first, last) of a KV head. */
+static void attend_piece(const tile_job *job, int64_t head, int64_t first, int64_t last, int thread)
 {
     const int tokens = job->keys.tokens;
     pl_batch_room room = pl_batch_keys_room(&job->keys, job->plan, thread, job->n_keys);
     store_keys(job, head, &room);
-    for (int kind = 0; kind < KINDS; kind++)
-        for (int i = 0, n = job->kinds[kind].tiles * job->kinds[kind].per_tile; i < n; i += tokens)
-            attend(job, kind, i, i + tokens < n ? i + tokens : n, head, &room);
+    for (int kind = 0; kind < KINDS; kind++) {
+        const row_kind *of = &job->kinds[kind];
+        const int64_t n = (int64_t)of->tiles * of->per_tile, end = last - of->key0 < n ? last - of->key0 : n;
+        for (int64_t i = first > of->key0 ? first - of->key0 : 0; i < end; i += tokens)
+            attend(job, kind, (int)i, (int)(i + tokens < end ? i + tokens : end), head, &room);
+    }
 }
 
 int64_t run_tile_attention(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_tile_attention *f = &op->tile_attention;
     tile_job job = {.plan = plan, .op = f, .keys = keys_of(op)};
+    const int n_rows = plan->batch.n_tokens;
+    const int64_t pieces = (n_rows + ITEM_QUERIES - 1) / ITEM_QUERIES, n_items = f->kv_heads * pieces;
     int64_t begin, end;
     pl_batch_keys_init(&job.keys, plan->buffers);
-    while (PL_TAKE(f->kv_heads, 1, 1)) {
-        const int n_rows = plan->batch.n_tokens;
+    while (PL_TAKE(n_items, 1, 1)) {
         if (n_rows % f->tile_rows || n_rows < f->n_tiles * f->tile_rows)
             pl_plan_fail(plan, PL_EINVAL); /* not whole tiles, or not all of the image */
         else {
             divide_rows(&job, n_rows);
-            attend_head(&job, begin, queue->thread);
+            const int64_t head = begin / pieces, piece = begin % pieces;
+            attend_piece(&job, head, job.n_keys * piece / pieces, job.n_keys * (piece + 1) / pieces, queue->thread);
         }
         PL_DONE();
     }
-    return f->kv_heads;
+    return n_items;
 }
