@@ -156,6 +156,31 @@ def test_who_leaves_ends_the_tower(running: Running, monkeypatch: pytest.MonkeyP
     assert chat(running, asked(openai_part()))  # the threads for images are free again
 
 
+def test_images_in_results_of_tools(running: Running) -> None:
+    """They are what the user shows after the results."""
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}}
+    sun, words = {"type": "text", "text": "sun"}, {"type": "text", "text": TEXT}
+    result = {"type": "tool_result", "tool_use_id": "a"}
+
+    def told(*last: Any) -> tuple[str, int]:
+        turns = [
+            {"role": "user", "content": TEXT},
+            {"role": "assistant", "content": "so"},
+            {"role": "user", "content": [*last]},
+        ]
+        found = answer(running, "/v1/messages", messages=turns, max_tokens=6, temperature=0.0)
+        n_prompt = answer(running, "/v1/messages/count_tokens", messages=turns)["input_tokens"]
+        return found["content"][0]["text"], n_prompt
+
+    inside = told({**result, "content": [sun, block]}, words)
+    assert inside == told({**result, "content": [sun]}, block, words)
+    assert told({**result, "content": [block]}) == told({**result, "content": ""}, block)
+    assert inside != told({**result, "content": [sun]}, words)
+    body = {"role": "user", "content": [{**result, "content": [sun, block, {"type": "video"}]}]}
+    refused = running.post("/v1/messages", messages=[body], max_tokens=6)
+    assert refused.status_code == 400 and "video" in refused.text
+
+
 def test_where_images_stand_in_a_text(running: Running) -> None:
     """Before it, unless it says where."""
     body = {"model": "words", "stream": False, "raw": True, "options": {"temperature": 0, "num_predict": 5}}

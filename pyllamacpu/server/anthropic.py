@@ -16,6 +16,7 @@ from fastapi.responses import Response
 
 from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.images.parts import has_image
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import anthropic_grammar
@@ -23,7 +24,7 @@ from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
-from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.images import content_parts, image_part
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import make_tools, partial_arguments
@@ -148,15 +149,18 @@ def _tools(fields: Fields) -> ChatTools:
 
 
 def _turns(value: Any, where: str) -> list[dict[str, Any]]:
-    """A message in OpenAI's shape; results of tools are messages of their own there."""
+    """A message in OpenAI's shape; results of tools are messages of their own there. Their images come first
+    in what the user says after them: chat templates show none in the results themselves.
+    """
     content = value.get("content") if isinstance(value, dict) else None
     if not isinstance(content, list):
         return [_turn(value, where)]
-    results, calls, others = [], [], []
+    results, calls, others, images = [], [], [], []
     for i, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
         if kind == "tool_result" and value.get("role") == "user":
-            text = _content(block.get("content") or "", f"{where}.content[{i}].content", "tool")
+            text, found = _result(block.get("content") or "", f"{where}.content[{i}].content")
+            images += found
             results.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id")), "content": text})
         elif kind == "tool_use" and value.get("role") == "assistant":
             calls.append(_call_of(block, f"{where}.content[{i}]"))
@@ -165,7 +169,24 @@ def _turns(value: Any, where: str) -> list[dict[str, Any]]:
     if calls:
         text = _content(others, f"{where}.content", "assistant") if others else ""
         return [{"role": "assistant", "content": text, "tool_calls": calls}]
-    return [*results, *([_turn({**value, "content": others}, where)] if others or not results else [])]
+    said = [_turn({**value, "content": others}, where)] if others or not results else []
+    return [*results, *(_with_images(images, said) if images else said)]
+
+
+def _result(content: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
+    """The text of a tool's result, and its images."""
+    blocks = list(enumerate(content)) if isinstance(content, list) else []
+    images = [image_part(block, f"{where}[{i}]") for i, block in blocks if has_image(block)]
+    if images:
+        content = [block for _, block in blocks if not has_image(block)]
+    return "" if images and not content else _content(content, where, "tool"), images
+
+
+def _with_images(images: list[dict[str, Any]], said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the user says, if anything, after images."""
+    content = said[0]["content"] if said else []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [{"role": "user", "content": [*images, *parts]}]
 
 
 def _call_of(block: dict[str, Any], where: str) -> dict[str, Any]:
