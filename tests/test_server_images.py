@@ -25,7 +25,7 @@ from pyllamacpu.errors import Abandoned, ImageError, UnseenImageError
 from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.safety.shield import judged_messages
 from pyllamacpu.server.generation import Text, conversation_of
-from pyllamacpu.server.images import SentImage, content_parts
+from pyllamacpu.server.images import ImageAccess, SentImage, content_parts
 
 __all__ = ["llama4_vision"]
 
@@ -266,6 +266,21 @@ def test_too_many_images_and_pixels(running: Running, monkeypatch: pytest.Monkey
     assert 0 < len(cut) < 20  # the rest is not even cut
 
 
+def test_memory_of_images_is_limited(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their tiles and rows, before the tower works for any of them."""
+    service = running.server.service
+    assert service is not None
+    vision = service.models.loaded["words"].vision("")
+    n = vision.image_bytes(vision.tiles(PICTURE))
+    assert n == 4 * (vision.tiles(PICTURE).pixels.size + vision.embed(PICTURE).rows.size)
+    monkeypatch.setattr(service, "images", ImageAccess(None, 2 * n))
+    assert chat(running, asked(openai_part()))
+    three = [openai_part(f"data:image/png;base64,{b64encode(png(PICTURE - i)).decode()}") for i in (1, 2, 3)]
+    monkeypatch.setattr(Tower, "_run", None)
+    response = running.post("/v1/chat/completions", messages=[{"role": "user", "content": three}])
+    assert response.status_code == 400 and "--image-memory" in response.json()["error"]["message"]
+
+
 def test_large_bodies_are_taken_where_images_are(running: Running) -> None:
     pad = " " * (17 << 20)
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/chat", "/completion"):
@@ -294,7 +309,7 @@ def test_images_at_urls(running: Running, monkeypatch: pytest.MonkeyPatch) -> No
         assert service is not None
         host = f"images.test:{server.server_port}"
         fetch = Fetcher((host,), resolve=lambda *_: ["127.0.0.1"], allowed=lambda _: True)
-        monkeypatch.setattr(service, "fetch", fetch)
+        monkeypatch.setattr(service, "images", ImageAccess(fetch))
         found = chat(running, asked(openai_part(f"http://{host}/x.png")))
         block = {"type": "image", "source": {"type": "url", "url": f"http://{host}/x.png"}}
         assert found == chat(running, asked(openai_part())) == chat(running, asked(block))

@@ -88,6 +88,11 @@ class Vision:
         """Tokens that an image takes in a prompt."""
         return len(self.opened.placeholders(self.ids, tiles))
 
+    def image_bytes(self, tiles: Tiles) -> int:
+        """Bytes of memory that an image takes: its tiles, and what the tower makes of them."""
+        config = self.opened.config
+        return int(tiles.pixels.nbytes + 4 * len(tiles.pixels) * config.rows_per_tile * config.dim)
+
     def embed(self, image: Any) -> EmbeddedImage:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""
         tiles = self.tiles(image)

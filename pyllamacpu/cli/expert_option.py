@@ -8,7 +8,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.units import parse_bytes
 
 
-def _size(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
+def memory_size(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
     """A click callback: bytes, of 12GB, 500M, 4GiB or a plain number."""
     if given is None:
         return None
@@ -20,7 +20,7 @@ def _size(_context: click.Context, _option: click.Parameter, given: str | None) 
 
 expert_memory_option = click.option(
     "--expert-memory",
-    callback=_size,
+    callback=memory_size,
     metavar="BYTES",
     help="Leave a model's experts in its file, and keep as many in memory as fit in this (such as 12GB): for "
     "models larger than memory. Slower, the same answers.",

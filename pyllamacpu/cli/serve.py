@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
-from pyllamacpu.cli.expert_option import expert_memory_option
+from pyllamacpu.cli.expert_option import expert_memory_option, memory_size
 from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
@@ -143,6 +143,13 @@ engine_options = options(
     help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public addresses "
     "only.",
 )
+@click.option(
+    "--image-memory",
+    metavar="SIZE",
+    callback=memory_size,
+    help="Memory for the images of one request, as tiles and as the vision tower's states: 500MB, 4GB.  "
+    "[default: 2GB]",
+)
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
@@ -250,6 +257,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         metrics=parameters["metrics"],
         shield=take_shield(parameters),
         image_hosts=_image_hosts(parameters["allow_image_hosts"]),
+        **({} if (size := parameters["image_memory"]) is None else {"image_memory": size}),
     )
 
 

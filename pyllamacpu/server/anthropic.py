@@ -77,7 +77,7 @@ async def _count(service: Service, fields: Fields, strict: bool) -> Response:
         anthropic_grammar(fields)  # takes no tokens
         fields.finish(strict)
         n_tokens = await service.off_loop(
-            count_tokens, model, chat, service.fetch, with_images=bool(chat.images)
+            count_tokens, model, chat, service.images, with_images=bool(chat.images)
         )
         return http.json_response({"input_tokens": n_tokens})
 

@@ -38,7 +38,7 @@ from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.generation import Service
-from pyllamacpu.server.images import with_pictures
+from pyllamacpu.server.images import IMAGE_MEMORY, ImageAccess, with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
@@ -65,6 +65,7 @@ class ServeOptions:
     stuck_after: float = 120.0
     shield: ShieldOptions | None = None
     image_hosts: tuple[str, ...] = ()  # from which images at URLs are fetched
+    image_memory: int = IMAGE_MEMORY  # bytes for the images of one request
 
 
 class Server:
@@ -80,8 +81,8 @@ class Server:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
         fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
-        shield = self._shield(fetch)
-        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, shield, fetch)
+        images, shield = ImageAccess(fetch, self.options.image_memory), self._shield(fetch)
+        self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, shield, images)
         self.metrics.watch(pool)
         chores = (_load_default(service), _unload_idle(pool), _release_memory(service))
         self._tasks = [asyncio.create_task(chore) for chore in chores]

@@ -47,6 +47,14 @@ class HTTPError(PyllamacpuError):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+def too_long(n_tokens: str, n_ctx: int) -> HTTPError:
+    """The refusal of a prompt of so many tokens."""
+    return HTTPError(
+        f"the prompt has {n_tokens} tokens; the context of {n_ctx} tokens must hold it and an answer",
+        code="context_length_exceeded",
+    )
+
+
 def as_http_error(error: BaseException) -> HTTPError:
     """The refusal that stands for any error. What is not the client's fault is a 500."""
     if isinstance(error, HTTPError):

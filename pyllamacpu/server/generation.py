@@ -23,15 +23,14 @@ from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
-from pyllamacpu.images.sources import Fetch
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.safety.shield import Conversation, Piece, Shield, blocked
 from pyllamacpu.safety.shield_scanners import Finding
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
-from pyllamacpu.server.errors import HTTPError, as_http_error
-from pyllamacpu.server.images import SentImage, open_images, open_sent, sent_images
+from pyllamacpu.server.errors import HTTPError, as_http_error, too_long
+from pyllamacpu.server.images import ImageAccess, SentImage, cutter, open_images, open_sent, sent_images
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
@@ -40,9 +39,7 @@ from pyllamacpu.text import encode_chat
 from pyllamacpu.text.infill import infill_prompt
 
 if TYPE_CHECKING:
-    from pyllamacpu.api.vision import Vision
-    from pyllamacpu.images.picture import Picture
-    from pyllamacpu.images.tiles import Tiles
+    pass
 
 Result = TypeVar("Result")
 
@@ -113,7 +110,7 @@ class Answers:
         """
         model = self.model
         with self._leaving.watched():
-            prompts = [encode_prompt(model, asked.prompt, self._service.fetch) for asked in self._requests]
+            prompts = [encode_prompt(model, asked.prompt, self._service.images) for asked in self._requests]
         for ids, _ in prompts:
             check_room(len(ids), model.engine.n_ctx)
         self.prompts, index = [ids for ids, _ in prompts], 0
@@ -215,11 +212,10 @@ class Service:
         metrics: Metrics,
         max_queue: int,
         shield: Shield | None = None,
-        fetch: Fetch | None = None,
+        images: ImageAccess = ImageAccess(),  # noqa: B008
     ) -> None:
-        """fetch: gets images at URLs, where that is allowed."""
         self.models = pool
-        self.fetch = fetch
+        self.images = images
         self.shield = shield
         self.thread = thread
         self.metrics = metrics
@@ -334,16 +330,18 @@ def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
 
 
 def encode_prompt(
-    model: Model, prompt: Chat | Text, fetch: Fetch | None = None
+    model: Model,
+    prompt: Chat | Text,
+    access: ImageAccess = ImageAccess(),  # noqa: B008
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     """Token ids of a prompt, those of images' rows below 0, and its images. Raises what `prompt_ids` does,
     and ImageError.
     """
     _check_length(model, prompt)
     if isinstance(prompt, Chat):
-        return _encode_conversation(model, prompt, fetch)
+        return _encode_conversation(model, prompt, access)
     if prompt.images:
-        return _encode_with_media(model, prompt, fetch)
+        return _encode_with_media(model, prompt, access)
     if prompt.suffix is None:
         return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab), ()
     filled = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
@@ -354,14 +352,14 @@ def encode_prompt(
     return filled, ()
 
 
-def count_tokens(model: Model, chat: Chat, fetch: Fetch | None) -> int:
+def count_tokens(model: Model, chat: Chat, access: ImageAccess) -> int:
     """Of its prompt, for which no image is embedded."""
     if not (sent := chat.images):
         return len(prompt_ids(model, chat))
     _check_length(model, chat)
     vision = model.vision(sent[0].where)
     count = lambda picture: vision.count(vision.tiles(picture))  # noqa: E731
-    texts, counts = open_images(model.conversation(chat.messages), fetch, count)
+    texts, counts = open_images(model.conversation(chat.messages), access.fetch, count)
     return vision.count_prompt(partial(_encode_messages, model, chat), texts, counts)
 
 
@@ -373,13 +371,13 @@ def _encode_messages(
 
 
 def _encode_conversation(
-    model: Model, chat: Chat, fetch: Fetch | None
+    model: Model, chat: Chat, access: ImageAccess
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     whole, encode = model.conversation(chat.messages), partial(_encode_messages, model, chat)
     images: tuple[EmbeddedImage, ...] = ()
     if sent := chat.images:
         vision = model.vision(sent[0].where)
-        texts, tiles = open_images(whole, fetch, _cutter(model, vision))
+        texts, tiles = open_images(whole, access.fetch, cutter(vision, model.engine.n_ctx, access.max_bytes))
         ids, images = vision.chat_prompt(encode, texts, tiles)
     else:
         ids = encode(whole, {})
@@ -389,28 +387,11 @@ def _encode_conversation(
 
 
 def _encode_with_media(
-    model: Model, prompt: Text, fetch: Fetch | None
+    model: Model, prompt: Text, access: ImageAccess
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     vision = model.vision(prompt.images[0].where)
-    tiles = open_sent(prompt.images, fetch, _cutter(model, vision))
+    tiles = open_sent(prompt.images, access.fetch, cutter(vision, model.engine.n_ctx, access.max_bytes))
     return vision.text_prompt(model.tokenizer, prompt.text, tiles)
-
-
-def _cutter(model: Model, vision: Vision) -> Callable[[Picture], Tiles]:
-    """Cuts pictures into tiles until they are too many for the context, before the tower works for them: a
-    small file can hold many.
-    """
-    n_tokens = 0
-
-    def cut(picture: Picture) -> Tiles:
-        nonlocal n_tokens
-        tiles = vision.tiles(picture)
-        n_tokens += vision.count(tiles)
-        if n_tokens >= model.engine.n_ctx:
-            raise _too_long(f"at least {n_tokens}", model.engine.n_ctx)
-        return tiles
-
-    return cut
 
 
 def engine_request(
@@ -452,7 +433,7 @@ def _check_length(model: Model, prompt: Chat | Text) -> None:
     texts = [text for content in contents for text in _texts(content)]
     fewest = sum(model.tokenizer.fewest_tokens(text.strip()) for text in texts)
     if fewest >= model.engine.n_ctx:
-        raise _too_long(f"at least {fewest}", model.engine.n_ctx)
+        raise too_long(f"at least {fewest}", model.engine.n_ctx)
 
 
 def _texts(content: Any) -> list[str]:
@@ -464,14 +445,7 @@ def _texts(content: Any) -> list[str]:
 
 def check_room(n_tokens: int, n_ctx: int) -> None:
     if n_tokens >= n_ctx:
-        raise _too_long(str(n_tokens), n_ctx)
-
-
-def _too_long(n_tokens: str, n_ctx: int) -> HTTPError:
-    return HTTPError(
-        f"the prompt has {n_tokens} tokens; the context of {n_ctx} tokens must hold it and an answer",
-        code="context_length_exceeded",
-    )
+        raise too_long(str(n_tokens), n_ctx)
 
 
 def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:

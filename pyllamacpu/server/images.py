@@ -14,16 +14,29 @@ from pyllamacpu.engine.leaving import check_wanted
 from pyllamacpu.images.parts import IMAGE_KINDS, has_image, image_source, take_images
 from pyllamacpu.images.picture import MAX_PIXELS
 from pyllamacpu.images.sources import Fetch, open_picture, open_url
-from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.errors import HTTPError, too_long
 from pyllamacpu.server.fields import wrong
 
 if TYPE_CHECKING:
+    from pyllamacpu.api.vision import Vision
     from pyllamacpu.images.picture import Picture
+    from pyllamacpu.images.tiles import Tiles
 
 Cut = TypeVar("Cut")
 
 MAX_IMAGES = 64  # of a request
 MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of its images together
+IMAGE_MEMORY = 2 << 30  # bytes that they take as tiles and as what the tower makes of those
+
+
+@dataclass(frozen=True)
+class ImageAccess:
+    """How a server takes images. fetch: gets those at URLs, where that is allowed. max_bytes: of memory for
+    the images of one request, see `Vision.image_bytes`.
+    """
+
+    fetch: Fetch | None = None
+    max_bytes: int = IMAGE_MEMORY
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,3 +160,27 @@ def open_sent(images: Sequence[SentImage], fetch: Fetch | None, cut: Callable[[P
 def shown_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     """The messages with {"type": "image"} for each image, of which none is opened."""
     return take_images(messages, lambda image, where: None)[0]
+
+
+def cutter(vision: Vision, n_ctx: int, max_bytes: int) -> Callable[[Picture], Tiles]:
+    """Cuts pictures into tiles until they are too many for the context or take more than `max_bytes`, before
+    the tower works for them: a small file can hold many. Raises HTTPError.
+    """
+    n_tokens = n_bytes = 0
+
+    def cut(picture: Picture) -> Tiles:
+        nonlocal n_tokens, n_bytes
+        tiles = vision.tiles(picture)
+        n_tokens += vision.count(tiles)
+        n_bytes += vision.image_bytes(tiles)
+        if n_tokens >= n_ctx:
+            raise too_long(f"at least {n_tokens}", n_ctx)
+        if n_bytes > max_bytes:
+            raise HTTPError(
+                f"the images take more than {max_bytes / 1e6:.0f} MB of memory together, which this server "
+                "gives those of a request (--image-memory): send fewer, or smaller ones",
+                code="too_large",
+            )
+        return tiles
+
+    return cut
