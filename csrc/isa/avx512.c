@@ -141,6 +141,10 @@ PL_INLINE vf vf_load_e8m0(const uint8_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)), 23));
 }
 PL_INLINE void vf_store_i8(int8_t *p, vf x) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))); }
+PL_INLINE void vf_store_u16(uint16_t *p, vf x) /* whole numbers, 0 ... 65535 */
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+}
 
 PL_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 PL_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }

@@ -119,6 +119,7 @@ PL_INLINE void vf_store_i8(int8_t *p, vf x)
     uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
     memcpy(p, &four, 4);
 }
+PL_INLINE void vf_store_u16(uint16_t *p, vf x) { vst1_u16(p, vqmovn_u32(vcvtnq_u32_f32(x))); } /* whole numbers, 0 ... 65535 */
 
 PL_INLINE vi vi_of_u8(uint8x16_t x) { return vreinterpretq_s32_u8(x); }
 PL_INLINE uint8x16_t vi_u8(vi x) { return vreinterpretq_u8_s32(x); }

@@ -79,6 +79,7 @@ PL_INLINE vf vf_load_u4(const uint8_t *p, int high) { return (float)(high ? *p >
 PL_INLINE vf vf_load_i4(const uint8_t *p, int high) { return (float)((high ? *p >> 4 : *p & 15) - 8); }
 PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return pl_f32_from_bits((uint32_t)*p << 23); }
 PL_INLINE void vf_store_i8(int8_t *p, vf x) { *p = x >= -128.0f && x <= 127.0f ? (int8_t)x : 0; }
+PL_INLINE void vf_store_u16(uint16_t *p, vf x) { *p = x >= 0.0f && x <= 65535.0f ? (uint16_t)x : 0; } /* whole numbers, 0 ... 65535 */
 
 PL_INLINE vi vi_set1(int32_t x) { return (uint32_t)x; }
 PL_INLINE vi vi_load(const void *p)

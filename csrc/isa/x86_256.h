@@ -132,6 +132,7 @@ PL_INLINE void vf_store_i8(int8_t *p, vf x)
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
+PL_INLINE void vf_store_u16(uint16_t *p, vf x) { _mm_storeu_si128((__m128i *)p, low_halves(_mm256_cvtps_epi32(x))); } /* whole numbers, 0 ... 65535 */
 
 PL_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 PL_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
