@@ -446,8 +446,7 @@ class Completions(Tokens):
         """
         texts = as_texts("input", input)
         vectors, n_tokens = [], 0
-        for text in texts:
-            ids = self.tokenize(text)
+        for ids in self.tokenizer_.tokenize_all(texts, special=False):
             if not ids:
                 raise OptionError(
                     "there is nothing to embed: the text is empty and this model puts no BOS before it"

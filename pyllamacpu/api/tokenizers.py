@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from pyllamacpu.api.loading import LoadOptions, model_file, open_model
@@ -25,6 +25,13 @@ class BaseLlamaTokenizer(abc.ABC):
     @abc.abstractmethod
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         """Token ids of UTF-8 text. With `special`, spellings of control tokens become those tokens."""
+
+    def tokenize_all(
+        self, texts: Iterable[bytes | str], add_bos: bool = True, special: bool = True
+    ) -> list[list[int]]:
+        """`tokenize` of each text."""
+        as_bytes = (text.encode("utf-8", "ignore") if isinstance(text, str) else text for text in texts)
+        return [self.tokenize(text, add_bos, special) for text in as_bytes]
 
     @abc.abstractmethod
     def detokenize(
@@ -57,6 +64,12 @@ class LlamaTokenizer(BaseLlamaTokenizer):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         return self._tokenizer.encode(text, add_special=add_bos, parse_special=special)
+
+    def tokenize_all(
+        self, texts: Iterable[bytes | str], add_bos: bool = True, special: bool = True
+    ) -> list[list[int]]:
+        """`tokenize` of each text, on all cores."""
+        return self._tokenizer.encode_all(texts, add_special=add_bos, parse_special=special)
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False

@@ -459,10 +459,12 @@ def _embedding_prompts(
     model: Model, inputs: Sequence[str | Sequence[int]], truncate: bool
 ) -> list[list[int]]:
     prompts = []
-    for i, text in enumerate(inputs):
-        if isinstance(text, str) and not truncate:
-            check_length(model.tokenizer.fewest_tokens(text), model.engine.n_ctx)
-        ids = model.tokenizer.encode(text) if isinstance(text, str) else list(text)
+    texts = [text for text in inputs if isinstance(text, str)]
+    for text in () if truncate else texts:
+        check_length(model.tokenizer.fewest_tokens(text), model.engine.n_ctx)
+    encoded = iter(model.tokenizer.encode_all(texts))
+    for i, given in enumerate(inputs):
+        ids = next(encoded) if isinstance(given, str) else list(given)
         if not ids:
             raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")
         if any(not 0 <= token < model.engine.n_vocab for token in ids):

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.many_cores import encode_texts
 from pyllamacpu.text.vocab import ADDS_EOS, TokenType, Vocabulary, flag, found_in_words, word_tokens
 
 MAX_SPECIAL = 1024  # characters of a control token
@@ -71,6 +72,15 @@ class Tokenizer(ABC):
             elif part:
                 ids.extend(self._encode_plain(part, follows_special=self._starts_anew(ids)))
         return self.with_special(ids) if add_special else ids
+
+    def encode_all(
+        self, texts: Iterable[str | bytes], add_special: bool = True, parse_special: bool = False
+    ) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        if isinstance(texts, str | bytes | bytearray | memoryview):
+            raise TokenizerError("a list of texts is wanted, not a single one")
+        encode = partial(self.encode, add_special=add_special, parse_special=parse_special)
+        return encode_texts(encode, [to_bytes(text) for text in texts])
 
     def encode_fragment(self, text: str | bytes, before: Sequence[int]) -> list[int]:
         """Ids of plain text that follows the ids `before` (of which only the last matters): no special
