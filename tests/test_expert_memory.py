@@ -1,6 +1,6 @@
 """Experts that stay in the model's file: the same bits as with all of them in memory, however little it is.
 
-Covers model/expert_memory.py, engine/weight_bytes.py, cli/expert_option.py, csrc/exec/expert_*.c.
+Covers model/expert_memory.py, engine/weight_bytes.py, cli/loading_options.py, csrc/exec/expert_*.c.
 """
 
 from __future__ import annotations

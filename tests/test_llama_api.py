@@ -115,12 +115,6 @@ def test_options_that_cannot_be_served(path: Path, options: dict[str, Any]) -> N
         Llama(str(path), **options)
 
 
-@pytest.mark.parametrize("options", [{"kv_overrides": {"a": 1}}])
-def test_options_of_a_later_version_say_so(path: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="later version"):
-        Llama(str(path), **options)
-
-
 def test_an_unknown_option_is_told_of_with_a_hint(path: Path, llm: Llama) -> None:
     with pytest.warns(UserWarning, match=r"no option 'n_cxt', which does nothing; did you mean 'n_ctx'"):
         Llama(str(path), n_cxt=5).close()

@@ -27,7 +27,6 @@ What is good to know:
   `truncate=False` is an error.
 - Options about GPUs, mmap, NUMA and the like are accepted; one that asks for something that will not
   happen is reported by a `UserWarning`, once, and so is a keyword that nobody knows.
-  `kv_overrides` raises `OptionError`: it comes with a later version.
 - Penalties count the answer's tokens, as in llama-cpp-python; with DRY the prompt's too. `stream` and the
   command line count the prompt, as llama-cli does. A bare `sample` counts what was evaluated, where
   llama-cpp-python counts nothing. A temperature below 0 draws from all tokens.

@@ -53,7 +53,6 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
 
 # name: values at which nothing is asked for; others would change the answers
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "kv_overrides": (None, {}),
     "lora_base": (None,),
     "rope_scaling_type": (-1, None),
     "yarn_ext_factor": (-1.0, None),
@@ -61,12 +60,6 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "yarn_beta_fast": (32.0, -1.0, None),
     "yarn_beta_slow": (1.0, -1.0, None),
     "yarn_orig_ctx": (0, None),
-}
-
-# Those that a later version brings, with what there is until then.
-_LATER = {
-    "kv_overrides": "changing metadata while loading comes with a later version; change the file instead "
-    "(`pyllamacpu convert MODEL.gguf --metadata KEY=TYPE:VALUE`)",
 }
 
 _warned: set[str] = set()
@@ -136,8 +129,7 @@ def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) ->
                 warn_once(name, f"{name}={value!r} does nothing: {reason}")
         elif name in _UNSUPPORTED:
             if not _among(value, _UNSUPPORTED[name]):
-                reason = _LATER.get(name, "leave it out")
-                raise OptionError(f"{name}={value!r} is not supported yet: {reason}")
+                raise OptionError(f"{name}={value!r} is not supported yet: leave it out")
         else:
             hint = close_name(name, [*known, *_WITHOUT_EFFECT, *_UNSUPPORTED])
             warn_once(f"Llama({name})", f"Llama() has no option {name!r}, which does nothing{hint}")

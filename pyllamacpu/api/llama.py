@@ -78,6 +78,8 @@ class Llama(Completions):
         expert_memory: bytes (or a text such as "12GB") for experts: they stay in the file then, and those
             not in memory are read when they are needed. For models larger than memory; the tokens are the
             same. None loads them all.
+        kv_overrides: metadata instead of the file's own, by keys: whole numbers, floats, bools, texts, of the
+            types that the file has. A key that nothing reads is an error.
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
             (what followed the newest tokens in the text before), the file or name of a smaller model with
             the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
@@ -123,6 +125,7 @@ class Llama(Completions):
         lora_path: str | os.PathLike[str] | Sequence[Any] | None = None,
         lora_scale: float = 1.0,
         expert_memory: int | str | None = None,
+        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         draft_model: Any = None,
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         verbose: bool = False,

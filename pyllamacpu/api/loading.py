@@ -14,6 +14,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
@@ -50,6 +51,7 @@ class LoadOptions:
     vocab_only: bool = False
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None  # bytes; experts stay in the file then
+    kv_overrides: Overrides | None = None  # metadata instead of the file's own
     mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 
@@ -132,7 +134,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
     """Opens `path`. Raises any PyllamacpuError but StoreError."""
     if not os.path.exists(path):
         raise OptionError(f"{path}: no such file; give the path of a GGUF file")
-    file = GGUFFile.open(path)
+    file = GGUFFile.open(path, options.kv_overrides)
     drafts: DraftSource | None = None
     try:
         tokenizer = load_tokenizer(file.metadata, path)

@@ -10,6 +10,7 @@ from pyllamacpu.api.compat import warn_once
 from pyllamacpu.api.loading import LoadedModel, LoadOptions, cache_type
 from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.model.lora import check_scale
 from pyllamacpu.units import parse_bytes
 
@@ -43,6 +44,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         vocab_only=given["vocab_only"],
         adapters=adapter_files(given["lora_path"], given["lora_scale"]),
         expert_memory=_expert_bytes(given["expert_memory"]),
+        kv_overrides=_overrides(given["kv_overrides"]),
         mmproj=given["mmproj"],
         draft=given["draft_model"],
         **types,
@@ -56,6 +58,13 @@ def _expert_bytes(given: Any) -> int | None:
     if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
         raise OptionError(f"expert_memory={given!r:.80}: give a number of bytes, or a size such as '12GB'")
     return given
+
+
+def _overrides(given: Any) -> Overrides | None:
+    """Of the argument kv_overrides. The values are checked beside the file's. Raises OptionError."""
+    if given is not None and not isinstance(given, Mapping):
+        raise OptionError(f"kv_overrides={given!r:.80}: give a dictionary of keys and values")
+    return dict(given) if given else None
 
 
 def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:

@@ -32,6 +32,7 @@ class BenchOptions:
     precision: tuple[str, ...] = ("fast",)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
     expert_memory: int | None = None  # bytes; experts stay in the file then
+    kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()  # metadata instead of a file's own
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0
@@ -54,6 +55,7 @@ class Setup:
     precision: str = "fast"
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None
+    kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     @property
     def step_tokens(self) -> int:
@@ -113,4 +115,4 @@ def _setups(options: BenchOptions) -> Iterator[Setup]:
         options.n_ubatch,
         options.precision,
     ):
-        yield Setup(*values, options.adapters, options.expert_memory)
+        yield Setup(*values, options.adapters, options.expert_memory, options.kv_overrides)

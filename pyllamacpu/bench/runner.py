@@ -176,7 +176,7 @@ def open_engine(setup: Setup, n_ctx: int) -> Engine:
     options |= {"n_threads": setup.n_threads or None, "type_k": setup.type_k, "type_v": setup.type_v}
     options["expert_memory"] = setup.expert_memory
     options["precision"] = setup.precision
-    file = GGUFFile.open(setup.model)
+    file = GGUFFile.open(setup.model, dict(setup.kv_overrides))
     try:
         engine = Engine(file, **options)
         engine.load_adapters(setup.adapters)

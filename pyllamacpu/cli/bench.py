@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
-from pyllamacpu.cli.expert_option import expert_memory_option
+from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, Number, force_option, option_files, options
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
@@ -56,7 +56,7 @@ _TESTS = options(
         "-m", "--model", "models", multiple=True, metavar="MODEL", help="A model; the starter model if none."
     ),
     lora_option,
-    expert_memory_option,
+    loading_options,
     _many("-p", "--n-prompt", default="512", text="Tokens of a prompt; 0 for none."),
     _many("-n", "--n-gen", default="128", text="Tokens to generate; 0 for none."),
     _many(
@@ -198,7 +198,7 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
     return BenchOptions(
         models=tuple(resolve_model(name) for name in given["models"] or (None,)),
         adapters=adapter_files(given["lora"]),
-        expert_memory=given["expert_memory"],
+        **_loading(given),
         **{key: value for key, value in values.items() if value},  # the others have defaults
         repetitions=given["repetitions"] or 5,
         warmup=not given["no_warmup"],
@@ -207,6 +207,12 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
         profile=given["profile"],
         seed=given["seed"],
     )
+
+
+def _loading(given: dict[str, Any]) -> dict[str, Any]:
+    """How models are opened; overrides as pairs, since setups are compared."""
+    chosen = loading(given)
+    return {**chosen, "kv_overrides": tuple((chosen["kv_overrides"] or {}).items())}
 
 
 def _settings(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
@@ -268,7 +274,7 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
             resolve_model(given["models"][0] if given["models"] else None),
             **chosen,
             adapters=adapter_files(given["lora"]),
-            expert_memory=given["expert_memory"],
+            **_loading(given),
         ),
         **{key: value for key, value in sizes.items() if value},
         shared=given["batched_shared"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files
-from pyllamacpu.cli.expert_option import expert_memory_option
+from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import CACHE_TYPES, model_option, options, precision_option
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.progress import one_line
@@ -44,7 +44,7 @@ run_options = options(
         default="f16",
         help="Type of the cached values.",
     ),
-    expert_memory_option,
+    loading_options,
     precision_option,
 )
 model_and_text = options(model_option, text_option)
@@ -59,7 +59,7 @@ def engine_options(given: dict[str, Any], width: int) -> dict[str, Any]:
         "n_threads": None if given["threads"] in (None, 0, -1) else given["threads"],
         "type_k": given["cache_type_k"].lower(),
         "type_v": given["cache_type_v"].lower(),
-        "expert_memory": given["expert_memory"],
+        **loading(given),
         "precision": (given["precision"] or "fast").lower(),
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import read_bytes
 from pyllamacpu.cli.shield_options import categories_of
 from pyllamacpu.errors import OptionError
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 @click.option(
     "-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens.  [default: the model's]"
 )
+@loading_options
 @click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
 )
@@ -90,6 +92,7 @@ def guard(**parameters: Any) -> None:
         threshold=parameters["threshold"],
         n_ctx=parameters["ctx_size"] or 0,
         n_threads=parameters["threads"],
+        **loading(parameters),
     ) as judge:
         verdict = judge.check(conversation, parameters["role"])
         click.echo(

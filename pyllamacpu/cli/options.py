@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
-from pyllamacpu.cli.expert_option import expert_memory_option
+from pyllamacpu.cli.loading_options import loading_options
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -157,7 +157,7 @@ model_options = options(
     ),
     precision_option,
     lora_option,
-    expert_memory_option,
+    loading_options,
     draft_options,
     disk_options,
     click.option("-v", "--verbose", is_flag=True, help="Say on stderr how fast it runs."),
@@ -273,6 +273,7 @@ class ModelChoice:
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
     expert_memory: int | None = None
+    kv_overrides: Mapping[str, Any] | None = None
     draft: str | None = None
     draft_model: str | None = None
     cache_disk: Path | None = None
@@ -339,6 +340,7 @@ class ModelChoice:
             "precision": self.precision,
             "draft_model": draft_source(self.draft, self.draft_model),
             "expert_memory": self.expert_memory,
+            "kv_overrides": self.kv_overrides,
             "cache_disk": self.cache_disk,
             "cache_disk_limit": self.cache_disk_limit,
             "mmproj": self.mmproj,

@@ -40,6 +40,7 @@ Examples:
 """
 
 TASK_WINDOWS = 4  # a task may be as long as so many windows, as in llama-perplexity
+_AS_IT_IS = {"lora": (), "kv_overrides": None}  # of the model that another one is compared with
 _CHOICES = ("hellaswag", "winogrande", "multiple_choice")
 
 _DIVERGENCE = options(
@@ -238,7 +239,7 @@ def _compare(given: dict[str, Any]) -> None:
         else:
             content = read_bytes(required(given["file"]))
             engine = open_engine(given["model"], given, given["ctx_size"])
-            other = open_engine(given["base_model"], {**given, "lora": ()}, given["ctx_size"])
+            other = open_engine(given["base_model"], {**given, **_AS_IT_IS}, given["ctx_size"])
             check_vocabulary(other, engine)
             result = kl_divergence(other, engine, _windows(engine, content, given), on_window=on_window)
             base = str(other.file.paths[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.loading_options import override_option
 from pyllamacpu.cli.options import read_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ ATTACK = 3  # the exit code
     "attack too.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each text.")
+@override_option
 @click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
 )
@@ -65,7 +67,7 @@ def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters
         [parameters["prompt"]] if parameters["prompt"] is not None else [read_bytes(Path(f)) for f in names]
     )
     model = parameters["model"]
-    options = {name: parameters[name] for name in ("threshold", "indirect")}
+    options = {name: parameters[name] for name in ("threshold", "indirect", "kv_overrides")}
     with PromptGuard(model, n_threads=parameters["threads"], **options) as guard:
         verdicts = guard.check_all(texts)
     for i, verdict in enumerate(verdicts):

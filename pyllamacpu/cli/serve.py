@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
-from pyllamacpu.cli.expert_option import expert_memory_option, memory_size
 from pyllamacpu.cli.images import mmproj_option
+from pyllamacpu.cli.loading_options import loading, loading_options, memory_size
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
     Number,
@@ -76,7 +76,7 @@ engine_options = options(
         help="How embeddings join the vectors of a text's tokens: their mean, the first (cls), the last, or "
         "not at all (/embedding only). [default: as the file says, else mean]",
     ),
-    expert_memory_option,
+    loading_options,
     draft_options,
 )
 
@@ -294,7 +294,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         n_threads=None if threads in (0, -1) else threads,
         type_k=(parameters["cache_type_k"] or "f16").lower(),
         type_v=(parameters["cache_type_v"] or "f16").lower(),
-        expert_memory=parameters["expert_memory"],
+        **loading(parameters),
         precision=(parameters["precision"] or "fast").lower(),
         draft=draft_source(parameters["draft"], parameters["draft_model"]),
         mmproj=parameters.get("mmproj"),

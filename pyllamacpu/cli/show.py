@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyllamacpu.cli.expert_option import expert_memory_option
+from pyllamacpu.cli.loading_options import expert_memory_option, override_option
 from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
 from pyllamacpu.progress import visible
 from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
+    from pyllamacpu.gguf.overrides import Overrides
     from pyllamacpu.gguf.reader import GGUFFile
 
 _SHOWN_ITEMS = 8  # of a long array
@@ -56,6 +57,7 @@ class MemoryOptions(NamedTuple):
     "-ctv", "--type-v", "--cache-type-v", default="f16", show_default=True, help="Type of cached values."
 )
 @expert_memory_option
+@override_option
 def show(
     model: str | None,
     sections: str | None,
@@ -64,6 +66,7 @@ def show(
     type_k: str,
     type_v: str,
     expert_memory: int | None,
+    kv_overrides: Overrides | None,
 ) -> None:
     """Show what is in MODEL: metadata, tensors, types, sizes, and the memory it needs.
 
@@ -75,7 +78,7 @@ def show(
 
     kv_type(type_k), kv_type(type_v)  # a wrong name is an error before anything is printed
     stated = MemoryOptions(type_k, type_v, expert_memory)
-    with GGUFFile.open(resolve_model(model)) as file:
+    with GGUFFile.open(resolve_model(model), kv_overrides) as file:
         if sections == "template":
             click.echo(visible(_template(file), sys.stdout))
         elif sections == "plan":

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyllamacpu.cli.loading_options import override_option
 from pyllamacpu.cli.options import model_option
 from pyllamacpu.progress import visible
 
 if TYPE_CHECKING:
+    from pyllamacpu.gguf.overrides import Overrides
     from pyllamacpu.text import Tokenizer
 
 
 @click.command()
 @model_option
+@override_option
 @click.option("-p", "--prompt", help="The text.")
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="Read the text from this file, byte for byte."
@@ -42,6 +45,7 @@ def tokenize(
     no_parse_special: bool,
     show_count: bool,
     escape: bool | None,
+    kv_overrides: Overrides | None,
 ) -> None:
     """Show the tokens of a text: one line each, with its id and what it stands for.
 
@@ -58,7 +62,8 @@ def tokenize(
     if from_stdin and (prompt is not None or file is not None):
         raise click.UsageError("give the text as -p, -f or --stdin, only one of them")
     content = prompt_bytes(prompt, Path("-") if from_stdin else file, escape, keep_newline=True)
-    tokenizer = tokenizer_of(Llama(str(resolve_model(model)), vocab_only=True, verbose=False))
+    llm = Llama(str(resolve_model(model)), vocab_only=True, verbose=False, kv_overrides=kv_overrides)
+    tokenizer = tokenizer_of(llm)
     tokens = tokenizer.encode(content, add_special=True, parse_special=not no_parse_special)
     if no_bos and tokenizer.add_bos and tokens[:1] == [tokenizer.bos]:
         tokens = tokens[1:]

@@ -16,6 +16,7 @@ from pyllamacpu.engine.batch import aligned_rows
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.recorder import Recorder
@@ -65,10 +66,15 @@ class Encoder:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, n_threads: int | None = None, n_batch: int = DEFAULT_TOKENS
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_threads: int | None = None,
+        n_batch: int = DEFAULT_TOKENS,
+        kv_overrides: Overrides | None = None,
     ) -> Encoder:
         """The encoder of the model file at `path`; options as above."""
-        return cls(GGUFFile.open(path), n_threads=n_threads, n_batch=n_batch)
+        return cls(GGUFFile.open(path, kv_overrides), n_threads=n_threads, n_batch=n_batch)
 
     @property
     def n_ctx(self) -> int:

@@ -29,6 +29,7 @@ from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
 from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
 from pyllamacpu.errors import ModelError, NativeError, OptionError
 from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
@@ -135,9 +136,13 @@ class Engine:
         holds(self)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], **options: Any) -> Engine:
-        """The engine of the model file at `path` (any part of a split one); options as above."""
-        return cls(GGUFFile.open(path), **options)
+    def open(
+        cls, path: str | os.PathLike[str], *, kv_overrides: Overrides | None = None, **options: Any
+    ) -> Engine:
+        """The engine of the model file at `path` (any part of a split one); kv_overrides: see GGUFFile.open;
+        options as above.
+        """
+        return cls(GGUFFile.open(path, kv_overrides), **options)
 
     @property
     def dim(self) -> int:

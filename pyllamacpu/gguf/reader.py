@@ -23,6 +23,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import GGUFError
 from pyllamacpu.gguf.byteswap import swap_tensor
 from pyllamacpu.gguf.metadata import MAX_ENTRIES, Metadata, read_metadata
+from pyllamacpu.gguf.overrides import OverriddenMetadata, Overrides
 from pyllamacpu.gguf.source import ByteOrder, Cursor, Source
 from pyllamacpu.gguf.types import REMOVED_TYPES, TensorType
 from pyllamacpu.gguf.values import DEFAULT_ALIGNMENT, MAX_DIMS, ValueType
@@ -65,11 +66,16 @@ class GGUFFile:
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
-        """Opens and validates a model; any part of a split one may be named. Raises GGUFError."""
+    def open(cls, path: str | os.PathLike[str], kv_overrides: Overrides | None = None) -> GGUFFile:
+        """Opens and validates a model; any part of a split one may be named. kv_overrides: metadata in place
+        of the file's own, by keys. Raises GGUFError, and OptionError for what cannot be overridden.
+        """
         sources: list[Source] = []
         try:
-            return cls(sources, *_open_parts(os.fspath(path), sources))
+            metadata, tensors = _open_parts(os.fspath(path), sources)
+            if kv_overrides:
+                metadata = OverriddenMetadata(metadata, kv_overrides)
+            return cls(sources, metadata, tensors)
         except BaseException:
             for source in sources:
                 source.close()

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.gguf.overrides import check_used
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.architectures import DEBERTA
@@ -143,7 +144,9 @@ class ModelConfig:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelConfig:
-        """The config of a GGUF file. Raises ModelError that names the key and its value."""
+        """The config of a GGUF file. Raises ModelError that names the key and its value; OptionError for an
+        overridden key that is none of the model's.
+        """
         keys = _Keys.of(metadata)
         keys.refuse_unknown_computation()
         n_layers = keys.whole("block_count", 1, _MAX_LAYERS)
@@ -160,7 +163,7 @@ class ModelConfig:
         n_ctx_train = keys.whole("context_length", 1, _MAX_CONTEXT)
         n_experts, n_used = _experts(keys)
         expert_ffn = keys.per_layer("expert_feed_forward_length", n_layers, default=0)
-        return cls(
+        config = cls(
             arch=keys.arch,
             n_layers=n_layers,
             dim=dim,
@@ -186,6 +189,8 @@ class ModelConfig:
             moe_layer_step=keys.whole("interleave_moe_layer_step", 0, _MAX_LAYERS, 0),
             n_tokens=_named_tokens(metadata),
         )
+        check_used(metadata, f"{keys.arch}.")
+        return config
 
 
 def kv_types() -> list[TensorType]:

@@ -375,8 +375,9 @@ class ModelPool:
     def _open(self, source: ServedFile) -> LoadedModel:
         path, card = str(source.path), source.card
         files = tuple((str(a.path), a.scale if a.applied else 0.0) for a in source.adapters)
-        tower = self.options.load.mmproj if source == self.default else None  # it is for one model
-        options = replace(self.options.load, adapters=files, draft=self._draft(source), mmproj=tower)
+        options = replace(self.options.load, adapters=files, draft=self._draft(source))
+        if source != self.default:  # these are of one model
+            options = replace(options, mmproj=None, kv_overrides=None)
         if options.expert_memory is not None and not has_experts(path):
             log.warning("%s has no experts: --expert-memory does nothing for it", source.name)
             options = replace(options, expert_memory=None)

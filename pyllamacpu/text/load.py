@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.gguf.overrides import check_used
 from pyllamacpu.text.tokenizer import Tokenizer
 from pyllamacpu.text.vocab import read_vocabulary
 
@@ -13,8 +14,15 @@ from pyllamacpu.text.vocab import read_vocabulary
 def load_tokenizer(metadata: Mapping[str, Any], path: str = "model") -> Tokenizer | None:
     """The tokenizer described by `metadata`, or None when the file has none and serves token ids only.
 
-    Raises TokenizerError for a damaged description or a kind that Llama models do not use.
+    Raises TokenizerError for a damaged description or a kind that Llama models do not use; OptionError for an
+    overridden key that means nothing to it.
     """
+    tokenizer = _load(metadata, path)
+    check_used(metadata, "tokenizer.")
+    return tokenizer
+
+
+def _load(metadata: Mapping[str, Any], path: str) -> Tokenizer | None:
     kind = metadata.get("tokenizer.ggml.model")
     if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         return None
