@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from benchmark_scripts import needs_scripts, small
@@ -363,3 +364,31 @@ def test_importance_is_measured_alike(llama4: dict[str, Path]) -> None:
         np.testing.assert_array_equal(squares.sums, found[1][name].sums, err_msg=name)
         if squares.counts is not None:
             np.testing.assert_array_equal(squares.counts, found[1][name].counts, err_msg=name)
+
+
+# Commands
+
+
+COMMANDS = (
+    "batch", "bench", "chat", "complete", "guard", "imatrix", "perplexity", "quantize", "serve", "show",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_that_runs_a_model_has_the_option(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None and any("--expert-memory" in option.opts for option in command.params)
+
+
+def test_types_for_a_size_are_the_same_with_experts_in_the_file(
+    llama4: dict[str, Path], tmp_path: Path
+) -> None:
+    """Measured with a slot for an expert of each size: the file is the same, byte by byte."""
+    path, outs = llama4["scout"], [tmp_path / "a.gguf", tmp_path / "b.gguf"]
+    common = ["--target-bpw", "6", "--calibration-tokens", "256", "--probe-tokens", "256"]
+    for out, more in zip(outs, ([], ["--expert-memory", str(least(path))]), strict=True):
+        found = CliRunner().invoke(cli, ["quantize", str(path), str(out), *common, *more])
+        assert found.exit_code == 0, found.output
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    wrong = CliRunner().invoke(cli, ["quantize", str(path), str(outs[0]), "Q8_0", "--expert-memory", "1GB"])
+    assert wrong.exit_code == 2 and "--target-size" in wrong.output

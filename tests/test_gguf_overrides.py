@@ -115,6 +115,11 @@ def test_values_that_the_tensors_do_not_fit_are_errors(path: Path) -> None:
             Engine.open(path, kv_overrides={key: value})
 
 
+def test_a_value_out_of_range_is_not_the_files_fault(path: Path) -> None:
+    with pytest.raises(ModelError, match=r"must be a number from 0 to 0\.1; it was overridden"):
+        Engine.open(path, kv_overrides={EPS: 0.5})
+
+
 def test_texts_of_the_option() -> None:
     given = ["a=int:-3", "b=float:1e-5", "c=bool:true", "d=str:x=y:z", "e=str:", "a=int:4"]
     assert parse_overrides(given) == {"a": 4, "b": 1e-5, "c": True, "d": "x=y:z", "e": ""}

@@ -170,3 +170,67 @@ def test_the_commands_options(paths: list[Path]) -> None:
     given["lora"].append(f"m={paths[1]}")
     with pytest.raises(OptionError, match="two models or adapters are called m"):
         _models({**given, "lora_init_without_apply": False})
+
+
+def test_adapters_of_other_models_than_the_first(paths: list[Path], tmp_path: Path) -> None:
+    """Each model has its own, by name; what is loaded, listed, scaled and asked for goes to that model."""
+    large, (_, a, b) = write_model(tmp_path / "large.gguf", seed=5), paths
+    given = {
+        "models": [f"small={paths[0]}", f"large={large}"],
+        "lora": [
+            f"x={a}",
+            f"y@large={b}:8",
+            f"@LARGE.gguf={a}:2",
+            f"z@small={b}",
+        ],
+        "lora_init_without_apply": True,
+    }
+    small, other = _models(given)
+    assert [adapter.name for adapter in small.adapters] == ["x", "z"]
+    assert other.adapters == (
+        ServedAdapter("y", b, 8.0, False),
+        ServedAdapter("a", a, 2.0, False),
+    )
+    for text, says in (
+        (f"x@medium={a}", "no model is called medium; there are small, large"),
+        (f"x@={a}", "name the model after the @"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            _models({**given, "lora": [text]})
+    load = LoadOptions(n_ctx=256, n_threads=1, type_k="f32", type_v="f32")
+    running = Running(ServeOptions((small, other), PoolOptions(load)))
+    try:
+        with Llama(large, n_ctx=256, n_threads=1, kv_type="f32", lora_path=[(b, 8.0)]) as llm:
+            never = dict.fromkeys(map(str, sorted(llm.text_tokenizer.eog)), -100.0)
+            answer = llm(PROMPT["prompt"], max_tokens=8, temperature=0, logit_bias=never)
+        wanted = answer["choices"][0]["text"]
+        ask = {**PROMPT, "model": "large", "lora": [{"id": 0, "scale": 8}]}
+        assert running.post("/completion", **ask).json()["content"] == wanted
+        assert running.post("/completion", **PROMPT, model="y").json()["content"] == wanted
+        assert running.post("/completion", **PROMPT, model="large").json()["content"] != wanted
+        for name in ("large", "y"):
+            listed = running.get(f"/lora-adapters?model={name}").json()
+            assert [(row["name"], row["scale"]) for row in listed] == [("y", 0.0), ("a", 0.0)]
+        with running.client() as client:
+            assert client.post("/lora-adapters?model=large", json=[{"id": 0, "scale": 8}]).status_code == 200
+            assert client.get("/lora-adapters?model=nobody").status_code == 404
+        assert running.post("/completion", **PROMPT, model="large").json()["content"] == wanted
+        assert [row["scale"] for row in running.get("/lora-adapters").json()] == [0.0, 0.0]
+    finally:
+        running.stop()
+
+
+def test_overridden_metadata_is_the_first_models(paths: list[Path], tmp_path: Path) -> None:
+    key = "llama.attention.layer_norm_rms_epsilon"
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    load = LoadOptions(n_ctx=256, n_threads=1, type_k="f32", type_v="f32", kv_overrides={key: 0.05})
+    running = Running(ServeOptions((ServedFile("m", paths[0]), ServedFile("n", other)), PoolOptions(load)))
+    try:
+        for name, path, overrides in (("m", paths[0], {key: 0.05}), ("n", other, None)):
+            with Llama(path, n_ctx=256, n_threads=1, kv_type="f32", kv_overrides=overrides) as llm:
+                never = dict.fromkeys(map(str, sorted(llm.text_tokenizer.eog)), -100.0)
+                wanted = llm(PROMPT["prompt"], max_tokens=8, temperature=0, logit_bias=never)
+            found = running.post("/completion", **PROMPT, model=name).json()["content"]
+            assert found == wanted["choices"][0]["text"]
+    finally:
+        running.stop()

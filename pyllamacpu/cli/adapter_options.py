@@ -27,10 +27,15 @@ def adapter_files(given: Sequence[str]) -> AdapterFiles:
     return tuple(_one(part) for text in given for part in _parts(text))
 
 
-def named_adapter(text: str) -> tuple[str, str]:
-    """`NAME=FILE…` as (name, the rest); without a name it is ""."""
-    name, equals, rest = text.partition("=")
-    return (name, rest) if equals and name and not os.path.exists(text) else ("", text)
+def named_adapter(text: str) -> tuple[str, str, str]:
+    """`NAME@MODEL=FILE…` as (name, model, the rest); what is left out is "".  Raises OptionError."""
+    named, equals, rest = text.partition("=")
+    if not equals or not named or os.path.exists(text):
+        return "", "", text
+    name, at, model = named.partition("@")
+    if at and not model:
+        raise OptionError(f"--lora {text}: name the model after the @, as NAME@MODEL=FILE")
+    return name, model, rest
 
 
 def _parts(text: str) -> list[str]:

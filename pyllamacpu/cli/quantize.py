@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.loading_options import expert_memory_option
 from pyllamacpu.cli.options import Number, existing_file, force_option, options
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal, one_line
@@ -99,6 +100,7 @@ _TARGET = options(
     click.option(
         "--probe-tokens", type=click.IntRange(256), help="Tokens for each measurement. [default: 512]"
     ),
+    expert_memory_option,
 )
 _RUN = options(
     click.option("--dry-run", is_flag=True, help="Show types and sizes, write nothing."),

@@ -31,7 +31,7 @@ def target_of(given: dict[str, Any]) -> Target | None:
 
     size, bits = given["target_size"], given["target_bpw"]
     if size is None and bits is None:
-        for name in ("file", "report", "calibration_tokens", "probe_tokens"):
+        for name in ("file", "report", "calibration_tokens", "probe_tokens", "expert_memory"):
             if given[name]:
                 option = {"file": "-f"}.get(name, "--" + name.replace("_", "-"))
                 raise OptionError(f"{option} goes with --target-size or --target-bpw only")
@@ -66,8 +66,8 @@ def run_target(
     room = budget(file, target)
     check_room(file, room, settings.types)
     elements = sum(info.n_elements for info in file.tensors.values())
-    with runnable(file, out) as small:
-        engine = open_engine(small)
+    with runnable(file, out, given["expert_memory"]) as small:
+        engine = open_engine(small, given["expert_memory"])
         try:
             settings, measured, text = _measure(file, engine, settings, 8 * room / elements, given)
         finally:
@@ -77,7 +77,7 @@ def run_target(
     for warning in plan.warnings:
         click.echo(f"warning: {one_line(warning)}", err=True)
     write_plan(plan, out, threads, given["verbose"], read_beside(given), given["force"])
-    found = check(out, measured.base)
+    found = check(out, measured.base, given["expert_memory"])
     _tell(Report(str(file.paths[0]), str(out), out.stat().st_size, text, chosen, measured, found), given)
 
 
@@ -115,7 +115,7 @@ def _measure(
         cut = calibration(engine, given["file"], tokens, 0, show)
         text = str(given["file"] or "a text that the model wrote")
         if settings.imatrix is None:
-            matrix = gather(engine.file, cut, text, show)
+            matrix = gather(engine.file, cut, text, show, given["expert_memory"])
             settings = replace(settings, imatrix=matrix, imatrix_name=f"collected on {text}")
         some = some_windows(cut, given["probe_tokens"] or 512)
         measured = measure(file, engine, some, settings, bits, show)

@@ -48,9 +48,9 @@ adapter_options = options(
     click.option(
         "--lora",
         multiple=True,
-        metavar="[NAME=]FILE[:SCALE]",
-        help="Load a LoRA adapter beside the first model (can be repeated). Requests say which they want, by "
-        "`lora` or its name as the model; those that do not get all.",
+        metavar="[[NAME][@MODEL]=]FILE[:SCALE]",
+        help="Load a LoRA adapter beside MODEL, or else the first one (can be repeated). Requests say which "
+        "they want, by `lora` or its NAME as the model; those that do not get all.",
     ),
     click.option(
         "--lora-init-without-apply", is_flag=True, help="Apply no adapter to requests that do not ask for it."
@@ -268,17 +268,20 @@ def _image_hosts(text: str | None) -> tuple[str, ...]:
 
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
-    """Those that are served; the first one has the adapters. Raises StoreError, OptionError."""
+    """Those that are served, with their adapters. Raises StoreError, OptionError."""
     from pyllamacpu.server.models import ServedAdapter, check_names, served_file
 
     models = [served_file(text) for text in parameters["models"] or ("",)]
     applied = not parameters["lora_init_without_apply"]
-    found = []
     for text in parameters["lora"]:
-        name, rest = named_adapter(text)
+        name, model, rest = named_adapter(text)
+        i = next((i for i, file in enumerate(models) if not model or file.is_called(model)), None)
+        if i is None:
+            names = ", ".join(file.name for file in models)
+            raise OptionError(f"--lora {text}: no model is called {model}; there are {names}")
         for path, scale in adapter_files([rest]):
-            found.append(ServedAdapter(name or Path(path).stem, Path(path), scale, applied))
-    models[0] = replace(models[0], adapters=(*models[0].adapters, *found))
+            added = ServedAdapter(name or Path(path).stem, Path(path), scale, applied)
+            models[i] = replace(models[i], adapters=(*models[i].adapters, added))
     check_names(models)
     return tuple(models)
 

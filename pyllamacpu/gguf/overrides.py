@@ -69,6 +69,11 @@ def check_used(metadata: Mapping[str, Any], prefix: str) -> None:
         metadata.check_used(prefix)
 
 
+def is_overridden(metadata: Mapping[str, Any], key: str) -> bool:
+    """Whether the value of a key is not the file's own."""
+    return isinstance(metadata, OverriddenMetadata) and key in metadata._new
+
+
 def parse_overrides(given: Sequence[str]) -> dict[str, bool | int | float | str]:
     """From `KEY=TYPE:VALUE` each, TYPE one of int, float, bool and str. The last of a key counts. Raises
     OptionError.

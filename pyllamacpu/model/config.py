@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pyllamacpu.errors import ModelError, OptionError
-from pyllamacpu.gguf.overrides import check_used
+from pyllamacpu.gguf.overrides import check_used, is_overridden
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
 from pyllamacpu.model.architectures import DEBERTA
@@ -27,6 +27,7 @@ from pyllamacpu.native import lib
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
 PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or one for each
 
+_DAMAGED = "the file is damaged or too new"
 _MAX_LAYERS = 1 << 16
 _MAX_DIM = 1 << 24
 _MAX_CONTEXT = (1 << 31) - 1
@@ -227,7 +228,8 @@ class _Keys:
 
     def error(self, key: str, value: object, rule: str) -> ModelError:
         what = f"{self.arch}.{key} is {_short(value)}: {rule}"
-        return ModelError(f"{_where(self.metadata)}{what}; the file is damaged or too new")
+        reason = "it was overridden" if is_overridden(self.metadata, f"{self.arch}.{key}") else _DAMAGED
+        return ModelError(f"{_where(self.metadata)}{what}; {reason}")
 
     def get(self, key: str) -> Any:
         return self.metadata.get(f"{self.arch}.{key}")

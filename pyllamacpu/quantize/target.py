@@ -103,14 +103,15 @@ def check_room(file: GGUFFile, room: int, types: TypeOptions) -> None:
 
 
 @contextmanager
-def runnable(file: GGUFFile, out: Path) -> Iterator[GGUFFile]:
-    """The model to measure with: itself, or, where it would fill memory, a copy in Q8_0.
+def runnable(file: GGUFFile, out: Path, expert_memory: int | None = None) -> Iterator[GGUFFile]:
+    """The model to measure with: itself, or, where it would fill memory, a copy in Q8_0. expert_memory: bytes
+    for its experts, which stay in the file: it is measured itself then, however large.
 
     Floats are what to measure with: quantized products round activations too, and that noise, which any
     change of a weight stirs up, hides small divergences. The copy is a temporary file beside `out`.
     """
     memory = memory_usable()
-    if not memory or file.n_bytes < _SHARE_OF_MEMORY * memory:
+    if expert_memory is not None or not memory or file.n_bytes < _SHARE_OF_MEMORY * memory:
         with GGUFFile.open(file.paths[0]) as again:
             yield again
         return
@@ -122,9 +123,9 @@ def runnable(file: GGUFFile, out: Path) -> Iterator[GGUFFile]:
         yield small
 
 
-def open_engine(file: GGUFFile) -> Engine:
+def open_engine(file: GGUFFile, expert_memory: int | None = None) -> Engine:
     """An engine that reads several windows in a tensor."""
-    return Engine(file, n_ctx=_N_BATCH, n_batch=_N_BATCH)
+    return Engine(file, n_ctx=_N_BATCH, n_batch=_N_BATCH, expert_memory=expert_memory)
 
 
 def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, progress: OnCount) -> Windows:
@@ -138,7 +139,9 @@ def calibration(engine: Engine, text: Path | None, n_tokens: int, seed: int, pro
     return sampled_windows(engine, n_tokens, N_CTX, seed, on_progress)
 
 
-def gather(small: GGUFFile, cut: Windows, dataset: str, progress: OnCount) -> Imatrix:
+def gather(
+    small: GGUFFile, cut: Windows, dataset: str, progress: OnCount, expert_memory: int | None = None
+) -> Imatrix:
     """The importance matrix of a text, the output's too."""
 
     def on_window(done: int, total: int, _: float | None) -> None:
@@ -153,6 +156,7 @@ def gather(small: GGUFFile, cut: Windows, dataset: str, progress: OnCount) -> Im
         on_window=on_window,
         n_ctx=_N_BATCH,
         n_batch=_N_BATCH,
+        expert_memory=expert_memory,
     )
     return found.imatrix
 
@@ -237,9 +241,9 @@ def curve(measured: Measured, n_points: int = 24) -> list[tuple[int, float]]:
     return points
 
 
-def check(path: Path, base: Recorded) -> Divergence:
+def check(path: Path, base: Recorded, expert_memory: int | None = None) -> Divergence:
     """The divergence of the file that was written."""
-    engine = open_engine(GGUFFile.open(path))
+    engine = open_engine(GGUFFile.open(path), expert_memory)
     try:
         return divergence_from(base, engine)
     finally:

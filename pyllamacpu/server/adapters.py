@@ -18,18 +18,20 @@ from pyllamacpu.server.models import Model
 
 
 def router(service: Service, strict: bool) -> APIRouter:
-    """The routes of the default model's adapters; with `strict` unknown fields are refused."""
+    """The routes of a model's adapters, the default one's unless `?model=` names another; with `strict`
+    unknown fields are refused.
+    """
     routes = APIRouter()
 
     @routes.get("/lora-adapters")
-    async def adapters() -> Response:
-        async with service.models.use(None) as model:
+    async def adapters(request: Request) -> Response:
+        async with service.models.use(request.query_params.get("model")) as model:
             return http.json_response(_listed(model))
 
     @routes.post("/lora-adapters")
     async def set_adapters(request: Request) -> Response:
         items = await http.read_list(request)
-        async with service.models.use(None) as model:
+        async with service.models.use(request.query_params.get("model")) as model:
             model.engine.default_adapters = _scales(items, model, "lora", strict)
             return http.json_response({"success": True})
 
@@ -37,10 +39,11 @@ def router(service: Service, strict: bool) -> APIRouter:
 
 
 def _listed(model: Model) -> list[dict[str, Any]]:
+    served = (model.whole or model).source.adapters  # of the model, also under an adapter's name
     applied = {id(adapter): scale for adapter, scale in model.engine.default_adapters}
     return [
-        {"id": i, "name": served.name, "path": str(a.path), "scale": applied.get(id(a), 0.0), "rank": a.rank}
-        for i, (served, a) in enumerate(zip(model.source.adapters, model.engine.adapters, strict=True))
+        {"id": i, "name": own.name, "path": str(a.path), "scale": applied.get(id(a), 0.0), "rank": a.rank}
+        for i, (own, a) in enumerate(zip(served, model.engine.adapters, strict=True))
     ]
 
 

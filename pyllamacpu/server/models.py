@@ -86,6 +86,9 @@ class ServedFile:
         """What belongs to the name of a model that was created here. Raises StoreError."""
         return card_of(self.path)
 
+    def is_called(self, name: str) -> bool:
+        return _plain_name(name) in map(_plain_name, (self.name, self.path.name))
+
     @property
     def modified(self) -> float:
         """Seconds since 1970."""
@@ -285,10 +288,8 @@ class ModelPool:
         return self._found(name) is not None
 
     def _found(self, name: str) -> ServedFile | None:
-        wanted = _plain_name(name)
-
         def among(files: Sequence[ServedFile]) -> ServedFile | None:
-            return next((f for f in files if wanted in map(_plain_name, (f.name, f.path.name))), None)
+            return next((file for file in files if file.is_called(name)), None)
 
         return among(self.configured) or among(self.files())
 
