@@ -105,7 +105,7 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     plan.op("segment_squares", x=y, ends=ends, sums=np.zeros(96), counts=np.zeros(3))
     h = plan.scatter_rows(y, place, factors, h)
     adapted(plan, h)
-    h = of_images(plan, plan.op("sigmoid", x=h))
+    h = of_images(plan, plan.op("softmax", x=plan.op("sigmoid", x=h)))
     h = plan.select(h)
     plan.output_logits(h, weights(48, 32))
     return h

@@ -95,6 +95,12 @@ def test_sigmoid() -> None:
     checked(lambda plan, t: plan.op("sigmoid", x=t), x, expected=1 / (1 + np.exp(-x.astype(np.float64))))
 
 
+def test_softmax() -> None:
+    x = np.concatenate([9 * random(17, 5, 37), np.full((1, 37), 3e38, np.float32)])
+    e = np.exp(x.astype(np.float64) - x.max(1, keepdims=True))
+    checked(lambda plan, t: plan.op("softmax", x=t), x, expected=e / e.sum(1, keepdims=True))
+
+
 def test_scales() -> None:
     x = random(6, 9, 48)
     checked(

@@ -106,6 +106,26 @@ int64_t run_l2_norm(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     return run_norm(plan, op, queue, op->l2_norm.x, op->l2_norm.out, PL_NONE, l2_norm);
 }
 
+static void softmax(const pl_plan *plan, const pl_op *op, const float *x, float *out)
+{
+    const int64_t n = width_of(plan, op->softmax.x);
+    double top = (double)x[0], sum = 0;
+    for (int64_t i = 1; i < n; i++)
+        top = (double)x[i] > top ? (double)x[i] : top;
+    for (int64_t i = 0; i < n; i++)
+        sum += exp((double)x[i] - top);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(exp((double)x[i] - top) / sum);
+    clear_padding(plan, op->softmax.out, out);
+}
+
+const char *check_softmax(const pl_plan *plan, const pl_op *op) { return check_like(plan, op->softmax.x, op->softmax.out, PL_NONE); }
+
+int64_t run_softmax(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
+{
+    return run_norm(plan, op, queue, op->softmax.x, op->softmax.out, PL_NONE, softmax);
+}
+
 /* ---- elements: a row is cut into pieces of 256 columns, so that all threads share a single token's row; of many rows a
  * thread takes whole ones, since what two threads write side by side costs both ---- */
 

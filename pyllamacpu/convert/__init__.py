@@ -4,8 +4,9 @@ Sources: folders of Hugging Face (safetensors, `pytorch_model*.bin`, single or s
 compressed-tensors, bitsandbytes), of Meta (`consolidated.NN.pth`, `params.json`), PEFT LoRA adapters
 (`--base` names the folder with the base's config.json), GGUF files (another type or other metadata, the
 tokenizer alone, in parts or in one). Pickles are read by an unpickler that can only build tensors.
-Models: LlamaForCausalLM and MistralForCausalLM of any shape, Llama 4 (experts stacked; its vision tower
-becomes a file of its own, beside the text model's), DebertaV2ForSequenceClassification (Prompt Guard).
+Models: LlamaForCausalLM and MistralForCausalLM of any shape, MixtralForCausalLM, Llama 4 (experts stacked;
+its vision tower becomes a file of its own, beside the text model's), DebertaV2ForSequenceClassification
+(Prompt Guard).
 Types: f32, f16, bf16, every type and mix of `quantize` that needs no importance matrix, `auto` (the
 checkpoint's 16-bit type, or those of a GGUF file).
 Tokenizers: `tokenizer.json` (byte-level BPE, BPE with byte fallback), `tokenizer.model` (SentencePiece

@@ -1,7 +1,7 @@
-"""The dense Llama architecture (Llama 1 to 3.3 and everything of that shape), recorded as a plan.
+"""The Llama architecture (Llama 1 to 3.3 and everything of that shape, Mixtral too), recorded as a plan.
 
-Sources: arXiv 2302.13971, 2307.09288, 2407.21783; tensor names and the adjacent-pair rotation as in GGUF
-files. What an architecture's module has to define is in registry.py.
+Sources: arXiv 2302.13971, 2307.09288, 2407.21783, and 2401.04088 for Mixtral's experts; tensor names and the
+adjacent-pair rotation as in GGUF files. What an architecture's module has to define is in registry.py.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.experts import expert_tensors, guess_experts, mlp_shapes, route
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.rope import inverse_frequencies
 from pyllamacpu.model.weights import TensorSpec, Weights, padded_vector
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
+    from pyllamacpu.graph.ops import Tensor
     from pyllamacpu.graph.recorder import Recorder
 
 
 def unsupported(config: ModelConfig) -> str:
     """What keeps a model of this config from being run; "" when it can be."""
-    if config.n_experts:
-        return (
-            f"{config.arch} with {config.n_experts} experts models cannot be run yet; dense llama models can"
-        )
     if isinstance(config.n_heads, tuple) or isinstance(config.kv_heads, tuple):
         return "layers with different numbers of heads cannot be run"
     if config.n_heads % config.kv_heads:
@@ -57,10 +55,10 @@ def _layer(c: ModelConfig, i: int) -> Iterator[TensorSpec]:
         "attn_k": (kv_heads * c.head_dim, c.dim),
         "attn_v": (kv_heads * c.value_dim, c.dim),
         "attn_output": (c.dim, heads * c.value_dim),
-        "ffn_gate": (ffn, c.dim),
-        "ffn_up": (ffn, c.dim),
-        "ffn_down": (c.dim, ffn),
+        **({} if c.n_experts else mlp_shapes(c, ffn)),
     }
+    if c.n_experts:
+        yield from expert_tensors(c, f"blk.{i}.", c.layer_expert_ffn_dim(i) or ffn)
     yield TensorSpec(f"blk.{i}.attn_norm.weight", "vector", (c.dim,))
     yield TensorSpec(f"blk.{i}.ffn_norm.weight", "vector", (c.dim,))
     for name, shape in products.items():
@@ -87,8 +85,26 @@ def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
             a, x = plan.select(a), plan.select(x)
         x = x + plan.linear(a, *w.linear("attn_output"))
         h = plan.rms_norm(x, w.vector("ffn_norm.weight"), c.norm_eps)
-        gate, up = (plan.linear(h, *w.linear(name)) for name in ("ffn_gate", "ffn_up"))
-        x = x + plan.linear(plan.silu_mul(gate, up), *w.linear("ffn_down"))
+        if not c.n_experts:
+            gate, up = (plan.linear(h, *w.linear(name)) for name in ("ffn_gate", "ffn_up"))
+            x = x + plan.linear(plan.silu_mul(gate, up), *w.linear("ffn_down"))
+            continue
+        following = weights.under(f"blk.{i + 1}.") if i + 1 < c.n_layers else None
+        x = _experts(plan, c, w, h, x, following)
+        if following is not None:
+            guess_experts(plan, c, following, x)
     h = plan.rms_norm(x, weights.vector("output_norm.weight"), c.norm_eps)
     plan.output_hidden(h)
     plan.output_logits(h, weights.matrix("output.weight"))
+
+
+def _experts(
+    plan: Recorder, c: ModelConfig, w: Weights, h: Tensor, x: Tensor, following: Weights | None
+) -> Tensor:
+    """x + the sum over a token's best experts e of p e(h), best first; p: softmax over their scores, which is
+    softmax over all experts' made to add up to 1.
+    """
+    routing = route(plan, c, w, h, following)
+    rows = plan.gather_rows(h, routing.order, c.n_experts_used)
+    shares = plan.op("softmax", x=routing.best)
+    return plan.scatter_rows(routing.feed_forward(plan, rows), routing.place, factors=shares, residual=x)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.experts import expert_tensors, guess_experts, mlp_shapes, route
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.llama4_attention import Llama4Attention
 from pyllamacpu.model.rope import inverse_frequencies
@@ -22,7 +23,6 @@ from pyllamacpu.native import lib
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
     from pyllamacpu.graph.ops import Tensor
     from pyllamacpu.graph.recorder import Recorder
-    from pyllamacpu.model.weights import Experts
 
 
 _VISION = ("v.", "mm.")  # of ollama's names
@@ -119,20 +119,14 @@ def _attention_tensors(c: ModelConfig, prefix: str, i: int) -> Iterator[TensorSp
 
 
 def _mlp_tensors(c: ModelConfig, prefix: str, suffix: str, ffn: int) -> Iterator[TensorSpec]:
-    for name, shape in _mlp_shapes(c, ffn).items():
+    for name, shape in mlp_shapes(c, ffn).items():
         yield TensorSpec(f"{prefix}{name}{suffix}.weight", "matrix", shape)
 
 
 def _expert_tensors(c: ModelConfig, prefix: str, i: int) -> Iterator[TensorSpec]:
     ffn = c.layer_expert_ffn_dim(i)
-    yield TensorSpec(f"{prefix}ffn_gate_inp.weight", "matrix", (c.n_experts, c.dim))
-    for name, shape in _mlp_shapes(c, ffn).items():
-        yield TensorSpec(f"{prefix}{name}_exps.weight", "experts", (c.n_experts, *shape))
+    yield from expert_tensors(c, prefix, ffn)
     yield from _mlp_tensors(c, prefix, "_shexp", ffn)
-
-
-def _mlp_shapes(c: ModelConfig, ffn: int) -> dict[str, tuple[int, int]]:
-    return {"ffn_gate": (ffn, c.dim), "ffn_up": (ffn, c.dim), "ffn_down": (c.dim, ffn)}
 
 
 # ---- layers ----
@@ -153,7 +147,7 @@ def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
         following = weights.under(f"blk.{i + 1}.") if i + 1 < c.n_layers and has_experts(c, i + 1) else None
         x = _experts(plan, c, w, h, x, following) if has_experts(c, i) else x + _mlp(plan, w, h)
         if following is not None:
-            _guess_experts(plan, c, following, x)
+            guess_experts(plan, c, following, x)
     h = plan.rms_norm(x, weights.vector("output_norm.weight"), c.norm_eps)
     plan.output_hidden(h)
     plan.output_logits(h, weights.matrix("output.weight"))
@@ -196,38 +190,13 @@ def _mlp(plan: Recorder, w: Weights, h: Tensor, suffix: str = "") -> Tensor:
     return plan.linear(plan.silu_mul(gate, up), *w.linear(f"ffn_down{suffix}"))
 
 
-def _expert_matrices(w: Weights) -> list[Experts]:
-    return [w.experts(f"ffn_{part}_exps.weight") for part in ("gate", "up", "down")]
-
-
-def _guess_experts(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor) -> None:
-    """Has the experts that the next layer's router would choose now read, while its attention is computed."""
-    matrices = _expert_matrices(w)
-    if any(experts.memory is not None for experts in matrices):
-        scores = plan.linear(
-            plan.rms_norm(x, w.vector("ffn_norm.weight"), c.norm_eps), w.matrix("ffn_gate_inp.weight")
-        )
-        _, _, ends = plan.segments(plan.top_k(scores, c.n_experts_used)[0], c.n_experts)
-        plan.expect_experts(ends, matrices)
-
-
 def _experts(
     plan: Recorder, c: ModelConfig, w: Weights, h: Tensor, x: Tensor, following: Weights | None
 ) -> Tensor:
     """x + shared(h) + the sum over a token's best experts e of e(sigmoid(score) h), best first. While experts
-    that stay in the file are read, the shared one is computed; and the `following` layer's are read behind
-    them, if there are so many tokens that most of these are needed.
+    that stay in the file are read, the shared one is computed.
     """
-    gate_matrices, up_matrices, down_matrices = _expert_matrices(w)
-    scores = plan.linear(h, w.matrix("ffn_gate_inp.weight"))
-    ids, best = plan.top_k(scores, c.n_experts_used)
-    order, place, ends = plan.segments(ids, c.n_experts)
-    of_gate, of_up, of_down = plan.request_experts(ends, gate_matrices, up_matrices, down_matrices)
-    if following is not None:
-        plan.expect_experts(ends, _expert_matrices(following), if_most=True)
+    routing = route(plan, c, w, h, following)
     x = x + _mlp(plan, w, h, "_shexp")
-    rows = plan.gather_rows(h, order, c.n_experts_used, plan.op("sigmoid", x=best))
-    gate = plan.segment_linear(rows, ends, gate_matrices, of_gate)
-    up = plan.segment_linear(rows, ends, up_matrices, of_up)
-    routed = plan.segment_linear(plan.silu_mul(gate, up), ends, down_matrices, of_down)
-    return plan.scatter_rows(routed, place, residual=x)
+    rows = plan.gather_rows(h, routing.order, c.n_experts_used, plan.op("sigmoid", x=routing.best))
+    return plan.scatter_rows(routing.feed_forward(plan, rows), routing.place, residual=x)

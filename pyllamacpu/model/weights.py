@@ -338,6 +338,11 @@ class _WeightLoader:
     def _info(self, name: str, shape: tuple[int, ...]) -> Any:
         info = self.file.tensors.get(name)
         if info is None:
+            if name.replace("_exps", ".0") in self.file.tensors:
+                raise self.error(
+                    f"there is a tensor for each expert in the place of {name}, as in files of before April "
+                    "2024, which cannot be run; convert the checkpoint again"
+                )
             raise self.error(f"the tensor {name} is missing; the file is incomplete")
         found = tuple(info.shape)
         same = prod(found) == prod(shape) and shape[-1] % info.type.block_size == 0

@@ -1,12 +1,14 @@
 """config.json of Hugging Face folders, and which architectures can be converted.
 
-The meaning of the keys and the defaults of missing ones are transformers' (LlamaConfig, MistralConfig). A key
+The meaning of the keys and the defaults of missing ones are transformers' (LlamaConfig, MistralConfig,
+MixtralConfig). A key
 that is not known here and is not off is an error, because it may change what the model computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape, window_note
 from pyllamacpu.errors import CheckpointError
 
 DENSE = ("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM", "LlamaModel")
+MIXTRAL = ("MixtralForCausalLM",)
 LLAMA4 = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 MLLAMA = ("MllamaForConditionalGeneration", "MllamaForCausalLM")
 _BY_MODEL_TYPE = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
     "llama4": "Llama4ForConditionalGeneration",
     "mllama": "MllamaForConditionalGeneration",
@@ -72,6 +76,7 @@ _READ = words(
     sliding_window use_sliding_window layer_types max_sequence_length
     """
 )
+_READ_EXPERTS = words("num_local_experts num_experts_per_tok")
 
 
 def read_config(path: Path, values: dict[str, Any], layout: str, ignored: Iterable[str] = ()) -> ModelShape:
@@ -93,7 +98,7 @@ def read_config(path: Path, values: dict[str, Any], layout: str, ignored: Iterab
         return read_mllama(config, set(ignored), HARMLESS | set(NEUTRAL))
     if arch in LLAMA4:
         return read_llama4(config, set(ignored), HARMLESS | set(NEUTRAL))
-    return _read_dense(config, arch)
+    return _with_experts(config, _read_llama(config, arch)) if arch in MIXTRAL else _read_llama(config, arch)
 
 
 def architecture_of(config: Fields) -> str:
@@ -102,9 +107,9 @@ def architecture_of(config: Fields) -> str:
     name = (
         names[0] if isinstance(names, list) and names else _BY_MODEL_TYPE.get(str(config.get("model_type")))
     )
-    if name not in (*DENSE, *LLAMA4, *MLLAMA):
+    if name not in (*DENSE, *MIXTRAL, *LLAMA4, *MLLAMA):
         said = f"the architecture {name}" if name else f"model_type {config.get('model_type')!r}"
-        known = ", ".join((*DENSE, *LLAMA4, *MLLAMA))
+        known = ", ".join((*DENSE, *MIXTRAL, *LLAMA4, *MLLAMA))
         raise CheckpointError(config.path, f"{said} cannot be converted; known architectures: {known}")
     return str(name)
 
@@ -129,19 +134,41 @@ def check_neutral(config: Fields) -> None:
         raise config.error("hidden_act", activation, "only silu can be stated in a GGUF file")
 
 
-def _read_dense(config: Fields, arch: str) -> ModelShape:
-    config.only(_READ, HARMLESS | set(NEUTRAL))
-    mistral = arch == "MistralForCausalLM"
+@dataclass(frozen=True)
+class _Usual:
+    """What a class's config leaves out, and what it knows."""
+
+    n_ctx: int = 2048
+    kv_heads: int = 0  # 0: as many as there are heads
+    norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    window: int = 0
+    has_window: bool = True
+    has_biases: bool = False
+
+
+_LLAMA = _Usual(has_window=False, has_biases=True)
+_USUAL = {
+    "MistralForCausalLM": _Usual(131072, 8, window=4096),
+    "MixtralForCausalLM": _Usual(131072, 8, 1e-5, 1e6),
+}
+
+
+def _read_llama(config: Fields, arch: str) -> ModelShape:
+    config.only(_READ | _READ_EXPERTS if arch in MIXTRAL else _READ, HARMLESS | set(NEUTRAL))
+    usual = _USUAL.get(arch, _LLAMA)
     dim = config.whole("hidden_size", low=1)
     n_heads = config.whole("num_attention_heads", low=1)
     kv_heads = config.whole(
-        "num_key_value_heads", 8 if mistral and "num_key_value_heads" not in config.values else n_heads, low=1
+        "num_key_value_heads",
+        (usual.kv_heads if "num_key_value_heads" not in config.values else 0) or n_heads,
+        low=1,
     )
     head_dim = head_size(config, dim, n_heads, kv_heads)
-    usual = config.whole("max_sequence_length", 131072 if mistral else 2048, low=1)
-    n_ctx = config.whole("max_position_embeddings", usual, low=1)
-    rope, n_ctx = read_rope(config, n_ctx)
-    window, notes = _window(config, mistral, n_ctx)
+    usual_n_ctx = config.whole("max_sequence_length", usual.n_ctx, low=1)
+    n_ctx = config.whole("max_position_embeddings", usual_n_ctx, low=1)
+    rope, n_ctx = read_rope(config, n_ctx, usual.rope_theta)
+    window, notes = _window(config, usual, n_ctx)
     notes += own_code_note(config, arch)
     if arch == "LlamaModel":
         notes.append(NO_OUTPUT)
@@ -156,15 +183,26 @@ def _read_dense(config: Fields, arch: str) -> ModelShape:
         ffn_dim=config.whole("intermediate_size", low=1),
         vocab_size=config.whole("vocab_size", 0),
         n_ctx=n_ctx,
-        norm_eps=config.real("rms_norm_eps", 1e-6),
+        norm_eps=config.real("rms_norm_eps", usual.norm_eps),
         rope=rope,
         explicit_head_dim=config.get("head_dim") is not None,
-        attention_bias=config.flag("attention_bias") and not mistral,
-        mlp_bias=config.flag("mlp_bias") and not mistral,
+        attention_bias=config.flag("attention_bias") and usual.has_biases,
+        mlp_bias=config.flag("mlp_bias") and usual.has_biases,
         tied=config.flag("tie_word_embeddings") or arch == "LlamaModel",
         sliding_window=window,
         has_output=arch != "LlamaModel",
         notes=(*rope.notes, *notes),
+    )
+
+
+def _with_experts(config: Fields, shape: ModelShape) -> ModelShape:
+    """Mixtral's: in every layer, as wide as a dense layer's network."""
+    n_experts = config.whole("num_local_experts", 8, low=1)
+    n_used = config.whole("num_experts_per_tok", 2, low=1)
+    if n_used > n_experts:
+        raise config.error("num_experts_per_tok", n_used, f"there are {n_experts} experts")
+    return replace(
+        shape, n_experts=n_experts, n_experts_used=n_used, expert_ffn_dim=shape.ffn_dim, moe_step=1
     )
 
 
@@ -181,9 +219,9 @@ def head_size(config: Fields, dim: int, n_heads: int, kv_heads: int) -> int:
     return head_dim
 
 
-def _window(config: Fields, mistral: bool, n_ctx: int) -> tuple[int, list[str]]:
+def _window(config: Fields, usual: _Usual, n_ctx: int) -> tuple[int, list[str]]:
     """The sliding window in tokens, 0 for none, and what to say about it."""
-    window = config.whole("sliding_window", 4096 if mistral and "sliding_window" not in config.values else 0)
+    window = config.whole("sliding_window", usual.window if "sliding_window" not in config.values else 0)
     kinds = set(config.get("layer_types", []))
     if len(kinds) > 1 or not kinds <= {"full_attention", "sliding_attention"}:
         raise config.error(
@@ -191,7 +229,7 @@ def _window(config: Fields, mistral: bool, n_ctx: int) -> tuple[int, list[str]]:
         )
     if config.get("use_sliding_window") is False or kinds == {"full_attention"}:
         window = 0
-    if not mistral:
+    if not usual.has_window:
         note = f"sliding_window {window} is not used by Llama models and was left out"
         return 0, [note] if window else []
     if not window or window >= n_ctx:

@@ -19,7 +19,7 @@ from pyllamacpu.convert.models.mllama_tensors import complete_vision, vision_ten
 from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.plain_names import is_useless, plain_name
 from pyllamacpu.convert.models.shape import NO_OUTPUT, ModelShape
-from pyllamacpu.convert.models.slots import EXPERTS, META_EXPERTS, Slot, slots
+from pyllamacpu.convert.models.slots import EXPERTS, META_EXPERTS, MIXTRAL_EXPERTS, Slot, slots
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.weights.lazy_ops import slice_axis, stack, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
@@ -67,7 +67,7 @@ def map_tensors(
     for slot in slots(shape):
         if slot.source.endswith(absent):
             continue
-        if EXPERTS in slot.source:
+        if EXPERTS in slot.source or MIXTRAL_EXPERTS in slot.source:
             tensor = _experts(path, found, slot, taken)
         elif slot.source.endswith("_DE"):
             tensor = transpose(_take(path, found, slot.source, slot.shape[::-1]))
@@ -199,6 +199,8 @@ def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set
     """
     n, n_out, n_in = slot.shape
     prefix, part = slot.source.removesuffix(".weight").rsplit(".", 1)
+    if MIXTRAL_EXPERTS in prefix:
+        return _single_experts(path, found, slot, taken)
     joined = f"{prefix}.gate_up_proj" if part in ("gate_proj", "up_proj") else f"{prefix}.{part}"
     joined = f"{prefix}.{META_EXPERTS[part]}" if part in META_EXPERTS else joined
     if joined in found or part in META_EXPERTS:
@@ -209,6 +211,12 @@ def _experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set
             start = n_out if part == "up_proj" else 0
             tensor = slice_axis(tensor, 2, start, start + n_out)
         return transpose(tensor, (0, 2, 1))
+    return _single_experts(path, found, slot, taken)
+
+
+def _single_experts(path: Path, found: Mapping[str, LazyTensor], slot: Slot, taken: set[str]) -> LazyTensor:
+    n, n_out, n_in = slot.shape
+    prefix, part = slot.source.removesuffix(".weight").rsplit(".", 1)
     single = [f"{prefix}.{i}.{part}.weight" for i in range(n)]
     taken.update(single)
     return stack([_take(path, found, name, (n_out, n_in)) for name in single])

@@ -100,6 +100,8 @@ class ModelShape:
         found.append(KeyValue("rope.dimension_count", self.head_dim, whole))
         if self.arch == "llama4":
             found += self._llama4_keys()
+        elif self.moe_step:
+            found += self._expert_keys()
         if self.cross_layers:
             layers = KeyValue("attention.cross_attention_layers", list(self.cross_layers), ValueType.INT32)
             found += [layers, KeyValue("attention.cross_attention_permuted", False)]
@@ -113,6 +115,10 @@ class ModelShape:
         found = self.vision.keys(self.dim) if self.vision else []
         return [KeyValue(f"{self.arch}.{name}", value, kind) for name, value, kind in found]
 
+    def _expert_keys(self) -> list[KeyValue]:
+        counts = {"expert_count": self.n_experts, "expert_used_count": self.n_experts_used}
+        return [KeyValue(name, n, ValueType.UINT32) for name, n in counts.items()]
+
     def _llama4_keys(self) -> list[KeyValue]:
         whole = ValueType.UINT32
         found = [
@@ -122,6 +128,5 @@ class ModelShape:
         if self.image_token:
             found.append(KeyValue("image_token_id", self.image_token, whole))
         if self.moe_step:
-            found.append(KeyValue("expert_count", self.n_experts, whole))
-            found.append(KeyValue("expert_used_count", self.n_experts_used, whole))
+            found += self._expert_keys()
         return found + (self.attention.metadata(self.n_experts) if self.attention else [])

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pyllamacpu.convert.models.shape import ModelShape
 
 EXPERTS = "feed_forward.experts"
+MIXTRAL = "block_sparse_moe."
+MIXTRAL_EXPERTS = f"{MIXTRAL}experts"
 _ATTENTION = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
 _HF_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _HF_MLP = {"gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down"}
@@ -112,6 +114,10 @@ def _feed_forward(shape: ModelShape, layer: int) -> list[Slot]:
         inside = "feed_forward." if meta or shape.arch == "llama4" else "mlp."
         return _mlp(f"{source}{inside}", name, names, shape.dim, shape.ffn_dim, bias=shape.mlp_bias)
     n, ffn = shape.n_experts, shape.expert_ffn_dim
+    if shape.arch == "llama":
+        router = Slot(f"{name}ffn_gate_inp.weight", f"{source}{MIXTRAL}gate.weight", (n, shape.dim))
+        experts = _mlp(f"{source}{MIXTRAL_EXPERTS}.", name, _META_MLP, shape.dim, ffn, "_exps")
+        return [router, *(replace(slot, shape=(n, *slot.shape)) for slot in experts)]
     theirs = f"{source}feed_forward.router{'_DE' if meta else '.weight'}"
     router = Slot(f"{name}ffn_gate_inp.weight", theirs, (n, shape.dim))
     experts = _mlp(f"{source}{EXPERTS}.", name, names, shape.dim, ffn, "_exps")
