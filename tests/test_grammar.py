@@ -113,6 +113,21 @@ def test_grammars_are_compiled_once(compiler: GrammarCompiler) -> None:
     assert not np.array_equal(first.mask(), second.mask())
 
 
+def test_what_is_kept_of_grammars_has_a_bound(llm: Llama) -> None:
+    """A compiled grammar takes hundreds of bytes for each character of its source."""
+    assert llm.text_tokenizer is not None
+    compiler = GrammarCompiler(llm.text_tokenizer)
+    large = [Grammar.choice([letter * 20_000, "b"]) for letter in "acdef"]
+    for grammar in large:
+        compiler.compile(grammar)
+    kept = [grammar for grammar in large if grammar in compiler._compiled]
+    assert kept == large[-3:]  # the newest, 64 Ki characters together
+    compiler.compile(Grammar.choice(["a" * 70_000, "b"]))
+    assert all(grammar in compiler._compiled for grammar in kept)  # too large to be kept
+    with pytest.raises(OptionError, match="262144"):
+        compiler.compile(Grammar.choice(["a" * 300_000]))
+
+
 def test_a_token_that_is_not_allowed_is_an_error(compiler: GrammarCompiler) -> None:
     constraint = compiler.compile(Grammar.json_object()).start()
     with pytest.raises(OptionError, match="grammar: "):

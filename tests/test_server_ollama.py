@@ -160,7 +160,8 @@ def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> N
     [
         ({"options": {"temperature": -1}}, "options.temperature"),
         ({"options": {"num_ctx": 100000}}, "options.num_ctx"),
-        ({"options": {"num_predict": 0}}, "options.num_predict"),
+        ({"options": {"num_predict": -3}}, "options.num_predict"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"options": 3}, "options"),
         ({"keep_alive": "soon"}, "keep_alive"),
         ({"keep_alive": 10**400}, "keep_alive"),
@@ -173,6 +174,21 @@ def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> N
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
     response = running.post("/api/chat", **{"model": "tiny", "messages": QUESTION, **change})
     assert response.status_code == 400 and response.json()["error"].startswith(says)
+
+
+@pytest.mark.parametrize("limit", [0, -1, -2])
+def test_without_a_limit_an_answer_ends_with_the_context(client: ollama.Client, limit: int) -> None:
+    """As Ollama has it, 0 is no limit either."""
+    options = {"temperature": 0, "num_predict": limit, "stop_loops": False}
+    answer = client.chat("tiny", QUESTION, options=options)
+    assert answer.done_reason in ("length", "stop") and answer.eval_count is not None
+    assert answer.done_reason == "stop" or answer.eval_count + (answer.prompt_eval_count or 0) >= 255
+    assert answer.eval_count > 20
+
+
+def test_models_are_not_pushed(client: ollama.Client) -> None:
+    with pytest.raises(ollama.ResponseError, match="not pushed"):
+        client.push("tiny")
 
 
 def test_what_is_left_out_is_named(running: Running) -> None:

@@ -63,11 +63,11 @@ def test_a_template_of_messages() -> None:
     )
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     shown = rendered(LLAMA, USER, tools=[tool])
-    assert shown.startswith('<U>[{"') and '"name": "f"' in shown
+    assert shown.startswith('<U>[{"') and '"name":"f"' in shown
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
     text = rendered(LLAMA, USER, {"role": "assistant", "content": "", "tool_calls": [call]},
                     {"role": "tool", "content": "7"})  # fmt: skip
-    assert text == '<U>\n\nhi {{ x }}</U><A>{"name": "f", "parameters": {"a": 1}}</A><T>7</T><A>'
+    assert text == '<U>\n\nhi {{ x }}</U><A>{"name": "f", "parameters": {"a":1}}</A><T>7</T><A>'
 
 
 def test_values() -> None:
@@ -94,7 +94,8 @@ def test_tools_are_printed_as_json_wherever_they_stand() -> None:
     }
     for source, value in printed.items():
         text = rendered(f"{source}{{{{ range .Messages }}}}{{{{ end }}}}", USER, tools=[tool])
-        assert text == "" if value is None else json.loads(text) == value, source
+        written = "" if value is None else json.dumps(value, separators=(",", ":"))  # as Go writes it
+        assert text == written, source
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark", "tool_calls"]
 
 _CACHED = 64  # compiled grammars of a model
-_MAX_SOURCE = 1 << 20  # characters
+# Characters of their sources together, and of one: a compiled grammar takes up to 450 bytes for each of them.
+_CACHED_SOURCE = 1 << 16
+_MAX_SOURCE = 1 << 18
 _ARGUMENTS = re.compile(r"#(?:/anyOf/(\d+))?/properties/parameters")  # of one of the tools
 _SLICES = [rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in ("10", "")]
 _MAX_FORCED = 128  # bytes of a text without a choice that are tokenized at a time
@@ -157,10 +159,16 @@ class GrammarCompiler:
             vocabulary = self._vocabulary
         found = _compile(grammar, vocabulary)
         with self._lock:
-            self._compiled[grammar] = found
-            while len(self._compiled) > _CACHED:
+            if len(grammar.source) <= _CACHED_SOURCE:
+                self._compiled[grammar] = found
+            while (
+                len(self._compiled) > _CACHED or sum(len(g.source) for g in self._compiled) > _CACHED_SOURCE
+            ):
                 self._compiled.popitem(last=False)
         return found
+
+    def _n_characters(self) -> int:
+        return sum(len(grammar.source) for grammar in self._compiled)
 
 
 def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:

@@ -55,7 +55,7 @@ def router(service: Service, strict: bool) -> APIRouter:
 async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(service.models.use(fields.text("model")))
-        request, stream = _request(fields, model), fields.flag("stream")
+        request, stream = _request(fields, model, strict), fields.flag("stream")
         assert isinstance(request.prompt, Chat)
         tools = request.prompt.tools
         fields.finish(strict)
@@ -74,7 +74,7 @@ async def _answer(service: Service, fields: Fields, strict: bool) -> Response:
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         chat = _chat(fields)
-        anthropic_grammar(fields)  # takes no tokens
+        anthropic_grammar(fields, strict)  # takes no tokens
         fields.finish(strict)
         n_tokens = await service.off_loop(
             count_tokens, model, chat, service.images, with_images=bool(chat.images)
@@ -82,13 +82,12 @@ async def _count(service: Service, fields: Fields, strict: bool) -> Response:
         return http.json_response({"input_tokens": n_tokens})
 
 
-def _request(fields: Fields, model: Model) -> Generate:
+def _request(fields: Fields, model: Model, strict: bool) -> Generate:
     chat = _chat(fields)
     limit = fields.integer("max_tokens", 1, BIG)
     if limit is None:
         raise fields.wrong("max_tokens", "is missing")
-    fields.ignore(*_NO_EFFECT)
-    form = anthropic_grammar(fields)
+    form = anthropic_grammar(fields, strict)
     if form is not None and chat.tools.offered:
         raise fields.wrong("tools", "do not go with a form of the answer")
     return Generate(
@@ -106,6 +105,7 @@ def _request(fields: Fields, model: Model) -> Generate:
 def _chat(fields: Fields) -> Chat:
     """System text and messages; a last message of the assistant is the beginning of its answer."""
     tools = _tools(fields)
+    fields.ignore(*_NO_EFFECT)
     fields.refuse("thinking", "the model does not think aloud", {"type": "disabled"})
     fields.refuse("mcp_servers", "is not supported", [])
     fields.refuse("container", "is not supported")

@@ -89,15 +89,17 @@ def _vllm(name: str, kind: str, value: Any) -> Grammar | None:
     return _make(name, makers[kind], value)
 
 
-def anthropic_grammar(fields: Fields) -> Grammar | None:
+def anthropic_grammar(fields: Fields, strict: bool) -> Grammar | None:
     """`output_config.format`, or the older `output_format`."""
     found = []
     for name in ("output_config", "output_format"):
         value = fields.raw(name)
         if value is None:
             continue
-        own = Fields(value, f"{name}.")
-        form = own.nested("format") if name == "output_config" else own
+        form = own = Fields(value, f"{name}.")
+        if name == "output_config":
+            form = own.nested("format")
+            own.finish(strict)
         if "type" not in form and name == "output_config":
             continue
         form.choice("type", ("json_schema",))

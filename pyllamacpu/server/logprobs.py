@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, for `echo`."""
+"""Log-probabilities: how many are asked for, and those of a prompt's own tokens, for `echo`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.rows import top_logprobs_rows
 from pyllamacpu.sampling.sampler import TokenLogprobs
+from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.models import Model
 
+MAX_TOP = 20  # alternatives beside a token
 _CHUNK = 32  # tokens: what runs beside the prompt waits for no more
+
+
+def read_logprobs(fields: Fields) -> int | None:
+    """Alternatives beside each token, from `logprobs` and `top_logprobs`; None without log-probabilities."""
+    wanted, n_top = fields.flag("logprobs"), fields.integer("top_logprobs", 0, MAX_TOP)
+    if n_top is not None and not wanted:
+        raise fields.wrong("top_logprobs", "needs logprobs to be true")
+    return (n_top or 0) if wanted else None
 
 
 async def prompt_logprobs(

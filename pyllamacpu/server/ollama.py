@@ -16,8 +16,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.api.tools import NO_TOOLS
 from pyllamacpu.engine.generate import TextEvent
+from pyllamacpu.sampling.sampler import TokenLogprobs
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import ollama_grammar
@@ -26,6 +28,7 @@ from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
 from pyllamacpu.server.images import image_part
+from pyllamacpu.server.logprobs import read_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
@@ -101,7 +104,8 @@ class _Endpoint(ABC):
                 return http.Stream(stack.pop_all(), self.lines(answers), failed, NDJSON)
             (events,) = await answers.whole()
             text = "".join(event.text for event in events)
-            return http.json_response(self.final(answers, events[-1], text))
+            entries = [entry for event in events for entry in event.logprobs]
+            return http.json_response(self.final(answers, events[-1], text, entries))
 
     def only_load(self, stay: float | None) -> Response:
         reason = "unload" if stay == 0 else "load"
@@ -110,18 +114,16 @@ class _Endpoint(ABC):
     def request(self, model: Model, prompt: Chat | Text) -> Generate:
         fields = self.fields
         fields.refuse("think", "the model does not think aloud", False)
-        fields.refuse("logprobs", "is not supported", False)
-        fields.ignore("top_logprobs")
         options = fields.nested("options")
         n_ctx = model.engine.n_ctx
         wanted = options.integer("num_ctx", 1, BIG)
         if wanted is not None and wanted > n_ctx:
             raise options.wrong("num_ctx", f"{wanted} is more than this server's context of {n_ctx} (-c)")
+        if wanted is not None and wanted < n_ctx:
+            options.note("options.num_ctx: less than the server's context (-c), which is used")
         options.ignore(*NO_EFFECT)
         options.refuse("penalize_newline", "newlines are penalized like other tokens", True)
         limit = options.integer("num_predict", -2, BIG)
-        if limit == 0:
-            raise options.wrong("num_predict", "0 tokens cannot be generated; -1 is until the end")
         form = ollama_grammar(fields)
         if form is not None and self.tools.offered:
             raise fields.wrong("tools", "do not go with a form of the answer")
@@ -129,8 +131,9 @@ class _Endpoint(ABC):
         request = Generate(
             prompt,
             sampling,
-            max_tokens=n_ctx if limit is not None and limit < 0 else limit,
+            max_tokens=n_ctx if limit is not None and limit <= 0 else limit,  # 0 and less: until the end
             stop=options.strings("stop"),
+            logprobs=read_logprobs(fields),
             grammar=self.tools.form or form,
             adapters=read_lora(fields, model),
             stop_loops=options.optional_flag("stop_loops"),
@@ -145,21 +148,28 @@ class _Endpoint(ABC):
     async def lines(self, answers: Answers) -> AsyncIterator[bytes]:
         reader = self.tools.reader()
         unfinished: list[Part] = []  # calls come whole here
+        entries: list[TokenLogprobs] = []  # of tokens whose text is yet to be sent
         async for _, event in answers.pieces():
+            entries += event.logprobs
             parts = [*unfinished, *reader.push(event.text)]
             is_last = event.finish_reason is not None
             found, unfinished = split_whole([*parts, *reader.finish()] if is_last else parts, is_last)
             if found.text or found.calls:
-                yield http.ndjson({**self.head(), **self.piece(found.text, found.calls), "done": False})
+                piece = {**self.piece(found.text, found.calls), **_logprobs(answers, entries)}
+                yield http.ndjson({**self.head(), **piece, "done": False})
+                entries = []
             if is_last:
-                yield http.ndjson(self.final(answers, event, ""))
+                yield http.ndjson(self.final(answers, event, "", entries))
 
-    def final(self, answers: Answers, last: TextEvent, text: str) -> dict[str, Any]:
+    def final(
+        self, answers: Answers, last: TextEvent, text: str, entries: Sequence[TokenLogprobs]
+    ) -> dict[str, Any]:
         stats, found = last.stats, with_cut_as_text(self.tools.read(text))
         assert stats is not None
         return {
             **self.head(),
             **self.piece(found.text, found.calls),
+            **_logprobs(answers, entries),
             "done": True,
             "done_reason": last.finish_reason,
             **shown_findings(last),
@@ -210,6 +220,11 @@ class _Chat(_Endpoint):
             rows = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
             message["tool_calls"] = [{"function": row} for row in rows]
         return {"message": message}
+
+
+def _logprobs(answers: Answers, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    """The field of the tokens of a piece, where they were asked for."""
+    return {"logprobs": chat_logprobs(answers.model.tokenizer, entries)["content"]} if entries else {}
 
 
 def _images(values: Any) -> list[dict[str, Any]]:

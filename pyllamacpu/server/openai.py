@@ -6,6 +6,7 @@ Source: https://platform.openai.com/docs/api-reference. llama.cpp's sampling opt
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,10 +27,9 @@ def router(service: Service, strict: bool) -> APIRouter:
     @routes.get("/v1/models")
     @routes.get("/models")
     async def models() -> Response:
-        files = await service.off_loop(service.models.files)
-        return http.json_response(
-            {"object": "list", "data": [_model_entry(f.name, f.modified) for f in files]}
-        )
+        entries = [_model_entry(f.name, f.modified) for f in await service.off_loop(service.models.files)]
+        ends = {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]} if entries else {}
+        return http.json_response({"object": "list", "data": entries, "has_more": False, **ends})
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
@@ -57,7 +57,17 @@ def router(service: Service, strict: bool) -> APIRouter:
 
 
 def _model_entry(name: str, modified: float) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": int(modified), "owned_by": "pyllamacpu"}
+    """In OpenAI's shape, and in Anthropic's, whose path is the same."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(modified),
+        "owned_by": "pyllamacpu",
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(int(modified), timezone.utc).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+    }
 
 
 def _chat(service: Service, fields: Fields, strict: bool) -> Awaitable[Response]:

@@ -12,9 +12,10 @@ from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate
+from pyllamacpu.server.logprobs import read_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
-from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, MAX_TOP, NO_EFFECT, Endpoint
+from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
 from pyllamacpu.server.tools import call_id, read_tools
 from pyllamacpu.text.tool_calls import Part, ToolCallDelta, ToolCallReader
@@ -40,11 +41,7 @@ class ChatCompletion(Endpoint):
             fields.refuse(name, why)
         _check_modalities(fields)
         fields.ignore(*NO_EFFECT, "cache_prompt")
-        wanted = fields.flag("logprobs")
-        n_top = fields.integer("top_logprobs", 0, MAX_TOP)
-        if n_top is not None and not wanted:
-            raise fields.wrong("top_logprobs", "needs logprobs to be true")
-        self.logprobs = (n_top or 0) if wanted else None
+        self.logprobs = read_logprobs(fields)
         limit = fields.integer("max_completion_tokens", 1, BIG)
         older = fields.integer("max_tokens", 1, BIG)
         form = openai_grammar(fields)

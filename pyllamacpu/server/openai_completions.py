@@ -13,9 +13,9 @@ from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Chat, Generate, Text, check_room, prompt_ids
-from pyllamacpu.server.logprobs import prompt_logprobs
+from pyllamacpu.server.logprobs import MAX_TOP, prompt_logprobs
 from pyllamacpu.server.models import Model
-from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, MAX_TOP, NO_EFFECT, Endpoint, usage, wrap
+from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint, usage, wrap
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
 
 

@@ -18,8 +18,8 @@ from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.models import Model
 
 MAX_ANSWERS = 128
-MAX_TOP = 20
-NO_EFFECT = ("user", "service_tier", "store", "metadata", "safety_identifier", "prompt_cache_key")
+NO_EFFECT = ("user", "service_tier", "store", "metadata", "safety_identifier", "prompt_cache_key",
+             "prompt_cache_retention", "prompt_cache_options")  # fmt: skip
 
 
 def usage(answers: Answers) -> dict[str, Any]:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from pyllamacpu.api.responses import chat_logprobs
 from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.sampling.sampler import TokenLogprobs
 from pyllamacpu.server import http
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import response_grammar
@@ -25,6 +27,7 @@ from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
 from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import call_id, make_tools
@@ -32,7 +35,9 @@ from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
 
 _SAMPLING = {"temperature": ("temperature", 0.0, 2.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
-_NO_EFFECT = ("user", "service_tier", "metadata", "store", "safety_identifier", "prompt_cache_key", "include")
+_NO_EFFECT = ("user", "service_tier", "store", "safety_identifier", "prompt_cache_key",
+              "prompt_cache_retention", "prompt_cache_options")  # fmt: skip
+_LOGPROBS = "message.output_text.logprobs"  # of what `include` may name; nothing else is ever there
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -53,9 +58,10 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(service.models.use(fields.text("model")))
         request, stream = _request(fields, model), fields.flag("stream")
+        metadata = dict(fields.nested("metadata").values)
         fields.finish(strict)
         assert isinstance(request.prompt, Chat)
-        shape = _Shape(model.name, request.prompt.tools, request)
+        shape = _Shape(model, request.prompt.tools, request, metadata)
         answers = await stack.enter_async_context(service.generate(model, [request]))
         if stream:
             return http.Stream(stack.pop_all(), shape.events(answers), shape.failed)
@@ -63,7 +69,8 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
         found = shape.tools.read("".join(event.text for event in events))
         items = [shape.call(call, _status(call.whole)) for call in found.calls]
         if found.text or not items:
-            items.append(shape.message(found.text))
+            entries = [] if found.calls else [entry for event in events for entry in event.logprobs]
+            items.append(shape.message(found.text, entries=shape.logprobs(entries)))
         return http.json_response(shape.response(items, events[-1], answers))
 
 
@@ -74,8 +81,8 @@ def _request(fields: Fields, model: Model) -> Generate:
     fields.refuse("truncation", "prompts are never cut", "disabled")
     fields.refuse("reasoning", "the model does not think aloud")
     fields.refuse("prompt", "there are no stored prompts")
-    fields.refuse("top_logprobs", "is not supported", 0)
     fields.refuse("max_tool_calls", "no tools are run here")
+    fields.refuse("moderation", "moderation is not supported")
     fields.ignore(*_NO_EFFECT, "stream_options")
     tools, form = _tools(fields), _form(fields)
     if form is not None and tools.offered:
@@ -84,6 +91,7 @@ def _request(fields: Fields, model: Model) -> Generate:
         Chat(_messages(fields), tools=tools),
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
+        logprobs=_n_logprobs(fields),
         grammar=tools.form or form,
         adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
@@ -100,6 +108,12 @@ def _tools(fields: Fields) -> ChatTools:
         function = {key: item for key, item in value.items() if key != "type" and item is not None}
         values.append({"type": "function", "function": function})
     return make_tools(fields, values, fields.raw("tool_choice"), fields.optional_flag("parallel_tool_calls"))
+
+
+def _n_logprobs(fields: Fields) -> int | None:
+    """Alternatives beside each token; None without log-probabilities."""
+    n_top = fields.integer("top_logprobs", 0, MAX_TOP)
+    return n_top or 0 if n_top or _LOGPROBS in fields.items("include") else None
 
 
 def _form(fields: Fields) -> Grammar | None:
@@ -145,20 +159,21 @@ def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
 class _Shape:
     """One response in its shape, and its events with their numbers."""
 
-    def __init__(self, model: str, tools: ChatTools, request: Generate) -> None:
+    def __init__(self, model: Model, tools: ChatTools, request: Generate, metadata: dict[str, Any]) -> None:
         self.tools = tools
+        self._tokenizer = model.tokenizer
         self._number = 0
         self._base: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": model,
+            "model": model.name,
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
             "instructions": None,
             "max_output_tokens": request.max_tokens,
-            "metadata": {},
+            "metadata": metadata,
             "output": [],
             "parallel_tool_calls": tools.most is None,
             "previous_response_id": None,
@@ -167,18 +182,25 @@ class _Shape:
             "text": {"format": {"type": "text"}},
             "tool_choice": "required" if tools.forced else "auto",
             "tools": [{"type": "function", **tool["function"]} for tool in tools.offered],
+            "top_logprobs": request.logprobs or 0,
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
             "usage": None,
         }
 
-    def message(self, text: str, status: str = "completed", item_id: str | None = None) -> dict[str, Any]:
+    def logprobs(self, entries: Sequence[TokenLogprobs]) -> list[Any]:
+        found: list[Any] = chat_logprobs(self._tokenizer, entries)["content"]
+        return found
+
+    def message(
+        self, text: str, status: str = "completed", item_id: str | None = None, entries: Sequence[Any] = ()
+    ) -> dict[str, Any]:
         return {
             "id": item_id or f"msg_{uuid.uuid4().hex}",
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [_part(text)] if status == "completed" else [],
+            "content": [_part(text, entries)] if status == "completed" else [],
         }
 
     def call(self, call: ToolCall, status: str) -> dict[str, Any]:
@@ -201,7 +223,7 @@ class _Shape:
             "output": items,
             "usage": {
                 "input_tokens": answers.n_prompt,
-                "input_tokens_details": {"cached_tokens": answers.n_cached},
+                "input_tokens_details": {"cached_tokens": answers.n_cached, "cache_write_tokens": 0},
                 "output_tokens": answers.n_generated,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": answers.n_prompt + answers.n_generated,
@@ -227,6 +249,7 @@ class _Shape:
                 parts += reader.finish()
                 if not parts and not items.done and not items.is_open:
                     parts = [""]
+            items.entries += self.logprobs(last.logprobs)
             for part in parts:
                 for event in items.part(part):
                     yield event
@@ -245,6 +268,8 @@ class _Items:
         self._shape = shape
         self._item: dict[str, Any] = {}  # the one that is open
         self._text: list[str] = []  # of the message, or the call's arguments
+        self._logprobs: list[Any] = []  # of the message
+        self.entries: list[Any] = []  # log-probabilities of tokens whose text is yet to be sent
         self._whole = True
 
     @property
@@ -257,9 +282,12 @@ class _Items:
                 yield from self.end()
                 yield from self._open_message()
             if part:
-                yield self._event("response.output_text.delta", delta=part, content_index=0, logprobs=[])
+                entries, self.entries = self.entries, []
+                yield self._event("response.output_text.delta", delta=part, content_index=0, logprobs=entries)
                 self._text.append(part)
+                self._logprobs += entries
             return
+        self.entries = []  # of a call
         if part.name is not None:
             yield from self.end()
             self._whole = False
@@ -276,6 +304,7 @@ class _Items:
     def _added(self, item: dict[str, Any]) -> bytes:
         self._item = item
         self._text.clear()
+        self._logprobs = []
         return self._shape.event("response.output_item.added", output_index=len(self.done), item=item)
 
     def _open_message(self) -> Iterator[bytes]:
@@ -288,9 +317,11 @@ class _Items:
             return
         item, text = self._item, "".join(self._text)
         if item["type"] == "message":
-            item = self._shape.message(text, item_id=item["id"])
-            yield self._event("response.output_text.done", content_index=0, text=text, logprobs=[])
-            yield self._event("response.content_part.done", content_index=0, part=_part(text))
+            entries = self._logprobs + self.entries
+            self.entries = []
+            item = self._shape.message(text, item_id=item["id"], entries=entries)
+            yield self._event("response.output_text.done", content_index=0, text=text, logprobs=entries)
+            yield self._event("response.content_part.done", content_index=0, part=_part(text, entries))
         else:
             item = {**item, "arguments": text, "status": _status(self._whole)}
             done = {"arguments": text, "name": item["name"]}
@@ -304,8 +335,8 @@ def _status(is_whole: bool) -> str:
     return "completed" if is_whole else "incomplete"
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, entries: Sequence[Any] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(entries)}
 
 
 def _why_cut(last: TextEvent) -> str:

@@ -31,13 +31,14 @@ _ROOT = {"System": "v.system", "Prompt": "v.prompt", "Response": "v.response", "
 _FIELDS = {"Role": "role", "Content": "content", "ToolCalls": "tool_calls", "ToolName": "name",
            "Type": "type", "Function": "function", "Name": "name", "Description": "description",
            "Arguments": "arguments", "Parameters": "parameters"}  # fmt: skip
+_JSON = "tojson(separators=(',', ':'))"  # as Go writes it
 _COMPARED = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
-# What both kinds of template need: tools and arguments are printed as JSON, neighbours of one role are one
-# message.
+# What both kinds of template need: tools and arguments are printed as JSON without spaces, neighbours of one
+# role are one message.
 _COLLATE = """\
 {%- macro printed(value) -%}
-  {{- value | tojson if value is defined and value is not string and value is iterable else value -}}
+  {{- value | @JSON@ if value is defined and value is not string and value is iterable else value -}}
 {%- endmacro -%}
 {%- set v = namespace(messages=[], system='', prompt='', response='') -%}
 {%- for m in messages -%}
@@ -53,7 +54,7 @@ _COLLATE = """\
     {%- set v.messages = v.messages + [m] -%}
   {%- endif -%}
 {%- endfor -%}
-"""
+""".replace("@JSON@", _JSON)
 _TURNS = """\
 {%- macro turn() -%}
   @WHOLE@
@@ -334,7 +335,7 @@ def _call(word: str, arguments: Sequence[str], text: str) -> str:
     one: dict[str, Callable[[str], str]] = {
         "not": lambda x: f"(not {x})",
         "len": lambda x: f"({x} | length)",
-        "json": lambda x: f"({x} | tojson)",
+        "json": lambda x: f"({x} | {_JSON})",
         "trim": lambda x: f"({x} | trim)",
     }
     if word in one and n == 1:
