@@ -262,6 +262,19 @@ def test_variables_of_the_template_have_any_name(running: Running, name: str) ->
     assert response.status_code == 200, response.text
 
 
+def test_llama_cpps_name_of_the_limit(running: Running) -> None:
+    """0 reads the prompt only, as editors' plugins ask ahead of time; below 0 there is none."""
+    question = [{"role": "user", "content": "hello"}]
+    answer = running.post("/v1/chat/completions", messages=question, n_predict=0, id_slot=0).json()
+    assert answer["usage"]["completion_tokens"] == 0 and answer["choices"][0]["finish_reason"] == "length"
+    stream = running.post("/v1/chat/completions", messages=question, n_predict=0, stream=True)
+    assert stream.status_code == 200 and stream.text.endswith("data: [DONE]\n\n")
+    assert running.post("/v1/chat/completions", messages=question, n_predict=-3).status_code == 400
+    limits = {"n_predict": 9, "max_tokens": 3}
+    three = running.post("/v1/chat/completions", messages=question, ignore_eos=True, **limits).json()
+    assert three["usage"]["completion_tokens"] == 3
+
+
 @pytest.mark.parametrize(
     "change, param",
     [

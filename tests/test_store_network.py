@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -41,16 +40,15 @@ def test_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
+    release, over = threading.Event(), []
 
     def wait(*_: object) -> None:
-        release.wait(10)
+        release.wait(60)
+        over.append("answered")
         raise OSError
 
     monkeypatch.setattr(socket, "create_connection", wait)
-    begin = time.monotonic()
-    assert not reachable("https://example.invalid/", 0.2)
-    assert time.monotonic() - begin < 5
+    assert not reachable("https://example.invalid/", 0.2) and not over, "it did not wait for the name server"
     release.set()
 
 
@@ -81,16 +79,29 @@ def test_pip_knows_what_we_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert package_index_reachable() is None
 
 
+# Instead of sleeping, a line in the file SLEEPS.
+_SLEEPLESS = """
+import os, time
+def sleep(seconds):
+    with open(os.environ["SLEEPS"], "a") as file:
+        file.write(f"{seconds}\\n")
+time.sleep = sleep
+"""
+
+
 @pytest.mark.parametrize("args", [["pull", "llama3.2:1b"], ["pull"], ["pull", "user/repo:Q8_0"]])
-def test_the_error_comes_within_seconds(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The issue's bound is 3 s; a busy machine starts Python slowly, the tries that came before took 20 s."""
+def test_the_error_comes_within_seconds(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No process of it wants to sleep for more than 3 s together: tries after tries took 20 s."""
+    (tmp_path / "sitecustomize.py").write_text(_SLEEPLESS)
+    monkeypatch.setenv("SLEEPS", str(tmp_path / "sleeps"))
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
     monkeypatch.setenv("HF_ENDPOINT", "http://me:hidden@127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_notthis")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    begin = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-m", "pyllamacpu", *args],
         env=environment,
@@ -98,7 +109,8 @@ def test_the_error_comes_within_seconds(args: list[str], monkeypatch: pytest.Mon
         text=True,
         check=False,
     )
-    assert time.monotonic() - begin < 8
+    sleeps = (tmp_path / "sleeps").read_text().split() if (tmp_path / "sleeps").exists() else []
+    assert sum(map(float, sleeps)) < 3
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not any(word in done.stderr for word in ("secret", "hidden", "hf_notthis", "Retry"))

@@ -40,17 +40,15 @@ class ChatCompletion(Endpoint):
         for name, why in _NOT_HERE.items():
             fields.refuse(name, why)
         _check_modalities(fields)
-        fields.ignore(*NO_EFFECT, "cache_prompt")
+        fields.ignore(*NO_EFFECT, "cache_prompt", "id_slot")
         self.logprobs = read_logprobs(fields)
-        limit = fields.integer("max_completion_tokens", 1, BIG)
-        older = fields.integer("max_tokens", 1, BIG)
         form = openai_grammar(fields)
         if form is not None and self.tools.offered:
             raise fields.wrong("tools", "do not go with a form of the answer")
         request = Generate(
             Chat(messages, tools=self.tools, extra=_template_extra(fields)),
             read_sampling(fields, model),
-            max_tokens=older if limit is None else limit,
+            max_tokens=_limit(fields),
             stop=fields.strings("stop"),
             logprobs=self.logprobs,
             n=fields.integer("n", 1, MAX_ANSWERS) or 1,
@@ -117,6 +115,14 @@ class ChatCompletion(Endpoint):
         if index not in self.readers:
             self.readers[index] = self.tools.reader()
         return self.readers[index]
+
+
+def _limit(fields: Fields) -> int | None:
+    """Tokens of the answer, by OpenAI's names, or llama.cpp's, where 0 reads the prompt only."""
+    own = fields.integer("n_predict", -2, BIG)
+    names = ("max_completion_tokens", "max_tokens")
+    given = [limit for name in names if (limit := fields.integer(name, 1, BIG)) is not None]
+    return given[0] if given else None if own is None or own < 0 else own
 
 
 def _begun(name: str, arguments: str = "") -> dict[str, Any]:
