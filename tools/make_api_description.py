@@ -40,6 +40,7 @@ REQUESTS: dict[str, Shape] = {
     "/api/create": {"model": "new", "from": "tiny", "stream": False},
     "/api/show": {"model": "tiny"},
     "/api/pull": {"model": "../none"},
+    "/api/push": {"model": "tiny"},
     "/api/copy": {"source": "tiny", "destination": "copied"},
     "/api/delete": {"model": "copied"},
     "/completion": {"prompt": "hello", "n_predict": 1},
@@ -124,7 +125,7 @@ def read_fields(folder: Path) -> dict[str, dict[str, Shape]]:
             with recording() as found:
                 method = "DELETE" if path == "/api/delete" else "POST"
                 response = client.request(method, path, json=body)
-            refused = path in ("/api/pull", "/rerank")
+            refused = path in ("/api/pull", "/api/push", "/rerank")
             assert (response.status_code == 400) == refused, f"{path}: {response.text}"
             fields[path] = dict(sorted(found.items()))
     return fields

@@ -133,7 +133,7 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     responses: dict[str, Any] = {
         str(status): {"description": _REASONS[status], "content": error} for status in sorted(statuses)
     }
-    if path != "/rerank":  # which no model here can do
+    if path not in ("/rerank", "/api/push"):  # which no model here can do, and which is not done
         responses["200"] = _answer(path)
     if path == "/health":
         responses["503"] = {"description": "It is not", "content": _answer(path)["content"]}

@@ -76,8 +76,9 @@ def router(service: Service, strict: bool) -> APIRouter:
         return await http.answer(request, progress(partial(_pull, name), stream))
 
     @routes.post("/api/push")
-    async def push() -> Response:
-        raise HTTPError("models of this server are not pushed anywhere")
+    async def push(request: Request) -> Response:
+        name = model_name(await http.read_fields(request))
+        raise HTTPError(f"{name!r:.80}: models of this server are not pushed anywhere")
 
     @routes.delete("/api/delete")
     async def delete(request: Request) -> Response:

@@ -153,6 +153,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "/api/create": ("model",),
     "/api/show": ("model",),
     "/api/pull": ("model",),
+    "/api/push": ("model",),
     "/api/delete": ("model",),
     "/api/copy": ("source", "destination"),
     "/completion": ("prompt",),
