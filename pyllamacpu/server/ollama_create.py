@@ -44,6 +44,11 @@ def router(service: Service, strict: bool) -> APIRouter:
         fields = await http.read_fields(request)
         return await http.answer(request, _create(service, fields, strict))
 
+    @routes.post("/api/push")
+    async def push(request: Request) -> Response:
+        name = model_name(await http.read_fields(request))
+        raise HTTPError(f"{name!r:.80}: models of this server are not pushed anywhere")
+
     @routes.head("/api/blobs/{digest}")
     async def has_blob(digest: str) -> Response:
         return Response(status_code=200 if await service.off_loop(blob_path(digest).is_file) else 404)

@@ -75,11 +75,6 @@ def router(service: Service, strict: bool) -> APIRouter:
             raise fields.wrong("model", f"{name!r:.80} is not the name of a model")
         return await http.answer(request, progress(partial(_pull, name), stream))
 
-    @routes.post("/api/push")
-    async def push(request: Request) -> Response:
-        name = model_name(await http.read_fields(request))
-        raise HTTPError(f"{name!r:.80}: models of this server are not pushed anywhere")
-
     @routes.delete("/api/delete")
     async def delete(request: Request) -> Response:
         fields = await http.read_fields(request)
