@@ -270,6 +270,26 @@ typedef struct pl_weight_arena pl_weight_arena;
 /* Room for a model's weights on huge pages; memory is taken when it is filled. NULL: out of memory. */
 pl_weight_arena *pl_weight_arena_new(int64_t bytes);
 void pl_weight_arena_free(pl_weight_arena *arena);
+/* Panels that a file has from byte `offset` on, a multiple of 2 MB: mapped read-only, and shared with all who map them.
+ * Bytes that the file loses meanwhile read as zeros and are counted (pages) by pl_weight_arena_lost. NULL: it cannot be mapped. */
+pl_weight_arena *pl_weight_arena_map(int file, int64_t offset, int64_t bytes);
+int64_t pl_weight_arena_lost(const pl_weight_arena *arena);
+/* How many of the blocks [first, end) of PL_SUM_BLOCK bytes have other sums than sums[first …], with all threads of the pool.
+ * all 0: of those that are not in memory (a few pages of each are asked for), and so come from the disk now. */
+int64_t pl_weight_arena_check(pl_pool *pool, const pl_weight_arena *arena, int64_t first, int64_t end, const uint64_t *sums,
+                              int all);
+/* The sums of the blocks of data: PL_SUM_BLOCK bytes each, the last one shorter; bytes is a multiple of 64. A change within 8
+ * aligned bytes is found in any case, any other one but once in 2^64. */
+#define PL_SUM_BLOCK 2097152
+void pl_block_sums(pl_pool *pool, const void *data, int64_t bytes, uint64_t *sums);
+/* The matrix whose panels begin at byte `offset` of an arena, which lives on with it. NULL: they do not lie in it, or as
+ * pl_matrix_new. */
+pl_matrix *pl_matrix_view(pl_weight_arena *arena, int64_t offset, int type, int64_t rows, int64_t cols);
+/* Bytes of a panel of 16 rows; 0: as NULL of pl_matrix_new. */
+int64_t pl_panel_bytes(int type, int64_t cols);
+/* Packs the panels [first, end) of a matrix to dst, otherwise as pl_matrix_new. */
+void pl_pack_panels(pl_pool *pool, int type, const void *src, int drop, int64_t rows, int64_t cols, int64_t first, int64_t end,
+                    void *dst);
 /* Packs a (rows, cols) matrix of `type` into panels with all threads of the pool. src is not needed afterwards; with
  * `drop` it is a file mapping whose pages leave memory as they are packed. The panels lie in `arena`, which lives on with
  * them, or, if it is NULL or full, on their own.

@@ -252,6 +252,24 @@ def publish_all(parts: Sequence[PartialFile]) -> None:
         part.publish()
 
 
+def make_private_folder(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Makes a folder, or sees to it that only its user can look into it. Raises OSError, also for another
+    user's folder, and for one that is open to others and holds files that are not ours by their names.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not hasattr(os, "geteuid"):  # Windows has other means, which a home folder inherits
+        return
+    status = folder.stat()
+    if status.st_uid != os.geteuid():
+        raise OSError(0, "it is another user's folder; name one of your own")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        if any(not is_ours(name) for name in os.listdir(folder)):
+            raise OSError(
+                0, "it holds other files and is open to other users; name a folder for the cache alone"
+            )
+        folder.chmod(0o700)
+
+
 def part_path(target: Path) -> Path:
     """A name beside `target` that nobody can foresee, and that is not too long where the target's is not."""
     name = os.fsdecode(os.fsencode(target.name)[:_MAX_NAME])

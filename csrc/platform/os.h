@@ -41,6 +41,11 @@ void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */
 void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
 void pl_release(void *memory, size_t bytes);
+/* Bytes of a file from `offset` (a multiple of 2 MB) on, read-only, shared, on huge pages where they lie on such. NULL: not
+ * possible. */
+void *pl_map_file(int file, int64_t offset, size_t bytes);
+void pl_unmap_file(void *memory, size_t bytes);
+int pl_in_memory(const void *mapped, size_t bytes); /* whether the pages of a file mapping are; a guess */
 /* Whole pages of a file mapping that may leave memory; they come back from the file when read again. A hint. */
 void pl_drop_pages(const void *memory, size_t bytes);
 

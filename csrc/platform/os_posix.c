@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#define HUGE_PAGE ((size_t)2 << 20)
 #define MAPPED ((size_t)8 << 20) /* allocations from this size on are mappings of their own */
 
 struct pl_thread {
@@ -167,27 +168,73 @@ int64_t pl_l2_bytes(void)
     bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     return bytes > 0 ? bytes : 1 << 20;
+static size_t whole_pages(size_t bytes)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (bytes + page - 1) / page * page;
+}
+
+/* Fresh pages from an address on that is a multiple of a huge page. */
+static uint8_t *map_aligned(size_t bytes)
+{
+    size_t used = whole_pages(bytes);
+    uint8_t *map = mmap(NULL, used + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+        return NULL;
+    size_t before = (HUGE_PAGE - (uintptr_t)map % HUGE_PAGE) % HUGE_PAGE;
+    if (before > 0)
+        munmap(map, before);
+    munmap(map + before + used, HUGE_PAGE - before);
+    return map + before;
+}
+
+static void want_huge_pages(void *memory, size_t bytes)
+{
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+void *pl_map_file(int file, int64_t offset, size_t bytes)
+{
+    uint8_t *room = map_aligned(bytes);
+    if (!room)
+        return NULL;
+    void *map = mmap(room, bytes, PROT_READ, MAP_SHARED | MAP_FIXED, file, (off_t)offset);
+    if (map == MAP_FAILED) {
+        munmap(room, whole_pages(bytes));
+        return NULL;
+    }
+    want_huge_pages(map, whole_pages(bytes));
+    return map;
+}
+
+void pl_unmap_file(void *memory, size_t bytes) { munmap(memory, whole_pages(bytes)); }
+
+int pl_in_memory(const void *mapped, size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), samples = 8;
+    uint8_t *begin = (uint8_t *)((uintptr_t)mapped / page * page);
+    size_t n = ((uintptr_t)mapped + bytes - (uintptr_t)begin + page - 1) / page;
+    for (size_t i = 0; i < samples; i++) {
+        unsigned char there = 0;
+        if (mincore(begin + (n - 1) * i / (samples - 1) * page, page, (void *)&there) != 0 || !(there & 1))
+            return 0;
+    }
+    return 1;
 }
 
 void *pl_alloc(size_t bytes, int zeroed)
 {
-    const size_t huge = (size_t)2 << 20;
     void *memory = NULL;
     bytes = (bytes + 63) & ~(size_t)63;
     if (bytes >= MAPPED) { /* own mapping: fresh pages are zero, and freeing gives them back at once */
-        uint8_t *map = mmap(NULL, bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (map == MAP_FAILED)
-            return NULL;
-        size_t before = (huge - (uintptr_t)map % huge) % huge, page = (size_t)sysconf(_SC_PAGESIZE);
-        size_t used = (bytes + page - 1) / page * page;
-        if (before > 0)
-            munmap(map, before); /* begins on a huge page */
-        if (huge - before > used - bytes)
-            munmap(map + before + used, bytes + huge - before - used);
-#ifdef MADV_HUGEPAGE
-        madvise(map + before, used, MADV_HUGEPAGE);
-#endif
-        return map + before;
+        memory = map_aligned(bytes);
+        if (memory)
+            want_huge_pages(memory, whole_pages(bytes));
+        return memory;
     }
     if (posix_memalign(&memory, 64, bytes ? bytes : 64) != 0)
         return NULL;

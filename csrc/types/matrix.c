@@ -8,29 +8,55 @@
 #include <stdlib.h>
 
 typedef struct {
-    pl_matrix *matrix;
+    int type, drop;
     const uint8_t *src;
-    int64_t row_bytes;
-    int drop;
+    int64_t row_bytes, rows, cols;
+    int64_t first, end, panel_bytes; /* panels */
+    uint8_t *dst;                    /* of the first */
     pl_counter counter;
 } pack_job;
 
 static void pack(void *arg, int thread)
 {
     pack_job *job = arg;
-    const pl_matrix *m = job->matrix;
     int64_t begin, end;
     (void)thread;
-    while (pl_take(&job->counter, 0, m->panels, 16, &begin, &end)) {
-        int64_t row0 = begin * PL_ROWS, row1 = end * PL_ROWS < m->rows ? end * PL_ROWS : m->rows;
+    while (pl_take(&job->counter, 0, job->end - job->first, 16, &begin, &end)) {
+        int64_t row0 = (job->first + begin) * PL_ROWS, row1 = (job->first + end) * PL_ROWS;
+        row1 = row1 < job->rows ? row1 : job->rows;
         for (int64_t p = begin; p < end; p++) {
-            int64_t row = p * PL_ROWS, left = m->rows - row;
-            pl_pack_panel(m->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
-                          m->cols, m->data + p * m->panel_bytes);
+            int64_t row = (job->first + p) * PL_ROWS, left = job->rows - row;
+            pl_pack_panel(job->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
+                          job->cols, job->dst + p * job->panel_bytes);
         }
         if (job->drop) /* what is packed: loading takes little more memory than the weights */
             pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
     }
+}
+
+int64_t pl_panel_bytes(int type, int64_t cols)
+{
+    const pl_type_info *info = pl_type_find(type);
+    if (!info || info->panel_bytes == 0 || cols < 1 || cols % info->block_elements != 0)
+        return 0;
+    return cols / info->block_elements * info->panel_bytes;
+}
+
+void pl_pack_panels(pl_pool *pool, int type, const void *src, int drop, int64_t rows, int64_t cols, int64_t first, int64_t end,
+                    void *dst)
+{
+    const pl_type_info *info = pl_type_find(type);
+    pack_job job = {.type = type,
+                    .drop = drop,
+                    .src = src,
+                    .row_bytes = cols / info->block_elements * info->block_bytes,
+                    .rows = rows,
+                    .cols = cols,
+                    .first = first,
+                    .end = end,
+                    .panel_bytes = pl_panel_bytes(type, cols),
+                    .dst = dst};
+    pl_pool_run(pool, &(pl_job){pack, &job});
 }
 
 pl_weight_arena *pl_weight_arena_new(int64_t bytes)
@@ -52,7 +78,12 @@ void pl_weight_arena_free(pl_weight_arena *arena)
 {
     if (!arena || atomic_fetch_sub(&arena->owners, 1) != 1)
         return;
-    pl_release(arena->data, (size_t)arena->bytes);
+    if (arena->guard) {
+        pl_mapping_free(arena->guard);
+        pl_unmap_file(arena->data, (size_t)arena->bytes);
+    } else {
+        pl_release(arena->data, (size_t)arena->bytes);
+    }
     free(arena);
 }
 
@@ -71,23 +102,40 @@ static int place(pl_matrix *m, pl_weight_arena *arena)
     return m->data != NULL;
 }
 
+/* Without panels yet; NULL as pl_matrix_new. */
+static pl_matrix *described(int type, int64_t rows, int64_t cols)
+{
+    int64_t panel_bytes = pl_panel_bytes(type, cols);
+    pl_matrix *m = panel_bytes > 0 && rows >= 1 ? malloc(sizeof *m) : NULL;
+    if (m)
+        *m = (pl_matrix){
+            .type = type, .rows = rows, .cols = cols, .panels = (rows + PL_ROWS - 1) / PL_ROWS, .panel_bytes = panel_bytes};
+    return m;
+}
+
 pl_matrix *pl_matrix_new(pl_pool *pool, pl_weight_arena *arena, int type, const void *src, int drop, int64_t rows, int64_t cols)
 {
-    const pl_type_info *info = pl_type_find(type);
-    int64_t k = pl_panel_block_k(type);
-    if (!info || k == 0 || rows < 1 || cols < 1 || cols % info->block_elements != 0)
-        return NULL;
-    pl_matrix *m = malloc(sizeof *m);
+    pl_matrix *m = described(type, rows, cols);
     if (!m)
         return NULL;
-    *m = (pl_matrix){.type = type, .rows = rows, .cols = cols, .panels = (rows + PL_ROWS - 1) / PL_ROWS};
-    m->panel_bytes = cols / k * pl_panel_block_bytes(type);
     if (!place(m, arena)) {
         free(m);
         return NULL;
     }
-    pack_job job = {.matrix = m, .src = src, .row_bytes = cols / info->block_elements * info->block_bytes, .drop = drop};
-    pl_pool_run(pool, &(pl_job){pack, &job});
+    pl_pack_panels(pool, type, src, drop, rows, cols, 0, m->panels, m->data);
+    return m;
+}
+
+pl_matrix *pl_matrix_view(pl_weight_arena *arena, int64_t offset, int type, int64_t rows, int64_t cols)
+{
+    pl_matrix *m = described(type, rows, cols);
+    if (!m || offset < 0 || offset % 64 != 0 || offset > arena->bytes || pl_matrix_bytes(m) > arena->bytes - offset) {
+        free(m);
+        return NULL;
+    }
+    m->arena = arena;
+    m->data = arena->data + offset;
+    atomic_fetch_add(&arena->owners, 1);
     return m;
 }
 

@@ -10,6 +10,7 @@ struct pl_weight_arena {
     _Atomic int owners;
     uint8_t *data;
     int64_t bytes, used;
+    struct pl_mapping *guard; /* of a file's pages (panel_file.c); NULL: memory of its own */
 };
 
 struct pl_matrix {

@@ -59,7 +59,13 @@ class Vision:
             if self._tower is None:
                 engine = self.engine
                 exact = engine.precision == "exact"
-                self._tower = Tower(self.opened, engine.pool, engine.exclusive, exact=exact)
+                self._tower = Tower(
+                    self.opened,
+                    engine.pool,
+                    engine.exclusive,
+                    exact=exact,
+                    pack_cache=engine.pack_cache,
+                )
             return self._tower
 
     def tiles(self, image: Any) -> Tiles:

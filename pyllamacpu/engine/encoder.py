@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence as Seq
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import load
 from pyllamacpu.native import ffi, lib, pointer
 
@@ -33,10 +35,16 @@ class Encoder:
     """Closed by `close`. Threads may share it: steps queue."""
 
     def __init__(
-        self, file: GGUFFile, *, n_threads: int | None = None, n_batch: int = DEFAULT_TOKENS
+        self,
+        file: GGUFFile,
+        *,
+        n_threads: int | None = None,
+        n_batch: int = DEFAULT_TOKENS,
+        pack_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         """n_threads: None or 0: as many as this process may use. n_batch: tokens of a step at most; as many
-        as the longest sequence has, at the least. Raises GGUFError, ModelError, OptionError.
+        as the longest sequence has, at the least. pack_cache: see `Engine`. Raises GGUFError,
+        ModelError, OptionError.
         """
         arch = file.metadata.get("general.architecture")
         if arch != DEBERTA:
@@ -55,7 +63,7 @@ class Encoder:
         self._pool = ffi.gc(
             pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
         )
-        self._model = load(file, self.config, self._pool)
+        self._model = load(file, self.config, self._pool, pack_cache=open_pack_cache(pack_cache))
         recorder = Recorder(())
         self._model.record(recorder)
         self._plan = recorder.compile()
@@ -66,15 +74,10 @@ class Encoder:
 
     @classmethod
     def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        n_threads: int | None = None,
-        n_batch: int = DEFAULT_TOKENS,
-        kv_overrides: Overrides | None = None,
+        cls, path: str | os.PathLike[str], *, kv_overrides: Overrides | None = None, **options: Any
     ) -> Encoder:
         """The encoder of the model file at `path`; options as above."""
-        return cls(GGUFFile.open(path, kv_overrides), n_threads=n_threads, n_batch=n_batch)
+        return cls(GGUFFile.open(path, kv_overrides), **options)
 
     @property
     def n_ctx(self) -> int:

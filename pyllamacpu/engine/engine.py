@@ -40,6 +40,7 @@ from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.expert_memory import ExpertMemory
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
+from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, pointer
@@ -89,6 +90,7 @@ class Engine:
         on_load: Callable[[int, int], None] | None = None,
         input_squares: InputSquares | None = None,
         expert_memory: int | None = None,
+        pack_cache: str | os.PathLike[str] | None = None,
     ) -> None:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. precision: of the activations that quantized
@@ -97,7 +99,8 @@ class Engine:
         `input_squares` is filled with sums for each weight, to which every step adds the squares of the
         weight's input (of the tokens that want outputs, behind the last layer's attention).
         expert_memory: bytes for experts at most, which then stay in the file and are read when a step needs
-        them; None: all of them are loaded.
+        them; None: all of them are loaded. pack_cache: a folder in which the packed weights are kept, to be
+        mapped by the next load.
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
@@ -117,15 +120,15 @@ class Engine:
         check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
         self._pool = _thread_pool(self.n_threads)
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
-        self.model = load(file, self.config, self._pool, on_load, self.expert_memory)
+        self.pack_cache = open_pack_cache(pack_cache)
+        self.model = load(file, self.config, self._pool, on_load, self.expert_memory, self.pack_cache)
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()
         """What new sequences use."""
-        with_images = any(space.kind == "image" for space in spaces)
-        self.image_keys = ImageKeyCache(self.cache, self.images) if with_images else None
+        self.image_keys = _image_keys(self.cache, self.images)
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)
         # rows without a token are padding
@@ -464,6 +467,11 @@ def _check_options(
         raise OptionError(f"expert_memory is {expert_memory}: must be a number of bytes")
     if precision not in PRECISIONS:
         raise OptionError(f"precision is {precision!r:.80}: must be {' or '.join(PRECISIONS)}")
+
+
+def _image_keys(cache: KVCache, images: ImageCache) -> ImageKeyCache | None:
+    """For models whose layers attend to images."""
+    return ImageKeyCache(cache, images) if any(space.kind == "image" for space in cache.spaces) else None
 
 
 def _thread_pool(n_threads: int) -> Any:

@@ -14,7 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import lock_file, part_path, remove_leftovers
+from pyllamacpu.files import lock_file, make_private_folder, part_path, remove_leftovers
 from pyllamacpu.forks import fork_safe_lock
 
 log = logging.getLogger("pyllamacpu.engine")
@@ -77,27 +76,12 @@ class PageFiles:
         self._logged: dict[str, float] = {}
         self._rest_until = 0.0
         try:
-            self._make_folder()
+            make_private_folder(self.folder, _is_ours)
             self._scan()
         except (OSError, ValueError) as error:
             raise OptionError(
                 f"disk cache {self.folder}: {getattr(error, 'strerror', None) or error}"
             ) from error
-
-    def _make_folder(self) -> None:
-        """Makes the folder, or sees to it that only its user can look into it. Raises OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not hasattr(os, "geteuid"):  # Windows has other means, which a home folder inherits
-            return
-        status = self.folder.stat()
-        if status.st_uid != os.geteuid():
-            raise OSError(0, "it is another user's folder; name one of your own")
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            if any(not _is_ours(name) for name in os.listdir(self.folder)):
-                raise OSError(
-                    0, "it holds other files and is open to other users; name a folder for the cache alone"
-                )
-            self.folder.chmod(0o700)
 
     def _path(self, key: bytes, suffix: str = "kv") -> Path:
         return self.folder / f"{key.hex()}.{suffix}"
@@ -181,7 +165,7 @@ class PageFiles:
                 try:
                     _write_whole(path, buffers, used_ns)
                 except FileNotFoundError:  # somebody has deleted the folder
-                    self._make_folder()
+                    make_private_folder(self.folder, _is_ours)
                     self._scan()
                     _write_whole(path, buffers, used_ns)
             except OSError as error:

@@ -21,6 +21,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload
 from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.pack_cache import PackCache
 from pyllamacpu.model.towers import TowerPart, tower_architecture, tower_keys, tower_kind
 from pyllamacpu.model.weights import Weights, load_weights
 from pyllamacpu.native import ffi, lib
@@ -87,7 +88,7 @@ class TowerFile:
 
 class Tower:
     """A tower with its weights, on a thread pool, which has one job at a time: `exclusive()` is entered while
-    weights are packed, and for each run of a part. exact: see NativePlan.
+    weights are packed, and for each run of a part. exact: see NativePlan; pack_cache: where they are kept.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Tower:
         exclusive: Callable[[], AbstractContextManager[object]],
         on_load: Callable[[int, int], None] | None = None,
         exact: bool = False,
+        pack_cache: PackCache | None = None,
     ) -> None:
         self.opened, self.config = opened, opened.config
         self._exclusive, self._pool, self._exact = exclusive, pool, exact
@@ -107,7 +109,7 @@ class Tower:
         check_tower(file, (spec.tensor or spec.name for spec in specs if spec.kind != "unused"))
         self.parts: dict[str, tuple[CompiledPlan, NativePlan]] = {}
         with exclusive():
-            self.weights = load_weights(file, specs, pool, on_load)
+            self.weights = load_weights(file, specs, pool, on_load, pack_cache=pack_cache)
             file.check_intact()
             for name, part in opened.architecture.PARTS.items():
                 if part.lasting:
@@ -144,7 +146,9 @@ class Tower:
     def encode(self, tiles: Tiles) -> Floats:
         """An image -> (n_tiles * rows_per_tile, dim)."""
         try:
-            return self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
+            rows = self.opened.architecture.encode(self.config, self.weights, self.run, tiles)
+            self.opened.file.check_intact()  # weights may be mapped
+            return rows
         finally:
             with self._one_image, self._exclusive():
                 self._release_passing()

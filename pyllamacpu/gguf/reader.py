@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -64,6 +64,7 @@ class GGUFFile:
         self.paths: tuple[Path, ...] = tuple(Path(source.path) for source in sources)
         self.n_bytes: int = sum(source.size for source in sources)  # of all parts
         self._closed = False
+        self._checks: list[Callable[[], None]] = []
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], kv_overrides: Overrides | None = None) -> GGUFFile:
@@ -128,10 +129,17 @@ class GGUFFile:
         """Raises GGUFError when a part was cut short since it was opened: what was read may be wrong."""
         for source in self._sources:
             source.check_intact()
+        for check in self._checks:
+            check()
+
+    def also_check(self, check: Callable[[], None]) -> None:
+        """`check_intact` calls this too: of a file whose bytes stand for some of this one's."""
+        self._checks.append(check)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._checks.clear()
             for source in self._sources:
                 source.close()
 

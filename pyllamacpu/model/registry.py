@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyllamacpu.model.config import ModelConfig
     from pyllamacpu.model.expert_memory import ExpertMemory
     from pyllamacpu.model.kv_space import KVSpace
+    from pyllamacpu.model.pack_cache import PackCache
     from pyllamacpu.model.weights import TensorSpec, Weights
 
 
@@ -90,9 +91,10 @@ def load(
     pool: Any,
     on_bytes: Callable[[int, int], None] | None = None,
     expert_memory: ExpertMemory | None = None,
+    pack_cache: PackCache | None = None,
 ) -> Model:
     """Reads and packs every tensor of `file`; without a `pool` they are only described (weights.py). With an
-    `expert_memory` experts stay in the file.
+    `expert_memory` experts stay in the file; with a `pack_cache` packed ones are kept in its folder.
 
     Raises ModelError for a kind of model that cannot be run, and for tensors that are missing, misshapen,
     left over or of a type that cannot be run.
@@ -101,7 +103,7 @@ def load(
 
     kind = architecture(config, file.paths[0])
     specs = kind.tensors(config, file.tensors)
-    return Model(kind, config, load_weights(file, specs, pool, on_bytes, expert_memory))
+    return Model(kind, config, load_weights(file, specs, pool, on_bytes, expert_memory, pack_cache))
 
 
 def expert_tensors(file: GGUFFile, config: ModelConfig) -> list[TensorInfo]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from math import prod
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,11 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.expert_memory import ExpertMemory
+from pyllamacpu.model.panel_file import PanelFile, Panels, PanelWriter
 from pyllamacpu.native import ffi, lib, pointer
+
+if TYPE_CHECKING:
+    from pyllamacpu.model.pack_cache import PackCache
 
 LANES = 16  # vectors and rows are padded to a multiple of this
 
@@ -111,6 +116,11 @@ class TensorSpec:
     reshaped: bool = False  # the file may divide the elements among other axes
 
 
+def _item(data: Callable[[], npt.NDArray[np.uint8]], i: int) -> npt.NDArray[np.uint8]:
+    found: npt.NDArray[np.uint8] = data()[i]
+    return found
+
+
 class Weights(Mapping[str, Weight]):
     """The tensors of a model by their names."""
 
@@ -182,27 +192,118 @@ def load_weights(
     pool: Any,
     on_bytes: Callable[[int, int], None] | None = None,
     expert_memory: ExpertMemory | None = None,
+    pack_cache: PackCache | None = None,
 ) -> Weights:
     """The tensors of `specs`, in their order. Every tensor of the file must have a spec: one that is not
     understood could change the result.
 
     Without a `pool` weights are only described, in the file's types: enough to measure a plan. With an
-    `expert_memory` the experts stay in the file, and it is started.
-    `on_bytes(done, total)` is called after each matrix. A tensor of the wrong shape, a missing one, one left
-    over, or one of a type that cannot be run is a ModelError that names file and tensor.
+    `expert_memory` the experts stay in the file, and it is started. Else, with a `pack_cache`, the packed
+    matrices are mapped from a file, which is made when it is not there. `on_bytes(done, total)` is called
+    after each matrix. A tensor of the wrong shape, a missing one, one left over, or one of a type that cannot
+    be run is a ModelError that names file and tensor.
     """
-    loader = _WeightLoader(file, pool, on_bytes, expert_memory)
-    found: dict[str, Weight] = {}
-    for spec in specs:
-        name = spec.tensor or spec.name
-        if spec.kind == "unused":
-            loader.taken.add(name)
-        elif not spec.optional or name in file.tensors:
-            found[spec.name] = loader.load(spec.kind, name, spec.shape, spec.reshaped)
-    loader.finish()
+    specs = tuple(specs)
+    if pool is None:
+        return _WeightLoader(file, _Described()).load_all(specs)
     if expert_memory is not None:
+        if pack_cache is not None:
+            pack_cache.skip(file, "its experts stay in the file")
+        found = _WeightLoader(file, _Packed(file, pool), on_bytes, expert_memory).load_all(specs)
         expert_memory.start()
-    return Weights(found)
+        return found
+    panels = None if pack_cache is None else _cached(file, specs, pool, on_bytes, pack_cache)
+    if panels is None:
+        return _WeightLoader(file, _Packed(file, pool), on_bytes).load_all(specs)
+    file.also_check(panels.check_intact)
+    return _WeightLoader(file, _Mapped(panels), on_bytes).load_all(specs)
+
+
+def _cached(
+    file: GGUFFile,
+    specs: tuple[TensorSpec, ...],
+    pool: Any,
+    on_bytes: Callable[[int, int], None] | None,
+    pack_cache: PackCache,
+) -> PanelFile | None:
+    """The file of the packed matrices, if one can be had."""
+    described = _WeightLoader(file, _Described()).load_all(specs)
+    layout = [
+        Panels(matrix.type, matrix.rows, matrix.cols)
+        for weight in described.values()
+        for matrix in (weight if isinstance(weight, Experts) else [weight])
+        if isinstance(matrix, Matrix)
+    ]
+    if not layout or not all(panels.panel_bytes for panels in layout):  # which loading explains
+        return None
+
+    def write(writer: PanelWriter) -> None:
+        _WeightLoader(file, _Written(file, writer), on_bytes).load_all(specs)
+
+    return pack_cache.open(file, layout, pool, write)
+
+
+class _Matrices(Protocol):
+    """Where the loader's matrices come from, or go to."""
+
+    described: bool  # there is nothing but shapes
+
+    def matrix(self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool) -> Any:
+        """Its handle, or NULL. data: its bytes; in_file: as they are in the file."""
+
+
+class _Described:
+    described = True
+
+    def matrix(self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool) -> Any:
+        return ffi.NULL
+
+
+class _Packed:
+    """Packed into memory."""
+
+    described = False
+
+    def __init__(self, file: GGUFFile, pool: Any) -> None:
+        self._pool, self._is_mapped = pool, file.byteorder == "little"  # otherwise data is a copy
+        # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
+        n_bytes = sum(info.n_bytes for info in file.tensors.values()) * 11 // 10 + (4 << 20)
+        self._arena = ffi.gc(lib.pl_weight_arena_new(n_bytes), lib.pl_weight_arena_free)
+
+    def matrix(self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool) -> Any:
+        drop = in_file and self._is_mapped
+        source = ffi.from_buffer(data())
+        return pointer(
+            lib.pl_matrix_new(
+                self._pool, self._arena, int(panels.type), source, drop, panels.rows, panels.cols
+            ),
+            "packing",
+        )
+
+
+class _Written:
+    """Packed into a file."""
+
+    described = False
+
+    def __init__(self, file: GGUFFile, writer: PanelWriter) -> None:
+        self._writer, self._is_mapped = writer, file.byteorder == "little"
+
+    def matrix(self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool) -> Any:
+        self._writer.add(panels, data(), in_file and self._is_mapped)
+        return ffi.NULL
+
+
+class _Mapped:
+    """Taken from a file."""
+
+    described = False
+
+    def __init__(self, file: PanelFile) -> None:
+        self._file = file
+
+    def matrix(self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool) -> Any:
+        return pointer(self._file.take(panels), "mapping")
 
 
 class _WeightLoader:
@@ -211,23 +312,29 @@ class _WeightLoader:
     def __init__(
         self,
         file: GGUFFile,
-        pool: Any,
+        matrices: _Matrices,
         on_bytes: Callable[[int, int], None] | None = None,
         expert_memory: ExpertMemory | None = None,
     ) -> None:
         self.file = file
-        self.pool = pool
+        self.matrices = matrices
         self.on_bytes = on_bytes
         self.expert_memory = expert_memory
         self.total = sum(info.n_bytes for info in file.tensors.values())
         self.done = 0
         self.taken: set[str] = set()
         self.reshaped: set[str] = set()
-        self._arena = ffi.NULL
-        if pool is not None:
-            # panels are at most a twentieth larger than the file's blocks, and padded to 16 rows
-            n_bytes = self.total * 11 // 10 + (4 << 20)
-            self._arena = ffi.gc(lib.pl_weight_arena_new(n_bytes), lib.pl_weight_arena_free)
+
+    def load_all(self, specs: Iterable[TensorSpec]) -> Weights:
+        found: dict[str, Weight] = {}
+        for spec in specs:
+            name = spec.tensor or spec.name
+            if spec.kind == "unused":
+                self.taken.add(name)
+            elif not spec.optional or name in self.file.tensors:
+                found[spec.name] = self.load(spec.kind, name, spec.shape, spec.reshaped)
+        self.finish()
+        return Weights(found)
 
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
@@ -245,21 +352,22 @@ class _WeightLoader:
         return readers[kind](name, *shape)
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        if self.pool is None:
+        if self.matrices.described:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
-        matrix = self._packed(name, info.type, self.file.data(name), rows, cols)
+        matrix = self._matrix(name, Panels(info.type, rows, cols), lambda: self.file.data(name))
         self.file.release(name)
         return matrix
 
     def experts(self, name: str, n: int, rows: int, cols: int) -> Experts:
-        if self.pool is None:
+        if self.matrices.described:
             return Experts(name, (Matrix(name, rows, cols, self._type(name), ffi.NULL),) * n)
         info = self._info(name, (n, rows, cols))
         if self.expert_memory is not None:
             return self._stored(info, n, rows, cols)
-        data = self.file.data(name).reshape(n, -1)
-        matrices = tuple(self._packed(name, info.type, data[i], rows, cols) for i in range(n))
+        data = cache(lambda: self.file.data(name).reshape(n, -1))
+        panels = Panels(info.type, rows, cols)
+        matrices = tuple(self._matrix(name, panels, partial(_item, data, i)) for i in range(n))
         self.file.release(name)
         return Experts(name, matrices)
 
@@ -281,51 +389,48 @@ class _WeightLoader:
             self.on_bytes(self.done, self.total)
 
     def float_matrices(self, name: str, n: int, rows: int, cols: int) -> Experts:
-        if self.pool is None:
+        if self.matrices.described:
             return Experts(name, (Matrix(name, rows, cols, TensorType.F32, ffi.NULL),) * n)
         info = self._info(name, (n, rows, cols))
-        values = dequantize(self.file.data(name), info.type, (n, rows * cols)).view(np.uint8)
-        self.file.release(name)
-        return Experts(
-            name, tuple(self._packed(name, TensorType.F32, part, rows, cols, mapped=False) for part in values)
-        )
 
-    def _packed(
-        self,
-        name: str,
-        kind: TensorType,
-        data: npt.NDArray[np.uint8],
-        rows: int,
-        cols: int,
-        mapped: bool = True,
+        @cache
+        def values() -> npt.NDArray[np.uint8]:
+            return dequantize(self.file.data(name), info.type, (n, rows * cols)).view(np.uint8)
+
+        panels = Panels(TensorType.F32, rows, cols)
+        matrices = tuple(self._matrix(name, panels, partial(_item, values, i), False) for i in range(n))
+        self.file.release(name)
+        return Experts(name, matrices)
+
+    def _matrix(
+        self, name: str, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool = True
     ) -> Matrix:
-        """The matrix of a tensor's bytes, or of a part of them. mapped: they are the file's own."""
-        mapped = mapped and self.file.byteorder == "little"  # otherwise a copy in our byte order
-        handle = lib.pl_matrix_new(
-            self.pool, self._arena, int(kind), ffi.from_buffer(data), mapped, rows, cols
-        )
+        """The matrix of a tensor's bytes, or of a part of them. in_file: they are the file's own."""
+        n_bytes = panels.rows * panels.type.row_bytes(panels.cols)
         try:
-            pointer(handle, f"loading {name} ({data.size / 1e6:.1f} MB)")
+            handle = self.matrices.matrix(panels, data, in_file)
         except NativeError as error:
-            raise self.error(str(error)) from None
-        self._count(data.size)
-        return Matrix(name, rows, cols, kind, ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle)))
+            raise self.error(f"loading {name} ({n_bytes / 1e6:.1f} MB): {error}") from None
+        self._count(n_bytes)
+        if handle != ffi.NULL:
+            handle = ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
+        return Matrix(name, panels.rows, panels.cols, panels.type, handle)
 
     def vector(self, name: str, size: int) -> Vector:
-        if self.pool is None:
+        if self.matrices.described:
             return padded_vector(name, np.ones(size, np.float32))
         info = self._info(name, (size,))
         return padded_vector(name, dequantize(self.file.data(name), info.type, (size,)))
 
     def table(self, name: str, rows: int, cols: int) -> Table:
-        if self.pool is None:
+        if self.matrices.described:
             return Table(name, rows, cols, self._type(name), np.zeros(0, np.uint8))
         info = self._info(name, (rows, cols))
         return Table(name, rows, cols, info.type, self.file.data(name))
 
     def finish(self) -> None:
         unused = sorted(set(self.file.tensors) - self.taken)
-        if unused and self.pool is not None:
+        if unused and not self.matrices.described:
             shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
             raise self.error(
                 f"tensors that this architecture has no use for: {shown}; the model is of a kind that "

@@ -1,0 +1,237 @@
+"""A folder of packed weights: a model that was loaded once is mapped the next time, not packed.
+
+For each model file, CPU tier and set of tensors there is
+
+    NAME.panels   the panels (panel_file.py), never written again once it has its name
+    NAME.stamp    a hash of what the system says about that file (inode, size, times), its sums being right
+    NAME.lock     locked by the process that makes the file
+
+All of it is private to its user, and safe to delete at any time. A file is used when its key is the one of
+the model that is opened: of the model's inode, size and times, this build, the tier, and the matrices. What
+it holds is trusted as far as it lies in the system's cache and its stamp is true, which no change leaves it;
+what is read from the disk is compared with its sums as it comes, and all of it when the stamp is not true.
+Whatever is wrong is a line in the log, and the file is made anew; where none can be made, the model is loaded
+without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from pyllamacpu.errors import OptionError, OutputError
+from pyllamacpu.files import PartialFile, check_space, lock_file, make_private_folder, write_whole
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter
+from pyllamacpu.native import extension_content, isa_selected
+
+log = logging.getLogger("pyllamacpu.engine")
+
+FORMAT = 1  # of these files; another one when what Python packs changes
+FRESH = 2.0  # seconds after a change during which a file could change again without a new time
+_PATIENCE = 120.0  # seconds to wait for another process that makes the same file
+_POLL = 0.05  # seconds
+_MAX_STEM = 80  # bytes of the model's name
+_OURS = re.compile(r"\.?.+\.[0-9a-f]{16}\.(panels|stamp|lock)(\.[0-9a-f]{8}\.part)?", re.DOTALL)
+_LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+class PackCache:
+    """The files of one folder. Raises OptionError when the folder cannot be made, is another user's, or holds
+    other files and is open to other users.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        try:
+            self.folder = Path(os.fsdecode(folder)).expanduser().absolute()
+            make_private_folder(self.folder, is_ours)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OptionError(f"folder of packed weights {os.fsdecode(folder)}: {reason}") from error
+
+    def open(
+        self, file: GGUFFile, layout: Sequence[Panels], pool: object, write: Callable[[PanelWriter], None]
+    ) -> PanelFile | None:
+        """The panels of a model's matrices, mapped. `write` adds all of them when they are not there yet.
+        None, and a line in the log, when they cannot be kept. Raises what `write` raises.
+        """
+        path, key = self._path(file, layout), _key(file, layout)
+        try:
+            if found := self._opened(path, key, pool):
+                return found
+            with _locked(path.with_suffix(".lock")):
+                if found := self._opened(path, key, pool):  # another process has made it
+                    return found
+                return self._made(path, key, file, layout, pool, write)
+        except (OutputError, OSError) as error:
+            reason = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
+            self.skip(file, reason)
+            return None
+
+    def skip(self, file: GGUFFile, reason: str) -> None:
+        """Says that a model's panels are not kept."""
+        log.warning("packed weights of %s are not kept: %s", file.paths[0], reason)
+
+    def _path(self, file: GGUFFile, layout: Sequence[Panels]) -> Path:
+        """One for each model file, tier, and choice of its tensors."""
+        where = os.path.realpath(file.paths[0])
+        digest = _hashed([where, isa_selected(), *_shapes(layout)])[:8]
+        stem = os.fsdecode(os.fsencode(Path(where).stem)[:_MAX_STEM])
+        return self.folder / f"{stem}.{digest.hex()}.panels"
+
+    def _opened(self, path: Path, key: bytes, pool: object) -> PanelFile | None:
+        """The file, if it is there and is what was written."""
+        try:
+            found = PanelFile(path)
+        except FileNotFoundError:
+            return None
+        except (DamagedError, OSError) as error:
+            _reject(path, error)
+            return None
+        if found.header.key != key:  # of the model's file as it was, or of another build
+            found.close()
+            return None
+        try:
+            stamp = _stamp(found)
+            known = _read(path.with_suffix(".stamp")) == stamp
+            found.map()
+            found.check(pool, everything=not known)
+            _write_stamp(path, None if known else stamp)
+        except DamagedError as error:
+            found.close()
+            _reject(path, error)
+            return None
+        return found
+
+    def _made(
+        self,
+        path: Path,
+        key: bytes,
+        file: GGUFFile,
+        layout: Sequence[Panels],
+        pool: object,
+        write: Callable[[PanelWriter], None],
+    ) -> PanelFile | None:
+        if not _settled(file):
+            raise OSError(0, "the model's file has changed just now; the next load keeps them")
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()  # what it holds is of no use, and its room may be needed
+        check_space(path, sum(panels.n_bytes for panels in layout))
+        with _partial(path) as part:
+            writer = PanelWriter(part, key, layout, pool)
+            write(writer)
+            writer.finish({"model": os.path.realpath(file.paths[0]), "tier": isa_selected()})
+            if not _unchanged(file):
+                raise OSError(0, "the model's file was changed while it was read")
+            os.fchmod(part.file.fileno(), 0o400)
+            part.publish()
+        found = PanelFile(path)
+        _write_stamp(path, _stamp(found))
+        found.map()
+        return found
+
+
+def open_pack_cache(folder: str | os.PathLike[str] | None) -> PackCache | None:
+    """The folder, if one is named. Raises OptionError."""
+    return None if folder is None else PackCache(folder)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[PartialFile]:
+    """Like a PartialFile itself, but it is published by the block."""
+    part = PartialFile(path, 0o600)
+    try:
+        yield part
+    finally:
+        part.discard()
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name belongs to such a folder."""
+    return bool(_OURS.fullmatch(name))
+
+
+def _reject(path: Path, error: Exception) -> None:
+    log.warning("%s: %s; it is made anew", path, error)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Waits for other processes, but not for ever. Raises OSError."""
+    with os.fdopen(os.open(path, _LOCK, 0o600), "r+b") as file:
+        end = time.monotonic() + _PATIENCE
+        while lock_file(file) is False:
+            if time.monotonic() > end:
+                raise OSError(0, "another process has been making them for too long")
+            time.sleep(_POLL)
+        yield
+
+
+def _hashed(parts: Iterable[object]) -> bytes:
+    found = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode(errors="surrogateescape")
+        found.update(len(data).to_bytes(8, "little") + data)
+    return found.digest()
+
+
+@cache
+def _build() -> bytes:
+    return hashlib.sha256(extension_content()).digest()
+
+
+def _shapes(layout: Sequence[Panels]) -> Iterator[tuple[int, int, int]]:
+    return ((int(panels.type), panels.rows, panels.cols) for panels in layout)
+
+
+def _key(file: GGUFFile, layout: Sequence[Panels]) -> bytes:
+    """Of all that decides the panels."""
+    return _hashed([FORMAT, *_identities(file.statuses), _build(), isa_selected(), *_shapes(layout)])
+
+
+def _identities(statuses: Iterable[os.stat_result]) -> list[tuple[int, ...]]:
+    """A file whose bytes were changed has another one: its inode's time goes with every write."""
+    return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses]
+
+
+def _stamp(found: PanelFile) -> bytes:
+    return _hashed([found.header.key, *_identities([os.fstat(found.descriptor)])])
+
+
+def _write_stamp(path: Path, stamp: bytes | None) -> None:
+    """Notes that the sums are right, or, with None, when that was used last. It may fail."""
+    with contextlib.suppress(OSError, OutputError):
+        if stamp is None:
+            os.utime(path.with_suffix(".stamp"))
+        else:
+            write_whole(path.with_suffix(".stamp"), stamp, 0o600)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _settled(file: GGUFFile) -> bool:
+    """Waits until a change of the model's file from now on would be seen by its times."""
+    newest = max(max(status.st_mtime, status.st_ctime) for status in file.statuses)
+    time.sleep(min(FRESH, max(0.0, newest + FRESH - time.time())))
+    return time.time() >= newest + FRESH and _unchanged(file)
+
+
+def _unchanged(file: GGUFFile) -> bool:
+    """Whether the paths still lead to the files that were opened."""
+    with contextlib.suppress(OSError):
+        return _identities(map(os.stat, file.paths)) == _identities(file.statuses)
+    return False
