@@ -105,7 +105,7 @@ def serving(*models: tuple[str, Path], n_ctx: int = 256, **more: Any) -> Iterato
     """A server of these (name, path), in f32 caches. `more`: fields of its options."""
     names = ("parallel", "keep_alive", "memory", "stop_loops", "cache_disk", "cache_disk_limit", "pooling")
     pool = {name: more.pop(name) for name in names if name in more}
-    loading = {name: more.pop(name) for name in ("draft", "expert_memory") if name in more}
+    loading = {name: more.pop(name) for name in ("draft", "expert_memory", "pack_cache") if name in more}
     load = LoadOptions(n_ctx=n_ctx, n_threads=1, type_k="f32", type_v="f32", **loading)
     access = more.pop("access", AccessOptions())
     files = tuple(ServedFile(name, path) for name, path in models)

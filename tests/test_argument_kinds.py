@@ -56,6 +56,7 @@ MEANT = {
     "n_ubatch": "huge",
     "kv_bytes": "huge",
     "cache_disk": "text",
+    "pack_cache": "text folder",
     "cache_dir": "text folder",
     "capacity_bytes": "1.5 inf huge",
     "lora_path": "list",

@@ -176,7 +176,7 @@ def test_a_model_that_was_written_to_in_place(model: Path, folder: Path) -> None
 
 def test_another_build(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, before = bits(model, folder), made(folder)
-    monkeypatch.setattr(pack_cache, "_build", lambda: bytes(32))
+    monkeypatch.setattr(pack_cache, "build_digest", lambda: bytes(32))
     assert bits(model, folder) == wanted
     assert made(folder) != before
 
@@ -361,6 +361,18 @@ def test_it_may_be_deleted_at_any_time(model: Path, folder: Path) -> None:
     assert engine.eval(engine.sequence(), ids, logits="all").tobytes() == wanted
     engine.close()
     assert bits(model, folder) == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_processes_share_its_pages(model: Path, folder: Path) -> None:
+    """What is mapped is the file itself, which no process can write to."""
+    bits(model, folder)
+    engine = Engine.open(model, n_ctx=64, n_threads=2, pack_cache=folder)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    (mapped,) = (line.split() for line in lines if line.endswith(str(panels(folder))))
+    assert mapped[1] == "r--s" and int(mapped[4]) == panels(folder).stat().st_ino
+    engine.close()
+    assert str(panels(folder)) not in Path("/proc/self/maps").read_text()
 
 
 # Making

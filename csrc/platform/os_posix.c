@@ -168,6 +168,8 @@ int64_t pl_l2_bytes(void)
     bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     return bytes > 0 ? bytes : 1 << 20;
+}
+
 static size_t whole_pages(size_t bytes)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);

@@ -59,17 +59,27 @@ typedef struct {
     pl_counter counter;
 } sum_job;
 
+static int64_t block_bytes(const sum_job *job, int64_t block)
+{
+    int64_t left = job->bytes - block * PL_SUM_BLOCK;
+    return left < PL_SUM_BLOCK ? left : PL_SUM_BLOCK;
+}
+
+static int is_wanted(const sum_job *job, int64_t block)
+{
+    return job->all || !pl_in_memory(job->data + block * PL_SUM_BLOCK, (size_t)block_bytes(job, block));
+}
+
 static void sum_blocks(void *arg, int thread)
 {
     sum_job *job = arg;
     int64_t begin, end;
     (void)thread;
     while (pl_take(&job->counter, 0, job->end - job->first, 1, &begin, &end)) {
-        int64_t block = job->first + begin, at = block * PL_SUM_BLOCK, left = job->bytes - at;
-        int64_t bytes = left < PL_SUM_BLOCK ? left : PL_SUM_BLOCK;
-        if (!job->all && pl_in_memory(job->data + at, (size_t)bytes))
+        int64_t block = job->first + begin;
+        if (!is_wanted(job, block))
             continue;
-        uint64_t sum = block_sum(job->data + at, bytes);
+        uint64_t sum = block_sum(job->data + block * PL_SUM_BLOCK, block_bytes(job, block));
         if (job->sums)
             job->sums[block] = sum;
         else if (sum != job->known[block])
@@ -94,6 +104,9 @@ int64_t pl_weight_arena_check(pl_pool *pool, const pl_weight_arena *arena, int64
                    .end = end < n ? end : n,
                    .known = sums,
                    .all = all};
-    pl_pool_run(pool, &(pl_job){sum_blocks, &job});
+    while (job.first < job.end && !is_wanted(&job, job.first)) /* as a rule all: nobody is woken for that */
+        job.first++;
+    if (job.first < job.end)
+        pl_pool_run(pool, &(pl_job){sum_blocks, &job});
     return atomic_load(&job.n_other);
 }

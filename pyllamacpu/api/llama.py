@@ -80,6 +80,8 @@ class Llama(Completions):
             same. None loads them all.
         kv_overrides: metadata instead of the file's own, by keys: whole numbers, floats, bools, texts, of the
             types that the file has. A key that nothing reads is an error.
+        pack_cache: a folder in which packed weights are kept, to be mapped by the next load and shared by
+            processes; True is `panels` in PYLLAMACPU_HOME; None is what PYLLAMACPU_PACK_CACHE says, if set.
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
             (what followed the newest tokens in the text before), the file or name of a smaller model with
             the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
@@ -126,6 +128,7 @@ class Llama(Completions):
         lora_scale: float = 1.0,
         expert_memory: int | str | None = None,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        pack_cache: str | os.PathLike[str] | bool | None = None,
         draft_model: Any = None,
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         verbose: bool = False,

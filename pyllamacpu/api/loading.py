@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.drafts import source_of_drafts
@@ -52,6 +53,7 @@ class LoadOptions:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None  # bytes; experts stay in the file then
     kv_overrides: Overrides | None = None  # metadata instead of the file's own
+    pack_cache: Path | None = None  # the folder where packed weights are kept
     mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 
@@ -205,6 +207,7 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         rope_freq_base=options.rope_freq_base or None,
         rope_freq_scale=options.rope_freq_scale or None,
         expert_memory=options.expert_memory,
+        pack_cache=options.pack_cache,
     )
     try:
         engine.load_adapters(options.adapters)

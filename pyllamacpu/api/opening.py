@@ -12,6 +12,7 @@ from pyllamacpu.api.prompts import as_texts
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.model.lora import check_scale
+from pyllamacpu.store.paths import pack_folder
 from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         adapters=adapter_files(given["lora_path"], given["lora_scale"]),
         expert_memory=_expert_bytes(given["expert_memory"]),
         kv_overrides=_overrides(given["kv_overrides"]),
+        pack_cache=pack_folder(given["pack_cache"]),
         mmproj=given["mmproj"],
         draft=given["draft_model"],
         **types,

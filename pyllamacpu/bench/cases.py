@@ -33,6 +33,7 @@ class BenchOptions:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
     expert_memory: int | None = None  # bytes; experts stay in the file then
     kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()  # metadata instead of a file's own
+    pack_cache: Path | None = None  # where packed weights are kept
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0
@@ -56,6 +57,7 @@ class Setup:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None
     kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()
+    pack_cache: Path | None = None
 
     @property
     def step_tokens(self) -> int:
@@ -115,4 +117,5 @@ def _setups(options: BenchOptions) -> Iterator[Setup]:
         options.n_ubatch,
         options.precision,
     ):
-        yield Setup(*values, options.adapters, options.expert_memory, options.kv_overrides)
+        more = (options.adapters, options.expert_memory, options.kv_overrides, options.pack_cache)
+        yield Setup(*values, *more)

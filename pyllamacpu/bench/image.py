@@ -26,6 +26,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.picture import Picture
 from pyllamacpu.limits import cpus_usable
+from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.native import ffi, isa_selected, lib, pointer
 
 TABLE = "llama_bench_image"
@@ -92,7 +93,8 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
             limits = measure(n_threads, options.limit_seconds) if options.limits else None
             say(f"loading {opened.file.paths[0].name}", 1, 2)
             pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
-            tower = Tower(opened, pool, nullcontext, exact=options.precision[0] == "exact")
+            exact, kept = options.precision[0] == "exact", open_pack_cache(options.pack_cache)
+            tower = Tower(opened, pool, nullcontext, exact=exact, pack_cache=kept)
             try:
                 n_rows, found = _measured(tower, options, limits, n_threads)
             finally:

@@ -175,7 +175,7 @@ def open_engine(setup: Setup, n_ctx: int) -> Engine:
     options: dict[str, Any] = {"n_ctx": n_ctx, "n_batch": min(setup.step_tokens, 1 << 16)}
     options |= {"n_threads": setup.n_threads or None, "type_k": setup.type_k, "type_v": setup.type_v}
     options["expert_memory"] = setup.expert_memory
-    options["precision"] = setup.precision
+    options |= {"precision": setup.precision, "pack_cache": setup.pack_cache}
     file = GGUFFile.open(setup.model, dict(setup.kv_overrides))
     try:
         engine = Engine(file, **options)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.images import ImageFile, mmproj_option, tiles_text
+from pyllamacpu.cli.loading_options import pack_option
 from pyllamacpu.cli.options import model_option
 from pyllamacpu.units import decimal_bytes
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--run/--no-run", default=True, help="Run the tower, for the cost and the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object for each image.")
+@pack_option
 def image(
     files: tuple[Path, ...],
     model: str | None,
@@ -39,6 +41,7 @@ def image(
     threads: int | None,
     run: bool,
     as_json: bool,
+    pack_cache: Path | None,
 ) -> None:
     """Show what images are to a model: how they are cut into tiles, the tokens that they take in a prompt,
     and what the vision tower computes for them.
@@ -53,7 +56,7 @@ def image(
 
     images = [ImageFile.read(path) for path in files]
     with GGUFFile.open(resolve_model(model)) as file:
-        measure = _Measure(file, mmproj, threads, run)
+        measure = _Measure(file, mmproj, threads, run, pack_cache)
         try:
             for one in images:
                 facts = measure.facts(one)
@@ -104,7 +107,9 @@ class Facts:
 class _Measure:
     """A model's tower; the text model itself is not loaded."""
 
-    def __init__(self, file: GGUFFile, mmproj: Path | None, threads: int | None, run: bool) -> None:
+    def __init__(
+        self, file: GGUFFile, mmproj: Path | None, threads: int | None, run: bool, pack_cache: Path | None
+    ) -> None:
         """Raises GGUFError, ModelError, OptionError."""
         from pyllamacpu.api.vision import missing_tower
         from pyllamacpu.engine.tower_files import open_tower
@@ -115,6 +120,7 @@ class _Measure:
         if found is None:
             raise missing_tower(file.paths[0], arch, file)
         self._text, self._opened, self._run, self._threads = file, found, run, threads
+        self._pack_cache = pack_cache
         self._tower: Tower | None = None
 
     def facts(self, image: ImageFile) -> Facts:
@@ -149,12 +155,15 @@ class _Measure:
     def _loaded(self) -> Tower:
         from pyllamacpu.engine.tower import Tower
         from pyllamacpu.limits import cpus_usable
+        from pyllamacpu.model.pack_cache import open_pack_cache
         from pyllamacpu.native import ffi, lib, pointer
 
         if self._tower is None:
             n_threads = cpus_usable() if self._threads in (None, 0, -1) else self._threads
             handle = pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads")
-            self._tower = Tower(self._opened, ffi.gc(handle, lib.pl_pool_free), nullcontext)
+            kept = open_pack_cache(self._pack_cache)
+            pool = ffi.gc(handle, lib.pl_pool_free)
+            self._tower = Tower(self._opened, pool, nullcontext, pack_cache=kept)
         return self._tower
 
     def close(self) -> None:

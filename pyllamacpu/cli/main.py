@@ -34,6 +34,7 @@ _COMMANDS = {
     "show": ("pyllamacpu.cli.show", "show"),
     "pull": ("pyllamacpu.cli.pull", "pull"),
     "list": ("pyllamacpu.cli.list", "list_command"),
+    "panels": ("pyllamacpu.cli.panels", "panels"),
     "quantize": ("pyllamacpu.cli.quantize", "quantize"),
     "imatrix": ("pyllamacpu.cli.imatrix", "imatrix"),
     "perplexity": ("pyllamacpu.cli.perplexity", "perplexity"),
@@ -123,6 +124,7 @@ def cli() -> None:
     Environment:
       PYLLAMACPU_HOME  models and history; else ~/.cache/pyllamacpu
       PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best
+      PYLLAMACPU_PACK_CACHE  1, or a folder: --pack-cache of all commands
       PYLLAMACPU_WHOLE_TILES  1: all padding of images is computed (Llama 3.2)
       HF_HOME          the hub's cache; else ~/.cache/huggingface
       HF_ENDPOINT      the address of the hub; else https://huggingface.co

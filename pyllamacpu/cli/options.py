@@ -274,6 +274,7 @@ class ModelChoice:
     lora: tuple[str, ...] = ()
     expert_memory: int | None = None
     kv_overrides: Mapping[str, Any] | None = None
+    pack_cache: Path | None = None
     draft: str | None = None
     draft_model: str | None = None
     cache_disk: Path | None = None
@@ -341,6 +342,7 @@ class ModelChoice:
             "draft_model": draft_source(self.draft, self.draft_model),
             "expert_memory": self.expert_memory,
             "kv_overrides": self.kv_overrides,
+            "pack_cache": self.pack_cache,
             "cache_disk": self.cache_disk,
             "cache_disk_limit": self.cache_disk_limit,
             "mmproj": self.mmproj,

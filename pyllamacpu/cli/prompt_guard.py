@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.loading_options import override_option
+from pyllamacpu.cli.loading_options import override_option, pack_option
 from pyllamacpu.cli.options import read_bytes
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ ATTACK = 3  # the exit code
 @click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
 )
+@pack_option
 @click.pass_context
 def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters: Any) -> None:
     """Ask a Prompt Guard model whether texts are attacks: injections and jailbreaks.
@@ -67,7 +68,8 @@ def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters
         [parameters["prompt"]] if parameters["prompt"] is not None else [read_bytes(Path(f)) for f in names]
     )
     model = parameters["model"]
-    options = {name: parameters[name] for name in ("threshold", "indirect", "kv_overrides")}
+    names = ("threshold", "indirect", "kv_overrides", "pack_cache")
+    options = {name: parameters[name] for name in names}
     with PromptGuard(model, n_threads=parameters["threads"], **options) as guard:
         verdicts = guard.check_all(texts)
     for i, verdict in enumerate(verdicts):

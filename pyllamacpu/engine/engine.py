@@ -97,10 +97,9 @@ class Engine:
         weights are multiplied with: "fast", 8 bits with a residual where one value of 32 dominates, or
         "exact", which always has the residual. `on_load(done, total)`: bytes of weights packed.
         `input_squares` is filled with sums for each weight, to which every step adds the squares of the
-        weight's input (of the tokens that want outputs, behind the last layer's attention).
-        expert_memory: bytes for experts at most, which then stay in the file and are read when a step needs
-        them; None: all of them are loaded. pack_cache: a folder in which the packed weights are kept, to be
-        mapped by the next load.
+        weight's input (of the tokens that want outputs, behind the last layer's attention). expert_memory:
+        bytes for experts at most, which then stay in the file and are read when a step needs them; None: all
+        of them are loaded. pack_cache: a folder in which packed weights are kept, which the next load maps.
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
@@ -126,8 +125,7 @@ class Engine:
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
         self.adapters = LoadedAdapters()
-        self.default_adapters: AdapterScales = ()
-        """What new sequences use."""
+        self.default_adapters: AdapterScales = ()  # what new sequences use
         self.image_keys = _image_keys(self.cache, self.images)
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)

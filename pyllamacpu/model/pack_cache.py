@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pyllamacpu.errors import OptionError, OutputError
 from pyllamacpu.files import PartialFile, check_space, lock_file, make_private_folder, write_whole
@@ -127,7 +128,7 @@ class PackCache:
         with _partial(path) as part:
             writer = PanelWriter(part, key, layout, pool)
             write(writer)
-            writer.finish({"model": os.path.realpath(file.paths[0]), "tier": isa_selected()})
+            writer.finish(_facts(file))
             if not _unchanged(file):
                 raise OSError(0, "the model's file was changed while it was read")
             os.fchmod(part.file.fileno(), 0o400)
@@ -185,26 +186,38 @@ def _hashed(parts: Iterable[object]) -> bytes:
 
 
 @cache
-def _build() -> bytes:
+def build_digest() -> bytes:
+    """Another one for other kernels."""
     return hashlib.sha256(extension_content()).digest()
 
 
-def _shapes(layout: Sequence[Panels]) -> Iterator[tuple[int, int, int]]:
-    return ((int(panels.type), panels.rows, panels.cols) for panels in layout)
+def _facts(file: GGUFFile) -> dict[str, Any]:
+    """What `kept_panels.py` tells of a file."""
+    return {
+        "model": os.path.realpath(file.paths[0]),
+        "files": [os.path.abspath(path) for path in file.paths],
+        "identities": identities(file.statuses),
+        "build": build_digest().hex(),
+        "tier": isa_selected(),
+    }
+
+
+def _shapes(layout: Sequence[Panels]) -> Iterator[tuple[str, int, int, int]]:
+    return ((panels.name, int(panels.type), panels.rows, panels.cols) for panels in layout)
 
 
 def _key(file: GGUFFile, layout: Sequence[Panels]) -> bytes:
     """Of all that decides the panels."""
-    return _hashed([FORMAT, *_identities(file.statuses), _build(), isa_selected(), *_shapes(layout)])
+    return _hashed([FORMAT, *identities(file.statuses), build_digest(), isa_selected(), *_shapes(layout)])
 
 
-def _identities(statuses: Iterable[os.stat_result]) -> list[tuple[int, ...]]:
+def identities(statuses: Iterable[os.stat_result]) -> list[tuple[int, ...]]:
     """A file whose bytes were changed has another one: its inode's time goes with every write."""
     return [(s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in statuses]
 
 
 def _stamp(found: PanelFile) -> bytes:
-    return _hashed([found.header.key, *_identities([os.fstat(found.descriptor)])])
+    return _hashed([found.header.key, *identities([os.fstat(found.descriptor)])])
 
 
 def _write_stamp(path: Path, stamp: bytes | None) -> None:
@@ -233,5 +246,5 @@ def _settled(file: GGUFFile) -> bool:
 def _unchanged(file: GGUFFile) -> bool:
     """Whether the paths still lead to the files that were opened."""
     with contextlib.suppress(OSError):
-        return _identities(map(os.stat, file.paths)) == _identities(file.statuses)
+        return identities(map(os.stat, file.paths)) == identities(file.statuses)
     return False

@@ -46,8 +46,9 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Panels:
-    """Of a matrix: `n` panels of 16 rows."""
+    """Of a matrix: `n` panels of 16 rows. name: of its tensor."""
 
+    name: str
     type: TensorType
     rows: int
     cols: int
@@ -76,6 +77,7 @@ class Header:
 
     def packed(self) -> bytes:
         facts = json.dumps(self.facts).encode()
+        facts = facts if len(facts) <= _MAX_FACTS else b"{}"
         head = (
             _START.pack(MAGIC, self.key, self.n_bytes, self.start, len(facts)) + facts + self.sums.tobytes()
         )

@@ -229,7 +229,7 @@ def _cached(
     """The file of the packed matrices, if one can be had."""
     described = _WeightLoader(file, _Described()).load_all(specs)
     layout = [
-        Panels(matrix.type, matrix.rows, matrix.cols)
+        Panels(matrix.name, matrix.type, matrix.rows, matrix.cols)
         for weight in described.values()
         for matrix in (weight if isinstance(weight, Experts) else [weight])
         if isinstance(matrix, Matrix)
@@ -355,7 +355,7 @@ class _WeightLoader:
         if self.matrices.described:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL)
         info = self._info(name, (rows, cols))
-        matrix = self._matrix(name, Panels(info.type, rows, cols), lambda: self.file.data(name))
+        matrix = self._matrix(Panels(name, info.type, rows, cols), lambda: self.file.data(name))
         self.file.release(name)
         return matrix
 
@@ -366,8 +366,8 @@ class _WeightLoader:
         if self.expert_memory is not None:
             return self._stored(info, n, rows, cols)
         data = cache(lambda: self.file.data(name).reshape(n, -1))
-        panels = Panels(info.type, rows, cols)
-        matrices = tuple(self._matrix(name, panels, partial(_item, data, i)) for i in range(n))
+        panels = Panels(name, info.type, rows, cols)
+        matrices = tuple(self._matrix(panels, partial(_item, data, i)) for i in range(n))
         self.file.release(name)
         return Experts(name, matrices)
 
@@ -397,24 +397,24 @@ class _WeightLoader:
         def values() -> npt.NDArray[np.uint8]:
             return dequantize(self.file.data(name), info.type, (n, rows * cols)).view(np.uint8)
 
-        panels = Panels(TensorType.F32, rows, cols)
-        matrices = tuple(self._matrix(name, panels, partial(_item, values, i), False) for i in range(n))
+        panels = Panels(name, TensorType.F32, rows, cols)
+        matrices = tuple(self._matrix(panels, partial(_item, values, i), False) for i in range(n))
         self.file.release(name)
         return Experts(name, matrices)
 
     def _matrix(
-        self, name: str, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool = True
+        self, panels: Panels, data: Callable[[], npt.NDArray[np.uint8]], in_file: bool = True
     ) -> Matrix:
         """The matrix of a tensor's bytes, or of a part of them. in_file: they are the file's own."""
         n_bytes = panels.rows * panels.type.row_bytes(panels.cols)
         try:
             handle = self.matrices.matrix(panels, data, in_file)
         except NativeError as error:
-            raise self.error(f"loading {name} ({n_bytes / 1e6:.1f} MB): {error}") from None
+            raise self.error(f"loading {panels.name} ({n_bytes / 1e6:.1f} MB): {error}") from None
         self._count(n_bytes)
         if handle != ffi.NULL:
             handle = ffi.gc(handle, lib.pl_matrix_free, lib.pl_matrix_bytes(handle))
-        return Matrix(name, panels.rows, panels.cols, panels.type, handle)
+        return Matrix(panels.name, panels.rows, panels.cols, panels.type, handle)
 
     def vector(self, name: str, size: int) -> Vector:
         if self.matrices.described:

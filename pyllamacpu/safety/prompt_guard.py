@@ -18,6 +18,7 @@ from pyllamacpu.engine.encoder import Encoder
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.overrides import Overrides
+from pyllamacpu.store.paths import pack_folder
 from pyllamacpu.text.unigram_pipeline import UnigramPipeline
 
 OVERLAP = 4  # neighbouring windows share this part of one: an attack of fewer tokens is whole in one of them
@@ -55,6 +56,7 @@ class PromptGuard:
         overlap: tokens that neighbouring windows have in common; None is a quarter of a window.
         n_threads: None is as many as this process may use.
         kv_overrides: metadata instead of the file's own, as `Llama` takes it.
+        pack_cache: as of `Llama`: where packed weights are kept.
     """
 
     def __init__(
@@ -66,12 +68,18 @@ class PromptGuard:
         overlap: int | None = None,
         n_threads: int | None = None,
         kv_overrides: Overrides | None = None,
+        pack_cache: str | os.PathLike[str] | bool | None = None,
     ) -> None:
         if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
         self.threshold = float(threshold)
         self.indirect = bool(indirect)
-        self._encoder = Encoder.open(_model_file(model), n_threads=n_threads, kv_overrides=kv_overrides)
+        self._encoder = Encoder.open(
+            _model_file(model),
+            n_threads=n_threads,
+            kv_overrides=kv_overrides,
+            pack_cache=pack_folder(pack_cache),
+        )
         try:
             self._prepare(overlap)
         except BaseException:

@@ -41,6 +41,7 @@ from pyllamacpu.server.ray_cluster import (
     live_nodes,
     node_options,
 )
+from pyllamacpu.store.paths import pack_folder
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -293,6 +294,7 @@ class _Arguments(BaseModel):
     parallel: int = Field(16, ge=1)
     max_queue: int = Field(64, ge=0)
     expert_memory: int | None = Field(None, ge=1)
+    pack_cache: bool | str | None = None
     cache_ram: int | None = Field(None, ge=1)
     memory: int | None = Field(None, ge=1)
     keep_alive: float | None = None
@@ -320,6 +322,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
         type_k=given.cache_type_k,
         type_v=given.cache_type_v,
         expert_memory=given.expert_memory,
+        pack_cache=pack_folder(given.pack_cache),
         precision=given.precision,
     )
     pool = PoolOptions(

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+from pyllamacpu.errors import OptionError
+
+PACK_VARIABLE = "PYLLAMACPU_PACK_CACHE"
 
 
 def store_home() -> Path:
@@ -22,6 +27,25 @@ def store_home() -> Path:
 def models_dir() -> Path:
     """The directory of stored model files; it need not exist."""
     return store_home() / "models"
+
+
+def panels_dir() -> Path:
+    """Where packed weights are kept, unless another folder is named; it need not exist."""
+    return store_home() / "panels"
+
+
+def pack_folder(given: Any) -> Path | None:
+    """The folder of packed weights that a `pack_cache` argument means: True is the usual one, False none, and
+    None what PYLLAMACPU_PACK_CACHE says (1, 0, or a folder). Raises OptionError.
+    """
+    if given is None:
+        found = os.environ.get(PACK_VARIABLE, "")
+        given = {"": False, "0": False, "1": True}.get(found, found)
+    if isinstance(given, bool):
+        return panels_dir() if given else None
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+        raise OptionError(f"pack_cache={given!r:.80}: give the path of a folder, True, False or None")
+    return expanded(os.fsdecode(given)).absolute()
 
 
 def hub_cache_dir() -> Path:

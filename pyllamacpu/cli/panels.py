@@ -1,0 +1,60 @@
+"""`pyllamacpu panels`: the files of packed weights that --pack-cache keeps."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyllamacpu.progress import one_line
+
+if TYPE_CHECKING:
+    from pyllamacpu.model.kept_panels import KeptFile
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Read them all, and remove those that are damaged.")
+@click.option("--remove-unused", is_flag=True, help="Remove those whose model is gone or has changed.")
+@click.option("--remove-all", is_flag=True, help="Remove them all.")
+def panels(folder: Path | None, check: bool, remove_unused: bool, remove_all: bool) -> None:
+    """List the files of packed weights in FOLDER; else in `panels` of PYLLAMACPU_HOME, or the folder that
+    PYLLAMACPU_PACK_CACHE names.
+
+    Removing one does no harm to who uses it; the next load makes it anew.
+
+    \b
+    Examples:
+      pyllamacpu panels
+      pyllamacpu panels --remove-unused
+      pyllamacpu panels --check ~/panels
+    """
+    from pyllamacpu.model.kept_panels import kept_files
+    from pyllamacpu.store.paths import pack_folder, panels_dir
+
+    place = folder or pack_folder(None) or panels_dir()
+    found = kept_files(place)
+    if not found:
+        click.echo(f"No packed weights in {place}.", err=True)
+        return
+    states = [file.check() if check else file.state() for file in found]
+    removed = [remove_all or (remove_unused and state != "ready") or state == "damaged" for state in states]
+    for file, gone in zip(found, removed, strict=True):
+        if gone:
+            file.remove()
+    _print(found, ["removed" if gone else state for state, gone in zip(states, removed, strict=True)])
+
+
+def _print(found: list[KeptFile], states: list[str]) -> None:
+    from pyllamacpu.units import decimal_bytes
+
+    names = [one_line(os.path.basename(file.model or file.path)) for file in found]
+    width = max(len("MODEL"), *map(len, names))
+    click.echo(f"{'MODEL':<{width}}  {'SIZE':>9}  {'TIER':<12}  {'USED':<16}  STATE")
+    for file, name, state in zip(found, names, states, strict=True):
+        when = datetime.datetime.fromtimestamp(file.used).strftime("%Y-%m-%d %H:%M")
+        tier, size = one_line(file.tier), decimal_bytes(file.n_bytes)
+        click.echo(f"{name:<{width}}  {size:>9}  {tier:<12}  {when:<16}  {state}")
