@@ -143,11 +143,8 @@ class Llama(Completions):
         options, disk = load_options(given), page_folder(cache_disk, cache_disk_limit)
         parts = open_model(self.model_path, options)
         try:
-            own: dict[str, Any] = {
-                "logits_all": logits_all,
-                "seed": seed,
-                "last_n_tokens_size": last_n_tokens_size,
-            }
+            own: dict[str, Any] = {"logits_all": logits_all, "seed": seed}
+            own["last_n_tokens_size"] = last_n_tokens_size
             super().__init__(parts, **own, kv_bytes=kv_bytes, disk=disk)
         except BaseException:
             parts.close()
