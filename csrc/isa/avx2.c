@@ -9,7 +9,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #define DOT_PARTS 1
 #define SMALL_BATCH_TOKENS 5 /* 1 panel x 5 tokens: 10 sums in int16, beside two registers of codes */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5)
-#define SMALL_BATCH_MOST 16 /* more tokens are faster with tiles */
+#define SMALL_BATCH_MOST(max_code) ((max_code) > 15 && (max_code) < 127 ? 8 : 16) /* more tokens are faster with tiles */
 
 #include "x86_256.h"
 
