@@ -16,7 +16,7 @@ import pytest
 import pyllamacpu
 import pyllamacpu.cli.chat_engine
 from pyllamacpu.cli.main import main
-from pyllamacpu.cli.session import Usage
+from pyllamacpu.cli.usage import Usage
 from pyllamacpu.sampling.options import SamplingOptions
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,8 @@ from cli_letters import LetterLlama, LetterTemplate, Piece, Result, cli_home, le
 from pyllamacpu.cli.line_reader import InterruptedLine
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.repl import Repl, read_message
-from pyllamacpu.cli.session import ChatSession, Usage
+from pyllamacpu.cli.session import ChatSession
+from pyllamacpu.cli.usage import Usage
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.store.starter import STARTER
 

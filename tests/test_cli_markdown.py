@@ -9,7 +9,8 @@ import pytest
 
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
 from pyllamacpu.cli.output import Screen
-from pyllamacpu.cli.session import Finished, Text, Usage
+from pyllamacpu.cli.session import Finished, Text
+from pyllamacpu.cli.usage import Usage
 
 ANSWER = "# Rivers\n\nThe **Seine** is\nlong.\n\n```python\nx = 1\n\ny = 2\n```\n\n- one\n- two\n"
 BLOCKS = ["# Rivers\n", "The **Seine** is\nlong.\n", "```python\nx = 1\n\ny = 2\n```\n", "- one\n- two\n"]

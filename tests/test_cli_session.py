@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, HELP, is_command, run_command, usage_text
-from pyllamacpu.cli.session import ChatSession, Event, Finished, Notice, Text, Turn, Usage
+from pyllamacpu.cli.session import ChatSession, Event, Finished, Notice, Text, Turn
+from pyllamacpu.cli.usage import Usage
 from pyllamacpu.errors import ContextError, OptionError, OutputError
 from pyllamacpu.sampling.options import SamplingOptions
 

@@ -112,7 +112,7 @@ def _continue(
     """Print the prompt and its continuation as it comes. False when the shield blocked it."""
     from pyllamacpu.cli.commands import usage_text
     from pyllamacpu.cli.output import Screen
-    from pyllamacpu.cli.session import Usage
+    from pyllamacpu.cli.usage import Usage
 
     images: tuple[Any, ...] = ()
     if parameters["images"]:

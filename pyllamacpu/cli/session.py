@@ -14,6 +14,7 @@ from pyllamacpu.cli.adapter_options import AdapterHolder
 from pyllamacpu.cli.images import ImageFile, saved_content
 from pyllamacpu.cli.saved_chat import SAVED_CHAT, Turn, read_saved
 from pyllamacpu.cli.shield_options import blocked_text
+from pyllamacpu.cli.usage import Usage
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import check_output, write_whole
 from pyllamacpu.text.tool_calls import Part, ToolCallReader, join_parts
@@ -30,37 +31,6 @@ OnPrompt = Callable[[int, int], None]
 MAX_ROUNDS = 8  # of calls for one message
 _ROOM_FOR_ANSWER = 8  # an answer gets at least 1/8 of the context, or turns are dropped
 _ROOM_AFTER_DROP = 4  # and when turns are dropped, 1/4 is made free, so that it is not needed again at once
-
-
-class Stats(Protocol):
-    """What the engine reports at the end of an answer."""
-
-    @property
-    def n_prompt(self) -> int: ...
-
-    @property
-    def n_cached(self) -> int: ...
-
-    @property
-    def n_generated(self) -> int: ...
-
-    @property
-    def prompt_seconds(self) -> float: ...
-
-    @property
-    def generate_seconds(self) -> float: ...
-
-    @property
-    def n_drafted(self) -> int: ...
-
-    @property
-    def n_accepted(self) -> int: ...
-
-    @property
-    def n_image(self) -> int: ...
-
-    @property
-    def image_seconds(self) -> float: ...
 
 
 class TextEvent(Protocol):
@@ -147,34 +117,6 @@ class Finished:
 
 
 Event = Text | Notice | Question | Finished
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens and seconds of one answer, or of several added up."""
-
-    n_prompt: int = 0
-    n_cached: int = 0  # of n_prompt, taken from the cache
-    n_generated: int = 0
-    prompt_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    n_drafted: int = 0  # tokens that were guessed and verified
-    n_accepted: int = 0  # of those, tokens that came true
-    n_image: int = 0  # of n_prompt, that stand for images
-    image_seconds: float = 0.0  # of the vision tower
-
-    def __add__(self, other: Stats | Usage) -> Usage:
-        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-    @property
-    def prompt_rate(self) -> float:
-        """Prompt tokens computed per second."""
-        return (self.n_prompt - self.n_cached) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
-
-    @property
-    def generate_rate(self) -> float:
-        """Tokens generated per second."""
-        return self.n_generated / self.generate_seconds if self.generate_seconds > 0 else 0.0
 
 
 @dataclass
