@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["json_schema", "regex", "choice", "gbnf", "lark", "tool_calls"]
 
-_CACHED = 64  # compiled grammars of a model
+_CACHED = 32  # compiled grammars of a model
 # Characters of their sources together, and of one: a compiled grammar takes up to 450 bytes for each of them.
 _CACHED_SOURCE = 1 << 16
 _MAX_SOURCE = 1 << 18

@@ -94,7 +94,7 @@ class ByteLevelTokenizer(Tokenizer):
     @cached_property
     def _merges(self) -> Merges:
         lines, self._merge_lines = self._merge_lines, b""  # C has a copy
-        kinds = np.asarray(self.vocab.types)
+        kinds = np.frombuffer(bytes(self.vocab.types), np.uint8)
         return Merges(
             joined_lines(self.vocab.pieces),
             np.isin(kinds, HIDDEN),
@@ -108,7 +108,7 @@ class ByteLevelTokenizer(Tokenizer):
         """Bytes that have no token. They are left out of a word before it is merged, as `tokenizers` does it
         (SmolLM2 lacks a few control characters and bytes that only invalid or unassigned text has).
         """
-        found = (self.vocab.ids.get(letter) for letter in BYTE_LETTERS)
+        found = map(self.vocab.pieces.id_of, BYTE_LETTERS)
         types = (None if token is None else self.vocab.types[token] for token in found)
         return frozenset(byte for byte, kind in enumerate(types) if kind is None or kind in HIDDEN)
 

@@ -25,6 +25,8 @@ from pyllamacpu.text.bpe_words import WordRule
 from pyllamacpu.text.character_classes import classes_of_block
 from pyllamacpu.text.many_cores import on_all_cores, parts_of
 
+_KEPT_CACHES = 2
+
 
 class Merges:
     """A vocabulary and its list of merges. Safe to share between threads.
@@ -53,7 +55,8 @@ class Merges:
         new = lib.pl_bpe_new(pieces, len(pieces), flags, len(hidden), merges, len(merges), int(whole_words))
         self._bpe = ffi.gc(pointer(new, "a tokenizer's merges"), lib.pl_bpe_free)
         self._words = None if rule is None else _native_words(rule)
-        self._caches: deque[Any] = deque()  # of words met before; each is used by one thread at a time
+        # Of words met before, up to 11 MB. Each is used by one thread at a time; not all threads' are kept.
+        self._caches: deque[Any] = deque(maxlen=_KEPT_CACHES)
 
     def encode(self, text: bytes) -> list[int]:
         """The ids of a text, cut into words by the rule; without a rule it is one word. A long text takes all

@@ -96,7 +96,7 @@ class SentencePieceTokenizer(Tokenizer):
         """Some converters lost the types: without any byte token, pieces spelled <0xAB> are the bytes."""
         types = self.vocab.types
         if TokenType.BYTE not in types:
-            for piece, token in self.vocab.ids.items():
+            for token, piece in enumerate(self.vocab.pieces):
                 if types[token] == TokenType.NORMAL and BYTE_PIECE.match(piece):
                     types[token] = int(TokenType.BYTE)
 
@@ -127,7 +127,7 @@ class SentencePieceTokenizer(Tokenizer):
                 return [float(score) for score in scores]
         key = "tokenizer.ggml.merges"
         if key in metadata:
-            return scores_of_merges(string_list(metadata[key], key, path), self.vocab.ids)
+            return scores_of_merges(string_list(metadata[key], key, path), self.vocab.ids())
         self.warnings.append(
             f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used "
             "instead, as in SentencePiece's own models. Convert the model again if words come out odd"
@@ -215,7 +215,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def nl(self) -> int | None:
-        return self._byte_ids.get(0x0A, self.vocab.ids.get("\n"))
+        return self._byte_ids.get(0x0A, self.vocab.pieces.id_of("\n"))
 
 
 class UnigramTokenizer(SentencePieceTokenizer):

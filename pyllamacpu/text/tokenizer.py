@@ -216,7 +216,7 @@ class Tokenizer(ABC):
 
     def token_id(self, piece: str) -> int | None:
         """The id of a spelling in the file's own alphabet, or None."""
-        return self.vocab.ids.get(piece)
+        return self.vocab.pieces.id_of(piece)
 
     def is_control(self, token: int) -> bool:
         """Whether the token steers the model and is not text."""

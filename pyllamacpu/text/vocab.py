@@ -7,13 +7,14 @@ those that llama.cpp applies, because the files in the wild were made for it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.gguf.strings import StringArray
+from pyllamacpu.text.pieces import Pieces
 
 
 class TokenType(IntEnum):
@@ -127,12 +128,13 @@ FILL_IN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces and special ids. `pieces[id]` is the spelling in the file's own alphabet (▁ or byte letters)."""
+    """Pieces and special ids. `pieces[id]` is the spelling in the file's own alphabet (▁ or byte letters),
+    `types[id]` one of `TokenType`.
+    """
 
     path: str
-    pieces: list[str]
-    types: list[int]
-    ids: dict[str, int]
+    pieces: Pieces
+    types: bytearray
     bos: int | None
     eos: int | None
     eot: int | None
@@ -145,6 +147,10 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.pieces)
+
+    def ids(self) -> dict[str, int]:
+        """Spelling → id of all tokens, made anew each time: for one, `pieces.id_of` is what to ask."""
+        return {piece: i for i, piece in enumerate(self.pieces)}
 
     def of_type(self, *types: TokenType) -> dict[str, int]:
         """Spelling → id of all tokens of these types."""
@@ -179,9 +185,8 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, sentencepiece: bool)
             types[role] = int(TokenType.CONTROL)
     return Vocabulary(
         path=path,
-        pieces=pieces,
-        types=types,
-        ids=ids,
+        pieces=Pieces(pieces),
+        types=bytearray(map(int, types)),
         bos=bos,
         eos=eos,
         eot=eot,
@@ -213,8 +218,9 @@ def string_lines(value: Any, key: str, path: str) -> bytes:
     return joined_lines(string_list(value, key, path))
 
 
-def joined_lines(texts: list[str]) -> bytes:
+def joined_lines(texts: Iterable[str]) -> bytes:
     """Each text followed by a line end; one that holds a line end is left empty."""
+    texts = list(texts)
     joined = "\n".join([*texts, ""])
     if joined.count("\n") != len(texts):
         joined = "\n".join(["" if "\n" in text else text for text in texts] + [""])
