@@ -290,6 +290,11 @@ int64_t pl_plan_measure(const pl_cache *const *spaces, int n_spaces, const pl_op
     return bytes;
 }
 
+static size_t done_bytes(const pl_plan *plan)
+{
+    return sizeof *plan->done * ((size_t)plan->n_ops + 1) * (size_t)pl_done_lines(pl_pool_threads(plan->pool));
+}
+
 static int allocate(pl_plan *plan)
 {
     plan->ops = calloc((size_t)plan->n_ops + 1, sizeof *plan->ops);
@@ -298,7 +303,7 @@ static int allocate(pl_plan *plan)
     plan->space_copies = calloc((size_t)plan->n_spaces + 1, sizeof *plan->space_copies);
     plan->uses = calloc((size_t)plan->n_spaces + 1, sizeof *plan->uses);
     plan->seen = calloc((size_t)plan->max_tokens, sizeof *plan->seen);
-    plan->done = pl_alloc(sizeof *plan->done * ((size_t)plan->n_ops + 1), 1);
+    plan->done = pl_alloc(done_bytes(plan), 1);
     plan->cursors = pl_alloc(sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool), 0);
     return plan->ops && plan->buffers && plan->spaces && plan->space_copies && plan->uses && plan->seen && plan->done &&
            plan->cursors;
@@ -387,7 +392,7 @@ void pl_plan_free(pl_plan *plan)
     pl_attention_free(&plan->attention);
     pl_release(plan->arena, (size_t)plan->arena_bytes + 64);
     pl_release(plan->scratch, (size_t)(plan->scratch_bytes * pl_pool_threads(plan->pool)) + 64);
-    pl_release(plan->done, sizeof *plan->done * ((size_t)plan->n_ops + 1));
+    pl_release(plan->done, done_bytes(plan));
     pl_release(plan->cursors, sizeof *plan->cursors * (size_t)pl_pool_threads(plan->pool));
     pl_pool_free(plan->pool);
     pl_expert_memory_free(plan->experts);

@@ -52,7 +52,7 @@ struct pl_plan {
     uint8_t *arena, *scratch;              /* buffers; what ops need for each thread */
     int64_t arena_bytes, scratch_bytes, bytes;
     pl_attention_work attention;
-    pl_items_done *done; /* one per op */
+    pl_items_done *done; /* pl_done_lines per op */
     pl_cursor *cursors;  /* one per thread */
     /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;

@@ -112,7 +112,8 @@ static int pages_ok(const pl_plan *plan, const pl_batch *b)
 /* Waits until all items of an op are done -> 0 when the run is over or to be left. */
 static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
 {
-    for (int waited = 1; atomic_load_explicit(&done->count, memory_order_acquire) < items; waited++) {
+    const int lines = pl_done_lines(pl_pool_threads(plan->pool));
+    for (int waited = 1; pl_items_counted(done, lines) < items; waited++) {
         if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
             return 0;
         pl_spin(waited);
@@ -128,20 +129,21 @@ void pl_plan_run_thread(void *arg, int thread)
     pl_plan *plan = arg;
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
-    const int end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
+    const int threads = pl_pool_threads(plan->pool), end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
     for (int i = plan->batch.first_op; i < end; i++) {
-        pl_work_queue queue = {.done = &plan->done[i],
-                               .cursors = plan->cursors,
+        pl_items_done *done = plan->done + (int64_t)i * pl_done_lines(threads);
+        pl_work_queue queue = {.cursors = plan->cursors,
                                .epoch = epoch_of(plan, round) + 1 + (uint64_t)i,
                                .thread = thread,
-                               .threads = pl_pool_threads(plan->pool)};
+                               .threads = threads};
         int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &queue);
+        pl_queue_report(&queue, done);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
             checked = pl_seconds();
         }
-        if (!op_finished(plan, &plan->done[i], items, round))
+        if (!op_finished(plan, done, items, round))
             return;
         if (thread == 0 && plan->profile) {
             double now = pl_seconds();
@@ -163,7 +165,7 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     atomic_store(&plan->stop, 0);
     atomic_store(&plan->failed, PL_OK);
     pl_attention_prepare(plan);
-    for (int i = 0; i < plan->n_ops; i++)
+    for (int i = 0; i < plan->n_ops * pl_done_lines(pl_pool_threads(plan->pool)); i++)
         atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
     atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
     pl_pool_start(plan->pool, &plan->job);

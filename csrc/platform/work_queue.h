@@ -17,18 +17,28 @@ typedef struct {
     _Alignas(64) _Atomic uint64_t next;
 } pl_cursor;
 
-/* Items of an op that are done. */
+/* Items of an op that are done, counted by one line for every PL_LINE_THREADS threads. A thread reports once, when it finds no
+ * more: a line that every thread adds to passes through all of their caches (57 to 255 ns each) while nobody can go on. */
+#define PL_LINE_THREADS 16
 typedef struct {
     _Alignas(64) _Atomic int64_t count;
 } pl_items_done;
+static inline int pl_done_lines(int threads) { return (threads + PL_LINE_THREADS - 1) / PL_LINE_THREADS; }
+static inline int64_t pl_items_counted(pl_items_done *done, int lines)
+{
+    int64_t sum = 0;
+    for (int i = 0; i < lines; i++)
+        sum += atomic_load_explicit(&done[i].count, memory_order_acquire);
+    return sum;
+}
 
 typedef struct {
-    pl_items_done *done;
     pl_cursor *cursors; /* one for each thread's part */
     uint64_t epoch;     /* the op's number, counted over all runs */
     int thread, threads;
     int victim;          /* whose part is taken from, counted from the thread's own (0) */
     int64_t first, last; /* items of the victim's part */
+    int64_t finished;    /* items that this thread has done and not reported */
 } pl_work_queue;
 
 #define PL_QUARTER 0 /* a grain: what is left of a part is taken by quarters, so that threads finish together */
@@ -75,9 +85,13 @@ static inline int pl_queue_take(pl_work_queue *queue, int64_t n, int64_t unit, i
     return 0;
 }
 
-static inline void pl_queue_done(pl_work_queue *queue, int64_t items)
+static inline void pl_queue_done(pl_work_queue *queue, int64_t items) { queue->finished += items; }
+
+/* What the thread has done is done for all; done: the op's lines. */
+static inline void pl_queue_report(const pl_work_queue *queue, pl_items_done *done)
 {
-    atomic_fetch_add_explicit(&queue->done->count, items, memory_order_acq_rel);
+    if (queue->finished)
+        atomic_fetch_add_explicit(&done[queue->thread / PL_LINE_THREADS].count, queue->finished, memory_order_acq_rel);
 }
 
 #endif
