@@ -92,6 +92,7 @@ MEANT = {
     "input": f"{TEXTS} list",
     "axis": "-5",
     "cache": "dict",
+    "kv_overrides": "dict",
     "scales": "dict",
     "files": NOTHING,
     "images": "list bytes",

@@ -18,6 +18,7 @@ GIVEN = {
     "cache_type_k": "Q8_0",
     "cache_type_v": "f16",
     "expert_memory": None,
+    "kv_overrides": None,
     "pack_cache": None,
     "precision": None,
 }

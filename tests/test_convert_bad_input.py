@@ -58,7 +58,6 @@ def change_tensors(source: Path, change: Callable[[Arrays], object], kind: str |
         ({"attention_multiplier": 0.5}, "attention_multiplier = 0.5"),
         ({"qk_norm": True, "logit_softcap": 30.0}, "qk_norm = true, logit_softcap = 30.0"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
         ({"architectures": None, "model_type": "gpt2"}, "gpt2"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),

@@ -92,6 +92,14 @@ class Completions(Tokens):
             return self._tokenizer_given.tokenize(raw, add_bos, special)
         return self._text().encode(text, add_special=add_bos, parse_special=special)
 
+    def tokenize_all(
+        self, texts: Iterable[bytes | str], add_bos: bool = True, special: bool = False
+    ) -> list[list[int]]:
+        """`tokenize` of each text, on all cores."""
+        if is_overridden(self, Completions, "tokenize"):
+            return [self.tokenize(text, add_bos, special) for text in texts]
+        return self.tokenizer_.tokenize_all(texts, add_bos, special)
+
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
@@ -446,7 +454,7 @@ class Completions(Tokens):
         """
         texts = as_texts("input", input)
         vectors, n_tokens = [], 0
-        for ids in self.tokenizer_.tokenize_all(texts, special=False):
+        for ids in self.tokenize_all(texts):
             if not ids:
                 raise OptionError(
                     "there is nothing to embed: the text is empty and this model puts no BOS before it"

@@ -246,12 +246,6 @@ class Llama(Completions):
         token = getattr(self.text_tokenizer, role, None)
         return -1 if token is None else int(token)
 
-    def tokenize_all(
-        self, texts: Iterable[bytes | str], add_bos: bool = True, special: bool = False
-    ) -> list[list[int]]:
-        """`tokenize` of each text, on all cores."""
-        return self.tokenizer_.tokenize_all(texts, add_bos, special)
-
     @property
     def model(self) -> Llama:
         """What `llama_cpp.llama_model_get_vocab` takes."""

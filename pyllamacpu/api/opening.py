@@ -66,7 +66,7 @@ def _overrides(given: Any) -> Overrides | None:
     """Of the argument kv_overrides. The values are checked beside the file's. Raises OptionError."""
     if given is not None and not isinstance(given, Mapping):
         raise OptionError(f"kv_overrides={given!r:.80}: give a dictionary of keys and values")
-    return dict(given) if given else None
+    return dict(given) if given is not None else None
 
 
 def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:

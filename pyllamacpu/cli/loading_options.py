@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.gguf.overrides import Overrides, parse_overrides
 from pyllamacpu.store.paths import pack_folder
 from pyllamacpu.units import parse_bytes
+
+if TYPE_CHECKING:
+    from pyllamacpu.gguf.overrides import Overrides
 
 
 def memory_size(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
@@ -27,8 +29,12 @@ def memory_size(_context: click.Context, _option: click.Parameter, given: str | 
 
 def _overrides(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> Overrides | None:
     """A click callback: values by keys; None without any."""
+    if not given:
+        return None
+    from pyllamacpu.gguf.overrides import parse_overrides  # it needs numpy, and --help does not
+
     try:
-        return parse_overrides(given) or None
+        return parse_overrides(given)
     except OptionError as error:
         raise click.UsageError(str(error)) from None
 

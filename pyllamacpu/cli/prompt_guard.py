@@ -68,8 +68,8 @@ def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters
         [parameters["prompt"]] if parameters["prompt"] is not None else [read_bytes(Path(f)) for f in names]
     )
     model = parameters["model"]
-    names = ("threshold", "indirect", "kv_overrides", "pack_cache")
-    options = {name: parameters[name] for name in names}
+    passed_on = ("threshold", "indirect", "kv_overrides", "pack_cache")
+    options = {name: parameters[name] for name in passed_on}
     with PromptGuard(model, n_threads=parameters["threads"], **options) as guard:
         verdicts = guard.check_all(texts)
     for i, verdict in enumerate(verdicts):

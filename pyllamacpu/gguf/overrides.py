@@ -31,6 +31,8 @@ class OverriddenMetadata(Metadata):
 
     def __init__(self, own: Metadata, values: Overrides) -> None:
         """Raises OptionError."""
+        if not isinstance(values, Mapping):
+            raise OptionError(f"kv_overrides={values!r:.80}: give a dictionary of keys and values")
         super().__init__(own._source, dict(own._entries))
         self._new = {key: _checked(own, key, value) for key, value in values.items()}
         for key, (kind, value) in self._new.items():

@@ -74,7 +74,7 @@ class GGUFFile:
         sources: list[Source] = []
         try:
             metadata, tensors = _open_parts(os.fspath(path), sources)
-            if kv_overrides:
+            if kv_overrides is not None:
                 metadata = OverriddenMetadata(metadata, kv_overrides)
             return cls(sources, metadata, tensors)
         except BaseException:

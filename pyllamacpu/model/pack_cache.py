@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import time
@@ -32,8 +31,6 @@ from pyllamacpu.files import PartialFile, check_space, lock_file, make_private_f
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter
 from pyllamacpu.native import extension_content, isa_selected
-
-log = logging.getLogger("pyllamacpu.engine")
 
 FORMAT = 1  # of these files; another one when what Python packs changes
 FRESH = 2.0  # seconds after a change during which a file could change again without a new time
@@ -78,7 +75,7 @@ class PackCache:
 
     def skip(self, file: GGUFFile, reason: str) -> None:
         """Says that a model's panels are not kept."""
-        log.warning("packed weights of %s are not kept: %s", file.paths[0], reason)
+        _warn("packed weights of %s are not kept: %s", file.paths[0], reason)
 
     def _path(self, file: GGUFFile, layout: Sequence[Panels]) -> Path:
         """One for each model file, tier, and choice of its tensors."""
@@ -160,7 +157,7 @@ def is_ours(name: str) -> bool:
 
 
 def _reject(path: Path, error: Exception) -> None:
-    log.warning("%s: %s; it is made anew", path, error)
+    _warn("%s: %s; it is made anew", path, error)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 
@@ -248,3 +245,10 @@ def _unchanged(file: GGUFFile) -> bool:
     with contextlib.suppress(OSError):
         return identities(map(os.stat, file.paths)) == identities(file.statuses)
     return False
+
+
+def _warn(message: str, *values: object) -> None:
+    """A line in the log; the library is imported by whoever has one to write."""
+    import logging
+
+    logging.getLogger("pyllamacpu.engine").warning(message, *values)
