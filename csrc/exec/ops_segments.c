@@ -338,7 +338,7 @@ static void multiply_segment(pl_plan *plan, const pl_op *op, int64_t s, int64_t 
 
 /* Segments in the order of the queue, for whichever thread comes: none may wait for a matrix that gets its slot only when a
  * later one in another thread's part has been worked on. */
-static int64_t run_queued(pl_plan *plan, const pl_op *op, const pl_work_queue *shared, int64_t unit, int64_t items)
+static int64_t run_queued(pl_plan *plan, const pl_op *op, pl_work_queue *shared, int64_t unit, int64_t items)
 {
     const pl_op_segment_matmul *f = &op->segment_matmul;
     const int64_t n = f->matrices.n * items;
@@ -356,6 +356,7 @@ static int64_t run_queued(pl_plan *plan, const pl_op *op, const pl_work_queue *s
         }
         PL_DONE();
     }
+    shared->finished = in_order.finished;
     return n;
 }
 
