@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyllamacpu.bench.formats import markdown_table
@@ -64,6 +64,7 @@ class TierLimits:
     read_bytes: float
     int8_ops: float
     fp32_ops: float
+    ops_of_type: dict[str, float] = field(default_factory=dict)  # int8, by the width of the type's codes
 
 
 def build(folder: Path, compiler: str) -> Path:
@@ -95,8 +96,11 @@ def _command(words: list[str]) -> str:
 def measure_limits(tier: str, seconds: float) -> TierLimits:
     """By a process in which the tier is forced. Raises BuildError."""
     code = (
-        "import json, sys; from dataclasses import asdict; from pyllamacpu.bench.machine import measure; "
-        "print(json.dumps(asdict(measure(1, float(sys.argv[1])))))"
+        "import json, sys; from dataclasses import asdict; from pyllamacpu.gguf.types import TensorType; "
+        "from pyllamacpu.bench.machine import code_bits, measure; "
+        "found = asdict(measure(1, float(sys.argv[1]))); "
+        "bits = {kind.name: code_bits(kind) for kind in TensorType}; "
+        "print(json.dumps(found | {'types': {k: found['code_ops'][b - 4] for k, b in bits.items() if b}}))"
     )
     environment = {**os.environ, ISA_VARIABLE: tier}
     done = subprocess.run(
@@ -109,7 +113,7 @@ def measure_limits(tier: str, seconds: float) -> TierLimits:
     if done.returncode:
         raise BuildError(f"measuring the limits of {tier}: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout)
-    return TierLimits(found["read_bytes"], found["int8_ops"], found["fp32_ops"])
+    return TierLimits(found["read_bytes"], found["int8_ops"], found["fp32_ops"], found["types"])
 
 
 def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
@@ -153,7 +157,8 @@ def _rates(timing: Timing) -> list[str]:
 
 
 def _shares(timing: Timing, limits: TierLimits) -> list[str]:
-    peak = {"int8": limits.int8_ops, "fp32": limits.fp32_ops}.get(timing.unit, 0.0)
+    int8 = limits.ops_of_type.get(timing.kernel.partition(",")[0], limits.int8_ops)
+    peak = {"int8": int8, "fp32": limits.fp32_ops}.get(timing.unit, 0.0)
     shares = (timing.bytes_per_second / limits.read_bytes, timing.ops_per_second / peak if peak else 0.0)
     return [f"{100 * share:.0f} %" if share else "" for share in shares]
 

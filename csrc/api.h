@@ -484,6 +484,7 @@ typedef struct {
  * multiplication and its addition being two; a division or exponential counts as one. */
 typedef struct {
     double read, int8, fp32;
+    double codes[5]; /* int8 again, by the width of codes: 4 to 8 bits (pl_code_bits) */
 } pl_cost;
 
 /* What op number `op` costs at least. */
@@ -506,7 +507,10 @@ int pl_divergences(pl_pool *pool, const float *base, int64_t base_stride, const 
  * bytes per second read from `bytes` of memory (whole MB; take well more than the caches hold), and operations per
  * second on int8 and on float32 (a multiplication and its addition are two). Negative: PL_E…. */
 double pl_probe_read(pl_pool *pool, size_t bytes, double seconds);
-double pl_probe_dot(pl_pool *pool, double seconds);
+double pl_probe_dot(pl_pool *pool, int bits, double seconds); /* with codes of this width */
 double pl_probe_fma(pl_pool *pool, double seconds);
+/* The width of the codes that products of many tokens with a tensor type multiply, 4 to 8 bits, where it matters to the tier in
+ * use: one that adds up in int16 does so with more products of small codes. 8 for all types otherwise; 0: no quantized type. */
+int pl_code_bits(int type);
 
 #endif

@@ -16,13 +16,14 @@ from pyllamacpu.bench import formats
 from pyllamacpu.bench.batched import BatchedOptions, prompt_steps, run_batched
 from pyllamacpu.bench.cases import BenchOptions, Case, Setup, cases
 from pyllamacpu.bench.cost import Cost, Step, costs, steps_of, total
-from pyllamacpu.bench.machine import Limits, measure
+from pyllamacpu.bench.machine import Limits, code_bits, measure
 from pyllamacpu.bench.models import model_facts, size_label
 from pyllamacpu.bench.ranges import numbers, pairs, words
 from pyllamacpu.bench.runner import RandomTokens, open_engine, run
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import GGUFError, OptionError
+from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import ffi, lib
 
 VOCAB = len(PIECES)
@@ -175,6 +176,8 @@ def test_quantized_matrices_count_as_int8() -> None:
         elements = sum(info.n_elements for info in engine.file.tensors.values() if len(info.shape) == 2)
         assert found.int8 > 0.5 * 2 * 4 * elements
         assert found.limiting(replace(LIMITS, read_bytes=1e18, fp32_ops=1e18)) == "int8"
+        assert len(found.codes) == 5 and sum(found.codes) == pytest.approx(found.int8)
+        assert found.codes[code_bits(TensorType.Q4_K) - 4] > 0.5 * found.int8
     finally:
         engine.close()
 
@@ -189,6 +192,20 @@ def test_least_time_overlaps_reading_and_computing() -> None:
     assert Cost(2e9, 1e10, 0.0).least_seconds(LIMITS) == 2.0
     assert Cost(1e9, 1e10, 1e9).least_seconds(LIMITS) == 2.0
     assert Cost(2e9, 1e10, 0.0).limiting(LIMITS) == "read"
+
+
+def test_the_integer_limit_is_that_of_the_widths_of_the_codes() -> None:
+    limits = replace(LIMITS, code_ops=(4e10, 0.0, 2e10, 0.0, 1e10))
+    narrow, wide = (
+        Cost(0.0, 4e10, 0.0, (4e10, 0.0, 0.0, 0.0, 0.0)),
+        Cost(0.0, 1e10, 0.0, (0.0, 0.0, 0.0, 0.0, 1e10)),
+    )
+    assert narrow.limit("int8", limits) == 4e10 and narrow.least_seconds(limits) == 1.0
+    assert wide.limit("int8", limits) == 1e10 and wide.least_seconds(limits) == 1.0
+    both = (narrow + wide) * 2.0
+    assert both.least_seconds(limits) == 4.0 and both.limit("int8", limits) == 2.5e10
+    assert (narrow + Cost(1.0)).codes == narrow.codes
+    assert narrow.limit("int8", LIMITS) == LIMITS.int8_ops and narrow.limit("fp32", limits) == LIMITS.fp32_ops
 
 
 # Running
@@ -326,6 +343,11 @@ def test_limits_are_positive_and_of_a_plausible_size() -> None:
     assert 1e7 < found.read_bytes < 1e13
     assert 1e7 < found.int8_ops < 1e15 and 1e7 < found.fp32_ops < 1e15
     assert found.n_threads == 1
+    widths = {code_bits(kind) for kind in TensorType} - {0}
+    assert 8 in widths and widths <= set(range(4, 9))
+    assert [bits for bits in range(4, 9) if found.code_ops[bits - 4]] == sorted(widths)
+    assert found.code_ops[-1] == found.int8_ops
+    assert code_bits(TensorType.F16) == code_bits(-1) == 0
 
 
 def test_probes_refuse_too_little_memory_to_read() -> None:

@@ -52,6 +52,8 @@ def test_kernel_timings_are_read(script: Any) -> None:
     line = next(line for line in text.splitlines() if "| avx2" in line and "Q4_0, 1 token" in line)
     assert "50 %" in line and "24 %" in line
     assert "50 %" not in kernels.table(found[2:3], limits, from_memory=False)
+    limits["avx2"] = kernels.TierLimits(40e9, 300e9, 100e9, {"Q4_0": 600e9})  # of its width of codes
+    assert "| 12 %" in next(line for line in kernels.table(found, limits).splitlines() if "| avx2" in line)
 
 
 def test_the_check_program_prints_what_is_read(script: Any) -> None:
@@ -73,6 +75,7 @@ def test_a_tiers_limits_are_measured_in_a_process_of_its_own(
     kernels = script("kernels")
     found = kernels.measure_limits("scalar", 0.05)
     assert found.read_bytes > 0 and found.int8_ops > 0 and found.fp32_ops > 0
+    assert found.ops_of_type["Q4_0"] > 0 and "F32" not in found.ops_of_type
     with pytest.raises(kernels.BuildError, match="avx1024"):
         kernels.measure_limits("avx1024", 0.05)
 

@@ -44,8 +44,10 @@ static void add_product(const pl_matrix *m, double rows, double times_read, pl_c
     cost->read += rows > 0 ? times_read * (double)pl_matrix_bytes(m) : 0;
     if (pl_panel_is_float(m->type))
         cost->fp32 += ops;
-    else
+    else {
         cost->int8 += ops;
+        cost->codes[pl_code_bits(m->type) - 4] += ops;
+    }
 }
 
 static void add_listed(const pl_matrices *list, double rows, pl_cost *cost)
@@ -130,7 +132,7 @@ void cost_relative(const pl_plan *plan, const pl_op *op, const pl_workload *w, p
 
 int pl_plan_cost(const pl_plan *plan, int op, const pl_workload *work, pl_cost *cost)
 {
-    *cost = (pl_cost){0, 0, 0};
+    *cost = (pl_cost){0};
     if (op < 0 || op >= plan->n_ops || work->n_sequences < 1 || work->n_tokens < 0 || work->depth < 0)
         return PL_EINVAL;
     pl_op_kinds[plan->ops[op].head.kind].cost(plan, &plan->ops[op], work, cost);

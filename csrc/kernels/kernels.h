@@ -67,6 +67,8 @@ typedef struct {
 #define PL_KERNEL_LIST(KERNEL) \
     KERNEL(void, matmul_quant, (const pl_matmul *m)) \
     KERNEL(void, matmul_float, (const pl_matmul *m)) \
+    /* of the codes that products of many tokens multiply, 4 to 8; always 8 where the width does not matter; 0: a float type */ \
+    KERNEL(int, code_bits, (int type)) \
     /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset] */ \
     KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, float dominant, pl_q8 *out)) \
     KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
@@ -92,7 +94,7 @@ typedef struct {
     KERNEL(double, softmax_sum, (const float *x, int64_t n, float top)) \
     /* what the tier could reach at best (probe.c) */ \
     KERNEL(uint32_t, probe_read, (const uint8_t *p, int64_t bytes, int streams, int64_t ahead)) \
-    KERNEL(int64_t, probe_dot, (int64_t rounds, volatile uint32_t * sink)) \
+    KERNEL(int64_t, probe_dot, (int64_t rounds, int bits, volatile uint32_t *sink)) /* bits: as code_bits */ \
     KERNEL(int64_t, probe_fma, (int64_t rounds, volatile uint32_t * sink))
 
 typedef struct pl_kernels {

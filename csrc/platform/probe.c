@@ -80,7 +80,8 @@ double pl_probe_read(pl_pool *pool, size_t bytes, double seconds)
 }
 
 typedef struct {
-    int64_t (*loop)(int64_t rounds, volatile uint32_t *sink);
+    const pl_kernels *kernels;
+    int bits; /* of probe_dot's codes; 0: probe_fma */
     double end;
     _Atomic int64_t done;
 } unit_job;
@@ -92,14 +93,16 @@ static void run_loop(void *arg, int thread)
     int64_t done = 0;
     (void)thread;
     do
-        done += job->loop(ROUNDS, &sink);
+        done += job->bits ? job->kernels->probe_dot(ROUNDS, job->bits, &sink) : job->kernels->probe_fma(ROUNDS, &sink);
     while (pl_seconds() < job->end);
     atomic_fetch_add(&job->done, done);
 }
 
-static double probe_units(pl_pool *pool, int64_t (*loop)(int64_t, volatile uint32_t *), double seconds)
+static double probe_units(pl_pool *pool, int bits, double seconds)
 {
-    unit_job job = {.loop = loop};
+    unit_job job = {.kernels = pl_kernels_current(), .bits = bits};
+    if (!job.kernels)
+        return PL_EINVAL;
     const pl_job work = {run_loop, &job};
     double best = 0.0, end = pl_seconds() + seconds;
     do {
@@ -113,14 +116,15 @@ static double probe_units(pl_pool *pool, int64_t (*loop)(int64_t, volatile uint3
     return best;
 }
 
-double pl_probe_dot(pl_pool *pool, double seconds)
+double pl_probe_dot(pl_pool *pool, int bits, double seconds)
 {
-    const pl_kernels *kernels = pl_kernels_current();
-    return kernels ? probe_units(pool, kernels->probe_dot, seconds) : PL_EINVAL;
+    return bits >= 4 && bits <= 8 ? probe_units(pool, bits, seconds) : PL_EINVAL;
 }
 
-double pl_probe_fma(pl_pool *pool, double seconds)
+double pl_probe_fma(pl_pool *pool, double seconds) { return probe_units(pool, 0, seconds); }
+
+int pl_code_bits(int type)
 {
     const pl_kernels *kernels = pl_kernels_current();
-    return kernels ? probe_units(pool, kernels->probe_fma, seconds) : PL_EINVAL;
+    return kernels ? kernels->code_bits(type) : 0;
 }

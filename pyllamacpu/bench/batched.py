@@ -88,7 +88,9 @@ class BatchedResult:
             "speed": _rate(self.n_kv, t),
             "limited_by": limiting or "",
             "limit_rate": rate,
-            "limit_share": rate / self.limits.of(limiting) if self.limits and limiting else None,
+            "limit_share": rate / self.gen_cost.limit(limiting, self.limits)
+            if self.limits and limiting
+            else None,
         }
 
 

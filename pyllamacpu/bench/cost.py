@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from pyllamacpu.bench.machine import Limits
 from pyllamacpu.engine.engine import Engine
@@ -15,30 +16,41 @@ RESOURCES = ("read", "int8", "fp32")
 @dataclass(frozen=True)
 class Cost:
     """`read`: bytes from memory that no cache can save (weights, keys and values, table rows). `int8` and
-    `fp32`: operations, a multiplication and its addition being two.
+    `fp32`: operations, a multiplication and its addition being two. `codes`: those on int8 again, by the
+    width of their codes: 4 to 8 bits.
     """
 
     read: float = 0.0
     int8: float = 0.0
     fp32: float = 0.0
+    codes: tuple[float, ...] = ()
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.read + other.read, self.int8 + other.int8, self.fp32 + other.fp32)
+        codes = tuple(a + b for a, b in zip_longest(self.codes, other.codes, fillvalue=0.0))
+        return Cost(self.read + other.read, self.int8 + other.int8, self.fp32 + other.fp32, codes)
 
     def __mul__(self, times: float) -> Cost:
-        return Cost(self.read * times, self.int8 * times, self.fp32 * times)
+        codes = tuple(ops * times for ops in self.codes)
+        return Cost(self.read * times, self.int8 * times, self.fp32 * times, codes)
 
     def of(self, resource: str) -> float:
         return {"read": self.read, "int8": self.int8, "fp32": self.fp32}[resource]
 
     def least_seconds(self, limits: Limits) -> float:
         """No run can be faster: reading and computing overlap, the two kinds of computing do not."""
-        compute = self.int8 / limits.int8_ops + self.fp32 / limits.fp32_ops
+        compute = self.int8 / self.limit("int8", limits) + self.fp32 / limits.fp32_ops
         return max(self.read / limits.read_bytes, compute)
+
+    def limit(self, resource: str, limits: Limits) -> float:
+        """The limit of "read", "int8" or "fp32"; of int8 that for this mixture of code widths."""
+        if resource != "int8" or not any(self.codes) or not limits.code_ops:
+            return limits.of(resource)
+        seconds = sum(ops / rate for ops, rate in zip(self.codes, limits.code_ops, strict=True) if ops)
+        return sum(self.codes) / seconds
 
     def limiting(self, limits: Limits) -> str:
         """The resource that takes longest."""
-        return max(RESOURCES, key=lambda name: self.of(name) / limits.of(name))
+        return max(RESOURCES, key=lambda name: self.of(name) / self.limit(name, limits))
 
 
 @dataclass(frozen=True)

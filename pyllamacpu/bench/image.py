@@ -71,7 +71,7 @@ class ImageResult:
             "samples_ns": list(self.samples_ns),
             "int8_ops": self.cost.int8,
             "fp32_ops": self.cost.fp32,
-            "limit_int8_ops_per_second": limits.int8_ops if limits else None,
+            "limit_int8_ops_per_second": self.cost.limit("int8", limits) if limits else None,
             "limit_fp32_ops_per_second": limits.fp32_ops if limits else None,
             "limit_share": self.cost.least_seconds(limits) / self.seconds if limits else None,
             "products_ns": round(seconds * NS),

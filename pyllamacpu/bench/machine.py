@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pyllamacpu.bench.system import cache_bytes
+from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.native import check, ffi, isa_selected, lib, pointer
 
@@ -18,8 +20,9 @@ class Limits:
     n_threads: int
     isa: str
     read_bytes: float  # bytes of memory, not from caches
-    int8_ops: float  # multiplications and additions of int8
+    int8_ops: float  # multiplications and additions of int8 codes
     fp32_ops: float
+    code_ops: tuple[float, ...] = ()  # the same of codes of 4 to 8 bits; 0: no type of this tier has such
 
     def of(self, resource: str) -> float:
         """The limit of "read", "int8" or "fp32"."""
@@ -41,11 +44,29 @@ def measure(n_threads: int, seconds: float = 1.0) -> Limits:
     pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
     try:
         read = _checked(lib.pl_probe_read(pool, probe_bytes(), seconds / 2), "measuring the memory")
-        int8 = _checked(lib.pl_probe_dot(pool, seconds / 4), "measuring the integer units")
+        codes = _code_rates(pool, seconds / 4)
         fp32 = _checked(lib.pl_probe_fma(pool, seconds / 4), "measuring the float units")
     finally:
         ffi.release(pool)
-    return Limits(n_threads, isa_selected(), read, int8, fp32)
+    return Limits(n_threads, isa_selected(), read, codes[-1], fp32, codes)
+
+
+def code_bits(kind: int) -> int:
+    """The width of the codes that products with a tensor type multiply, where the tier's speed depends on it
+    (4 to 8 bits); 8 for all quantized types otherwise, and 0 for float types.
+    """
+    return int(lib.pl_code_bits(kind))
+
+
+def _code_rates(pool: Any, seconds: float) -> tuple[float, ...]:
+    """Operations per second with codes of 4 to 8 bits; 0 for a width that no type has."""
+    widths = {8, *map(code_bits, TensorType)} - {0}
+    return tuple(
+        _checked(lib.pl_probe_dot(pool, bits, seconds / len(widths)), "measuring the integer units")
+        if bits in widths
+        else 0.0
+        for bits in range(4, 9)
+    )
 
 
 def _checked(rate: float, what: str) -> float:

@@ -80,7 +80,7 @@ class Result:
         if self.limits is None:
             return None
         resource = self.cost.limiting(self.limits)
-        return Share(resource, self.rate(resource), self.limits.of(resource))
+        return Share(resource, self.rate(resource), self.cost.limit(resource, self.limits))
 
     def row(self) -> dict[str, Any]:
         """llama-bench's keys in its order, then ours. Times in ns, rates per second, sizes in bytes."""
@@ -141,7 +141,7 @@ class Result:
         share, limits = self.share, self.limits
         keys |= {
             "limit_read_bytes_per_second": limits.read_bytes if limits else None,
-            "limit_int8_ops_per_second": limits.int8_ops if limits else None,
+            "limit_int8_ops_per_second": self.cost.limit("int8", limits) if limits else None,
             "limit_fp32_ops_per_second": limits.fp32_ops if limits else None,
             "limited_by": share.resource if share else None,
             "limit_share": share.share if share else None,

@@ -13,6 +13,7 @@ from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.bench.doctor import Report
+    from pyllamacpu.bench.machine import Limits
     from pyllamacpu.bench.system import Cores
 
 Section = tuple[str, list[tuple[str, str]]]
@@ -107,13 +108,23 @@ def _memory(report: Report) -> Section:
     return "Memory", rows
 
 
+def _integer_rates(limits: Limits) -> str:
+    """That of 8-bit codes, and of others where they are faster."""
+    others = [
+        f"{rate / 1e12:.2f} with {bits}-bit codes"
+        for bits, rate in enumerate(limits.code_ops[:-1], 4)
+        if rate
+    ]
+    return f"{limits.int8_ops / 1e12:.2f} Top/s" + (f" ({', '.join(others)})" if others else "")
+
+
 def _speed(report: Report) -> Section:
     limits = report.limits
     if limits is None:
         return "Measured", []
     return f"Measured with {limits.n_threads} threads", [
         ("reading memory", f"{limits.read_bytes / 1e9:.1f} GB/s"),
-        ("int8", f"{limits.int8_ops / 1e12:.2f} Top/s"),
+        ("int8", _integer_rates(limits)),
         ("float32", f"{limits.fp32_ops / 1e12:.2f} Tflop/s"),
         ("meaning", f"a model of 1 GB can generate at most {limits.read_bytes / 1e9:.0f} tokens/s"),
     ]

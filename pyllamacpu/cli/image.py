@@ -176,4 +176,4 @@ class _Measure:
 def part_costs(tower: Tower, part: str) -> list[tuple[float, float, float]]:
     """Of each op in a run of a part: bytes read, int8 and float operations."""
     plan, _ = tower.part(part)
-    return [tower.cost(part, op) for op in range(len(plan.ops))]
+    return [tower.cost(part, op)[:3] for op in range(len(plan.ops))]

@@ -293,8 +293,10 @@ class Engine:
         """A step that computes all rows that `entries` ask for, but no logits: for `input_squares`."""
         self._run(entries, None)
 
-    def op_cost(self, op: int, work: Workload) -> tuple[float, float, float]:
-        """Bytes read, int8 and float operations of op number `op` in a step, at least."""
+    def op_cost(self, op: int, work: Workload) -> tuple[float, float, float, tuple[float, ...]]:
+        """Bytes read, int8 and float operations of op number `op` in a step, at least; then those on int8 by
+        the width of their codes, 4 to 8 bits.
+        """
         return self._native.cost(op, work)
 
     def profile(self, run: Callable[[], object]) -> dict[str, float]:

@@ -204,15 +204,17 @@ class Tower:
         """Runs of a part's ops, (first, end), of about the same work."""
         first, work = 0, 0.0
         for i in range(n_ops):
-            _, int8, fp32 = self.cost(part, i)
+            _, int8, fp32, _ = self.cost(part, i)
             if i > first and work + int8 + fp32 > _SLICE_OPERATIONS:
                 yield first, i
                 first, work = i, 0.0
             work += int8 + fp32
         yield first, n_ops
 
-    def cost(self, part: str, op: int) -> tuple[float, float, float]:
-        """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least."""
+    def cost(self, part: str, op: int) -> tuple[float, float, float, tuple[float, ...]]:
+        """Bytes read, int8 and float operations of op number `op` in a run of `part`, at least; those on int8
+        again by the width of their codes.
+        """
         _, native = self.part(part)
         n = self.opened.architecture.PARTS[part].max_rows(self.config)
         return native.cost(op, Workload(1, n, 0, n, 0))

@@ -73,12 +73,14 @@ class NativePlan:
             self.handle, ffi.NULL if seconds is None else ffi.cast("double *", seconds.ctypes.data)
         )
 
-    def cost(self, op: int, work: Workload) -> tuple[float, float, float]:
-        """Bytes read, int8 operations and float operations of an op, as api.h counts them."""
+    def cost(self, op: int, work: Workload) -> tuple[float, float, float, tuple[float, ...]]:
+        """Bytes read, int8 and float operations of an op, as api.h counts them; those on int8 again
+        by the width of their codes, 4 to 8 bits.
+        """
         found = ffi.new("pl_cost *")
         given = (work.sequences, work.n_tokens, work.depth, work.n_outputs, work.n_logits)
         check(lib.pl_plan_cost(self.handle, op, ffi.new("pl_workload *", given), found), "the cost of an op")
-        return found.read, found.int8, found.fp32
+        return found.read, found.int8, found.fp32, tuple(found.codes)
 
     def release(self) -> None:
         """Frees it now."""

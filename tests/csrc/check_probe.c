@@ -18,12 +18,17 @@ static void check_read(int blocks, int streams, int64_t ahead)
 }
 
 /* Operations per round are the tier's own; they must be proportional to the rounds. */
-static void check_units(const char *name, int64_t (*loop)(int64_t, volatile uint32_t *), const pl_kernels *tier)
+static int64_t units(const pl_kernels *tier, int bits, int64_t rounds)
 {
-    begin_case("%s", name);
     volatile uint32_t sink = 0;
-    int64_t one = loop(1, &sink), many = loop(1000, &sink);
-    if (one <= 0 || many != 1000 * one || loop(0, &sink) != 0)
+    return bits ? tier->probe_dot(rounds, bits, &sink) : tier->probe_fma(rounds, &sink);
+}
+
+static void check_units(const pl_kernels *tier, int bits) /* 0: probe_fma */
+{
+    begin_case(bits ? "probe_dot bits=%d" : "probe_fma", bits);
+    int64_t one = units(tier, bits, 1), many = units(tier, bits, 1000);
+    if (one <= 0 || many != 1000 * one || units(tier, bits, 0) != 0)
         fail(tier, "%lld operations in one round, %lld in 1000", (long long)one, (long long)many);
 }
 
@@ -33,7 +38,8 @@ void check_probe(void)
         for (int64_t ahead = 0; ahead <= 4096; ahead += 2048)
             check_read(1 + random_below(5), streams, ahead);
     for (int k = 0; k < n_tiers; k++) {
-        check_units("probe_dot", tiers[k]->probe_dot, tiers[k]);
-        check_units("probe_fma", tiers[k]->probe_fma, tiers[k]);
+        check_units(tiers[k], 0);
+        for (int bits = 4; bits <= 8; bits++)
+            check_units(tiers[k], bits);
     }
 }
