@@ -318,6 +318,7 @@ def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--shield", "code-shield,guard"), "name its model too, as guard=MODEL"),
         (("--guard", "a.gguf", "--shield", "guard=b.gguf"), "give one of them"),
         (("--guard-category", "S1"), "--guard-category: name the guard model too"),
+        (("--shield", "prompt-guard=a,regex,prompt-guard=b"), "--shield prompt-guard is given twice"),
         (("--shield", "regex", "--guard-threshold", "0.3"), "--guard-threshold: name the guard model too"),
     ],
 )

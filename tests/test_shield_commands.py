@@ -184,3 +184,10 @@ def test_a_batch_does_not_begin_without_its_shield(tmp_path: Path) -> None:
     result = run_batch(model, source, target, "--guard", str(model))
     assert result.exit_code == 1 and "is not a guard" in str(result.exception)
     assert answers(target) == []
+
+
+def test_a_category_that_is_given_twice(run: Any, letters: Any, word_guard: Path) -> None:
+    usual = ["chat", "-m", "m.gguf", "-p", "hello", "--guard", str(word_guard), "--guard-category", "S1: a"]
+    found: Result = run(*usual, "--guard-category", "S1: b")
+    assert found.code == 1 and "category S1 is given twice: 'a' and 'b'" in found.err
+    assert run(*usual, "--guard-category", "S1: a").code == 0

@@ -11,7 +11,7 @@ from typing import TextIO
 from pyllamacpu.cli.commands import usage_text
 from pyllamacpu.cli.line_reader import typed_reply
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
-from pyllamacpu.cli.session import Event, Finished, Notice, Question, Text
+from pyllamacpu.cli.session import Event, Finished, Notice, Question, Text, Usage
 from pyllamacpu.cli.wrapping import WordWrapper, say, terminal_width, wrap_words
 from pyllamacpu.progress import CONTROL, StatusLine, is_terminal
 
@@ -84,7 +84,7 @@ class Screen:
                 elif isinstance(event, Finished):
                     self._break_line(at_line_start)
                     at_line_start = True
-                    if stats:
+                    if stats and event.usage != Usage(n_prompt=event.usage.n_prompt):  # a blocked message's
                         self.note(usage_text(event.usage))
             self.end_text()
         except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
 
     guard, names = parameters.pop("guard"), parameters.pop("shield")
     policy = {name: parameters.pop(f"guard_{name}") for name in ("category", "exclude", "threshold")}
-    given = dict(_named_model(text) for text in (names or "").split(",") if text.strip())
+    given = _once("--shield", (_named_model(text) for text in (names or "").split(",") if text.strip()))
     known = (*SCANNERS, "guard")
     if names is not None and not given:
         raise OptionError(f"--shield: name at least one of {', '.join(known)}")
@@ -95,8 +95,17 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
 
 def categories_of(given: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
     """KEY or KEY: TEXT each; None for the model's own."""
-    pairs = (category.partition(":") for category in given)
-    return tuple((key.strip(), words.strip()) for key, _, words in pairs) if given else None
+    pairs = ((key.strip(), words.strip()) for key, _, words in (text.partition(":") for text in given))
+    return tuple(_once("category", pairs).items()) if given else None
+
+
+def _once(what: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Raises OptionError for a name that is given twice, with different words."""
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise OptionError(f"{what} {name} is given twice: {found[name]!r:.60} and {value!r:.60}")
+    return found
 
 
 def open_shield(parameters: dict[str, Any]) -> Shield | None:
