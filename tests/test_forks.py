@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from text_oracle import VOCABULARIES, load
 from tiny_model import write_model
 
 from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.text import many_cores
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -147,3 +149,13 @@ def test_a_child_goes_on_without_the_disk(tmp_path: Path, monkeypatch: pytest.Mo
             may_go.set()
             thread.join(60)
         assert found == [expected]
+
+
+def test_texts_are_tokenized_by_threads_of_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool that tokenizes long texts has threads in the process only that made it."""
+    monkeypatch.setattr(many_cores, "cpus_usable", lambda: 3)
+    monkeypatch.setattr(many_cores, "MIN_PART", 8)
+    tokenizer, text = load(VOCABULARIES[0]), "a line\nof text " * 20
+    ids = tokenizer.encode(text)
+    assert len(many_cores.parts_of(text.encode())) > 1
+    assert child(lambda: tokenizer.encode(text) == ids) == 0

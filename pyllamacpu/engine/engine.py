@@ -140,9 +140,7 @@ class Engine:
     def open(
         cls, path: str | os.PathLike[str], *, kv_overrides: Overrides | None = None, **options: Any
     ) -> Engine:
-        """The engine of the model file at `path` (any part of a split one); kv_overrides: see GGUFFile.open;
-        options as above.
-        """
+        """The engine of the model at `path` (any part of it); options as above and of `GGUFFile.open`."""
         return cls(GGUFFile.open(path, kv_overrides), **options)
 
     @property

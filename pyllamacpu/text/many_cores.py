@@ -6,15 +6,18 @@ number.
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pyllamacpu.limits import cpus_usable
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 MIN_PART = 1 << 17  # bytes that are worth a thread: some milliseconds of work
 
@@ -48,7 +51,7 @@ def on_all_cores(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> li
     """`work` of each item, in order. On a thread that does such work already, one after the other."""
     if len(items) < 2 or _threads() < 2:
         return [work(item) for item in items]
-    return list(_pool(cpus_usable()).map(work, items))
+    return list(_pool(cpus_usable(), os.getpid()).map(work, items))
 
 
 def encode_texts(encode: Callable[[bytes], list[int]], texts: Sequence[bytes]) -> list[list[int]]:
@@ -86,5 +89,8 @@ def _begin() -> None:
 
 
 @lru_cache(maxsize=2)
-def _pool(n_threads: int) -> ThreadPoolExecutor:
+def _pool(n_threads: int, process: int) -> ThreadPoolExecutor:
+    """Of this process: a forked one has none of its parent's threads."""
+    from concurrent.futures import ThreadPoolExecutor  # it imports logging, which few need
+
     return ThreadPoolExecutor(n_threads, thread_name_prefix="tokenize", initializer=_begin)
