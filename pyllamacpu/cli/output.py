@@ -11,7 +11,8 @@ from typing import TextIO
 from pyllamacpu.cli.commands import usage_text
 from pyllamacpu.cli.line_reader import typed_reply
 from pyllamacpu.cli.markdown import MarkdownBlocks, render_block
-from pyllamacpu.cli.session import Event, Finished, Notice, Question, Text, Usage
+from pyllamacpu.cli.session import Event, Finished, Notice, Question, Text
+from pyllamacpu.cli.usage import Usage
 from pyllamacpu.cli.wrapping import WordWrapper, say, terminal_width, wrap_words
 from pyllamacpu.progress import CONTROL, StatusLine, is_terminal
 
