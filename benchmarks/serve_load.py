@@ -144,7 +144,7 @@ def _ollama(chance: Random) -> Request:
         body["format"] = schema(chance)
     if chance.random() < 0.5:
         return "/api/generate", {**body, "prompt": words(chance), "system": system(chance)}
-    if chance.random() < 0.3:
+    if "format" not in body and chance.random() < 0.3:  # both is refused
         body["tools"] = [{"type": "function", "function": function(chance)}]
     return "/api/chat", {**body, "messages": messages(chance)}
 

@@ -24,6 +24,7 @@ from quantize_iq_cases import (
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.native import ffi, isa_names, isa_selected, lib
 from pyllamacpu.weights.blocks import needs_importance, quantize
@@ -129,6 +130,7 @@ def test_which_need_importance(kind: TensorType) -> None:
     if needs_importance(kind):
         with pytest.raises(OptionError, match="importance"):
             quantize(matrix("normal"), kind)
+        ensure_codebook(kind)
         x, out = matrix("normal"), np.zeros(12 * kind.row_bytes(512), np.uint8)
         rc = lib.pl_quantize(kind, ffi.from_buffer("float[]", x), 12, 512, ffi.NULL, ffi.from_buffer(out))
         assert rc == lib.PL_QUANTIZE_EIMPORTANCE
