@@ -83,10 +83,10 @@ def _readings(text: str, spelled: dict[str, str], depth: int) -> Iterator[tuple[
 
 def plain_letters(text: str) -> str:
     """The text without what nobody sees, and with Latin letters for those that look like them."""
-    visible = _INVISIBLE.sub("", text)
+    visible: str = _INVISIBLE.sub("", text)
     if visible.isascii():
         return visible
-    bare = _ACCENTS.sub("", unicodedata.normalize("NFKD", visible))
+    bare: str = _ACCENTS.sub("", unicodedata.normalize("NFKD", visible))
     return bare.translate(_LATIN)
 
 
@@ -96,7 +96,7 @@ def _skeleton(word: str) -> str:
 
 def _without_digits(text: str, spelled: dict[str, str]) -> str:
     def word(found: regex.Match[str]) -> str:
-        token = found[0]
+        token: str = found[0]
         if not (_SIGNS.search(token) and _LETTERS.search(token)):
             return token
         for end in (len(token), len(token.rstrip("!|"))):
@@ -104,7 +104,8 @@ def _without_digits(text: str, spelled: dict[str, str]) -> str:
                 return meant + token[end:]
         return token
 
-    return _SPELLED.sub(word, text)
+    plain: str = _SPELLED.sub(word, text)
+    return plain
 
 
 def _unescaped(text: str) -> str:
