@@ -313,7 +313,7 @@ def test_why_an_answer_ended_is_said(shared: Browser, path: Path, monkeypatch: p
     with serving(("tiny", path), n_ctx=1024, shield=ShieldOptions(guard="guard.gguf")) as running:
         start(shared, running.url, max_tokens=200)
         ask(shared, "poison")
-        assert shared.run(stats) == "blocked by the guard model"
+        assert shared.run(stats) == "blocked by the guard or the shield"
         bias = json.dumps({str(byte(ord("a"))): 100})
         shared.run(
             "const real = fetch; window.fetch = (url, options) => real(url, !options?.body ? options : "

@@ -261,7 +261,7 @@ class Shield:
             yield blocked(GenerationStats(n_prompt, 0, 0, 0.0, 0.0), findings)
             return
         answer, events = _Answer(conversation), start()
-        with closing(events):  # type: ignore[type-var]
+        with closing(events):  # type: ignore[type-var]  # iterators of events are generators
             for event in events:
                 if not answer.add(event):
                     continue

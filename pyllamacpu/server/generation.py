@@ -30,7 +30,15 @@ from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
 from pyllamacpu.server.errors import HTTPError, as_http_error, too_long
-from pyllamacpu.server.images import ImageAccess, SentImage, cutter, open_images, open_sent, sent_images
+from pyllamacpu.server.images import (
+    NO_URLS,
+    ImageAccess,
+    SentImage,
+    cutter,
+    open_images,
+    open_sent,
+    sent_images,
+)
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
@@ -39,7 +47,7 @@ from pyllamacpu.text import encode_chat
 from pyllamacpu.text.infill import infill_prompt
 
 if TYPE_CHECKING:
-    pass
+    from pyllamacpu.images.picture import Picture
 
 Result = TypeVar("Result")
 
@@ -212,7 +220,7 @@ class Service:
         metrics: Metrics,
         max_queue: int,
         shield: Shield | None = None,
-        images: ImageAccess = ImageAccess(),  # noqa: B008
+        images: ImageAccess = NO_URLS,
     ) -> None:
         self.models = pool
         self.images = images
@@ -332,7 +340,7 @@ def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
 def encode_prompt(
     model: Model,
     prompt: Chat | Text,
-    access: ImageAccess = ImageAccess(),  # noqa: B008
+    access: ImageAccess = NO_URLS,
 ) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
     """Token ids of a prompt, those of images' rows below 0, and its images. Raises what `prompt_ids` does,
     and ImageError.
@@ -358,7 +366,10 @@ def count_tokens(model: Model, chat: Chat, access: ImageAccess) -> int:
         return len(prompt_ids(model, chat))
     _check_length(model, chat)
     vision = model.vision(sent[0].where)
-    count = lambda picture: vision.count(vision.tiles(picture))  # noqa: E731
+
+    def count(picture: Picture) -> int:
+        return vision.count(vision.tiles(picture))
+
     texts, counts = open_images(model.conversation(chat.messages), access.fetch, count)
     return vision.count_prompt(partial(_encode_messages, model, chat), texts, counts)
 

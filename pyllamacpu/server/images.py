@@ -39,6 +39,9 @@ class ImageAccess:
     max_bytes: int = IMAGE_MEMORY
 
 
+NO_URLS = ImageAccess()
+
+
 @dataclass(frozen=True, eq=False)
 class SentImage:
     """An image as it stands in a request: the part of a message in any dialect's form, and its place.

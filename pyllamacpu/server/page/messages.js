@@ -150,7 +150,7 @@ export class MessageList {
 function describe({ stats, state, error }) {
   const ends = {
     waiting: "waiting …", running: "", stopped: "stopped", length: "cut off at the token limit",
-    loop: "ended: it repeated itself", content_filter: "blocked by the guard model", failed: "broken off",
+    loop: "ended: it repeated itself", content_filter: "blocked by the guard or the shield", failed: "broken off",
   };
   const parts = [];
   if (stats?.generated) parts.push(`${stats.generated} tokens`);
