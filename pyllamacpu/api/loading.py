@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api.drafts import source_of_drafts
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
@@ -23,6 +24,7 @@ from pyllamacpu.model.config import ModelConfig, kv_type
 from pyllamacpu.model.towers import TOWERS
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
+from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.api.vision import Vision
@@ -236,7 +238,22 @@ def make_scheduler(
     return Scheduler(engine, tokenizer, prefixes=prefixes, disk=behind, **options)
 
 
-def default_kv_bytes(engine: Engine) -> int:
+def kv_limit(engine: Engine, given: int | None) -> int:
+    """Bytes of keys and values that running and earlier calls may take: what was given, or the usual.
+
+    Raises OptionError when not even two pages fit: the size was hardly meant in bytes.
+    """
+    least = 2 * engine.cache.page_bytes
+    if given and given < least:
+        raise OptionError(
+            f"{binary_bytes(given)} for keys and values: {PAGE} tokens of this model take "
+            f"{binary_bytes(engine.cache.page_bytes)}, and two such pages are the least; "
+            "a plain number is bytes, so write 8GiB or 500MB"
+        )
+    return given or _usual_kv_bytes(engine)
+
+
+def _usual_kv_bytes(engine: Engine) -> int:
     """What the keys and values of running and earlier calls may take: a few whole contexts, of a quarter of
     the memory at most, but one in any case.
     """

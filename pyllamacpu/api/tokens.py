@@ -16,7 +16,7 @@ from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.image_calls import ImageCalls, image_list
-from pyllamacpu.api.loading import LoadedModel, default_kv_bytes, make_scheduler
+from pyllamacpu.api.loading import LoadedModel, kv_limit, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
@@ -95,7 +95,7 @@ class Tokens(ImageCalls):
         self._grammars: GrammarCompiler | None = None
         self.set_seed(seed)
         if parts.engine is not None:
-            parts.engine.cache.limit_bytes = kv_bytes or default_kv_bytes(parts.engine)
+            parts.engine.cache.limit_bytes = kv_limit(parts.engine, kv_bytes)
             self._driver = Driver(make_scheduler(parts.engine, parts.tokenizer, disk, drafts=parts.drafts))
             self._own_session = _new_session(parts.engine, logits_all)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pyllamacpu.cli.options import disk_options, force_option, option_files
+from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
 from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.progress import notify, progress_line
@@ -24,10 +25,10 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 @adapter_options
 @click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
 @click.option(
-    "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
+    "--cache-ram", type=SIZE, metavar="SIZE", help="Keys and values of running and earlier answers."
 )
 @disk_options
-@click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
+@click.option("--memory", type=SIZE, metavar="SIZE", help="Weights of all loaded models.")
 @shield_options
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(

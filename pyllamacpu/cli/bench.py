@@ -14,7 +14,8 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.loading_options import loading, loading_options
-from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, Number, force_option, option_files, options
+from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, force_option, option_files, options
+from pyllamacpu.cli.param_types import Number
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole

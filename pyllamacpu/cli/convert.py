@@ -11,8 +11,9 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.options import force_option
+from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.progress import CONTROL, byte_bar, notify, one_line, visible
-from pyllamacpu.units import decimal_bytes, parse_bytes
+from pyllamacpu.units import decimal_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.convert.conversion import Conversion, ConvertOptions
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
 )
 @click.option("--remove-metadata", multiple=True, metavar="KEY", help="Leave a metadata key out.")
 @click.option(
-    "--split-max-size", metavar="N(K|M|G)", help="Begin a new part before one has more bytes of tensors."
+    "--split-max-size",
+    type=SIZE,
+    metavar="N(K|M|G)",
+    help="Begin a new part before one has more bytes of tensors.",
 )
 @click.option(
     "--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Tensors of one part at most."
@@ -111,7 +115,6 @@ def _options(**given: Any) -> ConvertOptions:
     from pyllamacpu.convert.metadata_edits import MetadataEdits, parse_metadata
     from pyllamacpu.weights.output import SplitLimits
 
-    size = given["split_max_size"]
     return ConvertOptions(
         outfile=given["outfile"],
         outtype=given["outtype"],
@@ -120,7 +123,7 @@ def _options(**given: Any) -> ConvertOptions:
         metadata_edits=MetadataEdits(
             tuple(map(parse_metadata, given["metadata"])), frozenset(given["remove_metadata"])
         ),
-        limits=SplitLimits(given["split_max_tensors"] or 0, parse_bytes(size) if size else 0),
+        limits=SplitLimits(given["split_max_tensors"] or 0, given["split_max_size"] or 0),
         drop_extra_tokens=given["drop_extra_tokens"],
         ignored_config=frozenset(given["ignore_config"]),
         mmproj=given["mmproj"],

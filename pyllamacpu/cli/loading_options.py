@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.errors import OptionError
 from pyllamacpu.store.paths import pack_folder
-from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
-
-
-def memory_size(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
-    """A click callback: bytes, of 12GB, 500M, 4GiB or a plain number."""
-    if given is None:
-        return None
-    try:
-        return parse_bytes(given)
-    except OptionError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 def _overrides(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> Overrides | None:
@@ -53,8 +43,8 @@ def _folder(_context: click.Context, _option: click.Parameter, given: str | None
 
 expert_memory_option = click.option(
     "--expert-memory",
-    callback=memory_size,
-    metavar="BYTES",
+    type=SIZE,
+    metavar="SIZE",
     help="Leave a model's experts in its file, and keep as many in memory as fit in this (such as 12GB): for "
     "models larger than memory. Slower, the same answers.",
 )

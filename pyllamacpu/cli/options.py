@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.loading_options import loading_options
+from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -44,16 +44,6 @@ def options(*decorators: Decorator[Any]) -> Decorator[Any]:
         return command
 
     return apply
-
-
-class Number(click.FloatRange):
-    """A number within a range. click's own type lets NaN pass, which is neither below nor above anything."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
-        return number
 
 
 _MODEL = click.option(
@@ -115,7 +105,7 @@ disk_options = options(
         help="Keep keys and values there too: a prompt is not read again after a restart. Private, shared by "
         "the processes that name it, safe to delete.",
     ),
-    click.option("--cache-disk-limit", type=_positive, metavar="BYTES", help="Of that folder; 8 GiB."),
+    click.option("--cache-disk-limit", type=SIZE, metavar="SIZE", help="Of that folder.  [default: 8GiB]"),
 )
 precision_option = click.option(
     "--precision",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.loading_options import expert_memory_option
-from pyllamacpu.cli.options import Number, existing_file, force_option, options
+from pyllamacpu.cli.options import existing_file, force_option, options
+from pyllamacpu.cli.param_types import SIZE, Number
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal, one_line
 
@@ -84,7 +85,9 @@ _FILES = options(
     click.option("--max-buffer-size", type=click.IntRange(1), hidden=True),
 )
 _TARGET = options(
-    click.option("--target-size", metavar="SIZE", help="Instead of a TYPE: the best file of 4.5GB, 900MiB …"),
+    click.option(
+        "--target-size", type=SIZE, metavar="SIZE", help="Instead of a TYPE: the best file of 4.5GB, 900MiB …"
+    ),
     click.option("--target-bpw", type=Number(1, 32), help="The same, in bits per weight."),
     click.option(
         "-f",

@@ -12,7 +12,6 @@ import click
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal, notify, one_line, progress_line
-from pyllamacpu.units import parse_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.engine import Engine
@@ -41,7 +40,7 @@ def target_of(given: dict[str, Any]) -> Target | None:
     for name in _TYPES:
         if given[name]:
             raise OptionError(f"--{name.replace('_', '-')} does not go with a target: types are chosen")
-    return Target(n_bytes=parse_bytes(size)) if size is not None else Target(bits=bits)
+    return Target(n_bytes=size) if size is not None else Target(bits=bits)
 
 
 def run_target(

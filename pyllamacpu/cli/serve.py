@@ -13,10 +13,9 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
 from pyllamacpu.cli.images import mmproj_option
-from pyllamacpu.cli.loading_options import loading, loading_options, memory_size
+from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
-    Number,
     disk_options,
     draft_options,
     draft_source,
@@ -26,6 +25,7 @@ from pyllamacpu.cli.options import (
     precision_option,
     read_text,
 )
+from pyllamacpu.cli.param_types import SIZE, Number
 from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
@@ -116,10 +116,10 @@ engine_options = options(
     help="Milliseconds between two tokens of an answer while prompts are read beside it.",
 )
 @click.option(
-    "--cache-ram", type=_positive, metavar="BYTES", help="Keys and values of running and earlier answers."
+    "--cache-ram", type=SIZE, metavar="SIZE", help="Keys and values of running and earlier answers."
 )
 @disk_options
-@click.option("--memory", type=_positive, metavar="BYTES", help="Weights of all loaded models.")
+@click.option("--memory", type=SIZE, metavar="SIZE", help="Weights of all loaded models.")
 @click.option("--keep-alive", type=float, metavar="SECONDS", help="Unload a model that was idle so long.")
 @click.option(
     "--grace",
@@ -145,8 +145,8 @@ engine_options = options(
 )
 @click.option(
     "--image-memory",
+    type=SIZE,
     metavar="SIZE",
-    callback=memory_size,
     help="Memory for the images of one request, as tiles and as the vision tower's states: 500MB, 4GB.  "
     "[default: 2GB]",
 )

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllamacpu.api.loading import LoadedModel, LoadOptions, default_kv_bytes, make_scheduler, open_model
+from pyllamacpu.api.loading import LoadedModel, LoadOptions, kv_limit, make_scheduler, open_model
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.pooling import own_pooling
@@ -357,7 +357,7 @@ class ModelPool:
         parts = self._open(source)
         engine = parts.engine
         assert engine is not None
-        engine.cache.limit_bytes = self.options.kv_bytes or default_kv_bytes(engine)
+        engine.cache.limit_bytes = kv_limit(engine, self.options.kv_bytes)
         scheduler = make_scheduler(
             engine,
             parts.tokenizer,
