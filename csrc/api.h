@@ -261,6 +261,10 @@ int pl_isa_select(const char *name);
 /* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. In a forked child,
  * which has none of the threads, a pool starts its own when it is first used. */
 pl_pool *pl_pool_new(int n_threads);
+/* The same, but never more threads run than CPUs that the process may use, now or later: those beyond would only take time
+ * from those that have work. */
+pl_pool *pl_pool_new_for_cpus(int n_threads);
+int pl_pool_running(const pl_pool *pool); /* the caller included */
 void pl_pool_free(pl_pool *pool);
 
 /* ---- Weights (matrix.c) ---- */

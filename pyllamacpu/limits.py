@@ -7,6 +7,7 @@ the kernel's documentation of cgroup v1 and v2, cgroups(7), proc_pid_mountinfo(5
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,13 @@ def cpus_usable(root: Path = ROOT) -> int:
     """CPUs of the affinity mask, within the cgroups' quotas (of which a part of a CPU counts as one)."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min([cpus, *_cpu_quotas(root)]))
+    quota = cpu_quota(root)
+    return max(1, cpus if quota is None else min(cpus, math.ceil(quota)))
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """CPUs' time that the cgroups allow at most, None without a quota."""
+    return min(_cpu_quotas(root), default=None)
 
 
 def memory_usable(root: Path = ROOT) -> int:
@@ -33,8 +40,12 @@ def memory_usable(root: Path = ROOT) -> int:
     return min([memory, *_memory_limits(root)])
 
 
-def _cpu_quotas(root: Path) -> Iterator[int]:
-    """CPUs, rounded up."""
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Bytes that the cgroups allow at most, None without a limit."""
+    return min(_memory_limits(root), default=None)
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
     for group in _groups(root, ""):  # "150000 100000": microseconds in each period, or "max 100000"
         words = (_read(group / "cpu.max") or "").split()
         if len(words) == 2:
@@ -43,9 +54,9 @@ def _cpu_quotas(root: Path) -> Iterator[int]:
         yield from _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
 
 
-def _ratio(quota: str | None, period: str | None) -> Iterator[int]:
+def _ratio(quota: str | None, period: str | None) -> Iterator[float]:
     if quota and period and quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
-        yield -(-int(quota) // int(period))
+        yield int(quota) / int(period)
 
 
 def _memory_limits(root: Path) -> Iterator[int]:

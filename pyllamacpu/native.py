@@ -34,6 +34,7 @@ __all__ = [
     "lib",
     "pointer",
     "raise_kept",
+    "thread_pool",
 ]
 
 ISA_VARIABLE = "PYLLAMACPU_ISA"
@@ -61,6 +62,18 @@ def pointer(handle: Any, what: str) -> Any:
     if handle == ffi.NULL:
         raise NativeError(f"{what}: out of memory, or arguments that do not fit")
     return handle
+
+
+pools_follow_cpus = True  # tests want races
+
+
+def thread_pool(n_threads: int) -> Any:
+    """A pool of threads for C calls, freed with its last user. If they are more than the CPUs that this
+    process may use (now, or later), only as many run.
+    """
+    new = lib.pl_pool_new_for_cpus if pools_follow_cpus else lib.pl_pool_new
+    handle = pointer(new(n_threads), f"{n_threads} threads")
+    return ffi.gc(handle, lib.pl_pool_free)
 
 
 _kept = threading.local()

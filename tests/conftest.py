@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +24,16 @@ def pytest_configure() -> None:
     """Ctrl-C works in tests, and in their child processes, even where a background script runs them."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_many_threads_as_asked_for() -> Iterator[None]:
+    """Pools run all their threads in tests, however few CPUs there are: races have to be seen."""
+    from pyllamacpu import native
+
+    native.pools_follow_cpus = False
+    yield
+    native.pools_follow_cpus = True
 
 
 @pytest.fixture(scope="session")

@@ -114,6 +114,32 @@ def test_cgroup_quota(files: dict[str, str], expected: float | None, tmp_path: P
     assert system.cgroup_cpus(machine(tmp_path, files)) == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="has no affinity")
+@pytest.mark.parametrize(
+    "allowed, quota, threads, reason",
+    [
+        (64, "150000 100000", 2, "the CPU quota of 1.5, rounded up"),
+        (64, "max 100000", 64, "one for each CPU"),
+        (8, "max 100000", 8, "one for each CPU of the affinity"),
+        (1, "150000 100000", 1, "one for each CPU of the affinity"),
+    ],
+)
+def test_threads_of_a_container_on_a_large_machine(
+    allowed: int, quota: str, threads: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    files = {
+        f"{CPU}/online": "0-63",
+        "proc/self/cgroup": "0::/kubepods/pod1",
+        "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+        "sys/fs/cgroup/kubepods/cpu.max": "max 100000",
+        "sys/fs/cgroup/kubepods/pod1/cpu.max": quota,
+    }
+    report = examine(machine(tmp_path, files), measured=False)
+    assert (report.threads, report.threads_reason) == (threads, reason)
+    assert report.cgroup_cpus == (None if quota.startswith("max") else 1.5)
+
+
 def test_cgroup_memory(tmp_path: Path) -> None:
     assert system.cgroup_memory(machine(tmp_path, {"sys/fs/cgroup/memory.max": "1073741824"})) == 1 << 30
     assert system.cgroup_memory(machine(tmp_path, {"sys/fs/cgroup/memory.max": "max"})) is None

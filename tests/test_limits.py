@@ -49,7 +49,7 @@ def test_the_smallest_limit_of_nested_groups_counts(tmp_path: Path) -> None:
         "a.slice/b/c/memory.max": "max\n",
     }
     root = system(tmp_path, "0::/a.slice/b/c\n", V2, files)
-    assert list(_cpu_quotas(root)) == [3]  # 2.5, rounded up
+    assert list(_cpu_quotas(root)) == [2.5]
     assert memory_usable(root) == 3000000
 
 

@@ -129,13 +129,13 @@ static void note_demands(pl_plan *plan, const pl_op *op)
     }
     if (op->head.kind == PL_OP_adapter_embed && op->adapter_embed.table.rows < plan->n_embeddable)
         plan->n_embeddable = op->adapter_embed.table.rows;
-    int32_t adapters = op->head.kind == PL_OP_adapter_embed                       ? op->adapter_embed.adapter + 1
-                       : op->head.kind == PL_OP_adapter_down                      ? op->adapter_down.n_adapters
-                       : op->head.kind == PL_OP_adapter_up                        ? op->adapter_up.n_adapters
-                       : op->head.kind == PL_OP_adapter_experts_down              ? op->adapter_experts_down.adapter + 1
-                       : op->head.kind == PL_OP_adapter_experts_up                ? op->adapter_experts_up.adapter + 1
+    int32_t adapters = op->head.kind == PL_OP_adapter_embed                        ? op->adapter_embed.adapter + 1
+                       : op->head.kind == PL_OP_adapter_down                       ? op->adapter_down.n_adapters
+                       : op->head.kind == PL_OP_adapter_up                         ? op->adapter_up.n_adapters
+                       : op->head.kind == PL_OP_adapter_experts_down               ? op->adapter_experts_down.adapter + 1
+                       : op->head.kind == PL_OP_adapter_experts_up                 ? op->adapter_experts_up.adapter + 1
                        : op->head.kind == PL_OP_matmul && op->matmul.low_rank >= 0 ? op->matmul.n_adapters
-                                                                                  : 0;
+                                                                                   : 0;
     plan->n_adapters = adapters > plan->n_adapters ? adapters : plan->n_adapters;
     if (op->head.kind == PL_OP_rope_store)
         plan->uses[op->rope_store.space].stored = 1;
@@ -292,7 +292,7 @@ int64_t pl_plan_measure(const pl_cache *const *spaces, int n_spaces, const pl_op
 
 static size_t done_bytes(const pl_plan *plan)
 {
-    return sizeof *plan->done * ((size_t)plan->n_ops + 1) * (size_t)pl_done_lines(pl_pool_threads(plan->pool));
+    return sizeof *plan->done * ((size_t)plan->n_ops + 1) * (size_t)plan->done_lines;
 }
 
 static int allocate(pl_plan *plan)
@@ -363,6 +363,7 @@ pl_plan *pl_plan_new(pl_pool *pool, const pl_cache *const *spaces, int n_spaces,
                       .dominant = PL_Q8_DOMINANT,
                       .n_ctx = n_ctx,
                       .n_embeddable = INT32_MAX,
+                      .done_lines = pl_done_lines(pl_pool_threads(pool)),
                       .job = {pl_plan_run_thread, plan}};
     pl_pool_keep(pool);
     if (!allocate(plan))

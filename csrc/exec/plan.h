@@ -44,7 +44,7 @@ struct pl_plan {
     int n_spaces, n_buffers, n_ops, max_tokens, n_ctx, n_adapters; /* the last: that ops look up scales of */
     int64_t n_matrices, logits_stride, hidden_stride;
     int64_t l2_bytes; /* of a core */
-    float dominant; /* share of a block's squares above which its largest value asks for a residual block */
+    float dominant;   /* share of a block's squares above which its largest value asks for a residual block */
     int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
     pl_space_use *uses;                    /* of each space */
     pl_expert_memory *experts;             /* that some matrices are read into; NULL: all lie in memory */
@@ -52,10 +52,12 @@ struct pl_plan {
     uint8_t *arena, *scratch;              /* buffers; what ops need for each thread */
     int64_t arena_bytes, scratch_bytes, bytes;
     pl_attention_work attention;
-    pl_items_done *done; /* pl_done_lines per op */
-    pl_cursor *cursors;  /* one per thread */
+    pl_items_done *done; /* done_lines per op */
+    pl_cursor *cursors;  /* one per thread of the pool */
+    int done_lines;
     /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;
+    int threads; /* that take part */
     _Atomic uint64_t round;
     pl_job job;
     int (*interrupt)(void);

@@ -109,15 +109,29 @@ static int pages_ok(const pl_plan *plan, const pl_batch *b)
 
 /* ---- the run ---- */
 
+/* What the end of an op is known by. */
+typedef struct {
+    const pl_plan *plan;
+    pl_items_done *done;
+    int64_t items;
+    uint64_t round;
+} op_end;
+
+static int is_counted(const op_end *end) { return pl_items_counted(end->done, pl_done_lines(end->plan->threads)) >= end->items; }
+
+static int run_is_over(const op_end *end) { return atomic_load_explicit(&end->plan->round, memory_order_relaxed) != end->round; }
+
+static int op_over(const void *end) { return is_counted(end) || run_is_over(end); }
+
 /* Waits until all items of an op are done -> 0 when the run is over or to be left. */
-static int op_finished(pl_plan *plan, pl_items_done *done, int64_t items, uint64_t round)
+static int op_finished(pl_plan *plan, const op_end *end)
 {
-    const int lines = pl_done_lines(pl_pool_threads(plan->pool));
-    for (int waited = 1; pl_items_counted(done, lines) < items; waited++) {
-        if (atomic_load_explicit(&plan->round, memory_order_relaxed) != round)
+    if (!is_counted(end)) {
+        pl_pool_wait(plan->pool, op_over, end);
+        if (!is_counted(end))
             return 0;
-        pl_spin(waited);
-    }
+    } else if (pl_pool_awaited(plan->pool))
+        pl_pool_notify(plan->pool);
     return !atomic_load_explicit(&plan->stop, memory_order_relaxed);
 }
 
@@ -129,13 +143,11 @@ void pl_plan_run_thread(void *arg, int thread)
     pl_plan *plan = arg;
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
-    const int threads = pl_pool_threads(plan->pool), end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
+    const int threads = plan->threads, end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
     for (int i = plan->batch.first_op; i < end; i++) {
-        pl_items_done *done = plan->done + (int64_t)i * pl_done_lines(threads);
-        pl_work_queue queue = {.cursors = plan->cursors,
-                               .epoch = epoch_of(plan, round) + 1 + (uint64_t)i,
-                               .thread = thread,
-                               .threads = threads};
+        pl_items_done *done = plan->done + (int64_t)i * plan->done_lines;
+        pl_work_queue queue = {
+            .cursors = plan->cursors, .epoch = epoch_of(plan, round) + 1 + (uint64_t)i, .thread = thread, .threads = threads};
         int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &queue);
         pl_queue_report(&queue, done);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
@@ -143,7 +155,7 @@ void pl_plan_run_thread(void *arg, int thread)
                 atomic_store(&plan->stop, 1);
             checked = pl_seconds();
         }
-        if (!op_finished(plan, done, items, round))
+        if (!op_finished(plan, &(op_end){plan, done, items, round}))
             return;
         if (thread == 0 && plan->profile) {
             double now = pl_seconds();
@@ -158,16 +170,20 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     if (!counts_ok(plan, batch) || !outputs_ok(batch) || !tokens_ok(plan, batch) || !pages_ok(plan, batch))
         return PL_EINVAL;
     uint64_t round = atomic_load(&plan->round) + 1;
+    const int running = pl_pool_prepare(plan->pool);
     for (int i = 0; i < pl_pool_threads(plan->pool); i++) /* before anything changes: late threads are shut out */
         pl_cursor_close(&plan->cursors[i], epoch_of(plan, round));
     plan->batch = *batch;
+    plan->threads = running;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
     atomic_store(&plan->failed, PL_OK);
     pl_attention_prepare(plan);
-    for (int i = 0; i < plan->n_ops * pl_done_lines(pl_pool_threads(plan->pool)); i++)
+    for (int i = 0; i < plan->n_ops * plan->done_lines; i++)
         atomic_store_explicit(&plan->done[i].count, 0, memory_order_relaxed);
     atomic_store(&plan->round, round); /* now that all is ready: a thread may be waiting to enter */
+    if (pl_pool_awaited(plan->pool))   /* late threads that wait for the end of an op of the last run */
+        pl_pool_notify(plan->pool);
     pl_pool_start(plan->pool, &plan->job);
     if (!atomic_load(&plan->stop))
         return atomic_load(&plan->failed);

@@ -18,7 +18,7 @@ void pl_event_free(pl_event *);
 void pl_event_renew(pl_event *); /* as new, whoever waited: those are in the process that this one was forked from */
 /* Sleeps until *counter differs from `seen`. Whoever changes the counter calls pl_event_wake afterwards. */
 void pl_event_wait(pl_event *, const _Atomic uint32_t *counter, uint32_t seen);
-void pl_event_wake(pl_event *);
+void pl_event_wake(pl_event *, const _Atomic uint32_t *counter);
 
 /* A lock, inside which one may wait for one of two conditions. */
 #define PL_MONITOR_WORK 0
@@ -36,6 +36,7 @@ void pl_monitor_notify(pl_monitor *, int condition); /* all who wait for it */
 int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset);
 void pl_close(int file);
 
+int pl_cpus_allowed(void); /* CPUs that the calling thread may run on */
 int64_t pl_l2_bytes(void); /* of a core's second cache, or a usual size where the system does not say */
 void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */

@@ -4,6 +4,7 @@
 #endif
 #include "platform/os.h"
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -12,7 +13,12 @@
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
+#define PL_MAX_CPUS 8192 /* of any Linux */
 #define HUGE_PAGE ((size_t)2 << 20)
 #define MAPPED ((size_t)8 << 20) /* allocations from this size on are mappings of their own */
 
@@ -22,10 +28,16 @@ struct pl_thread {
     void *arg;
 };
 
+#ifdef __linux__
+struct pl_event {
+    int unused; /* the kernel knows who sleeps, by the counter's address */
+};
+#else
 struct pl_event {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
 };
+#endif
 
 static void *trampoline(void *p)
 {
@@ -67,13 +79,29 @@ unsigned pl_forks(void)
     return atomic_load(&forks);
 }
 
+#ifdef __linux__
+pl_event *pl_event_new(void) { return malloc(sizeof(pl_event)); }
+void pl_event_renew(pl_event *event) { (void)event; }
+void pl_event_free(pl_event *event) { free(event); }
+
+void pl_event_wait(pl_event *event, const _Atomic uint32_t *counter, uint32_t seen)
+{
+    (void)event;
+    while (atomic_load(counter) == seen)
+        syscall(SYS_futex, counter, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+void pl_event_wake(pl_event *event, const _Atomic uint32_t *counter)
+{
+    (void)event;
+    syscall(SYS_futex, counter, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+#else
 pl_event *pl_event_new(void)
 {
     pl_event *event = malloc(sizeof *event);
-    if (!event)
-        return NULL;
-    pthread_mutex_init(&event->mutex, NULL);
-    pthread_cond_init(&event->changed, NULL);
+    if (event)
+        pl_event_renew(event);
     return event;
 }
 
@@ -93,17 +121,19 @@ void pl_event_free(pl_event *event)
 void pl_event_wait(pl_event *event, const _Atomic uint32_t *counter, uint32_t seen)
 {
     pthread_mutex_lock(&event->mutex);
-    while (*counter == seen)
+    while (atomic_load(counter) == seen)
         pthread_cond_wait(&event->changed, &event->mutex);
     pthread_mutex_unlock(&event->mutex);
 }
 
-void pl_event_wake(pl_event *event)
+void pl_event_wake(pl_event *event, const _Atomic uint32_t *counter)
 {
+    (void)counter;
     pthread_mutex_lock(&event->mutex);
     pthread_cond_broadcast(&event->changed);
     pthread_mutex_unlock(&event->mutex);
 }
+#endif
 
 struct pl_monitor {
     pthread_mutex_t mutex;
@@ -128,10 +158,7 @@ void pl_monitor_renew(pl_monitor *monitor)
 void pl_monitor_free(pl_monitor *monitor) { free(monitor); }
 void pl_monitor_enter(pl_monitor *monitor) { pthread_mutex_lock(&monitor->mutex); }
 void pl_monitor_leave(pl_monitor *monitor) { pthread_mutex_unlock(&monitor->mutex); }
-void pl_monitor_wait(pl_monitor *monitor, int condition)
-{
-    pthread_cond_wait(&monitor->conditions[condition], &monitor->mutex);
-}
+void pl_monitor_wait(pl_monitor *monitor, int condition) { pthread_cond_wait(&monitor->conditions[condition], &monitor->mutex); }
 void pl_monitor_notify(pl_monitor *monitor, int condition) { pthread_cond_broadcast(&monitor->conditions[condition]); }
 
 int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset)
@@ -159,6 +186,21 @@ double pl_seconds(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int pl_cpus_allowed(void)
+{
+#ifdef __linux__
+    unsigned long mask[PL_MAX_CPUS / (8 * sizeof(unsigned long))];
+    long bytes = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
+    int n = 0;
+    for (long i = 0; i < bytes / (long)sizeof *mask; i++)
+        n += __builtin_popcountl(mask[i]);
+    if (n > 0)
+        return n;
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
 }
 
 int64_t pl_l2_bytes(void)

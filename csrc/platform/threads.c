@@ -1,5 +1,6 @@
 /* The thread pool: workers spin briefly for the next job and then sleep, so decoding loses no time to wake-ups
- * and an idle engine uses no CPU. */
+ * and an idle engine uses no CPU. Inside a job, too, who waits for another thread sleeps soon: a core that goes idle takes a
+ * thread over that the system had put aside behind another program. */
 #include "platform/threads.h"
 #include "api.h"
 #include "platform/os.h"
@@ -12,8 +13,10 @@
 #define relax() ((void)0)
 #endif
 
-#define SPIN_SECONDS 400e-6 /* a worker waits this long for the next step before it sleeps: longer than a sampler takes */
-#define SPINS_BEFORE_YIELD 2000
+#define SPIN_SECONDS 400e-6  /* a worker waits this long for the next step before it sleeps: longer than a sampler takes */
+#define SPIN_IN_JOB 100e-6   /* longer than the last pieces of most ops take */
+#define SPINS_BEFORE_LOOK 64 /* at the clock */
+#define LOOK_AT_CPUS 50e-3   /* seconds between two counts of the CPUs */
 
 typedef struct {
     pl_thread *thread; /* NULL: could not be started again in a forked child; the others do its part */
@@ -23,22 +26,52 @@ typedef struct {
 } pl_worker;
 
 struct pl_pool {
-    int n_threads;
+    int n_threads;      /* at most */
+    int follows_cpus;   /* never more threads than CPUs that the process may use */
+    double looked;      /* when these were counted */
     unsigned forks;     /* pl_forks() of the process whose threads the workers are */
-    pl_worker *workers; /* n_threads - 1 */
+    pl_worker *workers; /* n_threads - 1, of which n_running - 1 are there */
     pl_event *event;
     _Atomic int owners; /* Python may let go of pool and plans in any order */
-    _Atomic int stopping;
     _Alignas(64) _Atomic(const pl_job *) job;
-    _Atomic uint32_t generation; /* of the job: a change starts the workers */
-    _Alignas(64) _Atomic uint32_t sleepers;
+    _Atomic uint32_t generation;            /* of the job: a change starts the workers */
+    _Atomic int n_running;                  /* the caller and workers 1 … n_running - 1; the others end when they next wake */
+    _Alignas(64) _Atomic uint32_t sleepers; /* of the workers, between jobs */
+    _Alignas(64) _Atomic uint32_t waiters;  /* who sleep in pl_pool_wait */
+    _Alignas(64) _Atomic uint32_t notices;  /* a change wakes them */
 };
 
-void pl_spin(int count)
+void pl_pool_wait(pl_pool *pool, int (*ready)(const void *), const void *arg)
 {
-    relax();
-    if (count % SPINS_BEFORE_YIELD == 0)
-        pl_yield();
+    double deadline = 0;
+    for (int i = 1; !ready(arg); i++) {
+        relax();
+        if (i % SPINS_BEFORE_LOOK)
+            continue;
+        double now = pl_seconds();
+        if (deadline == 0)
+            deadline = now + SPIN_IN_JOB;
+        if (now < deadline)
+            continue;
+        uint32_t seen = atomic_load(&pool->notices);
+        atomic_fetch_add(&pool->waiters, 1);
+        atomic_thread_fence(memory_order_seq_cst); /* whoever makes it ready from here on sees a waiter */
+        if (!ready(arg))
+            pl_event_wait(pool->event, &pool->notices, seen);
+        atomic_fetch_sub(&pool->waiters, 1);
+    }
+}
+
+int pl_pool_awaited(const pl_pool *pool)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&pool->waiters, memory_order_relaxed) > 0;
+}
+
+void pl_pool_notify(pl_pool *pool)
+{
+    atomic_fetch_add(&pool->notices, 1);
+    pl_event_wake(pool->event, &pool->notices);
 }
 
 static void worker(void *p)
@@ -57,32 +90,36 @@ static void worker(void *p)
             }
         }
         seen = atomic_load_explicit(&pool->generation, memory_order_acquire); /* it may have moved by more than one */
-        if (atomic_load(&pool->stopping))
+        if (self->index >= atomic_load(&pool->n_running))
             return;
         const pl_job *job = atomic_load_explicit(&pool->job, memory_order_acquire);
         job->run(job->arg, self->index);
         atomic_store_explicit(&self->finished, seen, memory_order_release);
+        if (pl_pool_awaited(pool))
+            pl_pool_notify(pool);
     }
 }
+
+static void do_nothing(void *arg, int thread) { (void)arg, (void)thread; }
+static const pl_job nothing = {do_nothing, NULL};
 
 static void wake_workers(pl_pool *pool, const pl_job *job)
 {
     atomic_store_explicit(&pool->job, job, memory_order_release);
     atomic_fetch_add(&pool->generation, 1);
     if (atomic_load(&pool->sleepers) > 0)
-        pl_event_wake(pool->event);
+        pl_event_wake(pool->event, &pool->generation);
 }
 
 /* After a fork: the workers are in another process, whatever they were doing. */
 static void forget_workers(pl_pool *pool)
 {
-    for (int w = 0; w < pool->n_threads - 1; w++) {
-        if (pool->workers[w].thread)
-            pl_thread_forget(pool->workers[w].thread);
-        pool->workers[w].thread = NULL;
-    }
+    for (int i = 1; i < atomic_load(&pool->n_running); i++)
+        pl_thread_forget(pool->workers[i - 1].thread);
+    atomic_store(&pool->n_running, 1);
     pl_event_renew(pool->event);
     atomic_store(&pool->sleepers, 0);
+    atomic_store(&pool->waiters, 0);
 }
 
 static int start_worker(pl_pool *pool, int index)
@@ -95,6 +132,28 @@ static int start_worker(pl_pool *pool, int index)
     return w->thread != NULL;
 }
 
+/* As many as can be started up to `n` in all. */
+static void start_workers(pl_pool *pool, int n)
+{
+    int i = atomic_load(&pool->n_running);
+    for (; i < n; i++) {
+        atomic_store(&pool->n_running, i + 1); /* before it looks whether it is wanted */
+        if (!start_worker(pool, i))
+            break;
+    }
+    atomic_store(&pool->n_running, i);
+}
+
+/* Nobody is in a job: those past `n` end. */
+static void stop_workers(pl_pool *pool, int n)
+{
+    int before = atomic_load(&pool->n_running);
+    atomic_store(&pool->n_running, n);
+    wake_workers(pool, &nothing);
+    for (int i = n; i < before; i++)
+        pl_thread_join(pool->workers[i - 1].thread);
+}
+
 static int is_foreign(const pl_pool *pool) { return pool->forks != pl_forks(); }
 
 /* Gives a pool that this process has inherited by a fork threads of its own. */
@@ -102,83 +161,114 @@ static void adopt(pl_pool *pool)
 {
     forget_workers(pool);
     pool->forks = pl_forks();
-    for (int i = 1; i < pool->n_threads; i++)
-        start_worker(pool, i);
+    pool->looked = -1;
+}
+
+static int workers_idle(const void *arg)
+{
+    const pl_pool *pool = arg;
+    uint32_t generation = atomic_load_explicit(&pool->generation, memory_order_relaxed);
+    for (int i = 1; i < atomic_load_explicit(&pool->n_running, memory_order_relaxed); i++)
+        if (atomic_load_explicit(&pool->workers[i - 1].finished, memory_order_acquire) != generation)
+            return 0;
+    return 1;
 }
 
 void pl_pool_wait_idle(pl_pool *pool)
 {
+    if (!is_foreign(pool)) /* there nobody is in a job: a fork takes only the thread along that calls it */
+        pl_pool_wait(pool, workers_idle, pool);
+}
+
+int pl_pool_prepare(pl_pool *pool)
+{
     if (is_foreign(pool))
-        return; /* nobody is in a job: a fork takes only the thread along that calls it */
-    uint32_t generation = atomic_load(&pool->generation);
-    for (int w = 0; w < pool->n_threads - 1; w++)
-        for (int i = 1;
-             pool->workers[w].thread && atomic_load_explicit(&pool->workers[w].finished, memory_order_acquire) != generation; i++)
-            pl_spin(i);
+        adopt(pool);
+    int n = atomic_load(&pool->n_running), wanted = pool->n_threads;
+    if (wanted == 1 || (pool->looked >= 0 && !pool->follows_cpus))
+        return n;
+    double now = pl_seconds();
+    if (pool->looked >= 0 && now - pool->looked < LOOK_AT_CPUS)
+        return n;
+    pool->looked = now;
+    if (pool->follows_cpus) {
+        int cpus = pl_cpus_allowed();
+        wanted = cpus < wanted ? cpus : wanted;
+    }
+    if (wanted < n) {
+        pl_pool_wait_idle(pool);
+        stop_workers(pool, wanted);
+    } else if (wanted > n) {
+        start_workers(pool, wanted);
+    }
+    return atomic_load(&pool->n_running);
 }
 
 void pl_pool_start(pl_pool *pool, const pl_job *job)
 {
-    if (is_foreign(pool))
-        adopt(pool);
-    if (pool->n_threads > 1)
+    if (atomic_load(&pool->n_running) > 1)
         wake_workers(pool, job);
     job->run(job->arg, 0);
 }
 
 void pl_pool_run(pl_pool *pool, const pl_job *job)
 {
+    pl_pool_prepare(pool);
     pl_pool_wait_idle(pool);
     pl_pool_start(pool, job);
     pl_pool_wait_idle(pool);
 }
 
 int pl_pool_threads(const pl_pool *pool) { return pool->n_threads; }
+int pl_pool_running(const pl_pool *pool) { return atomic_load(&pool->n_running); }
 void pl_pool_keep(pl_pool *pool) { atomic_fetch_add(&pool->owners, 1); }
 
-pl_pool *pl_pool_new(int n_threads)
+static pl_pool *pool_new(int n_threads, int follows_cpus)
 {
     if (n_threads < 1 || n_threads > PL_MAX_THREADS)
         return NULL;
     pl_pool *pool = pl_alloc(sizeof *pool, 1);
     if (!pool)
         return NULL;
-    pool->n_threads = 1;
+    pool->n_threads = n_threads;
+    pool->follows_cpus = follows_cpus;
+    pool->looked = -1;
+    pool->forks = pl_forks();
     atomic_store(&pool->owners, 1);
+    atomic_store(&pool->n_running, 1);
     pool->event = pl_event_new();
     pool->workers = pl_alloc(sizeof *pool->workers * (size_t)n_threads, 1);
-    if (!pool->event || !pool->workers)
-        goto fail;
-    pool->forks = pl_forks();
-    for (int i = 1; i < n_threads; i++) {
-        if (!start_worker(pool, i))
-            goto fail;
-        pool->n_threads++;
+    if (!pool->event || !pool->workers) {
+        pl_pool_free(pool);
+        return NULL;
     }
+    pl_pool_prepare(pool);
     return pool;
-fail:
+}
+
+pl_pool *pl_pool_new(int n_threads)
+{
+    pl_pool *pool = pool_new(n_threads, 0);
+    if (!pool || pl_pool_running(pool) == n_threads)
+        return pool;
     pl_pool_free(pool);
     return NULL;
 }
+
+pl_pool *pl_pool_new_for_cpus(int n_threads) { return pool_new(n_threads, 1); }
 
 void pl_pool_free(pl_pool *pool)
 {
     if (!pool || atomic_fetch_sub(&pool->owners, 1) != 1)
         return;
-    int n_workers = pool->n_threads - 1;
-    if (n_workers > 0 && is_foreign(pool))
+    if (is_foreign(pool)) {
         forget_workers(pool);
-    else if (n_workers > 0) {
+    } else if (atomic_load(&pool->n_running) > 1) {
         pl_pool_wait_idle(pool);
-        atomic_store(&pool->stopping, 1);
-        atomic_fetch_add(&pool->generation, 1);
-        pl_event_wake(pool->event);
-        for (int i = 0; i < n_workers; i++)
-            if (pool->workers[i].thread)
-                pl_thread_join(pool->workers[i].thread);
+        stop_workers(pool, 1);
     }
     if (pool->event)
         pl_event_free(pool->event);
-    pl_release(pool->workers, sizeof *pool->workers * (size_t)(n_workers + 1));
+    pl_release(pool->workers, sizeof *pool->workers * (size_t)pool->n_threads);
     pl_release(pool, sizeof *pool);
 }

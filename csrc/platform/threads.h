@@ -6,23 +6,30 @@
 
 typedef struct pl_pool pl_pool;
 
-/* Work that every thread of the pool enters once, the caller as thread 0. */
+/* Work that every running thread of the pool enters once, the caller as thread 0. */
 typedef struct {
     void (*run)(void *arg, int thread);
     void *arg;
 } pl_job;
 
-int pl_pool_threads(const pl_pool *pool);
+int pl_pool_threads(const pl_pool *pool); /* at most */
+/* Before a job: starts or ends threads as the CPUs that the process may use ask for -> how many will run. */
+int pl_pool_prepare(pl_pool *pool);
 /* One owner more: the pool goes with the pl_pool_free of the last one. */
 void pl_pool_keep(pl_pool *pool);
 /* Runs the job on every thread; returns when all have left it. */
 void pl_pool_run(pl_pool *pool, const pl_job *job);
-/* The same without waiting for the others: returns when this thread has left the job. Whoever calls it knows by the
- * job's own counters that the work is done; a thread that the system has put aside then finds nothing left to do. The
- * job must stay valid until the next pl_pool_wait_idle. */
+/* The same after pl_pool_prepare, and without waiting for the others: returns when this thread has left the job. Whoever
+ * calls it knows by the job's own counters that the work is done; a thread that the system has put aside then finds nothing
+ * left to do. The job must stay valid until the next pl_pool_wait_idle. */
 void pl_pool_start(pl_pool *pool, const pl_job *job);
 /* Waits until no thread is in a job. */
 void pl_pool_wait_idle(pl_pool *pool);
+/* Waits until ready(arg): spins for a while, then sleeps, so that a thread which the system has put aside gets the core.
+ * Whoever makes it ready asks afterwards whether anybody sleeps, and wakes them. */
+void pl_pool_wait(pl_pool *pool, int (*ready)(const void *), const void *arg);
+int pl_pool_awaited(const pl_pool *pool);
+void pl_pool_notify(pl_pool *pool);
 
 /* Hands out items 0 … n - 1 of one round, some at a time, to whichever thread asks; results never depend on who got which.
  * `next` holds the round's number above the index, so that a thread which is late by a round takes nothing. */
@@ -59,8 +66,5 @@ static inline void pl_done(pl_counter *counter, int64_t items)
 {
     atomic_fetch_add_explicit(&counter->done, items, memory_order_acq_rel);
 }
-
-/* One round of a waiting loop; `count` counts them from 1. */
-void pl_spin(int count);
 
 #endif

@@ -92,6 +92,7 @@ static inline void pl_queue_report(const pl_work_queue *queue, pl_items_done *do
 {
     if (queue->finished)
         atomic_fetch_add_explicit(&done[queue->thread / PL_LINE_THREADS].count, queue->finished, memory_order_acq_rel);
+    atomic_thread_fence(memory_order_seq_cst); /* of two last reports on two lines, one at least sees the other */
 }
 
 #endif

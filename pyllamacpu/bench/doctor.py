@@ -43,6 +43,7 @@ class Report:
     cgroup_cpus: float | None
     cgroup_memory: int | None
     threads: int  # that are used without -t
+    threads_reason: str
     caches: dict[str, int]
     memory: system.Memory
     huge_pages: str
@@ -60,7 +61,7 @@ class Report:
 
 def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.5) -> Report:
     """Looks at everything; with `measured` the machine's limits take `seconds`."""
-    threads = cpus_usable()
+    threads, cpus = cpus_usable(root), len(system.online_cpus(root))
     store = models_dir()
     return Report(
         cpu=system.cpu_name(root),
@@ -72,13 +73,14 @@ def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.
         tier=isa_selected(),
         tier_forced=os.environ.get(ISA_VARIABLE, ""),
         cores=system.cores(root),
-        cpus=len(system.online_cpus(root)),
+        cpus=cpus,
         physical_cores=system.physical_cores(root),
         numa_nodes=system.numa_nodes(root),
         affinity=system.affinity(),
         cgroup_cpus=system.cgroup_cpus(root),
         cgroup_memory=system.cgroup_memory(root),
         threads=threads,
+        threads_reason=_threads_reason(threads, cpus, system.affinity(), system.cgroup_cpus(root)),
         caches=system.caches(root),
         memory=system.memory(root),
         huge_pages=system.huge_pages(root),
@@ -89,6 +91,14 @@ def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.
         store_writable=_writable(store),
         limits=measure(threads, seconds) if measured else None,
     )
+
+
+def _threads_reason(threads: int, cpus: int, affinity: tuple[int, ...], quota: float | None) -> str:
+    """Why this many."""
+    allowed = len(affinity) or cpus
+    if quota is not None and threads < allowed:
+        return f"the CPU quota of {quota:g}, rounded up"
+    return "one for each CPU" + (" of the affinity" if allowed < cpus else "")
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.picture import Picture
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.pack_cache import open_pack_cache
-from pyllamacpu.native import ffi, isa_selected, lib, pointer
+from pyllamacpu.native import isa_selected, thread_pool
 
 TABLE = "llama_bench_image"
 PRODUCTS = "matmul"  # what ops that are products of matrices are called
@@ -92,7 +92,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
             say("measuring the machine", 0, 2)
             limits = measure(n_threads, options.limit_seconds) if options.limits else None
             say(f"loading {opened.file.paths[0].name}", 1, 2)
-            pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
+            pool = thread_pool(n_threads)
             exact, kept = options.precision[0] == "exact", open_pack_cache(options.pack_cache)
             tower = Tower(opened, pool, nullcontext, exact=exact, pack_cache=kept)
             try:

@@ -8,7 +8,7 @@ from typing import Any
 from pyllamacpu.bench.system import cache_bytes
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
-from pyllamacpu.native import check, ffi, isa_selected, lib, pointer
+from pyllamacpu.native import check, ffi, isa_selected, lib, thread_pool
 
 MB = 1 << 20
 
@@ -41,7 +41,7 @@ def measure(n_threads: int, seconds: float = 1.0) -> Limits:
 
     Other work on the machine makes the limits look lower. Raises NativeError without memory or threads.
     """
-    pool = ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
+    pool = thread_pool(n_threads)
     try:
         read = _checked(lib.pl_probe_read(pool, probe_bytes(), seconds / 2), "measuring the memory")
         codes = _code_rates(pool, seconds / 4)

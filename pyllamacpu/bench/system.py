@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyllamacpu.limits import cpu_quota, memory_limit
+
 ROOT = Path("/")
 _CPUS = "sys/devices/system/cpu"
 
@@ -133,7 +135,11 @@ def affinity() -> tuple[int, ...]:
 
 
 def cgroup_cpus(root: Path = ROOT) -> float | None:
-    """The cgroup's CPU quota in CPUs, None without one."""
+    """The smallest CPU quota of this process's cgroups in CPUs, None without one."""
+    return min((x for x in (cpu_quota(root), _top_quota(root)) if x is not None), default=None)
+
+
+def _top_quota(root: Path) -> float | None:
     parts = read("sys/fs/cgroup/cpu.max", root).split()
     if not parts:
         quota = read("sys/fs/cgroup/cpu/cpu.cfs_quota_us", root)
@@ -144,9 +150,15 @@ def cgroup_cpus(root: Path = ROOT) -> float | None:
 
 
 def cgroup_memory(root: Path = ROOT) -> int | None:
-    """The cgroup's memory limit in bytes, None without one."""
+    """The smallest memory limit of this process's cgroups in bytes, None without one."""
+    return min(
+        (x for x in (memory_limit(root), _top_memory(root)) if x is not None and x < 1 << 60), default=None
+    )
+
+
+def _top_memory(root: Path) -> int | None:
     text = read("sys/fs/cgroup/memory.max", root) or read("sys/fs/cgroup/memory/memory.limit_in_bytes", root)
-    return int(text) if text.isdecimal() and int(text) < 1 << 60 else None
+    return int(text) if text.isdecimal() else None
 
 
 def memory(root: Path = ROOT) -> Memory:

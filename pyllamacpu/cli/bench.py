@@ -72,7 +72,13 @@ _TESTS = options(
     _many("-ctk", "--cache-type-k", "type_k", default="f16", metavar="TYPE", text="Type of cached keys."),
     _many("-ctv", "--cache-type-v", "type_v", default="f16", metavar="TYPE", text="Type of cached values."),
     _many("--precision", "precision", default="fast", metavar="NAME", text="Of activations: fast, exact."),
-    _many("-t", "--threads", "n_threads", default="all cores", text="CPU threads."),
+    _many(
+        "-t",
+        "--threads",
+        "n_threads",
+        default="all cores",
+        text="CPU threads; never more run than CPUs are allowed.",
+    ),
 )
 _RUNS = options(
     click.option(

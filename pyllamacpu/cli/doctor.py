@@ -77,7 +77,7 @@ def _kind(cores: Cores) -> str:
 
 
 def _process(report: Report) -> Section:
-    rows = [("threads", f"{report.threads} by default")]
+    rows = [("threads", f"{report.threads} by default: {report.threads_reason}")]
     if report.affinity and len(report.affinity) < report.cpus:
         rows.append(("affinity", f"CPUs {', '.join(map(str, report.affinity))}"))
     if report.cgroup_cpus is not None:

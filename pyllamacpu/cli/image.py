@@ -156,14 +156,12 @@ class _Measure:
         from pyllamacpu.engine.tower import Tower
         from pyllamacpu.limits import cpus_usable
         from pyllamacpu.model.pack_cache import open_pack_cache
-        from pyllamacpu.native import ffi, lib, pointer
+        from pyllamacpu.native import thread_pool
 
         if self._tower is None:
             n_threads = cpus_usable() if self._threads in (None, 0, -1) else self._threads
-            handle = pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads")
             kept = open_pack_cache(self._pack_cache)
-            pool = ffi.gc(handle, lib.pl_pool_free)
-            self._tower = Tower(self._opened, pool, nullcontext, pack_cache=kept)
+            self._tower = Tower(self._opened, thread_pool(n_threads), nullcontext, pack_cache=kept)
         return self._tower
 
     def close(self) -> None:

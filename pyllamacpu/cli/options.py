@@ -122,7 +122,10 @@ model_options = options(
         help="Context in tokens; 0 is the model's own size.  [default: that, or less if memory is short]",
     ),
     click.option(
-        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads.  [default: the machine's cores]"
+        "-t",
+        "--threads",
+        type=click.IntRange(min=-1),
+        help="CPU threads; never more run than CPUs are allowed.  [default: the machine's cores]",
     ),
     click.option(
         "-b",

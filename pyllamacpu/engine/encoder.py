@@ -26,7 +26,7 @@ from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import load
-from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.native import ffi, lib, thread_pool
 
 DEFAULT_TOKENS = 1024  # of a step at most, unless a sequence may be longer
 
@@ -60,9 +60,7 @@ class Encoder:
         if not isinstance(self.n_threads, int) or not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
             raise OptionError(f"n_threads is {n_threads!r:.40}: must be from 1 to {lib.PL_MAX_THREADS}")
         self.n_batch = max(n_batch, self.n_ctx)
-        self._pool = ffi.gc(
-            pointer(lib.pl_pool_new(self.n_threads), f"{self.n_threads} threads"), lib.pl_pool_free
-        )
+        self._pool = thread_pool(self.n_threads)
         self._model = load(file, self.config, self._pool, pack_cache=open_pack_cache(pack_cache))
         recorder = Recorder(())
         self._model.record(recorder)

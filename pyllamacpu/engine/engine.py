@@ -43,7 +43,7 @@ from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
-from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.native import ffi, lib, thread_pool
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -117,7 +117,7 @@ class Engine:
         _check_spaces(file, spaces, self.config)
         self.cache = KVCache(spaces, type_k, type_v)
         check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
-        self._pool = _thread_pool(self.n_threads)
+        self._pool = thread_pool(self.n_threads)
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
         self.pack_cache = open_pack_cache(pack_cache)
         self.model = load(file, self.config, self._pool, on_load, self.expert_memory, self.pack_cache)
@@ -470,10 +470,6 @@ def _check_options(
 def _image_keys(cache: KVCache, images: ImageCache) -> ImageKeyCache | None:
     """For models whose layers attend to images."""
     return ImageKeyCache(cache, images) if any(space.kind == "image" for space in cache.spaces) else None
-
-
-def _thread_pool(n_threads: int) -> Any:
-    return ffi.gc(pointer(lib.pl_pool_new(n_threads), f"{n_threads} threads"), lib.pl_pool_free)
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:

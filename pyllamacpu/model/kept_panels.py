@@ -10,7 +10,7 @@ from pathlib import Path
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.pack_cache import build_digest, identities
 from pyllamacpu.model.panel_file import DamagedError, PanelFile
-from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.native import thread_pool
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class KeptFile:
 
     def check(self) -> str:
         """Likewise, after all of it was read and compared with its sums."""
-        handle = pointer(lib.pl_pool_new(cpus_usable()), "threads")
+        pool = thread_pool(cpus_usable())
         try:
             panels = PanelFile(self.path)
             panels.map()
-            panels.check(ffi.gc(handle, lib.pl_pool_free), everything=True)
+            panels.check(pool, everything=True)
             panels.close()
         except (DamagedError, OSError):
             return "damaged"
