@@ -150,6 +150,26 @@ def test_more_words_than_are_remembered() -> None:
     assert merges.encode(b"1234 1234") == merges.encode(b"1234") * 2 == [22, 44, 22, 44]
 
 
+def test_words_met_before_come_back_as_they_were() -> None:
+    """Of lengths around what a slot of the cache holds, with bytes that are zero, with few and many ids."""
+    rng, zero = random.Random(5), BYTE_LETTERS[0]
+    listed = ["a b", "b a", f"{zero} {zero}", f"a {zero}"]
+    ids = {"a": 0, "b": 1, zero: 2, "ab": 3, "ba": 4, zero * 2: 5, f"a{zero}": 6}
+    merges = made(listed, ids)
+    alone = [b"ab"[: n % 3] * (n // 2) + rng.choice([b"a", b"b", b"\0"]) * (n % 5) for n in range(1, 130)]
+    for word in [*alone, *(b"a" + b"\0" * n for n in range(20))] * 2:
+        assert merges.encode(word) == [ids[p] for p in reference(listed, to_letters(word))], word
+    ids = {"a": 0, "b": 1, "ab": 2, BYTE_LETTERS[32]: 3}
+    cut = made(["a b"], ids, rule=RULES[DIGITS])
+    words = ["".join(rng.choices("ab", k=rng.randint(1, 24))) for _ in range(2000)]
+    expected = [[ids[piece] for piece in reference(["a b"], word)] for word in words]
+    for _ in range(2):
+        found = [cut.encode(word.encode()) for word in words]
+        assert found == expected
+    together = [token for word in expected for token in [*word, 3]]
+    assert cut.encode(" ".join([*words, ""]).encode()) == together
+
+
 # Words
 
 

@@ -64,18 +64,19 @@ void pl_bpe_free(pl_bpe *bpe)
 
 /* ---- words met before ---- */
 
-enum { CACHE_SLOTS = 1 << 17, CACHE_WORDS = 1 << 16, CACHE_BYTES = 1 << 20, LONGEST = 64 };
+enum { CACHE_SLOTS = 1 << 17, CACHE_WORDS = 1 << 16, CACHE_BYTES = 1 << 20, LONGEST = 64, KEY = 16, OWN_IDS = 3 };
 
+/* Most words are short and have few ids: all of them is then in one slot, half a cache line. */
 typedef struct {
-    uint64_t hash;
-    uint32_t word, ids; /* where they begin */
-    uint8_t length, n_ids, used;
+    uint64_t key[2];       /* the bytes and zeros; of a word of more than KEY its hash, and where it begins in `words` */
+    int32_t ids[OWN_IDS];  /* if there are more, where they begin in `ids` */
+    uint8_t length, n_ids; /* length 0: nothing is here */
 } remembered;
 
 struct pl_word_cache {
     remembered *slots;
     uint8_t *words;
-    int32_t *ids; /* a word has at most as many as bytes */
+    int32_t *ids;
     uint32_t n, n_bytes, n_ids;
 };
 
@@ -103,31 +104,76 @@ void pl_word_cache_free(pl_word_cache *cache)
     free(cache);
 }
 
-/* The ids of a word, of LONGEST bytes at the most -> their number, PL_ENOMEM. */
-static int64_t remembered_ids(const pl_bpe *bpe, pl_word_cache *cache, const uint8_t *word, int64_t n, int32_t *ids)
+/* Of a word of n bytes, with `left` bytes of text from its beginning on: its key -> its hash. */
+static inline uint64_t key_of(const uint8_t *word, int64_t n, int64_t left, uint64_t key[2])
 {
-    const uint64_t hash = pl_hash_bytes(word, n);
-    remembered *slot = &cache->slots[hash & (CACHE_SLOTS - 1)];
-    for (; slot->used; slot = slot + 1 < cache->slots + CACHE_SLOTS ? slot + 1 : cache->slots)
-        if (slot->hash == hash && slot->length == n && memcmp(cache->words + slot->word, word, (size_t)n) == 0) {
-            memcpy(ids, cache->ids + slot->ids, slot->n_ids * sizeof *ids);
-            return slot->n_ids;
-        }
-    int64_t count = pl_merge_word(bpe, word, n, ids);
-    if (count < 0)
-        return count;
-    if (cache->n == CACHE_WORDS || cache->n_bytes + n > CACHE_BYTES || cache->n_ids + count > CACHE_BYTES) {
+    if (n > KEY)
+        return key[0] = pl_hash_bytes(word, n);
+    key[0] = key[1] = 0;
+    if (left >= KEY) { /* two loads and masks, in the place of a copy of n bytes (all tiers are little-endian) */
+        memcpy(key, word, KEY);
+        key[0] &= n < 8 ? ((uint64_t)1 << 8 * n) - 1 : UINT64_MAX;
+        key[1] &= n < 8 ? 0 : n < 16 ? ((uint64_t)1 << 8 * (n - 8)) - 1 : UINT64_MAX;
+    } else
+        memcpy(key, word, (size_t)n);
+    uint64_t hash = (key[0] ^ (uint64_t)n << 56) * 0xff51afd7ed558ccdu;
+    hash = (hash ^ hash >> 32 ^ key[1]) * 0xc4ceb9fe1a85ec53u;
+    return hash ^ hash >> 29;
+}
+
+/* Where a word is in the cache, or would be. */
+static inline remembered *slot_of(const pl_word_cache *cache, const uint8_t *word, int64_t n, const uint64_t key[2], uint64_t hash)
+{
+    for (uint64_t i = hash;; i++) {
+        remembered *slot = &cache->slots[i & (CACHE_SLOTS - 1)];
+        if (!slot->length)
+            return slot;
+        if (slot->length != n || slot->key[0] != key[0])
+            continue;
+        if (n <= KEY ? slot->key[1] == key[1] : memcmp(cache->words + slot->key[1], word, (size_t)n) == 0)
+            return slot;
+    }
+}
+
+static void remember(pl_word_cache *cache, const uint8_t *word, int64_t n, uint64_t key[2], uint64_t hash, const int32_t *ids,
+                     int64_t n_ids)
+{
+    if (cache->n == CACHE_WORDS || cache->n_bytes + n > CACHE_BYTES || cache->n_ids + n_ids > CACHE_BYTES) {
         memset(cache->slots, 0, CACHE_SLOTS * sizeof *cache->slots);
         cache->n = cache->n_bytes = cache->n_ids = 0;
-        slot = &cache->slots[hash & (CACHE_SLOTS - 1)];
     }
-    *slot = (remembered){hash, cache->n_bytes, cache->n_ids, (uint8_t)n, (uint8_t)count, 1};
-    memcpy(cache->words + cache->n_bytes, word, (size_t)n);
-    memcpy(cache->ids + cache->n_ids, ids, (size_t)count * sizeof *ids);
+    remembered *slot = slot_of(cache, word, n, key, hash);
+    *slot = (remembered){{key[0], key[1]}, {(int32_t)cache->n_ids}, (uint8_t)n, (uint8_t)n_ids};
+    if (n > KEY) {
+        slot->key[1] = cache->n_bytes;
+        memcpy(cache->words + cache->n_bytes, word, (size_t)n);
+        cache->n_bytes += (uint32_t)n;
+    }
+    if (n_ids > OWN_IDS) {
+        memcpy(cache->ids + cache->n_ids, ids, (size_t)n_ids * sizeof *ids);
+        cache->n_ids += (uint32_t)n_ids;
+    } else
+        memcpy(slot->ids, ids, (size_t)n_ids * sizeof *ids);
     cache->n++;
-    cache->n_bytes += (uint32_t)n;
-    cache->n_ids += (uint32_t)count;
-    return count;
+}
+
+/* The ids of a word, of LONGEST bytes at the most and with `left` bytes of text from its beginning on -> their number,
+ * PL_ENOMEM. */
+static inline int64_t remembered_ids(const pl_bpe *bpe, pl_word_cache *cache, const uint8_t *word, int64_t n, int64_t left,
+                                     int32_t *ids)
+{
+    uint64_t key[2] = {0, 0}, hash = key_of(word, n, left, key);
+    const remembered *slot = slot_of(cache, word, n, key, hash);
+    if (!slot->length) {
+        int64_t count = pl_merge_word(bpe, word, n, ids);
+        if (count >= 0)
+            remember(cache, word, n, key, hash, ids, count);
+        return count;
+    }
+    const int32_t *from = slot->n_ids > OWN_IDS ? cache->ids + slot->ids[0] : slot->ids;
+    for (int i = 0; i < slot->n_ids; i++)
+        ids[i] = from[i];
+    return slot->n_ids;
 }
 
 int pl_bpe_encode(const pl_bpe *bpe, const pl_words *words, pl_word_cache *cache, const uint8_t *text, int64_t n,
@@ -142,8 +188,8 @@ int pl_bpe_encode(const pl_bpe *bpe, const pl_words *words, pl_word_cache *cache
         }
         int64_t length = end - run->position;
         int32_t *ids = run->ids + run->n_ids;
-        int64_t count =
-            cache && length <= LONGEST ? remembered_ids(bpe, cache, word, length, ids) : pl_merge_word(bpe, word, length, ids);
+        int64_t count = cache && length <= LONGEST ? remembered_ids(bpe, cache, word, length, n - run->position, ids)
+                                                   : pl_merge_word(bpe, word, length, ids);
         if (count < 0)
             return (int)count;
         run->n_ids += count;

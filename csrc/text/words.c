@@ -177,8 +177,24 @@ static int64_t spaces_end(scanner *s, int64_t i)
     return last;
 }
 
+/* The end of what most words are: ASCII letters with a space before them or not, behind which another ASCII character comes; i
+ * where that is not what is there. Such a word is the same in every rule but those that look at cases. */
+static inline int64_t plain_word_end(const pl_words *words, const uint8_t *text, int64_t n, int64_t i)
+{
+    const uint8_t *ascii = words->blocks[0];
+    int64_t start = i + (text[i] == ' '), end = start;
+    if (words->rule.word == PL_WORD_CASED || words->rule.contractions == PL_CONTRACTIONS_BEHIND)
+        return i;
+    while (end < n && text[end] < 0x80 && ascii[text[end]] & PL_CHAR_LETTER)
+        end++;
+    return end > start && end < n && text[end] < 0x80 ? end : i;
+}
+
 int64_t pl_next_word(const pl_words *words, const uint8_t *text, int64_t n, int64_t i)
 {
+    const int64_t plain = plain_word_end(words, text, n, i);
+    if (plain > i)
+        return plain;
     static int64_t (*const alternatives[])(scanner *, int64_t) = {word_end, digits_end, punctuation_end, spaces_end};
     scanner s = {words, text, n, -1};
     const int first = words->rule.contractions == PL_CONTRACTIONS_ASCII || words->rule.contractions == PL_CONTRACTIONS_ANY_CASE;

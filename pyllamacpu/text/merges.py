@@ -3,11 +3,9 @@
 Merging is by rank: the lowest first, the leftmost of equal ranks first. A word is merged once, and then
 remembered.
 
-A novel of 1.2 MB (SmolLM2's vocabulary, one core of a busy Xeon, 2026-11-29) takes 120 ms the first time and
-60 ms again; with patterns of the library `regex`, a dictionary of words and the merges of `tokenizers`, as it
-was before, 1440 and 590 ms (benchmarks/tokenizing.py). On a core of an AMD EPYC (Zen 3) 1.6 MB of manuals are
-read at 20 MB/s the first time and 41 again (Llama 3's vocabulary: 17 and 38), 0.2 MB of licences at 23 and 60
-(26 and 56), by CPU time, the best of nine.
+1.6 MB of manuals (Llama 3's vocabulary, one core of an AMD EPYC, Zen 3, CPU time, the best of 15, 2026-11-29)
+are read at 31 MB/s the first time and 56 again, 0.7 MB of stories at 38 and 81; SmolLM2's vocabulary: 29 and
+54, 33 and 76 (benchmarks/tokenizing.py, which has the library `tokenizers` beside it).
 """
 
 from __future__ import annotations
@@ -66,8 +64,8 @@ class Merges:
         return self._encode(text) if len(parts) < 2 else [*chain(*on_all_cores(self._encode, parts))]
 
     def _encode(self, text: bytes) -> list[int]:
-        ids = ffi.new("int32_t[]", max(1, len(text)))
-        run = ffi.new("pl_encoding *", {"ids": ids})
+        ids = np.empty(max(1, len(text)), np.int32)
+        run = ffi.new("pl_encoding *", {"ids": ffi.from_buffer("int32_t[]", ids, require_writable=True)})
         words = ffi.NULL if self._words is None else self._words
         cache = self._cache()
         try:
@@ -77,7 +75,7 @@ class Merges:
                 learn(words, run.block)
         finally:
             self._caches.append(cache)
-        found: list[int] = ffi.unpack(ids, run.n_ids) if run.n_ids else []
+        found: list[int] = ids[: run.n_ids].tolist()
         return found
 
     def _cache(self) -> Any:
