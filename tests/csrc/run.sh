@@ -1,8 +1,9 @@
 #!/bin/sh
 # Builds and runs the checks of the kernels: natively with every compiler at hand, under the address and undefined-
-# behaviour sanitizers, and for Arm under qemu-user. A missing tool is reported; with CI=true it is a failure.
+# behaviour sanitizers, the x86 tiers that this CPU lacks with their instructions replaced by AVX2's, and for Arm under
+# qemu-user. A missing tool is reported; with CI=true it is a failure.
 #
-#   run.sh [--quick] [--seed N]     (options go to the check program; the sanitizer and qemu runs are always quick)
+#   run.sh [--quick] [--seed N]     (options go to the check program; all but the native run of CC are always quick)
 #   CC, CLANG, AARCH64_CC, QEMU_AARCH64 name the tools; BUILD the directory for objects (default: a temporary one).
 set -eu
 
@@ -28,15 +29,50 @@ have() { # tool, what is skipped without it
     return 1
 }
 
-build() { # name, compiler, flags…: two compilations at a time, one program
+compile() { # name, compiler, flags…: the files that stdin names, two at a time
+    directory=$BUILD/$1
+    shift
+    mkdir -p "$directory"
+    # shellcheck disable=SC2016
+    xargs -P 2 -I SOURCE sh -c 'object=$1/$(basename "$0" .c).o; shift; "$@" -c "$0" -o "$object"' SOURCE "$directory" "$@"
+}
+
+build() { # name, compiler, flags…: one program
     name=$1 compiler=$2
     shift 2
-    mkdir -p "$BUILD/$name"
     # shellcheck disable=SC2086
-    printf '%s\n' $sources | xargs -P 2 -I SOURCE sh -c \
-        'object=$1/$(basename "$2" .c).o; compiler=$3; shift 3; "$compiler" "$@" -c "$0" -o "$object"' \
-        SOURCE "$BUILD/$name" SOURCE "$compiler" $warnings "$@"
+    printf '%s\n' $sources | compile "$name" "$compiler" $warnings "$@"
     "$compiler" "$@" "$BUILD/$name"/*.o -o "$BUILD/$name/check" -lm
+}
+
+lacking() { # the x86 tiers above AVX2 that this CPU does not have
+    has=$("$BUILD/native/check" --newest --only distribution | sed -n 's/^this CPU has://p')
+    case $has in *avx2*) ;; *) return 0 ;; esac
+    for tier in avxvnni avx512; do
+        case " $has " in *" $tier "*) ;; *) echo "$tier" ;; esac
+    done
+}
+
+build_emulated() { # compiler, the build whose other objects are taken, tiers: see emulated/intrinsics.h
+    compiler=$1 from=$2
+    shift 2
+    mkdir -p "$BUILD/emulated"
+    set -- "$@" cpu
+    objects=$(find "$BUILD/$from" -name '*.o')
+    for file; do
+        objects=$(printf '%s\n' "$objects" | grep -v "/$file.o\$")
+        [ "$file" != cpu ] || continue
+        {
+            printf '#include "emulated/intrinsics.h"\n#line 1 "csrc/isa/%s.c"\n' "$file"
+            sed 's/_mm512_/emulated_/g; s/__m512/emulated_m512/g; s/_mm256_dpbusd_avx_/emulated_dpbusd_avx_/g
+                 s/^PL_TARGET_BEGIN(.*)/PL_TARGET_BEGIN("avx2,fma,f16c")/' "$csrc/isa/$file.c"
+        } > "$BUILD/emulated/$file.c"
+    done
+    # shellcheck disable=SC2086
+    printf '%s\n' "$BUILD"/emulated/*.c "$here/emulated/cpu.c" |
+        compile emulated "$compiler" $warnings "-I$csrc/isa" "-I$here" -O1
+    # shellcheck disable=SC2086
+    "$compiler" "$BUILD"/emulated/*.o $objects -o "$BUILD/emulated/check" -lm
 }
 
 start() { # title, command…: a check program runs while the next one is built; `finish` shows what it wrote
@@ -73,6 +109,15 @@ start "native, $CC -O3" "$BUILD/native/check" "$@"
 if have "$CLANG" "native with clang"; then
     build clang "$CLANG" -O2
     start "native, $CLANG -O2" "$BUILD/clang/check" --quick "$@"
+fi
+
+tiers=$(lacking)
+if [ -n "$tiers" ]; then # clang takes half of gcc's time for them
+    # shellcheck disable=SC2086
+    if [ -d "$BUILD/clang" ]; then build_emulated "$CLANG" clang $tiers; else build_emulated "$CC" native $tiers; fi
+    for tier in $tiers; do
+        start "$tier, emulated by AVX2" "$BUILD/emulated/check" --quick --tier "$tier" "$@"
+    done
 fi
 
 calls="--param asan-instrumentation-with-call-threshold=0"
