@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from pyllamacpu.cli import options
 from pyllamacpu.cli.main import cli
-from pyllamacpu.engine import engine
+from pyllamacpu.engine import precision
 from pyllamacpu.errors import OptionError
 from pyllamacpu.model.config import kv_types
 from pyllamacpu.sampling.options import SamplingOptions
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("cli_home")
 
 
 def test_names_that_are_listed_without_loading_the_engine() -> None:
-    assert options.PRECISIONS == engine.PRECISIONS
+    assert options.PRECISIONS == precision.PRECISIONS
     assert tuple(kind.name.lower() for kind in kv_types()) == options.CACHE_TYPES
 
 

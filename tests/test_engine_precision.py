@@ -5,9 +5,11 @@ Fixtures: tests/test_model_logits.py. Covers engine/step_plans.py.
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ from test_model_logits import FOLDER, NAMES, cases
 from tiny_model import write_model
 
 from pyllamacpu import Llama
+from pyllamacpu.cli.bench import bench
+from pyllamacpu.cli.perplexity import perplexity
 from pyllamacpu.cli.quantize import quantize
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import PageFiles
@@ -97,6 +101,39 @@ def test_saved_states_are_for_the_same_precision(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="cache type"):
             rotated.load_state(replace(state, model=before))
         assert fast.save_state().model[-2:] == ("f16", "f16")  # what earlier versions have written
+
+
+def test_exact_keeps_keys_and_values_in_float32_unless_told_otherwise(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+
+    def types(**options: Any) -> tuple[str, str]:
+        with Llama(str(path), verbose=False, **options) as llm:
+            engine = llm.engine
+            return engine.cache.type_k.name, engine.cache.type_v.name
+
+    assert types() == types(precision="exact", kv_type="f16") == ("F16", "F16")
+    assert types(precision="exact") == ("F32", "F32")
+    assert types(precision="exact", type_v="q8_0") == ("F32", "Q8_0")
+    engine = Engine.open(path, precision="exact")
+    assert engine.cache.type_k.name == engine.cache.type_v.name == "F32"
+    engine.close()
+
+
+def test_bench_and_perplexity_name_the_types_that_the_precision_brings(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny.gguf")
+    given = ["-m", str(path), "-p", "4", "-n", "0", "-r", "1", "--no-limits", "--precision", "fast,exact"]
+    done = CliRunner().invoke(bench, [*given, "-o", "json"])
+    assert done.exit_code == 0, done.output
+    shown = [(row["precision"], row["type_k"], row["type_v"]) for row in json.loads(done.stdout)]
+    assert shown == [("fast", "f16", "f16"), ("exact", "f32", "f32")]
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time " * 20)
+    options = ["-m", str(path), "-f", str(text), "-c", "16", "--precision", "exact", "-o", "json"]
+    done = CliRunner().invoke(perplexity, options)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["precision"], found["type_k"], found["type_v"]) == ("exact", "f32", "f32")
+    assert "exact, f32 and f32 keys and values" in done.stderr
 
 
 def test_a_pickled_model_keeps_its_precision(tmp_path: Path) -> None:

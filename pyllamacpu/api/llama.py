@@ -62,8 +62,8 @@ class Llama(Completions):
         chat_handler: a function that answers `create_chat_completion` (called with llama=self and its
             arguments).
         tokenizer: makes ids of text instead of the file's own; the ids must be the model's.
-        kv_type: type of keys and values in the cache: f32, f16 (default), bf16, q8_0, q4_0, or a ggml
-            number.
+        kv_type: type of keys and values in the cache: f32, f16, bf16, q8_0, q4_0, or a ggml number. None is
+            f16, and f32 with precision "exact".
         type_k, type_v: the same for keys and for values alone.
         precision: of what quantized weights are multiplied with: "fast", 8 bits, and 16 where one value of 32
             dominates; "exact", always 16, which is slower and all but float32.
@@ -150,7 +150,7 @@ class Llama(Completions):
             parts.close()
             raise
         self.metadata = text_metadata(parts.metadata)
-        self._types, self.n_batch = (options.type_k, options.type_v), options.n_batch
+        self._types, self.n_batch = options.kv_types, options.n_batch
         warn_of_model(self.model_path, parts, options)
         self._own_attributes = frozenset(self.__dict__)
 

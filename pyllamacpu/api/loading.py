@@ -13,6 +13,7 @@ from pyllamacpu.api.drafts import source_of_drafts
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import PAGE
+from pyllamacpu.engine.precision import kv_types_of
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
@@ -45,8 +46,8 @@ class LoadOptions:
     n_ctx: int = 512
     n_batch: int = 512
     n_threads: int | None = None
-    type_k: str = "f16"
-    type_v: str = "f16"
+    type_k: str | None = None  # that of the precision
+    type_v: str | None = None
     precision: str = "fast"  # or "exact"
     rope_freq_base: float = 0.0  # 0: as the file says
     rope_freq_scale: float = 0.0  # 0: as the file says
@@ -58,6 +59,11 @@ class LoadOptions:
     pack_cache: Path | None = None  # the folder where packed weights are kept
     mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
+
+    @property
+    def kv_types(self) -> tuple[str, str]:
+        """Of keys and of values."""
+        return kv_types_of(self.precision, self.type_k, self.type_v)
 
 
 @dataclass(frozen=True)
@@ -203,8 +209,8 @@ def open_engine(file: GGUFFile, options: LoadOptions) -> Engine:
         n_ctx=options.n_ctx,
         n_batch=options.n_batch,
         n_threads=options.n_threads,
-        type_k=options.type_k,
-        type_v=options.type_v,
+        type_k=options.kv_types[0],
+        type_v=options.kv_types[1],
         precision=options.precision,
         rope_freq_base=options.rope_freq_base or None,
         rope_freq_scale=options.rope_freq_scale or None,
@@ -262,10 +268,10 @@ def _usual_kv_bytes(engine: Engine) -> int:
     return max(one, min(_CONTEXTS * one, memory_usable() // 4))
 
 
-def cache_type(value: str | int | None, default: str, option: str) -> str:
+def cache_type(value: str | int | None, option: str) -> str | None:
     """The name of a cache type given by name or by its ggml number. Raises OptionError."""
     if value is None:
-        return default
+        return None
     if isinstance(value, str):
         return kv_type(value).name.lower()
     try:

@@ -31,7 +31,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
     _check_objects(given)
     _check_sizes(given["n_ctx"], given["n_batch"], given["n_ubatch"], n_threads)
     types = {
-        name: cache_type(given["kv_type"] if given[name] is None else given[name], "f16", name)
+        name: cache_type(given["kv_type"] if given[name] is None else given[name], name)
         for name in ("type_k", "type_v")
     }
     return LoadOptions(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from pyllamacpu.engine.precision import kv_types_of
 from pyllamacpu.errors import OptionError
 
 
@@ -26,8 +27,8 @@ class BenchOptions:
     n_depth: tuple[int, ...] = (0,)
     n_batch: tuple[int, ...] = (2048,)
     n_ubatch: tuple[int, ...] = (512,)
-    type_k: tuple[str, ...] = ("f16",)
-    type_v: tuple[str, ...] = ("f16",)
+    type_k: tuple[str, ...] = ()  # none: that of the precision
+    type_v: tuple[str, ...] = ()
     n_threads: tuple[int, ...] = (0,)
     precision: tuple[str, ...] = ("fast",)
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
@@ -108,14 +109,24 @@ def cases(options: BenchOptions) -> list[Case]:
 
 
 def _setups(options: BenchOptions) -> Iterator[Setup]:
-    for values in product(
+    for model, n_threads, type_k, type_v, n_batch, n_ubatch, precision in product(
         options.models,
         options.n_threads,
-        options.type_k,
-        options.type_v,
+        options.type_k or (None,),
+        options.type_v or (None,),
         options.n_batch,
         options.n_ubatch,
         options.precision,
     ):
-        more = (options.adapters, options.expert_memory, options.kv_overrides, options.pack_cache)
-        yield Setup(*values, *more)
+        yield Setup(
+            model,
+            n_threads,
+            *kv_types_of(precision, type_k, type_v),
+            n_batch,
+            n_ubatch,
+            precision,
+            options.adapters,
+            options.expert_memory,
+            options.kv_overrides,
+            options.pack_cache,
+        )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_KV_USUAL = "f16; f32 with exact"
 _FORMAT = click.Choice(("md", "csv", "json", "jsonl", "sql"), case_sensitive=False)
 _NICE = {-1: 10, 0: 0, 1: -5, 2: -10, 3: -20}  # llama-bench's priorities as the system's nice values
 
@@ -69,8 +70,8 @@ _TESTS = options(
     _many("-d", "--n-depth", default="0", text="Tokens that stand before the test, not timed."),
     _many("-b", "--batch-size", "n_batch", default="2048", text="Tokens of a step at most."),
     _many("-ub", "--ubatch-size", "n_ubatch", default="512", text="The same; the smaller of the two counts."),
-    _many("-ctk", "--cache-type-k", "type_k", default="f16", metavar="TYPE", text="Type of cached keys."),
-    _many("-ctv", "--cache-type-v", "type_v", default="f16", metavar="TYPE", text="Type of cached values."),
+    _many("-ctk", "--cache-type-k", "type_k", default=_KV_USUAL, metavar="TYPE", text="Type of cached keys."),
+    _many("-ctv", "--cache-type-v", "type_v", default=_KV_USUAL, metavar="TYPE", text="Of cached values."),
     _many("--precision", "precision", default="fast", metavar="NAME", text="Of activations: fast, exact."),
     _many(
         "-t",
@@ -253,6 +254,7 @@ def _numbers(given: dict[str, Any], key: str, option: str, minimum: int = 0) -> 
 def _batched_options(given: dict[str, Any]) -> BatchedOptions:
     from pyllamacpu.bench.batched import BatchedOptions
     from pyllamacpu.bench.cases import Setup
+    from pyllamacpu.engine.precision import kv_types_of
     from pyllamacpu.store.resolve import resolve_model
 
     unused = [
@@ -266,8 +268,9 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
             f"--batched takes one model and no {', '.join(unused) or 'second -m'}; use -npp, -ntg and -npl"
         )
     settings = _refuse_several(given, "--batched")
-    usual = {"n_batch": 2048, "n_ubatch": 512, "type_k": "f16", "type_v": "f16", "n_threads": 0}
-    usual["precision"] = "fast"
+    precision = settings["precision"][0] if settings["precision"] else "fast"
+    usual = {"n_batch": 2048, "n_ubatch": 512, "n_threads": 0, "precision": precision}
+    usual["type_k"], usual["type_v"] = kv_types_of(precision)
     chosen: dict[str, Any] = {
         key: settings[key][0] if settings[key] else value for key, value in usual.items()
     }

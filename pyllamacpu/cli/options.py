@@ -28,7 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-PRECISIONS = ("fast", "exact")  # of engine.py
+PRECISIONS = ("fast", "exact")  # of engine/precision.py
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens
 _BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
@@ -140,13 +140,13 @@ model_options = options(
         "-ctk",
         "--cache-type-k",
         type=click.Choice(CACHE_TYPES, False),
-        help="Type of the cached keys.  [default: f16]",
+        help="Type of the cached keys.  [default: f16; f32 with --precision exact]",
     ),
     click.option(
         "-ctv",
         "--cache-type-v",
         type=click.Choice(CACHE_TYPES, False),
-        help="Type of the cached values.  [default: f16]",
+        help="Type of the cached values.  [default: f16; f32 with --precision exact]",
     ),
     precision_option,
     lora_option,

@@ -181,8 +181,10 @@ def _windows(engine: Engine, content: bytes, given: dict[str, Any]) -> Windows:
         stride=given["ppl_stride"],
     )
     check_context(engine, cut.n_ctx)
+    types = " and ".join(name.lower() for name in (engine.cache.type_k.name, engine.cache.type_v.name))
     click.echo(
-        f"{cut.n_windows} windows of {cut.n_ctx} tokens, {cut.n_scored} of each scored, {engine.precision}",
+        f"{cut.n_windows} windows of {cut.n_ctx} tokens, {cut.n_scored} of each scored, {engine.precision}, "
+        f"{types} keys and values",
         err=True,
     )
     return cut
@@ -192,7 +194,8 @@ def _print_json(engine: Engine, row: dict[str, Any], **more: Any) -> None:
     from pyllamacpu.native import isa_selected
 
     facts = {"model": str(engine.file.paths[0]), "n_threads": engine.n_threads, "isa": isa_selected()}
-    facts["precision"] = engine.precision
+    facts |= {"precision": engine.precision}
+    facts |= {"type_k": engine.cache.type_k.name.lower(), "type_v": engine.cache.type_v.name.lower()}
     click.echo(json.dumps(_finite(facts | more | row), indent=2, allow_nan=False))
 
 

@@ -295,8 +295,8 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
     load = LoadOptions(
         n_ctx=parameters["ctx_size"] or 0,
         n_threads=None if threads in (0, -1) else threads,
-        type_k=(parameters["cache_type_k"] or "f16").lower(),
-        type_v=(parameters["cache_type_v"] or "f16").lower(),
+        type_k=(parameters["cache_type_k"] or "").lower() or None,
+        type_v=(parameters["cache_type_v"] or "").lower() or None,
         **loading(parameters),
         precision=(parameters["precision"] or "fast").lower(),
         draft=draft_source(parameters["draft"], parameters["draft_model"]),

@@ -26,6 +26,7 @@ from pyllamacpu.engine.image_keys import ImageKeyCache
 from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.memory import check_adapters, check_memory, holds, holds_no_more
 from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
+from pyllamacpu.engine.precision import check_precision, kv_types_of
 from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
 from pyllamacpu.errors import ModelError, NativeError, OptionError
 from pyllamacpu.forks import fork_safe_lock
@@ -47,7 +48,6 @@ from pyllamacpu.native import ffi, lib, thread_pool
 
 __all__ = [
     "DEFAULT_BATCH",
-    "PRECISIONS",
     "Engine",
     "Entry",
     "Outputs",
@@ -58,7 +58,6 @@ __all__ = [
 Progress = Callable[[int, int], None]
 
 DEFAULT_BATCH = 512  # tokens of a step at most
-PRECISIONS = ("fast", "exact")
 _RELEASE_AFTER = 64  # tokens whose rows of the embedding were looked up in the file: each may map 64 KiB
 
 
@@ -82,8 +81,8 @@ class Engine:
         n_ctx: int = 0,
         n_batch: int = DEFAULT_BATCH,
         n_threads: int | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
+        type_k: str | None = None,
+        type_v: str | None = None,
         precision: str = "fast",
         rope_freq_base: float | None = None,
         rope_freq_scale: float | None = None,
@@ -95,11 +94,12 @@ class Engine:
         """n_ctx: positions of a sequence at most, 0: as trained. n_batch: tokens of a step at most.
         n_threads: None or 0: as many as this process may use. precision: of the activations that quantized
         weights are multiplied with: "fast", 8 bits with a residual where one value of 32 dominates, or
-        "exact", which always has the residual. `on_load(done, total)`: bytes of weights packed.
-        `input_squares` is filled with sums for each weight, to which every step adds the squares of the
-        weight's input (of the tokens that want outputs, behind the last layer's attention). expert_memory:
-        bytes for experts at most, which then stay in the file and are read when a step needs them; None: all
-        of them are loaded. pack_cache: a folder in which packed weights are kept, which the next load maps.
+        "exact", which always has the residual. type_k, type_v: None is f32 with "exact", else f16.
+        `on_load(done, total)`: bytes of weights packed. `input_squares` is filled with sums for each weight,
+        to which every step adds the squares of the weight's input (of the tokens that want outputs, behind
+        the last layer's attention). expert_memory: bytes for experts at most, which then stay in the file and
+        are read when a step needs them; None: all of them are loaded. pack_cache: a folder in which packed
+        weights are kept, which the next load maps.
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
@@ -110,12 +110,11 @@ class Engine:
         )
         self.n_ctx = n_ctx or self.config.n_ctx_train
         self.n_threads = n_threads or cpus_usable()
-        self.n_batch = min(n_batch, self.n_ctx)
-        self.precision = precision
+        self.n_batch, self.precision = min(n_batch, self.n_ctx), precision
         _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory, precision)
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
         _check_spaces(file, spaces, self.config)
-        self.cache = KVCache(spaces, type_k, type_v)
+        self.cache = KVCache(spaces, *kv_types_of(precision, type_k, type_v))
         check_memory(file, self.config, self.n_ctx, self.cache, self.n_batch, expert_memory)
         self._pool = thread_pool(self.n_threads)
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
@@ -463,8 +462,7 @@ def _check_options(
         raise OptionError(f"n_threads is {n_threads}: must be from 1 to {lib.PL_MAX_THREADS}")
     if expert_memory is not None and not 1 <= expert_memory < 1 << 62:
         raise OptionError(f"expert_memory is {expert_memory}: must be a number of bytes")
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision is {precision!r:.80}: must be {' or '.join(PRECISIONS)}")
+    check_precision(precision)
 
 
 def _image_keys(cache: KVCache, images: ImageCache) -> ImageKeyCache | None:

@@ -288,8 +288,8 @@ class _Arguments(BaseModel):
     replicas: int = Field(1, ge=1)
     ctx_size: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
     precision: Literal["fast", "exact"] = "fast"
     parallel: int = Field(16, ge=1)
     max_queue: int = Field(64, ge=0)
