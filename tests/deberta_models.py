@@ -54,6 +54,13 @@ CONFIG: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "shared": {},
     "own keys": {"share_att_key": False, "num_attention_heads": 4, "norm_rel_ebd": "none"},
+    "harsh": {  # errors grow from layer to layer
+        "hidden_size": 160,
+        "intermediate_size": 640,
+        "num_attention_heads": 5,
+        "num_hidden_layers": 6,
+        "pooler_hidden_size": 160,
+    },
     "linear": {"position_buckets": -1, "max_relative_positions": 40, "id2label": {"0": "no", "1": "yes"}},
 }
 LENGTHS = (1, 2, 30, 65, 96)

@@ -19,6 +19,7 @@ import numpy as np
 
 from pyllamacpu.errors import ModelError
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.quantize.file_types import FileType
 
 T = TensorType
@@ -55,6 +56,11 @@ _ROLE_PARTS = (
     ("ffn_down", Role.DOWN),
 )
 _VALUES = (Role.V, Role.QKV, Role.KV_B)
+_CLASSIFIER_ROLES = (
+    Role.V,
+    Role.ATTENTION_OUTPUT,
+    Role.DOWN,
+)  # the last reads what 8 bits suit least: gelu's
 _EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight")
 
 # Matrices that stay as they are: small, or not multiplied with. Parts of names.
@@ -249,6 +255,8 @@ def _choice(tensor: SourceTensor, file_type: FileType, options: TypeOptions, rul
         wanted, usual = manual, base if manual != base else None
     elif options.pure:
         wanted = base
+    elif (finer := rules.classifier_type(tensor.name, role)) is not None:
+        wanted = finer
     elif tensor.name.startswith(_TOWER):
         wanted = T.Q8_0  # what fewer bits would spoil is seen in every answer, and they would save little
     else:
@@ -289,6 +297,18 @@ class MixRules:
         kind = self._low(role) if self.mix in _LOW_BITS else self._usual(role, tensor.name)
         self.seen[role] += 1
         return kind
+
+    def classifier_type(self, name: str, role: Role) -> TensorType | None:
+        """Of an encoder that classifies texts (Prompt Guard), those whose errors show most in its logits for
+        the time that they take. None: as the mix has it.
+        """
+        if self.traits.arch != DEBERTA:
+            return None
+        if name.startswith("cls."):
+            return T.F32
+        is_last = layer_of(name) == self.traits.n_layers - 1  # multiplied with the first token alone
+        finer = role in _CLASSIFIER_ROLES or "attn_rel_" in name or (is_last and role == Role.UP)
+        return T.F16 if finer else None
 
     def _usual(self, role: Role, name: str) -> TensorType:
         if role == Role.V:
