@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.batch import Entry
+from pyllamacpu.engine.leaving import SingleFlight
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.forks import fork_safe_lock
@@ -75,6 +76,7 @@ class ImageCache:
         self.placeholder: int | None = None
         """The id that is shown where an image's row is. None: there is no tower."""
         self._lock = fork_safe_lock()
+        self._flights: SingleFlight[EmbeddedImage] = SingleFlight()
         self._firsts: list[int] = []  # of -1 - id: where the ids of each image begin
         self._digests: list[bytes] = []
         self._ranges: dict[bytes, tuple[int, int]] = {}  # by digest: its place among those, and its rows
@@ -98,7 +100,15 @@ class ImageCache:
             return self._kept(found)
 
     def embedded(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
-        """The image of this digest; `make()` gives what the tower makes of it unless it is here."""
+        """The image of this digest; `make()` gives what the tower makes of it unless it is here, or in the
+        making: who asks for it meanwhile waits, and `check_wanted` in `make` raises when all have left.
+        """
+        found = self.get(digest)
+        while found is None:
+            found = self._flights.run(digest, lambda: self._made(digest, make))
+        return found
+
+    def _made(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
         if found := self.get(digest):
             return found
         start = time.perf_counter()
