@@ -258,12 +258,19 @@ int pl_isa_available(int index);
  * unknown name, PL_EUNSUPPORTED for one that this CPU lacks. */
 int pl_isa_select(const char *name);
 
-/* A pool of n_threads, the caller being one of them. One job at a time. NULL: out of memory or threads. In a forked child,
- * which has none of the threads, a pool starts its own when it is first used. */
-pl_pool *pl_pool_new(int n_threads);
-/* The same, but never more threads run than CPUs that the process may use, now or later: those beyond would only take time
- * from those that have work. */
-pl_pool *pl_pool_new_for_cpus(int n_threads);
+/* Threads by groups of CPUs: `n_threads` of a group keep to its CPUs (a bit each; none: to no CPUs in particular). Nodes are
+ * numbered from 0 without gaps, and the groups of a node are neighbours: weights that the pool packs lie in the memory of the
+ * node whose threads use them. `speed`: a guess of how fast a core of the group is beside those of others. */
+#define PL_MAX_CPUS 8192
+typedef struct {
+    int32_t n_threads, node;
+    double speed;
+    uint64_t cpus[128]; /* PL_MAX_CPUS bits */
+} pl_cpu_group;
+/* A pool of as many threads as the groups have, the caller being one of them. One job at a time. follows_cpus: never more run
+ * than there are CPUs that the process may use, now or later: those beyond would only take time from those that have work.
+ * NULL: out of memory or threads. In a forked child, which has none of the threads, a pool starts its own when first used. */
+pl_pool *pl_pool_new(const pl_cpu_group *groups, int n_groups, int follows_cpus);
 int pl_pool_running(const pl_pool *pool); /* the caller included */
 void pl_pool_free(pl_pool *pool);
 
@@ -343,6 +350,8 @@ typedef struct pl_cache pl_cache;
 pl_cache *pl_cache_new(int n_layers, int kv_heads, int k_dim, int v_dim, int type_k, int type_v);
 /* Pages may outlive it, as when an interpreter ends and finalizes objects in any order. */
 void pl_cache_free(pl_cache *cache);
+/* Pages made from now on lie on these memory nodes in turn: 16 words, a bit for each node. */
+void pl_cache_spread(pl_cache *cache, const uint64_t *nodes);
 int64_t pl_cache_page_bytes(const pl_cache *cache);
 /* A zeroed page -> its address, 0 when out of memory. */
 uintptr_t pl_page_new(pl_cache *cache);

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import NativeError, RequestCancelled
+from .topology import CpuGroup, placement
 
 try:
     from ._native import ffi, lib
@@ -67,12 +68,20 @@ def pointer(handle: Any, what: str) -> Any:
 pools_follow_cpus = True  # tests want races
 
 
-def thread_pool(n_threads: int) -> Any:
+def thread_pool(n_threads: int, groups: Sequence[CpuGroup] | None = None) -> Any:
     """A pool of threads for C calls, freed with its last user. If they are more than the CPUs that this
-    process may use (now, or later), only as many run.
+    process may use (now, or later), only as many run. groups: where they run; as `placement` says.
     """
-    new = lib.pl_pool_new_for_cpus if pools_follow_cpus else lib.pl_pool_new
-    handle = pointer(new(n_threads), f"{n_threads} threads")
+    if not 1 <= n_threads <= lib.PL_MAX_THREADS:
+        raise NativeError(f"{n_threads} threads: give from 1 to {lib.PL_MAX_THREADS}")
+    found = placement(n_threads) if groups is None else groups
+    native = ffi.new("pl_cpu_group[]", len(found))
+    for group, at in zip(found, native, strict=True):
+        at.n_threads, at.node, at.speed = group.n_threads, group.node, group.speed
+        for cpu in group.cpus:
+            if cpu < lib.PL_MAX_CPUS:
+                at.cpus[cpu // 64] |= 1 << cpu % 64
+    handle = pointer(lib.pl_pool_new(native, len(found), pools_follow_cpus), f"{n_threads} threads")
     return ffi.gc(handle, lib.pl_pool_free)
 
 

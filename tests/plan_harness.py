@@ -21,7 +21,8 @@ from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.weights import Matrix, Table, Vector, padded_vector
-from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.native import ffi, lib, pointer, thread_pool
+from pyllamacpu.topology import CpuGroup
 from pyllamacpu.weights.blocks import quantize
 
 Floats = npt.NDArray[np.float32]
@@ -39,7 +40,8 @@ def assert_same_bits(a: Floats, b: Floats) -> None:
 
 
 def pool(n_threads: int = 2) -> Any:
-    return ffi.gc(pointer(lib.pl_pool_new(n_threads), "threads"), lib.pl_pool_free)
+    """All of whose threads run, however few CPUs there are."""
+    return thread_pool(n_threads, [CpuGroup(n_threads)])
 
 
 def matrix(values: Floats, kind: TensorType = TensorType.F32, name: str = "m") -> Matrix:

@@ -24,7 +24,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import GGUFError, OptionError
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.native import ffi, lib
+from pyllamacpu.native import lib, thread_pool
 
 VOCAB = len(PIECES)
 LIMITS = Limits(1, "scalar", read_bytes=1e9, int8_ops=1e10, fp32_ops=1e9)
@@ -351,7 +351,7 @@ def test_limits_are_positive_and_of_a_plausible_size() -> None:
 
 
 def test_probes_refuse_too_little_memory_to_read() -> None:
-    pool = ffi.gc(lib.pl_pool_new(1), lib.pl_pool_free)
+    pool = thread_pool(1)
     assert lib.pl_probe_read(pool, 1000, 0.01) == lib.PL_EINVAL
     assert lib.pl_probe_read(pool, 1 << 20, 0.01) > 0
 

@@ -20,7 +20,7 @@ def test_the_model_has_the_codes_constants(contention: Any) -> None:
     source = (ROOT / "csrc" / "platform" / "work_queue.h").read_text()
     found = re.search(r"#define PL_LINE_THREADS (\d+)", source)
     assert found and int(found[1]) == contention.LINE_THREADS
-    assert "(queue->last - index + 3) / 4" in source and contention.pieces(8) == [2, 2, 1, 1, 1, 1]
+    assert "(left + 3) / 4" in source and contention.pieces(8) == [2, 2, 1, 1, 1, 1]
 
 
 def test_additions_wait_for_the_line(contention: Any) -> None:

@@ -61,7 +61,7 @@ def test_an_empty_root_tells_nothing_and_breaks_nothing(tmp_path: Path) -> None:
     assert system.caches(tmp_path) == {} and system.cache_bytes(tmp_path) == 0
     assert system.huge_pages(tmp_path) == "" and system.governors(tmp_path) == ()
     assert system.cgroup_cpus(tmp_path) is None and system.cgroup_memory(tmp_path) is None
-    assert system.numa_nodes(tmp_path) == 1 and not system.virtual(tmp_path)
+    assert system.numa_nodes(tmp_path) == {} and not system.virtual(tmp_path)
     assert system.cpu_name(tmp_path)
     report = examine(tmp_path, measured=False)
     assert isinstance(advice(report), list)
@@ -78,7 +78,11 @@ def test_hybrid_x86_by_the_kernels_types(tmp_path: Path) -> None:
 def test_arm_by_capacity_has_three_kinds(tmp_path: Path) -> None:
     files = cpus(4)
     files |= {f"{CPU}/cpu{i}/cpu_capacity": str(value) for i, value in enumerate((400, 400, 800, 1024))}
-    assert system.cores(machine(tmp_path, files)) == (Cores("P", (3,)), Cores("M", (2,)), Cores("E", (0, 1)))
+    assert system.cores(machine(tmp_path, files)) == (
+        Cores("P", (3,), capacity=1024),
+        Cores("M", (2,), capacity=800),
+        Cores("E", (0, 1), capacity=400),
+    )
 
 
 def test_turbo_bins_are_one_kind_of_core(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_memory_caches_pages_and_governors(tmp_path: Path) -> None:
     assert system.memory(root) == Memory(2000 * 1024, 500 * 1024, 100 * 1024, 60 * 1024)
     assert system.caches(root) == {"L1d": 48 << 10, "L3": 32 << 20} and system.cache_bytes(root) == 32 << 20
     assert system.huge_pages(root) == "never" and system.governors(root) == ("powersave",)
-    assert system.numa_nodes(root) == 2
+    assert list(system.numa_nodes(root)) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,8 @@ def healthy() -> Report:
         cores=(Cores("", (0, 1, 2, 3)),),
         cpus=4,
         physical_cores=4,
-        numa_nodes=1,
+        numa_nodes={0: (0, 1, 2, 3)},
+        placement=(),
         affinity=(0, 1, 2, 3),
         cgroup_cpus=None,
         cgroup_memory=None,
@@ -233,7 +238,7 @@ def test_a_healthy_machine_gets_no_advice(healthy: Report) -> None:
         ({"governors": ("powersave",)}, "governor is powersave"),
         ({"governors": ("conservative", "performance"), "driver": "intel_pstate"}, "conservative"),
         ({"cores": (Cores("P", (0, 1)), Cores("E", (2, 3)))}, "-t 2,4"),
-        ({"numa_nodes": 2}, "numactl"),
+        ({"numa_nodes": {0: (0, 1), 1: (2, 3), 2: ()}}, "2 memory nodes with CPUs"),
         ({"huge_pages": "never"}, "transparent_hugepage"),
         ({"memory": Memory(16 << 30, 12 << 30, 4 << 30, 1 << 30)}, "1024 MiB are swapped out"),
         ({"memory": Memory(16 << 30, 1 << 29, 0, 0)}, "Only 512 MiB"),

@@ -15,14 +15,14 @@ import pytest
 
 from pyllamacpu.errors import ModelError
 from pyllamacpu.evaluate.rows import divergences, log_probabilities, log_sums
-from pyllamacpu.native import ffi, isa_names, isa_selected, lib
+from pyllamacpu.native import isa_names, isa_selected, thread_pool
 
 SIZES = [1, 2, 3, 15, 16, 17, 33, 300, 4095, 4096, 4097, 4113, 9001, 128256]
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Any]:
-    yield ffi.gc(lib.pl_pool_new(2), lib.pl_pool_free)
+    yield thread_pool(2)
 
 
 def exact(a: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -102,7 +102,7 @@ def test_the_first_of_equal_logits_is_the_top(pool: Any) -> None:
 
 def test_threads_change_nothing(pool: Any) -> None:
     a, b = rows(9001, 40), rows(9001, 40, seed=5)
-    alone = ffi.gc(lib.pl_pool_new(1), lib.pl_pool_free)
+    alone = thread_pool(1)
     for function in (
         lambda p: log_sums(p, a)[0],
         lambda p: divergences(p, a, log_sums(p, a)[0], b, log_sums(p, b)[0]),

@@ -11,7 +11,7 @@ import pytest
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.types import REMOVED_TYPES, TensorType, parse_type
 from pyllamacpu.model.config import kv_types
-from pyllamacpu.native import ffi, lib
+from pyllamacpu.native import ffi, lib, thread_pool
 
 RUNNABLE = """
 F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S
@@ -113,9 +113,7 @@ def test_a_cache_is_as_large_as_its_rows() -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[Any]:
-    made = lib.pl_pool_new(1)
-    yield made
-    lib.pl_pool_free(made)
+    yield thread_pool(1)
 
 
 @pytest.mark.parametrize("number", NO_TYPES)

@@ -19,9 +19,9 @@ PACKAGE = ROOT / "pyllamacpu"
 
 # Each package imports from those before it only. A new one finds its place here.
 ORDER = (
-    "_native", "errors", "units", "files", "progress", "forks", "limits", "native", "gguf", "store", "text",
-    "images", "sampling", "model", "weights", "graph", "engine", "evaluate", "quantize", "convert", "bench",
-    "api", "llama_cpp", "safety", "server", "cli",
+    "_native", "errors", "units", "files", "progress", "forks", "limits", "topology", "native", "gguf",
+    "store", "text", "images", "sampling", "model", "weights", "graph", "engine", "evaluate", "quantize",
+    "convert", "bench", "api", "llama_cpp", "safety", "server", "cli",
     "__main__",
 )  # fmt: skip
 MAX_FILE = 500  # lines

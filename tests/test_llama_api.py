@@ -156,7 +156,7 @@ def test_harmless_options_are_quiet(path: Path) -> None:
         ).close()
 
 
-@pytest.mark.parametrize("name", ["use_mlock", "numa"])
+@pytest.mark.parametrize("name", ["use_mlock"])
 def test_options_that_would_matter_elsewhere_are_told_of(path: Path, name: str) -> None:
     with pytest.warns(UserWarning, match=f"{name}=True does nothing"):
         Llama(str(path), **{name: True}).close()

@@ -10,7 +10,7 @@ import pytest
 from sampler_reference import row
 
 from pyllamacpu.errors import NativeError, OptionError
-from pyllamacpu.native import ffi, lib
+from pyllamacpu.native import ffi, lib, thread_pool
 from pyllamacpu.sampling.rows import Mask, sample_rows, top_logprobs_rows
 from pyllamacpu.sampling.sampler import Sampler, SamplingOptions, top_logprobs
 
@@ -33,7 +33,7 @@ CHAINS: list[dict[str, Any]] = [
 def pool(request: pytest.FixtureRequest) -> Any:
     if request.param is None:
         return None
-    return ffi.gc(lib.pl_pool_new(request.param), lib.pl_pool_free)
+    return thread_pool(request.param)
 
 
 def samplers(n: int) -> list[Sampler]:

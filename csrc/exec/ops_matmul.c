@@ -71,7 +71,7 @@ typedef struct {
     int group; /* rows whose residual blocks lie together */
 } matmul_items;
 
-static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
+static matmul_items items_of(pl_plan *plan, const pl_op *op, const pl_division *division)
 {
     const pl_op_matmul *f = &op->matmul;
     matmul_items w = {.n = pl_op_rows(plan, op)};
@@ -81,7 +81,7 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, int threads)
     /* More tokens share the decoding of a panel; fewer leave every thread several items, and their blocks, which every panel
      * reads again, stay in the second cache. */
     const int64_t row_bytes = f->q8 >= 0 ? plan->buffers[f->q8].padded * (int64_t)sizeof(pl_q8) : 0;
-    const int many = w.first[3] * w.n >= 16 * threads * PL_TOKENS && PL_TOKENS * row_bytes <= plan->l2_bytes;
+    const int many = w.first[3] * w.n >= 16 * division->threads * PL_TOKENS && PL_TOKENS * row_bytes <= plan->l2_bytes;
     w.at_once = many ? PL_TOKENS : PL_TOKENS / 2;
     w.token_blocks = (w.n + w.at_once - 1) / w.at_once;
     w.group = pl_residual_group(w.n);
@@ -93,6 +93,30 @@ typedef struct {
     int i;
     int64_t panel0, panel1, token0, token1;
 } matmul_item;
+
+/* Items of one matrix that follow each other. */
+typedef struct {
+    int i;
+    int64_t unit0, unit1, end; /* end: the item after them */
+} matmul_run;
+
+/* The items from `at` on, up to `end` or to where another matrix comes. Each matrix lies in all nodes' memory, a part of its
+ * rows in each (matrix.c): all matrices' rows of a node come before those of the next. */
+static matmul_run run_at(const matmul_items *w, const pl_division *division, int64_t at, int64_t end)
+{
+    int64_t first = 0;
+    for (int node = 0; node < division->nodes; node++)
+        for (int i = 0; i < 3; i++) {
+            const int64_t units = w->first[i + 1] - w->first[i], unit0 = pl_node_cut(division, units, node),
+                          last = first + pl_node_cut(division, units, node + 1) - unit0;
+            if (at < last) {
+                const int64_t stop = end < last ? end : last;
+                return (matmul_run){i, unit0 + at - first, unit0 + stop - first, stop};
+            }
+            first = last;
+        }
+    return (matmul_run){.end = end};
+}
 
 static matmul_item item_at(const pl_op *op, const matmul_items *w, int i, int64_t unit0, int64_t unit1, int64_t block)
 {
@@ -114,8 +138,8 @@ static pl_matmul inputs_of(const pl_plan *plan, const pl_op *op, const matmul_it
         .cols = f->matrix[at->i]->cols,
         .q8 = q8 ? q8->q8 : NULL,
         .q8_stride = q8 ? q8->stride : 0,
-        .residual_blocks = q8 && w->n > 1 ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, at->token0 / w->group, 0)
-                                          : NULL,
+        .residual_blocks =
+            q8 && w->n > 1 ? (uint8_t *)pl_residual_at(q8->residual, w->group, q8->padded, at->token0 / w->group, 0) : NULL,
         .residual_group = w->group,
         .x = q8 ? NULL : x->floats,
         .x_stride = q8 ? 0 : x->stride,
@@ -215,18 +239,18 @@ static void run_item(pl_plan *plan, const pl_op *op, const matmul_items *w, cons
 
 int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
-    const matmul_items w = items_of(plan, op, queue->threads);
+    const matmul_items w = items_of(plan, op, queue->division);
+    queue->is_product = 1;
     int64_t begin, end, stride;
     if (w.n == 0 || !pl_result_rows(plan, op->matmul.out[0], &stride))
         return 0;
     while (PL_TAKE(w.first[3] * w.token_blocks, 1, w.n <= PL_SMALL_BATCH ? PL_QUARTER : 1)) {
         for (int64_t at = begin; at < end;) {
-            int64_t item = at % w.first[3];
-            int i = item < w.first[1] ? 0 : item < w.first[2] ? 1 : 2;
-            int64_t last = w.token_blocks > 1 ? item + 1 : (end < w.first[i + 1] ? end : w.first[i + 1]);
-            const matmul_item one = item_at(op, &w, i, item - w.first[i], last - w.first[i], at / w.first[3]);
+            const int64_t block = at / w.first[3], base = block * w.first[3], next = base + w.first[3];
+            const matmul_run run = run_at(&w, queue->division, at - base, (end < next ? end : next) - base);
+            const matmul_item one = item_at(op, &w, run.i, run.unit0, run.unit1, block);
             run_item(plan, op, &w, &one);
-            at = w.token_blocks > 1 ? at + 1 : last;
+            at = base + run.end;
         }
         PL_DONE();
     }

@@ -332,9 +332,11 @@ static void multiply_segment(pl_plan *plan, const pl_op *op, int64_t s, int64_t 
     if (!panels)
         pl_plan_fail(plan, PL_EREAD);
     for (; row < last && panels; row += PL_RESIDUAL_GROUP)
-        multiply(plan, op, m, panels, panel0, panel1, row,
-                 (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP), thread);
+        multiply(plan, op, m, panels, panel0, panel1, row, (int)(last - row < PL_RESIDUAL_GROUP ? last - row : PL_RESIDUAL_GROUP),
+                 thread);
 }
+
+static const pl_division undivided = {.threads = 1, .nodes = 1, .cut = {0, PL_WHOLE}, .node_first = {0, 1}};
 
 /* Segments in the order of the queue, for whichever thread comes: none may wait for a matrix that gets its slot only when a
  * later one in another thread's part has been worked on. */
@@ -345,7 +347,7 @@ static int64_t run_queued(pl_plan *plan, const pl_op *op, pl_work_queue *shared,
     pl_work_queue in_order = *shared, *queue = &in_order;
     int64_t begin, end, grain = 1;
     queue->thread = 0;
-    queue->threads = 1;
+    queue->division = &undivided;
     while (PL_TAKE(n, 1, grain)) {
         const int32_t s = pl_int_row(plan, f->queue, 0)[f->product * f->matrices.n + begin / items];
         if (s >= 0 && s < f->matrices.n) {

@@ -54,6 +54,12 @@ void pl_cache_free(pl_cache *c)
     else
         free(c);
 }
+void pl_cache_spread(pl_cache *c, const uint64_t *nodes)
+{
+    c->spread = 1;
+    memcpy(c->nodes, nodes, sizeof c->nodes);
+}
+
 int64_t pl_cache_page_bytes(const pl_cache *c) { return c->page_bytes; }
 
 static pl_slab *slab_with_room(pl_cache *c)
@@ -70,6 +76,8 @@ static pl_slab *slab_with_room(pl_cache *c)
         free(slab);
         return NULL;
     }
+    if (c->spread)
+        pl_memory_spread(slab->memory, (size_t)(c->slab_pages * c->slot_bytes), c->nodes);
     slab->next = c->slabs;
     return c->slabs = slab;
 }

@@ -2,6 +2,7 @@
 #ifndef PL_CACHE_H
 #define PL_CACHE_H
 #include "kernels/kernels.h"
+#include "platform/os.h"
 
 typedef struct pl_slab pl_slab;
 
@@ -10,6 +11,8 @@ struct pl_cache {
     pl_kv_tile k, v;
     int64_t page_bytes, slot_bytes; /* of a page; from one page to the next in a slab */
     int slab_pages, closed;         /* closed: freed with its last page */
+    int spread;                     /* over memory nodes */
+    uint64_t nodes[PL_NODE_WORDS];
     pl_slab *slabs;                 /* those with a page in use */
 };
 

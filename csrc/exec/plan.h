@@ -7,7 +7,7 @@
 #include "exec/op.h"
 #include "exec/pages.h"
 #include "kernels/kernels.h"
-#include "platform/work_queue.h"
+#include "platform/placement.h"
 
 /* A buffer of the plan: (max_tokens * times) rows. */
 typedef struct {
@@ -55,9 +55,10 @@ struct pl_plan {
     pl_items_done *done; /* done_lines per op */
     pl_cursor *cursors;  /* one per thread of the pool */
     int done_lines;
+    pl_division divisions[PL_STEP_KINDS];
     /* of the run under way; a thread that is late by a run may read these, but gets no work */
     pl_batch batch;
-    int threads; /* that take part */
+    const pl_division *division; /* over the threads that take part */
     _Atomic uint64_t round;
     pl_job job;
     int (*interrupt)(void);

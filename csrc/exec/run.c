@@ -117,7 +117,10 @@ typedef struct {
     uint64_t round;
 } op_end;
 
-static int is_counted(const op_end *end) { return pl_items_counted(end->done, pl_done_lines(end->plan->threads)) >= end->items; }
+static int is_counted(const op_end *end)
+{
+    return pl_items_counted(end->done, pl_done_lines(end->plan->division->threads)) >= end->items;
+}
 
 static int run_is_over(const op_end *end) { return atomic_load_explicit(&end->plan->round, memory_order_relaxed) != end->round; }
 
@@ -138,18 +141,35 @@ static int op_finished(pl_plan *plan, const op_end *end)
 /* Ops are numbered over all runs. */
 static uint64_t epoch_of(const pl_plan *plan, uint64_t round) { return round * ((uint64_t)plan->n_ops + 1); }
 
+static int step_kind_of(const pl_batch *b) { return b->n_tokens <= PL_SMALL_BATCH ? PL_FEW_TOKENS : PL_MANY_TOKENS; }
+
+/* How the work of a batch is divided. Late threads look at what the last run had: before anything of it changes. */
+static const pl_division *division_of(pl_plan *plan, const pl_batch *batch)
+{
+    const int threads = pl_pool_prepare(plan->pool), kind = step_kind_of(batch);
+    const pl_division *now = pl_placement_divide(pl_pool_placement(plan->pool), threads, kind);
+    if (plan->divisions[kind].version != now->version) {
+        pl_pool_wait_idle(plan->pool);
+        plan->divisions[kind] = *now;
+    }
+    return &plan->divisions[kind];
+}
+
 void pl_plan_run_thread(void *arg, int thread)
 {
     pl_plan *plan = arg;
     uint64_t round = atomic_load_explicit(&plan->round, memory_order_acquire);
     double checked = thread == 0 ? pl_seconds() : 0, before = checked;
-    const int threads = plan->threads, end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
+    const pl_division *division = plan->division;
+    const int end = plan->batch.end_op ? plan->batch.end_op : plan->n_ops;
     for (int i = plan->batch.first_op; i < end; i++) {
         pl_items_done *done = plan->done + (int64_t)i * plan->done_lines;
         pl_work_queue queue = {
-            .cursors = plan->cursors, .epoch = epoch_of(plan, round) + 1 + (uint64_t)i, .thread = thread, .threads = threads};
+            .cursors = plan->cursors, .epoch = epoch_of(plan, round) + 1 + (uint64_t)i, .thread = thread, .division = division};
         int64_t items = pl_op_kinds[plan->ops[i].head.kind].run(plan, &plan->ops[i], &queue);
         pl_queue_report(&queue, done);
+        if (queue.is_product)
+            pl_placement_worked(pl_pool_placement(plan->pool), thread, step_kind_of(&plan->batch), queue.finished);
         if (thread == 0 && plan->interrupt && pl_seconds() - checked > INTERRUPT_SECONDS) {
             if (plan->interrupt())
                 atomic_store(&plan->stop, 1);
@@ -170,11 +190,11 @@ int pl_plan_run(pl_plan *plan, const pl_batch *batch, int (*interrupt)(void))
     if (!counts_ok(plan, batch) || !outputs_ok(batch) || !tokens_ok(plan, batch) || !pages_ok(plan, batch))
         return PL_EINVAL;
     uint64_t round = atomic_load(&plan->round) + 1;
-    const int running = pl_pool_prepare(plan->pool);
+    const pl_division *division = division_of(plan, batch);
     for (int i = 0; i < pl_pool_threads(plan->pool); i++) /* before anything changes: late threads are shut out */
         pl_cursor_close(&plan->cursors[i], epoch_of(plan, round));
     plan->batch = *batch;
-    plan->threads = running;
+    plan->division = division;
     plan->interrupt = interrupt;
     atomic_store(&plan->stop, 0);
     atomic_store(&plan->failed, PL_OK);

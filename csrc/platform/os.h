@@ -36,12 +36,20 @@ void pl_monitor_notify(pl_monitor *, int condition); /* all who wait for it */
 int64_t pl_read_at(int file, void *to, int64_t bytes, int64_t offset);
 void pl_close(int file);
 
-int pl_cpus_allowed(void); /* CPUs that the calling thread may run on */
-int64_t pl_l2_bytes(void); /* of a core's second cache, or a usual size where the system does not say */
+/* CPUs as sets of bits: 128 words of 64 (PL_MAX_CPUS). */
+#define PL_CPU_WORDS 128
+int pl_cpus_in(const uint64_t *cpus);       /* how many */
+int pl_cpus_allowed(uint64_t *cpus);        /* those that the calling thread may run on; NULL: only how many */
+void pl_cpus_keep_to(const uint64_t *cpus); /* from now on the calling thread runs on these, if the system can do that */
+int64_t pl_l2_bytes(void);                  /* of a core's second cache, or a usual size where the system does not say */
 void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */
 void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */
 void pl_release(void *memory, size_t bytes);
+/* Pages of an allocation that are not there yet come from these memory nodes in turn (PL_NODE_WORDS words, a bit each); of a
+ * small one, or where the system cannot do that, from wherever it likes. */
+#define PL_NODE_WORDS 16
+void pl_memory_spread(void *memory, size_t bytes, const uint64_t *nodes);
 /* Bytes of a file from `offset` (a multiple of 2 MB) on, read-only, shared, on huge pages where they lie on such. NULL: not
  * possible. */
 void *pl_map_file(int file, int64_t offset, size_t bytes);

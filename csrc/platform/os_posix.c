@@ -15,10 +15,10 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/futex.h>
+#include <linux/mempolicy.h>
 #include <sys/syscall.h>
 #endif
 
-#define PL_MAX_CPUS 8192 /* of any Linux */
 #define HUGE_PAGE ((size_t)2 << 20)
 #define MAPPED ((size_t)8 << 20) /* allocations from this size on are mappings of their own */
 
@@ -188,19 +188,39 @@ double pl_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-int pl_cpus_allowed(void)
+int pl_cpus_in(const uint64_t *cpus)
+{
+    int n = 0;
+    for (int i = 0; i < PL_CPU_WORDS; i++)
+        n += __builtin_popcountll(cpus[i]);
+    return n;
+}
+
+int pl_cpus_allowed(uint64_t *cpus)
 {
 #ifdef __linux__
-    unsigned long mask[PL_MAX_CPUS / (8 * sizeof(unsigned long))];
-    long bytes = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
-    int n = 0;
-    for (long i = 0; i < bytes / (long)sizeof *mask; i++)
-        n += __builtin_popcountl(mask[i]);
-    if (n > 0)
-        return n;
+    uint64_t own[PL_CPU_WORDS] = {0};
+    if (!cpus)
+        cpus = own;
+    memset(cpus, 0, sizeof own);
+    if (syscall(SYS_sched_getaffinity, 0, sizeof own, cpus) > 0)
+        return pl_cpus_in(cpus);
+#else
+    if (cpus)
+        memset(cpus, 0, sizeof *cpus * PL_CPU_WORDS);
 #endif
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     return online > 0 ? (int)online : 1;
+}
+
+void pl_cpus_keep_to(const uint64_t *cpus)
+{
+#ifdef __linux__
+    if (pl_cpus_in(cpus) > 0)
+        syscall(SYS_sched_setaffinity, 0, sizeof *cpus * PL_CPU_WORDS, cpus);
+#else
+    (void)cpus;
+#endif
 }
 
 int64_t pl_l2_bytes(void)
@@ -296,6 +316,17 @@ void pl_drop_pages(const void *memory, size_t bytes)
         madvise((void *)begin, end - begin, MADV_DONTNEED);
 #else
     (void)memory, (void)bytes;
+#endif
+}
+
+void pl_memory_spread(void *memory, size_t bytes, const uint64_t *nodes)
+{
+#if defined(__linux__) && defined(SYS_mbind)
+    bytes = (bytes + 63) & ~(size_t)63;
+    if (bytes >= MAPPED) /* a mapping of its own: nobody else's pages */
+        syscall(SYS_mbind, memory, whole_pages(bytes), MPOL_INTERLEAVE, nodes, (unsigned long)PL_NODE_WORDS * 64 + 1, 0);
+#else
+    (void)memory, (void)bytes, (void)nodes;
 #endif
 }
 

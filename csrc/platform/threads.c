@@ -4,6 +4,7 @@
 #include "platform/threads.h"
 #include "api.h"
 #include "platform/os.h"
+#include "platform/placement.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #define relax() __builtin_ia32_pause()
@@ -32,6 +33,7 @@ struct pl_pool {
     unsigned forks;     /* pl_forks() of the process whose threads the workers are */
     pl_worker *workers; /* n_threads - 1, of which n_running - 1 are there */
     pl_event *event;
+    pl_placement *placement;
     _Atomic int owners; /* Python may let go of pool and plans in any order */
     _Alignas(64) _Atomic(const pl_job *) job;
     _Atomic uint32_t generation;            /* of the job: a change starts the workers */
@@ -78,6 +80,8 @@ static void worker(void *p)
 {
     pl_worker *self = p;
     pl_pool *pool = self->pool;
+    uint64_t before[PL_CPU_WORDS];
+    pl_placement_pin(pool->placement, self->index, before);
     uint32_t seen = atomic_load(&self->finished);
     for (;;) {
         double deadline = pl_seconds() + SPIN_SECONDS;
@@ -192,7 +196,7 @@ int pl_pool_prepare(pl_pool *pool)
         return n;
     pool->looked = now;
     if (pool->follows_cpus) {
-        int cpus = pl_cpus_allowed();
+        int cpus = pl_cpus_allowed(NULL);
         wanted = cpus < wanted ? cpus : wanted;
     }
     if (wanted < n) {
@@ -206,9 +210,13 @@ int pl_pool_prepare(pl_pool *pool)
 
 void pl_pool_start(pl_pool *pool, const pl_job *job)
 {
+    uint64_t before[PL_CPU_WORDS];
+    const int pinned = pl_placement_pin(pool->placement, 0, before); /* the caller has other things to do than jobs */
     if (atomic_load(&pool->n_running) > 1)
         wake_workers(pool, job);
     job->run(job->arg, 0);
+    if (pinned)
+        pl_cpus_keep_to(before);
 }
 
 void pl_pool_run(pl_pool *pool, const pl_job *job)
@@ -223,10 +231,14 @@ int pl_pool_threads(const pl_pool *pool) { return pool->n_threads; }
 int pl_pool_running(const pl_pool *pool) { return atomic_load(&pool->n_running); }
 void pl_pool_keep(pl_pool *pool) { atomic_fetch_add(&pool->owners, 1); }
 
-static pl_pool *pool_new(int n_threads, int follows_cpus)
+pl_pool *pl_pool_new(const pl_cpu_group *groups, int n_groups, int follows_cpus)
 {
-    if (n_threads < 1 || n_threads > PL_MAX_THREADS)
+    int64_t n = 0;
+    for (int i = 0; i < n_groups; i++)
+        n += groups[i].n_threads;
+    if (n < 1 || n > PL_MAX_THREADS)
         return NULL;
+    const int n_threads = (int)n;
     pl_pool *pool = pl_alloc(sizeof *pool, 1);
     if (!pool)
         return NULL;
@@ -238,24 +250,19 @@ static pl_pool *pool_new(int n_threads, int follows_cpus)
     atomic_store(&pool->n_running, 1);
     pool->event = pl_event_new();
     pool->workers = pl_alloc(sizeof *pool->workers * (size_t)n_threads, 1);
-    if (!pool->event || !pool->workers) {
+    pool->placement = pl_placement_new(groups, n_groups, n_threads);
+    if (!pool->event || !pool->workers || !pool->placement) {
         pl_pool_free(pool);
         return NULL;
     }
     pl_pool_prepare(pool);
-    return pool;
-}
-
-pl_pool *pl_pool_new(int n_threads)
-{
-    pl_pool *pool = pool_new(n_threads, 0);
-    if (!pool || pl_pool_running(pool) == n_threads)
+    if (follows_cpus || pl_pool_running(pool) == n_threads)
         return pool;
     pl_pool_free(pool);
     return NULL;
 }
 
-pl_pool *pl_pool_new_for_cpus(int n_threads) { return pool_new(n_threads, 1); }
+pl_placement *pl_pool_placement(const pl_pool *pool) { return pool->placement; }
 
 void pl_pool_free(pl_pool *pool)
 {
@@ -269,6 +276,7 @@ void pl_pool_free(pl_pool *pool)
     }
     if (pool->event)
         pl_event_free(pool->event);
+    pl_placement_free(pool->placement);
     pl_release(pool->workers, sizeof *pool->workers * (size_t)pool->n_threads);
     pl_release(pool, sizeof *pool);
 }

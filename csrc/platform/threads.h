@@ -15,6 +15,7 @@ typedef struct {
 int pl_pool_threads(const pl_pool *pool); /* at most */
 /* Before a job: starts or ends threads as the CPUs that the process may use ask for -> how many will run. */
 int pl_pool_prepare(pl_pool *pool);
+struct pl_placement *pl_pool_placement(const pl_pool *pool);
 /* One owner more: the pool goes with the pl_pool_free of the last one. */
 void pl_pool_keep(pl_pool *pool);
 /* Runs the job on every thread; returns when all have left it. */

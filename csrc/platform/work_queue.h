@@ -6,6 +6,7 @@
  * line of another core (measured: ../kernels/README.md, "Work queue"). */
 #ifndef PL_WORK_QUEUE_H
 #define PL_WORK_QUEUE_H
+#include "api.h" /* PL_MAX_THREADS */
 #include "platform/threads.h"
 
 /* The next item of a thread's part, below the op's epoch: whoever comes first with a newer epoch begins it. Epochs are compared
@@ -32,16 +33,59 @@ static inline int64_t pl_items_counted(pl_items_done *done, int lines)
     return sum;
 }
 
+/* How items are divided over the threads: thread t has [cut[t], cut[t + 1]) of PL_WHOLE. Threads of a memory node are
+ * neighbours, and node k has threads [node_first[k], node_first[k + 1]). */
+#define PL_WHOLE_BITS 24
+#define PL_WHOLE (1u << PL_WHOLE_BITS)
+#define PL_MAX_NODES 64
+typedef struct {
+    int threads, nodes;
+    uint32_t version; /* another one when anything is */
+    uint32_t cut[PL_MAX_THREADS + 1];
+    uint16_t node_first[PL_MAX_NODES + 1];
+    uint8_t node_of[PL_MAX_THREADS];
+} pl_division;
+
+static inline int64_t pl_cut(int64_t n, uint32_t at) { return (int64_t)((uint64_t)n * at >> PL_WHOLE_BITS); }
+
 typedef struct {
     pl_cursor *cursors; /* one for each thread's part */
-    uint64_t epoch;     /* the op's number, counted over all runs */
-    int thread, threads;
-    int victim;          /* whose part is taken from, counted from the thread's own (0) */
-    int64_t first, last; /* items of the victim's part */
-    int64_t finished;    /* items that this thread has done and not reported */
+    const pl_division *division;
+    uint64_t epoch; /* the op's number, counted over all runs */
+    int thread;
+    int victim;            /* whose part is taken from, counted from the thread's own (0) */
+    int64_t first, last;   /* items of the victim's part */
+    uint32_t own, victims; /* what of PL_WHOLE the thread has, and the victim */
+    int64_t finished;      /* items that this thread has done and not reported */
+    int is_product;        /* the op multiplies a matrix: what threads do of it tells how fast they are */
 } pl_work_queue;
 
 #define PL_QUARTER 0 /* a grain: what is left of a part is taken by quarters, so that threads finish together */
+
+/* Of n items, the first that threads of a node have; of node `nodes`: n. */
+static inline int64_t pl_node_cut(const pl_division *division, int64_t n, int node)
+{
+    return pl_cut(n, division->cut[division->node_first[node]]);
+}
+
+/* The thread whose part is the v-th to be taken from: one's own, the others' of the node, those of other nodes. */
+static inline int pl_victim(const pl_division *division, int thread, int v)
+{
+    const int node = division->node_of[thread], begin = division->node_first[node], here = division->node_first[node + 1] - begin;
+    if (v < here)
+        return begin + (thread - begin + v) % here;
+    const int others = division->threads - here;
+    return (begin + here + (v + thread - begin) % others) % division->threads;
+}
+
+/* Items that are taken at a time. A slow thread takes less from a fast one, which would wait for it in the end. */
+static inline int64_t pl_piece(const pl_work_queue *queue, int64_t left)
+{
+    int64_t piece = (left + 3) / 4;
+    if (queue->own < queue->victims - queue->victims / 8)
+        piece = piece * queue->own / queue->victims;
+    return piece > 0 ? piece : 1;
+}
 
 /* Parts are whole units where there are many tokens; the items of up to PL_SHARED tokens are for any thread. */
 #define PL_SHARED 4
@@ -63,7 +107,7 @@ static inline int pl_cursor_take(pl_cursor *cursor, const pl_work_queue *queue, 
         int64_t index = newer ? queue->first : (int64_t)(seen & PL_ITEM_MASK);
         if (newer > PL_EPOCH_MASK / 2 || index >= queue->last)
             return 0;
-        int64_t piece = grain == PL_QUARTER ? (queue->last - index + 3) / 4 : grain;
+        int64_t piece = grain == PL_QUARTER ? pl_piece(queue, queue->last - index) : grain;
         *begin = index;
         *end = index + piece < queue->last ? index + piece : queue->last;
         if (atomic_compare_exchange_weak_explicit(&cursor->next, &seen, epoch << PL_ITEM_BITS | (uint64_t)*end,
@@ -75,10 +119,13 @@ static inline int pl_cursor_take(pl_cursor *cursor, const pl_work_queue *queue, 
 /* Takes [begin, end) of n items, `grain` at the most; parts are whole runs of `unit` items. */
 static inline int pl_queue_take(pl_work_queue *queue, int64_t n, int64_t unit, int64_t grain, int64_t *begin, int64_t *end)
 {
-    for (; queue->victim < queue->threads; queue->victim++) {
-        int64_t at = (queue->thread + queue->victim) % queue->threads;
-        queue->first = n / unit * at / queue->threads * unit;
-        queue->last = n / unit * (at + 1) / queue->threads * unit;
+    const pl_division *division = queue->division;
+    for (; queue->victim < division->threads; queue->victim++) {
+        const int at = pl_victim(division, queue->thread, queue->victim);
+        queue->first = pl_cut(n / unit, division->cut[at]) * unit;
+        queue->last = pl_cut(n / unit, division->cut[at + 1]) * unit;
+        queue->own = division->cut[queue->thread + 1] - division->cut[queue->thread];
+        queue->victims = division->cut[at + 1] - division->cut[at];
         if (pl_cursor_take(&queue->cursors[at], queue, grain, begin, end))
             return 1;
     }

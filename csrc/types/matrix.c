@@ -4,7 +4,7 @@
 #include "types/blocks.h"
 #include "platform/os.h"
 #include "types/panel.h"
-#include "platform/threads.h"
+#include "platform/placement.h"
 #include <stdlib.h>
 
 typedef struct {
@@ -13,15 +13,21 @@ typedef struct {
     int64_t row_bytes, rows, cols;
     int64_t first, end, panel_bytes; /* panels */
     uint8_t *dst;                    /* of the first */
-    pl_counter counter;
+    const pl_division *division;
+    pl_counter counters[PL_MAX_NODES]; /* of each node's panels */
 } pack_job;
 
-static void pack(void *arg, int thread)
+/* The panels whose rows a node's threads multiply: who writes a page first has it in his node's memory. */
+static void pack_of_node(pack_job *job, int node)
 {
-    pack_job *job = arg;
-    int64_t begin, end;
-    (void)thread;
-    while (pl_take(&job->counter, 0, job->end - job->first, 16, &begin, &end)) {
+    const int64_t panels = (job->rows + PL_ROWS - 1) / PL_ROWS;
+    int64_t first = pl_node_cut(job->division, panels, node) - job->first,
+            last = pl_node_cut(job->division, panels, node + 1) - job->first, begin, end;
+    first = first > 0 ? first : 0;
+    last = last < job->end - job->first ? last : job->end - job->first;
+    while (pl_take(&job->counters[node], 0, last - first, 16, &begin, &end)) {
+        begin += first;
+        end += first;
         int64_t row0 = (job->first + begin) * PL_ROWS, row1 = (job->first + end) * PL_ROWS;
         row1 = row1 < job->rows ? row1 : job->rows;
         for (int64_t p = begin; p < end; p++) {
@@ -32,6 +38,14 @@ static void pack(void *arg, int thread)
         if (job->drop) /* what is packed: loading takes little more memory than the weights */
             pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
     }
+}
+
+static void pack(void *arg, int thread)
+{
+    pack_job *job = arg;
+    const int nodes = job->division->nodes;
+    for (int i = 0; i < nodes; i++)
+        pack_of_node(job, (job->division->node_of[thread] + i) % nodes);
 }
 
 int64_t pl_panel_bytes(int type, int64_t cols)
@@ -56,6 +70,7 @@ void pl_pack_panels(pl_pool *pool, int type, const void *src, int drop, int64_t 
                     .end = end,
                     .panel_bytes = pl_panel_bytes(type, cols),
                     .dst = dst};
+    job.division = pl_placement_divide(pl_pool_placement(pool), pl_pool_prepare(pool), PL_FEW_TOKENS);
     pl_pool_run(pool, &(pl_job){pack, &job});
 }
 

@@ -39,7 +39,7 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "no_perf": ((True, False, None), "timings cost nothing"),
     "use_mmap": ((True, None), _PANELS),
     "use_mlock": ((False, None), _PANELS),
-    "numa": ((False, 0, None), "the thread pool keeps to the CPUs that the process may use"),
+    "numa": ((False, True, 0, 1, None), "pyllamacpu.topology.use_numa chooses how memory nodes are used"),
     "attention_type": ((-1, 0, None), "the attention of a Llama is causal"),
     # Retired in llama-cpp-python, still passed by its clients.
     "f16_kv": ((True, None), "the type of the cache is kv_type"),

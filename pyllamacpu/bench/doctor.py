@@ -13,9 +13,9 @@ from typing import Any
 from pyllamacpu import __version__
 from pyllamacpu.bench import system
 from pyllamacpu.bench.machine import Limits, measure
-from pyllamacpu.limits import cpus_usable
 from pyllamacpu.native import ISA_VARIABLE, isa_names, isa_selected
 from pyllamacpu.store.paths import models_dir
+from pyllamacpu.topology import CpuGroup, numa_strategy, placement, threads_usable
 
 _SLOW_GOVERNORS = ("powersave", "conservative")
 _ACTIVE_DRIVERS = ("intel_pstate", "amd-pstate-epp")  # whose "powersave" is an automatic mode
@@ -38,7 +38,8 @@ class Report:
     cores: tuple[system.Cores, ...]
     cpus: int  # online
     physical_cores: int
-    numa_nodes: int
+    numa_nodes: dict[int, tuple[int, ...]]  # CPUs of each memory node
+    placement: tuple[CpuGroup, ...]  # where the threads run
     affinity: tuple[int, ...]
     cgroup_cpus: float | None
     cgroup_memory: int | None
@@ -61,7 +62,7 @@ class Report:
 
 def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.5) -> Report:
     """Looks at everything; with `measured` the machine's limits take `seconds`."""
-    threads, cpus = cpus_usable(root), len(system.online_cpus(root))
+    threads, cpus = threads_usable(root), len(system.online_cpus(root))
     store = models_dir()
     return Report(
         cpu=system.cpu_name(root),
@@ -76,6 +77,7 @@ def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.
         cpus=cpus,
         physical_cores=system.physical_cores(root),
         numa_nodes=system.numa_nodes(root),
+        placement=placement(threads, root),
         affinity=system.affinity(),
         cgroup_cpus=system.cgroup_cpus(root),
         cgroup_memory=system.cgroup_memory(root),
@@ -96,6 +98,8 @@ def examine(root: Path = system.ROOT, measured: bool = True, seconds: float = 1.
 def _threads_reason(threads: int, cpus: int, affinity: tuple[int, ...], quota: float | None) -> str:
     """Why this many."""
     allowed = len(affinity) or cpus
+    if numa_strategy() == "isolate" and threads < allowed:
+        return "one for each CPU of a memory node"
     if quota is not None and threads < allowed:
         return f"the CPU quota of {quota:g}, rounded up"
     return "one for each CPU" + (" of the affinity" if allowed < cpus else "")
@@ -161,10 +165,10 @@ def _cpu_advice(report: Report) -> Iterator[str]:
             "There are fast and slow cores, and the fast ones alone can be quicker: compare "
             f"`pyllamacpu bench -t {fast},{report.threads}`."
         )
-    if report.numa_nodes > 1:
+    if (nodes := sum(bool(cpus) for cpus in report.numa_nodes.values())) > 1:
         yield (
-            f"There are {report.numa_nodes} memory nodes. For a model that fits in one, "
-            "`numactl --cpunodebind=0 --membind=0` avoids reading across them."
+            f"There are {nodes} memory nodes with CPUs, and each keeps the weights that its threads use. "
+            "A small model can be quicker on one: compare with --numa isolate."
         )
 
 

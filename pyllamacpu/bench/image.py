@@ -25,9 +25,9 @@ from pyllamacpu.engine.tower_files import open_tower
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.picture import Picture
-from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.native import isa_selected, thread_pool
+from pyllamacpu.topology import threads_usable
 
 TABLE = "llama_bench_image"
 PRODUCTS = "matmul"  # what ops that are products of matrices are called
@@ -85,7 +85,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
     Raises OptionError for a model without a tower, and what opening a model can raise.
     """
     say = progress or (lambda text, done, total: None)
-    n_threads = (options.n_threads or (0,))[0] or cpus_usable()
+    n_threads = (options.n_threads or (0,))[0] or threads_usable()
     for path in options.models:
         with GGUFFile.open(path) as file:
             opened, is_alone = _tower_of(file)

@@ -19,8 +19,8 @@ from pyllamacpu.bench.result import OpTime, Result
 from pyllamacpu.bench.system import cpu_name, peak_memory, reset_peak_memory
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.limits import cpus_usable
 from pyllamacpu.native import isa_selected
+from pyllamacpu.topology import threads_usable
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the runs done, and the runs in all."""
@@ -32,7 +32,7 @@ def run(options: BenchOptions, progress: Progress | None = None) -> Iterator[Res
     watch = _Watch(progress, len(todo) * (options.repetitions + int(options.warmup)))
     limits: dict[int, Limits] = {}
     for setup, group in groupby(todo, key=lambda case: case.setup):
-        threads = setup.n_threads or cpus_usable()
+        threads = setup.n_threads or threads_usable()
         if options.limits and threads not in limits:
             watch.say("measuring the machine")
             limits[threads] = measure(threads, options.limit_seconds)

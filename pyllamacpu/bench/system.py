@@ -8,25 +8,18 @@ Sources: the kernel's documentation of /proc, /sys/devices/system/cpu and /sys/f
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.limits import cpu_quota, memory_limit
+from pyllamacpu.topology import Cores, affinity, cores, cpu_list, numa_nodes, online_cpus, read
+
+__all__ = ["Cores", "affinity", "cores", "cpu_list", "numa_nodes", "online_cpus", "read"]  # and its own
 
 ROOT = Path("/")
 _CPUS = "sys/devices/system/cpu"
-
-
-@dataclass(frozen=True)
-class Cores:
-    """Cores of one kind: `name` is "P", "E", or "" when all cores are alike."""
-
-    name: str
-    cpus: tuple[int, ...]
-    max_mhz: float = 0.0  # 0: not known
 
 
 @dataclass(frozen=True)
@@ -37,24 +30,6 @@ class Memory:
     available: int = 0
     swap_total: int = 0
     swap_used: int = 0
-
-
-def read(path: str, root: Path = ROOT) -> str:
-    """The stripped text of a file below `root`, "" when it cannot be read."""
-    try:
-        return (root / path).read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def cpu_list(text: str) -> tuple[int, ...]:
-    """`0-3,8` as numbers, the kernel's way to write sets of CPUs; () for what is none."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if first.isdecimal() and (not last or last.isdecimal()):
-            found += range(int(first), int(last or first) + 1)
-    return tuple(found)
 
 
 def cpu_name(root: Path = ROOT) -> str:
@@ -76,62 +51,12 @@ def _cpuinfo(root: Path) -> dict[str, str]:
     return fields
 
 
-def online_cpus(root: Path = ROOT) -> tuple[int, ...]:
-    found = cpu_list(read(f"{_CPUS}/online", root))
-    return found or tuple(range(os.cpu_count() or 1))
-
-
-def cores(root: Path = ROOT) -> tuple[Cores, ...]:
-    """The cores by kind, fastest first: by the kernel's cpu types, else by capacity, else by frequency."""
-    online = online_cpus(root)
-    fast, slow = (cpu_list(read(f"sys/devices/{kind}/cpus", root)) for kind in ("cpu_core", "cpu_atom"))
-    if fast and slow:
-        return Cores("P", fast, _max_mhz(fast, root)), Cores("E", slow, _max_mhz(slow, root))
-    kinds: dict[int, list[int]] = {}
-    for cpu in online:
-        kinds.setdefault(_capacity(cpu, root), []).append(cpu)
-    ordered = [tuple(kinds[capacity]) for capacity in sorted(kinds, reverse=True)]
-    names = _kind_names(len(ordered))
-    return tuple(Cores(name, cpus, _max_mhz(cpus, root)) for name, cpus in zip(names, ordered, strict=True))
-
-
-def _kind_names(n: int) -> list[str]:
-    return [""] if n == 1 else ["P", *["M"] * (n - 2), "E"]
-
-
-def _capacity(cpu: int, root: Path) -> int:
-    """A number that is higher for faster kinds of cores. Turbo bins, a few percent apart, are not kinds."""
-    capacity = read(f"{_CPUS}/cpu{cpu}/cpu_capacity", root)
-    if capacity.isdecimal():
-        return int(capacity)
-    top = max((_khz(other, root) for other in online_cpus(root)), default=0)
-    return 0 if not top or _khz(cpu, root) >= 0.9 * top else -1
-
-
-def _khz(cpu: int, root: Path) -> int:
-    text = read(f"{_CPUS}/cpu{cpu}/cpufreq/cpuinfo_max_freq", root)
-    return int(text) if text.isdecimal() else 0
-
-
-def _max_mhz(cpus: tuple[int, ...], root: Path) -> float:
-    return max((_khz(cpu, root) for cpu in cpus), default=0) / 1000
-
-
 def physical_cores(root: Path = ROOT) -> int:
     """Cores without their second threads."""
     siblings = {
         read(f"{_CPUS}/cpu{cpu}/topology/thread_siblings_list", root) or cpu for cpu in online_cpus(root)
     }
     return len(siblings)
-
-
-def numa_nodes(root: Path = ROOT) -> int:
-    return max(1, len(cpu_list(read("sys/devices/system/node/online", root))))
-
-
-def affinity() -> tuple[int, ...]:
-    """CPUs that this process may run on; () where that is not known."""
-    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def cgroup_cpus(root: Path = ROOT) -> float | None:

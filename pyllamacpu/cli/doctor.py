@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from pyllamacpu.progress import is_terminal
+from pyllamacpu.topology import cpu_ranges
 from pyllamacpu.units import binary_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.bench.doctor import Report
     from pyllamacpu.bench.machine import Limits
     from pyllamacpu.bench.system import Cores
+    from pyllamacpu.topology import CpuGroup
 
 Section = tuple[str, list[tuple[str, str]]]
 
@@ -49,6 +51,8 @@ def _cpu(report: Report) -> Section:
         ("tiers", ", ".join(report.tiers) + (f"; not on this CPU: {', '.join(absent)}" if absent else ""))
     )
     rows.append(("cores", _cores(report)))
+    if len(report.numa_nodes) > 1:
+        rows.append(("memory nodes", "; ".join(_node(*node) for node in report.numa_nodes.items())))
     caches = ", ".join(f"{name} {binary_bytes(n)}" for name, n in report.caches.items())
     if caches:
         rows.append(("caches", caches))
@@ -66,9 +70,15 @@ def _cores(report: Report) -> str:
     elif report.cores and report.cores[0].max_mhz:
         parts.append(f"up to {report.cores[0].max_mhz / 1000:.1f} GHz")
     parts.append("two threads per core" if report.cpus > report.physical_cores else "one thread per core")
-    if report.numa_nodes > 1:
-        parts.append(f"{report.numa_nodes} memory nodes")
     return ", ".join(parts)
+
+
+def _node(number: int, cpus: tuple[int, ...]) -> str:
+    return f"{number} with {len(cpus)} CPUs ({cpu_ranges(cpus)})" if cpus else f"{number} without CPUs"
+
+
+def _group(group: CpuGroup) -> str:
+    return f"{group.n_threads} on CPUs {cpu_ranges(group.cpus)}"
 
 
 def _kind(cores: Cores) -> str:
@@ -78,8 +88,10 @@ def _kind(cores: Cores) -> str:
 
 def _process(report: Report) -> Section:
     rows = [("threads", f"{report.threads} by default: {report.threads_reason}")]
+    if any(group.cpus for group in report.placement):
+        rows.append(("kept to", ", ".join(map(_group, report.placement))))
     if report.affinity and len(report.affinity) < report.cpus:
-        rows.append(("affinity", f"CPUs {', '.join(map(str, report.affinity))}"))
+        rows.append(("affinity", f"CPUs {cpu_ranges(report.affinity)}"))
     if report.cgroup_cpus is not None:
         rows.append(("CPU quota", f"{report.cgroup_cpus:g} CPUs"))
     if report.cgroup_memory is not None:

@@ -154,12 +154,12 @@ class _Measure:
 
     def _loaded(self) -> Tower:
         from pyllamacpu.engine.tower import Tower
-        from pyllamacpu.limits import cpus_usable
         from pyllamacpu.model.pack_cache import open_pack_cache
         from pyllamacpu.native import thread_pool
+        from pyllamacpu.topology import threads_usable
 
         if self._tower is None:
-            n_threads = cpus_usable() if self._threads in (None, 0, -1) else self._threads
+            n_threads = threads_usable() if self._threads in (None, 0, -1) else self._threads
             kept = open_pack_cache(self._pack_cache)
             self._tower = Tower(self._opened, thread_pool(n_threads), nullcontext, pack_cache=kept)
         return self._tower

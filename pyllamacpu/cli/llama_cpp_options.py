@@ -50,7 +50,6 @@ _IGNORED = """
 --no-mmap
 -dio --direct-io
 -ndio --no-direct-io
---numa TYPE
 --warmup
 --no-warmup
 --check-tensors

@@ -1,4 +1,4 @@
-"""How every command that runs a model opens it: `--override-kv`, `--expert-memory`, `--pack-cache [DIR]`."""
+"""How commands that run a model open it: `--override-kv`, `--expert-memory`, `--pack-cache`, `--numa`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.errors import OptionError
 from pyllamacpu.store.paths import pack_folder
+from pyllamacpu.topology import NUMA, use_numa
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
@@ -69,9 +70,26 @@ pack_option = click.option(
 )
 
 
+def _use_numa(_context: click.Context, _option: click.Parameter, given: str | None) -> None:
+    """A click callback: for the whole process, as llama.cpp has it."""
+    if given is not None:
+        use_numa(given)
+
+
+numa_option = click.option(
+    "--numa",
+    type=click.Choice(NUMA),
+    metavar="TYPE",
+    callback=_use_numa,
+    expose_value=False,
+    help="With several memory nodes: distribute threads and weights over them; isolate: stay on the node "
+    "where the process runs; numactl: wherever that lets them run.  [default: distribute]",
+)
+
+
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of them, as a decorator."""
-    return expert_memory_option(pack_option(override_option(command)))
+    return numa_option(expert_memory_option(pack_option(override_option(command))))
 
 
 def loading(given: dict[str, Any]) -> dict[str, Any]:

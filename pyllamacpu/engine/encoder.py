@@ -21,12 +21,12 @@ from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.recorder import Recorder
-from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import load
 from pyllamacpu.native import ffi, lib, thread_pool
+from pyllamacpu.topology import threads_usable
 
 DEFAULT_TOKENS = 1024  # of a step at most, unless a sequence may be longer
 
@@ -56,7 +56,7 @@ class Encoder:
         self.config = ModelConfig.from_metadata(file.metadata, file.tensors)
         if n_threads is not None and not hasattr(n_threads, "__index__"):
             raise OptionError(f"n_threads={n_threads!r:.80}: give a whole number")
-        self.n_threads = n_threads or cpus_usable()
+        self.n_threads = n_threads or threads_usable()
         if not isinstance(self.n_threads, int) or not 1 <= self.n_threads <= lib.PL_MAX_THREADS:
             raise OptionError(f"n_threads is {n_threads!r:.40}: must be from 1 to {lib.PL_MAX_THREADS}")
         self.n_batch = max(n_batch, self.n_ctx)

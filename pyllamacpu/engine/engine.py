@@ -35,7 +35,6 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
-from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.expert_memory import ExpertMemory
@@ -45,6 +44,7 @@ from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, thread_pool
+from pyllamacpu.topology import threads_usable
 
 __all__ = [
     "DEFAULT_BATCH",
@@ -109,7 +109,7 @@ class Engine:
             ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale
         )
         self.n_ctx = n_ctx or self.config.n_ctx_train
-        self.n_threads = n_threads or cpus_usable()
+        self.n_threads = n_threads or threads_usable()
         self.n_batch, self.precision = min(n_batch, self.n_ctx), precision
         _check_options(self.n_ctx, n_batch, self.n_threads, expert_memory, precision)
         spaces = architecture(self.config, file.paths[0]).kv_spaces(self.config)
@@ -411,7 +411,7 @@ def scratch_bytes(
     """
     plan = described_plan(file, config)
     spaces = KVCache(architecture(config, file.paths[0]).kv_spaces(config), type_k, type_v).handles
-    return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or cpus_usable())
+    return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or threads_usable())
 
 
 def kv_bytes(

@@ -21,6 +21,7 @@ from pyllamacpu.model.config import kv_type
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.topology import shared_nodes
 
 PAGE: int = lib.PL_PAGE_POSITIONS
 KEPT_BEHIND = 64  # tokens that a sequence can be cut back by, whatever chunks are over
@@ -66,7 +67,13 @@ class KVCache:
             space.n_layers, space.kv_heads, space.k_dim, space.v_dim, int(self.type_k), int(self.type_v)
         )
         what = f"a KV cache for heads of {space.k_dim} and {space.v_dim}"
-        return ffi.gc(pointer(handle, what), lib.pl_cache_free)
+        cache = ffi.gc(pointer(handle, what), lib.pl_cache_free)
+        if nodes := shared_nodes():  # every thread reads every page
+            bits = ffi.new("uint64_t[16]")
+            for node in nodes:
+                bits[node // 64] |= 1 << node % 64
+            lib.pl_cache_spread(cache, bits)
+        return cache
 
     @property
     def page_bytes(self) -> int:
