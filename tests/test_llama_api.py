@@ -23,7 +23,7 @@ from tiny_model import BOS, DIM, EOS, PIECES, byte
 
 import pyllamacpu
 import pyllamacpu.api.compat
-from pyllamacpu import Llama
+from pyllamacpu import Llama, topology
 from pyllamacpu.errors import (
     ContextError,
     GGUFError,
@@ -156,10 +156,25 @@ def test_harmless_options_are_quiet(path: Path) -> None:
         ).close()
 
 
-@pytest.mark.parametrize("name", ["use_mlock"])
-def test_options_that_would_matter_elsewhere_are_told_of(path: Path, name: str) -> None:
-    with pytest.warns(UserWarning, match=f"{name}=True does nothing"):
-        Llama(str(path), **{name: True}).close()
+@pytest.mark.parametrize("name, value", [("use_mlock", True), ("numa", 4), ("numa", "mirror")])
+def test_options_that_would_matter_elsewhere_are_told_of(path: Path, name: str, value: object) -> None:
+    pyllamacpu.api.compat._warned.discard(name)
+    with pytest.warns(UserWarning, match=f"{name}={value!r} does nothing"):
+        Llama(str(path), **{name: value}).close()
+
+
+@pytest.mark.parametrize(
+    "given, strategy", [(True, "distribute"), (2, "isolate"), (3, "numactl"), ("isolate", "isolate")]
+)
+def test_memory_nodes_are_used_as_asked_for(path: Path, given: object, strategy: str) -> None:
+    before = topology.numa_strategy()
+    try:
+        Llama(str(path), numa=given).close()
+        assert topology.numa_strategy() == strategy
+        Llama(str(path), numa=False).close()
+        assert topology.numa_strategy() == strategy  # asks for nothing
+    finally:
+        topology.use_numa(before)
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from pyllamacpu.engine import pages
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import KVCache
 from pyllamacpu.errors import NativeError, OptionError
+from pyllamacpu.graph.ops import Tensor
+from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.native import ffi, lib, thread_pool
 from pyllamacpu.topology import CpuGroup, cores, cpu_ranges, numa_nodes, placement, use_numa
@@ -224,3 +226,20 @@ def test_groups_that_make_no_sense(groups: list[CpuGroup]) -> None:
     with pytest.raises(NativeError, match="3 threads"):
         thread_pool(3, groups)
     assert lib.pl_pool_new(ffi.NULL, 0, 0) == ffi.NULL
+
+
+def test_parts_change_between_runs_and_bits_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores that are said to be slow and are not: parts are learned, of few rows and of many, in turn."""
+    groups = [CpuGroup(2, 0, 1.0), CpuGroup(1, 0, 0.1), CpuGroup(2, 1, 0.5)]
+    monkeypatch.setattr(harness, "pool", lambda n: thread_pool(n, groups[: n if n == 1 else None]))
+    wide, narrow = (harness.matrix(harness.random(9, *shape)) for shape in ((2048, 64), (64, 2048)))
+
+    def record(recorder: Recorder, x: Tensor) -> Tensor:
+        return recorder.linear(recorder.linear(x, wide), narrow)
+
+    plan = harness.Plan(record, [64], n_threads=5)
+    rows = [harness.random(3, n, 64) for n in (1, 40, 7)]
+    first = [plan.run(x) for x in rows]
+    for _ in range(150):
+        for x, expected in zip(rows, first, strict=True):
+            harness.assert_same_bits(plan.run(x), expected)

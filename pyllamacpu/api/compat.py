@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.topology import NUMA, use_numa
 
 Ids = npt.NDArray[np.intc]
 Row = npt.NDArray[np.float32]
@@ -39,7 +40,6 @@ _WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
     "no_perf": ((True, False, None), "timings cost nothing"),
     "use_mmap": ((True, None), _PANELS),
     "use_mlock": ((False, None), _PANELS),
-    "numa": ((False, True, 0, 1, None), "pyllamacpu.topology.use_numa chooses how memory nodes are used"),
     "attention_type": ((-1, 0, None), "the attention of a Llama is causal"),
     # Retired in llama-cpp-python, still passed by its clients.
     "f16_kv": ((True, None), "the type of the cache is kv_type"),
@@ -61,6 +61,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "yarn_beta_slow": (1.0, -1.0, None),
     "yarn_orig_ctx": (0, None),
 }
+
+_NUMA = {0: None, 1: "distribute", 2: "isolate", 3: "numactl"}
 
 _warned: set[str] = set()
 
@@ -123,7 +125,9 @@ def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) ->
     OptionError for an option that would change answers and is not supported.
     """
     for name, value in options.items():
-        if name in _WITHOUT_EFFECT:
+        if name == "numa":
+            _choose_numa(value)
+        elif name in _WITHOUT_EFFECT:
             quiet, reason = _WITHOUT_EFFECT[name]
             if not _among(value, quiet):
                 warn_once(name, f"{name}={value!r} does nothing: {reason}")
@@ -131,8 +135,17 @@ def check_foreign_options(options: Mapping[str, Any], known: Collection[str]) ->
             if not _among(value, _UNSUPPORTED[name]):
                 raise OptionError(f"{name}={value!r} is not supported yet: leave it out")
         else:
-            hint = close_name(name, [*known, *_WITHOUT_EFFECT, *_UNSUPPORTED])
+            hint = close_name(name, [*known, "numa", *_WITHOUT_EFFECT, *_UNSUPPORTED])
             warn_once(f"Llama({name})", f"Llama() has no option {name!r}, which does nothing{hint}")
+
+
+def _choose_numa(value: Any) -> None:
+    """Of llama-cpp-python: a bool, a number of ggml_numa_strategy, or here a name. For the whole process."""
+    strategy = _NUMA.get(value, value) if isinstance(value, int) else value
+    if strategy in NUMA:
+        use_numa(strategy)
+    elif strategy is not None:
+        warn_once("numa", f"numa={value!r:.40} does nothing: choose from {', '.join(NUMA)}")
 
 
 def _among(value: Any, quiet: tuple[Any, ...]) -> bool:
