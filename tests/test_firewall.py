@@ -78,6 +78,9 @@ def tags(text: str) -> str:
         ("The instructions above are good", ""),
         ("mail me@example.org", "Regex match: Email address"),
         ("call +1 415-555-2671", "Regex match: Phone number"),
+        ("call 1-800-555-0199", "Regex match: Phone number"),
+        ("Phone: 5551234567", "Regex match: Phone number"),
+        ("at 1732900000 the build 5551234567 began", ""),
         ("4111 1111 1111 1111", "Regex match: Credit card"),
         ("build 2024-11-29 of 10.0.0.1", ""),
     ],
@@ -237,6 +240,56 @@ def test_own_scanners() -> None:
         Firewall.from_usecase("chat")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="role 'boss'"):
         Firewall({"boss": []})  # type: ignore[dict-item]
+
+
+def test_changed_scanners_scan() -> None:
+    """LlamaFirewall reads `scanners` at each scan; an addition that did nothing would let all pass."""
+    config: dict[Role, list[ScannerType | str]] = {Role.USER: []}
+    firewall, mail = Firewall(config), UserMessage("a@b.io")
+    assert firewall.scan(mail).decision is ALLOW
+    config[Role.USER].append(ScannerType.REGEX)
+    config[Role.TOOL] = ["hidden_ascii"]
+    assert firewall.scan(mail).decision is BLOCK
+    assert firewall.scan(ToolMessage(tags("hi"))).decision is BLOCK
+    config[Role.USER] = ["magic"]
+    result = firewall.scan(mail)
+    assert (result.decision, result.status) == (
+        BLOCK,
+        ScanStatus.ERROR,
+    ) and "'magic' is not known" in result.reason
+    usual = Firewall()
+    usual.scanners[Role.USER].append(ScannerType.REGEX)  # type: ignore[attr-defined]
+    assert Firewall().scanners[Role.USER] == [ScannerType.PROMPT_GUARD]
+
+
+def test_a_scanner_without_a_name_fails_closed() -> None:
+    @register_llamafirewall_scanner("nameless")
+    class Nameless(Scanner):
+        def __init__(self) -> None:
+            pass
+
+        async def scan(self, message: Message, past_trace: Trace | None = None) -> ScanResult:
+            raise KeyError("broken")
+
+    try:
+        result = Firewall({Role.USER: ["nameless"]}).scan(UserMessage("hi"))
+    finally:
+        del registered["nameless"]
+    assert (result.decision, result.status) == (
+        BLOCK,
+        ScanStatus.ERROR,
+    ) and "Nameless failed" in result.reason
+
+
+def test_scanners_by_the_names_of_llamafirewall() -> None:
+    from pyllamacpu.safety import scanners
+
+    for name in (*scanners.__all__, "Scanner"):
+        assert issubclass(getattr(scanners, name), Scanner)
+    scan = scanners.HiddenASCIIScanner("Hidden", 1.0).scan(UserMessage(tags("hi")))
+    assert asyncio.run(scan).decision is BLOCK
+    with pytest.raises(AttributeError, match="no attribute 'Magic'"):
+        _ = scanners.Magic  # type: ignore[attr-defined]
 
 
 def test_a_high_score_of_what_is_allowed_does_not_outvote() -> None:

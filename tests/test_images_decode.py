@@ -45,6 +45,27 @@ def test_orientation_of_exif() -> None:
         assert np.array_equal(decode(data, orient=False).pixels, colours())
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "turned"),
+    [(3, b"\6\0\0\0", True), (4, b"\6\0\0\0", True), (5, b"\x1a\0\0\0", True), (2, b"6\0\0\0", False)],
+    ids=["short", "long", "fraction", "text"],
+)
+def test_orientation_in_other_types(kind: int, value: bytes, turned: bool) -> None:
+    """As Pillow's exif_transpose takes them."""
+    entry = b"\x12\x01" + kind.to_bytes(2, "little") + b"\1\0\0\0" + value
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4) + b"\6\0\0\0\1\0\0\0"
+    data = encoded(Image.fromarray(colours()), "JPEG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    assert np.array_equal(decode(data).pixels, expected) and (expected.shape == (5, 4, 3)) is turned
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
+def test_damaged_exif_leaves_the_picture(exif: bytes) -> None:
+    """Pillow warns of it, which is an error here, or raises."""
+    data = encoded(Image.fromarray(colours()), "PNG", exif=exif)
+    assert np.array_equal(decode(data).pixels, colours())
+
+
 def test_alpha_lies_on_white() -> None:
     image = Image.fromarray(np.dstack([colours(), np.array([[0, 128, 255, 255, 1]] * 4, np.uint8)]), "RGBA")
     pixels = decode(encoded(image, "PNG")).pixels

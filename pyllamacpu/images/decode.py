@@ -45,7 +45,7 @@ def from_pil(image: Image, *, orient: bool = True, where: str = "image") -> Pict
             image.load()
         pixels = _rgb(image)
         if orient:
-            pixels = np.ascontiguousarray(_oriented(pixels, image.getexif().get(_ORIENTATION, 1)))
+            pixels = np.ascontiguousarray(_oriented(pixels, _orientation(image)))
         pixels.flags.writeable = False  # so that it is not copied
         return Picture(pixels)
 
@@ -142,14 +142,23 @@ def _eight_bits(image: Image) -> Image:
     return PillowImage.merge("LA", (grey, PillowImage.fromarray(alpha)))
 
 
+def _orientation(image: Image) -> object:
+    """What EXIF data says, and nothing where they are damaged: the picture itself is not."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of any kind, warnings that are errors included
+        return 1
+
+
 def _oriented(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """Turned and mirrored as the EXIF orientation (1 to 8) says; other values mean nothing."""
-    if not isinstance(orientation, int) or orientation not in range(2, 9):
+    number = next((i for i in range(2, 9) if i == orientation), 1)  # also of one that is stored as a fraction
+    if number == 1:
         return pixels
-    if orientation >= 5:  # sides change places
+    if number >= 5:  # sides change places
         pixels = pixels.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
+    if number in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
+    if number in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels

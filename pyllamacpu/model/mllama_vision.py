@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,15 +37,27 @@ if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the 
     from pyllamacpu.images.picture import Picture
     from pyllamacpu.images.tiles import Tiles
 
-CHANNELS, MAX_TILES = 3, 4
+CHANNELS = 3
 MULTIPLE = 8  # rows of a tile are padded to the next multiple, and by one at the least
-ASPECT_RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""(rows, columns) of tiles; their numbers count from 1, 0 is an image that is not there."""
+TILES = 4
+"""Those that an image has at the most, as released."""
+MOST_TILES = 16
+"""Of any tower: its plans are made for each number of tiles."""
 WHOLE_TILES_VARIABLE = "PYLLAMACPU_WHOLE_TILES"
 IMAGE_TOKENS = {"image": ("<|image|>", 128256), "patch": ("<|image|>", 128256)}
 """An image takes the place of one token."""
 STATES = (3, 7, 15, 23, 30)
 """As released: layers whose inputs the text model gets beside the last state."""
+
+
+def aspect_ratios(max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """(rows, columns) of images of up to so many tiles; their numbers count from 1, 0 is an image that is
+    not there. Source: get_all_supported_aspect_ratios of transformers' image processor.
+    """
+    sides = range(1, max_tiles + 1)
+    return tuple((rows, columns) for rows in sides for columns in sides if rows * columns <= max_tiles)
+
+
 _LAYER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
 _OLDER = {"attn_norm": "ln1", "ffn_norm": "ln2", "attn_output": "attn_out"}
 
@@ -66,6 +78,7 @@ class MllamaVisionConfig:
     patch_size: int
     norm_eps: float
     states: tuple[int, ...]
+    max_tiles: int = TILES
     whole_tiles: bool = False
 
     @property
@@ -90,7 +103,11 @@ class MllamaVisionConfig:
 
     def computed_tiles(self, n_tiles: int) -> int:
         """Of an image with so many."""
-        return MAX_TILES if self.whole_tiles else min(n_tiles + 1, MAX_TILES)
+        return self.max_tiles if self.whole_tiles else min(n_tiles + 1, self.max_tiles)
+
+    @property
+    def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
+        return aspect_ratios(self.max_tiles)
 
     @property
     def patch_values(self) -> int:
@@ -110,15 +127,15 @@ def read_config(keys: TowerKeys) -> MllamaVisionConfig:
         patch_size=keys.whole("patch_size", high=1 << 10),
         norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, 1e-5),
         states=_states(keys),
+        max_tiles=keys.whole("max_num_tiles", TILES, high=MOST_TILES),
         whole_tiles=os.environ.get(WHOLE_TILES_VARIABLE, "0") not in ("", "0"),
     )
     if config.image_size % config.patch_size or config.grid > 1 << 10:
         raise keys.error("image_size", config.image_size, "must be whole patches")
     if config.width % (2 * config.n_heads):
         raise keys.error("embedding_length", config.width, f"must be {config.n_heads} heads of an even size")
-    for key, known in (("max_num_tiles", MAX_TILES), ("num_channels", CHANNELS)):
-        if (found := keys.whole(key, known)) != known:
-            raise keys.error(key, found, f"only {known} is known")
+    if (found := keys.whole("num_channels", CHANNELS)) != CHANNELS:
+        raise keys.error("num_channels", found, f"only {CHANNELS} is known")
     return config
 
 
@@ -145,14 +162,14 @@ def _states(keys: TowerKeys) -> tuple[int, ...]:
 def tensors(config: MllamaVisionConfig, found: Mapping[str, TensorInfo]) -> Iterator[TensorSpec]:
     """All of the tower's; those of a text model in the same file are another plan's."""
     c, dim = config, (config.width,)
-    rows, ratios = c.rows_per_tile, 1 + len(ASPECT_RATIOS)
+    rows, tiles = c.rows_per_tile, (1 + len(c.aspect_ratios)) * c.max_tiles
     yield TensorSpec("v.class_embd", "vector", dim)
     yield TensorSpec("v.patch_embd.weight", "matrix", (c.width, c.patch_values), reshaped=True)
     tables = {
         "position_embd": rows,
-        "tile_position_embd": ratios * MAX_TILES * rows,
-        "pre_tile_position_embd": ratios * MAX_TILES,
-        "post_tile_position_embd": ratios * MAX_TILES,
+        "tile_position_embd": tiles * rows,
+        "pre_tile_position_embd": tiles,
+        "post_tile_position_embd": tiles,
     }
     for name, n in tables.items():
         yield TensorSpec(f"v.{name}.weight", "table", (n, c.width), reshaped=True)
@@ -258,7 +275,7 @@ def _attention(plan: Recorder, c: MllamaVisionConfig, w: Weights, x: Tensor, n_t
         tile_rows=c.tile_rows,
         tile_tokens=c.rows_per_tile,
         padding_weight=c.padding // (c.tile_rows - c.rows_per_tile),
-        tile_weight=(MAX_TILES - n_tiles) // after if after else 1,
+        tile_weight=(c.max_tiles - n_tiles) // after if after else 1,
     )
 
 
@@ -276,11 +293,29 @@ def _max_rows(config: MllamaVisionConfig, n_tiles: int) -> int:
     return config.computed_tiles(n_tiles) * config.tile_rows
 
 
+def _record_whole(plan: Recorder, config: MllamaVisionConfig, weights: Weights, n_tiles: int) -> None:
+    record_tiles(plan, replace(config, whole_tiles=True), weights, n_tiles)
+
+
+def _max_whole_rows(config: MllamaVisionConfig, n_tiles: int) -> int:
+    return _max_rows(replace(config, whole_tiles=True), n_tiles)
+
+
+_NUMBERS = range(1, MOST_TILES + 1)
+_WHOLE = "whole {}"
 PARTS = {
-    str(n): TowerPart(partial(record_tiles, n_tiles=n), partial(_max_rows, n_tiles=n), lasting=False)
-    for n in range(1, MAX_TILES + 1)
+    **{
+        str(n): TowerPart(partial(record_tiles, n_tiles=n), partial(_max_rows, n_tiles=n), False)
+        for n in _NUMBERS
+    },
+    **{
+        _WHOLE.format(n): TowerPart(
+            partial(_record_whole, n_tiles=n), partial(_max_whole_rows, n_tiles=n), False
+        )
+        for n in _NUMBERS
+    },
 }
-"""By the number of an image's tiles."""
+"""By the number of an image's tiles; `whole` where every row of padding is computed."""
 
 
 # ---- images ----
@@ -289,10 +324,33 @@ PARTS = {
 def encode(config: MllamaVisionConfig, weights: Weights, run: RunPart, tiles: Tiles) -> Floats:
     """An image's states: (n_tiles * rows_per_tile, dim)."""
     n = len(tiles.pixels)
-    if (tiles.rows, tiles.cols) not in ASPECT_RATIOS or n != tiles.rows * tiles.cols:
-        raise ModelError(f"an image of {tiles.rows} x {tiles.cols} tiles: there are up to {MAX_TILES}")
+    if (tiles.rows, tiles.cols) not in config.aspect_ratios or n != tiles.rows * tiles.cols:
+        raise ModelError(f"an image of {tiles.rows} x {tiles.cols} tiles: there are up to {config.max_tiles}")
+    part = str(n)
+    if not config.whole_tiles and not _padding_is_equal(config, weights, tiles):
+        config, part = replace(config, whole_tiles=True), _WHOLE.format(n)
     wanted = np.arange(n * config.tile_rows).reshape(n, -1)[:, : config.rows_per_tile]
-    return run(str(n), input_rows(config, weights, tiles), wanted.reshape(-1).tolist())
+    return run(part, input_rows(config, weights, tiles), wanted.reshape(-1).tolist())
+
+
+def _padding_is_equal(c: MllamaVisionConfig, weights: Weights, tiles: Tiles) -> bool:
+    """Whether the tiles that an image lacks are all alike, so that one may stand for them. Released
+    checkpoints have zeros in the tables where an aspect ratio has no tile, but nothing forbids other values.
+    """
+    n = len(tiles.pixels)
+    at, missing = _first_tile(c, tiles) + n, c.max_tiles - n
+    if missing < 2:
+        return True
+    rows = c.rows_per_tile
+    found = [_gated_rows(c, weights, f"{place}_tile_position_embd", at, missing) for place in ("pre", "post")]
+    found.append(_gated_rows(c, weights, "tile_position_embd", at * rows, missing * rows))
+    by_tile = (table.reshape(missing, -1) for table in found)
+    return all(bool((table == table[:1]).all()) for table in by_tile)
+
+
+def _first_tile(c: MllamaVisionConfig, tiles: Tiles) -> int:
+    """The row of an image's first tile in tables by aspect ratio."""
+    return (c.aspect_ratios.index((tiles.rows, tiles.cols)) + 1) * c.max_tiles
 
 
 def _input_width(c: MllamaVisionConfig) -> int:
@@ -303,20 +361,20 @@ def input_rows(c: MllamaVisionConfig, weights: Weights, tiles: Tiles) -> Floats:
     """(computed tiles * tile_rows, …): of each token its patch, what is added to that and, later, to its
     state by tile, and 1; 0 of rows of padding, whose states are zeros before the first layer.
     """
-    n = len(tiles.pixels)
-    found = np.zeros((c.computed_tiles(n), c.tile_rows, _input_width(c)), np.float32)
+    n, n_computed = len(tiles.pixels), c.computed_tiles(len(tiles.pixels))
+    found = np.zeros((n_computed, c.tile_rows, _input_width(c)), np.float32)
     tokens = found[:, : c.rows_per_tile]
     patch, added, by_tile, kept = np.split(found, np.cumsum([c.patch_values, c.width, c.width]), axis=2)
     cut = tiles.pixels.reshape(n, CHANNELS, c.grid, c.patch_size, c.grid, c.patch_size)
     patch[:n, 1 : c.rows_per_tile] = cut.transpose(0, 2, 4, 1, 3, 5).reshape(n, c.grid**2, -1)
     added, kept = added[:, : tokens.shape[1]], kept[:, : tokens.shape[1]]
-    first = (ASPECT_RATIOS.index((tiles.rows, tiles.cols)) + 1) * MAX_TILES  # row of the image's first tile
+    first = _first_tile(c, tiles)
     added[:, 0] = weights.vector("v.class_embd").values[: c.width]
-    added[:n, 1:] += _gated_rows(c, weights, "pre_tile_position_embd", first, n)[:, None]
+    added[:, 1:] += _gated_rows(c, weights, "pre_tile_position_embd", first, n_computed)[:, None]
     added += _gated_rows(c, weights, "position_embd", 0, c.rows_per_tile)
-    at, size = first * c.rows_per_tile, n * c.rows_per_tile
-    added[:n] += _gated_rows(c, weights, "tile_position_embd", at, size).reshape(n, -1, c.width)
-    by_tile[:n] = _gated_rows(c, weights, "post_tile_position_embd", first, n)[:, None]
+    at, size = first * c.rows_per_tile, n_computed * c.rows_per_tile
+    added += _gated_rows(c, weights, "tile_position_embd", at, size).reshape(n_computed, -1, c.width)
+    by_tile[:] = _gated_rows(c, weights, "post_tile_position_embd", first, n_computed)[:, None]
     kept[:] = 1
     return found.reshape(-1, found.shape[2])
 
@@ -333,33 +391,33 @@ def _gated_rows(c: MllamaVisionConfig, weights: Weights, name: str, first: int, 
 def cut(config: MllamaVisionConfig, picture: Picture) -> Tiles:
     from pyllamacpu.images.tiles import llama32_tiles
 
-    return llama32_tiles(picture, config.image_size, MAX_TILES)
+    return llama32_tiles(picture, config.image_size, config.max_tiles)
 
 
 def given_tiles(config: MllamaVisionConfig, pixels: Floats, more: Mapping[str, Any]) -> Tiles:
-    """Of (4, 3, size, size) pixels those tiles that the image has, as `aspect_ratio_ids` or the
+    """Of (max_tiles, 3, size, size) pixels those tiles that the image has, as `aspect_ratio_ids` or the
     `aspect_ratio_mask` say; a single tile needs neither. Raises ImageError.
     """
     from pyllamacpu.images.tiles import Tiles
 
-    number = 1 if len(pixels) == 1 else 0
+    ratios, number = config.aspect_ratios, 1 if len(pixels) == 1 else 0
     if "aspect_ratio_ids" in more:
         ids = given_numbers(more, "aspect_ratio_ids")
         if len(ids) != 1:
             raise ImageError("image", f"aspect_ratio_ids are of {len(ids)} images: give each by itself")
         number = ids[0]
-    if not 1 <= number <= len(ASPECT_RATIOS):
-        known = f"aspect_ratio_ids from 1 to {len(ASPECT_RATIOS)} tell how {len(pixels)} tiles lie"
+    if not 1 <= number <= len(ratios):
+        known = f"aspect_ratio_ids from 1 to {len(ratios)} tell how {len(pixels)} tiles lie"
         raise ImageError("image", f"{known}; found {number or 'none'}")
-    rows, columns = ASPECT_RATIOS[number - 1]
+    rows, columns = ratios[number - 1]
     n = rows * columns
-    if len(pixels) not in (n, MAX_TILES):
+    if len(pixels) not in (n, config.max_tiles):
         raise ImageError(
             "image", f"has {len(pixels)} tiles, where its aspect ratio {rows} x {columns} has {n}"
         )
     if "aspect_ratio_mask" in more and given_numbers(more, "aspect_ratio_mask") not in (
         [1] * n,
-        [1] * n + [0] * (MAX_TILES - n),
+        [1] * n + [0] * (config.max_tiles - n),
     ):
         raise ImageError("image", f"the aspect_ratio_mask is not of {n} tiles, as aspect_ratio_ids say")
     return Tiles(np.ascontiguousarray(pixels[:n]), rows, columns)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from typing_extensions import Self
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.safety.code_shield.scan import CodeShield
 from pyllamacpu.safety.firewall_types import (
     Configuration,
@@ -70,7 +71,8 @@ class Firewall:
 
     Args:
         scanners: for each role the scanners of its messages: `ScannerType`s, their values, or names that
-            `register_scanner` made known. None: as LlamaFirewall has it by default.
+            `register_scanner` made known. None: as LlamaFirewall has it by default. The attribute of this
+            name may be changed later: each scan goes by it.
         prompt_guard: a `PromptGuard`, or a file or name of one; else what PYLLAMACPU_PROMPT_GUARD names.
         alignment: a `Llama`, or a file or name of a chat model; else what PYLLAMACPU_ALIGNMENT_MODEL names.
         prompt_guard_threshold: the probability of an attack from which a text is blocked.
@@ -105,13 +107,13 @@ class Firewall:
             ScannerType.PII_DETECTION: lambda: PIIScanner(engine=pii),
             ScannerType.REGEX: lambda: RegexScanner(patterns=patterns),
         }
-        self.scanners: Configuration = scanners or DEFAULT_SCANNERS
+        self.scanners: Configuration = scanners or {
+            role: [*names] for role, names in DEFAULT_SCANNERS.items()
+        }
         self._made: dict[str, Scanner] = {}
-        self._by_role: dict[Role, dict[str, Scanner]] = {}
-        for given, names in self.scanners.items():
-            if isinstance(names, (str, bytes, Mapping)) or not isinstance(names, Iterable):
-                raise OptionError(f"scanners of {given!r:.60}: give a list, not {names!r:.60}")
-            self._by_role[_role(given)] = dict(map(self._scanner, names))
+        self._lock = fork_safe_lock()
+        for given in self.scanners:
+            self._of_role(_role(given))
 
     @classmethod
     def from_usecase(cls, usecase: UseCase, **options: Any) -> Self:
@@ -119,6 +121,17 @@ class Firewall:
         if not isinstance(usecase, Hashable) or usecase not in USE_CASES:
             raise OptionError(f"usecase={usecase!r:.60}: known are {', '.join(map(str, USE_CASES))}")
         return cls(USE_CASES[usecase], **options)
+
+    def _of_role(self, role: Role) -> dict[str, Scanner]:
+        """As `scanners` has them now: who changes it changes what is scanned. Raises OptionError."""
+        found: dict[str, Scanner] = {}
+        with self._lock:
+            for given, names in self.scanners.items():
+                if isinstance(names, (str, bytes, Mapping)) or not isinstance(names, Iterable):
+                    raise OptionError(f"scanners of {given!r:.60}: give a list, not {names!r:.60}")
+                if _role(given) is role:
+                    found.update(map(self._scanner, names))
+        return found
 
     def _scanner(self, given: ScannerType | str) -> tuple[str, Scanner]:
         name = given if isinstance(given, str) else str(getattr(given, "value", given))
@@ -144,9 +157,13 @@ class Firewall:
             _check_trace(() if trace is None else trace)
             if not hasattr(input, "role"):
                 raise OptionError(f"give a Message, not {type(input).__name__}")
-            scanners = self._by_role.get(_role(input.role), {})
+            role = _role(input.role)
         except (OptionError, AttributeError) as error:
             return {"firewall": failed(f"not a message that can be judged: {error}")}
+        try:
+            scanners = self._of_role(role)
+        except (OptionError, AttributeError) as error:  # of `scanners` that were changed
+            return {"firewall": failed(str(error))}
         results = await asyncio.gather(*(_scanned(one, input, trace) for one in scanners.values()))
         return dict(zip(scanners, results, strict=True))
 
@@ -257,8 +274,9 @@ async def _scanned(scanner: Scanner, message: Message, trace: Trace | None) -> S
         if not isinstance(result.decision, ScanDecision) or math.isnan(result.score):
             raise OptionError(f"it answered {result!r:.120}")
     except Exception as error:
-        log.warning("%s failed: %s", scanner, error)
-        return failed(f"{scanner} failed: {error}")
+        name = getattr(scanner, "name", type(scanner).__name__)  # one's own may have none
+        log.warning("%s failed: %s", name, error)
+        return failed(f"{name} failed: {error}")
     if result.status is ScanStatus.ERROR and result.decision is not ScanDecision.BLOCK:
         return failed(result.reason)
     return result

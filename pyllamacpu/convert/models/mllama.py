@@ -9,7 +9,7 @@ from pyllamacpu.convert.models.fields import Fields, words
 from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.rope import read_rope
 from pyllamacpu.convert.models.shape import ModelShape
-from pyllamacpu.model.mllama_vision import ASPECT_RATIOS, STATES
+from pyllamacpu.model.mllama_vision import MOST_TILES, STATES, TILES, aspect_ratios
 
 EXTRA_ROWS = 8  # of the embedding, after the vocabulary: the first is that of <|image|>
 _OUTER = words("text_config vision_config image_token_index image_token_id tie_word_embeddings")
@@ -89,10 +89,13 @@ def _read_vision(config: Fields, harmless: Iterable[str]) -> VisionShape:
     config.only(_VISION, harmless)
     if config.get("hidden_act", "gelu") != "gelu":
         raise config.error("hidden_act", config.get("hidden_act"), "only gelu can be stated in a GGUF file")
-    ratios = config.get("supported_aspect_ratios", [list(ratio) for ratio in ASPECT_RATIOS])
-    tiles = config.whole("max_num_tiles", 4, low=1)
-    if ratios != [list(ratio) for ratio in ASPECT_RATIOS] or tiles != 4:
-        raise config.error("supported_aspect_ratios", ratios, "only those of up to 4 tiles are known")
+    tiles = config.whole("max_num_tiles", TILES, low=1)
+    if tiles > MOST_TILES:
+        raise config.error("max_num_tiles", tiles, f"must be {MOST_TILES} at the most")
+    known = [list(ratio) for ratio in aspect_ratios(tiles)]
+    ratios = config.get("supported_aspect_ratios", known)
+    if ratios not in (known, None):
+        raise config.error("supported_aspect_ratios", ratios, f"must be all of up to {tiles} tiles, in order")
     n_layers = config.whole("num_hidden_layers", 32, low=1)
     return checked_vision(
         config,

@@ -10,14 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import isqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyllamacpu.convert.models.mllama_vision import VisionShape
 from pyllamacpu.convert.models.shape import ModelShape
-from pyllamacpu.model.mllama_vision import ASPECT_RATIOS, MAX_TILES
-from pyllamacpu.weights.lazy_ops import concatenate, reshape, take_rows
+from pyllamacpu.model.mllama_vision import TILES, aspect_ratios
+from pyllamacpu.weights.lazy_ops import concatenate, reshape, slice_rows, take_rows
 from pyllamacpu.weights.lazy_tensor import LazyTensor, from_array
 
 Tensors = dict[str, LazyTensor]
@@ -83,17 +86,24 @@ def with_common_names(found: Mapping[str, LazyTensor]) -> Tensors:
 
 def _by_aspect_ratio(table: LazyTensor) -> LazyTensor:
     """(rows, columns, …) of the embeddings of tiles -> (1 + aspect ratios, tiles * …), a ratio's tiles from
-    the first on; what follows them, and the first row, are of tiles that are not there. One that is not of
-    4 x 4 tiles stays as it is: whoever takes it refuses its shape.
+    the first on; what follows them, and the first row, are zeros: of tiles that are not there. One that is
+    not of 4 x 4 tiles stays as it is: whoever takes it refuses its shape.
     """
-    if table.shape[:2] != (MAX_TILES, MAX_TILES):
+    if table.shape[:2] != (TILES, TILES):
         return table
-    order = np.zeros((1 + len(ASPECT_RATIOS), MAX_TILES), np.int64)
-    for number, (rows, columns) in enumerate(ASPECT_RATIOS, start=1):
-        places = np.arange(rows)[:, None] * MAX_TILES + np.arange(columns)
+    ratios = aspect_ratios(TILES)
+    order = np.full((1 + len(ratios), TILES), TILES**2, np.int64)
+    for number, (rows, columns) in enumerate(ratios, start=1):
+        places = np.arange(rows)[:, None] * TILES + np.arange(columns)
         order[number, : rows * columns] = places.reshape(-1)
-    tiles = reshape(table, (MAX_TILES**2, -1))
-    return reshape(take_rows(tiles, order.reshape(-1)), (len(order), -1))
+    tiles = reshape(table, (TILES**2, -1))
+    stored = partial(_zeros_like, tiles)
+    none = replace(slice_rows(tiles, 0, 1), stored=stored, flat=None)
+    return reshape(take_rows(concatenate([tiles, none]), order.reshape(-1)), (len(order), -1))
+
+
+def _zeros_like(tensor: LazyTensor, start: int, stop: int) -> npt.NDArray[Any]:
+    return np.zeros_like(tensor.raw(start, stop))
 
 
 def complete_vision(vision: VisionShape, found: Mapping[str, LazyTensor]) -> VisionShape:
@@ -116,7 +126,7 @@ def complete_vision(vision: VisionShape, found: Mapping[str, LazyTensor]) -> Vis
 def vision_tensors(shape: ModelShape, vision: VisionShape, take: Take) -> Iterator[tuple[str, LazyTensor]]:
     """By the file's names, in its order."""
     dim, tokens = vision.dim, vision.tile_tokens
-    ratios, tiles = 1 + len(ASPECT_RATIOS), vision.max_tiles
+    ratios, tiles = 1 + len(aspect_ratios(vision.max_tiles)), vision.max_tiles
     yield "v.class_embd", take("vision_model.class_embedding", (dim,))
     square = (dim, vision.channels, vision.patch_size, vision.patch_size)
     yield "v.patch_embd.weight", take("vision_model.patch_embedding.weight", square)

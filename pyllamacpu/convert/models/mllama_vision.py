@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.mllama_vision import TILES
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class VisionShape:
     patch_size: int
     norm_eps: float
     states: tuple[int, ...]
-    max_tiles: int = 4
+    max_tiles: int = TILES
     channels: int = 3
 
     @property

@@ -33,7 +33,10 @@ _MAX_SHOWN = 200  # characters of what was hidden
 DEFAULT_PATTERNS: dict[str, str] = {
     **INJECTIONS,
     "Email address": r"\b[A-Z0-9._%+-]{1,64}@(?:[A-Z0-9-]{1,63}\.){1,8}[A-Z]{2,24}\b",
-    "Phone number": r"(?<![\w.-])(?:\+\d{1,3}[\s.-]?)?(?:\(\d{3}\)\s?|\d{3}[\s.-])\d{3}[\s.-]\d{4}(?![\w-])",
+    "Phone number": r"(?<![\w.-])(?:\+\d{1,3}[\s.-]?|1[\s.-])?"
+    r"(?:\(\d{3}\)\s?|\d{3}[\s.-])\d{3}[\s.-]\d{4}(?![\w-])"
+    # ten digits alone are a time or a number of anything, unless a word says so
+    r"|\b(?:phone|telephone|tel|cell|mobile|call|text|fax|whatsapp)\b[^\d\n]{0,20}?\+?\d{10,13}(?!\d)",
     "Credit card": r"(?<![\d-])(?:\d{4}[- ]?){3}\d{4}(?![\d-])",
     "Social security number": r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])",
 }
