@@ -243,3 +243,10 @@ def test_parts_change_between_runs_and_bits_do_not(monkeypatch: pytest.MonkeyPat
     for _ in range(150):
         for x, expected in zip(rows, first, strict=True):
             harness.assert_same_bits(plan.run(x), expected)
+
+
+def test_the_probe_reads_all_of_the_memory_of_several_nodes() -> None:
+    """It gives a rate only when the sums say that every piece was read once."""
+    pool = thread_pool(5, [CpuGroup(2, 0), CpuGroup(2, 1), CpuGroup(1, 2)])
+    for mib in (1, 2, 7):
+        assert 1e6 < lib.pl_probe_read(pool, mib << 20, 0.01) < 1e13

@@ -3,7 +3,7 @@
 #include "api.h"
 #include "kernels/kernels.h"
 #include "platform/os.h"
-#include "platform/threads.h"
+#include "platform/placement.h"
 #include <stdatomic.h>
 
 #define PIECE ((int64_t)1 << 20) /* bytes that a thread takes at a time */
@@ -17,16 +17,31 @@ typedef struct {
     int streams;
     int64_t ahead;
     uint64_t round;
-    pl_counter counter;
+    const pl_division *division;
+    pl_counter counters[PL_MAX_NODES]; /* each node's threads have memory of their own, as with weights */
     _Atomic uint32_t sum;
 } read_job;
+
+static int take(read_job *job, int thread, int64_t grain, int64_t *begin, int64_t *end)
+{
+    const pl_division *d = job->division;
+    for (int i = 0; i < d->nodes; i++) {
+        const int node = (d->node_of[thread] + i) % d->nodes;
+        const int64_t first = pl_node_cut(d, job->pieces, node);
+        if (!pl_take(&job->counters[node], job->round, pl_node_cut(d, job->pieces, node + 1) - first, grain, begin, end))
+            continue;
+        *begin += first;
+        *end += first;
+        return 1;
+    }
+    return 0;
+}
 
 static void fill(void *arg, int thread)
 {
     read_job *job = arg;
     int64_t begin, end;
-    (void)thread;
-    while (pl_take(&job->counter, job->round, job->pieces, 4, &begin, &end))
+    while (take(job, thread, 4, &begin, &end))
         for (int64_t i = begin * PIECE; i < end * PIECE; i += 64)
             *(volatile uint32_t *)(job->memory + i) = 1;
 }
@@ -36,8 +51,7 @@ static void read_all(void *arg, int thread)
     read_job *job = arg;
     int64_t begin, end;
     uint32_t sum = 0;
-    (void)thread;
-    while (pl_take(&job->counter, job->round, job->pieces, 1, &begin, &end))
+    while (take(job, thread, 1, &begin, &end))
         sum += job->kernels->probe_read(job->memory + begin * PIECE, PIECE, job->streams, job->ahead);
     atomic_fetch_add(&job->sum, sum);
 }
@@ -45,7 +59,10 @@ static void read_all(void *arg, int thread)
 static double timed(pl_pool *pool, read_job *job, void (*run)(void *, int))
 {
     const pl_job work = {run, job};
-    pl_counter_open(&job->counter, ++job->round);
+    job->round++;
+    job->division = pl_placement_divide(pl_pool_placement(pool), pl_pool_prepare(pool), PL_FEW_TOKENS);
+    for (int i = 0; i < job->division->nodes; i++)
+        pl_counter_open(&job->counters[i], job->round);
     double start = pl_seconds();
     pl_pool_run(pool, &work);
     return pl_seconds() - start;
