@@ -1,8 +1,12 @@
 /* Primitives of the Arm tiers (Advanced SIMD of armv8.0): 4 lanes, four registers per panel group. Included inside a
  * tier's target region; the tier adds TIER, vi_dot_u and vi_dot_s. Dot products are of int8, so S_BIAS is 0. */
 #define VL 4
-#define TOKENS_TILE 4 /* 1 panel x 4 tokens: 16 integer sums in 32 registers; the 16 float sums may wait in L1 */
+#define TOKENS_TILE 6 /* 2 registers of rows x 6 tokens: 12 integer and 12 float sums in 32 registers */
+#define TILE_REGISTERS 2
 #define PANELS_TILE 1
+#define CENTERED_CODES 1
+/* gcc would load the inputs of several steps before the first product, and then has no registers left for the sums. */
+#define tile_step_end() __asm__ volatile("" ::: "memory")
 #define FLOAT_TOKENS 5 /* 20 sums */
 #define FLOAT_STEPS(STEP) STEP(5) STEP(4) STEP(1)
 #define ROWS_TILE 4    /* attention: 4 rows x 4 registers of keys or dims: 16 of 32 */
@@ -140,13 +144,29 @@ PL_INLINE vi vi_load_u8(const uint8_t *p) { return vreinterpretq_s32_u32(widen_u
 PL_INLINE vi vi_mul(vi a, vi b) { return vmulq_s32(a, b); }
 PL_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
 PL_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+/* The shift is known when compiled; no mask where the shift leaves no other bits. */
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)
 {
-    return vi_of_u8(vandq_u8(vshlq_u8(vi_u8(a), vdupq_n_s8((int8_t)-shift)), vdupq_n_u8(mask)));
+    uint8x16_t x = vi_u8(a);
+    switch (shift) {
+    case 0: break;
+    case 2: x = vshrq_n_u8(x, 2); break;
+    case 4: x = vshrq_n_u8(x, 4); break;
+    case 6: x = vshrq_n_u8(x, 6); break;
+    default: x = vshlq_u8(x, vdupq_n_s8((int8_t)-shift));
+    }
+    return vi_of_u8(mask == 255 >> shift ? x : vandq_u8(x, vdupq_n_u8(mask)));
 }
 PL_INLINE vi vi_shl_and(vi a, int shift, uint8_t mask)
 {
-    return vi_of_u8(vandq_u8(vshlq_u8(vi_u8(a), vdupq_n_s8((int8_t)shift)), vdupq_n_u8(mask)));
+    uint8x16_t x = vi_u8(a);
+    switch (shift) {
+    case 0: break;
+    case 2: x = vshlq_n_u8(x, 2); break;
+    case 4: x = vshlq_n_u8(x, 4); break;
+    default: x = vshlq_u8(x, vdupq_n_s8((int8_t)shift));
+    }
+    return vi_of_u8(vandq_u8(x, vdupq_n_u8(mask)));
 }
 PL_INLINE vi vi_lut16(const uint8_t *table, vi index) { return vi_of_u8(vqtbl1q_u8(vld1q_u8(table), vi_u8(index))); }
 /* Byte i of the register looks at bit i % 8 of byte i / 8 of its quarter of the word. */
