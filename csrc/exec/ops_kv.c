@@ -1,4 +1,5 @@
 /* Rotary positions, and keys and values on their way to the pages. */
+#include "exec/kv_rounding.h"
 #include "exec/plan.h"
 #include <string.h>
 
@@ -55,6 +56,43 @@ static const float *turned_head(const pl_kv_tile *tile, const float *x, float *t
     return turned;
 }
 
+static uint8_t *key_tile(const pl_plan *plan, const pl_op_rope_store *f, int64_t t, int64_t head)
+{
+    const pl_batch *b = &plan->batch;
+    uint8_t *page = (uint8_t *)b->pages[f->space][b->sequences[t]][b->positions[t] / PL_TILE];
+    return page + pl_cache_offset(plan->spaces[f->space], f->layer, (int)head);
+}
+
+/* The keys of tokens [t0, t1) of a head whose rounding is known. */
+static void store_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t t0, int64_t t1, int head)
+{
+    const pl_cache *c = plan->spaces[f->space];
+    const pl_key_rounding rounding = pl_key_rounding_of(c, f->layer, head);
+    const int dim = c->k.head_dim;
+    float turned[PL_STORE_KEYS][PL_SHAPED_DIM];
+    pl_key_store keys[PL_STORE_KEYS];
+    for (int n; rounding.factors && t0 < t1; t0 += n) {
+        n = t1 - t0 < PL_STORE_KEYS ? (int)(t1 - t0) : PL_STORE_KEYS;
+        for (int i = 0; i < n; i++) {
+            memcpy(turned[i], pl_row(plan, f->k, t0 + i) + head * dim, sizeof(float) * (size_t)dim);
+            pl_rotate(turned[i], dim, c->k.rotation);
+            for (int d = 0; d < dim; d++)
+                turned[i][d] -= rounding.mean[d];
+            keys[i] = (pl_key_store){key_tile(plan, f, t0 + i, head), plan->batch.positions[t0 + i] % PL_TILE, turned[i]};
+        }
+        plan->kernels->store_keys(&c->k, rounding.factors, keys, n);
+    }
+}
+
+/* Those among items [begin, end), which are the heads of token after token, queries before keys. */
+static void store_all_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t begin, int64_t end, int64_t heads)
+{
+    for (int head = 0; head < plan->spaces[f->space]->kv_heads; head++) {
+        const int64_t item = f->n_heads + head; /* of token 0 */
+        store_rounded(plan, f, (begin - item + heads - 1) / heads, (end - item + heads - 1) / heads, head);
+    }
+}
+
 int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_rope_store *f = &op->rope_store;
@@ -73,13 +111,15 @@ int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
             h -= f->n_heads;
             if (h < 0)
                 continue;
-            int32_t position = b->positions[t];
-            uint8_t *page = (uint8_t *)b->pages[f->space][b->sequences[t]][position / PL_TILE];
-            uint8_t *tile = page + pl_cache_offset(c, f->layer, (int)h);
+            const int slot = b->positions[t] % PL_TILE;
+            uint8_t *tile = key_tile(plan, f, t, h);
             float turned[PL_MAX_HEAD_DIM], *v = pl_row(plan, f->v, t) + h * v_dim;
-            plan->kernels->store_k(&c->k, tile, position % PL_TILE, turned_head(&c->k, x, turned));
-            plan->kernels->store_v(&c->v, tile + c->k.bytes, position % PL_TILE, turned_head(&c->v, v, turned));
+            if (!pl_key_rounding_of(c, f->layer, (int)h).factors)
+                plan->kernels->store_k(&c->k, tile, slot, turned_head(&c->k, x, turned));
+            plan->kernels->store_v(&c->v, tile + c->k.bytes, slot, turned_head(&c->v, v, turned));
         }
+        if (c->rounding)
+            store_all_rounded(plan, f, begin, end, heads);
         PL_DONE();
     }
     return n;

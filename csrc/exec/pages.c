@@ -49,6 +49,10 @@ static void release(const pl_cache *c, pl_slab *slab)
 
 void pl_cache_free(pl_cache *c)
 {
+    if (c && c->rounding)
+        pl_release(c->rounding, (size_t)pl_cache_rounding_bytes(c));
+    if (c)
+        c->rounding = NULL;
     if (c && c->slabs)
         c->closed = 1;
     else

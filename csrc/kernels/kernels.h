@@ -46,6 +46,17 @@ typedef struct {
     int64_t scales; /* offset of the scales (quantized kinds), else 0 */
 } pl_kv_tile;
 
+/* Where a key goes, and what it is. */
+typedef struct {
+    uint8_t *tile;
+    int slot;
+    const float *key; /* (head_dim) */
+} pl_key_store;
+
+#define PL_STORE_KEYS 16                       /* of one call at most */
+#define PL_SHAPED_DIM 256                      /* of a head that is rounded so at most */
+#define PL_KEY_STRIDE(dim) (((dim) + 15) & ~15) /* of its factors: floats */
+
 /* Attention of `n_rows` query rows that share one KV head, over keys [first tile, last tile] of one sequence.
  * Row i: query q[i], position pos[i], sees keys lo[i] <= j <= pos[i]. State (m, l, o) is carried in and out. */
 typedef struct {
@@ -79,6 +90,8 @@ typedef struct {
     KERNEL(void, add, (const float *a, const float *b, float *y, int64_t n)) \
     KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim)) \
     KERNEL(void, store_k, (const pl_kv_tile *, uint8_t *tile, int slot, const float *k)) \
+    /* 4-bit keys of one head, rounded one dim after another as exec/kv_rounding.c has it */ \
+    KERNEL(void, store_keys, (const pl_kv_tile *, const float *factors, const pl_key_store *keys, int n_keys)) \
     KERNEL(void, store_v, (const pl_kv_tile *, uint8_t *tile, int slot, const float *v)) \
     KERNEL(void, attention, (const pl_attention *)) \
     KERNEL(void, attention_merge, (float *total, const float *part, int head_dim)) \

@@ -24,6 +24,7 @@ from pyllamacpu.engine.batch import (
 )
 from pyllamacpu.engine.image_keys import ImageKeyCache
 from pyllamacpu.engine.images import ImageCache
+from pyllamacpu.engine.key_rounding import learn_rounding
 from pyllamacpu.engine.memory import check_adapters, check_memory, holds, holds_no_more
 from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
 from pyllamacpu.engine.precision import check_precision, kv_types_of
@@ -46,14 +47,7 @@ from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, thread_pool
 from pyllamacpu.topology import threads_usable
 
-__all__ = [
-    "DEFAULT_BATCH",
-    "Engine",
-    "Entry",
-    "Outputs",
-    "Wanted",
-    "scratch_bytes",
-]
+__all__ = ["DEFAULT_BATCH", "Engine", "Entry", "Outputs", "Wanted", "scratch_bytes"]
 
 Progress = Callable[[int, int], None]
 
@@ -120,6 +114,7 @@ class Engine:
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
         self.pack_cache = open_pack_cache(pack_cache)
         self.model = load(file, self.config, self._pool, on_load, self.expert_memory, self.pack_cache)
+        learn_rounding(self.cache, self.model, self._pool, precision == "exact")
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
@@ -128,8 +123,7 @@ class Engine:
         self.image_keys = _image_keys(self.cache, self.images)
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)
-        # rows without a token are padding
-        self.n_vocab = min(self.n_outputs, self.config.n_tokens or self.n_outputs)
+        self.n_vocab = min(self.n_outputs, self.config.n_tokens or self.n_outputs)  # other rows are padding
         self._no_hidden = np.empty((0, self.dim), np.float32)
         self._lock = fork_safe_lock()
         self._closed = self._profiling = False
@@ -159,7 +153,8 @@ class Engine:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of buffers that do not depend on the context in use."""
-        return self._plans.n_bytes + (self._plain.n_bytes if self._plain else 0)
+        plain = self._plain.n_bytes if self._plain else 0
+        return self._plans.n_bytes + plain + self.cache.rounding_bytes
 
     @property
     def plan(self) -> CompiledPlan:
@@ -410,8 +405,9 @@ def scratch_bytes(
     its architecture cannot be run.
     """
     plan = described_plan(file, config)
-    spaces = KVCache(architecture(config, file.paths[0]).kv_spaces(config), type_k, type_v).handles
-    return measured_bytes(plan, spaces, min(n_batch, n_ctx), n_ctx, n_threads or threads_usable())
+    cache = KVCache(architecture(config, file.paths[0]).kv_spaces(config), type_k, type_v)
+    measured = measured_bytes(plan, cache.handles, min(n_batch, n_ctx), n_ctx, n_threads or threads_usable())
+    return measured + cache.rounding_bytes
 
 
 def kv_bytes(

@@ -63,6 +63,7 @@ def base_key(
         repr([cache.spaces[space] for space in cache.token_spaces]),
         cache.type_k.name,
         cache.type_v.name,
+        cache.rounding,
         isa_selected(),
         precision,
         extension_content(),

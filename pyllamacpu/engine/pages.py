@@ -26,7 +26,7 @@ from pyllamacpu.topology import shared_nodes
 PAGE: int = lib.PL_PAGE_POSITIONS
 KEPT_BEHIND = 64  # tokens that a sequence can be cut back by, whatever chunks are over
 _STATE_KIND, _WITH_IMAGES = b"PLKV1", b"PLKV2"
-_STATE = struct.Struct("<8sQQ")  # magic, bytes of one page in every space, tokens
+_STATE = struct.Struct("<8sQQ")  # magic, KVCache.state_kind, tokens
 _IMAGE_BYTES = struct.Struct("<Q")  # of what tells the images of a state
 _DROPPED = struct.Struct("<Q")  # pages of past chunks that a chunked space no longer has
 
@@ -57,6 +57,7 @@ class KVCache:
         self.handles = tuple(self._native(space) for space in self.spaces)
         self.space_page_bytes = tuple(int(lib.pl_cache_page_bytes(handle)) for handle in self.handles)
         self._counts: tuple[dict[int, int], ...] = tuple({} for _ in self.spaces)
+        self.rounding = b""  # a digest of what 4-bit keys are rounded by, once it is known (key_rounding.py)
         # Those that keep tokens; what an image space keeps is not laid out by position.
         self.token_spaces = tuple(i for i, space in enumerate(self.spaces) if space.kind != "image")
 
@@ -76,9 +77,21 @@ class KVCache:
         return cache
 
     @property
+    def rounding_bytes(self) -> int:
+        """Bytes of what keys are rounded by, in all spaces that keep tokens."""
+        return sum(int(lib.pl_cache_rounding_bytes(self.handles[i])) for i in self.token_spaces)
+
+    @property
     def page_bytes(self) -> int:
         """Bytes of keys and values of 32 tokens, in all spaces that keep tokens."""
         return sum(self.space_page_bytes[space] for space in self.token_spaces)
+
+    @property
+    def state_kind(self) -> int:
+        """Tells pages apart that cannot be read as each other: their bytes in every space, and above these
+        three bytes of what keys are rounded by, which have its means taken off.
+        """
+        return self.page_bytes | int.from_bytes(self.rounding[:3], "little") << 40
 
     def context_bytes(self, n_tokens: int, n_batch: int) -> int:
         """Bytes that one sequence of `n_tokens` takes at most, read `n_batch` tokens at a time."""
@@ -317,6 +330,10 @@ class Sequence:
             if chunk := self.cache.spaces[table.space].chunk:
                 table.drop(max(0, len(self.tokens) - kept) // chunk * chunk)
 
+    def page_addresses(self, space: int) -> tuple[int, ...]:
+        """Of its pages in a space that keeps tokens."""
+        return tuple(self._tables[self.cache.token_spaces.index(space)].pages)
+
     # For the prefix cache
 
     def page_set(self, i: int) -> PageSet:
@@ -343,7 +360,7 @@ class Sequence:
         """
         ranges = b"" if self.cache.images is None else self.cache.images.saved_ranges(self.tokens)
         magic = _state_magic(self.adapters, _WITH_IMAGES if ranges else _STATE_KIND)
-        yield _STATE.pack(magic, self.cache.page_bytes, len(self.tokens))
+        yield _STATE.pack(magic, self.cache.state_kind, len(self.tokens))
         yield np.asarray(self.tokens, np.int32).tobytes()
         if ranges:
             yield _IMAGE_BYTES.pack(len(ranges)) + ranges
@@ -364,12 +381,12 @@ class Sequence:
 
         Raises OptionError when the state is damaged or of another model, ContextError when it does not fit.
         """
-        magic, page_bytes, n_tokens = _STATE.unpack(_exactly(source, _STATE.size))
+        magic, kind, n_tokens = _STATE.unpack(_exactly(source, _STATE.size))
         if is_of_other_adapters(magic, self.adapters):
             raise OptionError("the saved state was computed with other adapters, or other scales of them")
         if (
             magic[: len(_STATE_KIND)] not in (_STATE_KIND, _WITH_IMAGES)
-            or page_bytes != self.cache.page_bytes
+            or kind != self.cache.state_kind
             or n_tokens >= 1 << 31
         ):
             raise OptionError("the saved state is damaged, or of another model or KV cache type")

@@ -144,8 +144,76 @@ static void check_nan(const pl_kernels *tier, const pl_kv_tile *tile)
     guarded_free(tier, bytes);
 }
 
+/* What each code should be: the nearest to what is wanted of its dim, given the errors of those before it. Tiers may round
+ * sums differently, so a code may be as far off as those allow. */
+static void check_rounded(const pl_kernels *tier, const pl_kv_tile *tile, const uint8_t *bytes, int slot, const float *x,
+                          const float *factors)
+{
+    const int dim = tile->head_dim, stride = PL_KEY_STRIDE(dim);
+    double error[PL_SHAPED_DIM];
+    for (int d = 0; d < dim; d++) {
+        float top = 0.0f, scale = number_at(PL_TYPE_F16, bytes + tile->scales, d / 32 * PL_TILE + slot);
+        double want = (double)x[d], slack = 0.0;
+        for (int i = d & ~31; i < dim && i < (d & ~31) + 32; i++)
+            top = fabsf(x[i]) > fabsf(top) ? x[i] : top;
+        for (int i = 0; i < d; i++) {
+            want += (double)factors[i * stride + d] * error[i];
+            slack += fabs((double)factors[i * stride + d] * error[i]);
+        }
+        int code = bytes[d / 2 * PL_TILE + slot] >> (d % 2 ? 4 : 0) & 15;
+        double target = top != 0.0f ? want / ((double)top / -8.0) + 8.0 : 8.0;
+        target = target < 0.0 ? 0.0 : target > 15.0 ? 15.0 : target;
+        error[d] = (double)x[d] - (code - 8) * (double)scale;
+        const double allowed = 0.5001 + 1e-5 * slack / (fabs((double)top) + 1e-30);
+        if (fabs(code - target) > allowed || fabsf(scale - top / -8.0f) > 6e-4f * fabsf(scale)) {
+            fail(tier, "slot %d dim %d: code %d, expected %.6f; scale %g of %g", slot, d, code, target, (double)scale,
+                 (double)top / -8.0);
+            return;
+        }
+    }
+}
+
+/* Keys one by one, and as many at once as `n`, in slots all over a tile: the same bits, and the right ones. */
+static void check_store_keys(const pl_kernels *tier, int dim, int n)
+{
+    pl_kv_tile tile;
+    pl_kv_tile_init(&tile, PL_TYPE_Q4_0, dim);
+    const int stride = PL_KEY_STRIDE(dim);
+    begin_case("store_keys head_dim=%d keys=%d", dim, n);
+    float *x = guarded(sizeof(float) * (size_t)(n * dim), 4), *factors = guarded(sizeof(float) * (size_t)(dim * stride), 64);
+    uint8_t *single = guarded((size_t)tile.bytes, 64), *together = guarded((size_t)tile.bytes, 64);
+    pl_key_store keys[PL_STORE_KEYS];
+    memset(single, 0, (size_t)tile.bytes);
+    memset(together, 0, (size_t)tile.bytes);
+    memset(factors, 0, sizeof(float) * (size_t)(dim * stride));
+    for (int i = 0; i < dim; i++)
+        for (int j = i; j < dim; j++)
+            factors[i * stride + j] = i == j ? 1.0f : random_float() * 0.4f;
+    for (int i = 0; i < n * dim; i++)
+        x[i] = i / dim % 4 == 3 ? 0.0f : random_float() * 3; /* a key of zeros among them */
+    for (int k = 0; k < n; k++) {
+        keys[k] = (pl_key_store){single, k * 7 % PL_TILE, x + k * dim};
+        tier->store_keys(&tile, factors, &keys[k], 1);
+        check_rounded(tier, &tile, single, keys[k].slot, keys[k].key, factors);
+        keys[k].tile = together;
+    }
+    tier->store_keys(&tile, factors, keys, n);
+    if (memcmp(single, together, (size_t)tile.bytes) != 0)
+        fail(tier, "keys stored together are other than one by one");
+    guarded_free(tier, together);
+    guarded_free(tier, single);
+    guarded_free(tier, factors);
+    guarded_free(tier, x);
+}
+
 void check_kv(void)
 {
+    static const int shaped[] = {8, 24, 40, 64, 80, 128, 256};
+    for (int i = 0; i < n_tiers; i++)
+        for (int d = 0; d < COUNT(shaped); d++)
+            for (int n = 1; n <= PL_STORE_KEYS; n += 5)
+                check_store_keys(tiers[i], shaped[d], n);
+
     static const int dims[] = {8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 256, 576};
     for (int k = 0; k < COUNT(kv_types); k++)
         for (int d = 0; d < COUNT(dims); d++)
