@@ -138,6 +138,18 @@ def test_quantized_weights_come_back(kind: TensorType) -> None:
     assert np.corrcoef(actual.ravel(), weights.ravel())[0, 1] > (0.6 if kind.name.startswith("TQ") else 0.99)
 
 
+def test_halves_at_any_place_and_any_number_of_them() -> None:
+    """32 go at once, the rest one by one: every pattern takes both ways."""
+    patterns = np.arange(1 << 16, dtype=np.uint16)
+    for start, n in ((0, 1 << 16), (1, 31), (5, 33), (0x7BF0, 95), (0xFC00 - 7, 40), (1 << 15, 63)):
+        part = patterns[start : start + n].copy()
+        found = dequantize(part.view(np.uint8), T.F16, (len(part),)).view(np.uint32)
+        np.testing.assert_array_equal(found, part.view(np.float16).astype(np.float32).view(np.uint32))
+        for i in (0, len(part) - 1):
+            alone = dequantize(part[i : i + 1].view(np.uint8), T.F16, (1,)).view(np.uint32)
+            np.testing.assert_array_equal(alone, found[i : i + 1])
+
+
 @pytest.mark.parametrize("kind", [T.F16, T.BF16], ids=lambda kind: kind.name)
 def test_every_16_bit_float(kind: TensorType) -> None:
     patterns = np.arange(1 << 16, dtype=np.uint16)

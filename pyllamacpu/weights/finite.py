@@ -6,6 +6,7 @@ one or two 16-bit floats at a fixed place in the block (ggml-common.h has the st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,25 +49,25 @@ def stored_finite(stored: npt.NDArray[Any], kind: TensorType) -> bool | None:
             total = stored.sum(dtype=np.float64)
         return bool(np.isfinite(total) or np.isfinite(stored).all())
     if kind in (T.F16, T.BF16):
-        return not _any_exponent(stored, _HALF_EXPONENT if kind == T.F16 else _BFLOAT_EXPONENT)
+        return not _any_from(stored, _HALF_EXPONENT if kind == T.F16 else _BFLOAT_EXPONENT)
     if kind in (T.I8, T.I16, T.I32, T.I64):
         return True
     if kind not in _SCALES:
         return None
-    blocks = stored.reshape(-1, kind.block_bytes)
-    return not any(
-        _any_exponent(np.ascontiguousarray(blocks[:, at : at + 2]).view("<u2"), _HALF_EXPONENT)
-        for at in _SCALES[kind]
-    )
+    return not any(_any_from(halves, _HALF_EXPONENT) for halves in _scales(stored, kind))
 
 
 def saturated(blocks: npt.NDArray[np.uint8], kind: TensorType) -> bool:
     """Whether a block's scale is the largest 16-bit float: its values were too large for the type."""
-    rows = blocks.reshape(-1, kind.block_bytes)
-    halves = (np.ascontiguousarray(rows[:, at : at + 2]).view("<u2") for at in _SCALES.get(kind, ()))
-    return any(bool((half & np.uint16(0x7FFF) >= _LARGEST_HALF).any()) for half in halves)
+    return any(_any_from(halves, _LARGEST_HALF) for halves in _scales(blocks, kind))
 
 
-def _any_exponent(halves: npt.NDArray[Any], exponent: int) -> bool:
-    """Whether one of these 16-bit floats has this exponent, the highest there is."""
-    return bool(halves.size) and int((halves & np.uint16(0x7FFF)).max()) >= exponent
+def _scales(blocks: npt.NDArray[Any], kind: TensorType) -> Iterator[npt.NDArray[np.uint16]]:
+    """The 16-bit floats of all blocks, place by place; nothing is copied, since blocks are whole halves."""
+    halves = np.ascontiguousarray(blocks).reshape(-1, kind.block_bytes).view("<u2")
+    return (halves[:, at // 2] for at in _SCALES.get(kind, ()))
+
+
+def _any_from(halves: npt.NDArray[Any], least: int) -> bool:
+    """Whether one of these 16-bit floats has these bits or higher ones, but for the sign."""
+    return bool(halves.size) and int((halves & np.uint16(0x7FFF)).max()) >= least
