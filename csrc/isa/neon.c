@@ -3,6 +3,7 @@
 
 #if PL_ARM
 #define TIER neon
+#define TOKENS_TILE 4 /* as products take registers of their own */
 
 #include "neon_common.h"
 

@@ -1,7 +1,9 @@
 /* Primitives of the Arm tiers (Advanced SIMD of armv8.0): 4 lanes, four registers per panel group. Included inside a
  * tier's target region; the tier adds TIER, vi_dot_u and vi_dot_s. Dot products are of int8, so S_BIAS is 0. */
 #define VL 4
+#ifndef TOKENS_TILE
 #define TOKENS_TILE 6 /* 2 registers of rows x 6 tokens: 12 integer and 12 float sums in 32 registers */
+#endif
 #define TILE_REGISTERS 2
 #define PANELS_TILE 1
 #define CENTERED_CODES 1
