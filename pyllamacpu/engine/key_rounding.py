@@ -152,6 +152,9 @@ def key_statistics(q: Floats, k: Floats, turns: Turns) -> tuple[Floats, Floats]:
     kv_heads, _, dim = k.shape
     rows = q.reshape(kv_heads, -1, dim)
     moments = rows.transpose(0, 2, 1) @ rows / rows.shape[1]
+    # In whole numbers of a unit: in which order a library sums products must not show in names of pages.
+    exponents = np.frexp(np.trace(moments, axis1=1, axis2=2))[1][:, None, None]
+    moments = np.ldexp(np.rint(np.ldexp(moments, 24 - exponents)), exponents - 24)
     # A pair is a complex number z: E z z'* turns by the difference of frequencies, E z z' by the sum.
     s = moments.reshape(kv_heads, dim // 2, 2, dim // 2, 2)
     ee, eo, oe, oo = s[:, :, 0, :, 0], s[:, :, 0, :, 1], s[:, :, 1, :, 0], s[:, :, 1, :, 1]
