@@ -2,16 +2,17 @@
 model's layers attend to.
 
 A tile is its patches after a class token. Positions are added by patch, by tile and patch, and by tile; up to
-four tiles and their padding attend to each other in the first layers and, after an embedding by tile, in the
-gated global ones. The result is the last state and those that stood before some of the first layers, side by
-side, projected. Sources: multimodal/model.py and encoder_utils.py of Meta's llama-models; tensor names as in
-ollama's files of both generations.
+`max_tiles` tiles and their padding attend to each other in the first layers and, after an embedding by tile,
+in the gated global ones. The result is the last state and those that stood before some of the first layers,
+side by side, projected. Sources: multimodal/model.py and encoder_utils.py of Meta's llama-models; tensor
+names as in ollama's files of both generations.
 
 Padding: each tile has rows of zeros after its tokens, and tiles that an image lacks are there too, without
 pixels. What belongs to the image attends to all of it, so that it cannot be left out; but rows of padding
 that start equal stay equal, since padding attends to the image only. One row then stands for all of a tile's
-padding, and one tile for all that lack: in exact arithmetic the same (csrc/exec/tile_attention.c).
-PYLLAMACPU_WHOLE_TILES=1 computes every row, as Meta's code does.
+padding, and one tile for all that lack: in exact arithmetic the same (csrc/exec/tile_attention.c). Every row
+is computed, as Meta's code does, with PYLLAMACPU_WHOLE_TILES=1, and where the tables of a file have different
+values for the tiles that an image lacks: transformers adds those, released checkpoints hold zeros there.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ DEFAULT_PATTERNS: dict[str, str] = {
     "Phone number": r"(?<![\w.-])(?:\+\d{1,3}[\s.-]?|1[\s.-])?"
     r"(?:\(\d{3}\)\s?|\d{3}[\s.-])\d{3}[\s.-]\d{4}(?![\w-])"
     # ten digits alone are a time or a number of anything, unless a word says so
-    r"|\b(?:phone|telephone|tel|cell|mobile|call|text|fax|whatsapp)\b[^\d\n]{0,20}?\+?\d{10,13}(?!\d)",
+    r"|\b(?:phone|telephone|tel|cell|mobile|call|fax|whatsapp)\b[^\d\n]{0,20}?\+?\d{10,13}(?!\d)",
     "Credit card": r"(?<![\d-])(?:\d{4}[- ]?){3}\d{4}(?![\d-])",
     "Social security number": r"(?<![\d-])\d{3}-\d{2}-\d{4}(?![\d-])",
 }
