@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
 from pyllamacpu.engine.generate import HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Handle
+from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import RequestCancelled
@@ -51,24 +52,30 @@ class Stream:
 
 
 class Cancellation:
-    """Ends the requests of a thread from another one: those that are submitted inside `with`, also later.
+    """Ends the requests of a thread from another one: those that are submitted inside `with`, also later,
+    and what a vision tower does for their prompts.
 
-    Who waits for one of them gets RequestCancelled.
+    Who waits for one of them gets RequestCancelled; Abandoned, where a tower was at work.
     """
 
     def __init__(self) -> None:
         self.is_cancelled = False
         self._lock = threading.Lock()
         self._streams: WeakSet[Stream] = WeakSet()
+        self._leaving = Leaving()
+        self._watch = ExitStack()
 
     def __enter__(self) -> Cancellation:
         _current.cancellation = self
+        self._watch.enter_context(self._leaving.watched())
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watch.close()
         _current.cancellation = None
 
     def cancel(self) -> None:
+        self._leaving.leave()
         with self._lock:
             self.is_cancelled = True
             streams = list(self._streams)

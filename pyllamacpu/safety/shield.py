@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from pyllamacpu.api.tools import NO_TOOLS, ChatTools
+from pyllamacpu.engine.driver import Cancellation
 from pyllamacpu.engine.generate import GenerationStats, TextEvent
 from pyllamacpu.errors import OptionError, UnseenImageError
 from pyllamacpu.images.parts import has_image
@@ -277,11 +278,24 @@ class Shield:
     async def _ask_guard(self, messages: Messages, what: What) -> tuple[Finding, ...]:
         if messages[0]["role"] != "user":
             messages = [{"role": "user", "content": ""}, *messages]
-        check = partial(self._check, messages)
-        verdict = await asyncio.get_running_loop().run_in_executor(self._workers, check)
+        verdict = await self._off_loop(partial(self._check, messages))
         if verdict.verdict == "safe":
             return ()
         return (Finding("guard", what, ",".join(verdict.categories), verdict.probability),)
+
+    async def _off_loop(self, check: Callable[[], Verdict]) -> Verdict:
+        """Runs it in a worker; it ends soon when nobody waits for it any more."""
+        cancellation = Cancellation()
+
+        def run() -> Verdict:
+            with cancellation:
+                return check()
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, run)
+        except asyncio.CancelledError:
+            cancellation.cancel()
+            raise
 
     def _check(self, messages: Messages) -> Verdict:
         assert self._guard is not None
