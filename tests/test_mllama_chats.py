@@ -88,6 +88,31 @@ def test_answers_are_those_of_the_image(llm: Llama) -> None:
     assert llm.detokenize(written).decode() == first
 
 
+def test_the_memory_of_an_image_counts_its_keys_and_bounds_what_is_kept(llm: Llama) -> None:
+    vision, keys = llm.vision, llm.engine.image_keys
+    assert keys is not None
+
+    def answered(picture: Any) -> int:
+        """The bytes that it takes, of what is kept."""
+        llm.create_chat_completion(asked(picture), max_tokens=1)  # type: ignore[arg-type]
+        image, own = vision.embed(picture), list(keys._recent.values())[-1]
+        assert image.states is not None
+        return int(vision.tiles(picture).pixels.nbytes + image.states.nbytes + own.n_bytes)
+
+    page = keys.cache.space_page_bytes[keys.space]
+    for picture in (PICTURE, OTHER):
+        assert vision.image_bytes(vision.tiles(picture)) == answered(picture) + page
+    assert len(keys._recent) > 1 and len(llm.engine.images._recent) > 1
+    vision.keep_at_most(1)
+    answered(PICTURE)
+    assert len(keys._recent) == len(llm.engine.images._recent) == 1
+    vision.keep_at_most(1 << 40)
+    for picture in (PICTURE, OTHER):
+        answered(picture)
+    assert len(keys._recent) == len(llm.engine.images._recent) == 2
+    assert keys.limit_bytes == 1 << 30 and llm.engine.images.limit_bytes == 512 << 20
+
+
 def test_a_guard_judges_words_beside_an_image(guard_file: Path) -> None:
     with opened(guard_file, n_ctx=512) as model:
         guard = Guard(model)

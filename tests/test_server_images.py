@@ -275,6 +275,7 @@ def test_memory_of_images_is_limited(running: Running, monkeypatch: pytest.Monke
     assert n == 4 * (vision.tiles(PICTURE).pixels.size + vision.embed(PICTURE).rows.size)
     monkeypatch.setattr(service, "images", ImageAccess(None, 2 * n))
     assert chat(running, asked(openai_part()))
+    assert vision.engine.images.limit_bytes == 2 * n  # the model keeps no more for images that may come again
     three = [openai_part(f"data:image/png;base64,{b64encode(png(PICTURE - i)).decode()}") for i in (1, 2, 3)]
     monkeypatch.setattr(Tower, "_run", None)
     response = running.post("/v1/chat/completions", messages=[{"role": "user", "content": three}])

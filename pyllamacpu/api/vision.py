@@ -95,9 +95,21 @@ class Vision:
         return len(self.opened.placeholders(self.ids, tiles))
 
     def image_bytes(self, tiles: Tiles) -> int:
-        """Bytes of memory that an image takes: its tiles, and what the tower makes of them."""
-        config = self.opened.config
-        return int(tiles.pixels.nbytes + 4 * len(tiles.pixels) * config.rows_per_tile * config.dim)
+        """Bytes of memory that an image takes at the most: its tiles, what the tower makes of them, and the
+        keys and values of that in layers that attend to images.
+        """
+        config, keys = self.opened.config, self.engine.image_keys
+        n_rows = len(tiles.pixels) * config.rows_per_tile
+        own = 0 if keys is None else keys.most_bytes(n_rows)
+        return int(tiles.pixels.nbytes + 4 * n_rows * config.dim + own)
+
+    def keep_at_most(self, n_bytes: int) -> None:
+        """Bytes for images that may come again: of their rows, and as many of their keys and values. No more
+        than 512 MB and 1 GB in any case. The newest stays, however large.
+        """
+        self.engine.images.keep_at_most(n_bytes)
+        if self.engine.image_keys is not None:
+            self.engine.image_keys.keep_at_most(n_bytes)
 
     def embed(self, image: Any) -> EmbeddedImage:
         """What the tower makes of an image; each is computed once. Raises ImageError, OptionError."""

@@ -147,8 +147,9 @@ engine_options = options(
     "--image-memory",
     type=SIZE,
     metavar="SIZE",
-    help="Memory for the images of one request, as tiles and as the vision tower's states: 500MB, 4GB.  "
-    "[default: 2GB]",
+    help="Memory for the images of one request: their tiles, the vision tower's rows, and keys and values of "
+    "layers that attend to images (Llama 3.2 Vision). Each model keeps as much at the most for images that "
+    "may come again, and never more than 512MB of rows and 1GB of keys and values.  [default: 2GB]",
 )
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(

@@ -70,6 +70,15 @@ class ImageKeyCache:
         self._recent: OrderedDict[_Group, ImageKeys] = OrderedDict()
         cache.let_go = self.let_go
 
+    def most_bytes(self, n_states: int) -> int:
+        """Of the pages of an image. Behind others it has one more at the most, which begins with theirs."""
+        return (-(-n_states // PAGE) + 1) * self.cache.space_page_bytes[self.space]
+
+    def keep_at_most(self, n_bytes: int) -> None:
+        """Of images that may come again, from now on, and no more than usual."""
+        with self.cache.lock:
+            self.limit_bytes = min(n_bytes, _LIMIT)
+
     def segments(
         self, entries: Seq[Entry], plan: NativePlan, adapters: LoadedAdapters
     ) -> list[list[Segment]]:

@@ -122,6 +122,11 @@ class ImageCache:
             self._recent.popitem(last=False)
         return image
 
+    def keep_at_most(self, n_bytes: int) -> None:
+        """Of images that may come again, from now on, and no more than usual."""
+        with self._lock:
+            self.limit_bytes = min(n_bytes, _LIMIT)
+
     @property
     def bytes_kept(self) -> int:
         """Of rows that are kept for images that may come again."""

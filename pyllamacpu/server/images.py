@@ -26,7 +26,7 @@ Cut = TypeVar("Cut")
 
 MAX_IMAGES = 64  # of a request
 MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of its images together
-IMAGE_MEMORY = 2 << 30  # bytes that they take as tiles and as what the tower makes of those
+IMAGE_MEMORY = 2 << 30  # bytes that they take, see `Vision.image_bytes`
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,10 @@ def shown_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def cutter(vision: Vision, n_ctx: int, max_bytes: int) -> Callable[[Picture], Tiles]:
     """Cuts pictures into tiles until they are too many for the context or take more than `max_bytes`, before
-    the tower works for them: a small file can hold many. Raises HTTPError.
+    the tower works for them: a small file can hold many. The model's caches of images keep no more than that
+    either. Raises HTTPError.
     """
+    vision.keep_at_most(max_bytes)
     n_tokens = n_bytes = 0
 
     def cut(picture: Picture) -> Tiles:
