@@ -101,3 +101,16 @@ def test_errors_have_their_classes(client: anthropic.Anthropic) -> None:
         client.messages.create(model="nobody", messages=QUESTION, max_tokens=3)
     with pytest.raises(anthropic.BadRequestError, match="the context of 256"):
         ask(client, [{"role": "user", "content": "the " * 400}])
+
+
+def test_errors_below_v1_have_the_callers_shape(client: anthropic.Anthropic, running: Running) -> None:
+    """Two dialects share /v1: Anthropic's client says `anthropic-version`."""
+    with pytest.raises(anthropic.NotFoundError) as found:
+        client.post("/v1/unknown", body={}, cast_to=object)
+    message = "there is no such path"
+    expected = {"type": "error", "error": {"type": "not_found_error", "message": message}}
+    assert found.value.body == expected
+    with pytest.raises(anthropic.APIStatusError) as refused:
+        client.get("/v1/messages/count_tokens", cast_to=object)
+    assert refused.value.body["type"] == "error"  # type: ignore[index]
+    assert running.post("/v1/unknown").json()["error"]["code"] == 404  # and OpenAI's as before

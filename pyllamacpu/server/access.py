@@ -94,7 +94,7 @@ class AccessControl:
             limit = self._limit(scope["path"])
             _check_length(headers, limit)
         except HTTPError as error:
-            await _refuse(answer, scope["path"], error)
+            await _refuse(answer, scope["path"], error, headers)
             return
         try:
             await self._app(scope, self._limited(receive, limit), answer)
@@ -102,7 +102,7 @@ class AccessControl:
             log.error("%s failed", scope["path"], exc_info=error)
             if begun:  # the answer ends where it is
                 raise
-            await _refuse(answer, scope["path"], as_http_error(error))
+            await _refuse(answer, scope["path"], as_http_error(error), headers)
 
     def _limit(self, path: str) -> float:
         """Bytes that a body may have."""
@@ -236,9 +236,9 @@ def _counted_path(scope: Scope) -> str:
     return getattr(route, "path", None) or "other"
 
 
-async def _refuse(send: Send, path: str, error: HTTPError) -> None:
-    """An error in the shape of the path's dialect; the connection ends, as its request may not be read."""
-    body = json.dumps(error_body(path, error)).encode()
+async def _refuse(send: Send, path: str, error: HTTPError, headers: dict[str, str]) -> None:
+    """An error in the shape of the caller's dialect; the connection ends, as its request may not be read."""
+    body = json.dumps(error_body(path, error, headers)).encode()
     more = [(k.encode(), v.encode()) for k, v in error.headers.items()]
     more += [(b"content-type", b"application/json"), (b"connection", b"close")]
     await _respond(send, error.status, body, more)

@@ -198,13 +198,14 @@ def add_errors(app: FastAPI) -> None:
     """Errors in the shape of the path's dialect."""
 
     async def failed(request: Request, error: Exception) -> Response:
-        return http.error_response(request.url.path, error)
+        return http.error_response(request.url.path, error, request.headers)
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         words = {404: "there is no such path", 405: "this path does not take that method"}
         message = words.get(error.status_code, str(error.detail))
-        response = http.error_response(request.url.path, HTTPError(message, status=error.status_code))
+        refusal = HTTPError(message, status=error.status_code)
+        response = http.error_response(request.url.path, refusal, request.headers)
         if error.status_code == 405:
             response.headers["Allow"] = ", ".join(_methods(request))
         return response

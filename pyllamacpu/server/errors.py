@@ -80,9 +80,15 @@ def _param_of(message: str) -> str | None:
     return name if colon and name.isidentifier() else None
 
 
-def error_body(path: str, error: HTTPError) -> dict[str, Any]:
-    """The body in the shape of the dialect that `path` belongs to."""
-    if path.startswith("/v1/messages"):
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+def error_body(path: str, error: HTTPError, headers: Mapping[str, str] = _NO_HEADERS) -> dict[str, Any]:
+    """The body in the shape of the dialect that `path` belongs to; below /v1, which two of them share, in
+    Anthropic's where the request's `headers` (lower case) are those of its client.
+    """
+    is_anthropic = path.startswith("/v1/") and "anthropic-version" in headers
+    if is_anthropic or path.startswith("/v1/messages"):
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": str(error)}}
     if path.startswith("/api/"):

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
@@ -144,12 +144,12 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(encode(dump(value)), status, headers, "application/json")
 
 
-def error_response(path: str, error: BaseException) -> Response:
-    """The answer to a request that failed, in its dialect's shape."""
+def error_response(path: str, error: BaseException, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request (with these headers) that failed, in its dialect's shape."""
     refusal = as_http_error(error)
     if refusal.status >= 500 and not isinstance(error, HTTPError):
         log.error("%s failed", path, exc_info=error)
-    return json_response(error_body(path, refusal), refusal.status, refusal.headers)
+    return json_response(error_body(path, refusal, headers or {}), refusal.status, refusal.headers)
 
 
 def sse(data: Any, event: str | None = None) -> bytes:
