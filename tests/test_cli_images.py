@@ -198,6 +198,23 @@ def test_what_an_image_is_to_a_model(folder: Path, capsys: pytest.CaptureFixture
     assert run(capsys, "image", model, "-m", model)[0] == 1
 
 
+def test_an_image_is_shown_to_a_model_with_other_metadata(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual = ("image", folder / "drawing.webp", "-m", folder / "words.gguf", "--no-run")
+    expected = run(capsys, *usual)
+    assert expected[0] == 0
+    assert run(capsys, *usual, "--override-kv", "llama4.rope.freq_base=float:5e5") == expected
+    for key, value, says in (
+        ("llama4.embedding_length", "int:192", "width"),
+        ("llama4.rope.freq_bsae", "float:5e5", "nothing reads it"),
+        ("tokenizer.ggml.bos_tokn", "int:1", "nothing reads it"),
+        ("llama4.vision.block_count", "int:1", "vision tower cannot be changed"),
+    ):
+        code, _, err = run(capsys, *usual, "--override-kv", f"{key}={value}")
+        assert code == 1 and says in err, (key, err)
+
+
 def test_a_file_dropped_on_a_terminal(folder: Path, tmp_path: Path) -> None:
     args = ["chat", "-m", str(folder / "words.gguf"), "-c", "256", "-n", "4", "--temp", "0"]
     person = Person([*args, "--chat-template", "llama4"], 100, tmp_path / "home")

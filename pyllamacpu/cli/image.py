@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.images import ImageFile, mmproj_option, tiles_text
-from pyllamacpu.cli.loading_options import pack_option
+from pyllamacpu.cli.loading_options import override_option, pack_option
 from pyllamacpu.cli.options import model_option
 from pyllamacpu.units import decimal_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.tower import Tower
+    from pyllamacpu.gguf.overrides import Overrides
     from pyllamacpu.gguf.reader import GGUFFile
     from pyllamacpu.images.tiles import Tiles
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--run/--no-run", default=True, help="Run the tower, for the cost and the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object for each image.")
+@override_option
 @pack_option
 def image(
     files: tuple[Path, ...],
@@ -41,6 +43,7 @@ def image(
     threads: int | None,
     run: bool,
     as_json: bool,
+    kv_overrides: Overrides | None,
     pack_cache: Path | None,
 ) -> None:
     """Show what images are to a model: how they are cut into tiles, the tokens that they take in a prompt,
@@ -55,7 +58,9 @@ def image(
     from pyllamacpu.store import resolve_model
 
     images = [ImageFile.read(path) for path in files]
-    with GGUFFile.open(resolve_model(model)) as file:
+    with GGUFFile.open(resolve_model(model), kv_overrides) as file:
+        if kv_overrides:
+            _check_read(file)
         measure = _Measure(file, mmproj, threads, run, pack_cache)
         try:
             for one in images:
@@ -63,6 +68,15 @@ def image(
                 click.echo(json.dumps(facts.as_json()) if as_json else facts.text())
         finally:
             measure.close()
+
+
+def _check_read(file: GGUFFile) -> None:
+    """Raises OptionError for overridden keys that nothing reads, as where the text model is loaded."""
+    from pyllamacpu.model.config import ModelConfig
+    from pyllamacpu.text.load import load_tokenizer
+
+    ModelConfig.from_metadata(file.metadata, file.tensors)
+    load_tokenizer(file.metadata)
 
 
 @dataclass(frozen=True)
