@@ -20,6 +20,7 @@ from llama4_vision_models import with_words as llama4_with_words
 from mllama_files import mllama, with_words
 from PIL import Image
 from serving import serving, wait_until
+from test_cli_terminal import Person
 from test_llama4_guard import GUARD as GUARD_4
 from test_mllama_chats import GUARD, PICTURE, asked
 from test_server_batch import answers, request, write
@@ -89,6 +90,23 @@ def test_images_at_the_command_line(
     assert refused.code == 3 and "the message is not answered (guard: S1)" in refused.err
     unseen: Result = run(*usual, "--shield", "regex")
     assert unseen.code == 0 and "shield: not scanned: images" in unseen.err
+    without = [word for word in usual if word not in ("--image", str(picture))]
+    alone: Result = run(*without, "--shield", "regex")
+    assert alone.code == 0 and "not scanned" not in alone.err  # no image can come
+
+
+def test_a_conversation_says_what_is_not_scanned_of_what_its_model_reads(model: Path, tmp_path: Path) -> None:
+    text = write_model(tmp_path / "text.gguf", n_ctx=256)
+    for path, notes in ((model, 1), (text, 0)):
+        args = ["chat", "-m", str(path), "-c", "256", "-t", "1", "--shield", "regex"]
+        person = Person([*args, "--chat-template", "llama3"], 100, tmp_path / "home")
+        try:
+            shown = person.wait_for(">>>")
+            assert shown.count("shield: not scanned: images") == notes, shown
+            assert person.leave() == 0
+        finally:
+            person.process.kill()
+            person.process.wait()
 
 
 def test_guard_4_is_shown_the_image(llama4_vision: Path, tmp_path: Path) -> None:
@@ -121,3 +139,4 @@ def test_what_a_guard_does_not_read_is_refused(tmp_path: Path) -> None:
     assert shield.not_scanned == []  # such an image does not pass
     shield.close()
     assert "images" in Shield(ShieldOptions(("regex",))).not_scanned[0]
+    assert Shield(ShieldOptions(("regex",))).passing(with_images=False) == []

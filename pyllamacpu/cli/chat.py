@@ -25,7 +25,7 @@ from pyllamacpu.cli.options import (
     unchosen_options,
     unescape,
 )
-from pyllamacpu.cli.shield_options import BLOCKED, open_shield, shield_options
+from pyllamacpu.cli.shield_options import BLOCKED, open_shield, say_not_scanned, shield_options
 from pyllamacpu.cli.tool_options import take_tools, tool_options
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import OptionError
@@ -100,6 +100,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     shield = open_shield(parameters)
     session = _session(choice, sampling, ignore_eos, system, parameters)
     session.unchosen, session.shield = unchosen, shield
+    say_not_scanned(shield, with_images=session.engine.reads_images if interactive else bool(session.images))
     if interactive:
         context.exit(_converse(session, message, parameters["markdown"], offer))
     assert message is not None

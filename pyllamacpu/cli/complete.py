@@ -24,7 +24,7 @@ from pyllamacpu.cli.options import (
     unescape,
     unescape_bytes,
 )
-from pyllamacpu.cli.shield_options import BLOCKED, blocked_text, open_shield, shield_options
+from pyllamacpu.cli.shield_options import BLOCKED, blocked_text, open_shield, say_not_scanned, shield_options
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def complete(context: click.Context, /, **parameters: Any) -> None:
     if not prompt and parameters["suffix"] is None:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")
     shield = open_shield(parameters)
+    say_not_scanned(shield, with_images=bool(parameters["images"]))
     llm = choice.load()
     if ignore_eos:
         sampling = without_end(sampling, tokenizer_of(llm))

@@ -119,9 +119,13 @@ def open_shield(parameters: dict[str, Any]) -> Shield | None:
     shield = Shield(given, _with_bytes)
     click.get_current_context().call_on_close(shield.close)
     shield.load()
-    for words in shield.not_scanned:
-        say(f"shield: not scanned: {words}")
     return shield
+
+
+def say_not_scanned(shield: Shield | None, with_images: bool) -> None:
+    """What the shield does not look at, of what may come; images only if there may be any."""
+    for words in shield.passing(with_images) if shield is not None else ():
+        say(f"shield: not scanned: {words}")
 
 
 def _with_bytes(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -170,9 +170,13 @@ class Shield:
 
     @property
     def not_scanned(self) -> list[str]:
-        """What passes without being looked at, in words. (Images that a guard does not read are refused.)"""
+        """What passes without being looked at, in words."""
+        return self.passing(with_images=True)
+
+    def passing(self, with_images: bool) -> list[str]:
+        """Likewise, where images may come or not. (Those that a guard does not read are refused.)"""
         images = ["images: a guard model that reads them would judge them"]
-        own = images if self._options.guard is None else []
+        own = images if with_images and self._options.guard is None else []
         return own + (self._scanners.not_scanned if self._scanners is not None else [])
 
     @property
