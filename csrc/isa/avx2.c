@@ -43,6 +43,21 @@ PL_INLINE vi vi_dot2_u(vi acc, vi w, vi a, vi w1, vi a1)
 /* w: int8. |w| times the activation with w's sign: at most 2 * 128 * 127, below 32768. */
 PL_INLINE vi vi_dot_s(vi acc, vi w, vi a) { return vi_dot_u(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w)); }
 
+/* Of each 16 int8: the sum of all at 4 i and 4 i + 1, and of all at 4 i + 2 and 4 i + 3. */
+PL_INLINE void vi_pair_sums(const int8_t *q, int16_t *sums)
+{
+    vi pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), vi_load(q));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0x4e));
+    pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32(pairs, 0xb1));
+    int32_t both[2] = {_mm256_extract_epi32(pairs, 0), _mm256_extract_epi32(pairs, 4)};
+    memcpy(sums, both, sizeof both);
+}
+PL_INLINE vi vi_magnitudes(vi w) { return _mm256_abs_epi8(w); }
+PL_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+PL_INLINE vi vi_is_negative(vi w) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), w); } /* all bits of a byte */
+
+#define HAND_TILES 1
+#include "avx2_tile.h"
 #include "../kernels/all.inc"
 
 PL_TARGET_END

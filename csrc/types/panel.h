@@ -42,6 +42,7 @@ typedef struct {
     uint8_t step;             /* the block's factor is 2^(-0.4 step) */
     uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block */
     uint16_t residual_offset; /* the residual block is this many blocks further on; 0: there is none */
+    int16_t pair_sum[2][2];   /* of each half: of all q[4 g] and q[4 g + 1], of all q[4 g + 2] and q[4 g + 3] (avx2 alone) */
 } pl_q8;
 
 #define PL_Q8_STEPS 8

@@ -154,9 +154,12 @@ void reference_q8(const float *x, float scale, int step, pl_q8 *out)
     out->step = (uint8_t)step;
     out->residual_mask = 0;
     out->sum[0] = out->sum[1] = 0;
+    memset(out->pair_sum, 0, sizeof out->pair_sum);
     for (int i = 0; i < 32; i++) {
         out->q[i] = (int8_t)lrint((double)(x[i] * inverse));
         out->sum[i / 16] = (int16_t)(out->sum[i / 16] + out->q[i]);
+        int16_t *pair = &out->pair_sum[i / 16][i / 2 % 2];
+        *pair = (int16_t)(*pair + out->q[i]);
     }
     out->s = pl_q8_factor[step] * (float)(out->sum[0] + out->sum[1]);
     out->residual_offset = 0;

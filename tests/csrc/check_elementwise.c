@@ -46,6 +46,12 @@ static void check_sums(const pl_kernels *tier, const pl_q8 *got, float factor)
         sums[i / 16] += got->q[i];
     if (got->sum[0] != sums[0] || got->sum[1] != sums[1] || got->s != factor * (float)(sums[0] + sums[1]))
         fail(tier, "sums %d %d, s %.9g", got->sum[0], got->sum[1], (double)got->s);
+    int32_t pairs[2][2] = {{0, 0}, {0, 0}};
+    for (int i = 0; i < 32; i++)
+        pairs[i / 16][i / 2 % 2] += got->q[i];
+    for (int i = 0; i < 4 && strcmp(tier->name, "avx2") == 0; i++) /* the only one that reads them */
+        if (got->pair_sum[i / 2][i % 2] != pairs[i / 2][i % 2])
+            fail(tier, "sum %d of pairs is %d, not %d", i, got->pair_sum[i / 2][i % 2], pairs[i / 2][i % 2]);
 }
 
 /* Whether one value holds most of the energy: 1, 0, or -1 when rounding may decide. */
