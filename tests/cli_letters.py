@@ -72,6 +72,7 @@ class LetterLlama:
     made: list[LetterLlama]
     answer = "Paris"
     context = 1000
+    reads_images = False
 
     def __init__(self, model_path: str, **arguments: Any) -> None:
         self.model_path, self.arguments = model_path, arguments
