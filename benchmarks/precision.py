@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.engine.pages import Sequence
+from pyllamacpu.engine.precision import kv_types_of
 from pyllamacpu.text.load import load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -105,8 +106,8 @@ def prompts_of_kinds(n: int) -> list[tuple[str, str]]:
 
 def opened(path: str, mode: str) -> Engine:
     precision, _, kv_type = mode.partition(":")
-    types = {"type_k": kv_type, "type_v": kv_type} if kv_type else {}
-    return Engine.open(path, n_ctx=512, precision=precision, **types)  # type: ignore[arg-type]
+    type_k, type_v = kv_types_of(precision, kv_type, kv_type)
+    return Engine.open(path, n_ctx=512, precision=precision, type_k=type_k, type_v=type_v)
 
 
 def begun(engine: Engine, prompts: list[list[int]]) -> tuple[list[Sequence], npt.NDArray[np.float32]]:

@@ -82,7 +82,7 @@ def observed(space: KVSpace, what: str, n_heads: int) -> KVSpace:
 
 
 def _shape_all(cache: KVCache, observer: _Observer, sequence: KVSequence, n_ctx: int) -> bytes:
-    """Tells the cache of every head; returns a digest of what it was told."""
+    """Gives the cache the statistics of every head; returns a digest of them."""
     digest = hashlib.sha256()
     kept = {space.name: i for i, space in enumerate(observer.spaces)}
     averages: dict[tuple[int, Op | None], Turns] = {}
@@ -93,12 +93,12 @@ def _shape_all(cache: KVCache, observer: _Observer, sequence: KVSequence, n_ctx:
         moments, means = key_statistics(q, k, averages[space.k_dim, rope])
         handle = cache.handles[cache.spaces.index(space)]
         for head, (moment, mean) in enumerate(zip(moments, means, strict=True)):
-            told = [np.ascontiguousarray(x, np.float32) for x in (moment, mean)]
-            pointers = (ffi.from_buffer("float *", x) for x in told)
+            statistics = [np.ascontiguousarray(x, np.float32) for x in (moment, mean)]
+            pointers = (ffi.from_buffer("float *", x) for x in statistics)
             code = lib.pl_cache_shape_keys(handle, layer, head, *pointers)
             if code != lib.PL_EUNSUPPORTED:  # nothing is known of a head without queries
                 check(code, "the rounding of keys")
-                digest.update(b"".join(x.tobytes() for x in told))
+                digest.update(b"".join(x.tobytes() for x in statistics))
     return digest.digest()
 
 
