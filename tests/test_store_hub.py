@@ -18,6 +18,7 @@ from pyllamacpu.store.hub import HubRef, download, parse_hub_ref
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import part_names
 from pyllamacpu.store.resolve import list_models, resolve_model
+from pyllamacpu.store.watched import watched
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -150,7 +151,7 @@ def test_a_download_is_watched(server: type[FakeHub], monkeypatch: pytest.Monkey
     assert {told[0] for told in seen} == {f"sha256:{hashlib.sha256(content).hexdigest()}"}
     assert {told[2] for told in seen} == {len(content)} and seen[-1][1] == len(content)
     counts = [told[1] for told in seen]
-    assert counts == sorted(counts) and 0 < counts[len(counts) // 2] < len(content)
+    assert counts == sorted(counts) and any(0 < count < len(content) for count in counts)
 
     def leave(*_: object) -> None:
         raise Abandoned
@@ -158,6 +159,28 @@ def test_a_download_is_watched(server: type[FakeHub], monkeypatch: pytest.Monkey
     server.files = {"y-Q4_K_M.gguf": content[::-1]}
     with pytest.raises(Abandoned):
         resolve_model("hf.co/user/repo/y-Q4_K_M.gguf", on_download=leave)
+
+
+def test_what_is_told_of_a_download_never_gets_less(tmp_path: Path) -> None:
+    """A finished file loses its name `….incomplete` before the download returns; another may begin anew."""
+    etag, told, calls = "e" * 64, list[int](), threading.Semaphore(0)
+    unfinished = tmp_path / f"{etag}.incomplete"
+
+    def tell(_: str, here: int, __: int) -> None:
+        told.append(here)
+        calls.release()
+
+    def download() -> str:
+        for size in (40, 90, None, 10):
+            unfinished.unlink() if size is None else unfinished.write_bytes(bytes(size))
+            while calls.acquire(blocking=False):
+                pass
+            for _ in range(2):  # the first may have looked before
+                assert calls.acquire(timeout=30)
+        return "done"
+
+    assert watched(download, tmp_path, etag, 100, tell) == "done"
+    assert told == sorted(told) and {40, 90, 100} <= set(told)
 
 
 def test_all_parts_are_downloaded(server: type[FakeHub]) -> None:

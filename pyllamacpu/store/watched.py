@@ -22,8 +22,9 @@ def digest_of(etag: str) -> str:
 
 
 def watched(download: Callable[[], str], folder: Path, etag: str, total: int, tell: OnDownload) -> str:
-    """The result of `download`, which writes `ETAG….incomplete` in `folder`. An error of `tell` ends the
-    wait; the download goes on for the next who asks.
+    """The result of `download`, which writes `ETAG….incomplete` in `folder`. The bytes that `tell` is
+    given never get less: a finished file has its last name a moment before `download` returns. An error of `tell`
+    ends the wait; the download goes on for the next who asks.
     """
     found: list[str] = []
     failed: list[BaseException] = []
@@ -36,8 +37,10 @@ def watched(download: Callable[[], str], folder: Path, etag: str, total: int, te
 
     thread = threading.Thread(target=run, name="download", daemon=True)
     thread.start()
+    here = 0
     while thread.is_alive():
-        tell(digest_of(etag), min(_bytes(folder, etag), total), total)
+        here = max(here, min(_bytes(folder, etag), total))
+        tell(digest_of(etag), here, total)
         thread.join(_POLL)
     if failed:
         raise failed[0]
