@@ -23,8 +23,8 @@ def digest_of(etag: str) -> str:
 
 def watched(download: Callable[[], str], folder: Path, etag: str, total: int, tell: OnDownload) -> str:
     """The result of `download`, which writes `ETAG….incomplete` in `folder`. The bytes that `tell` is given
-    never get less: a finished file has its last name a moment before `download` returns. An error of `tell` ends
-    the wait; the download goes on for the next who asks.
+    never get less: a finished file has its last name a moment before `download` returns. An error of `tell`
+    ends the wait; the download goes on for the next who asks.
     """
     found: list[str] = []
     failed: list[BaseException] = []
