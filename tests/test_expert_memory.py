@@ -262,6 +262,8 @@ def test_reads_that_fail_are_errors(llama4: dict[str, Path], monkeypatch: pytest
         ):
             logits(engine, [1, 2, 3])
     engine.close()
+    with pytest.raises(GGUFError, match=r"scout-f32.*an expert cannot be read: Bad file descriptor"):
+        opened(llama4["scout"], expert_memory=least(llama4["scout"]), type_k="q4_0")  # reads a few tokens
 
 
 def test_another_file_in_the_models_place(llama4: dict[str, Path], tmp_path: Path) -> None:

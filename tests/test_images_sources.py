@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from copy import deepcopy
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ DATA = b64encode(png()).decode()
 URL = f"data:image/png;base64,{DATA}"
 
 
+class _Stream:
+    """Can be read once, like a response of the network."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, n: int) -> bytes:
+        data, self._data = self._data[:n], self._data[n:]
+        return data
+
+
 def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
     path = tmp_path / "odd name.jpg"  # what a file is called decides nothing
     path.write_bytes(png())
@@ -39,6 +50,10 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
     sources = [path, str(path), png(), bytearray(png()), memoryview(png()), *urls, *arrays, Image.open(path)]
     for source in sources:
         assert np.array_equal(open_picture(source).pixels, PIXELS), source
+    with path.open("rb") as opened:
+        opened.read(5)
+        for file in (BytesIO(png()), opened, opened, _Stream(png())):
+            assert np.array_equal(open_picture(file).pixels, PIXELS), file
     picture = open_picture(path)
     assert open_picture(picture) is picture and deepcopy(picture) is picture
     assert (open_picture(PIXELS[..., 0]).pixels == PIXELS[..., :1]).all()
@@ -52,6 +67,8 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         ("x\0y", "cannot be read"),
         ("x" * 5000, "cannot be read"),
         (5, "is of type int"),
+        (StringIO("x"), "image: is a file that gives str, not bytes: open it with 'rb'"),
+        (BytesIO(), "image: is empty"),
         (np.zeros((3, 4, 3), np.float32), "float32"),
         (np.zeros((3, 4, 5), np.uint8), "(3, 4, 5)"),
         (np.zeros((0, 4), np.uint8), "no pixels"),

@@ -165,8 +165,19 @@ def test_images_that_do_not_fit_the_prompt(llm: Llama) -> None:
     ids, images = given("one")
     with pytest.raises(OptionError, match=r"1 placeholders .* take 2: one for each image"):
         llm.logits(ids, images=images * 2)
-    with pytest.raises(TokenizerError):
-        llm.logits(ids)  # its placeholder is no token of the vocabulary
+
+
+def test_a_placeholder_without_an_image(llm: Llama) -> None:
+    """Whatever is asked for; other ids behind the vocabulary are just that."""
+    ids, _ = given("one")
+    assert IMAGE_TOKEN in ids
+    for call in (llm.logits, llm.eval, llm.engine.hidden, lambda x: list(llm.generate(x))):
+        with pytest.raises(
+            TokenizerError, match=f"id {IMAGE_TOKEN} stands for an image, and no image is given"
+        ):
+            call(ids)
+        with pytest.raises(TokenizerError, match=f"id {IMAGE_TOKEN + 1} is outside the vocabulary"):
+            call([3, IMAGE_TOKEN + 1])
 
 
 def test_files_as_ollama_makes_them(mllama: Path, llm: Llama, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from pyllamacpu import Llama
 from pyllamacpu.api.tools import NO_TOOLS
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import OptionError, TokenizerError
 from pyllamacpu.safety import Guard
 from pyllamacpu.safety.conversation import judged_part
 from pyllamacpu.safety.guard_prompts import BEGIN, END
@@ -216,6 +216,14 @@ def test_a_state_that_is_loaded_asks_for_its_image(llm: Llama) -> None:
         other.eval([20, 21])
         llm.eval([20, 21])
         assert np.array_equal(other.scores[-1], llm.scores[-1])
+
+
+def test_prompts_with_a_place_for_an_image_and_none_given(llm: Llama) -> None:
+    """Also after an image was read, when ids below zero are looked at too."""
+    llm.vision.embed(PICTURE)
+    for prompt in ([3, IMAGE_TOKEN, 5], "<|image|> what is this?"):
+        with pytest.raises(TokenizerError, match=f"id {IMAGE_TOKEN} stands for an image, and no image is"):
+            llm.create_completion(prompt)
 
 
 def test_ids_behind_the_vocabulary_stand_for_images_alone(llm: Llama) -> None:

@@ -405,13 +405,13 @@ class Completions(Tokens):
             hole = prompt_with_hole(tokenizer, prompt, self.spm_infill) if isinstance(prompt, str) else None
             if hole is not None:
                 return hole, ""
-            return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), ""
-        before = prompt if isinstance(prompt, str) else check_tokens(prompt, self.n_vocab())
+            return text_prompt(tokenizer, self._ids_of(prompt), self._checked_ids), ""
+        before = prompt if isinstance(prompt, str) else self._checked_ids(prompt)
         ids = infill_prompt(tokenizer, before, suffix, self.spm_infill)
         if ids is not None:
             return ids, ""
         warn_once("suffix", "this model cannot fill in the middle: the suffix is only appended to the answer")
-        return text_prompt(tokenizer, self._ids_of(prompt), self.n_vocab()), suffix
+        return text_prompt(tokenizer, self._ids_of(prompt), self._checked_ids), suffix
 
     def _ids_of(self, prompt: str | Sequence[int]) -> Sequence[int]:
         """Text by `tokenize`, which may be a subclass's own; ids as they are."""

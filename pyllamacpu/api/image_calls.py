@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.prompts import check_messages
@@ -43,6 +43,10 @@ class ImageCalls(ABC):
     def reads_images(self) -> bool:
         """Whether the model has a vision tower."""
         return self._parts.vision is not None
+
+    def _checked_ids(self, tokens: Iterable[int]) -> list[int]:
+        """Ids of the vocabulary, as ints. Raises TokenizerError for any other."""
+        return self.engine.check_tokens(tokens)
 
     def chat_prompt(
         self, tokenizer: Tokenizer, template: ChatTemplate, messages: Any, offer: ChatTools

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.compat import warn_once
-from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text.infill import prompt_with_hole
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -15,12 +14,14 @@ from pyllamacpu.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pyllamacpu.text.template import ChatTemplate
 
+CheckIds = Callable[[Iterable[int]], list[int]]  # raises TokenizerError
+
 _RESULT_ROLES = ("tool", "ipython", "function")
 
 
-def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int) -> list[int]:
+def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], check: CheckIds) -> list[int]:
     """Ids of `prompt`: text gets BOS where the model wants it and may spell special tokens; ids stay as they
-    are.
+    are, if `check` lets them pass.
 
     A text with `<FILL_ME>` asks a model that can fill in for what belongs there. An empty text is just BOS.
     Raises OptionError when nothing is left to evaluate, TokenizerError for several holes.
@@ -30,7 +31,7 @@ def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], n_vocab: int)
             return filled
         ids = tokenizer.encode(prompt, parse_special=True)
     else:
-        ids = check_tokens(prompt, n_vocab)
+        ids = check(prompt)
     if not ids:
         raise OptionError(
             "the prompt is empty, and this model puts no BOS before it: give at least one token"

@@ -192,7 +192,7 @@ class Tokens(ImageCalls):
         with self._busy:
             wanted = np.asarray(ids).tolist()[: self.n_tokens]
             n = common_prefix(self._session.visible_tokens, wanted)
-            more = check_tokens(wanted[n:], self.engine.n_vocab)
+            more = self._checked_ids(wanted[n:])
             session = self._changing()
             session.truncate(n)
             session.append(more)
@@ -261,18 +261,18 @@ class Tokens(ImageCalls):
         """
         with self._busy:
             session = self._changing()
-            session.append(check_tokens(tokens, session.n_vocab))
+            session.append(self._checked_ids(tokens))
 
     def logits(self, tokens: Sequence[int], images: Sequence[Any] = ()) -> Logits:
         """Logits (n_tokens, n_vocab) float32 behind each of `tokens` as a sequence of its own.
 
         `images` take the places of the model's placeholders among the tokens, row by row: each a path, bytes,
-        a data URL, a picture of PIL, an array (height, width, 3) uint8, or pixels as processors give them
-        (`pixel_values`). The session stays as it is. Raises OptionError for no tokens, TokenizerError,
-        ContextError, ImageError.
+        an open binary file, a data URL, a picture of PIL, an array (height, width, 3) uint8, or pixels as
+        processors give them (`pixel_values`). The session stays as it is. Raises OptionError for no tokens,
+        TokenizerError, ContextError, ImageError.
         """
         images = image_list(images)
-        ids = check_tokens(tokens, self.vision.n_ids if images else self.engine.n_vocab)
+        ids = check_tokens(tokens, self.vision.n_ids) if images else self._checked_ids(tokens)
         if not ids:
             raise OptionError("logits() needs at least one token")
         check_length(len(ids), self.engine.n_ctx)
@@ -354,7 +354,7 @@ class Tokens(ImageCalls):
         form = self.compiled(chosen_grammar(grammar))
         warn_retired(tfs_z, penalize_nl)
         options = self._options("generate", sampling, self._seed)
-        ids = check_tokens(tokens, self.engine.n_vocab)
+        ids = self._checked_ids(tokens)
         if is_overridden(self, Tokens, "eval", "sample"):
             keywords = {**sampling, "logits_processor": logits_processor}
             return generate_by_hand(
@@ -383,7 +383,7 @@ class Tokens(ImageCalls):
                 more = yield event.tokens[0]
                 if more is not None:
                     with self._driver.paused():
-                        stream.handle.push(check_tokens(more, self.engine.n_vocab))
+                        stream.handle.push(self._checked_ids(more))
         finally:
             stream.close()
 

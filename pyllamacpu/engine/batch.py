@@ -155,7 +155,8 @@ def _embeddings(entries: Seq[Entry], dim: int) -> Floats | None:
 def _token_rows(entry: Entry, n_vocab: int, first: int) -> list[int]:
     """The entry's ids; those of embeddings count from the batch's first one."""
     if entry.embeddings is None:
-        return check_tokens(entry.tokens, n_vocab)
+        images = entry.sequence.cache.images
+        return check_tokens(entry.tokens, n_vocab, None if images is None else images.image_token)
     if min(entry.tokens) < -len(entry.embeddings):
         raise OptionError(f"token {min(entry.tokens)} stands for none of {len(entry.embeddings)} embeddings")
     check_tokens([token for token in entry.tokens if token >= 0], n_vocab)

@@ -29,7 +29,8 @@ from pyllamacpu.engine.memory import check_adapters, check_memory, holds, holds_
 from pyllamacpu.engine.pages import KEPT_BEHIND, KVCache, Sequence
 from pyllamacpu.engine.precision import check_precision, kv_types_of
 from pyllamacpu.engine.step_plans import StepPlans, recorded, step_plans
-from pyllamacpu.errors import ModelError, NativeError, OptionError
+from pyllamacpu.engine.token_ids import check_tokens
+from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
@@ -38,7 +39,7 @@ from pyllamacpu.graph.native_plan import NativePlan, Workload, measured_bytes
 from pyllamacpu.graph.passes import InputSquares
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
-from pyllamacpu.model.expert_memory import ExpertMemory
+from pyllamacpu.model.expert_memory import ExpertMemory, reads_checked
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
 from pyllamacpu.model.pack_cache import open_pack_cache
@@ -114,15 +115,16 @@ class Engine:
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
         self.pack_cache = open_pack_cache(pack_cache)
         self.model = load(file, self.config, self._pool, on_load, self.expert_memory, self.pack_cache)
-        learn_rounding(self.cache, self.model, self._pool, precision == "exact")
+        with reads_checked(self.expert_memory):
+            learn_rounding(self.cache, self.model, self._pool, precision == "exact")
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
         self.adapters = LoadedAdapters()
         self.default_adapters: AdapterScales = ()  # what new sequences use
-        self.image_keys = _image_keys(self.cache, self.images)
         self._plain: StepPlans | None = None  # of steps in which nobody uses an adapter, if there are any
         self._plans = self._planned(self.model, input_squares)
+        self.image_keys = _image_keys(self.cache, self.images, self.n_outputs)
         self.n_vocab = min(self.n_outputs, self.config.n_tokens or self.n_outputs)  # other rows are padding
         self._no_hidden = np.empty((0, self.dim), np.float32)
         self._lock = fork_safe_lock()
@@ -175,6 +177,10 @@ class Engine:
     def n_embeddings(self) -> int:
         """Ids with a row in the embedding; those from n_vocab on are for images, or of no use."""
         return self.model.weights.table("token_embd.weight").rows
+
+    def check_tokens(self, tokens: Iterable[int]) -> list[int]:
+        """Ids of the vocabulary, as ints. Raises TokenizerError for any other."""
+        return check_tokens(tokens, self.n_vocab, self.images.image_token)
 
     def embedding(self, token: int) -> Floats:
         """A token's row of the embedding: (1, dim)."""
@@ -354,7 +360,7 @@ class Engine:
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
         """Fills `logits`; returns the hidden states that are wanted."""
-        with self._lock:
+        with self._lock, reads_checked(self.expert_memory):
             if self._closed:
                 raise OptionError("the model is closed")
             try:
@@ -369,11 +375,9 @@ class Engine:
                 plan.run(batch.native, poll_signals)
                 self.file.check_intact()  # rows of the embedding come from the file
                 self._release_file(sum(len(entry.tokens) for entry in entries))
-            except BaseException as error:
+            except BaseException:
                 for entry in entries:
                     entry.sequence.trim()
-                if self.expert_memory and isinstance(error, NativeError):
-                    self.expert_memory.check_reads()
                 raise
             for entry in entries:
                 entry.sequence.tokens.extend(entry.tokens)
@@ -461,9 +465,12 @@ def _check_options(
     check_precision(precision)
 
 
-def _image_keys(cache: KVCache, images: ImageCache) -> ImageKeyCache | None:
-    """For models whose layers attend to images."""
-    return ImageKeyCache(cache, images) if any(space.kind == "image" for space in cache.spaces) else None
+def _image_keys(cache: KVCache, images: ImageCache, n_outputs: int) -> ImageKeyCache | None:
+    """For models whose layers attend to images: the id behind those with outputs stands for one."""
+    if not any(space.kind == "image" for space in cache.spaces):
+        return None
+    images.image_token = n_outputs
+    return ImageKeyCache(cache, images)
 
 
 def _overridden(config: ModelConfig, base: float | None, scale: float | None) -> ModelConfig:

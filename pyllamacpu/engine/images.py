@@ -73,6 +73,7 @@ class ImageCache:
         self.token_row: Floats | None = (
             None  # (1, dim): what stands for any image whose states are attended to
         )
+        self.image_token: int | None = None  # an id outside of the vocabulary that stands for any image
         self.placeholder: int | None = None
         """The id that is shown where an image's row is. None: there is no tower."""
         self._lock = fork_safe_lock()
@@ -161,9 +162,9 @@ class ImageCache:
         """As `check_tokens`, for ids some of which may stand for rows of images."""
         text = (str, bytes, bytearray, memoryview)
         if not self._next or isinstance(tokens, text) or not isinstance(tokens, Iterable):
-            return check_tokens(tokens, n_vocab)
+            return check_tokens(tokens, n_vocab, self.image_token)
         ids = list(tokens)
-        texts = check_tokens([t if not _is_row(t) else 0 for t in ids], n_vocab)
+        texts = check_tokens([t if not _is_row(t) else 0 for t in ids], n_vocab, self.image_token)
         if any(_is_row(t) and t < -self._next for t in ids):
             raise TokenizerError("a token id below 0 stands for no image of this model")
         return [int(t) if _is_row(t) else text for t, text in zip(ids, texts, strict=True)]

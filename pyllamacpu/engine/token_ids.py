@@ -10,7 +10,9 @@ from pyllamacpu.errors import ContextError, TokenizerError
 
 
 class ImageIds(Protocol):
-    """What an engine knows of ids below zero: `images.ImageCache`."""
+    """What an engine knows of ids that stand for images: `images.ImageCache`."""
+
+    image_token: int | None
 
     def check_ids(self, tokens: Iterable[int], n_vocab: int) -> list[int]: ...
     def visible(self, tokens: Sequence[int]) -> list[int]: ...
@@ -19,8 +21,10 @@ class ImageIds(Protocol):
     def renumbered(self, tokens: Sequence[int], ranges: bytes) -> list[int]: ...
 
 
-def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
-    """`tokens` as ints, each inside the vocabulary. Raises TokenizerError for any that is not."""
+def check_tokens(tokens: Iterable[int], n_vocab: int, image_token: int | None = None) -> list[int]:
+    """`tokens` as ints, each inside the vocabulary. Raises TokenizerError for any that is not; `image_token`
+    is one that is outside because it stands for images.
+    """
     if isinstance(tokens, (str, bytes, bytearray, memoryview)):
         kind = type(tokens).__name__
         raise TokenizerError(
@@ -32,6 +36,11 @@ def check_tokens(tokens: Iterable[int], n_vocab: int) -> list[int]:
         raise TokenizerError("token ids must be whole numbers") from None
     if ids and not (min(ids) >= 0 and max(ids) < n_vocab):
         wrong = next(token for token in ids if not 0 <= token < n_vocab)
+        if wrong == image_token:
+            raise TokenizerError(
+                f"token id {wrong} stands for an image, and no image is given: give one with the prompt, or "
+                "leave the token out"
+            )
         raise TokenizerError(f"token id {wrong} is outside the vocabulary of {n_vocab} (0 to {n_vocab - 1})")
     return ids
 

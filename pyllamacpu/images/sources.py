@@ -1,4 +1,4 @@
-"""Whatever holds an image, to a picture: paths, bytes, data URLs, PIL images, arrays.
+"""Whatever holds an image, to a picture: paths, bytes, open files, data URLs, PIL images, arrays.
 
 `open_picture` is for callers who may read any file of this machine. What comes over the network goes through
 `open_url`, which reads no files, or `decode_base64`.
@@ -28,7 +28,7 @@ _NOT_FETCHED = (
     "URLs are not fetched here; give the image itself as data:image/...;base64,..., or start the server with "
     "--allow-image-hosts"
 )
-_KINDS = "a path, bytes, a data URL, a PIL image or a uint8 array (h, w, 3)"
+_KINDS = "a path, bytes, an open binary file, a data URL, a PIL image or a uint8 array (h, w, 3)"
 
 Fetch = Callable[[str], bytes]  # a URL's content; raises ImageError
 
@@ -36,8 +36,9 @@ Fetch = Callable[[str], bytes]  # a URL's content; raises ImageError
 def open_picture(
     source: Any, *, orient: bool = True, where: str | None = None, fetch: Fetch | None = None
 ) -> Picture:
-    """The picture in a path (also file://), bytes, a data URL, a PIL image, or a uint8 array of shape (h, w),
-    (h, w, 3) or (h, w, 4); URLs of the network with `fetch` only. A picture is given back as it is.
+    """The picture in a path (also file://), bytes, an open binary file (from its beginning, where it can go
+    back), a data URL, a PIL image, or a uint8 array of shape (h, w), (h, w, 3) or (h, w, 4); URLs of the
+    network with `fetch` only. A picture is given back as it is.
 
     orient: turn it as its EXIF data says. Raises ImageError, which names it as `where`.
     """
@@ -58,6 +59,9 @@ def open_picture(
     pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
         return from_pil(source, orient=orient, where=where or "image")
+    if callable(getattr(source, "read", None)):
+        name = where or _short(str(getattr(source, "name", "") or "image"))
+        return decode(_content(source, name), orient=orient, where=name)
     kind = type(source).__name__
     raise ImageError(where or "image", f"is of type {kind}, not {_KINDS}")
 
@@ -126,12 +130,24 @@ def file_bytes(path: str | bytes | os.PathLike[str], where: str) -> bytes:
     """The content of an image file. Raises ImageError, which names it as `where`."""
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return _content(file, where)
     except (OSError, ValueError) as error:
         raise ImageError(where, read_problem(error, "cannot be read: ")) from error
+
+
+def _content(file: Any, where: str) -> bytes:
+    """Of an open binary file, from its beginning where it can go back. Raises ImageError."""
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(where, read_problem(error, "cannot be read: ")) from error
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(where, f"is a file that gives {type(data).__name__}, not bytes: open it with 'rb'")
     if len(data) > MAX_BYTES:
         raise ImageError(where, f"is larger than {MAX_BYTES >> 20} MiB")
-    return data
+    return bytes(data)
 
 
 def _of_array(array: NDArray[Any], where: str) -> Picture:

@@ -8,11 +8,12 @@ system lets them, many at a time.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pyllamacpu.errors import GGUFError, ModelError, OptionError
+from pyllamacpu.errors import GGUFError, ModelError, NativeError, OptionError
 from pyllamacpu.files import read_problem
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.native import ffi, lib, pointer
@@ -106,6 +107,17 @@ class ExpertMemory:
             )
         if code > 0:
             raise GGUFError(self._paths[part[0]], f"an expert cannot be read: {os.strerror(code)}")
+
+
+@contextmanager
+def reads_checked(memory: ExpertMemory | None) -> Iterator[None]:
+    """Where steps run: one that ends because a read failed raises GGUFError, which names the file."""
+    try:
+        yield
+    except NativeError:
+        if memory is not None:
+            memory.check_reads()
+        raise
 
 
 def _opened(file: GGUFFile) -> list[tuple[int, int]]:

@@ -351,7 +351,7 @@ def encode_prompt(
     if prompt.images:
         return _encode_with_media(model, prompt, access)
     if prompt.suffix is None:
-        return text_prompt(model.tokenizer, prompt.text, model.engine.n_vocab), ()
+        return text_prompt(model.tokenizer, prompt.text, model.engine.check_tokens), ()
     filled = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
     if filled is None:
         raise HTTPError(
