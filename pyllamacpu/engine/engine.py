@@ -115,8 +115,7 @@ class Engine:
         self.expert_memory = None if expert_memory is None else ExpertMemory(file, expert_memory)
         self.pack_cache = open_pack_cache(pack_cache)
         self.model = load(file, self.config, self._pool, on_load, self.expert_memory, self.pack_cache)
-        with reads_checked(self.expert_memory):
-            learn_rounding(self.cache, self.model, self._pool, precision == "exact")
+        self._learn_rounding()
         file.check_intact()
         file.release_all()  # packed: its pages may go; rows of the embedding come back as they are looked up
         self.images = self.cache.images = ImageCache()
@@ -341,6 +340,10 @@ class Engine:
                 del self.model
                 self.expert_memory = None
                 self.file.close()
+
+    def _learn_rounding(self) -> None:
+        with reads_checked(self.expert_memory):
+            learn_rounding(self.cache, self.model, self._pool, self.precision == "exact")
 
     def _planned(
         self, model: Model, sums: InputSquares | None = None, adapters: LoadedAdapters | None = None
