@@ -144,11 +144,12 @@ int pl_decode32(int type, const uint8_t *block, int sub, int8_t *q, float *scale
 /* 1 if pl_quantize can write the type; 2 if it needs importance for that; PL_EINVAL otherwise. */
 int pl_quantize_known(int type);
 
-/* src (n_rows, n_cols) float32 -> dst: n_rows rows of blocks of `type`. importance: (n_cols,) weights of the columns,
- * at least 0, or NULL. Pure: no threads, no state, and the same bytes on every tier; rows do not depend on each other.
- * Values beyond what the type can hold become the largest that it holds. PL_EINVAL: a type that cannot be written (its
- * codebook missing, where it has one), or n_cols no multiple of the block. After an error dst holds nothing of use. */
-int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst);
+/* src (n_rows, n_cols) of the float type `stored` (F32, F16, BF16) -> dst: n_rows rows of blocks of `type`. importance:
+ * (n_cols,) weights of the columns, at least 0, or NULL. Pure: no threads, no state, and the same bytes on every tier;
+ * rows do not depend on each other. Values beyond what the type can hold become the largest that it holds. PL_EINVAL: a
+ * type that cannot be written (its codebook missing, where it has one) or read, or n_cols no multiple of the block.
+ * After an error dst holds nothing of use. */
+int pl_quantize(int type, int stored, const void *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst);
 
 /* ---- Sampling (sample.c) ---- */
 /* A sampler is a chain of steps over a row of logits, with the history and the random numbers of one sequence. It is

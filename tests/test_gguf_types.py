@@ -131,7 +131,8 @@ def test_no_entry_of_c_takes_a_number_without_a_row(number: int, pool: Any) -> N
         lib.pl_dequantize(number, blocks, floats, 0),
         lib.pl_decode32(number, blocks, 0, codes, scale, minimum),
         lib.pl_quantize_known(number),
-        lib.pl_quantize(number, floats, 1, 256, floats, blocks),
+        lib.pl_quantize(number, TensorType.F32, floats, 1, 256, floats, blocks),
+        lib.pl_quantize(TensorType.Q4_0, number, floats, 1, 256, floats, blocks),
         lib.pl_kv_row_bytes(number, 64),
     }
     assert refused == {lib.PL_EINVAL}

@@ -55,9 +55,9 @@ def test_slabs_and_threads_change_nothing(
 def test_each_expert_has_its_own_importance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bytes]] = []
 
-    def noting(rows, kind, importance=None, threads=None):  # type: ignore[no-untyped-def]
+    def noting(rows, kind, importance=None, **others):  # type: ignore[no-untyped-def]
         seen.append((len(rows), b"" if importance is None else importance.tobytes()))
-        return quantize(rows, kind, None, threads)
+        return quantize(rows, kind, None, **others)
 
     monkeypatch.setattr(stream, "quantize", noting)
     source, _ = with_experts(tmp_path / "in.gguf")

@@ -132,7 +132,9 @@ def test_which_need_importance(kind: TensorType) -> None:
             quantize(matrix("normal"), kind)
         ensure_codebook(kind)
         x, out = matrix("normal"), np.zeros(12 * kind.row_bytes(512), np.uint8)
-        rc = lib.pl_quantize(kind, ffi.from_buffer("float[]", x), 12, 512, ffi.NULL, ffi.from_buffer(out))
+        rc = lib.pl_quantize(
+            kind, T.F32, ffi.from_buffer("float[]", x), 12, 512, ffi.NULL, ffi.from_buffer(out)
+        )
         assert rc == lib.PL_QUANTIZE_EIMPORTANCE
 
 
@@ -158,10 +160,10 @@ importance = np.ones(512, np.float32)
 out = np.zeros((3, kind.row_bytes(512)), np.uint8)
 back = np.zeros((3, 512), np.float32)
 pointers = ffi.from_buffer("float[]", x), 3, 512, ffi.from_buffer("float[]", importance)
-assert lib.pl_quantize(kind, *pointers, ffi.from_buffer(out)) == lib.PL_EINVAL, "without a codebook"
+assert lib.pl_quantize(kind, 0, *pointers, ffi.from_buffer(out)) == lib.PL_EINVAL, "without a codebook"
 assert lib.pl_set_codebook(kind, ffi.from_buffer("int8_t[]", values), n) == 0
 assert lib.pl_codebook_missing(kind) == 0
-rc = lib.pl_quantize(kind, *pointers, ffi.from_buffer(out))
+rc = lib.pl_quantize(kind, 0, *pointers, ffi.from_buffer(out))
 assert lib.pl_dequantize(kind, ffi.from_buffer(out), ffi.from_buffer("float[]", back), 3 * 512) == 0
 assert np.isfinite(back).all()
 print("refused" if rc == lib.PL_EINVAL else "written" if rc == 0 else rc)

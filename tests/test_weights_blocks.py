@@ -19,6 +19,7 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.native import ffi, isa_names, lib
 from pyllamacpu.weights.blocks import can_quantize, needs_importance, quantize
+from pyllamacpu.weights.lazy_tensor import decode
 
 T = TensorType
 PEER = json.loads((Path(__file__).parent / "fixtures" / "quantize_errors.json").read_text())["errors"]
@@ -35,6 +36,27 @@ def test_rounded_types_equal_the_reference(kind: TensorType) -> None:
     weights = np.clip(weights, -60000, 60000).astype(np.float32)
     expected = gguf.quants.quantize(weights, gguf.GGMLQuantizationType(kind)).view(np.uint8)
     np.testing.assert_array_equal(quantize(weights, kind), expected.reshape(37, -1))
+
+
+@pytest.mark.parametrize("cols", [32, 96, 4128, 65536])
+@pytest.mark.parametrize("stored", [T.F32, T.F16, T.BF16], ids=name_of)
+def test_weights_are_read_as_they_are_stored(stored: TensorType, cols: int) -> None:
+    """The same blocks as of their values; what is not finite is found in every place."""
+    rng = np.random.default_rng(cols)
+    bits = rng.integers(0, 1 << 16, (3, cols), np.uint16)
+    exponent = 0x7C00 if stored == T.F16 else 0x7F80
+    bits[(bits & exponent) == exponent] = 1  # a subnormal
+    stored_bits = decode(bits, "BF16") if stored == T.F32 else bits
+    values = decode(stored_bits, stored.name)
+    found = quantize(stored_bits, T.Q4_1, stored=stored)
+    np.testing.assert_array_equal(found, quantize(values, T.Q4_1))
+    for at in (*range(0, cols, max(1, cols // 37)), cols - 1):
+        for wrong in (exponent, 0x8000 | exponent, exponent + 1, 0xFFFF):
+            damaged = bits.copy()
+            damaged[1, at] = wrong
+            given = decode(damaged, "BF16") if stored == T.F32 else damaged
+            with pytest.raises(ModelError, match=f"row 1, column {at} is"):
+                quantize(given, T.Q4_1, stored=stored)
 
 
 def test_halves_of_q8_0_go_away_from_zero_as_in_the_reference() -> None:
@@ -204,7 +226,7 @@ def test_importance_is_checked() -> None:
 def test_the_c_entry_checks_its_arguments() -> None:
     x, out = ffi.new("float[512]"), ffi.new("uint8_t[4096]")
     bad = ffi.new("float[256]", [-1.0])
-    assert lib.pl_quantize(T.Q4_K, x, 2, 256, ffi.NULL, out) == 0
+    assert lib.pl_quantize(T.Q4_K, T.F32, x, 2, 256, ffi.NULL, out) == 0
     for kind, cols in [
         (T.Q4_K, 128),
         (T.Q4_0, 33),
@@ -214,12 +236,14 @@ def test_the_c_entry_checks_its_arguments() -> None:
         (1 << 20, 32),
         (T.Q8_1, 32),
     ]:
-        assert lib.pl_quantize(kind, x, 1, cols, ffi.NULL, out) == lib.PL_EINVAL
-    assert lib.pl_quantize(T.Q4_K, x, -1, 256, ffi.NULL, out) == lib.PL_EINVAL
-    assert lib.pl_quantize(T.Q4_K, x, 2, 256, bad, out) == lib.PL_QUANTIZE_EIMPORTANCE
+        assert lib.pl_quantize(kind, T.F32, x, 1, cols, ffi.NULL, out) == lib.PL_EINVAL
+    for stored in (-1, T.Q4_0, T.I32, T.F64):
+        assert lib.pl_quantize(T.Q4_K, stored, x, 1, 256, ffi.NULL, out) == lib.PL_EINVAL
+    assert lib.pl_quantize(T.Q4_K, T.F32, x, -1, 256, ffi.NULL, out) == lib.PL_EINVAL
+    assert lib.pl_quantize(T.Q4_K, T.F32, x, 2, 256, bad, out) == lib.PL_QUANTIZE_EIMPORTANCE
     x[511] = float("inf")
-    assert lib.pl_quantize(T.Q4_K, x, 2, 256, ffi.NULL, out) == lib.PL_QUANTIZE_ENAN
-    assert lib.pl_quantize(T.Q4_K, x, 1, 256, ffi.NULL, out) == 0
+    assert lib.pl_quantize(T.Q4_K, T.F32, x, 2, 256, ffi.NULL, out) == lib.PL_QUANTIZE_ENAN
+    assert lib.pl_quantize(T.Q4_K, T.F32, x, 1, 256, ffi.NULL, out) == 0
 
 
 def test_empty_matrices() -> None:

@@ -96,6 +96,8 @@ typedef struct {
     KERNEL(void, attention, (const pl_attention *)) \
     KERNEL(void, attention_merge, (float *total, const float *part, int head_dim)) \
     KERNEL(void, attention_finish, (const float *state, int head_dim, float *out)) \
+    /* F32 (dst NULL: only looked at), F16 or BF16 as float32; 0: one of them is NaN or infinite */ \
+    KERNEL(int, read_weights, (int type, const void *src, int64_t n, float *dst)) \
     KERNEL(void, quantize_weights, (const pl_quantize_job *)) \
     /* rows of logits as distributions (divergence.c) */ \
     KERNEL(int, row_top, (const float *row, int64_t n, float *top, int32_t *at)) \

@@ -1,12 +1,13 @@
-/* Quantization of weights: what is given is checked here, in slices that stay in the cache; the work is done by the
- * tier's quantize_weights (kernels/quantize_*.inc). */
+/* Quantization of weights: what is given is read and checked here, in slices that stay in the cache; the work is done
+ * by the tier's quantize_weights (kernels/quantize_*.inc). */
 #include "types/quantize.h"
 #include "api.h"
 #include "types/blocks.h"
 #include "kernels/kernels.h"
 #include "types/quantize_iq.h"
+#include <stdlib.h>
 
-#define SLICE 32768 /* elements checked, then quantized: 128 KB */
+#define SLICE 8192 /* elements read, then quantized: 32 KB */
 
 int pl_quantize_known(int type)
 {
@@ -14,45 +15,49 @@ int pl_quantize_known(int type)
     return info ? 1 + info->needs_importance : PL_EINVAL;
 }
 
-static int all_finite(const float *x, int64_t n)
-{
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        bad |= (bits & 0x7f800000u) == 0x7f800000u;
-    }
-    return !bad;
-}
-
 static int check_importance(const pl_type_info *info, const float *importance, int64_t n)
 {
     if (!importance)
         return info->needs_importance ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
-    int bad = !all_finite(importance, n);
+    int bad = !pl_kernels_current()->read_weights(PL_TYPE_F32, importance, n, NULL);
     for (int64_t i = 0; i < n; i++)
         bad |= importance[i] < 0.0f;
     return bad ? PL_QUANTIZE_EIMPORTANCE : PL_OK;
 }
 
-int pl_quantize(int type, const float *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst)
+/* Rows whose columns are whole blocks; `values` holds a slice of them, unused for float32. */
+static int quantize_rows(pl_quantize_job job, int stored, const uint8_t *src, uint8_t *dst, float *values)
 {
-    const pl_type_info *info = pl_type_find(type);
-    if (!info || n_rows < 0 || n_cols < 0 || n_cols % info->block_elements || !pl_iq_searchable(type))
-        return PL_EINVAL;
-    int rc = check_importance(info, importance, n_cols);
-    if (rc)
-        return rc;
-    if (n_cols == 0)
-        return PL_OK;
-    int64_t row_bytes = n_cols / info->block_elements * info->block_bytes;
-    int64_t step = SLICE / n_cols > 0 ? SLICE / n_cols : 1;
+    const pl_type_info *info = pl_type_find(job.type);
+    const pl_kernels *kernels = pl_kernels_current();
+    int64_t size = stored == PL_TYPE_F32 ? 4 : 2, n_rows = job.n_rows;
+    int64_t row_bytes = job.n_cols / info->block_elements * info->block_bytes, step = SLICE / job.n_cols > 0 ? SLICE / job.n_cols : 1;
     for (int64_t row = 0; row < n_rows; row += step) {
-        int64_t rows = n_rows - row < step ? n_rows - row : step;
-        if (!all_finite(src + row * n_cols, rows * n_cols))
+        const uint8_t *from = src + row * job.n_cols * size;
+        job.n_rows = n_rows - row < step ? n_rows - row : step;
+        if (!kernels->read_weights(stored, from, job.n_rows * job.n_cols, values))
             return PL_QUANTIZE_ENAN;
-        pl_quantize_job job = {type, src + row * n_cols, rows, n_cols, importance, (uint8_t *)dst + row * row_bytes};
-        pl_kernels_current()->quantize_weights(&job);
+        job.src = values ? values : (const float *)(const void *)from;
+        job.dst = dst + row * row_bytes;
+        kernels->quantize_weights(&job);
     }
     return PL_OK;
+}
+
+int pl_quantize(int type, int stored, const void *src, int64_t n_rows, int64_t n_cols, const float *importance, void *dst)
+{
+    const pl_type_info *info = pl_type_find(type);
+    int is_float = stored == PL_TYPE_F32, is_short = stored == PL_TYPE_F16 || stored == PL_TYPE_BF16;
+    if (!info || n_rows < 0 || n_cols < 0 || n_cols % info->block_elements || !pl_iq_searchable(type) || !(is_float || is_short))
+        return PL_EINVAL;
+    int rc = check_importance(info, importance, n_cols);
+    if (rc || n_cols == 0)
+        return rc;
+    float *values = NULL;
+    if (is_short && !(values = malloc((size_t)(n_cols > SLICE ? n_cols : SLICE) * sizeof(float))))
+        return PL_ENOMEM;
+    pl_quantize_job job = {.type = type, .n_rows = n_rows, .n_cols = n_cols, .importance = importance};
+    rc = quantize_rows(job, stored, src, dst, values);
+    free(values);
+    return rc;
 }

@@ -1,4 +1,4 @@
-"""Matrices of float32 to blocks of any tensor type, with all threads."""
+"""Matrices of floats to blocks of any tensor type, with all threads."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.codebooks import ensure_codebook
 from pyllamacpu.native import check, ffi, lib
+from pyllamacpu.weights.lazy_tensor import decode
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 SLAB = 1 << 18  # elements that a thread takes at once: some milliseconds of work
+READABLE = {
+    TensorType.F32: np.dtype("<f4"),
+    TensorType.F16: np.dtype("<u2"),
+    TensorType.BF16: np.dtype("<u2"),
+}
+"""Float types that `quantize` takes as they are stored, and what holds their bits."""
 
 
 def can_quantize(kind: TensorType) -> bool:
@@ -32,18 +39,23 @@ def needs_importance(kind: TensorType) -> bool:
 
 
 def quantize(
-    array: Floats, kind: TensorType, importance: Floats | None = None, threads: int | None = None
+    array: npt.NDArray[Any],
+    kind: TensorType,
+    importance: Floats | None = None,
+    threads: int | None = None,
+    stored: TensorType = TensorType.F32,
 ) -> Bytes:
     """Rows of blocks of `kind` that approximate `array`.
 
-    `array`: (rows, cols) float32, finite. `importance`: (cols,) float32, at least 0: how much an error in
-    each column counts (mean squares of the activations that meet it). `threads`: all usable CPUs when None;
-    the result does not depend on it. Returns (rows, bytes of a row) uint8. Values beyond what `kind` can hold
-    become the largest that it holds.
+    `array`: (rows, cols) finite float32, or the bits of the type `stored` (a key of READABLE).
+    `importance`: (cols,) float32, at least 0: how much an error in each column counts (mean squares of the
+    activations that meet it). `threads`: all usable CPUs when None; the result does not depend on it.
+    Returns (rows, bytes of a row) uint8. Values beyond what `kind` can hold become the largest that it
+    holds.
     Raises OptionError for a type that cannot be written, rows that are not whole blocks, or importance that
     is missing, of another length or negative; ModelError for NaN or inf in `array`, naming the row.
     """
-    source, weights = _checked(array, kind, importance)
+    source, weights = _checked(array, kind, importance, stored)
     rows, cols = source.shape
     out = np.empty((rows, kind.row_bytes(cols)), np.uint8)
     step = max(1, SLAB // max(cols, 1))
@@ -51,7 +63,7 @@ def quantize(
     n_threads = min(threads or cpus_usable(), len(slabs))
 
     def work(slab: slice) -> None:
-        _quantize_slab(source, kind, weights, slab, out)
+        _quantize_slab(source, stored, kind, weights, slab, out)
 
     if n_threads <= 1:
         for slab in slabs:
@@ -67,11 +79,14 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="quantize")
 
 
-def _checked(array: Floats, kind: TensorType, importance: Floats | None) -> tuple[Floats, Floats | None]:
+def _checked(
+    array: npt.NDArray[Any], kind: TensorType, importance: Floats | None, stored: TensorType
+) -> tuple[npt.NDArray[Any], Floats | None]:
     if not can_quantize(kind):
         raise OptionError(f"tensors cannot be written as {kind.name}; choose another type")
-    if array.ndim != 2 or array.dtype != np.float32:
-        raise OptionError(f"a float32 matrix is wanted, not {array.dtype} of shape {array.shape}")
+    wanted = READABLE[stored]
+    if array.ndim != 2 or array.dtype != wanted:
+        raise OptionError(f"a {wanted} matrix is wanted, not {array.dtype} of shape {array.shape}")
     if needs_importance(kind) and importance is None:
         raise OptionError(f"{kind.name} needs an importance matrix: it is useless without (give --imatrix)")
     if importance is not None:
@@ -86,17 +101,24 @@ def _checked(array: Floats, kind: TensorType, importance: Floats | None) -> tupl
     return np.ascontiguousarray(array), importance
 
 
-def _quantize_slab(source: Floats, kind: TensorType, weights: Floats | None, slab: slice, out: Bytes) -> None:
+def _quantize_slab(
+    source: npt.NDArray[Any],
+    stored: TensorType,
+    kind: TensorType,
+    weights: Floats | None,
+    slab: slice,
+    out: Bytes,
+) -> None:
     part, target = source[slab], out[slab]
     if not part.size:
         return
-    rc = lib.pl_quantize(kind, _floats(part), *part.shape, _floats(weights), ffi.from_buffer(target))
+    importance = ffi.NULL if weights is None else ffi.from_buffer("float[]", weights)
+    rc = lib.pl_quantize(
+        kind, stored, ffi.from_buffer(part), *part.shape, importance, ffi.from_buffer(target)
+    )
     if rc == lib.PL_QUANTIZE_ENAN:
-        row, column = np.argwhere(~np.isfinite(part))[0]
-        value = part[row, column]
+        values = decode(part, stored.name)
+        row, column = np.argwhere(~np.isfinite(values))[0]
+        value = values[row, column]
         raise ModelError(f"row {slab.start + row}, column {column} is {value}: damaged weights")
     check(rc, f"quantizing to {kind.name}")
-
-
-def _floats(array: Floats | None) -> Any:
-    return ffi.NULL if array is None else ffi.from_buffer("float[]", array)

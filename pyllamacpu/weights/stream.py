@@ -18,10 +18,10 @@ import numpy.typing as npt
 from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import cpus_usable
-from pyllamacpu.weights.blocks import quantize
+from pyllamacpu.weights.blocks import READABLE, quantize
 from pyllamacpu.weights.finite import saturated, stored_finite
 from pyllamacpu.weights.lazy_ops import reshape
-from pyllamacpu.weights.lazy_tensor import LazyTensor
+from pyllamacpu.weights.lazy_tensor import LazyTensor, decode
 
 SLAB = 1 << 20  # elements that a thread takes at once, at most: 4 MB as float32
 _SMALLEST_SLAB = 1 << 18
@@ -29,6 +29,9 @@ BUDGET = 96 << 20  # bytes for all slabs in flight, besides one times the larges
 _COPIES = 16  # bytes per element of a slab while it is worked on: stored, float32, intermediate ones, encoded
 _MAX_F16 = 65504.0
 _OVERFLOWS_F16 = _MAX_F16 + 16  # from here on the nearest 16-bit float is infinite
+
+_READABLE = {kind.name: kind for kind in READABLE}
+_PLAIN = (TensorType.F32, TensorType.F16)  # values are looked at before they are written
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -147,12 +150,15 @@ def _jobs(tensors: Iterable[OutputTensor], slab: int) -> Iterator[_Job]:
 
 def _encode(job: _Job) -> Bytes:
     """The job's rows in their new type, flat uint8."""
-    tensor, rows, kind = job.tensor, job.rows, job.tensor.kind
+    rows, kind = job.rows, job.tensor.kind
     if rows.dtype == kind.name:
         stored = rows.raw(job.start, job.stop)
         if not _finite(job, stored):
             _refuse(job, rows.read(job.start, job.stop))
         return _flat(stored)
+    source = _READABLE.get(rows.dtype)
+    if source and kind not in _PLAIN:  # as they are stored: the kernels read them
+        return _quantized(job, rows.raw(job.start, job.stop), source)
     values = rows.read(job.start, job.stop)
     if values.dtype != np.float32:
         raise CheckpointError(rows.source, f"holds {rows.dtype}, not weights")
@@ -162,12 +168,19 @@ def _encode(job: _Job) -> Bytes:
         return _flat(values)
     if kind == TensorType.F16:
         _check_half(job, values)
+    return _quantized(job, values, TensorType.F32)
+
+
+def _quantized(job: _Job, stored: npt.NDArray[Any], source: TensorType) -> Bytes:
+    """Blocks of elements of `source`."""
+    kind, matrix = job.tensor.kind, stored.reshape(-1, job.tensor.shape[-1])
     try:
-        found = _flat(quantize(values.reshape(-1, tensor.shape[-1]), kind, job.importance, threads=1))
+        found = _flat(quantize(matrix, kind, job.importance, threads=1, stored=source))
     except ModelError:
-        _refuse(job, values)
+        _refuse(job, decode(stored, source.name))
         raise
-    _check_scales(job, values, found)
+    if saturated(found, kind):  # a look at a few bytes of each block
+        _check_scales(job, decode(stored, source.name))
     return found
 
 
@@ -192,11 +205,9 @@ def _check_half(job: _Job, values: Floats) -> None:
         _refuse_where(too_large, job, values, f"F16 ends at {_MAX_F16:g}; choose BF16 or F32")
 
 
-def _check_scales(job: _Job, values: Floats, blocks: Bytes) -> None:
+def _check_scales(job: _Job, values: Floats) -> None:
     """Raises CheckpointError where values are too large for the 16-bit scales of a block."""
     kind = job.tensor.kind
-    if not saturated(blocks, kind):
-        return  # a look at a few bytes of each block
     largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
     if largest >= _MAX_F16:
         reason = f"the scales of {kind.name} end at {_MAX_F16:g}; choose BF16 or F32"

@@ -1,4 +1,4 @@
-/* quantize_weights: every tier must write the bytes that the scalar one writes, and nothing else; what it writes must
+/* read_weights: the values of stored floats exactly, and whether all are finite. quantize_weights: every tier must write the bytes that the scalar one writes, and nothing else; what it writes must
  * decode to finite numbers near the input. */
 #include "check.h"
 
@@ -86,8 +86,57 @@ static void check_case(int type, int mode, int rows, int cols, int importance_mo
     guarded_free(tiers[0], x);
 }
 
+static const int stored_types[] = {PL_TYPE_F32, PL_TYPE_F16, PL_TYPE_BF16};
+
+/* Bits of one float type; `damaged`: the place of one that is not finite, or -1. */
+static void fill_stored(int type, uint8_t *src, int n, int damaged)
+{
+    for (int i = 0; i < n; i++) {
+        int wide = type == PL_TYPE_F32;
+        uint32_t exponent = wide ? 0x7f800000u : type == PL_TYPE_F16 ? 0x7c00u : 0x7f80u;
+        uint32_t bits = (uint32_t)random_below(1 << 16) << 16 | (uint32_t)random_below(1 << 16);
+        bits = (bits & exponent) == exponent ? bits & ~exponent : bits; /* a subnormal instead */
+        bits |= i == damaged ? exponent : 0;
+        memcpy(src + i * (wide ? 4 : 2), &bits, wide ? 4 : 2);
+    }
+}
+
+static void check_read(int type, int n, int damaged)
+{
+    size_t size = type == PL_TYPE_F32 ? 4 : 2;
+    uint8_t *src = guarded((size_t)n * size, size * (size_t)random_below(5));
+    begin_case("read %s, %d, damaged %d", pl_type_name(type), n, damaged);
+    fill_stored(type, src, n, damaged);
+    for (int t = 0; t < n_tiers; t++) {
+        float *got = guarded((size_t)n * 4, 4 * (size_t)random_below(5));
+        if (tiers[t]->read_weights(type, src, n, got) != (damaged < 0))
+            fail(tiers[t], "finite or not: wrong");
+        if (type == PL_TYPE_F32 && tiers[t]->read_weights(type, src, n, NULL) != (damaged < 0))
+            fail(tiers[t], "finite or not, only looked at: wrong");
+        for (int i = 0; i < n; i++) {
+            uint16_t half;
+            uint32_t want, is;
+            memcpy(&half, src + (size_t)i * 2, 2);
+            float value = type == PL_TYPE_F16 ? pl_f16_to_f32(half) : pl_bf16_to_f32(half);
+            memcpy(&want, type == PL_TYPE_F32 ? (const void *)(src + (size_t)i * 4) : &value, 4);
+            memcpy(&is, got + i, 4);
+            if (i != damaged && is != want) {
+                fail(tiers[t], "value %d is %08x instead of %08x", i, is, want);
+                break;
+            }
+        }
+        guarded_free(tiers[t], got);
+    }
+    guarded_free(tiers[0], src);
+}
+
 void check_quantize_weights(void)
 {
+    for (int k = 0; k < COUNT(stored_types); k++)
+        for (int n = 1; n < (quick ? 70 : 300); n += 1 + random_below(3)) {
+            check_read(stored_types[k], n, -1);
+            check_read(stored_types[k], n, random_below(n));
+        }
     for (int k = 0; k < COUNT(types); k++)
         for (int mode = 0; mode < W_MODES; mode++)
             for (int importance = 0; importance < 4; importance++) {
