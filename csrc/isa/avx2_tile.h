@@ -8,9 +8,9 @@
  * ymm0-7: sums of 4 tokens x 2 registers of rows; 8, 9: codes; 10: activations of one token; 11-15: what is on its way. */
 
 /* Where a tile has what, in bytes (matmul_quant_tile.inc checks it), and a block of activations. */
-#define TILE_BYTES 2176
+#define TILE_BYTES 2240
 #define TILE_SCALE 512   /* of 32 k or of the first 16, times each factor; */
-#define TILE_SECOND 1024 /* those of the other 16. Or of int8 codes: magnitudes, */
+#define TILE_SECOND 1024 /* those of the other 16. Or whole scales. Or of int8 codes: magnitudes, */
 #define TILE_START 1536  /* the sum of those of negative codes, */
 #define TILE_SIGNS 1664  /* and all bits set where a code is negative */
 #define Q8_BYTES 56
@@ -157,6 +157,41 @@ TILE_FUNCTION tile_15(TILE_ARGUMENTS)
               TILE_END_TOKENS);
 }
 
+/* The same with whole scales (kernels/matmul_quant.inc): sums are widened by them, and stay integers. */
+#define TILE_WHOLE_WIDEN(t, S, T, X, Y) \
+    "vpmaddwd " TILE_STR(TILE_SECOND) "(%[step" #t "]),%%ymm" #S ",%%ymm" #X "\n" \
+    "vpmaddwd " TILE_STR(TILE_SECOND) "+32(%[step" #t "]),%%ymm" #T ",%%ymm" #Y "\n"
+#define TILE_WHOLE_ADD(t, X, Y, TO) \
+    "vpaddd 64*" #t "(" TO "),%%ymm" #X ",%%ymm" #X "\n" \
+    "vpaddd 64*" #t "+32(" TO "),%%ymm" #Y ",%%ymm" #Y "\n" \
+    "vmovdqa %%ymm" #X ",64*" #t "(" TO ")\n" \
+    "vmovdqa %%ymm" #Y ",64*" #t "+32(" TO ")\n"
+#define TILE_WHOLE_NEXT(AT, t, S, T, X, Y) TILE_WHOLE_WIDEN(t, S, T, X, Y) TILE_FIRST(AT, 0, S, T)
+#define TILE_WHOLE_NEXT_TOKENS \
+    TILE_CODES(0) \
+    TILE_WHOLE_NEXT(AT0, 0, 0, 1, 12, 13) TILE_WHOLE_NEXT(AT1, 1, 2, 3, 14, 15) TILE_WHOLE_ADD(0, 12, 13, "%[before]") \
+        TILE_WHOLE_NEXT(AT2, 2, 4, 5, 12, 13) TILE_WHOLE_ADD(1, 14, 15, "%[before]") TILE_WHOLE_NEXT(AT3, 3, 6, 7, 14, 15) \
+            TILE_WHOLE_ADD(2, 12, 13, "%[before]") TILE_WHOLE_ADD(3, 14, 15, "%[before]")
+#define TILE_WHOLE_END(t, S, T) TILE_WHOLE_WIDEN(t, S, T, S, T) TILE_WHOLE_ADD(t, S, T, "%[before]")
+#define TILE_WHOLE_END_TOKENS TILE_WHOLE_END(0, 0, 1) TILE_WHOLE_END(1, 2, 3) TILE_WHOLE_END(2, 4, 5) TILE_WHOLE_END(3, 6, 7)
+TILE_FUNCTION tile_whole_15(TILE_ARGUMENTS)
+{
+    TILE_LOOP(TILE_CODES(0) TILE_TOKENS(TILE_FIRST, 0), TILE_WHOLE_NEXT_TOKENS,
+              TILE_GROUP(1) TILE_GROUP(2) TILE_GROUP(3) TILE_STEPS TILE_GROUP(4) TILE_GROUP(5) TILE_GROUP(6) TILE_GROUP(7),
+              TILE_WHOLE_END_TOKENS);
+}
+
+#define TILE_WHOLE_HALF(AT, t, S, T, X, Y) \
+    TILE_WHOLE_WIDEN(t, S, T, X, Y) TILE_FIRST(AT, 4, S, T) TILE_WHOLE_ADD(t, X, Y, "%[sums]")
+TILE_FUNCTION tile_whole_31(TILE_ARGUMENTS)
+{
+    TILE_LOOP(TILE_CODES(0) TILE_TOKENS(TILE_FIRST, 0), TILE_WHOLE_NEXT_TOKENS,
+              TILE_GROUP(1) TILE_GROUP(2) TILE_STEPS TILE_GROUP(3) TILE_CODES(4) TILE_WHOLE_HALF(AT0, 0, 0, 1, 12, 13)
+                  TILE_WHOLE_HALF(AT1, 1, 2, 3, 14, 15) TILE_WHOLE_HALF(AT2, 2, 4, 5, 12, 13)
+                      TILE_WHOLE_HALF(AT3, 3, 6, 7, 14, 15) TILE_GROUP(5) TILE_GROUP(6) TILE_GROUP(7),
+              TILE_WHOLE_END_TOKENS);
+}
+
 #define TILE_HALF_31(AT, t, S, T, X, Y) \
     "vpmaddwd %[ones],%%ymm" #S ",%%ymm" #X "\n" \
     "vpmaddwd %[ones],%%ymm" #T ",%%ymm" #Y "\n" TILE_FIRST(AT, 4, S, T) TILE_PUT_ASIDE(t, X, Y)
@@ -221,9 +256,9 @@ PL_INLINE int has_hand_tile(const int is_signed, const int max_code, const int s
     return scales_per_32 == 2 ? max_code == 63 : is_signed || (max_code <= 31 && has_offsets);
 }
 
-/* sums (tiles * 4 tokens, 16 rows; 32-byte aligned) = `subs` sub-blocks from w on times the blocks at a, those of tokens
- * `stride` blocks apart. */
-PL_INLINE void hand_tiles(const int is_signed, const int max_code, const void *w, int64_t subs, const pl_q8 *a, int64_t stride,
+/* sums (tiles * 4 tokens, 16 rows; 32-byte aligned; int32 where has_whole) = `subs` sub-blocks from w on times the blocks at a,
+ * those of tokens `stride` blocks apart. */
+PL_INLINE void hand_tiles(const int is_signed, const int max_code, const int has_whole, const void *w, int64_t subs, const pl_q8 *a, int64_t stride,
                           int64_t tiles, float *sums)
 {
     vf zero = vf_zero();
@@ -234,6 +269,10 @@ PL_INLINE void hand_tiles(const int is_signed, const int max_code, const void *w
         tile_63(w, subs, a, stride, tiles, sums);
     else if (is_signed)
         tile_signed(w, subs, a, stride, tiles, sums);
+    else if (has_whole && max_code <= 15)
+        tile_whole_15(w, subs, a, stride, tiles, sums);
+    else if (has_whole)
+        tile_whole_31(w, subs, a, stride, tiles, sums);
     else if (max_code <= 15)
         tile_15(w, subs, a, stride, tiles, sums);
     else

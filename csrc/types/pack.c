@@ -3,9 +3,9 @@
 #include "types/types.h"
 #include <string.h>
 
-const float pl_q8_factor[PL_Q8_STEPS] = {/* 2^(-0.4 step) */
-                                         1.0f,         0.757858283f, 0.574349177f, 0.435275282f,
-                                         0.329876978f, 0.25f,        0.189464571f, 0.143587294f};
+const float pl_q8_factor[PL_Q8_STEPS] = {32.0f / PL_Q8_WHOLE, 24.0f / PL_Q8_WHOLE, 18.0f / PL_Q8_WHOLE, 14.0f / PL_Q8_WHOLE,
+                                         11.0f / PL_Q8_WHOLE, 8.0f / PL_Q8_WHOLE,  6.0f / PL_Q8_WHOLE,  5.0f / PL_Q8_WHOLE};
+const int16_t pl_q8_whole[PL_Q8_STEPS][2] = {{32, 32}, {24, 24}, {18, 18}, {14, 14}, {11, 11}, {8, 8}, {6, 6}, {5, 5}};
 
 int64_t pl_panel_block_bytes(int type)
 {

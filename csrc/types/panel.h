@@ -39,14 +39,17 @@ typedef struct {
     };
     float s;                  /* factor * (sum[0] + sum[1]) */
     int16_t sum[2];           /* sums of q[0..15] and q[16..31] */
-    uint8_t step;             /* the block's factor is 2^(-0.4 step) */
+    uint8_t step;             /* the block's factor is pl_q8_factor[step] */
     uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block */
     uint16_t residual_offset; /* the residual block is this many blocks further on; 0: there is none */
     int16_t pair_sum[2][2];   /* of each half: of all q[4 g] and q[4 g + 1], of all q[4 g + 2] and q[4 g + 3] (avx2 alone) */
 } pl_q8;
 
+/* Near 2^(-0.4 step), and whole numbers over PL_Q8_WHOLE: times integer scales they stay integers. */
 #define PL_Q8_STEPS 8
+#define PL_Q8_WHOLE 32
 extern const float pl_q8_factor[PL_Q8_STEPS];
+extern const int16_t pl_q8_whole[PL_Q8_STEPS][2]; /* those whole numbers, twice */
 
 /* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a tenth of a
  * prompt's time (kernels/README.md has the table of thresholds). */
