@@ -297,6 +297,10 @@ void pl_block_sums(pl_pool *pool, const void *data, int64_t bytes, uint64_t *sum
 /* The matrix whose panels begin at byte `offset` of an arena, which lives on with it. NULL: they do not lie in it, or as
  * pl_matrix_new. */
 pl_matrix *pl_matrix_view(pl_weight_arena *arena, int64_t offset, int type, int64_t rows, int64_t cols);
+/* Added to a type: its matrix multiplies rows of float32 in 16 bits. Columns are a multiple of 32. */
+#define PL_INT16_WEIGHTS 64
+/* Whether the selected tier multiplies so faster than with 8-bit blocks, and than in float32. */
+int pl_prefers_int16(void);
 /* Bytes of a panel of 16 rows; 0: as NULL of pl_matrix_new. */
 int64_t pl_panel_bytes(int type, int64_t cols);
 /* Packs the panels [first, end) of a matrix to dst, otherwise as pl_matrix_new. */

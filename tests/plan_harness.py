@@ -20,6 +20,7 @@ from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.model.panel_file import Panels
 from pyllamacpu.model.weights import Matrix, Table, Vector, padded_vector
 from pyllamacpu.native import ffi, lib, pointer, thread_pool
 from pyllamacpu.topology import CpuGroup
@@ -44,13 +45,14 @@ def pool(n_threads: int = 2) -> Any:
     return thread_pool(n_threads, [CpuGroup(n_threads)])
 
 
-def matrix(values: Floats, kind: TensorType = TensorType.F32, name: str = "m") -> Matrix:
-    """`values` (rows, cols), packed in the type."""
+def matrix(values: Floats, kind: TensorType = TensorType.F32, name: str = "m", int16: bool = False) -> Matrix:
+    """`values` (rows, cols), packed in the type; int16: to be multiplied in 16 bits."""
     rows, cols = values.shape
     data = np.ascontiguousarray(values, np.float32)
     raw = data.view(np.uint8).reshape(-1) if kind == TensorType.F32 else quantize(data, kind).reshape(-1)
-    handle = lib.pl_matrix_new(pool(1), ffi.NULL, int(kind), ffi.from_buffer(raw), 0, rows, cols)
-    return Matrix(name, rows, cols, kind, ffi.gc(pointer(handle, name), lib.pl_matrix_free))
+    panels = Panels(name, kind, rows, cols, int16)
+    handle = lib.pl_matrix_new(pool(1), ffi.NULL, panels.kind, ffi.from_buffer(raw), 0, rows, cols)
+    return Matrix(name, rows, cols, kind, ffi.gc(pointer(handle, name), lib.pl_matrix_free), int16)
 
 
 def vector(values: Floats, name: str = "v") -> Vector:

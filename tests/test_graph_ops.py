@@ -15,7 +15,10 @@ from plan_harness import Doubles, Floats, Plan, Record, assert_same_bits, matrix
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
+from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.native import lib
+from pyllamacpu.weights.blocks import quantize
 
 
 def checked(record: Record, *inputs: Floats, expected: Doubles, tolerance: float = 2e-6) -> None:
@@ -242,3 +245,26 @@ def test_rows_of_sequences_without_keys_become_zero() -> None:
     positions, sequences = [0, 1, 7, 8, 9], [0, 0, 1, 1, 1]
     found = plan.run(x, positions=positions, sequences=sequences, lengths={0: [3, 0]})
     assert_same_bits(found, np.concatenate([x[:2], np.zeros((3, 20), np.float32)]))
+
+
+@pytest.mark.parametrize("kind", [TensorType.F16, TensorType.Q8_0, TensorType.Q4_K])
+def test_products_in_16_bits(kind: TensorType) -> None:
+    """Near those in float32 of the same weights; the same bits for each row alone and on other threads."""
+    x, values = random(70, 201, 768), random(71, 328, 768)
+    weights = matrix(values, kind, int16=True)
+    assert not weights.quantized and weights.n_bytes == 21 * 768 // 32 * (64 + 1024)
+    raw = np.frombuffer(quantize(values, kind).tobytes(), np.uint8)
+    expected = x.astype(np.float64) @ dequantize(raw, kind, values.shape).astype(np.float64).T
+    found = Plan(lambda plan, t: plan.linear(t, weights), [768]).run(x)
+    assert np.abs(found - expected).max() < 2e-4 * np.abs(expected).max()
+    for n_threads in (1, 3):
+        plan = Plan(lambda plan, t: plan.linear(t, weights), [768], n_threads=n_threads)
+        assert_same_bits(plan.run(x[:70]), found[:70])
+        assert_same_bits(plan.run(x[9:10]), found[9:10])
+
+
+def test_types_of_files_are_not_those_of_panels() -> None:
+    """A file that names such a number has a type that is not known."""
+    assert lib.pl_panel_bytes(lib.PL_INT16_WEIGHTS + TensorType.F16, 48) == 0
+    assert lib.pl_panel_bytes(lib.PL_INT16_WEIGHTS + TensorType.F16, 64) == 2 * (64 + 1024)
+    assert lib.pl_type_block_bytes(lib.PL_INT16_WEIGHTS + TensorType.F16) < 0

@@ -74,7 +74,8 @@ def test_every_kernel_of_every_tier_passes_its_checks(check_program: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     ran = next(line for line in done.stdout.splitlines() if line.startswith("tiers:"))
     assert ran.removeprefix("tiers:").split(";")[0].split() == TIERS
-    for part in ("elementwise", "sampling", "kv", "attention", "matmul"):
+    parts = ("elementwise", "sampling", "kv", "attention", "matmul", "int16", "position_softmax")
+    for part in parts:
         assert any(line.startswith(part) and line.endswith(": ok") for line in done.stdout.splitlines()), part
 
 

@@ -64,7 +64,10 @@ def test_logits_are_those_of_transformers(
     model.close()
 
 
-def test_bits_do_not_depend_on_the_batch_or_on_threads(file: Path) -> None:
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+def test_bits_do_not_depend_on_the_batch_or_on_threads(file: Path, outtype: str, tmp_path: Path) -> None:
+    if outtype != "f32":
+        file = converted(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "model.gguf", outtype)
     ids = [*token_ids(), *token_ids()[::-1]]
     found = []
     for n_threads, n_batch in ((1, 96), (3, 4096), (2, 130)):

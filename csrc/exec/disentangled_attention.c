@@ -5,6 +5,7 @@
  *
  * An item is a sequence and a head. Its thread lays the head's keys and values out as panels, multiplies all keys with the
  * queries of positions, and then goes through the queries in blocks: three products give a block's scores, one its outputs.
+ * Of the positions, those alone are multiplied that a block's distances have.
  * All products are those of float matrices, so that a row's bits depend on its own sequence only. */
 #include "exec/attention.h"
 #include "exec/plan.h"
@@ -13,7 +14,9 @@
 #include "types/panel.h"
 #include <string.h>
 
-#define QUERIES 60 /* of a block: whole tiles of the products */
+#define LOG2_E 1.44269504f
+#define QUERIES 64 /* of a block: whole tiles of the products and of the softmax */
+#define RUN 16     /* neighbouring distances that are looked at for buckets of their own */
 
 /* Sizes of an item, in elements. */
 typedef struct {
@@ -21,11 +24,12 @@ typedef struct {
     int64_t k_dim, v_dim, v_padded, positions, positions_stride;
 } item_sizes;
 
-/* An item's room. */
+/* An item's room. Keys and values are in the reverse order of tokens: distances then grow along a row of scores. */
 typedef struct {
     uint8_t *k, *v;                           /* panels: (tokens, k_dim), (v_dim, tokens) */
     float *by_key, *by_query, *scores, *sums; /* (tokens, positions), and of a block: (QUERIES, positions | tokens | v_dim) */
-    int32_t *buckets;                         /* of distances 1 - tokens ... tokens - 1 */
+    int32_t *buckets;                         /* of distances 1 - tokens ... tokens - 1, and padding */
+    uint8_t *runs;                            /* whether RUN buckets from there on follow each other */
     int64_t scores_stride, bytes;
 } item_room;
 
@@ -41,22 +45,26 @@ static item_sizes sizes_of(const pl_op_disentangled_attention *f, const pl_plan_
     return s;
 }
 
+/* Distances, and what whole registers of them and whole tiles of queries read beyond the last. */
+static int64_t buckets_of(int64_t tokens) { return 2 * tokens + 2 * QUERIES; }
+
 /* Places it in `memory`; with NULL, only the bytes count. */
 static item_room room_at(uint8_t *memory, const item_sizes *s)
 {
     const int64_t padded = round_up(s->tokens, PL_ROWS), f = (int64_t)sizeof(float);
     item_room room = {.scores_stride = padded + PL_ROWS};
-    int64_t at[8], sizes[7] = {padded * s->k_dim * f,
+    int64_t at[9], sizes[8] = {padded * s->k_dim * f,
                                s->tokens * s->v_padded * f,
                                s->tokens * s->positions_stride * f,
                                QUERIES * s->positions_stride * f,
                                QUERIES * room.scores_stride * f,
                                QUERIES * s->v_padded * f,
-                               2 * s->tokens * (int64_t)sizeof(int32_t)};
+                               buckets_of(s->tokens) * (int64_t)sizeof(int32_t),
+                               buckets_of(s->tokens)};
     at[0] = 0;
-    for (int i = 0; i < 7; i++)
+    for (int i = 0; i < 8; i++)
         at[i + 1] = at[i] + round_up(sizes[i], 64);
-    room.bytes = at[7];
+    room.bytes = at[8];
     if (!memory)
         return room;
     room.k = memory + at[0];
@@ -66,6 +74,7 @@ static item_room room_at(uint8_t *memory, const item_sizes *s)
     room.scores = (float *)(void *)(memory + at[4]);
     room.sums = (float *)(void *)(memory + at[5]);
     room.buckets = (int32_t *)(void *)(memory + at[6]);
+    room.runs = memory + at[7];
     return room;
 }
 
@@ -112,15 +121,16 @@ const char *check_disentangled_attention(const pl_plan *plan, const pl_op *op)
     return check_positions(f, k_dim, plan->n_ctx);
 }
 
-/* out (n, out_stride) = rows x (n, x_stride) times a float matrix in panels, transposed. */
-static void multiply(const pl_plan *plan, int type, const uint8_t *panels, int64_t rows, int64_t cols, const float *x,
-                     int64_t x_stride, int64_t n, float *out, int64_t out_stride)
+/* out (n, out_stride) = rows x (n, x_stride) times panels [panel0, panel1) of a float matrix, transposed. */
+static void multiply(const pl_plan *plan, int type, const uint8_t *matrix, int64_t panel0, int64_t panel1, int64_t cols,
+                     const float *x, int64_t x_stride, int64_t n, float *out, int64_t out_stride)
 {
     for (int64_t t = 0; t < n; t += PL_TOKENS)
         plan->kernels->matmul_float(&(pl_matmul){.type = type,
-                                                 .panels = panels,
+                                                 .panels = matrix,
                                                  .cols = cols,
-                                                 .panel1 = (rows + PL_ROWS - 1) / PL_ROWS,
+                                                 .panel0 = panel0,
+                                                 .panel1 = panel1,
                                                  .x = x,
                                                  .x_stride = x_stride,
                                                  .token0 = t,
@@ -129,54 +139,49 @@ static void multiply(const pl_plan *plan, int type, const uint8_t *panels, int64
                                                  .out_stride = out_stride});
 }
 
+/* Products of n rows with positions, those alone that the buckets [bucket, bucket + n_buckets) are of. */
 static void multiply_positions(const pl_plan *plan, const pl_matrix *m, const float *x, int64_t x_stride, int64_t n,
-                               const item_sizes *s, float *out)
+                               const item_sizes *s, const int32_t *buckets, int64_t n_buckets, float *out)
 {
-    multiply(plan, m->type, m->data, m->rows, m->cols, x, x_stride, n, out, s->positions_stride);
+    int32_t first = buckets[0], last = buckets[0];
+    for (int64_t i = 1; i < n_buckets; i++) {
+        first = buckets[i] < first ? buckets[i] : first;
+        last = buckets[i] > last ? buckets[i] : last;
+    }
+    multiply(plan, m->type, m->data, first / PL_ROWS, last / PL_ROWS + 1, m->cols, x, x_stride, n, out, s->positions_stride);
 }
 
 /* Keys as a matrix of a row for each token, values as one of a row for each element. */
 static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head, int token0,
                         item_room *room)
 {
-    const int64_t k_stride = plan->buffers[f->k].stride;
+    const int64_t k_stride = plan->buffers[f->k].stride, last = token0 + s->tokens - 1;
     for (int64_t t = 0; t < s->tokens; t += PL_ROWS)
-        pl_pack_panel(PL_TYPE_F32, (const uint8_t *)(pl_row(plan, f->k, token0 + t) + head * s->k_dim),
-                      k_stride * (int64_t)sizeof(float), (int)(s->tokens - t < PL_ROWS ? s->tokens - t : PL_ROWS), s->k_dim,
+        pl_pack_panel(PL_TYPE_F32, (const uint8_t *)(pl_row(plan, f->k, last - t) + head * s->k_dim),
+                      -k_stride * (int64_t)sizeof(float), (int)(s->tokens - t < PL_ROWS ? s->tokens - t : PL_ROWS), s->k_dim,
                       room->k + t * s->k_dim * (int64_t)sizeof(float));
     float *v = (float *)(void *)room->v;
     for (int64_t d = 0; d < s->v_dim; d += PL_ROWS) {
         const size_t wide = (size_t)(s->v_dim - d < PL_ROWS ? s->v_dim - d : PL_ROWS);
         for (int64_t t = 0; t < s->tokens; t++, v += PL_ROWS) {
             memset(v, 0, sizeof(float) * PL_ROWS);
-            memcpy(v, pl_row(plan, f->v, token0 + t) + head * s->v_dim + d, sizeof(float) * wide);
+            memcpy(v, pl_row(plan, f->v, last - t) + head * s->v_dim + d, sizeof(float) * wide);
         }
     }
 }
 
-/* Adds position_query . k to the scores of queries [i0, i0 + n). A key's products are neighbours for neighbouring queries. */
-static void add_by_key(const item_sizes *s, const item_room *room, int64_t i0, int64_t n)
+static void fill_buckets(const pl_op_disentangled_attention *f, int64_t tokens, item_room *room)
 {
-    for (int64_t j = 0; j < s->tokens; j++) {
-        const float *by_key = room->by_key + j * s->positions_stride;
-        const int32_t *buckets = room->buckets + s->tokens - 1 + i0 - j; /* of the distances to queries i0, i0 + 1 ... */
-        float *scores = room->scores + j;
-        for (int64_t r = 0; r < n; r++)
-            scores[r * room->scores_stride] += by_key[buckets[r]];
+    const float *at_zero = f->buckets.values + f->buckets.n / 2;
+    const int64_t n = 2 * tokens - 1;
+    memset(room->buckets, 0, sizeof room->buckets[0] * (size_t)buckets_of(tokens));
+    memset(room->runs, 0, (size_t)buckets_of(tokens));
+    for (int64_t i = 0; i < n; i++)
+        room->buckets[i] = (int32_t)at_zero[i + 1 - tokens];
+    for (int64_t i = n - 1, run = 1; i >= 0; i--) { /* run: buckets from there on that follow each other */
+        run = i + 1 < n && room->buckets[i + 1] == room->buckets[i] + 1 ? run + 1 : 1;
+        room->runs[i] = run >= RUN;
     }
-}
-
-/* Turns a query's scores into weights of the keys, which sum up to the result; i: its place in the sequence. */
-static double weigh(const pl_plan *plan, const item_sizes *s, const item_room *room, float scale, int64_t i, int64_t row)
-{
-    const float *by_query = room->by_query + row * s->positions_stride;
-    const int32_t *buckets = room->buckets + s->tokens - 1 + i; /* of the distance to key 0; those to others are before it */
-    float *scores = room->scores + row * room->scores_stride, top = 0;
-    int32_t at;
-    for (int64_t j = 0; j < s->tokens; j++)
-        scores[j] = (scores[j] + by_query[buckets[-j]]) * scale;
-    plan->kernels->row_top(scores, s->tokens, &top, &at);
-    return plan->kernels->softmax_terms(scores, s->tokens, top, scores);
 }
 
 /* The outputs of queries [i0, i0 + n) of the sequence whose first token is token0. */
@@ -184,19 +189,41 @@ static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, c
                    int64_t head, int token0, int64_t i0, int64_t n)
 {
     const float *q = pl_row(plan, f->q, token0 + i0) + head * s->k_dim;
-    const int64_t q_stride = plan->buffers[f->q].stride;
-    double sums[QUERIES];
-    multiply(plan, PL_TYPE_F32, room->k, s->tokens, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
-    multiply_positions(plan, f->positions.items[head], q, q_stride, n, s, room->by_query);
-    add_by_key(s, room, i0, n);
-    for (int64_t r = 0; r < n; r++)
-        sums[r] = weigh(plan, s, room, f->scale, i0 + r, r);
-    multiply(plan, PL_TYPE_F32, room->v, s->v_dim, s->tokens, room->scores, room->scores_stride, n, room->sums, s->v_padded);
+    const int64_t q_stride = plan->buffers[f->q].stride, panels = (s->tokens + PL_ROWS - 1) / PL_ROWS;
+    float inverse[QUERIES];
+    multiply(plan, PL_TYPE_F32, room->k, 0, panels, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
+    multiply_positions(plan, f->positions.items[head], q, q_stride, n, s, room->buckets + i0, s->tokens + n - 1, room->by_query);
+    plan->kernels->position_softmax(&(pl_position_softmax){.n_queries = n,
+                                                           .n_keys = s->tokens,
+                                                           .n_padded = panels * PL_ROWS,
+                                                           .scores = room->scores,
+                                                           .scores_stride = room->scores_stride,
+                                                           .by_query = room->by_query,
+                                                           .by_query_stride = s->positions_stride,
+                                                           .by_key = room->by_key + (s->tokens - 1) * s->positions_stride,
+                                                           .by_key_stride = -s->positions_stride,
+                                                           .buckets = room->buckets + i0,
+                                                           .runs = room->runs + i0,
+                                                           .scale = f->scale * LOG2_E,
+                                                           .inverse = inverse});
+    multiply(plan, PL_TYPE_F32, room->v, 0, s->v_padded / PL_ROWS, s->tokens, room->scores, room->scores_stride, n, room->sums,
+             s->v_padded);
     for (int64_t r = 0; r < n; r++) {
-        const float share = (float)(1.0 / sums[r]);
         float *out = pl_row(plan, f->out, token0 + i0 + r) + head * s->v_dim;
         for (int64_t d = 0; d < s->v_dim; d++)
-            out[d] = room->sums[r * s->v_padded + d] * share;
+            out[d] = room->sums[r * s->v_padded + d] * inverse[r];
+    }
+}
+
+/* The products of all keys with the positions of queries, block by block. */
+static void multiply_keys(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, const item_room *room,
+                          int64_t head, int token0)
+{
+    const int64_t stride = plan->buffers[f->k].stride;
+    for (int64_t j = 0; j < s->tokens; j += QUERIES) { /* distances from key j + n - 1 to query 0, to that from key j to the last */
+        const int64_t n = s->tokens - j < QUERIES ? s->tokens - j : QUERIES;
+        multiply_positions(plan, f->positions.items[f->n_heads + head], pl_row(plan, f->k, token0 + j) + head * s->k_dim, stride, n,
+                           s, room->buckets + s->tokens - j - n, s->tokens + n - 1, room->by_key + j * s->positions_stride);
     }
 }
 
@@ -206,15 +233,13 @@ int64_t run_disentangled_attention(pl_plan *plan, const pl_op *op, pl_work_queue
     int64_t begin, end, n_items = (int64_t)plan->batch.n_sequences * f->n_heads;
     while (PL_TAKE(n_items, 1, 1)) {
         int token0, token1;
-        const int64_t head = begin % f->n_heads, middle = f->buckets.n / 2; /* of distance 0 */
+        const int64_t head = begin % f->n_heads;
         pl_tokens_of(&plan->batch, begin / f->n_heads, &token0, &token1);
         const item_sizes s = sizes_of(f, plan->buffers, token1 - token0);
         item_room room = room_at(pl_scratch(plan, queue->thread), &s);
-        for (int64_t d = 1 - s.tokens; d < s.tokens; d++)
-            room.buckets[s.tokens - 1 + d] = (int32_t)f->buckets.values[middle + d];
+        fill_buckets(f, s.tokens, &room);
         fill_panels(plan, f, &s, head, token0, &room);
-        multiply_positions(plan, f->positions.items[f->n_heads + head], pl_row(plan, f->k, token0) + head * s.k_dim,
-                           plan->buffers[f->k].stride, s.tokens, &s, room.by_key);
+        multiply_keys(plan, f, &s, &room, head, token0);
         for (int64_t i = 0; i < s.tokens; i += QUERIES)
             attend(plan, f, &s, &room, head, token0, i, s.tokens - i < QUERIES ? s.tokens - i : QUERIES);
         PL_DONE();

@@ -71,11 +71,23 @@ typedef struct {
     int group; /* rows whose residual blocks lie together */
 } matmul_items;
 
+/* An item rounds its tokens for itself, so it should have many panels; but each thread some items. */
+static int64_t int16_unit(const pl_op_matmul *f, int64_t n, int threads)
+{
+    int64_t panels = 0;
+    for (int i = 0; i < 3; i++)
+        panels += f->matrix[i] ? f->matrix[i]->panels : 0;
+    const int64_t unit = panels * ((n + PL_TOKENS / 2 - 1) / (PL_TOKENS / 2)) / (4 * threads);
+    return unit < 2 ? 2 : unit > PL_INT16_PANELS ? PL_INT16_PANELS : unit;
+}
+
 static matmul_items items_of(pl_plan *plan, const pl_op *op, const pl_division *division)
 {
     const pl_op_matmul *f = &op->matmul;
     matmul_items w = {.n = pl_op_rows(plan, op)};
     w.unit = w.n == 1 ? 4 : f->gated && f->low_rank < 0 ? 1 : 2;
+    if (f->matrix[0]->type & PL_INT16)
+        w.unit = int16_unit(f, w.n, division->threads);
     for (int i = 0; i < 3; i++)
         w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
     /* More tokens share the decoding of a panel; fewer leave every thread several items, and their blocks, which every panel

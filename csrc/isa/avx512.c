@@ -46,6 +46,7 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
 {
     return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_loadu_ps(table));
 }
+PL_INLINE vf vf_gather(const float *p, const int32_t *at) { return _mm512_i32gather_ps(_mm512_loadu_si512(at), p, 4); }
 PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
 {
     __m512 a[16], b[16];

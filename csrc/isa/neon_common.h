@@ -68,6 +68,11 @@ PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
     r[2] = last_pairs(even_low, even_high);
     r[3] = last_pairs(odd_low, odd_high);
 }
+PL_INLINE vf vf_gather(const float *p, const int32_t *at)
+{
+    const float found[4] = {p[at[0]], p[at[1]], p[at[2]], p[at[3]]};
+    return vld1q_f32(found);
+}
 PL_INLINE vf vf_exp2i(vf n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
 PL_INLINE vf vf_scale2(vf p, vf n) /* p * 2^n, p and the result normal: n is added to the exponent */
 {

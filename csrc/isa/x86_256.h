@@ -65,6 +65,10 @@ PL_INLINE void vf_transpose(vf *r) /* VL registers of VL lanes */
         r[4 + k] = _mm256_permute2f128_ps(b[k], b[4 + k], 0x31);
     }
 }
+PL_INLINE vf vf_gather(const float *p, const int32_t *at)
+{
+    return _mm256_i32gather_ps(p, _mm256_loadu_si256((const __m256i *)at), 4);
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

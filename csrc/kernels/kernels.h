@@ -72,12 +72,30 @@ typedef struct {
                      * the head_dims padded to 32 */
 } pl_attention;
 
+/* Scores of attention with relative positions to weights, all of a query's before it is divided by their sum:
+ *     2^(scale (scores[i][j] + by_query[i][b] + by_key[j][b]) - the query's largest),  b = buckets[i + j]
+ * Rows of queries are read up to a multiple of 16; buckets up to 16 beyond the last. */
+typedef struct {
+    int64_t n_queries, n_keys, n_padded; /* n_padded: a multiple of 16; weights of keys from n_keys on are zero */
+    float *scores;                       /* (n_queries, n_padded) */
+    int64_t scores_stride;
+    const float *by_query; /* (n_queries, n_positions) */
+    int64_t by_query_stride;
+    const float *by_key; /* (n_keys, n_positions) */
+    int64_t by_key_stride;
+    const int32_t *buckets;
+    const uint8_t *runs; /* whether the next 16 buckets are numbers that follow each other */
+    float scale;         /* with log2 e */
+    float *inverse;      /* (n_queries): 1 / the sum of the weights */
+} pl_position_softmax;
+
 #define PL_STATE_HEAD 32 /* floats before o in an attention state */
 
 /* Every kernel once: what it returns, its name, what it takes. The struct and the inheritance of tiers are made from it. */
 #define PL_KERNEL_LIST(KERNEL) \
     KERNEL(void, matmul_quant, (const pl_matmul *m)) \
     KERNEL(void, matmul_float, (const pl_matmul *m)) \
+    KERNEL(int, prefers_int16, (void)) /* panels of int16 (panel.h) are faster than those of 8 bits and of floats */ \
     /* of the codes that products of many tokens multiply, 4 to 8; always 8 where the width does not matter; 0: a float type */ \
     KERNEL(int, code_bits, (int type)) \
     /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset] */ \
@@ -94,6 +112,7 @@ typedef struct {
     KERNEL(void, store_keys, (const pl_kv_tile *, const float *factors, const pl_key_store *keys, int n_keys)) \
     KERNEL(void, store_v, (const pl_kv_tile *, uint8_t *tile, int slot, const float *v)) \
     KERNEL(void, attention, (const pl_attention *)) \
+    KERNEL(void, position_softmax, (const pl_position_softmax *)) \
     KERNEL(void, attention_merge, (float *total, const float *part, int head_dim)) \
     KERNEL(void, attention_finish, (const float *state, int head_dim, float *out)) \
     /* F32 (dst NULL: only looked at), F16 or BF16 as float32; 0: one of them is NaN or infinite */ \

@@ -140,6 +140,12 @@ double pl_probe_dot(pl_pool *pool, int bits, double seconds)
 
 double pl_probe_fma(pl_pool *pool, double seconds) { return probe_units(pool, 0, seconds); }
 
+int pl_prefers_int16(void)
+{
+    const pl_kernels *kernels = pl_kernels_current();
+    return kernels && kernels->prefers_int16();
+}
+
 int pl_code_bits(int type)
 {
     const pl_kernels *kernels = pl_kernels_current();

@@ -50,16 +50,18 @@ static void pack(void *arg, int thread)
 
 int64_t pl_panel_bytes(int type, int64_t cols)
 {
-    const pl_type_info *info = pl_type_find(type);
+    const pl_type_info *info = pl_type_find(type & ~PL_INT16);
     if (!info || info->panel_bytes == 0 || cols < 1 || cols % info->block_elements != 0)
         return 0;
+    if (type & PL_INT16)
+        return cols % 32 ? 0 : cols / 32 * PL_INT16_BLOCK;
     return cols / info->block_elements * info->panel_bytes;
 }
 
 void pl_pack_panels(pl_pool *pool, int type, const void *src, int drop, int64_t rows, int64_t cols, int64_t first, int64_t end,
                     void *dst)
 {
-    const pl_type_info *info = pl_type_find(type);
+    const pl_type_info *info = pl_type_find(type & ~PL_INT16);
     pack_job job = {.type = type,
                     .drop = drop,
                     .src = src,

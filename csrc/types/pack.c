@@ -21,12 +21,17 @@ int64_t pl_panel_block_k(int type)
 
 int pl_panel_is_float(int type)
 {
-    const pl_type_info *info = pl_type_find(type);
-    return info && info->is_float;
+    const pl_type_info *info = pl_type_find(type & ~PL_INT16);
+    return info && (info->is_float || (type & PL_INT16));
 }
 
 void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst)
 {
+    if (type & PL_INT16) {
+        memset(dst, 0, (size_t)(cols / 32 * PL_INT16_BLOCK));
+        pl_pack_int16(type & ~PL_INT16, src, row_bytes, n_rows, cols, dst);
+        return;
+    }
     const pl_type_info *info = pl_type_find(type);
     int64_t n_blocks = cols / info->block_elements;
     memset(dst, 0, (size_t)(n_blocks * info->panel_bytes));

@@ -55,10 +55,20 @@ extern const int16_t pl_q8_whole[PL_Q8_STEPS][2]; /* those whole numbers, twice 
  * prompt's time (kernels/README.md has the table of thresholds). */
 #define PL_Q8_DOMINANT 0.70f
 
+/* Added to a type's number: its weights in panels of int16, which rows of float32 are multiplied with in 16 bits. 32 k of a panel are
+ * 16 float scales and then, for each pair of k, the pairs of 16 rows; codes are at most PL_INT16_CODE, inputs PL_INT16_INPUT, so that
+ * 32 products fit in int32. */
+#define PL_INT16 64
+#define PL_INT16_BLOCK (PL_ROWS * 4 + 32 * PL_ROWS * 2)
+#define PL_INT16_PANELS 16 /* that are multiplied with inputs which were rounded once */
+#define PL_INT16_CODE 4095.0f
+#define PL_INT16_INPUT 16383.0f
+void pl_pack_int16(int type, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst);
+
 /* Bytes of a 16-row panel block of `type`, and the k that it spans; 0 when the type has no panel form. */
 int64_t pl_panel_block_bytes(int type);
 int64_t pl_panel_block_k(int type);
-int pl_panel_is_float(int type); /* F32, F16, BF16: computed in float32 from [k][16] panels */
+int pl_panel_is_float(int type); /* it multiplies rows of float32: F32, F16, BF16, from [k][16] panels, and panels of int16 */
 
 /* Packs up to 16 rows (n_rows of them real, the rest zero) of `cols` elements; row r starts at src + r * row_bytes. */
 void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *dst);

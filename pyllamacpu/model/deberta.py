@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.model.config import ModelConfig
@@ -52,29 +52,39 @@ def tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[Te
     rows = found[embedding].shape[0] if embedding in found else c.vocab_size
     yield TensorSpec(embedding, "table", (rows, c.dim))
     yield from _pair("token_embd_norm", c.dim)
+    kind = _matrix_kind(found)
     for i in range(c.n_layers):
-        yield from _layer(c, f"blk.{i}.", c.layer_ffn_dim(i))
+        yield from _layer(c, f"blk.{i}.", c.layer_ffn_dim(i), kind)
     pooled = found["cls.weight"].shape[0] if "cls.weight" in found else c.dim
     yield from _linear("cls", pooled, c.dim)
     yield from _linear("cls.output", len(_attention(c).labels), pooled)
 
 
-def _layer(c: ModelConfig, prefix: str, ffn: int) -> Iterator[TensorSpec]:
+_MatrixKind = Literal["matrix", "int16_matrix"]
+
+
+def _matrix_kind(found: Mapping[str, TensorInfo]) -> _MatrixKind:
+    """Files of floats are computed in float32, those with quantized matrices may be in 16 bits."""
+    of_layers = (info for name, info in found.items() if name.startswith("blk.") and len(info.shape) == 2)
+    return "matrix" if all(info.type.is_float for info in of_layers) else "int16_matrix"
+
+
+def _layer(c: ModelConfig, prefix: str, ffn: int, kind: _MatrixKind) -> Iterator[TensorSpec]:
     heads, inner = c.layer_heads(0), c.layer_heads(0) * c.head_dim
     for name in _PRODUCTS:
         shape = (c.dim, inner) if name == "attn_output" else (inner, c.dim)
-        yield from _linear(prefix + name, *shape)
+        yield from _linear(prefix + name, *shape, kind)
     for name in ("attn_rel_k", "attn_rel_q"):
         shape3 = (heads, _attention(c).n_positions, c.head_dim)
         yield TensorSpec(f"{prefix}{name}.weight", "float_matrices", shape3)
-    yield from _linear(f"{prefix}ffn_up", ffn, c.dim)
-    yield from _linear(f"{prefix}ffn_down", c.dim, ffn)
+    yield from _linear(f"{prefix}ffn_up", ffn, c.dim, kind)
+    yield from _linear(f"{prefix}ffn_down", c.dim, ffn, kind)
     for name in _NORMS:
         yield from _pair(prefix + name, c.dim)
 
 
-def _linear(name: str, rows: int, cols: int) -> Iterator[TensorSpec]:
-    yield TensorSpec(f"{name}.weight", "matrix", (rows, cols))
+def _linear(name: str, rows: int, cols: int, kind: _MatrixKind = "matrix") -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", kind, (rows, cols))
     yield TensorSpec(f"{name}.bias", "vector", (rows,))
 
 

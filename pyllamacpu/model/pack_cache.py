@@ -200,7 +200,7 @@ def _facts(file: GGUFFile) -> dict[str, Any]:
 
 
 def _shapes(layout: Sequence[Panels]) -> Iterator[tuple[str, int, int, int]]:
-    return ((panels.name, int(panels.type), panels.rows, panels.cols) for panels in layout)
+    return ((panels.name, panels.kind, panels.rows, panels.cols) for panels in layout)
 
 
 def _key(file: GGUFFile, layout: Sequence[Panels]) -> bytes:

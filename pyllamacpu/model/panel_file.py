@@ -46,16 +46,24 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class Panels:
-    """Of a matrix: `n` panels of 16 rows. name: of its tensor."""
+    """Of a matrix: `n` panels of 16 rows. name: of its tensor. int16: whatever its type, it multiplies
+    float32 in 16 bits.
+    """
 
     name: str
     type: TensorType
     rows: int
     cols: int
+    int16: bool = False
+
+    @property
+    def kind(self) -> int:
+        """As the extension numbers types."""
+        return int(self.type) + (lib.PL_INT16_WEIGHTS if self.int16 else 0)
 
     @property
     def panel_bytes(self) -> int:
-        return int(lib.pl_panel_bytes(int(self.type), self.cols))
+        return int(lib.pl_panel_bytes(self.kind, self.cols))
 
     @property
     def n(self) -> int:
@@ -164,7 +172,7 @@ class PanelFile:
 
     def take(self, panels: Panels) -> Any:
         """The handle of the next matrix; NULL when it is not in the file."""
-        handle = lib.pl_matrix_view(self._arena, self._at, int(panels.type), panels.rows, panels.cols)
+        handle = lib.pl_matrix_view(self._arena, self._at, panels.kind, panels.rows, panels.cols)
         self._at += panels.n_bytes
         return handle
 
@@ -214,7 +222,7 @@ class PanelWriter:
             n = min(panels.n - first, max(1, (len(self._buffer) - self._filled) // panels.panel_bytes))
             lib.pl_pack_panels(
                 self._pool,
-                int(panels.type),
+                panels.kind,
                 ffi.from_buffer(data),
                 mapped,
                 panels.rows,

@@ -219,6 +219,8 @@ int main(int argc, char **argv)
     } parts[] = {{"elementwise", check_elementwise},
                  {"distribution", check_distribution},
                  {"sampling", check_sampling},
+                 {"int16", check_int16},
+                 {"position_softmax", check_position_softmax},
                  {"kv", check_kv},
                  {"attention", check_attention},
                  {"matmul", check_matmul},

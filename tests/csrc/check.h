@@ -49,6 +49,8 @@ void reference_sum_x8(const pl_q8 *pair, int16_t *out);
 uint8_t *gather_residuals(const pl_matmul *m, int group);
 
 void check_matmul(void);
+void check_int16(void);
+void check_position_softmax(void);
 void check_kv(void);
 void check_attention(void);
 void check_elementwise(void);
