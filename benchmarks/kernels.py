@@ -35,6 +35,8 @@ _MATMUL = re.compile(
     r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<one>[\d.]+) Gop/s one token"
     r"\s+(?P<many>[\d.]+) Gop/s (?P<n>\d+) tokens"
 )
+_SMALL_BATCHES = re.compile(r"\s+(?P<name>\S+)\s+Gop/s of small batches:(?P<rates>.*)")
+_RATE = re.compile(r"(?P<n>\d+): (?P<ops>[\d.]+)")
 _ATTENTION = re.compile(
     r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<ops>[\d.]+) Gop/s attention, (?P<rows>\d+) rows"
 )
@@ -124,6 +126,8 @@ def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
             tier = line.strip()
         elif tier and (match := _MATMUL.match(line)):
             yield from _matmul(tier, match)
+        elif tier and (match := _SMALL_BATCHES.match(line)):
+            yield from _small_batches(tier, match)
         elif tier and (match := _ATTENTION.match(line)):
             kernel = f"attention {match['name']}, {match['rows']} rows"
             yield Timing(tier, kernel, float(match["gbs"]) * 1e9, float(match["ops"]) * 1e9, "fp32")
@@ -132,9 +136,20 @@ def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
                 yield Timing(tier, row["name"], ns=float(row["ns"]))
 
 
+def _unit(name: str) -> str:
+    """What limits the products of a type."""
+    return "fp32" if name in (T.name for T in (TensorType.F32, TensorType.F16, TensorType.BF16)) else "int8"
+
+
+def _small_batches(tier: str, match: re.Match[str]) -> Iterator[Timing]:
+    name = match["name"].upper()
+    for rate in _RATE.finditer(match["rates"]):
+        yield Timing(tier, f"{name}, {rate['n']} tokens", 0.0, float(rate["ops"]) * 1e9, _unit(name))
+
+
 def _matmul(tier: str, match: re.Match[str]) -> Iterator[Timing]:
     name = match["name"].upper()
-    unit = "fp32" if name in (T.name for T in (TensorType.F32, TensorType.F16, TensorType.BF16)) else "int8"
+    unit = _unit(name)
     yield Timing(tier, f"{name}, 1 token", float(match["gbs"]) * 1e9, float(match["one"]) * 1e9, unit)
     yield Timing(tier, f"{name}, {match['n']} tokens", 0.0, float(match["many"]) * 1e9, unit)
 

@@ -27,6 +27,7 @@ scalar
   q4_0        1.50 GB/s      5.0 Gop/s one token        7.0 Gop/s 128 tokens
 avx2
   q4_0       20.00 GB/s     71.0 Gop/s one token      150.0 Gop/s 128 tokens
+  q4_0     Gop/s of small batches:  2: 90.5  16: 140.0
   f16        10.00 GB/s     10.0 Gop/s one token       90.0 Gop/s 128 tokens
   q8_0       12.00 GB/s     40.0 Gop/s attention, 8 rows
   ns per 4096 floats: quantize 900  rms_norm 300
@@ -41,12 +42,15 @@ def test_kernel_timings_are_read(script: Any) -> None:
         ("scalar", "Q4_0, 128 tokens", "int8"),
         ("avx2", "Q4_0, 1 token", "int8"),
         ("avx2", "Q4_0, 128 tokens", "int8"),
+        ("avx2", "Q4_0, 2 tokens", "int8"),
+        ("avx2", "Q4_0, 16 tokens", "int8"),
         ("avx2", "F16, 1 token", "fp32"),
         ("avx2", "F16, 128 tokens", "fp32"),
         ("avx2", "attention q8_0, 8 rows", "fp32"),
         ("avx2", "quantize", ""),
         ("avx2", "rms_norm", ""),
     ]
+    assert [t.ops_per_second for t in found[4:6]] == [90.5e9, 140e9]
     limits = {name: kernels.TierLimits(40e9, 300e9, 100e9) for name in ("scalar", "avx2")}
     text = kernels.table(found, limits)
     line = next(line for line in text.splitlines() if "| avx2" in line and "Q4_0, 1 token" in line)
@@ -62,6 +66,8 @@ def test_the_check_program_prints_what_is_read(script: Any) -> None:
     for part in (
         "GB/s %8.1f Gop/s one token",
         "Gop/s %d tokens",
+        "Gop/s of small batches:",
+        "  %d: %.1f",
         "Gop/s attention, %d rows",
         "ns per 4096 floats:",
     ):

@@ -9,7 +9,12 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #define DOT_PARTS 1
 #define SMALL_BATCH_TOKENS 5 /* 1 panel x 5 tokens: 10 sums in int16, beside two registers of codes */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5)
-#define SMALL_BATCH_MOST(max_code) ((max_code) > 15 && (max_code) < 127 ? 8 : 16) /* more tokens are faster with tiles */
+/* More tokens are faster with tiles: of codes that are put together of two parts or multiplied by scales, and where scales are
+ * for 16 k; of codes that come from a table. */
+#define SMALL_BATCH_MOST(f) \
+    (((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2 ? 8 \
+     : (f)->is_signed && (f)->type != PL_TYPE_Q8_0                      ? 16 \
+                                                                        : PL_SMALL_BATCH)
 
 #include "x86_256.h"
 
@@ -33,6 +38,14 @@ PL_INLINE vi vi_widen(vi acc, vi part) { return vi_here(_mm256_add_epi32(acc, _m
 #define WHOLE_SCALES 1
 /* The same, each product times the int16 of `scales` at its place. */
 PL_INLINE vi vi_widen_by(vi acc, vi part, vi scales) { return vi_here(_mm256_add_epi32(acc, _mm256_madd_epi16(part, scales))); }
+/* What sums of codes whose zero is 32 have too much (sums_wrap), in int16 too; pair_sum: of the 4 groups. */
+PL_INLINE vi vi_part_zero(const int16_t *pair_sum)
+{
+    int32_t both;
+    memcpy(&both, pair_sum, sizeof both);
+    return _mm256_slli_epi16(_mm256_set1_epi32(both), 5);
+}
+PL_INLINE vi vi_part_less(vi part, vi zero) { return _mm256_sub_epi16(part, zero); }
 /* Two groups of codes up to 63 at once. Sums in other registers than the addends (vi_here ties them) spare a move for each: Q6_K
  * 7 % faster; where sums of int16 live longer, Q4_0 is 5 to 15 % slower. */
 PL_INLINE vi vi_dot2_u(vi acc, vi w, vi a, vi w1, vi a1)

@@ -1,4 +1,5 @@
-/* Times the kernels of a tier on one thread. Weights stand well outside the caches; the best of several runs counts. */
+/* Times the kernels of a tier on one thread, by CPU time, which other programs disturb the least. One token's weights stand well
+ * outside the caches; the best of several runs counts. */
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 #include "exec/residual_blocks.h"
@@ -9,7 +10,7 @@
 static double seconds(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
@@ -50,6 +51,19 @@ static uint8_t *weights(int type, int64_t cols, int64_t n)
     return panels;
 }
 
+/* The product of n tokens, in operations per second. */
+static double rate_of_tokens(const pl_kernels *tier, pl_matmul *m, int64_t n)
+{
+    double took;
+    m->token1 = n;
+    m->residual_group = pl_residual_group(n);
+    m->residual_blocks = m->q8 ? gather_residuals(m, m->residual_group) : NULL;
+    BEST(took, pl_matmul_run(tier, m));
+    if (m->residual_blocks)
+        guarded_free(tier, m->residual_blocks);
+    return 2.0 * (double)m->panel1 * PL_ROWS * (double)m->cols * (double)n / took;
+}
+
 static void bench_matmul(const pl_kernels *tier, int type)
 {
     enum { COLS = 4096, TOKENS = 128 };
@@ -76,19 +90,18 @@ static void bench_matmul(const pl_kernels *tier, int type)
         m.x = x;
     else
         m.q8 = q8;
-    double gemv, gemm;
+    double gemv;
     BEST(gemv, pl_matmul_run(tier, &m));
-    m.token1 = TOKENS;
     m.panel1 = few;
     m.out_stride = few * PL_ROWS;
-    m.residual_group = PL_RESIDUAL_GROUP;
-    m.residual_blocks = m.q8 ? gather_residuals(&m, m.residual_group) : NULL;
-    BEST(gemm, pl_matmul_run(tier, &m));
     printf("  %-8s %7.2f GB/s %8.1f Gop/s one token   %8.1f Gop/s %d tokens\n", pl_type_name(type),
            (double)(panel_bytes * panels) / gemv / 1e9, 2.0 * (double)rows * COLS / gemv / 1e9,
-           2.0 * (double)few * PL_ROWS * COLS * TOKENS / gemm / 1e9, TOKENS);
-    if (m.residual_blocks)
-        guarded_free(tier, m.residual_blocks);
+           rate_of_tokens(tier, &m, TOKENS) / 1e9, TOKENS);
+    static const int batches[] = {2, 3, 4, 5, 6, 8, 12, 16, 24, 32};
+    printf("  %-8s Gop/s of small batches:", pl_type_name(type));
+    for (int i = 0; i < COUNT(batches); i++)
+        printf("  %d: %.1f", batches[i], rate_of_tokens(tier, &m, batches[i]) / 1e9);
+    printf("\n");
     free(w);
     free(x);
     free(out);
