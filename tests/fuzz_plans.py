@@ -83,6 +83,7 @@ def everything(plan: Recorder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n_positions=8,
         buckets=vector(np.arange(2 * N_CTX - 1) % 8),
         scale=0.2,
+        wanted=0,
     )
     y = plan.rope_store(plan.op("scale", x=x, factor=2.0), k, plan.op("copy", x=k), None, b, layer=0)
     x = plan.add(x, plan.attention(y, b, layer=0, scale=0.3, causal=False))

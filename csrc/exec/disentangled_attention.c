@@ -6,8 +6,10 @@
  * An item is a sequence and a head. Its thread lays the head's keys and values out as panels, multiplies all keys with the
  * queries of positions, and then goes through the queries in blocks: three products give a block's scores, one its outputs.
  * Of the positions, those alone are multiplied that a block's distances have.
- * All products are those of float matrices, so that a row's bits depend on its own sequence only. */
+ * All products are those of float matrices, or of such in 16 bits if positions are, so that a row's bits depend on its own
+ * sequence only. */
 #include "exec/attention.h"
+#include "api.h"
 #include "exec/plan.h"
 #include "types/blocks.h"
 #include "types/matrix.h"
@@ -15,6 +17,7 @@
 #include <string.h>
 
 #define LOG2_E 1.44269504f
+#define TOKENS 32  /* of values in panels of int16: whole blocks */
 #define QUERIES 64 /* of a block: whole tiles of the products and of the softmax */
 #define RUN 16     /* neighbouring distances that are looked at for buckets of their own */
 
@@ -22,11 +25,13 @@
 typedef struct {
     int64_t tokens; /* of a sequence at most */
     int64_t k_dim, v_dim, v_padded, positions, positions_stride;
+    int type; /* of panels: float32, or int16 as those of positions are */
 } item_sizes;
 
 /* An item's room. Keys and values are in the reverse order of tokens: distances then grow along a row of scores. */
 typedef struct {
-    uint8_t *k, *v;                           /* panels: (tokens, k_dim), (v_dim, tokens) */
+    uint8_t *k, *v;                           /* panels: (tokens, k_dim), (v_dim, tokens), the latter padded to TOKENS */
+    float *v_rows;                            /* (v_padded, tokens) */
     float *by_key, *by_query, *scores, *sums; /* (tokens, positions), and of a block: (QUERIES, positions | tokens | v_dim) */
     int32_t *buckets;                         /* of distances 1 - tokens ... tokens - 1, and padding */
     uint8_t *runs;                            /* whether RUN buckets from there on follow each other */
@@ -41,6 +46,8 @@ static item_sizes sizes_of(const pl_op_disentangled_attention *f, const pl_plan_
     s.k_dim = buffers[f->k].width / f->n_heads;
     s.v_dim = buffers[f->v].width / f->n_heads;
     s.v_padded = round_up(s.v_dim, PL_ROWS);
+    const pl_matrix *first = f->positions.n && f->positions.items ? f->positions.items[0] : NULL;
+    s.type = PL_TYPE_F32 | (first ? first->type & PL_INT16 : 0);
     s.positions_stride = round_up(s.positions, PL_ROWS) + PL_ROWS; /* rows do not crowd into the same cache sets */
     return s;
 }
@@ -51,20 +58,21 @@ static int64_t buckets_of(int64_t tokens) { return 2 * tokens + 2 * QUERIES; }
 /* Places it in `memory`; with NULL, only the bytes count. */
 static item_room room_at(uint8_t *memory, const item_sizes *s)
 {
-    const int64_t padded = round_up(s->tokens, PL_ROWS), f = (int64_t)sizeof(float);
+    const int64_t padded = round_up(s->tokens, TOKENS), f = (int64_t)sizeof(float);
     item_room room = {.scores_stride = padded + PL_ROWS};
-    int64_t at[9], sizes[8] = {padded * s->k_dim * f,
-                               s->tokens * s->v_padded * f,
+    int64_t at[10], sizes[9] = {padded * s->k_dim * f,
+                               padded * s->v_padded * f,
                                s->tokens * s->positions_stride * f,
                                QUERIES * s->positions_stride * f,
                                QUERIES * room.scores_stride * f,
                                QUERIES * s->v_padded * f,
                                buckets_of(s->tokens) * (int64_t)sizeof(int32_t),
-                               buckets_of(s->tokens)};
+                               buckets_of(s->tokens),
+                               padded * s->v_padded * f};
     at[0] = 0;
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 9; i++)
         at[i + 1] = at[i] + round_up(sizes[i], 64);
-    room.bytes = at[8];
+    room.bytes = at[9];
     if (!memory)
         return room;
     room.k = memory + at[0];
@@ -75,6 +83,7 @@ static item_room room_at(uint8_t *memory, const item_sizes *s)
     room.sums = (float *)(void *)(memory + at[5]);
     room.buckets = (int32_t *)(void *)(memory + at[6]);
     room.runs = memory + at[7];
+    room.v_rows = (float *)(void *)(memory + at[8]);
     return room;
 }
 
@@ -94,7 +103,8 @@ static const char *check_positions(const pl_op_disentangled_attention *f, int64_
         return "there are not keys and queries of positions for each head";
     for (int64_t i = 0; i < f->positions.n; i++) {
         const pl_matrix *m = f->positions.items[i];
-        if (!pl_panel_is_float(m->type) || m->rows != f->n_positions || m->cols != k_dim)
+        const int other = (m->type ^ f->positions.items[0]->type) & PL_INT16;
+        if (!pl_panel_is_float(m->type) || other || m->rows != f->n_positions || m->cols != k_dim)
             return "keys or queries of positions are not float rows as wide as a head";
     }
     if (f->buckets.n < 2 * (int64_t)n_ctx - 1 || f->buckets.n % 2 == 0)
@@ -151,15 +161,10 @@ static void multiply_positions(const pl_plan *plan, const pl_matrix *m, const fl
     multiply(plan, m->type, m->data, first / PL_ROWS, last / PL_ROWS + 1, m->cols, x, x_stride, n, out, s->positions_stride);
 }
 
-/* Keys as a matrix of a row for each token, values as one of a row for each element. */
-static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head, int token0,
+/* Values as a matrix of a row for each element. */
+static void fill_values(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head, int last,
                         item_room *room)
 {
-    const int64_t k_stride = plan->buffers[f->k].stride, last = token0 + s->tokens - 1;
-    for (int64_t t = 0; t < s->tokens; t += PL_ROWS)
-        pl_pack_panel(PL_TYPE_F32, (const uint8_t *)(pl_row(plan, f->k, last - t) + head * s->k_dim),
-                      -k_stride * (int64_t)sizeof(float), (int)(s->tokens - t < PL_ROWS ? s->tokens - t : PL_ROWS), s->k_dim,
-                      room->k + t * s->k_dim * (int64_t)sizeof(float));
     float *v = (float *)(void *)room->v;
     for (int64_t d = 0; d < s->v_dim; d += PL_ROWS) {
         const size_t wide = (size_t)(s->v_dim - d < PL_ROWS ? s->v_dim - d : PL_ROWS);
@@ -168,6 +173,39 @@ static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention 
             memcpy(v, pl_row(plan, f->v, last - t) + head * s->v_dim + d, sizeof(float) * wide);
         }
     }
+}
+
+/* The same in panels of int16, over whole blocks of tokens. */
+static void fill_int16_values(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head,
+                              int last, item_room *room)
+{
+    const int64_t n = round_up(s->tokens, TOKENS), row_bytes = n * (int64_t)sizeof(float);
+    memset(room->v_rows, 0, (size_t)(s->v_dim * row_bytes));
+    for (int64_t t = 0; t < s->tokens; t++) {
+        const float *v = pl_row(plan, f->v, last - t) + head * s->v_dim;
+        for (int64_t d = 0; d < s->v_dim; d++)
+            room->v_rows[d * n + t] = v[d];
+    }
+    for (int64_t d = 0; d < s->v_dim; d += PL_ROWS)
+        pl_pack_panel(s->type, (const uint8_t *)(room->v_rows + d * n), row_bytes,
+                      (int)(s->v_dim - d < PL_ROWS ? s->v_dim - d : PL_ROWS), n,
+                      room->v + d / PL_ROWS * pl_panel_bytes(s->type, n));
+}
+
+/* Keys as a matrix of a row for each token, and values. */
+static void fill_panels(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, int64_t head, int token0,
+                        item_room *room)
+{
+    const int64_t k_stride = plan->buffers[f->k].stride;
+    const int last = token0 + (int)s->tokens - 1;
+    for (int64_t t = 0; t < s->tokens; t += PL_ROWS)
+        pl_pack_panel(s->type, (const uint8_t *)(pl_row(plan, f->k, last - t) + head * s->k_dim),
+                      -k_stride * (int64_t)sizeof(float), (int)(s->tokens - t < PL_ROWS ? s->tokens - t : PL_ROWS), s->k_dim,
+                      room->k + t / PL_ROWS * pl_panel_bytes(s->type, s->k_dim));
+    if (s->type & PL_INT16)
+        fill_int16_values(plan, f, s, head, last, room);
+    else
+        fill_values(plan, f, s, head, last, room);
 }
 
 static void fill_buckets(const pl_op_disentangled_attention *f, int64_t tokens, item_room *room)
@@ -189,13 +227,14 @@ static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, c
                    int64_t head, int token0, int64_t i0, int64_t n)
 {
     const float *q = pl_row(plan, f->q, token0 + i0) + head * s->k_dim;
-    const int64_t q_stride = plan->buffers[f->q].stride, panels = (s->tokens + PL_ROWS - 1) / PL_ROWS;
+    const int64_t q_stride = plan->buffers[f->q].stride, panels = (s->tokens + PL_ROWS - 1) / PL_ROWS,
+                  n_values = s->type & PL_INT16 ? round_up(s->tokens, TOKENS) : s->tokens;
     float inverse[QUERIES];
-    multiply(plan, PL_TYPE_F32, room->k, 0, panels, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
+    multiply(plan, s->type, room->k, 0, panels, s->k_dim, q, q_stride, n, room->scores, room->scores_stride);
     multiply_positions(plan, f->positions.items[head], q, q_stride, n, s, room->buckets + i0, s->tokens + n - 1, room->by_query);
     plan->kernels->position_softmax(&(pl_position_softmax){.n_queries = n,
                                                            .n_keys = s->tokens,
-                                                           .n_padded = panels * PL_ROWS,
+                                                           .n_padded = round_up(n_values, PL_ROWS),
                                                            .scores = room->scores,
                                                            .scores_stride = room->scores_stride,
                                                            .by_query = room->by_query,
@@ -206,7 +245,7 @@ static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, c
                                                            .runs = room->runs + i0,
                                                            .scale = f->scale * LOG2_E,
                                                            .inverse = inverse});
-    multiply(plan, PL_TYPE_F32, room->v, 0, s->v_padded / PL_ROWS, s->tokens, room->scores, room->scores_stride, n, room->sums,
+    multiply(plan, s->type, room->v, 0, s->v_padded / PL_ROWS, n_values, room->scores, room->scores_stride, n, room->sums,
              s->v_padded);
     for (int64_t r = 0; r < n; r++) {
         float *out = pl_row(plan, f->out, token0 + i0 + r) + head * s->v_dim;
@@ -215,15 +254,35 @@ static void attend(const pl_plan *plan, const pl_op_disentangled_attention *f, c
     }
 }
 
-/* The products of all keys with the positions of queries, block by block. */
+/* The products of all keys with the positions that queries [i0, i0 + n_queries) have, block by block. */
 static void multiply_keys(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, const item_room *room,
-                          int64_t head, int token0)
+                          int64_t head, int token0, int64_t i0, int64_t n_queries)
 {
+    const pl_matrix *positions = f->positions.items[f->n_heads + head];
     const int64_t stride = plan->buffers[f->k].stride;
-    for (int64_t j = 0; j < s->tokens; j += QUERIES) { /* distances from key j + n - 1 to query 0, to that from key j to the last */
+    for (int64_t j = 0; j < s->tokens; j += QUERIES) { /* the nearest: of the first query, to the last key of the block */
         const int64_t n = s->tokens - j < QUERIES ? s->tokens - j : QUERIES;
-        multiply_positions(plan, f->positions.items[f->n_heads + head], pl_row(plan, f->k, token0 + j) + head * s->k_dim, stride, n,
-                           s, room->buckets + s->tokens - j - n, s->tokens + n - 1, room->by_key + j * s->positions_stride);
+        multiply_positions(plan, positions, pl_row(plan, f->k, token0 + j) + head * s->k_dim, stride, n, s,
+                           room->buckets + i0 + s->tokens - j - n, n_queries + n - 1, room->by_key + j * s->positions_stride);
+    }
+}
+
+/* All queries, block by block; or those that the batch wants outputs of. */
+static void attend_all(const pl_plan *plan, const pl_op_disentangled_attention *f, const item_sizes *s, const item_room *room,
+                       int64_t head, int token0)
+{
+    if (!f->wanted) {
+        multiply_keys(plan, f, s, room, head, token0, 0, s->tokens);
+        for (int64_t i = 0; i < s->tokens; i += QUERIES)
+            attend(plan, f, s, room, head, token0, i, s->tokens - i < QUERIES ? s->tokens - i : QUERIES);
+        return;
+    }
+    for (int o = 0; o < plan->batch.n_outputs; o++) {
+        const int64_t i = plan->batch.outputs[o] - token0;
+        if (i >= 0 && i < s->tokens) {
+            multiply_keys(plan, f, s, room, head, token0, i, 1);
+            attend(plan, f, s, room, head, token0, i, 1);
+        }
     }
 }
 
@@ -239,9 +298,7 @@ int64_t run_disentangled_attention(pl_plan *plan, const pl_op *op, pl_work_queue
         item_room room = room_at(pl_scratch(plan, queue->thread), &s);
         fill_buckets(f, s.tokens, &room);
         fill_panels(plan, f, &s, head, token0, &room);
-        multiply_keys(plan, f, &s, &room, head, token0);
-        for (int64_t i = 0; i < s.tokens; i += QUERIES)
-            attend(plan, f, &s, &room, head, token0, i, s.tokens - i < QUERIES ? s.tokens - i : QUERIES);
+        attend_all(plan, f, &s, &room, head, token0);
         PL_DONE();
     }
     return n_items;

@@ -10,31 +10,39 @@ static_assert(PL_INT16_WEIGHTS == PL_INT16, "one number for both");
 
 #define TINY 1e-30f /* below this a block is zero: the factor would overflow */
 
-/* 32 weights of row r. */
+/* The bits of the largest magnitude, which are in the order of the numbers. */
+static int32_t largest_of(const float *w)
+{
+    int32_t bits[32], most = 0;
+    memcpy(bits, w, sizeof bits);
+    for (int k = 0; k < 32; k++) {
+        int32_t size = bits[k] & 0x7fffffff;
+        most = size > most ? size : most;
+    }
+    return most;
+}
+
+/* 32 weights of row r. Infinities and NaN make the scale, and so the results, NaN. */
 static void pack_block(const float *w, int r, uint8_t *block)
 {
     const float magic = 0x1.8p23f; /* what is added to it is rounded to a whole number, which the low bits hold */
-    float most = 0, check = 0;
-    for (int k = 0; k < 32; k++) {
-        float size = fabsf(w[k]);
-        most = size > most ? size : most;
-        check += w[k] * 0.0f;
-    }
-    float scale = most / PL_INT16_CODE, inverse = most >= TINY ? PL_INT16_CODE / most : 0.0f;
-    if (check != 0.0f) { /* infinities and NaN: so are the results */
-        scale = NAN;
-        inverse = 0.0f;
-    } else if (inverse == 0.0f) {
-        scale = 0.0f;
-    }
+    const int32_t bits = largest_of(w);
+    float most, scale, inverse = 0.0f, rounded[32];
+    uint32_t code[32];
+    memcpy(&most, &bits, sizeof most);
+    scale = bits >= 0x7f800000 ? NAN : most >= TINY ? most / PL_INT16_CODE : 0.0f;
+    if (scale > 0.0f)
+        inverse = PL_INT16_CODE / most;
+    for (int k = 0; k < 32; k++)
+        rounded[k] = w[k] * inverse + magic;
+    memcpy(code, rounded, sizeof code);
+    for (int k = 0; k < 32 && inverse == 0.0f; k++)
+        code[k] = 0;
     memcpy(block + r * (int)sizeof scale, &scale, sizeof scale);
-    uint8_t *codes = block + PL_ROWS * sizeof scale + r * (int)sizeof(uint32_t);
-    for (int k = 0; k < 32; k += 2, codes += PL_ROWS * sizeof(uint32_t)) {
-        float pair[2] = {inverse == 0.0f ? magic : w[k] * inverse + magic, inverse == 0.0f ? magic : w[k + 1] * inverse + magic};
-        uint32_t bits[2];
-        memcpy(bits, pair, sizeof bits);
-        bits[0] = (bits[0] & 0xffff) | bits[1] << 16;
-        memcpy(codes, bits, sizeof bits[0]);
+    uint8_t *pairs = block + PL_ROWS * sizeof scale + r * (int)sizeof code[0];
+    for (int k = 0; k < 32; k += 2, pairs += PL_ROWS * sizeof code[0]) {
+        const uint32_t pair = (code[k] & 0xffff) | code[k + 1] << 16;
+        memcpy(pairs, &pair, sizeof pair);
     }
 }
 

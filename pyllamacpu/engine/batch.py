@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.engine.adapters import LoadedAdapters
-from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.native import ffi
+
+if TYPE_CHECKING:  # an encoder's batches have neither
+    from pyllamacpu.engine.adapters import LoadedAdapters
+    from pyllamacpu.engine.pages import Sequence
 
 Wanted = Literal["last", "all", "none"]
 Floats = npt.NDArray[np.float32]

@@ -61,6 +61,7 @@ def tensors(config: ModelConfig, found: Mapping[str, TensorInfo]) -> Iterator[Te
 
 
 _MatrixKind = Literal["matrix", "int16_matrix"]
+_PositionsKind = Literal["float_matrices", "int16_matrices"]
 
 
 def _matrix_kind(found: Mapping[str, TensorInfo]) -> _MatrixKind:
@@ -76,7 +77,8 @@ def _layer(c: ModelConfig, prefix: str, ffn: int, kind: _MatrixKind) -> Iterator
         yield from _linear(prefix + name, *shape, kind)
     for name in ("attn_rel_k", "attn_rel_q"):
         shape3 = (heads, _attention(c).n_positions, c.head_dim)
-        yield TensorSpec(f"{prefix}{name}.weight", "float_matrices", shape3)
+        positions: _PositionsKind = "float_matrices" if kind == "matrix" else "int16_matrices"
+        yield TensorSpec(f"{prefix}{name}.weight", positions, shape3)
     yield from _linear(f"{prefix}ffn_up", ffn, c.dim, kind)
     yield from _linear(f"{prefix}ffn_down", c.dim, ffn, kind)
     for name in _NORMS:
@@ -107,7 +109,7 @@ def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
     x = _norm(plan, c, weights, plan.embed(weights.table("token_embd.weight")), "token_embd_norm")
     for i in range(c.n_layers):
         w = weights.under(f"blk.{i}.")
-        a = _attend(plan, c, w, x, buckets)
+        a = _attend(plan, c, w, x, buckets, wanted=i == c.n_layers - 1)
         if i == c.n_layers - 1:  # from here on only the rows that are asked for
             a, x = plan.select(a), plan.select(x)
         x = _norm(plan, c, w, x + plan.linear(a, *w.linear("attn_output")), "attn_output_norm")
@@ -123,7 +125,7 @@ def _norm(plan: Recorder, c: ModelConfig, weights: Weights, x: Tensor, name: str
     return plan.op("layer_norm", x=x, weight=weight, bias=bias, eps=c.norm_eps)
 
 
-def _attend(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor, buckets: Vector) -> Tensor:
+def _attend(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor, buckets: Vector, wanted: bool) -> Tensor:
     q, k, v = (plan.linear(x, *w.linear(name)) for name in ("attn_q", "attn_k", "attn_v"))
     positions = [*w.experts("attn_rel_k.weight"), *w.experts("attn_rel_q.weight")]
     return plan.op(
@@ -136,4 +138,5 @@ def _attend(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor, buckets: Vect
         n_positions=_attention(c).n_positions,
         buckets=buckets,
         scale=1.0 / math.sqrt(_SCORES * c.head_dim),
+        wanted=int(wanted),
     )
