@@ -89,6 +89,10 @@ class Running:
 
     def stop(self) -> None:
         self._server.should_exit = True
+        self.wait_end()
+
+    def wait_end(self) -> None:
+        """Until it has ended by itself."""
         self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 

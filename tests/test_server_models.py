@@ -6,6 +6,8 @@ Covers server/models.py.
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,13 +127,36 @@ def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("expert_memory", [None, 1 << 20])
-def test_a_model_that_cannot_be_loaded(tmp_path: Path, expert_memory: int | None) -> None:
+def test_a_server_whose_only_model_cannot_be_loaded_ends(tmp_path: Path, expert_memory: int | None) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF nonsense")
     with serving(("broken", broken), expert_memory=expert_memory) as running:
+        running.wait_end()
+        assert "broken.gguf" in str(running.server.failure)
+
+
+def test_a_command_whose_only_model_cannot_be_loaded_ends_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF nonsense")
+    command = [sys.executable, "-m", "pyllamacpu", "serve", "-m", "broken.gguf", "--port", "0"]
+    found = subprocess.run(
+        command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1].startswith("error: broken.gguf: ")
+
+
+def test_a_default_model_that_cannot_be_loaded_beside_another(path: Path, tmp_path: Path) -> None:
+    """The other is served; the first is tried again when it is asked for."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF nonsense")
+    with serving(("broken", broken), ("tiny", path)) as running:
         wait_until(lambda: running.get("/health").json()["status"] == "model failed to load")
         assert running.get("/health").status_code == 503
         assert running.post("/v1/completions", prompt="x").status_code == 500
+        assert running.post("/v1/completions", prompt="x", model="tiny").status_code == 200
+        broken.write_bytes(path.read_bytes())
+        assert running.post("/v1/completions", prompt="x").status_code == 200
+        assert running.get("/health").json() == {"status": "ok"} and running.server.failure is None
 
 
 def test_pages_of_the_models_file_are_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +179,7 @@ def test_a_model_whose_loading_fails_by_a_fault_of_the_program(
 
     monkeypatch.setattr("pyllamacpu.server.models.open_model", fail)
     with serving(("tiny", path)) as running:
-        wait_until(lambda: running.get("/health").json()["status"] == "model failed to load")
+        running.wait_end()
         assert "internal error (RuntimeError)" in str(running.server.failure)
 
 

@@ -75,6 +75,7 @@ class Server:
         self.options = options
         self.metrics = Metrics()
         self.service: Service | None = None
+        self._shield_failure: str | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> Service:
@@ -84,7 +85,7 @@ class Server:
         images, shield = ImageAccess(fetch, self.options.image_memory), self._shield(fetch)
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, shield, images)
         self.metrics.watch(pool)
-        chores = (_load_default(service), _unload_idle(pool), _release_memory(service))
+        chores = (self._load(service), _unload_idle(pool), _release_memory(service))
         self._tasks = [asyncio.create_task(chore) for chore in chores]
         return service
 
@@ -102,10 +103,33 @@ class Server:
         self.service.thread.stop()
         self.service.close()
 
+    async def _load(self, service: Service) -> None:
+        """The shield and the default model."""
+        pool = service.models
+        try:
+            if service.shield is not None:
+                await service.off_loop(service.shield.load)
+                pool.bytes_beside = service.shield.weight_bytes
+        except Exception as error:
+            self._shield_failure = _reason(error, "the shield")
+            return
+        try:
+            async with pool.use(None):
+                pass
+        except Exception as error:
+            pool.failed = _reason(error, "the default model")
+
     @property
     def failure(self) -> str | None:
-        """Why the default model could not be loaded."""
-        return None if self.service is None else self.service.models.failed
+        """Why the shield or the default model could not be loaded."""
+        return self._shield_failure or (None if self.service is None else self.service.models.failed)
+
+    @property
+    def serves_nothing(self) -> bool:
+        """Whether no request can be answered: the shield or the only model could not be loaded."""
+        return self._shield_failure is not None or (
+            len(self.options.models) == 1 and self.failure is not None
+        )
 
     def health(self) -> tuple[int, str]:
         """(status, word)."""
@@ -115,25 +139,18 @@ class Server:
             return 503, "engine stuck"
         if self.service.draining:
             return 503, "shutting down"
-        if pool.failed is not None:
+        if self.failure is not None:
             return 503, "model failed to load"
         return (200, "ok") if pool.ready else (503, "loading model")
 
 
-async def _load_default(service: Service) -> None:
-    pool = service.models
-    try:
-        if service.shield is not None:
-            await service.off_loop(service.shield.load)
-            pool.bytes_beside = service.shield.weight_bytes
-        async with pool.use(None):
-            pool.ready = True
-    except PyllamacpuError as error:
-        pool.failed = str(error)
+def _reason(error: Exception, what: str) -> str:
+    """Why `what` could not be loaded, which is logged too."""
+    if isinstance(error, PyllamacpuError):
         log.error("%s", error)
-    except Exception as error:
-        pool.failed = str(as_http_error(error))
-        log.error("the default model could not be loaded", exc_info=error)
+        return str(error)
+    log.error("%s could not be loaded", what, exc_info=error)
+    return str(as_http_error(error))
 
 
 async def _unload_idle(pool: ModelPool) -> None:

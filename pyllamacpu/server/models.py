@@ -246,7 +246,7 @@ class ModelPool:
         self.options = options
         self.thread = thread
         self.loaded: dict[str, Model] = {}
-        self.failed: str | None = None  # why the default model could not be loaded
+        self.failed: str | None = None  # why the default model could not be loaded when it was last tried
         self.ready = False  # the default model has been loaded once
         self._loading = asyncio.Lock()
         self._n_waiting = 0  # requests for a model that is to be loaded, or that gives way
@@ -352,6 +352,8 @@ class ModelPool:
             return
         self.thread.add(model.scheduler)
         self.loaded[model.name] = model
+        if model.source == self.default:
+            self.failed, self.ready = None, True
 
     def _load(self, source: ServedFile) -> Model:
         parts = self._open(source)

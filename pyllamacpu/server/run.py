@@ -138,6 +138,11 @@ class _Uvicorn(uvicorn.Server):
             if self.server_state.tasks:
                 await asyncio.wait(list(self.server_state.tasks), timeout=ENDING_SECONDS)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end: also when the application has nothing to serve."""
+        application = self.config.app.state.server  # type: ignore[union-attr]
+        return application.serves_nothing or await super().on_tick(counter)
+
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
