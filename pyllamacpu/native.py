@@ -34,7 +34,7 @@ __all__ = [
     "isa_selected",
     "lib",
     "pointer",
-    "raise_kept",
+    "raise_interruption",
     "thread_pool",
 ]
 
@@ -85,24 +85,24 @@ def thread_pool(n_threads: int, groups: Sequence[CpuGroup] | None = None) -> Any
     return ffi.gc(handle, lib.pl_pool_free)
 
 
-_kept = threading.local()
+_of_thread = threading.local()
 
 
 def _keep(kind: Any, error: BaseException, trace: Any) -> None:
-    _kept.error = error
+    _of_thread.error = error
 
 
 @ffi.def_extern(error=1, onerror=_keep)  # type: ignore[untyped-decorator]
 def pl_poll_signals() -> int:
     """Lets Python's signal handlers run inside a long C call: entering Python code is enough for that.
 
-    What a handler raises (KeyboardInterrupt) is kept for `raise_kept`, and the C call is told to end.
+    What a handler raises (KeyboardInterrupt) is kept for `raise_interruption`, and the C call is told to end.
     """
     return int(_is_unwanted())
 
 
 def _is_unwanted() -> bool:
-    is_over: Callable[[], bool] | None = getattr(_kept, "is_over", None)
+    is_over: Callable[[], bool] | None = getattr(_of_thread, "is_over", None)
     return is_over is not None and is_over()
 
 
@@ -111,16 +111,16 @@ def ending_when(is_over: Callable[[], bool]) -> Iterator[None]:
     """Long C calls of this thread that poll for signals end with RequestCancelled once `is_over()`; it is
     asked about every 50 ms.
     """
-    _kept.is_over = is_over
+    _of_thread.is_over = is_over
     try:
         yield
     finally:
-        _kept.is_over = None
+        _of_thread.is_over = None
 
 
-def raise_kept() -> NoReturn:
+def raise_interruption() -> NoReturn:
     """Raises what ended the C call that has just returned PL_EINTERRUPTED in this thread."""
-    error, _kept.error = getattr(_kept, "error", None), None
+    error, _of_thread.error = getattr(_of_thread, "error", None), None
     if error is None and _is_unwanted():
         raise RequestCancelled("the request was cancelled")
     raise error if error is not None else KeyboardInterrupt

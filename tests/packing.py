@@ -71,3 +71,17 @@ def run(code: str, *arguments: Path, **environment: str) -> subprocess.Completed
     )
     assert done.returncode == 0, done.stderr
     return done
+
+
+def damage(path: Path, at: int, keep_times: bool = False) -> None:
+    """Another byte at `at` (from the end, if negative)."""
+    old = path.stat()
+    path.chmod(0o600)
+    with open(path, "r+b") as file:
+        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    path.chmod(0o400)
+    if keep_times:
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))

@@ -20,8 +20,8 @@ from llama4_vision_models import opened as opened_with_tower
 from mllama_files import mllama
 from mllama_files import opened as opened_mllama
 from mllama_models import processed
+from packing import damage, no_waiting, packing_fails
 from serving import serving
-from test_pack_cache import damage, no_waiting, packing_fails
 from tiny_model import write_model
 
 from pyllamacpu import Llama

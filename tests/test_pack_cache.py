@@ -19,7 +19,7 @@ import pytest
 from deberta_models import converted as converted_deberta
 from deberta_models import token_ids, write_checkpoint
 from llama4_models import llama4
-from packing import TOKENS, bits, folder, made, model, no_waiting, packing_fails, panels, run
+from packing import TOKENS, bits, damage, folder, made, model, no_waiting, packing_fails, panels, run
 from test_batch_invariance import LOGITS
 from test_engine_adapters import write_adapter
 from tiny_model import write_model
@@ -173,20 +173,6 @@ def test_a_model_that_changes_while_it_is_packed_is_not_kept(
 
 
 # Damage
-
-
-def damage(path: Path, at: int, keep_times: bool = False) -> None:
-    """Another byte at `at` (from the end, if negative)."""
-    old = path.stat()
-    path.chmod(0o600)
-    with open(path, "r+b") as file:
-        file.seek(at, os.SEEK_SET if at >= 0 else os.SEEK_END)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    path.chmod(0o400)
-    if keep_times:
-        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
 
 
 @pytest.mark.parametrize("keep_times", [True, False])

@@ -128,6 +128,28 @@ def test_guard_4_is_shown_the_image(llama4_vision: Path, tmp_path: Path) -> None
     shield.close()
 
 
+def test_images_that_nobody_looks_at_are_noted_once_when_they_come(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pyllamacpu")
+    shield = Shield(ShieldOptions(("regex",)))
+    shield.load()
+    for conversation in ([{"role": "user", "content": "hello"}], asked(PICTURE), asked(PICTURE)):
+        assert asyncio.run(shield.judge_prompt(Conversation(conversation))) == ()
+        has_image = conversation[0]["content"] != "hello"
+        assert caplog.text.count("shield: not scanned: images") == has_image
+    shield.close()
+
+
+@pytest.mark.parametrize("reads_images", [True, False])
+def test_a_server_notes_images_at_its_start_where_its_model_reads_them(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, reads_images: bool
+) -> None:
+    caplog.set_level("INFO", "pyllamacpu")
+    path = model if reads_images else write_model(tmp_path / "text.gguf")
+    with serving(("own", path), shield=ShieldOptions(("regex",))) as running:
+        wait_until(lambda: running.get("/health").status_code == 200)
+        assert caplog.text.count("shield: not scanned") == reads_images
+
+
 def test_what_a_guard_does_not_read_is_refused(tmp_path: Path) -> None:
     own = write_model(
         tmp_path / "g.gguf", general__name="Llama Guard 3", tokenizer__chat_template=None, n_ctx=2048
@@ -136,7 +158,7 @@ def test_what_a_guard_does_not_read_is_refused(tmp_path: Path) -> None:
     shield.load()
     with pytest.raises(UnseenImageError, match="reads no images"):
         asyncio.run(shield.judge_prompt(Conversation(asked(PICTURE))))
-    assert shield.not_scanned == []  # such an image does not pass
+    assert shield.not_scanned(with_images=True) == []  # such an image does not pass
     shield.close()
-    assert "images" in Shield(ShieldOptions(("regex",))).not_scanned[0]
-    assert Shield(ShieldOptions(("regex",))).passing(with_images=False) == []
+    assert "images" in Shield(ShieldOptions(("regex",))).not_scanned(with_images=True)[0]
+    assert Shield(ShieldOptions(("regex",))).not_scanned(with_images=False) == []

@@ -181,13 +181,13 @@ def test_held_tensors_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         for tensor, expected in zip(tensors, arrays, strict=True):
             assert np.array_equal(tensor.read(0, 3), expected.T[:3])
-            assert sum(a.nbytes for a in tensor_cache._kept.values()) <= 4000  # the largest is not counted
+            assert sum(a.nbytes for a in tensor_cache._arrays.values()) <= 4000  # the largest is not counted
     big = array(100, 100)
     assert np.array_equal(lazy_ops.cached(from_array(big, "big")).read(5, 6), big[5:6])
-    assert max(a.nbytes for a in tensor_cache._kept.values()) == big.nbytes
-    assert sum(a.nbytes for a in tensor_cache._kept.values()) <= 3000 + big.nbytes
+    assert max(a.nbytes for a in tensor_cache._arrays.values()) == big.nbytes
+    assert sum(a.nbytes for a in tensor_cache._arrays.values()) <= 3000 + big.nbytes
     tensor_cache.release_all()
-    assert not tensor_cache._kept
+    assert not tensor_cache._arrays
 
 
 def test_threads(tmp_path: Path) -> None:

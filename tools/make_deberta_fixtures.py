@@ -26,7 +26,12 @@ def logits(folder: Path, ids: list[list[int]]) -> list[list[float]]:
 
 def main() -> None:
     ids = deberta_models.token_ids()
-    found = {"ids": ids, "transformers": transformers.__version__, "logits": {}}
+    found = {
+        "made_by": "tools/make_deberta_fixtures.py",
+        "ids": ids,
+        "transformers": transformers.__version__,
+        "logits": {},
+    }
     with tempfile.TemporaryDirectory() as room:
         for variant in deberta_models.VARIANTS:
             folder = deberta_models.write_checkpoint(Path(room) / variant, variant)

@@ -53,9 +53,11 @@ def prompts(module: Any) -> dict[str, dict[str, str]]:
 
 
 def main() -> None:
-    from llama_cpp import llama_chat_format  # type: ignore[import-not-found]
+    import llama_cpp  # type: ignore[import-not-found]
 
-    data = {"messages": MESSAGES, "prompts": prompts(llama_chat_format)}
+    made_by = f"tools/make_named_formats_fixture.py, llama-cpp-python {llama_cpp.__version__}"
+    found = prompts(llama_cpp.llama_chat_format)
+    data = {"made_by": made_by, "messages": MESSAGES, "prompts": found}
     FIXTURE.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ import gguf
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+MADE_BY = "tools/make_quantize_iq_fixtures.py, llama.cpp of llama-cpp-python 0.3.36"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from quantize_iq_cases import Floats, cases, errors, importance, matrix  # noqa: E402
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="libggml-base.so")
     library = ctypes.CDLL(str(parser.parse_args().library.resolve()))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    found = {}
+    found: dict[str, object] = {"made_by": MADE_BY}
     for kind, name, weighted in cases():
         x, columns = matrix(name), importance() if weighted else None
         lost = errors(x, peer_values(library, x, kind, columns), kind, columns)

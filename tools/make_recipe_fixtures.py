@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 from quantize_shapes import SHAPES, Shape, compressed  # noqa: E402
 
+MADE_BY = "tools/make_recipe_fixtures.py, llama-quantize of llama-cpp-python 0.3.36"
 _LINE = re.compile(r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*?\], type = +(\S+), size = .*?(?:\((\S+)\))?$", re.M)
 # Beyond the mixes by themselves: options for one shape.
 OPTIONS = {
@@ -89,8 +90,8 @@ def main() -> None:
             for options, wanted in OPTIONS.items():
                 if wanted == label:
                     rows[options] = compressed(dry_run(program, model, *options.split()))
-    text = json.dumps(found, indent=0).replace("\n", "")
-    text = text.replace("}},", "}},\n").replace("},", "},\n")
+    text = json.dumps({"made_by": MADE_BY} | found, indent=0).replace("\n", "")
+    text = text.replace(f'"{MADE_BY}",', f'"{MADE_BY}",\n').replace("}},", "}},\n").replace("},", "},\n")
     (ROOT / "tests" / "fixtures" / "recipes.json").write_text(text + "\n")
 
 

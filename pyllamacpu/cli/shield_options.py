@@ -124,7 +124,7 @@ def open_shield(parameters: dict[str, Any]) -> Shield | None:
 
 def say_not_scanned(shield: Shield | None, with_images: bool) -> None:
     """What the shield does not look at, of what may come; images only if there may be any."""
-    for words in shield.passing(with_images) if shield is not None else ():
+    for words in shield.not_scanned(with_images) if shield is not None else ():
         say(f"shield: not scanned: {words}")
 
 

@@ -89,7 +89,7 @@ class ImageCache:
         """An image whose rows are here."""
         with self._lock:
             found = self._alive.get(digest)
-            return None if found is None else self._kept(found)
+            return None if found is None else self._touch(found)
 
     def add(self, digest: bytes, made: Floats, seconds: float = 0.0) -> EmbeddedImage:
         """The image of what the tower made in so many seconds."""
@@ -98,7 +98,7 @@ class ImageCache:
             if (found := self._alive.get(digest)) is None:
                 found = EmbeddedImage(digest, rows, self.first_id(digest, len(rows)), states, [seconds])
                 self._alive[digest] = found
-            return self._kept(found)
+            return self._touch(found)
 
     def embedded(self, digest: bytes, make: Callable[[], Floats]) -> EmbeddedImage:
         """The image of this digest; `make()` gives what the tower makes of it unless it is here, or in the
@@ -116,7 +116,7 @@ class ImageCache:
         made = make()
         return self.add(digest, made, time.perf_counter() - start)
 
-    def _kept(self, image: EmbeddedImage) -> EmbeddedImage:
+    def _touch(self, image: EmbeddedImage) -> EmbeddedImage:
         self._recent[image.digest] = image
         self._recent.move_to_end(image.digest)
         while len(self._recent) > 1 and self.bytes_kept > self.limit_bytes:

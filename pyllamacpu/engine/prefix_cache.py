@@ -68,7 +68,7 @@ class PrefixCache:
         # Least recently used first. Whoever uses a page uses those before it, so children stand first.
         self._recent: OrderedDict[Node, None] = OrderedDict()
         cache.on_full = self.evict
-        self.on_insert: Callable[[list[Node], Root], None] | None = None  # told of the full pages
+        self.on_insert: Callable[[list[Node], Root], None] | None = None  # called with the full pages
 
     def __len__(self) -> int:
         """Pages in the tree."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import NativeError
 from pyllamacpu.graph.compiled import CompiledPlan
-from pyllamacpu.native import check, ffi, lib, raise_kept
+from pyllamacpu.native import check, ffi, lib, raise_interruption
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class NativePlan:
         """
         code = lib.pl_plan_run(self.handle, batch, lib.pl_poll_signals if poll_signals else ffi.NULL)
         if code == lib.PL_EINTERRUPTED:
-            raise_kept()
+            raise_interruption()
         check(code, "a step of the model")
 
     def profile(self, seconds: npt.NDArray[np.float64] | None) -> None:

@@ -66,6 +66,10 @@ class Conversation(NamedTuple):
     tools: ChatTools = NO_TOOLS
 
 
+_NOT_SCANNED = "shield: not scanned: %s"
+_IMAGES_PASS = "images: a guard model that reads them would judge them"
+
+
 @dataclass(frozen=True)
 class BlockedEvent(TextEvent):
     """The end of an answer that is not to be seen, or not to its end."""
@@ -151,7 +155,7 @@ class Shield:
         self._guard: Guard | None = None
         self._scanners = ShieldScanners(options.scanners, options.prompt_guard) if options.scanners else None
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="guard")
-        self._is_closed = False
+        self._is_closed = self._noted_images = False
 
     def load(self) -> None:
         """Raises any PyllamacpuError."""
@@ -165,19 +169,21 @@ class Shield:
             )
         if self._scanners is not None:
             self._scanners.load()
-        for words in self.not_scanned:
-            log.info("shield: not scanned: %s", words)
+        for words in self.not_scanned(with_images=False):
+            log.info(_NOT_SCANNED, words)
 
-    @property
-    def not_scanned(self) -> list[str]:
-        """What passes without being looked at, in words."""
-        return self.passing(with_images=True)
-
-    def passing(self, with_images: bool) -> list[str]:
-        """Likewise, where images may come or not. (Those that a guard does not read are refused.)"""
-        images = ["images: a guard model that reads them would judge them"]
-        own = images if with_images and self._options.guard is None else []
+    def not_scanned(self, with_images: bool) -> list[str]:
+        """What passes without being looked at, in words, where images may come or not. (Those that a guard
+        does not read are refused.)
+        """
+        own = [_IMAGES_PASS] if with_images and self._options.guard is None else []
         return own + (self._scanners.not_scanned if self._scanners is not None else [])
+
+    def note_images(self) -> None:
+        """Logs once, where images may come, that nobody looks at them, if that is so."""
+        if self._options.guard is None and not self._noted_images:
+            self._noted_images = True
+            log.info(_NOT_SCANNED, _IMAGES_PASS)
 
     @property
     def weight_bytes(self) -> int:
@@ -194,9 +200,11 @@ class Shield:
             if any(said):  # the last of them is judged, with all before it
                 last = len(said) - said[::-1].index(True)
                 found += await self._ask_guard(messages[:last], "input")
+        elif any(map(_images, conversation.messages)):
+            self.note_images()
         if self._scanners is not None:
             found += await self._scanners.read(plain_messages(conversation.messages))
-        return self._told(found, "input")
+        return self._report(found, "input")
 
     def _messages(self, conversation: Conversation) -> Messages:
         assert self._guard is not None
@@ -215,9 +223,9 @@ class Shield:
             whole = conversation.beginning + said
             more, waits = await self._scanners.judge_answer(whole, answer.calls, answer.is_whole)
             found += more
-        return self._told(found, "output"), waits and not found
+        return self._report(found, "output"), waits and not found
 
-    def _told(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
+    def _report(self, found: tuple[Finding, ...], what: What) -> tuple[Finding, ...]:
         if found:
             self._on_blocked(what, found)
         for one in found:

@@ -55,7 +55,7 @@ class AccessOptions:
 
 
 class AccessControl:
-    """ASGI middleware. `count(path, status)` is told of every answer."""
+    """ASGI middleware. `count(path, status)` is called for every answer."""
 
     def __init__(self, app: App, options: AccessOptions, count: Callable[[str, int], None]) -> None:
         self._app = app

@@ -114,8 +114,9 @@ class Server:
             self._shield_failure = _reason(error, "the shield")
             return
         try:
-            async with pool.use(None):
-                pass
+            async with pool.use(None) as model:
+                if service.shield is not None and model.parts.vision is not None:
+                    service.shield.note_images()
         except Exception as error:
             pool.failed = _reason(error, "the default model")
 

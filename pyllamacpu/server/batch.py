@@ -84,7 +84,7 @@ class BatchRun:
 
 
 def _is_blocked(body: Mapping[str, Any]) -> bool:
-    """Whether the shield has told of an answer."""
+    """Whether the shield reported something in an answer."""
     return any("shield" in answer for answer in (body, *(body.get("choices") or ())))
 
 

@@ -39,8 +39,8 @@ def resolve_model(
 
     An existing file wins, then the hub's names, then names in the store, then those of the catalogue, then
     user/repo[:quant] of the hub. `refresh` asks the hub even if the cache would do; without `paths` a name is
-    never that of a file; `on_download` is told of downloads from the hub. Raises StoreError that says what is
-    near.
+    never that of a file; `on_download` is called for downloads from the hub. Raises StoreError that says
+    what is near.
     """
     if name is None:
         return starter_path()

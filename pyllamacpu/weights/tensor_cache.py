@@ -33,15 +33,15 @@ class CachedTensor:
         return array
 
 
-_kept: OrderedDict[CachedTensor, Array] = OrderedDict()  # least recently used first
+_arrays: OrderedDict[CachedTensor, Array] = OrderedDict()  # least recently used first
 _lock = fork_safe_lock()
 
 
 def _recall(tensor: CachedTensor) -> Array | None:
     with _lock:
-        array = _kept.get(tensor)
+        array = _arrays.get(tensor)
         if array is not None:
-            _kept.move_to_end(tensor)
+            _arrays.move_to_end(tensor)
         return array
 
 
@@ -50,22 +50,22 @@ def _make_room(n_bytes: int) -> None:
     tensor and its small companions) stays together.
     """
     with _lock:
-        sizes = [array.nbytes for array in _kept.values()] + [n_bytes]
-        while _kept and sum(sizes) - max(sizes) > BUDGET:
-            sizes.remove(_kept.popitem(last=False)[1].nbytes)
+        sizes = [array.nbytes for array in _arrays.values()] + [n_bytes]
+        while _arrays and sum(sizes) - max(sizes) > BUDGET:
+            sizes.remove(_arrays.popitem(last=False)[1].nbytes)
 
 
 def _keep(tensor: CachedTensor, array: Array) -> None:
     with _lock:
-        _kept[tensor] = array
+        _arrays[tensor] = array
 
 
 def _drop(tensor: CachedTensor) -> None:
     with _lock:
-        _kept.pop(tensor, None)
+        _arrays.pop(tensor, None)
 
 
 def release_all() -> None:
     """Drops every cached tensor."""
     with _lock:
-        _kept.clear()
+        _arrays.clear()
