@@ -218,6 +218,15 @@ REFUSED = [
     (openai_part(["x"]), "must be text"),
     ({"type": "image", "path": "/etc/passwd"}, "is not a URL of an image"),
     ({"type": "image", "source": {"type": "base64", "data": "?"}}, "is not base64"),
+    (
+        {"type": "image", "source": {"type": "base64", "media_type": "application/pdf", "data": BASE64}},
+        "source.media_type: is application/pdf, not an image",
+    ),
+    ({"type": "image", "source": {"type": "base64", "media_type": 5, "data": BASE64}}, "must be text"),
+    (
+        {"type": "image", "source": {"type": "base64", "data": URL}},
+        "is a data URL, where base64 alone belongs",
+    ),
     ({"type": "image_url"}, "holds no image"),
     ({"type": "input_audio"}, "texts and images can be read"),
     ({"type": "text"}, "messages[0].content[0].text: must be a string"),
@@ -244,6 +253,22 @@ def test_places_where_images_do_not_belong(running: Running) -> None:
     for url in ("/v1/chat/completions", "/v1/messages/count_tokens"):
         response = running.post(url, model="text", messages=asked(openai_part()))
         assert response.status_code == 400 and "llama models read no images" in response.text
+
+
+@pytest.mark.parametrize("name", ["images", "image_data"])
+def test_images_in_fields_that_nobody_reads_are_refused(running: Running, name: str) -> None:
+    """They would be lost; an empty list is none."""
+    texts = {"/api/embed": "input", "/api/embeddings": "prompt", "/v1/embeddings": "input"}
+    texts |= {"/completion": "prompt", "/v1/completions": "prompt"}
+    for path, text in texts.items():
+        body: dict[str, Any] = {"model": "words", text: "x", "n_predict": 1, "max_tokens": 1}
+        response = running.post(path, **body, **{name: [BASE64]})
+        assert response.status_code == 400 and f"{name}: images are not read here" in response.text, path
+        assert running.post(path, **body, **{name: []}).status_code == 200, path
+    message = {"role": "user", "content": "x", name: [BASE64]}
+    if name == "images":  # Ollama's form of a message in another dialect
+        response = running.post("/v1/chat/completions", messages=[message])
+        assert response.status_code == 400 and "messages[0].images: images are not read here" in response.text
 
 
 def test_too_many_images_and_pixels(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pyllamacpu.errors import ImageError
-from pyllamacpu.images.sources import decode_base64
+from pyllamacpu.images.sources import check_media_type, decode_base64
 
 Opened = TypeVar("Opened")
 Open = Callable[[Any, str], Opened]  # what a part holds, and its place in the messages; raises ImageError
@@ -68,6 +68,7 @@ def _anthropic_source(given: Any, where: str) -> Any:
     source: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     kind = source.get("type")
     if kind == "base64" and isinstance(text := source.get("data"), str):
+        check_media_type(source.get("media_type") or "", f"{where}.media_type")
         return decode_base64(text, f"{where}.data")
     if kind == "url" and isinstance(url := source.get("url"), str):
         return url

@@ -86,10 +86,21 @@ def open_url(
 def decode_base64(text: str, where: str) -> bytes:
     """The bytes in base64, white space and missing padding allowed. Raises ImageError for anything else."""
     compact = "".join(text.split())
+    if compact[:5].lower() == "data:":
+        raise ImageError(where, "is a data URL, where base64 alone belongs: leave data:...;base64, out")
     try:
         return b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except ValueError as error:
         raise ImageError(where, f"is not base64: {error}") from error
+
+
+def check_media_type(kind: Any, where: str) -> None:
+    """What is said of an image, if anything; which format it has is seen. Raises ImageError for others'."""
+    if not isinstance(kind, str):
+        raise ImageError(where, "must be text: image/png or another")
+    kind = kind.strip().lower()
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        raise ImageError(where, f"is {kind[:40]}, not an image")
 
 
 def data_url_bytes(url: str, where: str) -> bytes:
@@ -98,9 +109,7 @@ def data_url_bytes(url: str, where: str) -> bytes:
     kind, *options = head[len("data:") :].split(";")
     if not comma or "base64" not in (option.strip().lower() for option in options):
         raise ImageError(where, "is not base64; a data URL is data:image/...;base64,...")
-    kind = kind.strip().lower()
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
-        raise ImageError(where, f"is {kind[:40]}, not an image")
+    check_media_type(kind, where)
     return decode_base64(unquote(content) if "%" in content else content, where)
 
 

@@ -14,6 +14,14 @@ from pyllamacpu.server.errors import HTTPError
 
 log = logging.getLogger("pyllamacpu.server")
 
+IMAGE_FIELDS = ("images", "image", "image_data", "image_url", "multimodal_data")
+"""Names under which programs send images."""
+
+NO_IMAGES_HERE = (
+    "images are not read here: they are parts of a message (image_url), the images of /api/chat and "
+    "/api/generate, or the multimodal_data of a prompt of /completion"
+)
+
 _noted: set[str] = set()  # what the log has
 
 
@@ -128,8 +136,12 @@ class Fields:
         self._read.update(names)
 
     def finish(self, strict: bool) -> None:
-        """Fields that nobody read: refused when `strict`, else noted in the log, each name once."""
+        """Fields that nobody read: refused when `strict` or where they hold images, which would be lost; else
+        noted in the log, each name once.
+        """
         unknown = sorted(name for name in self.values if name not in self._read)
+        if lost := next((name for name in unknown if name in IMAGE_FIELDS and self.values[name]), None):
+            raise self.wrong(lost, NO_IMAGES_HERE)
         if unknown and strict:
             raise self.wrong(unknown[0][:100], "there is no such field")
         for name in unknown:

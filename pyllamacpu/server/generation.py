@@ -23,6 +23,7 @@ from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.pooling import NONE, pool
 from pyllamacpu.engine.token_ids import check_length
+from pyllamacpu.errors import TokenizerError
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.safety.shield import Conversation, Piece, Shield, blocked
 from pyllamacpu.safety.shield_scanners import Finding
@@ -478,8 +479,10 @@ def _embedding_prompts(
         ids = next(encoded) if isinstance(given, str) else list(given)
         if not ids:
             raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")
-        if any(not 0 <= token < model.engine.n_vocab for token in ids):
-            raise HTTPError(f"input {i} has token ids outside the vocabulary", param="input")
+        try:
+            model.engine.check_tokens(ids)
+        except TokenizerError as error:
+            raise HTTPError(f"input {i}: {error}", param="input") from None
         ids = ids[: model.engine.n_ctx] if truncate else ids
         check_length(len(ids), model.engine.n_ctx)
         prompts.append(ids)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyllamacpu.server.fields import Fields, wrong
+from pyllamacpu.server.fields import NO_IMAGES_HERE, Fields, wrong
 from pyllamacpu.server.images import content_parts
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 
-def read_messages(fields: Fields, name: str = "messages") -> list[dict[str, Any]]:
+def read_messages(fields: Fields, name: str = "messages", own_images: bool = False) -> list[dict[str, Any]]:
     """A list of {"role", "content"}; contents are text or lists of parts: texts and (of the user) images.
+    own_images: messages have a field for images, as Ollama's, which is left as it is.
 
     Raises HTTPError.
     """
     values = fields.items(name)
     if not values:
         raise fields.wrong(name, "give at least one message")
-    return [_message(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    messages = [_message(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    for i, message in enumerate(messages):
+        if message.get("images") and not own_images:
+            raise wrong(f"{name}[{i}].images", NO_IMAGES_HERE)
+    return messages
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:

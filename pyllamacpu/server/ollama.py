@@ -211,7 +211,7 @@ class _Chat(_Endpoint):
         self.tools = read_tools(self.fields)
         if self.fields.raw("messages") in (None, []):
             return None
-        messages = read_messages(self.fields)
+        messages = read_messages(self.fields, own_images=True)
         return Chat([_with_own_images(message, i) for i, message in enumerate(messages)], tools=self.tools)
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def _ref_to_file(name: str, repo: str, tail: str) -> HubRef:
 def fetch(reference: HubRef, refresh: bool = False, on_download: OnDownload | None = None) -> Path:
     """The local file of a model on the hub (its first part when it is split), downloaded if it is not cached.
 
-    With `refresh` the hub is asked even when the cache has a fitting file. `on_download` is called for each file again
-    and again. Raises StoreError.
+    With `refresh` the hub is asked even when the cache has a fitting file. `on_download` is called for each
+    file again and again. Raises StoreError.
     """
     if not refresh and (path := _cached_choice(reference, exact=True)):
         return path
