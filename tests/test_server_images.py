@@ -181,6 +181,39 @@ def test_images_in_results_of_tools(running: Running) -> None:
     assert refused.status_code == 400 and "video" in refused.text
 
 
+def test_images_in_results_of_tools_in_other_dialects(running: Running) -> None:
+    """As in Anthropic's: they begin what the user says after the results, or are all that is said."""
+    asks = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "so"}]
+    sun, more = {"type": "text", "text": "sun"}, {"role": "user", "content": "more"}
+
+    def result(content: Any, **fields: Any) -> dict[str, Any]:
+        return {"role": "tool", "tool_call_id": "a", "content": content, **fields}
+
+    inside = [*asks, result([sun, openai_part()]), result("moon")]
+    alone = [*asks, result("sun"), result("moon"), {"role": "user", "content": [openai_part()]}]
+    with_more = [*alone[:-1], {"role": "user", "content": [openai_part(), {"type": "text", "text": "more"}]}]
+    assert chat(running, inside) == chat(running, alone) != chat(running, alone[:-1])
+    assert chat(running, [*inside, more]) == chat(running, with_more)
+    later = {"role": "assistant", "content": "x"}
+    assert chat(running, [*inside, later, more]) == chat(running, [*alone, later, more])
+
+    options = {"temperature": 0, "num_predict": 6}
+    own = [*asks, result("sun", images=[BASE64]), result("moon")]
+    found = answer(running, "/api/chat", model="words", messages=own, stream=False, options=options)
+    assert (found["message"]["content"], found["prompt_eval_count"]) == chat(running, alone)
+
+    output = {"type": "function_call_output", "call_id": "a"}
+    image, words = {"type": "input_image", "image_url": URL}, {"type": "input_text", "text": "sun"}
+    moved = [{**output, "output": "sun"}, {"role": "user", "content": [image]}]
+    answers = [
+        answer(running, "/v1/responses", input=[*asks, *last], max_output_tokens=6, temperature=0)
+        for last in ([{**output, "output": [words, image]}], moved, moved[:1])
+    ]
+    prompts = [found["usage"]["input_tokens"] for found in answers]
+    assert prompts[0] == prompts[1] > prompts[2]
+    assert answers[0]["output"][0]["content"] == answers[1]["output"][0]["content"]
+
+
 def test_where_images_stand_in_a_text(running: Running) -> None:
     """Before it, unless it says where."""
     body = {"model": "words", "stream": False, "raw": True, "options": {"temperature": 0, "num_predict": 5}}

@@ -24,7 +24,7 @@ from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
-from pyllamacpu.server.images import content_parts, image_part
+from pyllamacpu.server.images import content_parts, image_part, with_images_first
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import make_tools, partial_arguments
@@ -170,7 +170,9 @@ def _turns(value: Any, where: str) -> list[dict[str, Any]]:
         text = _content(others, f"{where}.content", "assistant") if others else ""
         return [{"role": "assistant", "content": text, "tool_calls": calls}]
     said = [_turn({**value, "content": others}, where)] if others or not results else []
-    return [*results, *(_with_images(images, said) if images else said)]
+    if images:
+        said = [with_images_first(images, *said)]
+    return [*results, *said]
 
 
 def _result(content: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
@@ -180,13 +182,6 @@ def _result(content: Any, where: str) -> tuple[str, list[dict[str, Any]]]:
     if images:
         content = [block for _, block in blocks if not has_image(block)]
     return "" if images and not content else _content(content, where, "tool"), images
-
-
-def _with_images(images: list[dict[str, Any]], said: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the user says, if anything, after images."""
-    content = said[0]["content"] if said else []
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [{"role": "user", "content": [*images, *parts]}]
 
 
 def _call_of(block: dict[str, Any], where: str) -> dict[str, Any]:

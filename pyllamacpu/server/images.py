@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Cut = TypeVar("Cut")
 
+RESULT_ROLES = ("tool", "function", "ipython")
+"""Roles of messages that are results of tools."""
+
 MAX_IMAGES = 64  # of a request
 MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of its images together
 IMAGE_MEMORY = 2 << 30  # bytes that they take, see `Vision.image_bytes`
@@ -76,7 +79,8 @@ def image_part(part: Mapping[str, Any], where: str) -> dict[str, Any]:
 def content_parts(
     content: Any, where: str, role: object, text_kinds: Sequence[str] = ("text",)
 ) -> str | list[dict[str, Any]]:
-    """A content that is a text, or a list of texts and (of the user) images; texts alone are joined to one.
+    """A content that is a text, or a list of texts and (of users and tools) images; texts alone are joined to
+    one.
 
     Raises HTTPError for any other.
     """
@@ -93,14 +97,46 @@ def content_parts(
 def _part(part: Any, where: str, role: object, text_kinds: Sequence[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in IMAGE_KINDS:
-        if role != "user":
-            raise wrong(where, f"images stand in messages of the user, not of {role!r:.40}")
+        if role not in ("user", *RESULT_ROLES):
+            raise wrong(where, f"images stand in messages of the user and tools, not of {role!r:.40}")
         return image_part(part, where)
     if kind not in text_kinds:
         raise wrong(where, f"texts and images can be read, not a part of type {kind!r:.40}")
     if not isinstance(part.get("text"), str):
         raise wrong(f"{where}.text", "must be a string")
     return {**part, "type": "text"}
+
+
+def images_after_results(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same with images of tools' results at the beginning of what the user says after them: chat
+    templates show none in the results themselves.
+    """
+    found: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for message in messages:
+        content = message.get("content")
+        if message.get("role") in RESULT_ROLES:
+            if isinstance(content, list):
+                images += filter(has_image, content)
+                text = "".join(part["text"] for part in content if not has_image(part))
+                message = {**message, "content": text}
+        elif images:
+            said = message if message.get("role") == "user" else None
+            found.append(with_images_first(images, said))
+            images = []
+            if said is not None:
+                continue
+        found.append(message)
+    return [*found, with_images_first(images)] if images else found
+
+
+def with_images_first(
+    images: Sequence[dict[str, Any]], message: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A message, or else one of the user, whose images stand before its text."""
+    content = (message or {}).get("content") or []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return {**(message or {"role": "user"}), "content": [*images, *parts]}
 
 
 def sent_images(messages: Sequence[Mapping[str, Any]]) -> list[SentImage]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pyllamacpu.server.fields import NO_IMAGES_HERE, Fields, wrong
-from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.images import RESULT_ROLES, content_parts, images_after_results
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+ROLES = ("system", "developer", "user", "assistant", *RESULT_ROLES)
 
 
 def read_messages(fields: Fields, name: str = "messages", own_images: bool = False) -> list[dict[str, Any]]:
-    """A list of {"role", "content"}; contents are text or lists of parts: texts and (of the user) images.
-    own_images: messages have a field for images, as Ollama's, which is left as it is.
+    """A list of {"role", "content"}; contents are text or lists of parts: texts, images of users and tools.
+    own_images: messages have a field for images too, as Ollama's, which the caller reads.
 
     Raises HTTPError.
     """
@@ -23,7 +23,7 @@ def read_messages(fields: Fields, name: str = "messages", own_images: bool = Fal
     for i, message in enumerate(messages):
         if message.get("images") and not own_images:
             raise wrong(f"{name}[{i}].images", NO_IMAGES_HERE)
-    return messages
+    return messages if own_images else images_after_results(messages)
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:

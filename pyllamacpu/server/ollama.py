@@ -27,7 +27,7 @@ from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
-from pyllamacpu.server.images import image_part
+from pyllamacpu.server.images import RESULT_ROLES, image_part, images_after_results, with_images_first
 from pyllamacpu.server.logprobs import read_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
@@ -200,7 +200,8 @@ class _Generate(_Endpoint):
         if raw:
             return Text(text, images=tuple(part["image"] for part in images))
         messages = [{"role": "system", "content": system}] if system else []
-        return Chat([*messages, _with_images({"role": "user", "content": text}, images)])
+        said = {"role": "user", "content": text}
+        return Chat([*messages, with_images_first(images, said) if images else said])
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         return {"response": text}
@@ -212,7 +213,8 @@ class _Chat(_Endpoint):
         if self.fields.raw("messages") in (None, []):
             return None
         messages = read_messages(self.fields, own_images=True)
-        return Chat([_with_own_images(message, i) for i, message in enumerate(messages)], tools=self.tools)
+        shown = images_after_results([_with_own_images(message, i) for i, message in enumerate(messages)])
+        return Chat(shown, tools=self.tools)
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -241,18 +243,10 @@ def _with_own_images(message: dict[str, Any], index: int) -> dict[str, Any]:
     values, where = message.pop("images", None), f"messages[{index}].images"
     if not values:
         return message
-    if not isinstance(values, list) or message["role"] != "user":
-        raise wrong(where, "must be a list of images in base64, in a message of the user")
+    if not isinstance(values, list) or message["role"] not in ("user", *RESULT_ROLES):
+        raise wrong(where, "must be a list of images in base64, in a message of the user or a tool")
     images = [image_part(part, f"{where}[{i}]") for i, part in enumerate(_images(values))]
-    return _with_images(message, images)
-
-
-def _with_images(message: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
-    if not images:
-        return message
-    content = message.get("content") or []
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return {**message, "content": [*images, *parts]}
+    return with_images_first(images, message)
 
 
 async def _vectors(

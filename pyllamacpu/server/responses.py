@@ -26,7 +26,7 @@ from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Chat, Generate, Service
-from pyllamacpu.server.images import content_parts
+from pyllamacpu.server.images import content_parts, images_after_results
 from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
@@ -132,7 +132,7 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
     messages = [{"role": "system", "content": instructions}] if instructions else []
     for i, item in enumerate(items):
         _add(messages, item, f"input[{i}]")
-    return messages
+    return images_after_results(messages)
 
 
 def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
