@@ -24,6 +24,7 @@ from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.weights import padded_vector
 from pyllamacpu.native import ffi, lib
+from pyllamacpu.text.load import load_tokenizer
 
 __all__ = ["llama4", "mllama"]
 
@@ -32,10 +33,31 @@ DIM = 64
 SPACE = KVSpace("text", 1, 1, DIM, DIM)
 
 
-def told(handle: object, moment: np.ndarray, mean: np.ndarray, layer: int = 0, head: int = 0) -> int:
-    arrays = [np.ascontiguousarray(x, np.float32) for x in (moment, mean)]
+def told(
+    handle: object,
+    moment: np.ndarray,
+    mean: np.ndarray,
+    layer: int = 0,
+    head: int = 0,
+    first: np.ndarray | None = None,
+    stretch: np.ndarray | None = None,
+) -> int:
+    """Without a first key of its own: that of the mean, which moves nothing."""
+    statistics = {
+        "stretch": np.ones(len(mean)) if stretch is None else stretch,
+        "moment": moment,
+        "mean": mean,
+        "first": mean if first is None else first,
+    }
+    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in statistics.items()}
+    given = ffi.new("pl_key_statistics *", {k: ffi.from_buffer("float *", x) for k, x in arrays.items()})
+    return int(lib.pl_cache_shape_keys(handle, layer, head, given))
+
+
+def shifted(handle: object, mean: np.ndarray, first: np.ndarray, layer: int = 0, head: int = 0) -> int:
+    arrays = [np.ascontiguousarray(x, np.float32) for x in (mean, first)]
     pointers = [ffi.from_buffer("float *", x) for x in arrays]
-    return int(lib.pl_cache_shape_keys(handle, layer, head, *pointers))
+    return int(lib.pl_cache_shift_values(handle, layer, head, *pointers))
 
 
 def test_statistics_are_averages_over_positions() -> None:
@@ -43,7 +65,7 @@ def test_statistics_are_averages_over_positions() -> None:
     plan = Recorder(())
     plan.rope_table(padded_vector("rope", frequencies), magnitude)
     q, k = random(1, 4, 9, dim).astype(np.float64), random(2, 2, 9, dim).astype(np.float64) + 1
-    moments, means = key_statistics(q, k, Turns.below(500, dim, plan.ops[0]))
+    moments, means, spreads = key_statistics(q, k, Turns.below(500, dim, plan.ops[0]))
 
     def turned(x: np.ndarray, position: float) -> np.ndarray:
         out: np.ndarray = x.copy()
@@ -59,6 +81,8 @@ def test_statistics_are_averages_over_positions() -> None:
         np.testing.assert_allclose(moments[head], rows.T @ rows / len(rows), atol=2e-6)
         keys = np.concatenate([turned(k[head], p) for p in positions])
         np.testing.assert_allclose(means[head], keys.mean(0), atol=1e-9)
+        of_pairs = keys.var(0).reshape(-1, 2).mean(1)
+        np.testing.assert_allclose(spreads[head], of_pairs, rtol=1e-9)
 
 
 def scores_plan(kind: TensorType) -> Plan:
@@ -94,6 +118,65 @@ def test_what_queries_see_of_rounding_is_a_fraction(monkeypatch: pytest.MonkeyPa
     assert after < before / 3
 
 
+def test_the_first_key_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where queries attend to the first position, its key's error is most of all; a key that is only near to
+    the one that was foreseen gains as well.
+    """
+    sink = random(8, DIM)
+    q = (random(4, 300, DIM) + 0.6 * sink).astype(np.float32)
+    k, v = random(5, 300, DIM), np.zeros((300, DIM), np.float32)
+    v[:, :1] = random(7, 300, 1)  # turned, all elements are the same: values have hardly an error
+    k[0] = 0.5 * sink + 3 * k[0]
+    exact = scores_plan(TensorType.F32).run(q, k, v)
+
+    def error(first: np.ndarray) -> float:
+        class ShapedPages(Pages):
+            def __init__(self, space: KVSpace, kind: TensorType = TensorType.F32) -> None:
+                super().__init__(space, kind)
+                assert told(self.handle, q.T @ q / len(q), k[1:].mean(0), first=first) == 0
+
+        monkeypatch.setattr(plan_harness, "Pages", ShapedPages)
+        return float(np.square(scores_plan(TensorType.Q4_0).run(q, k, v) - exact).mean())
+
+    unforeseen, same = error(k[1:].mean(0)), error(k[0])
+    near = error(k[0] + 0.02 * random(9, DIM))
+    assert same < 0.6 * unforeseen and near < 0.6 * unforeseen
+
+
+def test_values_that_have_much_in_common_keep_what_they_differ_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As models have them: values about a mean, and a first one near zero that most queries attend to."""
+    q, k = np.zeros((300, DIM), np.float32), np.zeros((300, DIM), np.float32)
+    v = random(5, 300, DIM) + 3 * random(6, 1, DIM)
+    v[0] = 0.1 * random(7, DIM)
+    q[:, 0] = k[0, 0] = 6  # half of the weight, when there are 90 others
+    exact = scores_plan(TensorType.F32).run(q, k, v)
+    before = scores_plan(TensorType.Q4_0).run(q, k, v)
+
+    class ShiftedPages(Pages):
+        def __init__(self, space: KVSpace, kind: TensorType = TensorType.F32) -> None:
+            super().__init__(space, kind)
+            assert shifted(self.handle, v[1:].mean(0), v[0]) == 0
+
+    monkeypatch.setattr(plan_harness, "Pages", ShiftedPages)
+    after = scores_plan(TensorType.Q4_0).run(q, k, v)
+    assert np.square(after - exact).mean() < np.square(before - exact).mean() / 3
+    assert np.abs(after[0] - v[0]).max() < 1e-5  # that one was foreseen
+
+
+def test_values_are_shifted_where_they_have_4_bits() -> None:
+    handle = ffi.gc(lib.pl_cache_new(1, 2, DIM, DIM, TensorType.F16, TensorType.Q4_0), lib.pl_cache_free)
+    none = np.zeros(DIM)
+    assert lib.pl_cache_shift_bytes(handle) == 2 * DIM * 4
+    assert lib.pl_cache_rounding_bytes(handle) == 0
+    assert shifted(handle, none, none) == shifted(handle, none + 1, none, head=1) == 0
+    assert shifted(handle, none + np.nan, none) == lib.PL_EUNSUPPORTED
+    assert shifted(handle, none, none + np.inf) == lib.PL_EUNSUPPORTED
+    assert shifted(handle, none, none, head=2) == shifted(handle, none, none, layer=1) == lib.PL_EINVAL
+    other = ffi.gc(lib.pl_cache_new(1, 1, DIM, DIM, TensorType.Q4_0, TensorType.Q8_0), lib.pl_cache_free)
+    assert lib.pl_cache_shift_bytes(other) == 0
+    assert shifted(other, none, none) == lib.PL_EINVAL
+
+
 def test_what_cannot_be_used_is_left_out() -> None:
     handle = ffi.gc(lib.pl_cache_new(1, 2, DIM, DIM, TensorType.Q4_0, TensorType.F16), lib.pl_cache_free)
     good, none = np.eye(DIM), np.zeros(DIM)
@@ -101,6 +184,9 @@ def test_what_cannot_be_used_is_left_out() -> None:
     assert told(handle, 0 * good, none) == lib.PL_EUNSUPPORTED
     assert told(handle, good * np.nan, none) == lib.PL_EUNSUPPORTED
     assert told(handle, good, none + np.inf) == lib.PL_EUNSUPPORTED
+    assert told(handle, good, none, first=none + np.nan) == lib.PL_EUNSUPPORTED
+    for stretch in (0.0, -1.0, 1e-45, np.inf, np.nan):
+        assert told(handle, good, none, stretch=none + stretch) == lib.PL_EUNSUPPORTED
     assert told(handle, good, none, head=2) == told(handle, good, none, layer=1) == lib.PL_EINVAL
     for kind, dim in ((TensorType.Q8_0, DIM), (TensorType.Q4_0, 2 * lib.PL_PAGE_POSITIONS * 8)):
         other = ffi.gc(lib.pl_cache_new(1, 1, dim, dim, kind, TensorType.F16), lib.pl_cache_free)
@@ -110,13 +196,13 @@ def test_what_cannot_be_used_is_left_out() -> None:
 
 @pytest.mark.parametrize("shape", ["head64", "head40", "gqa3"])
 def test_a_model_has_one_rounding(shape: str) -> None:
-    """Whatever the threads, the context and the steps, and whatever the type of values."""
-    engine = Engine.open(LOGITS / f"{shape}.gguf", n_ctx=512, n_threads=1, type_k="q4_0")
+    """Whatever the threads, the context and the steps."""
+    engine = Engine.open(LOGITS / f"{shape}.gguf", n_ctx=512, n_threads=1, type_k="q4_0", type_v="q4_0")
     other = Engine.open(
         LOGITS / f"{shape}.gguf", n_ctx=64, n_threads=2, n_batch=16, type_k="q4_0", type_v="q4_0"
     )
     assert engine.cache.rounding == other.cache.rounding != b""
-    stated = scratch_bytes(engine.file, engine.config, 512, n_threads=1, type_k="q4_0")
+    stated = scratch_bytes(engine.file, engine.config, 512, n_threads=1, type_k="q4_0", type_v="q4_0")
     assert stated == engine.scratch_bytes
     assert engine.cache.rounding_bytes > 0
     engine.close()
@@ -124,7 +210,7 @@ def test_a_model_has_one_rounding(shape: str) -> None:
 
 
 def test_other_types_have_none(tmp_path: Path) -> None:
-    engine = Engine.open(write_model(tmp_path / "m.gguf"), n_threads=1, type_k="q8_0", type_v="q4_0")
+    engine = Engine.open(write_model(tmp_path / "m.gguf"), n_threads=1, type_k="q8_0", type_v="q8_0")
     assert engine.cache.rounding == b"" and engine.cache.rounding_bytes == 0
     engine.close()
 
@@ -145,19 +231,22 @@ def test_pages_of_another_rounding_are_not_read(tmp_path: Path) -> None:
     engine.close()
 
 
-def error_of(path: Path, tokens: list[int], cut: int) -> tuple[float, np.ndarray]:
-    """How far logits with 4-bit keys are from those with float32 ones, and the logits."""
+def error_of(path: Path, texts: list[list[int]], cut: int) -> tuple[float, np.ndarray]:
+    """How far logits of most tokens with 4-bit keys are from those with float32 ones, and the logits. (Where
+    a router chooses another expert, they are far off whatever the error of a key is.)
+    """
     found = []
-    for kind, size in (("f32", len(tokens)), ("q4_0", cut)):
+    for kind, size in (("f32", len(texts[0])), ("q4_0", cut)):
         engine = Engine.open(path, n_ctx=256, n_threads=2, n_batch=64, type_k=kind, type_v="f32")
-        sequence = engine.sequence()
-        parts = [
-            engine.eval(sequence, tokens[i : i + size], logits="all") for i in range(0, len(tokens), size)
-        ]
+        parts = []
+        for text in texts:
+            sequence = engine.sequence()
+            for i in range(0, len(text), size):
+                parts.append(engine.eval(sequence, text[i : i + size], logits="all"))
+            sequence.close()
         found.append(np.concatenate(parts).copy())
-        sequence.close()
         engine.close()
-    return float(np.square(found[1] - found[0]).mean()), found[1]
+    return float(np.median(np.square(found[1] - found[0]).mean(1))), found[1]
 
 
 @pytest.mark.parametrize("name", ["mllama", *NAMES])
@@ -168,8 +257,37 @@ def test_every_architecture_is_read(
     weights have nothing that rounding could make use of, and lose nothing by it.
     """
     path = llama4.get(name, mllama)
-    tokens = np.random.default_rng(3).integers(0, 60, 200).tolist()
-    error, logits = error_of(path, tokens, 64)
-    assert np.array_equal(logits, error_of(path, tokens, 7)[1])
+    texts = np.random.default_rng(3).integers(0, 60, (4, 200)).tolist()
+    error, logits = error_of(path, texts, 64)
+    assert np.array_equal(logits, error_of(path, texts, 7)[1])
     monkeypatch.setattr("pyllamacpu.engine.engine.learn_rounding", lambda *_: None)
-    assert 0 < error < 1.5 * error_of(path, tokens, 64)[0]
+    assert 0 < error < 1.5 * error_of(path, texts, 64)[0]
+
+
+def log_probabilities(engine: Engine, windows: list[list[int]]) -> np.ndarray:
+    """(tokens, n_vocab), of the second half of each window."""
+    parts = []
+    for window in windows:
+        sequence = engine.sequence()
+        logits = engine.eval(sequence, window, logits="all")[len(window) // 2 :].astype(np.float64)
+        sequence.close()
+        logits -= logits.max(axis=1, keepdims=True)
+        parts.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+    return np.concatenate(parts)
+
+
+def test_a_real_model_says_nearly_the_same(starter_model: Path) -> None:
+    """On a text that nothing was learned from: 0.0084. With 64 ids spread over the vocabulary in place of a
+    text, and no thought of the first key, it was 0.015.
+    """
+    found = []
+    for kind in ("f16", "q4_0"):
+        engine = Engine.open(starter_model, n_ctx=512, type_k=kind, type_v=kind)
+        tokenizer = load_tokenizer(engine.file.metadata)
+        assert tokenizer is not None
+        ids = tokenizer.encode((LOGITS.parent / "smollm2" / "text.txt").read_bytes())
+        found.append(log_probabilities(engine, [ids[:512], ids[512:1024]]))
+        engine.close()
+    exact, rounded = found
+    divergence = (np.exp(exact) * (exact - rounded)).sum(axis=1).mean()
+    assert 0 < divergence < 0.0115

@@ -4,6 +4,7 @@
  * order, always. For a prompt one item does so split after split for a group of queries; for a single token over a long
  * context the splits are items of their own, and whichever finishes last merges. Both give the same bits. */
 #include "exec/attention.h"
+#include "exec/kv_rounding.h"
 #include "exec/plan.h"
 #include <math.h>
 #include <string.h>
@@ -56,6 +57,7 @@ static int load_rows(const attention_job *job, const pl_group *g, int head, pl_i
 {
     const pl_batch *b = &job->plan->batch;
     const int head_dim = job->space->k.head_dim;
+    const float *shrink = pl_key_rounding_of(job->space, job->op->layer, head).shrink;
     int rows = 0;
     float scale = (float)((double)job->op->scale * 1.4426950408889634);
     for (int t = g->token0; t < g->token0 + g->n_tokens; t++)
@@ -64,6 +66,8 @@ static int load_rows(const attention_job *job, const pl_group *g, int head, pl_i
             float *scaled = (float *)(uintptr_t)s->q[rows];
             for (int d = 0; d < head_dim; d++)
                 scaled[d] = q[d] * scale;
+            for (int d = 0; shrink && d < head_dim; d++)
+                scaled[d] *= shrink[d];
             if (job->space->k.rotation)
                 pl_rotate(scaled, head_dim, job->space->k.rotation);
             s->pos[rows] = g->keys < 0 ? b->positions[t] : (int32_t)g->keys - 1;
@@ -80,6 +84,7 @@ static void merge(const attention_job *job, float *total, const float *part, con
 static void write_rows(const attention_job *job, const pl_group *g, int head, int rows, const pl_item_scratch *s)
 {
     const int v_dim = job->space->v.head_dim;
+    const float *shift = pl_value_shift_of(job->space, job->op->layer, head);
     for (int r = 0; r < rows; r++) {
         float *out =
             pl_row(job->plan, job->op->out, g->token0 + r / job->per_kv) + (head * job->per_kv + r % job->per_kv) * v_dim;
@@ -87,6 +92,8 @@ static void write_rows(const attention_job *job, const pl_group *g, int head, in
             memset(out, 0, sizeof(float) * (size_t)v_dim);
         else
             job->plan->kernels->attention_finish(s->total[r], v_dim, out);
+        for (int d = 0; shift && s->pos[r] >= 0 && d < v_dim; d++)
+            out[d] += shift[d];
         if (job->space->v.rotation)
             pl_rotate(out, v_dim, job->space->v.rotation);
     }

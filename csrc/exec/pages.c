@@ -51,8 +51,10 @@ void pl_cache_free(pl_cache *c)
 {
     if (c && c->rounding)
         pl_release(c->rounding, (size_t)pl_cache_rounding_bytes(c));
+    if (c && c->shifts)
+        pl_release(c->shifts, (size_t)pl_cache_shift_bytes(c));
     if (c)
-        c->rounding = NULL;
+        c->rounding = c->shifts = NULL;
     if (c && c->slabs)
         c->closed = 1;
     else

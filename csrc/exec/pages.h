@@ -15,6 +15,7 @@ struct pl_cache {
     uint64_t nodes[PL_NODE_WORDS];
     pl_slab *slabs;                 /* those with a page in use */
     float *rounding;                /* of keys (kv_rounding.c); NULL: none was given */
+    float *shifts;                  /* of values (kv_rounding.c); NULL: none was given */
 };
 
 /* rotation.c: turns a head in place, `run` neighbouring elements together, by a matrix that is its own inverse. */

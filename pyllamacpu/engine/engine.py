@@ -343,7 +343,8 @@ class Engine:
 
     def _learn_rounding(self) -> None:
         with reads_checked(self.expert_memory):
-            learn_rounding(self.cache, self.model, self._pool, self.precision == "exact")
+            exact = self.precision == "exact"
+            learn_rounding(self.cache, self.model, self.file.metadata, self._pool, exact)
 
     def _planned(
         self, model: Model, sums: InputSquares | None = None, adapters: LoadedAdapters | None = None

@@ -79,7 +79,8 @@ class KVCache:
     @property
     def rounding_bytes(self) -> int:
         """Bytes of what keys are rounded by, in all spaces that keep tokens."""
-        return sum(int(lib.pl_cache_rounding_bytes(self.handles[i])) for i in self.token_spaces)
+        handles = [self.handles[i] for i in self.token_spaces]
+        return sum(int(lib.pl_cache_rounding_bytes(h) + lib.pl_cache_shift_bytes(h)) for h in handles)
 
     @property
     def page_bytes(self) -> int:

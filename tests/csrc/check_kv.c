@@ -50,20 +50,36 @@ float kv_value(const pl_kv_tile *tile, const uint8_t *bytes, int slot, int dim)
     return (float)((dim % 32 >= 16 ? pair >> 4 : pair & 15) - 8) * scale;
 }
 
+/* The code of x, -8 to 7, for a scale. */
+static double code_of(float x, float d) { return fmin(7, fmax(-8, floor((double)(x * (1.0f / d) + 8.5f)) - 8)); }
+
+/* The scale of up to 32 values: what the largest takes, and for 4 bits then the one that is best for the codes that gives. */
+static float scale_of(int type, const float *x, int n)
+{
+    int top = 0;
+    for (int i = 1; i < n; i++)
+        if (fabsf(x[i]) > fabsf(x[top]))
+            top = i;
+    if (type == PL_TYPE_Q8_0)
+        return fabsf(x[top]) / 127.0f;
+    const float d = x[top] / -8.0f;
+    double products = 0.0, squares = 0.0;
+    for (int i = 0; i < n && fabsf(d) >= 0x1p-126f; i++) {
+        products += code_of(x[i], d) * (double)x[i];
+        squares += code_of(x[i], d) * code_of(x[i], d);
+    }
+    return squares > 0.0 ? (float)(products / squares) : d;
+}
+
 /* 32 values as Q8_0 or Q4_0 rounds them (the scale as binary16, the codes from the float32 scale). */
 static void expect_block(int type, const float *x, float *out)
 {
-    int top = 0;
-    for (int i = 1; i < 32; i++)
-        if (fabsf(x[i]) > fabsf(x[top]))
-            top = i;
-    float d = type == PL_TYPE_Q8_0 ? fabsf(x[top]) / 127.0f : x[top] / -8.0f;
+    float d = scale_of(type, x, 32);
     float scale = pl_f16_to_f32(reference_f16((double)d));
     for (int i = 0; i < 32; i++) {
         double code = 0;
         if (fabsf(d) >= 0x1p-126f) /* smaller ones are zero in binary16 */
-            code =
-                type == PL_TYPE_Q8_0 ? rint((double)(x[i] * (1.0f / d))) : fmin(7, floor((double)(x[i] * (1.0f / d) + 8.5f)) - 8);
+            code = type == PL_TYPE_Q8_0 ? rint((double)(x[i] * (1.0f / d))) : code_of(x[i], d);
         out[i] = (float)code * scale;
     }
 }
@@ -152,22 +168,22 @@ static void check_rounded(const pl_kernels *tier, const pl_kv_tile *tile, const 
     const int dim = tile->head_dim, stride = PL_KEY_STRIDE(dim);
     double error[PL_SHAPED_DIM];
     for (int d = 0; d < dim; d++) {
-        float top = 0.0f, scale = number_at(PL_TYPE_F16, bytes + tile->scales, d / 32 * PL_TILE + slot);
+        const int block = d & ~31;
+        float scale = number_at(PL_TYPE_F16, bytes + tile->scales, d / 32 * PL_TILE + slot);
+        float best = scale_of(PL_TYPE_Q4_0, x + block, dim - block < 32 ? dim - block : 32);
         double want = (double)x[d], slack = 0.0;
-        for (int i = d & ~31; i < dim && i < (d & ~31) + 32; i++)
-            top = fabsf(x[i]) > fabsf(top) ? x[i] : top;
         for (int i = 0; i < d; i++) {
             want += (double)factors[i * stride + d] * error[i];
             slack += fabs((double)factors[i * stride + d] * error[i]);
         }
         int code = bytes[d / 2 * PL_TILE + slot] >> (d % 2 ? 4 : 0) & 15;
-        double target = top != 0.0f ? want / ((double)top / -8.0) + 8.0 : 8.0;
+        double target = best != 0.0f ? want / (double)best + 8.0 : 8.0;
         target = target < 0.0 ? 0.0 : target > 15.0 ? 15.0 : target;
         error[d] = (double)x[d] - (code - 8) * (double)scale;
-        const double allowed = 0.5001 + 1e-5 * slack / (fabs((double)top) + 1e-30);
-        if (fabs(code - target) > allowed || fabsf(scale - top / -8.0f) > 6e-4f * fabsf(scale)) {
+        const double allowed = 0.5001 + 1e-5 * slack / (fabs((double)best) + 1e-30);
+        if (fabs(code - target) > allowed || fabsf(scale - best) > 6e-4f * fabsf(scale)) {
             fail(tier, "slot %d dim %d: code %d, expected %.6f; scale %g of %g", slot, d, code, target, (double)scale,
-                 (double)top / -8.0);
+                 (double)best);
             return;
         }
     }
