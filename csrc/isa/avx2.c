@@ -36,9 +36,18 @@ PL_INLINE vi vi_part(vi part, vi w, vi a) { return vi_here(_mm256_add_epi16(part
 PL_INLINE vi vi_widen_first(vi part) { return _mm256_madd_epi16(part, _mm256_set1_epi16(1)); }
 PL_INLINE vi vi_widen(vi acc, vi part) { return vi_here(_mm256_add_epi32(acc, _mm256_madd_epi16(part, _mm256_set1_epi16(1)))); }
 #define WHOLE_SCALES 1
-/* The same, each product times the int16 of `scales` at its place. */
+/* The low int16 of every lane twice; products of int16, their low halves. */
+PL_INLINE vi vi_twice16(vi a)
+{
+    const __m256i low = _mm256_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13, 0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12,
+                                         13, 12, 13);
+    return _mm256_shuffle_epi8(a, low);
+}
+PL_INLINE vi vi_load_i8_lanes(const int8_t *p) { return _mm256_cvtepi8_epi32(load_8_bytes(p)); }
+PL_INLINE vi vi_mul16(vi a, vi b) { return _mm256_mullo_epi16(a, b); }
+/* Sums widened, each product times the int16 of `scales` at its place. */
 PL_INLINE vi vi_widen_by(vi acc, vi part, vi scales) { return vi_here(_mm256_add_epi32(acc, _mm256_madd_epi16(part, scales))); }
-/* What sums of codes whose zero is 32 have too much (sums_wrap), in int16 too; pair_sum: of the 4 groups. */
+/* What sums of codes whose zero is 32 have too much (has_wrapping_sums), in int16 too; pair_sum: of the 4 groups. */
 PL_INLINE vi vi_part_zero(const int16_t *pair_sum)
 {
     int32_t both;

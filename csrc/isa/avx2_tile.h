@@ -10,7 +10,7 @@
 /* Where a tile has what, in bytes (matmul_quant_tile.inc checks it), and a block of activations. */
 #define TILE_BYTES 2240
 #define TILE_SCALE 512   /* of 32 k or of the first 16, times each factor; */
-#define TILE_SECOND 1024 /* those of the other 16. Or whole scales. Or of int8 codes: magnitudes, */
+#define TILE_SECOND 1024 /* those of the other 16. Or of int8 codes: magnitudes, */
 #define TILE_START 1536  /* the sum of those of negative codes, */
 #define TILE_SIGNS 1664  /* and all bits set where a code is negative */
 #define Q8_BYTES 56
@@ -158,21 +158,21 @@ TILE_FUNCTION tile_15(TILE_ARGUMENTS)
 }
 
 /* The same with whole scales (kernels/matmul_quant.inc): sums are widened by them, and stay integers. */
-#define TILE_WHOLE_WIDEN(t, S, T, X, Y) \
-    "vpmaddwd " TILE_STR(TILE_SECOND) "(%[step" #t "]),%%ymm" #S ",%%ymm" #X "\n" \
-    "vpmaddwd " TILE_STR(TILE_SECOND) "+32(%[step" #t "]),%%ymm" #T ",%%ymm" #Y "\n"
+#define TILE_WHOLE_WIDEN(t, S, T, X, Y, TABLE) \
+    "vpmaddwd " TILE_STR(TABLE) "(%[step" #t "]),%%ymm" #S ",%%ymm" #X "\n" \
+    "vpmaddwd " TILE_STR(TABLE) "+32(%[step" #t "]),%%ymm" #T ",%%ymm" #Y "\n"
 #define TILE_WHOLE_ADD(t, X, Y, TO) \
     "vpaddd 64*" #t "(" TO "),%%ymm" #X ",%%ymm" #X "\n" \
     "vpaddd 64*" #t "+32(" TO "),%%ymm" #Y ",%%ymm" #Y "\n" \
     "vmovdqa %%ymm" #X ",64*" #t "(" TO ")\n" \
     "vmovdqa %%ymm" #Y ",64*" #t "+32(" TO ")\n"
-#define TILE_WHOLE_NEXT(AT, t, S, T, X, Y) TILE_WHOLE_WIDEN(t, S, T, X, Y) TILE_FIRST(AT, 0, S, T)
+#define TILE_WHOLE_NEXT(AT, t, S, T, X, Y) TILE_WHOLE_WIDEN(t, S, T, X, Y, TILE_SCALE) TILE_FIRST(AT, 0, S, T)
 #define TILE_WHOLE_NEXT_TOKENS \
     TILE_CODES(0) \
     TILE_WHOLE_NEXT(AT0, 0, 0, 1, 12, 13) TILE_WHOLE_NEXT(AT1, 1, 2, 3, 14, 15) TILE_WHOLE_ADD(0, 12, 13, "%[before]") \
         TILE_WHOLE_NEXT(AT2, 2, 4, 5, 12, 13) TILE_WHOLE_ADD(1, 14, 15, "%[before]") TILE_WHOLE_NEXT(AT3, 3, 6, 7, 14, 15) \
             TILE_WHOLE_ADD(2, 12, 13, "%[before]") TILE_WHOLE_ADD(3, 14, 15, "%[before]")
-#define TILE_WHOLE_END(t, S, T) TILE_WHOLE_WIDEN(t, S, T, S, T) TILE_WHOLE_ADD(t, S, T, "%[before]")
+#define TILE_WHOLE_END(t, S, T) TILE_WHOLE_WIDEN(t, S, T, S, T, TILE_SCALE) TILE_WHOLE_ADD(t, S, T, "%[before]")
 #define TILE_WHOLE_END_TOKENS TILE_WHOLE_END(0, 0, 1) TILE_WHOLE_END(1, 2, 3) TILE_WHOLE_END(2, 4, 5) TILE_WHOLE_END(3, 6, 7)
 TILE_FUNCTION tile_whole_15(TILE_ARGUMENTS)
 {
@@ -182,7 +182,7 @@ TILE_FUNCTION tile_whole_15(TILE_ARGUMENTS)
 }
 
 #define TILE_WHOLE_HALF(AT, t, S, T, X, Y) \
-    TILE_WHOLE_WIDEN(t, S, T, X, Y) TILE_FIRST(AT, 4, S, T) TILE_WHOLE_ADD(t, X, Y, "%[sums]")
+    TILE_WHOLE_WIDEN(t, S, T, X, Y, TILE_SCALE) TILE_FIRST(AT, 4, S, T) TILE_WHOLE_ADD(t, X, Y, "%[sums]")
 TILE_FUNCTION tile_whole_31(TILE_ARGUMENTS)
 {
     TILE_LOOP(TILE_CODES(0) TILE_TOKENS(TILE_FIRST, 0), TILE_WHOLE_NEXT_TOKENS,
@@ -234,18 +234,18 @@ TILE_FUNCTION tile_signed(TILE_ARGUMENTS)
     "vpsubw %%ymm11,%%ymm" #T ",%%ymm" #T "\n"
 #define TILE_BEGIN_63(AT, g, S, T) TILE_START_63(AT, g, S, T, 0)
 #define TILE_NEXT_63(AT, t, S, T, X, Y) \
-    TILE_CONVERT(S, T, X, Y) TILE_START_63(AT, 0, S, T, 0) TILE_SCALED(t, X, Y, TILE_STR(TILE_SECOND), "%[before]")
+    TILE_WHOLE_WIDEN(t, S, T, X, Y, TILE_SECOND) TILE_START_63(AT, 0, S, T, 0) TILE_WHOLE_ADD(t, X, Y, "%[before]")
 #define TILE_HALF_63(AT, t, S, T, X, Y) \
-    TILE_CONVERT(S, T, X, Y) TILE_START_63(AT, 4, S, T, 4) TILE_SCALED(t, X, Y, TILE_STR(TILE_SCALE), "%[sums]")
-#define TILE_END_63(t, S, T) TILE_CONVERT(S, T, S, T) TILE_SCALED(t, S, T, TILE_STR(TILE_SECOND), "%[before]")
-TILE_FUNCTION tile_63(TILE_ARGUMENTS)
+    TILE_WHOLE_WIDEN(t, S, T, X, Y, TILE_SCALE) TILE_START_63(AT, 4, S, T, 4) TILE_WHOLE_ADD(t, X, Y, "%[sums]")
+#define TILE_END_63(t, S, T) TILE_WHOLE_WIDEN(t, S, T, S, T, TILE_SECOND) TILE_WHOLE_ADD(t, S, T, "%[before]")
+TILE_FUNCTION tile_whole_63(TILE_ARGUMENTS)
 {
     TILE_LOOP(TILE_CODES(0) TILE_TOKENS(TILE_BEGIN_63, 0),
               TILE_CODES(0) TILE_NEXT_63(AT0, 0, 0, 1, 12, 13) TILE_NEXT_63(AT1, 1, 2, 3, 14, 15)
                   TILE_NEXT_63(AT2, 2, 4, 5, 12, 13) TILE_NEXT_63(AT3, 3, 6, 7, 14, 15),
-              TILE_GROUP(1) TILE_STEPS TILE_GROUP(2) TILE_CODES(3) TILE_TOKENS(TILE_LAST, 3) TILE_CODES(4)
+              TILE_GROUP(1) TILE_STEPS TILE_GROUP(2) TILE_GROUP(3) TILE_CODES(4)
                   TILE_HALF_63(AT0, 0, 0, 1, 12, 13) TILE_HALF_63(AT1, 1, 2, 3, 14, 15) TILE_HALF_63(AT2, 2, 4, 5, 12, 13)
-                      TILE_HALF_63(AT3, 3, 6, 7, 14, 15) TILE_GROUP(5) TILE_GROUP(6) TILE_CODES(7) TILE_TOKENS(TILE_LAST, 7),
+                      TILE_HALF_63(AT3, 3, 6, 7, 14, 15) TILE_GROUP(5) TILE_GROUP(6) TILE_GROUP(7),
               TILE_END_63(0, 0, 1) TILE_END_63(1, 2, 3) TILE_END_63(2, 4, 5) TILE_END_63(3, 6, 7));
 }
 
@@ -266,7 +266,7 @@ PL_INLINE void hand_tiles(const int is_signed, const int max_code, const int has
     for (int64_t i = 0; i < tiles * 4 * PL_ROWS; i += VL)
         vf_store(sums + i, zero);
     if (max_code == 63)
-        tile_63(w, subs, a, stride, tiles, sums);
+        tile_whole_63(w, subs, a, stride, tiles, sums);
     else if (is_signed)
         tile_signed(w, subs, a, stride, tiles, sums);
     else if (has_whole && max_code <= 15)
