@@ -10,11 +10,12 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #define SMALL_BATCH_TOKENS 5 /* 1 panel x 5 tokens: 10 sums in int16, beside two registers of codes */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5)
 /* More tokens are faster with tiles: of codes that are put together of two parts or multiplied by scales, and where scales are
- * for 16 k; of codes that come from a table. */
+ * for 16 k; of codes that come from a table. Tiles of 5-bit codes with whole scales are faster from 8 on. */
 #define SMALL_BATCH_MOST(f) \
-    (((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2 ? 8 \
-     : (f)->is_signed && (f)->type != PL_TYPE_Q8_0                      ? 16 \
-                                                                        : PL_SMALL_BATCH)
+    ((f)->max_code == 31 && (f)->offset_kind == OFFSET_INT                 ? 7 \
+     : ((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2 ? 8 \
+     : (f)->is_signed && (f)->type != PL_TYPE_Q8_0                        ? 16 \
+                                                                          : PL_SMALL_BATCH)
 
 #include "x86_256.h"
 
