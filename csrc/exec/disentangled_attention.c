@@ -19,7 +19,8 @@
 #define LOG2_E 1.44269504f
 #define TOKENS 32  /* of values in panels of int16: whole blocks */
 #define QUERIES 64 /* of a block: whole tiles of the products and of the softmax */
-#define RUN 16     /* neighbouring distances that are looked at for buckets of their own */
+#define RUN 16     /* neighbouring distances that are looked at for buckets of their own, */
+#define NEAR 8     /* or for some that are near each other */
 
 /* Sizes of an item, in elements. */
 typedef struct {
@@ -34,7 +35,7 @@ typedef struct {
     float *v_rows;                            /* (v_padded, tokens) */
     float *by_key, *by_query, *scores, *sums; /* (tokens, positions), and of a block: (QUERIES, positions | tokens | v_dim) */
     int32_t *buckets;                         /* of distances 1 - tokens ... tokens - 1, and padding */
-    uint8_t *runs;                            /* whether RUN buckets from there on follow each other */
+    uint8_t *runs;                            /* what buckets from there on are like (pl_position_softmax) */
     int64_t scores_stride, bytes;
 } item_room;
 
@@ -217,8 +218,12 @@ static void fill_buckets(const pl_op_disentangled_attention *f, int64_t tokens, 
     for (int64_t i = 0; i < n; i++)
         room->buckets[i] = (int32_t)at_zero[i + 1 - tokens];
     for (int64_t i = n - 1, run = 1; i >= 0; i--) { /* run: buckets from there on that follow each other */
-        run = i + 1 < n && room->buckets[i + 1] == room->buckets[i] + 1 ? run + 1 : 1;
-        room->runs[i] = run >= RUN;
+        const int32_t *bucket = room->buckets + i;
+        int near = i + NEAR <= n;
+        for (int k = 1; k < NEAR && near; k++)
+            near = bucket[k] >= bucket[0] && bucket[k] < bucket[0] + NEAR;
+        run = i + 1 < n && bucket[1] == bucket[0] + 1 ? run + 1 : 1;
+        room->runs[i] = run >= RUN ? PL_RUN : near ? PL_NEAR : 0;
     }
 }
 

@@ -69,6 +69,13 @@ PL_INLINE vf vf_gather(const float *p, const int32_t *at)
 {
     return _mm256_i32gather_ps(p, _mm256_loadu_si256((const __m256i *)at), 4);
 }
+/* The same where at[0] is the least of them, and the largest at most 7 more. */
+#define HAS_GATHER_NEAR 1
+PL_INLINE vf vf_gather_near(const float *p, const int32_t *at)
+{
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p + at[0]),
+                                    _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)at), _mm256_set1_epi32(at[0])));
+}
 PL_INLINE vf vf_exp2i(vf n)
 {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

@@ -74,7 +74,9 @@ typedef struct {
 
 /* Scores of attention with relative positions to weights, all of a query's before it is divided by their sum:
  *     2^(scale (scores[i][j] + by_query[i][b] + by_key[j][b]) - the query's largest),  b = buckets[i + j]
- * Rows of queries are read up to a multiple of 16; buckets up to 16 beyond the last. */
+ * Rows of queries are read up to a multiple of 16, buckets and elements of rows up to 16 beyond the last. */
+#define PL_RUN 1
+#define PL_NEAR 2
 typedef struct {
     int64_t n_queries, n_keys, n_padded; /* n_padded: a multiple of 16; weights of keys from n_keys on are zero */
     float *scores;                       /* (n_queries, n_padded) */
@@ -84,7 +86,7 @@ typedef struct {
     const float *by_key; /* (n_keys, n_positions) */
     int64_t by_key_stride;
     const int32_t *buckets;
-    const uint8_t *runs; /* whether the next 16 buckets are numbers that follow each other */
+    const uint8_t *runs; /* PL_RUN where 16 buckets follow each other, PL_NEAR where 8 are at most 7 above the first */
     float scale;         /* with log2 e */
     float *inverse;      /* (n_queries): 1 / the sum of the weights */
 } pl_position_softmax;

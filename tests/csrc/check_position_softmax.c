@@ -38,9 +38,12 @@ static void make_case(softmax_case *c)
     for (int i = 0; i < n_distances; i++)
         c->buckets[i] = kind == 0 ? random_below(c->n_positions) : (i / kind) % c->n_positions;
     for (int i = 0; i + 16 <= n_distances; i++) {
-        c->runs[i] = 1;
+        int run = 1, near = 1;
         for (int k = 0; k < 15; k++)
-            c->runs[i] &= c->buckets[i + k + 1] == c->buckets[i + k] + 1;
+            run &= c->buckets[i + k + 1] == c->buckets[i + k] + 1;
+        for (int k = 1; k < 8; k++)
+            near &= c->buckets[i + k] >= c->buckets[i] && c->buckets[i + k] < c->buckets[i] + 8;
+        c->runs[i] = run ? PL_RUN : near ? PL_NEAR : 0;
     }
 }
 
