@@ -267,6 +267,25 @@ def test_a_missing_file_has_one_message(args: list[str], run: Callable[..., Resu
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (["tokenize", "-p"], "Option '-p' requires an argument. (see `pyllamacpu tokenize --help`)"),
+        (["tokenize", "x"], "(see `pyllamacpu tokenize --help`)"),
+        (["chatt"], "No such command 'chatt'. Did you mean chat? (see `pyllamacpu --help`)"),
+        (["zzz"], "No such command 'zzz'. (see `pyllamacpu --help`)"),
+    ],
+)
+def test_wrong_usage_names_the_commands_help(args: list[str], says: str, run: Callable[..., Result]) -> None:
+    result = run(*args)
+    assert result.code == 2 and says in result.err
+
+
+def test_the_list_of_commands_has_whole_sentences(run: Callable[..., Result]) -> None:
+    commands = run("--help").out.split("Commands:")[1]
+    assert commands.count("\n  c") >= 3 and "..." not in commands
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
         (["chat", "-c", "abc"], "'abc' is not a valid integer."),
         (["serve", "--port", "x"], "'x' is not a valid integer."),
         (["chat", "-c", "-5"], "-5 is not in the range x>=0."),

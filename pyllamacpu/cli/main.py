@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrup
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import warnings
@@ -43,6 +44,8 @@ _COMMANDS = {
     "convert": ("pyllamacpu.cli.convert", "convert"),
 }
 
+_COMMAND = "pyllamacpu.command"  # where the context of the chosen command is
+_LONG = 400  # characters: more than any command's first sentence
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _READER_GONE = 141  # 128 + SIGPIPE
 
@@ -74,10 +77,13 @@ class _LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command, and its arguments in our words: lines may come from llama.cpp's documentation."""
         typed, args = args[0], [command_for(args[0], args[1:]), *args[1:]]
+        if args[0] not in _COMMANDS and (near := difflib.get_close_matches(args[0], _COMMANDS, 1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
         name, command, rest = super().resolve_command(ctx, args)
         if name is None or command is None or ctx.resilient_parsing:
             return name, command, rest
         own = click.Context(command, ctx, name, **command.context_settings)
+        ctx.meta[_COMMAND] = own
         line = translate(command, name, rest, own)
         line.runs = name if name != typed else None
         if note := line.note():
@@ -89,6 +95,16 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError as error:
             raise _ReaderGone from error
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx.meta.get(_COMMAND)  # click's parser leaves it out for some
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Whole sentences, where click's own list cuts them at the end of a line."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(_LONG)) for name, command in found if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
