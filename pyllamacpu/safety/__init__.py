@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyllamacpu.safety.guard import Guard, Verdict
     from pyllamacpu.safety.prompt_guard import PromptGuard, PromptVerdict
     from pyllamacpu.safety.scanners.base import Scanner, register_scanner
+    from pyllamacpu.safety.scanners.checks import LLMClient
 
 _PLACES = {
     "Guard": "guard",
@@ -38,6 +39,7 @@ _PLACES = {
     "PromptVerdict": "prompt_guard",
     "Scanner": "scanners.base",
     "register_scanner": "scanners.base",
+    "LLMClient": "scanners.checks",
     "Firewall": "firewall",
     "LlamaFirewall": "firewall",
     "register_llamafirewall_scanner": "firewall",
@@ -62,6 +64,7 @@ __all__ = [
     "CodeShieldScanResult",
     "Firewall",
     "Guard",
+    "LLMClient",
     "LlamaFirewall",
     "MemoryMessage",
     "Message",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyllamacpu.safety.scanners.base import Scanner
+    from pyllamacpu.safety.scanners.checks import CustomCheckScanner
     from pyllamacpu.safety.scanners.code import CodeShieldScanner
     from pyllamacpu.safety.scanners.models import AlignmentScanner, PromptGuardScanner
     from pyllamacpu.safety.scanners.models import AlignmentScanner as AlignmentCheckScanner
@@ -17,6 +18,7 @@ __all__ = [
     "AlignmentCheckScanner",
     "AlignmentScanner",
     "CodeShieldScanner",
+    "CustomCheckScanner",
     "HiddenASCIIScanner",
     "PIICheckScanner",
     "PIIScanner",
@@ -28,6 +30,7 @@ __all__ = [
 _PLACES = {
     "AlignmentCheckScanner": ("models", "AlignmentScanner"),
     "AlignmentScanner": ("models", "AlignmentScanner"),
+    "CustomCheckScanner": ("checks", "CustomCheckScanner"),
     "CodeShieldScanner": ("code", "CodeShieldScanner"),
     "HiddenASCIIScanner": ("patterns", "HiddenASCIIScanner"),
     "PIICheckScanner": ("patterns", "PIIScanner"),
