@@ -357,7 +357,7 @@ class _WeightLoader:
         return readers[kind](name, *shape)
 
     def matrix(self, name: str, rows: int, cols: int, int16: bool = False) -> Matrix:
-        int16 = int16 and cols % 32 == 0
+        int16 = int16 and cols % 32 == 0 and self._type(name).is_float  # of 8-bit weights it would be twice
         if self.matrices.described:
             return Matrix(name, rows, cols, self._type(name), ffi.NULL, int16)
         info = self._info(name, (rows, cols))
