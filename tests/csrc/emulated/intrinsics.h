@@ -107,6 +107,15 @@ PL_INLINE void emulated_storeu_si512(void *p, emulated_m512i x)
     _mm256_storeu_si256(p, x.h[0]);
     _mm256_storeu_si256((__m256i *)p + 1, x.h[1]);
 }
+PL_INLINE emulated_m512 emulated_i32gather_ps(emulated_m512i at, const float *p, int scale)
+{
+    int32_t offset[16];
+    float x[16];
+    emulated_storeu_si512(offset, at);
+    for (int l = 0; l < 16; l++)
+        memcpy(&x[l], (const char *)p + (int64_t)offset[l] * scale, sizeof x[l]);
+    return emulated_loadu_ps(x);
+}
 #define emulated_setr_ps(...) emulated_loadu_ps((const float[16]){__VA_ARGS__})
 #define emulated_setr_epi32(...) emulated_loadu_si512((const int32_t[16]){__VA_ARGS__})
 
