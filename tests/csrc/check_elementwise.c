@@ -100,8 +100,8 @@ static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *g
         if (!(fabs(left[i] - got->q[i] * d) <= 0.5001 * d + slack[i]) && d > 0x1p-120)
             fail(tier, "element %d: %.9g as %d times %.9g", i, left[i], got->q[i], d);
     double most = most_of(left);
-    if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && most * 1.0001 + slack[0] < 127 * d * (double)pl_q8_factor[1] &&
-        !got->residual_offset)
+    if (got->step + 1 < PL_Q8_STEPS && d > 0x1p-118 && !got->residual_offset &&
+        most * 1.0001 + slack[0] < 127 * (double)scale * (double)pl_q8_factor[got->step + 1])
         fail(tier, "step %d, but %.9g is the largest of scale %.9g", got->step, most, (double)scale);
     return most / 127;
 }
