@@ -22,7 +22,9 @@ from pyllamacpu import Llama
 from pyllamacpu.engine.encoder import Encoder
 from pyllamacpu.errors import CheckpointError, ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.deberta_attention import DebertaAttention
+from pyllamacpu.model.weights import Matrix
 
 EXPECTED = json.loads(FIXTURE.read_text())
 
@@ -61,6 +63,23 @@ def test_logits_are_those_of_transformers(
     model = Encoder.open(converted(folder, tmp_path / "model.gguf", outtype), n_threads=2)
     expected = np.array(EXPECTED["logits"][name])
     assert np.abs(model.logits(token_ids()) - expected).max() < most
+    model.close()
+
+
+def test_packed_matrices_take_hardly_more_than_the_file(tmp_path: Path) -> None:
+    """Also where 16-bit products are chosen: with scales they take a sixteenth more of 16-bit weights, which
+    are a part of the file, and would take twice the room of 8-bit ones.
+    """
+    path = converted(write_checkpoint(tmp_path / "checkpoint"), tmp_path / "model.gguf", "q8_0")
+    model = Encoder.open(path, n_threads=2)
+    packed = [w for w in model._model.weights.values() if isinstance(w, Matrix)]
+    kinds = {matrix.type for matrix in packed}
+    assert {TensorType.Q8_0, TensorType.F16} <= kinds
+    with GGUFFile.open(path) as file:
+        for matrix in packed:
+            padded = -(-matrix.rows // 16) * 16  # whole panels
+            stored = file.tensors[matrix.name].n_bytes * padded / matrix.rows
+            assert matrix.n_bytes <= stored * (17 / 16 if matrix.type.is_float else 1)
     model.close()
 
 

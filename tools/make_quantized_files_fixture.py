@@ -1,6 +1,6 @@
 """Makes tests/fixtures/quantized.json: hashes of the files that llama-quantize writes of small models.
 
-    python tools/make_quantized_files_fixture.py --bin LLAMA_CPP/build/bin
+    python tools/make_quantized_files_fixture.py --bin LLAMA_CPP/build/bin --of 'llama-cpp-python 0.3.36'
 
 Runs the command lines that are the fixture's keys on the files of tests/quantize_model.py. Made with
 llama.cpp of llama-cpp-python 0.3.36.
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from quantize_model import write_matrix, write_model  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "fixtures" / "quantized.json"
-MADE_BY = "tools/make_quantized_files_fixture.py, llama-quantize of llama-cpp-python 0.3.36"
+MADE_BY = "tools/make_quantized_files_fixture.py, llama-quantize of"
 
 
 def hashes(program: Path, arguments: list[str]) -> dict[str, str]:
@@ -40,10 +40,12 @@ def hashes(program: Path, arguments: list[str]) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bin", type=Path, required=True, help="the folder of llama-quantize")
-    program = (parser.parse_args().bin / "llama-quantize").resolve()
+    parser.add_argument("--of", required=True, help="what it was built from: llama-cpp-python 0.3.36")
+    args = parser.parse_args()
+    program = (args.bin / "llama-quantize").resolve()
     cases = [case for case in json.loads(FIXTURE.read_text()) if case != "made_by"]
     found = {case: hashes(program, case.split()) for case in cases}
-    FIXTURE.write_text(json.dumps({"made_by": MADE_BY} | found, indent=1) + "\n")
+    FIXTURE.write_text(json.dumps({"made_by": f"{MADE_BY} {args.of}"} | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def _token_lists(metadata: Mapping[str, Any], n_vocab: int, n_tokens: int) -> li
     try:
         tokenizer = load_tokenizer(metadata)
         ids = [] if tokenizer is None else tokenizer.encode(_TEXT.read_bytes(), add_special=True)
-        if tokenizer is not None and tokenizer.add_bos and ids[0] < n_vocab:
+        if ids and tokenizer is not None and tokenizer.add_bos and ids[0] < n_vocab:
             first = ids[:1]
     except (TokenizerError, OptionError):  # whoever reads texts with it will say so
         ids = []

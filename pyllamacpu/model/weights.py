@@ -104,11 +104,12 @@ W = TypeVar("W", Matrix, Experts, Vector, Table)
 class TensorSpec:
     """A tensor of an architecture: its name in the model, how it is read, and its shape.
 
-    matrix: (rows, cols), packed. int16_matrix: likewise, and whatever the file's type it multiplies float32
-    in 16 bits, where the CPU does that faster. experts: (n, rows, cols), packed. float_matrices: likewise,
-    but in float32 whatever the file's type: small ones that float32 is multiplied with. int16_matrices: those
-    in 16 bits, where the CPU does that faster. vector: (size,).
-    table: (rows, cols), looked up row by row. unused: older files have it, and it says nothing new.
+    matrix: (rows, cols), packed. int16_matrix: likewise, and floats of the file are multiplied in 16 bits,
+    where the CPU does that faster (8-bit weights are not: they would take twice their room). experts: (n,
+    rows, cols), packed. float_matrices: likewise, but in float32 whatever the file's type: small ones that
+    float32 is multiplied with. int16_matrices: those in 16 bits, where the CPU does that faster. vector:
+    (size,). table: (rows, cols), looked up row by row. unused: older files have it, and it says nothing
+    new.
     """
 
     name: str

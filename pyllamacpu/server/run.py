@@ -105,6 +105,11 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self._on_ready = on_ready
 
+    @property
+    def _server(self) -> Any:
+        """Ours; uvicorn knows only that there is an application, which may also be a name."""
+        return self.config.app.state.server  # type: ignore[union-attr]
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Like uvicorn's, without raising the signals again at the end."""
@@ -121,7 +126,7 @@ class _Uvicorn(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets running answers finish, the second does not."""
-        service = self.config.app.state.server.service  # type: ignore[union-attr]
+        service = self._server.service
         if service is not None:
             service.draining = True
         super().handle_exit(sig, frame)
@@ -140,8 +145,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end: also when the application has nothing to serve."""
-        application = self.config.app.state.server  # type: ignore[union-attr]
-        return application.serves_nothing or await super().on_tick(counter)
+        return self._server.serves_nothing or await super().on_tick(counter)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
