@@ -108,6 +108,8 @@ def test_wrong_usage_is_one_line_and_2(args: list[str], says: str, run: Callable
         (["complete", "-m", "m.gguf", "-f", "none.txt"], "none.txt: no such file"),
         (["complete", "-m", "m.gguf", "-f", "."], "Is a directory"),
         (["chat", "-m", "m.gguf"], "nothing to answer"),
+        (["chat", "-m", "missing.gguf"], "missing.gguf: no such file"),
+        (["complete", "-m", "no such"], "no such: no such model"),
         (["chat", "-m", "m.gguf", "-p", "x", "--chat-template", "no/such.jinja"], "no such file"),
         (["chat", "-m", "m.gguf", "-p", "x", "-sysf", "none.txt"], "none.txt"),
         (["pull", "hf.co/user/repo"], "HF_HUB_OFFLINE"),

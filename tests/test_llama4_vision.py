@@ -35,7 +35,15 @@ from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.images import ImageCache
 from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.tower import TowerFile
-from pyllamacpu.errors import Abandoned, CheckpointError, ImageError, ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import (
+    Abandoned,
+    CheckpointError,
+    ImageError,
+    ModelError,
+    OptionError,
+    PyllamacpuError,
+    TokenizerError,
+)
 from pyllamacpu.gguf import GGUFWriter
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.native_plan import NativePlan
@@ -265,6 +273,8 @@ def test_towers_that_are_missing_or_of_another_model(llama4_vision: Path, tmp_pa
         opened(alone, mmproj=tmp_path / "nothing.gguf")
     with pytest.raises(ModelError, match="holds no vision tower"):
         opened(alone, mmproj=alone)
+    with pytest.raises(ModelError, match="a vision tower without its text model"):
+        opened(tower)
 
 
 def test_the_tower_alone(tmp_path: Path) -> None:
@@ -371,16 +381,29 @@ def test_damaged_towers(llama4_vision: Path, tmp_path: Path) -> None:
         ({"image_mean": [0.48, 0.46, 0.41]}, "0.5 for each colour"),
         ({"image_std": "none"}, "0.5 for each colour"),
         ({"projector_type": "pixtral"}, "of the kind 'pixtral'"),
+        ({"leave_out": "v.blk.1.ln1.bias"}, "is missing"),
+        ({"block_count": 2}, "no use for"),
+        ({"feed_forward_length": 96}, r"ffn_up.weight has shape \(192, 48\), not \(96, 48\)"),
+        ({"projection_dim": 96}, "a model of width 96; this one has 64"),
     ):
         with pytest.raises(ModelError, match=said):
             opened(llama4_vision, mmproj=changed(**keys))  # type: ignore[arg-type]
-    for change, said in (
-        ({"leave_out": "v.blk.1.ln1.bias"}, "is missing"),
-        ({"block_count": 2}, "no use for"),
+
+
+def test_a_tower_that_does_not_fit_is_told_before_the_model_is_loaded(
+    llama4_vision: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take minutes."""
+    monkeypatch.setattr("pyllamacpu.api.loading.open_engine", lambda *_: pytest.fail("it is loaded"))
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    for model, mmproj, said in (
+        (llama4_vision, empty, "only 0 bytes"),
+        (llama4_vision, llama4_vision, "holds no vision tower"),
+        (llama4_vision, "", "mmproj '': no such file"),
     ):
-        path = changed(**change)  # type: ignore[arg-type]
-        with opened(llama4_vision, mmproj=path) as llm, pytest.raises(ModelError, match=said):
-            llm.image_features(expected()["pixels"])
+        with pytest.raises(PyllamacpuError, match=said):
+            opened(model, mmproj=mmproj)
 
 
 def test_metas_older_positions() -> None:

@@ -142,7 +142,29 @@ def test_a_command_whose_only_model_cannot_be_loaded_ends_with_the_reason(tmp_pa
         command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
     )
     assert found.returncode == 1
-    assert found.stderr.splitlines()[-1].startswith("error: broken.gguf: ")
+    *before, last = found.stderr.splitlines()
+    assert last.startswith("error: broken.gguf: ")
+    assert not any("serving" in line or last.removeprefix("error: ") in line for line in before)
+
+
+def test_a_command_serves_when_its_model_is_loaded(path: Path, tmp_path: Path) -> None:
+    """And says which one, where the first cannot be loaded."""
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF nonsense")
+    command = [sys.executable, "-m", "pyllamacpu", "serve", "-m", "broken.gguf", "-m", f"tiny={path}"]
+    with subprocess.Popen(
+        [*command, "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines: list[str] = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("serving tiny at http://127.0.0.1:"):
+                break
+        process.terminate()
+        told = "".join(lines)
+        assert told.index("listening at") < told.index("serving tiny")
+        assert told.index("ERROR broken.gguf") < told.index("serving tiny")
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_default_model_that_cannot_be_loaded_beside_another(path: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from pyllamacpu.units import binary_bytes
 if TYPE_CHECKING:
     from pyllamacpu.api.vision import Vision
     from pyllamacpu.engine.page_files import PageFiles
+    from pyllamacpu.engine.tower import TowerFile
     from pyllamacpu.text.formats import Format
     from pyllamacpu.text.template import ChatTemplate
 
@@ -146,6 +147,7 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
         raise OptionError(f"{path}: no such file; give the path of a GGUF file")
     file = GGUFFile.open(path, options.kv_overrides)
     drafts: DraftSource | None = None
+    tower: TowerFile | None = None
     try:
         tokenizer = load_tokenizer(file.metadata, path)
         if tokenizer is None and options.vocab_only:
@@ -156,9 +158,12 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
             choose_template(file.metadata, options.chat_template)  # an unknown name is an error of this call
         if options.draft is not None and not options.vocab_only:
             drafts = open_drafts(file, options)
+        tower = None if options.vocab_only else find_tower(file, options.mmproj)
         engine = None if options.vocab_only else open_engine(file, options)
-        vision = None if engine is None else open_vision(engine, tokenizer, options.mmproj)
+        vision = None if engine is None or tower is None else open_vision(engine, tokenizer, tower)
     except BaseException:
+        if tower is not None:
+            tower.file.close()
         if drafts is not None:
             drafts.close()
         file.close()
@@ -166,16 +171,24 @@ def open_model(path: str, options: LoadOptions) -> LoadedModel:
     return LoadedModel(file, engine, tokenizer, options.chat_template, drafts, vision)
 
 
-def open_vision(engine: Engine, tokenizer: Tokenizer | None, mmproj: Any) -> Vision | None:
-    """The images of a model; closes it when there is an error: GGUFError, ModelError, OptionError."""
-    if mmproj is None and engine.config.arch not in TOWERS:
+def find_tower(file: GGUFFile, mmproj: Any) -> TowerFile | None:
+    """The vision tower of the model of `file`, before any of its weights are loaded: what is wrong with a
+    tower is told at once. Raises GGUFError, ModelError, OptionError.
+    """
+    arch = file.metadata.get("general.architecture")
+    if mmproj is None and arch not in TOWERS:
         return None
-    from pyllamacpu.api.vision import Vision
     from pyllamacpu.engine.tower_files import open_tower
 
+    return open_tower(file, ModelConfig.from_metadata(file.metadata, file.tensors).dim, mmproj)
+
+
+def open_vision(engine: Engine, tokenizer: Tokenizer | None, tower: TowerFile) -> Vision:
+    """The images of a model; closes it when there is an error."""
+    from pyllamacpu.api.vision import Vision
+
     try:
-        opened = open_tower(engine.file, engine.dim, mmproj)
-        return None if opened is None else Vision(engine, opened, tokenizer)
+        return Vision(engine, tower, tokenizer)
     except BaseException:
         engine.close()
         raise

@@ -93,6 +93,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     parameters["toolbox"] = take_tools(parameters)
     if parameters["toolbox"] and parameters["form"]:
         raise click.UsageError("--tools does not go with a grammar or a schema: an answer has one form")
+    choice.check_name()
     message = _first_message(parameters, interactive)
     if interactive and parameters["show_timings"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough

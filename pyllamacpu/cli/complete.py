@@ -75,6 +75,7 @@ def complete(context: click.Context, /, **parameters: Any) -> None:
     if parameters["perf"]:
         choice = replace(choice, verbose=False)  # one line with the speed is enough
     sampling, parameters["form"] = take_sampling(parameters), take_grammar(parameters)
+    choice.check_name()
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
     if not prompt and parameters["suffix"] is None:
         raise OptionError("the prompt is empty: give -p TEXT, -f FILE or something on stdin")

@@ -279,6 +279,12 @@ class ModelChoice:
         """Remove this class's fields from a command's parameters."""
         return cls(**{name: parameters.pop(name) for name in cls.__dataclass_fields__ if name in parameters})
 
+    def check_name(self) -> None:
+        """Raises StoreError for a model that does not exist, before anything is read or fetched."""
+        from pyllamacpu.store.resolve import check_name
+
+        check_name(self.model)
+
     def own_sampling(self, once: bool) -> dict[str, float]:
         """Defaults for chats that the model brings along: the starter model, and those created with some.
 

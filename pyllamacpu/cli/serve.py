@@ -170,8 +170,8 @@ def serve(**parameters: Any) -> None:
     _start_log(parameters["log_file"])
     _check_exposure(parameters["host"], bool(options.access.keys), parameters["no_api_key"])
 
-    def on_ready(address: str) -> None:
-        click.echo(f"serving {options.models[0].name} at {address} (Ctrl-C stops)", err=True)
+    def on_ready(address: str, model: int = 0) -> None:
+        click.echo(f"serving {options.models[model].name} at {address} (Ctrl-C stops)", err=True)
 
     if parameters["cluster"] is not None:
         _serve_on_ray(parameters, options, on_ready)
@@ -182,11 +182,18 @@ def serve(**parameters: Any) -> None:
     from pyllamacpu.server.run import run
 
     app = make_app(options)
-    if not run(app, parameters["host"], parameters["port"], parameters["grace"], on_ready):
+
+    def on_loaded(address: str) -> None:
+        on_ready(address, int(app.state.server.failure is not None))
+
+    if not run(app, parameters["host"], parameters["port"], parameters["grace"], on_loaded):
         raise OptionError(
             f"cannot listen on {parameters['host']} port {parameters['port']}: see the log above"
         )
-    if failed := app.state.server.failure:
+    if app.state.server.serves_nothing:
+        failed = app.state.server.failure
+        if parameters["log_file"] is not None:
+            logging.getLogger("pyllamacpu.server").error("%s", failed)
         raise PyllamacpuError(failed)
 
 

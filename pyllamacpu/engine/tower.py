@@ -23,7 +23,7 @@ from pyllamacpu.graph.native_plan import NativePlan, Workload
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.pack_cache import PackCache
 from pyllamacpu.model.towers import TowerPart, tower_architecture, tower_keys, tower_kind
-from pyllamacpu.model.weights import Weights, load_weights
+from pyllamacpu.model.weights import Weights, check_tensors, load_weights
 from pyllamacpu.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TowerFile:
         self.config = self.architecture.read_config(tower_keys(file))
 
     def check_fits(self, arch: str, dim: int) -> None:
-        """Raises ModelError unless the tower is one of a text model of this architecture and width."""
+        """Raises ModelError unless the tower is whole, for a text model of this architecture and width."""
         where = self.file.paths[0]
         if self.kind != arch:
             raise ModelError(f"{where}: a vision tower of {self.kind} models does not fit a {arch} model")
@@ -58,6 +58,7 @@ class TowerFile:
             raise ModelError(
                 f"{where}: the vision tower of a model of width {self.config.dim}; this one has {dim}"
             )
+        check_tensors(self.file, self.architecture.tensors(self.config, self.file.tensors))
 
     @property
     def identity(self) -> bytes:

@@ -24,12 +24,12 @@ def open_tower(file: GGUFFile, dim: int, mmproj: Any) -> TowerFile | None:
     if mmproj is not None:
         if not isinstance(mmproj, (str, os.PathLike)):
             raise OptionError(f"mmproj={mmproj!r:.80}: give the path of a GGUF file with a vision tower")
-        if not os.path.exists(mmproj):
+        if not os.fspath(mmproj) or not os.path.exists(mmproj):
             raise OptionError(
-                f"{os.fsdecode(mmproj)}: no such file; give the path of a vision tower (mmproj)"
+                f"mmproj {os.fsdecode(mmproj)!r}: no such file; give the path of a vision tower (mmproj)"
             )
         return _opened(Path(mmproj), arch, dim)
-    if tower_kind(file.metadata) is not None:
+    if tower_kind(file.metadata) is not None and any(name.startswith("v.") for name in file.tensors):
         own = TowerFile(file)
         own.check_fits(arch, dim)
         return own

@@ -220,6 +220,11 @@ class _Keys:
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in known_architectures():
+            if arch == "clip":
+                raise ModelError(
+                    f"{_where(metadata)}this is a vision tower without its text model: give the text model's "
+                    "file as the model, and this one as its mmproj"
+                )
             known = ", ".join(known_architectures())
             raise ModelError(
                 f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"

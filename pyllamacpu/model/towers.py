@@ -127,7 +127,7 @@ def tower_keys(file: GGUFFile) -> TowerKeys:
 def tower_architecture(kind: str | None, where: object) -> TowerArchitecture:
     """The module of a kind of tower. Raises ModelError when it cannot be run."""
     if kind not in TOWERS:
-        said = "holds no vision tower" if kind is None else f"a vision tower of the kind {kind!r:.40}"
+        said = "holds no vision tower" if kind is None else f"is a vision tower of the kind {kind!r:.40}"
         raise ModelError(f"{where}: {said}; towers of {', '.join(TOWERS)} models can be run")
     return cast(TowerArchitecture, import_module(TOWERS[kind]))
 

@@ -249,6 +249,11 @@ def _cached(
     return pack_cache.open(file, layout, pool, write)
 
 
+def check_tensors(file: GGUFFile, specs: Iterable[TensorSpec]) -> None:
+    """Raises ModelError where `load_weights` would, by the file's header: nothing is loaded."""
+    _WeightLoader(file, _Described()).check(specs)
+
+
 class _Matrices(Protocol):
     """Where the loader's matrices come from, or go to."""
 
@@ -337,8 +342,21 @@ class _WeightLoader:
                 self.taken.add(name)
             elif not spec.optional or name in self.file.tensors:
                 found[spec.name] = self.load(spec.kind, name, spec.shape, spec.reshaped)
-        self.finish()
+        if not self.matrices.described:
+            self._check_all_taken()
         return Weights(found)
+
+    def check(self, specs: Iterable[TensorSpec]) -> None:
+        """Names, shapes and types."""
+        for spec in specs:
+            name = spec.tensor or spec.name
+            if spec.kind == "unused":
+                self.taken.add(name)
+            elif not spec.optional or name in self.file.tensors:
+                if spec.reshaped:
+                    self.reshaped.add(name)
+                self._info(name, spec.shape)
+        self._check_all_taken()
 
     def error(self, reason: str) -> ModelError:
         return ModelError(f"{self.file.paths[0]}: {reason}")
@@ -437,9 +455,9 @@ class _WeightLoader:
         info = self._info(name, (rows, cols))
         return Table(name, rows, cols, info.type, self.file.data(name))
 
-    def finish(self) -> None:
+    def _check_all_taken(self) -> None:
         unused = sorted(set(self.file.tensors) - self.taken)
-        if unused and not self.matrices.described:
+        if unused:
             shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
             raise self.error(
                 f"tensors that this architecture has no use for: {shown}; the model is of a kind that "

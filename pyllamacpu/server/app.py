@@ -119,11 +119,18 @@ class Server:
                     service.shield.note_images()
         except Exception as error:
             pool.failed = _reason(error, "the default model")
+            if not self.serves_nothing:  # else whoever runs the server tells it
+                log.error("%s", pool.failed)
 
     @property
     def failure(self) -> str | None:
         """Why the shield or the default model could not be loaded."""
         return self._shield_failure or (None if self.service is None else self.service.models.failed)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the default model was loaded, or could not be."""
+        return self.service is not None and (self.service.models.ready or self.failure is not None)
 
     @property
     def serves_nothing(self) -> bool:
@@ -146,9 +153,8 @@ class Server:
 
 
 def _reason(error: Exception, what: str) -> str:
-    """Why `what` could not be loaded, which is logged too."""
+    """Why `what` could not be loaded. What is an error of this program is logged."""
     if isinstance(error, PyllamacpuError):
-        log.error("%s", error)
         return str(error)
     log.error("%s could not be loaded", what, exc_info=error)
     return str(as_http_error(error))

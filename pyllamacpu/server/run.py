@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -30,6 +31,9 @@ _MAX_LINE = 4096  # bytes of a request's first line that are looked at for its p
 UNREAD_SECONDS = 60.0  # that an answer may wait for a client which reads nothing of it
 ENDING_SECONDS = 1.0  # that answers may take to end after two signals
 SWITCH_SECONDS = 0.001  # that threads with prompts may keep the interpreter from the engine's, after a step
+
+
+Told = Callable[[str], None]  # an address of the server
 
 
 class Protocol(H11Protocol):
@@ -101,9 +105,10 @@ class Protocol(H11Protocol):
 class _Uvicorn(uvicorn.Server):
     """uvicorn, whose end by a signal is a clean one."""
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[str], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_listening: Told, on_ready: Told) -> None:
         super().__init__(config)
-        self._on_ready = on_ready
+        self._on_listening, self._on_ready = on_listening, on_ready
+        self._addresses: list[str] = []  # at which it is not ready yet
 
     @property
     def _server(self) -> Any:
@@ -145,7 +150,12 @@ class _Uvicorn(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end: also when the application has nothing to serve."""
-        return self._server.serves_nothing or await super().on_tick(counter)
+        if self._server.serves_nothing:
+            return True
+        if self._server.settled:
+            while self._addresses:
+                self._on_ready(self._addresses.pop(0))
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -153,7 +163,9 @@ class _Uvicorn(uvicorn.Server):
             for server in self.servers:
                 for bound in server.sockets:
                     host, port = bound.getsockname()[:2]
-                    self._on_ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+                    host = f"[{host}]" if ":" in host else host
+                    self._addresses.append(f"http://{host}:{port}")
+                    self._on_listening(self._addresses[-1])
 
 
 def make_server(
@@ -161,10 +173,13 @@ def make_server(
     host: str,
     port: int,
     grace: float,
-    on_ready: Callable[[str], None],
+    on_listening: Told,
+    on_ready: Told = lambda address: None,
     access_log: bool = False,
 ) -> uvicorn.Server:
-    """A server for `app`. `on_ready` is told its address; port 0 is any free one."""
+    """A server for `app`; port 0 is any free one. Its address is told when it listens, and when it is ready:
+    the default model is loaded, or cannot be, and others can.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -180,12 +195,12 @@ def make_server(
         timeout_graceful_shutdown=max(1, round(grace)),
         h11_max_incomplete_event_size=MAX_HEADERS,
     )
-    return _Uvicorn(config, on_ready)
+    return _Uvicorn(config, on_listening, on_ready)
 
 
-def run(app: FastAPI, host: str, port: int, grace: float, on_ready: Callable[[str], None]) -> bool:
+def run(app: FastAPI, host: str, port: int, grace: float, on_ready: Told) -> bool:
     """Serves until a signal; whether it could start."""
-    server = make_server(app, host, port, grace, on_ready)
+    server = make_server(app, host, port, grace, partial(log.info, "listening at %s"), on_ready)
     sys.setswitchinterval(SWITCH_SECONDS)
     return_freed_memory()
     try:

@@ -42,8 +42,25 @@ def resolve_model(
     never that of a file; `on_download` is called for downloads from the hub. Raises StoreError that says
     what is near.
     """
-    if name is None:
+    found = _meant(name, paths)
+    if isinstance(found, Path):
+        return found
+    if found is None:
         return starter_path()
+    from pyllamacpu.store.hub import fetch
+
+    return fetch(found, refresh, on_download)
+
+
+def check_name(name: str | None) -> None:
+    """Raises StoreError for a name that means nothing; nothing is fetched."""
+    _meant(name, paths=True)
+
+
+def _meant(name: str | None, paths: bool) -> Path | HubRef | None:
+    """A file, a model of the hub, or the starter model. Raises StoreError."""
+    if name is None:
+        return None
     if not name.strip():
         raise StoreError(
             "the model's name is empty: give a path, a name from `pyllamacpu list` or hf.co/user/repo"
@@ -51,17 +68,17 @@ def resolve_model(
     path = expanded(name)
     if paths and _is_file(path):
         return path
-    from pyllamacpu.store.hub import fetch, parse_hub_ref
+    from pyllamacpu.store.hub import parse_hub_ref
     from pyllamacpu.store.network import without_secrets
 
     if reference := parse_hub_ref(name):
-        return fetch(reference, refresh, on_download)
+        return reference
     if found := _in_store(name):
         return found
     if _is_starter_entry(name):
-        return starter_path()
+        return None
     if reference := _catalogued(name) or _bare_hub_ref(name, path):
-        return fetch(reference, refresh, on_download)
+        return reference
     raise StoreError(without_secrets(_unknown(name, path)))
 
 
