@@ -316,14 +316,14 @@ def sync_directory(folder: Path) -> None:
             os.close(handle)
 
 
-def lock_file(file: IO[bytes]) -> bool | None:
-    """Locks an open file until it is closed; False when another process has it, None when this system or disk
-    has no locks.
+def lock_file(file: IO[bytes] | int, shared: bool = False) -> bool | None:
+    """Locks an open file (or its descriptor) until it is closed, for one, or with the others who share it;
+    False when somebody else has it, None when this system or disk has no locks.
     """
     try:
         import fcntl
 
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except (ImportError, OSError):

@@ -5,6 +5,7 @@ Covers cli/panels.py, cli/loading_options.py, model/kept_panels.py.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from pyllamacpu import Llama
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
 from pyllamacpu.safety import PromptGuard
-from pyllamacpu.store.paths import PACK_VARIABLE, pack_folder, panels_dir
+from pyllamacpu.store.paths import PACK_LIMIT_VARIABLE, PACK_VARIABLE, PackFolder, pack_folder, panels_dir
 
 __all__ = ["llama4_vision", "mllama", "no_waiting"]
 
@@ -61,17 +62,34 @@ def kept(folder: Path) -> list[str]:
 
 def test_where_packed_weights_are_kept(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pack_folder(None) is None and pack_folder(False) is None
-    assert pack_folder(True) == panels_dir() == home / "panels"
-    assert pack_folder(tmp_path) == pack_folder(str(tmp_path)) == tmp_path
+    assert pack_folder(True) == PackFolder(panels_dir()) == PackFolder(home / "panels")
+    assert pack_folder(tmp_path) == pack_folder(str(tmp_path)) == PackFolder(tmp_path, 64 << 30)
     monkeypatch.chdir(tmp_path)
-    assert pack_folder("here") == tmp_path / "here"
+    assert pack_folder("here") == PackFolder(tmp_path / "here")
     for value, wanted in (("1", panels_dir()), ("0", None), ("", None), (str(tmp_path), tmp_path)):
         monkeypatch.setenv(PACK_VARIABLE, value)
-        assert pack_folder(None) == wanted
+        assert pack_folder(None) == (wanted and PackFolder(wanted))
         assert pack_folder(False) is None
     for wrong in (3, b"", "", [1]):
         with pytest.raises(OptionError, match="pack_cache"):
             pack_folder(wrong)
+
+
+def test_how_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    assert pack_folder(tmp_path, 5) == pack_folder(PackFolder(tmp_path), 5) == PackFolder(tmp_path, 5)
+    monkeypatch.setenv(PACK_LIMIT_VARIABLE, "4GB")
+    assert pack_folder(tmp_path) == PackFolder(tmp_path, 4_000_000_000)
+    assert pack_folder(tmp_path, 5) == PackFolder(tmp_path, 5)
+    for wrong in (0, -1, 1.5, "5", True):
+        with pytest.raises(OptionError, match="pack_cache_limit"):
+            pack_folder(tmp_path, wrong)
+    with pytest.raises(OptionError, match="name the folder too"):
+        pack_folder(False, 5)
+    monkeypatch.setenv(PACK_LIMIT_VARIABLE, "much")
+    with pytest.raises(OptionError, match="not a size"):
+        pack_folder(tmp_path)
+    alone = run("complete", "--pack-cache-limit", "1GB", "-p", "the")
+    assert alone.exit_code == 2 and "with --pack-cache only" in alone.stderr
 
 
 COMMANDS = {
@@ -92,6 +110,21 @@ def test_commands_keep_them(command: str, model: Path, tmp_path: Path, home: Pat
     assert run(*arguments, "--pack-cache", tmp_path / "mine").exit_code == 0
     assert run(*arguments, "--pack-cache").exit_code == 0
     assert kept(tmp_path / "mine") == kept(home / "panels") == ["tiny"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_keep_no_more_than_the_limit(
+    command: str, model: Path, tmp_path: Path, home: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And answer all the same. The limit may stand before or after the folder."""
+    text = tmp_path / "text.txt"
+    text.write_text("the hello world " * 20)
+    more = ("-f", text) if command == "perplexity" else ()
+    arguments = (*COMMANDS[command], "-m", model, *more)
+    assert run(*arguments, "--pack-cache-limit", "2MB", "--pack-cache").exit_code == 0
+    assert run(*arguments, "--pack-cache", tmp_path / "mine", "--pack-cache-limit", "2MB").exit_code == 0
+    assert caplog.text.count("more than the limit of 2.00 MB") == 2
+    assert kept(tmp_path / "mine") == kept(home / "panels") == []
 
 
 def test_a_word_behind_the_option_that_is_no_folder(model: Path, run: Run) -> None:
@@ -160,7 +193,7 @@ def test_prompt_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyllamacpu.safety.prompt_guard.Encoder.open", open_it)
     with pytest.raises(OptionError, match="seen"):
         PromptGuard(path, pack_cache=tmp_path / "panels")
-    assert seen == [tmp_path / "panels"]
+    assert seen == [PackFolder(tmp_path / "panels")]
 
 
 # The command
@@ -191,6 +224,27 @@ def test_listing_checking_and_removing(tmp_path: Path, home: Path, run: Run) -> 
     damage(files[0], 9)
     assert states(run("panels")) == ["removed"]
     assert list((home / "panels").iterdir()) == []
+
+
+def test_a_model_is_shown_with_its_packed_weights(model: Path, run: Run) -> None:
+    assert "not kept (--pack-cache)" in run("show", model).stdout
+    Llama(str(model), n_ctx=64, pack_cache=True).close()
+    (found,) = json.loads(run("show", model, "--json").stdout)["file"]["packed_weights"]
+    assert found["state"] == "ready" and found["bytes"] == Path(found["path"]).stat().st_size
+    assert f"({found['tier']}, ready)" in run("show", model).stdout
+    os.utime(model)
+    assert f"({found['tier']}, unused)" in run("show", model).stdout
+
+
+def test_the_sum_and_the_limit_are_shown(
+    model: Path, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PACK_LIMIT_VARIABLE, "1GB")
+    Llama(str(model), n_ctx=64, pack_cache=True).close()
+    size = sum(path.stat().st_size for path in (home / "panels").glob("*.panels"))
+    assert run("panels").stderr == f"1 file, {size / 1e6:.2f} MB of 1.00 GB at most (--pack-cache-limit)\n"
+    assert "1 file" in run("panels", home / "panels").stderr
+    assert "0 files, 0 B" in run("panels", "--remove-all").stderr
 
 
 def test_removing_all_of_the_folder_that_is_named(

@@ -19,7 +19,7 @@ path = tiny_path()
 _OPTIONS_OF_BYTES = {
     "serve": ("--cache-ram", "--memory", "--cache-disk-limit", "--image-memory", "--expert-memory"),
     "batch": ("--cache-ram", "--memory", "--cache-disk-limit", "--expert-memory"),
-    "chat": ("--cache-disk-limit", "--expert-memory"),
+    "chat": ("--cache-disk-limit", "--expert-memory", "--pack-cache-limit"),
     "convert": ("--split-max-size",),
     "quantize": ("--target-size", "--expert-memory"),
 }

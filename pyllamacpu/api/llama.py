@@ -82,6 +82,8 @@ class Llama(Completions):
             types that the file has. A key that nothing reads is an error.
         pack_cache: a folder in which packed weights are kept, to be mapped by the next load and shared by
             processes; True is `panels` in PYLLAMACPU_HOME; None is what PYLLAMACPU_PACK_CACHE says, if set.
+        pack_cache_limit: bytes in that folder at most: what was not used for longest goes first; None is what
+            PYLLAMACPU_PACK_CACHE_LIMIT says, or 64 GiB.
         draft_model: what guesses tokens ahead, which the model then verifies several at a time: "lookup"
             (what followed the newest tokens in the text before), the file or name of a smaller model with
             the same vocabulary, or a `LlamaDraftModel`. Speed only: the tokens are the same.
@@ -129,6 +131,7 @@ class Llama(Completions):
         expert_memory: int | str | None = None,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
         pack_cache: str | os.PathLike[str] | bool | None = None,
+        pack_cache_limit: int | None = None,
         draft_model: Any = None,
         mmproj: str | os.PathLike[str] | Literal[False] | None = None,
         verbose: bool = False,

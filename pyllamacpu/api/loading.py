@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.drafts import source_of_drafts
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pyllamacpu.api.vision import Vision
     from pyllamacpu.engine.page_files import PageFiles
     from pyllamacpu.engine.tower import TowerFile
+    from pyllamacpu.store.paths import PackFolder
     from pyllamacpu.text.formats import Format
     from pyllamacpu.text.template import ChatTemplate
 
@@ -57,7 +57,7 @@ class LoadOptions:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None  # bytes; experts stay in the file then
     kv_overrides: Overrides | None = None  # metadata instead of the file's own
-    pack_cache: Path | None = None  # the folder where packed weights are kept
+    pack_cache: PackFolder | None = None  # the folder where packed weights are kept
     mmproj: Any = None  # the file of the vision tower; None: one beside the model or in it, False: none
     draft: Any = None  # "lookup", a model file or a LlamaDraftModel: what guesses tokens ahead
 

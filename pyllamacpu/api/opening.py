@@ -46,7 +46,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         adapters=adapter_files(given["lora_path"], given["lora_scale"]),
         expert_memory=_expert_bytes(given["expert_memory"]),
         kv_overrides=_overrides(given["kv_overrides"]),
-        pack_cache=pack_folder(given["pack_cache"]),
+        pack_cache=pack_folder(given["pack_cache"], given["pack_cache_limit"]),
         mmproj=given["mmproj"],
         draft=given["draft_model"],
         **types,

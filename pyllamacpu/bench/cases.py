@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyllamacpu.engine.precision import kv_types_of
 from pyllamacpu.errors import OptionError
+from pyllamacpu.store.paths import PackFolder
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class BenchOptions:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales, of each model
     expert_memory: int | None = None  # bytes; experts stay in the file then
     kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()  # metadata instead of a file's own
-    pack_cache: Path | None = None  # where packed weights are kept
+    pack_cache: PackFolder | None = None  # where packed weights are kept
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0
@@ -58,7 +59,7 @@ class Setup:
     adapters: tuple[tuple[str, float], ...] = ()  # LoRA files and their scales
     expert_memory: int | None = None
     kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()
-    pack_cache: Path | None = None
+    pack_cache: PackFolder | None = None
 
     @property
     def step_tokens(self) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
     from pyllamacpu.gguf.reader import GGUFFile
     from pyllamacpu.images.tiles import Tiles
+    from pyllamacpu.store.paths import PackFolder
 
 
 @click.command()
@@ -44,7 +45,7 @@ def image(
     run: bool,
     as_json: bool,
     kv_overrides: Overrides | None,
-    pack_cache: Path | None,
+    pack_cache: PackFolder | None,
 ) -> None:
     """Show what images are to a model: how they are cut into tiles, the tokens that they take in a prompt,
     and what the vision tower computes for them.
@@ -122,7 +123,12 @@ class _Measure:
     """A model's tower; the text model itself is not loaded."""
 
     def __init__(
-        self, file: GGUFFile, mmproj: Path | None, threads: int | None, run: bool, pack_cache: Path | None
+        self,
+        file: GGUFFile,
+        mmproj: Path | None,
+        threads: int | None,
+        run: bool,
+        pack_cache: PackFolder | None,
     ) -> None:
         """Raises GGUFError, ModelError, OptionError."""
         from pyllamacpu.api.vision import missing_tower

@@ -1,21 +1,25 @@
-"""How commands that run a model open it: `--override-kv`, `--expert-memory`, `--pack-cache`, `--numa`."""
+"""How commands that run a model open it: `--override-kv`, `--expert-memory`, `--pack-cache` and its limit,
+`--numa`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.errors import OptionError
-from pyllamacpu.store.paths import pack_folder
+from pyllamacpu.store.paths import PackFolder, pack_folder
 from pyllamacpu.topology import NUMA, use_numa
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
+
+
+_LIMIT = "pyllamacpu.pack_cache_limit"
 
 
 def _overrides(_context: click.Context, _option: click.Parameter, given: Sequence[str]) -> Overrides | None:
@@ -30,16 +34,25 @@ def _overrides(_context: click.Context, _option: click.Parameter, given: Sequenc
         raise click.UsageError(str(error)) from None
 
 
-def _folder(_context: click.Context, _option: click.Parameter, given: str | None) -> Path | None:
+def _keep_limit(context: click.Context, _option: click.Parameter, given: int | None) -> None:
+    """A click callback, for the one of --pack-cache, which comes later."""
+    context.meta[_LIMIT] = given
+
+
+def _folder(context: click.Context, _option: click.Parameter, given: str | None) -> PackFolder | None:
     """A click callback. A word that follows the option and is no folder's path is hardly meant as one."""
+    limit = context.meta[_LIMIT]
     if given is None or given == "":
-        return pack_folder(None if given is None else True)
+        found = pack_folder(None if given is None else True)
+        if found is None and limit is not None:
+            raise click.UsageError("--pack-cache-limit: packed weights are kept with --pack-cache only")
+        return found and pack_folder(found, limit)
     if not given.startswith((os.sep, ".", "~")) and not os.path.isdir(given):
         raise click.BadParameter(
             f"there is no folder {given!r}: write ./{given} for a new one; without a folder, put another "
             "option behind it, or nothing"
         )
-    return pack_folder(given)
+    return pack_folder(given, limit)
 
 
 expert_memory_option = click.option(
@@ -59,15 +72,29 @@ override_option = click.option(
 )
 
 
-pack_option = click.option(
+_pack_folder_option = click.option(
     "--pack-cache",
     callback=_folder,
     is_flag=False,
     flag_value="",
     metavar="[DIR]",
     help="Keep packed weights in files: the next load only maps them, and processes share them. In DIR, or "
-    "in `panels` of PYLLAMACPU_HOME. Private, safe to delete.",
+    "in `panels` of PYLLAMACPU_HOME. Private, safe to delete (`pyllamacpu panels`).",
 )
+_pack_limit_option = click.option(
+    "--pack-cache-limit",
+    type=SIZE,
+    metavar="SIZE",
+    callback=_keep_limit,
+    is_eager=True,
+    expose_value=False,
+    help="Of that folder: what was not used for longest makes room for more.  [default: 64GiB]",
+)
+
+
+def pack_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Both of them, as a decorator; the command gets one `pack_cache`."""
+    return _pack_folder_option(_pack_limit_option(command))
 
 
 def _use_numa(_context: click.Context, _option: click.Parameter, given: str | None) -> None:

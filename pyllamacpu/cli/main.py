@@ -141,6 +141,7 @@ def cli() -> None:
       PYLLAMACPU_HOME  models and history; else ~/.cache/pyllamacpu
       PYLLAMACPU_ISA   the CPU tier to use (see `doctor`); else the best
       PYLLAMACPU_PACK_CACHE  1, or a folder: --pack-cache of all commands
+      PYLLAMACPU_PACK_CACHE_LIMIT  a size: --pack-cache-limit of all commands
       PYLLAMACPU_WHOLE_TILES  1: all padding of images is computed (Llama 3.2)
       HF_HOME          the hub's cache; else ~/.cache/huggingface
       HF_ENDPOINT      the address of the hub; else https://huggingface.co

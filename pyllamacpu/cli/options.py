@@ -23,6 +23,7 @@ from pyllamacpu.sampling.options import SamplingOptions  # imports nothing heavy
 if TYPE_CHECKING:
     from pyllamacpu import Llama
     from pyllamacpu.store.created import ModelCard
+    from pyllamacpu.store.paths import PackFolder
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -267,7 +268,7 @@ class ModelChoice:
     lora: tuple[str, ...] = ()
     expert_memory: int | None = None
     kv_overrides: Mapping[str, Any] | None = None
-    pack_cache: Path | None = None
+    pack_cache: PackFolder | None = None
     draft: str | None = None
     draft_model: str | None = None
     cache_disk: Path | None = None

@@ -33,9 +33,9 @@ def panels(folder: Path | None, check: bool, remove_unused: bool, remove_all: bo
       pyllamacpu panels --check ~/panels
     """
     from pyllamacpu.model.kept_panels import kept_files
-    from pyllamacpu.store.paths import pack_folder, panels_dir
+    from pyllamacpu.store.paths import usual_pack_folder
 
-    place = folder or pack_folder(None) or panels_dir()
+    place = folder or usual_pack_folder().path
     found = kept_files(place)
     if not found:
         click.echo(f"No packed weights in {place}.", err=True)
@@ -46,6 +46,17 @@ def panels(folder: Path | None, check: bool, remove_unused: bool, remove_all: bo
         if gone:
             file.remove()
     _print(found, ["removed" if gone else state for state, gone in zip(states, removed, strict=True)])
+    left = [file.n_bytes for file, gone in zip(found, removed, strict=True) if not gone]
+    click.echo(_total(left, None if folder else usual_pack_folder().limit_bytes), err=True)
+
+
+def _total(sizes: list[int], limit_bytes: int | None) -> str:
+    """Without the limit of a folder that was named: it is that of the commands that name it."""
+    from pyllamacpu.units import decimal_bytes
+
+    files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
+    most = "" if limit_bytes is None else f" of {decimal_bytes(limit_bytes)} at most (--pack-cache-limit)"
+    return f"{files}, {decimal_bytes(sum(sizes))}{most}"
 
 
 def _print(found: list[KeptFile], states: list[str]) -> None:

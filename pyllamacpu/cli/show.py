@@ -14,7 +14,7 @@ from pyllamacpu.cli.loading_options import expert_memory_option, override_option
 from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
 from pyllamacpu.progress import visible
-from pyllamacpu.units import binary_bytes
+from pyllamacpu.units import binary_bytes, decimal_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
@@ -104,6 +104,22 @@ def _plan(file: GGUFFile) -> str:
     return "\n".join(map(_printable, text.splitlines()))
 
 
+def _packed(file: GGUFFile) -> list[dict[str, Any]]:
+    """The files of its packed weights, as `pyllamacpu panels` lists them."""
+    from pyllamacpu.model.kept_panels import kept_of
+    from pyllamacpu.store.paths import usual_pack_folder
+
+    return [
+        {"path": str(kept.path), "bytes": kept.n_bytes, "tier": kept.tier, "state": kept.state()}
+        for kept in kept_of(usual_pack_folder().path, file.paths[0])
+    ]
+
+
+def _packed_text(file: GGUFFile) -> str:
+    found = [f"{decimal_bytes(kept['bytes'])} ({kept['tier']}, {kept['state']})" for kept in _packed(file)]
+    return ", ".join(found) or "not kept (--pack-cache)"
+
+
 def _facts(file: GGUFFile) -> dict[str, Any]:
     n_elements = sum(info.n_elements for info in file.tensors.values())
     n_bytes = sum(info.n_bytes for info in file.tensors.values())
@@ -182,7 +198,7 @@ def _everything(file: GGUFFile, full: bool, stated: MemoryOptions) -> dict[str, 
     except ModelError as error:
         memory, note = None, str(error)
     return {
-        "file": _facts(file),
+        "file": {**_facts(file), "packed_weights": _packed(file)},
         "metadata": {key: _json_value(file.metadata[key], full) for key in file.metadata},
         "tensors": _tensors(file),
         "types": _types(file),
@@ -229,6 +245,7 @@ def _print_sections(file: GGUFFile, sections: str | None, full: bool, stated: Me
     if sections is None:
         facts = _facts(file)
         facts |= {key: binary_bytes(facts[key]) for key in ("bytes", "tensor_bytes")}
+        facts["packed_weights"] = _packed_text(file)
         print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
     if sections in (None, "metadata"):
         values = file.metadata

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyllamacpu.limits import cpus_usable
 from pyllamacpu.model.pack_cache import build_digest, identities
+from pyllamacpu.model.pack_room import last_used, remove_panels
 from pyllamacpu.model.panel_file import DamagedError, PanelFile
 from pyllamacpu.native import thread_pool
 
@@ -53,13 +54,17 @@ class KeptFile:
 
     def remove(self) -> None:
         """Whoever uses it keeps it. Raises OSError."""
-        for suffix in (".stamp", ".lock", ".panels"):
-            self.path.with_suffix(suffix).unlink(missing_ok=True)
+        remove_panels(self.path)
 
 
 def kept_files(folder: Path) -> list[KeptFile]:
     """Those of a folder by their names; none when there is no such folder. Raises OSError."""
     return [_described(path) for path in sorted(folder.glob("*.panels"))]
+
+
+def kept_of(folder: Path, model: Path) -> list[KeptFile]:
+    """Those of one model's file. Raises OSError."""
+    return [file for file in kept_files(folder) if file.model == os.path.realpath(model)]
 
 
 def _described(path: Path) -> KeptFile:
@@ -68,6 +73,6 @@ def _described(path: Path) -> KeptFile:
         panels = PanelFile(path)
         facts = {name: str(panels.header.facts.get(name, "")) for name in ("model", "tier")}
         panels.close()
-    status, stamp = path.lstat(), path.with_suffix(".stamp")
-    used = stamp.stat().st_mtime if stamp.exists() else status.st_mtime
-    return KeptFile(path, facts.get("model", ""), facts.get("tier", ""), status.st_size, used)
+    return KeptFile(
+        path, facts.get("model", ""), facts.get("tier", ""), path.lstat().st_size, last_used(path)
+    )

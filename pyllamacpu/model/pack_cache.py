@@ -11,7 +11,7 @@ the model that is opened: of the model's inode, size and times, this build, the 
 it holds is trusted as far as it lies in the system's cache and its stamp is true, which no change leaves it;
 what is read from the disk is compared with its sums as it comes, and all of it when the stamp is not true.
 Whatever is wrong is a line in the log, and the file is made anew; where none can be made, the model is loaded
-without.
+without. The folder keeps within a limit (pack_room.py).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from typing import Any
 from pyllamacpu.errors import OptionError, OutputError
 from pyllamacpu.files import PartialFile, check_space, lock_file, make_private_folder, write_whole
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter
+from pyllamacpu.model.pack_room import locked_folder, make_room
+from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter, panel_file_bytes
 from pyllamacpu.native import extension_content, isa_selected
+from pyllamacpu.store.paths import PACK_LIMIT, PackFolder
 
 FORMAT = 1  # of these files; another one when what Python packs changes
 FRESH = 2.0  # seconds after a change during which a file could change again without a new time
@@ -42,11 +44,12 @@ _LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_C
 
 
 class PackCache:
-    """The files of one folder. Raises OptionError when the folder cannot be made, is another user's, or holds
-    other files and is open to other users.
+    """The files of one folder, which take `limit_bytes` at most when one more is made. Raises OptionError
+    when the folder cannot be made, is another user's, or holds other files and is open to other users.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], limit_bytes: int = PACK_LIMIT) -> None:
+        self.limit_bytes = limit_bytes
         try:
             self.folder = Path(os.fsdecode(folder)).expanduser().absolute()
             make_private_folder(self.folder, is_ours)
@@ -121,8 +124,7 @@ class PackCache:
             raise OSError(0, "the model's file has changed just now; the next load keeps them")
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # what it holds is of no use, and its room may be needed
-        check_space(path, sum(panels.n_bytes for panels in layout))
-        with _partial(path) as part:
+        with self._room(path, layout) as part:
             writer = PanelWriter(part, key, layout, pool)
             write(writer)
             writer.finish(_facts(file))
@@ -135,9 +137,26 @@ class PackCache:
         found.map()
         return found
 
+    @contextlib.contextmanager
+    def _room(self, path: Path, layout: Sequence[Panels]) -> Iterator[PartialFile]:
+        """The new file, of its full size from the first, so that others who make one count it.
+
+        Raises OSError, OutputError.
+        """
+        n_bytes = panel_file_bytes(layout)
+        with contextlib.ExitStack() as stack:
+            with locked_folder(self.folder):
+                make_room(self.folder, is_ours, n_bytes, self.limit_bytes)
+                check_space(path, n_bytes)
+                part = stack.enter_context(_partial(path))
+                part.resize(n_bytes)
+            yield part
+
 
 def open_pack_cache(folder: str | os.PathLike[str] | None) -> PackCache | None:
-    """The folder, if one is named. Raises OptionError."""
+    """The folder, if one is named, with its limit, if that is. Raises OptionError."""
+    if isinstance(folder, PackFolder):
+        return PackCache(folder, folder.limit_bytes)
     return None if folder is None else PackCache(folder)
 
 

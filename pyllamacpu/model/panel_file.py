@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import ModelError
-from pyllamacpu.files import PartialFile
+from pyllamacpu.files import PartialFile, lock_file
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import ffi, lib
 
@@ -98,6 +98,12 @@ def header_room(n_bytes: int) -> int:
     return -(-longest // BLOCK) * BLOCK
 
 
+def panel_file_bytes(layout: Sequence[Panels]) -> int:
+    """Of a file of these matrices."""
+    n_bytes = sum(panels.n_bytes for panels in layout)
+    return header_room(n_bytes) + n_bytes
+
+
 def _n_blocks(n_bytes: int) -> int:
     return -(-n_bytes // BLOCK)
 
@@ -123,6 +129,7 @@ def read_header(file: int) -> Header:
 class PanelFile:
     """An open file of panels, whose matrices are taken in the order in which they were written.
 
+    While it is open it is locked with all who use it, so that nobody removes it to make room (pack_room.py).
     Raises DamagedError when it is not whole, OSError when it cannot be read.
     """
 
@@ -131,6 +138,7 @@ class PanelFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, _OPEN)
+        lock_file(self._file, shared=True)  # False: it is being removed just now, which does no harm
         try:
             self.status = os.fstat(self._file)
             self._check_owner()

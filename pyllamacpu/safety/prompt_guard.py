@@ -56,7 +56,7 @@ class PromptGuard:
         overlap: tokens that neighbouring windows have in common; None is a quarter of a window.
         n_threads: None is as many as this process may use.
         kv_overrides: metadata instead of the file's own, as `Llama` takes it.
-        pack_cache: as of `Llama`: where packed weights are kept.
+        pack_cache, pack_cache_limit: as of `Llama`: where packed weights are kept, and how many bytes.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class PromptGuard:
         n_threads: int | None = None,
         kv_overrides: Overrides | None = None,
         pack_cache: str | os.PathLike[str] | bool | None = None,
+        pack_cache_limit: int | None = None,
     ) -> None:
         if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
@@ -78,7 +79,7 @@ class PromptGuard:
             _model_file(model),
             n_threads=n_threads,
             kv_overrides=kv_overrides,
-            pack_cache=pack_folder(pack_cache),
+            pack_cache=pack_folder(pack_cache, pack_cache_limit),
         )
         try:
             self._prepare(overlap)

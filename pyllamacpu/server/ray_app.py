@@ -295,6 +295,7 @@ class _Arguments(BaseModel):
     max_queue: int = Field(64, ge=0)
     expert_memory: int | None = Field(None, ge=1)
     pack_cache: bool | str | None = None
+    pack_cache_limit: int | None = Field(None, ge=1)
     cache_ram: int | None = Field(None, ge=1)
     memory: int | None = Field(None, ge=1)
     keep_alive: float | None = None
@@ -322,7 +323,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
         type_k=given.cache_type_k,
         type_v=given.cache_type_v,
         expert_memory=given.expert_memory,
-        pack_cache=pack_folder(given.pack_cache),
+        pack_cache=pack_folder(given.pack_cache, given.pack_cache_limit),
         precision=given.precision,
     )
     pool = PoolOptions(

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.units import parse_bytes
 
 PACK_VARIABLE = "PYLLAMACPU_PACK_CACHE"
+PACK_LIMIT_VARIABLE = "PYLLAMACPU_PACK_CACHE_LIMIT"
+PACK_LIMIT = 64 << 30  # bytes of packed weights in a folder, unless another limit is given
+
+
+@dataclass(frozen=True)
+class PackFolder:
+    """A folder of packed weights, and how many bytes they take at most."""
+
+    path: Path
+    limit_bytes: int = PACK_LIMIT
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
 
 def store_home() -> Path:
@@ -34,10 +49,36 @@ def panels_dir() -> Path:
     return store_home() / "panels"
 
 
-def pack_folder(given: Any) -> Path | None:
+def pack_folder(given: Any, limit_bytes: Any = None) -> PackFolder | None:
     """The folder of packed weights that a `pack_cache` argument means: True is the usual one, False none, and
-    None what PYLLAMACPU_PACK_CACHE says (1, 0, or a folder). Raises OptionError.
+    None what PYLLAMACPU_PACK_CACHE says (1, 0, or a folder). Its limit, if none is given, is what
+    PYLLAMACPU_PACK_CACHE_LIMIT says. Raises OptionError.
     """
+    if isinstance(given, PackFolder):
+        return given if limit_bytes is None else replace(given, limit_bytes=_pack_limit(limit_bytes))
+    path = _pack_path(given)
+    if path is None and limit_bytes is not None:
+        raise OptionError("pack_cache_limit: name the folder too, with pack_cache")
+    return None if path is None else PackFolder(path, _pack_limit(limit_bytes))
+
+
+def usual_pack_folder() -> PackFolder:
+    """The folder that PYLLAMACPU_PACK_CACHE names, or else the usual one. Raises OptionError."""
+    found = pack_folder(None) or pack_folder(True)
+    assert found is not None
+    return found
+
+
+def _pack_limit(given: Any) -> int:
+    if given is None:
+        named = os.environ.get(PACK_LIMIT_VARIABLE)
+        return parse_bytes(named) if named else PACK_LIMIT
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise OptionError(f"pack_cache_limit={given!r:.80}: give a number of bytes")
+    return given
+
+
+def _pack_path(given: Any) -> Path | None:
     if given is None:
         found = os.environ.get(PACK_VARIABLE, "")
         given = {"": False, "0": False, "1": True}.get(found, found)
