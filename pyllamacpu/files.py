@@ -8,6 +8,7 @@ written. `check_output` is the one place that says what an output may replace.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import IO, BinaryIO
 
 from pyllamacpu.errors import CheckpointError, OutputError
+from pyllamacpu.units import decimal_bytes
 
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _UNFOLLOWED = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -145,7 +147,7 @@ def check_space(path: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise OutputError(
             path,
-            f"needs {n_bytes / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left; make room, or choose "
+            f"needs {decimal_bytes(n_bytes)}, the disk has {decimal_bytes(free)} left; make room, or choose "
             "another folder or a smaller type",
         )
 
@@ -267,7 +269,15 @@ def make_private_folder(folder: Path, is_ours: Callable[[str], bool]) -> None:
             raise OSError(
                 0, "it holds other files and is open to other users; name a folder for the cache alone"
             )
+        _close_to_others(folder)
+
+
+def _close_to_others(folder: Path) -> None:
+    try:
         folder.chmod(0o700)
+    except OSError as error:
+        if error.errno != errno.EROFS:  # where nothing can be written nothing of ours will be seen
+            raise
 
 
 def part_path(target: Path) -> Path:

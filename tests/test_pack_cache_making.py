@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from packing import bits, folder, model, no_waiting, panels
+from packing import bits, folder, model, no_waiting, packing_fails, panels
 from tiny_model import write_model
 
 from pyllamacpu.errors import ModelError, OptionError, OutputError
@@ -50,6 +50,33 @@ def test_a_folder_of_other_things_is_refused(model: Path, tmp_path: Path) -> Non
         bits(model, tmp_path / "letters")
     with pytest.raises(OptionError, match=r"packed weights .*tiny\.gguf"):
         bits(model, model)
+
+
+def test_a_folder_on_a_disk_that_is_read_only(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is there is used, whatever its mode is; what is not there is not kept."""
+
+    def read_only(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def opened(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        return read_only() or 0 if flags & (os.O_CREAT | os.O_RDWR) else real(path, flags, *more, **named)
+
+    real, wanted = os.open, bits(model, folder)
+    other = write_model(model.with_name("other.gguf"), seed=1)
+    folder.chmod(0o755)
+    for name in ("chmod", "utime", "unlink", "replace"):
+        monkeypatch.setattr(os, name, read_only)
+    monkeypatch.setattr(Path, "chmod", read_only)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", opened)
+        packing_fails(patched)
+        assert bits(model, folder) == wanted and not caplog.text
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", opened)
+        assert bits(other, folder) == bits(other, None)
+    assert "other.gguf are not kept: Read-only file system" in caplog.text
 
 
 @pytest.mark.parametrize("where", ["space", "write", "fsync", "rename"])

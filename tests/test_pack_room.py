@@ -139,8 +139,9 @@ def test_processes_that_make_files_at_once_keep_the_limit_together(
         finish = panel_file.PanelWriter.finish
         def watched(*given):
             for _ in range(20):
-                found = [p.stat().st_size for p in folder.iterdir() if p.suffix in (".panels", ".part")]
-                assert sum(found) <= limit, found
+                with pack_cache.locked_folder(folder):
+                    found = [p for p in folder.iterdir() if ".panels" in p.name]
+                    assert sum(p.stat().st_size for p in found) <= limit, found
                 time.sleep(0.01)
             finish(*given)
         panel_file.PanelWriter.finish = watched

@@ -138,7 +138,7 @@ def test_a_disk_without_room_is_seen_before(
     usage = namedtuple("usage", "total used free")
     free = plan.n_bytes + 100  # enough for the tensors alone
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 30, 1, free))
-    with pytest.raises(OutputError, match=r"needs .* GB, the disk has 0\.00 GB left"):
+    with pytest.raises(OutputError, match=r"needs .*B, the disk has .*B left"):
         write(plan)
     assert contents(folder) == before
 

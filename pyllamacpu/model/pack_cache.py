@@ -131,7 +131,9 @@ class PackCache:
             if not _unchanged(file):
                 raise OSError(0, "the model's file was changed while it was read")
             os.fchmod(part.file.fileno(), 0o400)
-            part.publish()
+            part.finish()
+            with locked_folder(self.folder):  # who lists the folder finds it under one of its names, not both
+                part.publish()
         found = PanelFile(path)
         _write_stamp(path, _stamp(found))
         found.map()

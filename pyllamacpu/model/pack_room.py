@@ -77,8 +77,8 @@ def _files(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[_Held]:
     """Panels that are there, and those that are being made; what belongs to them takes next to no room."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            counts = entry.name.endswith((".panels", ".part")) and is_ours(entry.name)
-            if counts and entry.is_file(follow_symlinks=False):
+            is_panels = ".panels" in entry.name[-len(".panels.xxxxxxxx.part") :] and is_ours(entry.name)
+            if is_panels and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
                     path = Path(entry.path)
                     yield _Held(path, entry.stat(follow_symlinks=False).st_size, last_used(path))
