@@ -102,8 +102,10 @@ def report_start(options: argparse.Namespace) -> None:
     seconds = []
     for _ in range(options.runs + 1):
         start = time.perf_counter()
-        subprocess.run(command, check=False, capture_output=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         seconds.append(time.perf_counter() - start)
+        if done.returncode not in (0, 3):  # benign, attack
+            raise SystemExit(done.stderr)
     print(f"from process start to the score of a short text: {min(seconds[1:]):.3f} s")
 
 

@@ -54,6 +54,12 @@ CONFIG: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "shared": {},
     "own keys": {"share_att_key": False, "num_attention_heads": 4, "norm_rel_ebd": "none"},
+    "odd heads": {  # of 9 elements: there is no rope, which would want pairs
+        "hidden_size": 63,
+        "intermediate_size": 70,
+        "num_attention_heads": 7,
+        "pooler_hidden_size": 63,
+    },
     "harsh": {  # errors grow from layer to layer
         "hidden_size": 160,
         "intermediate_size": 640,

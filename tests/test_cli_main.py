@@ -66,7 +66,19 @@ def test_the_class_is_imported_without_what_few_need() -> None:
     rare = {"ssl", "socket", "subprocess", "zipfile", "html", "regex", "sentencepiece", "huggingface_hub"}
     rare |= {"jinja2", "logging", "pyllamacpu.text.tool_calls", "pyllamacpu.sampling.schemas"}
     rare |= {"pyllamacpu.store.hub", "pyllamacpu.gguf.writer", "pyllamacpu.engine.disk_cache"}
-    script = f"import sys, pyllamacpu.api.llama, pyllamacpu.cli.main; print({rare} & set(sys.modules))"
+    check_not_imported(rare, "pyllamacpu.api.llama, pyllamacpu.cli.main")
+
+
+def test_a_classifier_is_imported_without_what_few_need() -> None:
+    """From the start of `prompt-guard` to a score takes hardly longer than Python, numpy and the model do."""
+    rare = {"ssl", "socket", "subprocess", "shutil", "difflib", "hashlib", "pyllamacpu.store.resolve"}
+    check_not_imported(
+        rare, "pyllamacpu.cli.main, pyllamacpu.cli.prompt_guard, pyllamacpu.safety.prompt_guard"
+    )
+
+
+def check_not_imported(rare: set[str], modules: str) -> None:
+    script = f"import sys, {modules}; print({rare} & set(sys.modules))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"

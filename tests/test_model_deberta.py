@@ -97,6 +97,17 @@ def test_bits_do_not_depend_on_the_batch_or_on_threads(file: Path, outtype: str,
     assert all(np.array_equal(one, found[0]) for one in found)
 
 
+def test_buffers_grow_with_the_step(file: Path) -> None:
+    model = Encoder.open(file, n_threads=2, n_batch=4096)
+    short, long = token_ids()[2], token_ids()[-1]
+    first, few = model.logits([short]), model._native.n_bytes
+    alone = model.logits([long])
+    assert np.array_equal(model.logits([long] * 40), np.repeat(alone, 40, axis=0))
+    assert model._native.n_bytes > 8 * few
+    assert np.array_equal(model.logits([short]), first)
+    model.close()
+
+
 def test_quantize_makes_the_same_as_convert(file: Path, tmp_path: Path, run: Callable[..., Result]) -> None:
     done = run("quantize", str(file), str(tmp_path / "q8.gguf"), "Q8_0")
     assert done.code == 0, done.err

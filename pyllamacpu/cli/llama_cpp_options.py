@@ -10,7 +10,6 @@ Source: the READMEs of llama.cpp's tools: cli, completion, server, llama-bench, 
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -438,7 +437,9 @@ class _Translator:
         elif name in self.foreign:
             self._ignore(name, given)
         else:
-            near = difflib.get_close_matches(name, [*self.own, *self.foreign], 2, 0.75)
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, [*self.own, *self.foreign], 2, 0.75)
             near += [f"{arg[:2]} {arg[2:]}"] if arg[:2] in self.own and not arg.startswith("--") else []
             raise click.NoSuchOption(name, possibilities=near, ctx=self.context)
 

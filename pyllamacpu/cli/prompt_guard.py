@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyllamacpu.safety.prompt_guard import PromptVerdict
 
 ATTACK = 3  # the exit code
+MODEL_VARIABLE = "PYLLAMACPU_PROMPT_GUARD"  # the firewall's too (safety/scanners/models.py)
 
 
 @click.command("prompt-guard")
@@ -24,7 +25,9 @@ ATTACK = 3  # the exit code
     "--model",
     metavar="MODEL",
     required=True,
-    help="A Prompt Guard model (1 or 2): a GGUF file, or a name as of `pyllamacpu list`.",
+    envvar=MODEL_VARIABLE,
+    help="A Prompt Guard model (1 or 2): a GGUF file, or a name as of `pyllamacpu list`.  "
+    f"[{MODEL_VARIABLE}]",
 )
 @click.option("-p", "--prompt", help="Judge this text instead of a file.")
 @click.option(

@@ -29,6 +29,7 @@ from pyllamacpu.native import ffi, lib, thread_pool
 from pyllamacpu.topology import threads_usable
 
 DEFAULT_TOKENS = 1024  # of a step at most, unless a sequence may be longer
+FIRST_TOKENS = 64  # that buffers have room for at first
 
 
 class Encoder:
@@ -65,7 +66,7 @@ class Encoder:
         recorder = Recorder(())
         self._model.record(recorder)
         self._plan = recorder.compile()
-        self._native = NativePlan(self._plan, self._pool, (), self.n_batch, self.n_ctx)
+        self._native = self._of_size(min(FIRST_TOKENS, self.n_batch))
         file.check_intact()
         self._lock = fork_safe_lock()
         self._closed = False
@@ -86,6 +87,12 @@ class Encoder:
     def labels(self) -> tuple[str, ...]:
         assert self.config.deberta is not None
         return self.config.deberta.labels
+
+    def _of_size(self, n_tokens: int) -> NativePlan:
+        """With buffers for so many tokens. Those for `n_batch` would be spread over as many huge pages as
+        there are buffers, each of them cleared for a short text.
+        """
+        return NativePlan(self._plan, self._pool, (), n_tokens, self.n_ctx)
 
     def logits(self, sequences: Seq[Seq[int]]) -> npt.NDArray[np.float32]:
         """(n, n_labels): of each sequence of token ids. As many at a time as a step takes.
@@ -131,6 +138,9 @@ class Encoder:
         with self._lock:
             if self._closed:
                 raise OptionError("the model is closed")
+            if n > self._native.max_tokens:
+                small, self._native = self._native, self._of_size(self.n_batch)
+                small.release()
             self._native.run(batch, threading.current_thread() is threading.main_thread())
             self.file.check_intact()  # rows of the embedding come from the file
         return logits[:, : len(self.labels)]

@@ -7,7 +7,6 @@ and keys by which the file itself was read cannot be overridden. Who reads a gro
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -58,7 +57,9 @@ class OverriddenMetadata(Metadata):
         for key in sorted(self._unread):
             later = key.startswith(_READ_LATER) or key.endswith(_READ_LATER)
             if key.startswith(prefix) and not later:
-                near = difflib.get_close_matches(key, [k for k in self._entries if k != key], 1, 0.8)
+                from difflib import get_close_matches
+
+                near = get_close_matches(key, [k for k in self._entries if k != key], 1, 0.8)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise OptionError(
                     f"{self.path}: {key} cannot be overridden: nothing reads it for this model{hint}"

@@ -157,7 +157,7 @@ class ModelConfig:
         _check_heads(keys, heads, kv_heads, n_layers)
         head_dim = keys.whole("attention.key_length", 1, _MAX_DIM, _default_head_dim(keys, dim, heads))
         rope_dim = keys.whole("rope.dimension_count", 1, _MAX_DIM, head_dim)
-        if rope_dim > head_dim or rope_dim % 2:
+        if keys.arch != DEBERTA and (rope_dim > head_dim or rope_dim % 2):  # which rotates nothing
             raise keys.error(
                 "rope.dimension_count", rope_dim, f"must be even and at most {head_dim}, the head size"
             )

@@ -9,7 +9,6 @@ adapter.type "lora", adapter.lora.alpha, and tensors NAME.lora_a, NAME.lora_b.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -168,7 +167,9 @@ class _AdapterReader:
 
     def __init__(self, file: GGUFFile, weights: Weights, pool: Any) -> None:
         self.file, self.weights, self.pool = file, weights, pool
-        self.digest = hashlib.sha256()
+        from hashlib import sha256  # which takes a while to come, and most runs have no adapters
+
+        self.digest = sha256()
         room = sum(_packed_bytes(info.shape) for info in file.tensors.values())
         self._arena = ffi.gc(lib.pl_weight_arena_new(room), lib.pl_weight_arena_free)
 

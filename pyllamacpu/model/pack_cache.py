@@ -17,7 +17,6 @@ without. The folder keeps within a limit (pack_room.py).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import time
@@ -196,7 +195,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _hashed(parts: Iterable[object]) -> bytes:
-    found = hashlib.sha256()
+    from hashlib import sha256  # which takes a while to come, and loads without a cache do not need it
+
+    found = sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode(errors="surrogateescape")
         found.update(len(data).to_bytes(8, "little") + data)
@@ -206,7 +207,9 @@ def _hashed(parts: Iterable[object]) -> bytes:
 @cache
 def build_digest() -> bytes:
     """Another one for other kernels."""
-    return hashlib.sha256(extension_content()).digest()
+    from hashlib import sha256
+
+    return sha256(extension_content()).digest()
 
 
 def _facts(file: GGUFFile) -> dict[str, Any]:

@@ -12,7 +12,6 @@ such.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -89,7 +88,13 @@ class Header:
         head = (
             _START.pack(MAGIC, self.key, self.n_bytes, self.start, len(facts)) + facts + self.sums.tobytes()
         )
-        return head + hashlib.sha256(head).digest()
+        return head + _sha256(head)
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # OpenSSL comes along, which takes a while, and loads without a cache need no sums
+
+    return hashlib.sha256(data).digest()
 
 
 def header_room(n_bytes: int) -> int:
@@ -118,7 +123,7 @@ def read_header(file: int) -> Header:
         raise DamagedError("its header is damaged")
     rest = os.pread(file, n_facts + 8 * _n_blocks(n_bytes) + 32, _START.size)
     body, digest = head + rest[:-32], rest[-32:]
-    if hashlib.sha256(body).digest() != digest or start != header_room(n_bytes):
+    if _sha256(body) != digest or start != header_room(n_bytes):
         raise DamagedError("its header is damaged")
     if os.fstat(file).st_size != start + n_bytes:
         raise DamagedError("it has another size than its header says")

@@ -180,6 +180,8 @@ def _model_file(model: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A path as it is; another name as the store knows it."""
     if not isinstance(model, (str, os.PathLike)):
         raise OptionError(f"model={model!r:.80}: give the path of a GGUF file, or the name of a model")
+    if os.path.isdir(model):
+        raise OptionError(f"{os.fsdecode(model)}: is a folder; `pyllamacpu convert` makes a GGUF file")
     if os.path.exists(model) or not isinstance(model, str):
         return model
     from pyllamacpu.store.resolve import resolve_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -265,7 +264,9 @@ class SamplingOptions:
                 value = samplers_from_letters(value)
             name = OPTION_ALIASES.get(name, name)
             if name not in known:
-                close = difflib.get_close_matches(name, sorted(known | set(OPTION_ALIASES)), n=1)
+                from difflib import get_close_matches
+
+                close = get_close_matches(name, sorted(known | set(OPTION_ALIASES)), n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise OptionError(f"unknown sampling option {key!r}{hint}")
             if value is None:
