@@ -99,6 +99,16 @@ def test_little_is_lost_at_any_size(kind: TensorType, size: float) -> None:
     assert np.sqrt((lost**2).mean() / (x**2).mean()) < LOSS[kind]
 
 
+@pytest.mark.parametrize("kept", [0.02, 0.05, 0.5])
+@pytest.mark.parametrize("kind", QUANTIZED, ids=name_of)
+def test_weights_that_were_pruned_lose_no_more(kind: TensorType, kept: float) -> None:
+    """Zeros beside large values: what counts by size alone leaves them to chance."""
+    rng = np.random.default_rng(8)
+    x = (rng.standard_normal((9, 768)) * (rng.random((9, 768)) < kept)).astype(np.float32)
+    lost = dequantize(quantize(x, kind), kind, x.shape) - x
+    assert np.sqrt((lost**2).mean() / (x**2).mean()) < LOSS[kind]
+
+
 def hostile() -> Floats:
     """(rows, 512): zeros, constants, extremes, lone outliers, denormals, unequal halves, a staircase."""
     rng = np.random.default_rng(6)

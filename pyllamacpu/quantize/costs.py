@@ -2,7 +2,8 @@
 
 With importance, the same choices as llama.cpp's quantizers make (ggml-quants.c), so that errors can be
 compared with theirs. Without it theirs are x^2 for most types, and |x| for the absolute errors of Q2_K; here
-all of these have |x| for the squared errors, which lowers both the error by x^2 and the plain one.
+all of these have |x| for the squared errors, which lowers both the error by x^2 and the plain one; in Q2_K,
+whose grid need not hold zero, small values beside large ones count a little too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ Doubles = npt.NDArray[np.float64]
 
 _LEGACY = frozenset({T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1})
 _PLAIN_IMPORTANCE = frozenset({T.Q6_K, T.Q8_0, T.MXFP4, T.TQ1_0, T.TQ2_0, T.F32, T.F16, T.BF16})
-_MAGNITUDES = frozenset({T.Q2_K, T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
+_MAGNITUDES = frozenset({T.Q3_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS})
+_ROOT_SHARES = {T.Q2_K: 0.25, T.Q4_K: 1.0, T.Q5_K: 1.0}  # of the root mean square, beside |x|
 _CODEBOOKS = frozenset({T.IQ2_S, T.IQ3_XXS, T.IQ3_S})  # x^2 alone leaves small values to chance
 
 
@@ -27,7 +29,8 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
 
     `array`: (rows, cols); `importance`: (cols,) or None. With it: the importance itself, or times
     sqrt(mean square of the block or row + x^2). Without it: 1 for types that were made for rounding, |x|,
-    the sub-block's root mean square + |x| (Q4_K, Q5_K), or x^2 + the block's mean square (codebooks).
+    the root mean square of 32 + |x| (Q4_K, Q5_K), a quarter of it + |x| (Q2_K), or x^2 + the block's mean
+    square (codebooks).
     """
     x = array.astype(np.float64)
     if importance is not None:
@@ -37,8 +40,8 @@ def cost_weights(array: Floats, kind: TensorType, importance: Floats | None = No
         return np.abs(x)
     if kind in _CODEBOOKS:
         return x * x + _mean_square(x, 256)
-    if kind in (T.Q4_K, T.Q5_K):
-        return np.sqrt(_mean_square(x, 32)) + np.abs(x)
+    if kind in _ROOT_SHARES:
+        return _ROOT_SHARES[kind] * np.sqrt(_mean_square(x, 32)) + np.abs(x)
     return np.ones_like(x)
 
 
