@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,32 @@ def test_pre_tokenizers(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_normalizers(name: str, tmp_path: Path) -> None:
     check_same(make_tokenizer(NORMALIZERS[name]()), tmp_path, 150)
+
+
+PATTERNS = (
+    *(r"\w", r"\W+", r"\h", r"\H", r"[\w]+", r"[^\w\s]", r"[^\h]", r"[\h_]", r"[[:alnum:]]+", r"[\\w]"),
+    *(r"\\w", r"[\]\w]", r"[]\w]", r"[^]\h]", r"(?i)ig\w+|\d{2,}", r"\[\w\]", r"[\[\w]", r"\w+(?=\s)"),
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_mean_what_they_mean_to_the_library(pattern: str) -> None:
+    """Its regular expressions are Oniguruma's, where `\\h` is a digit of 0 to f."""
+    theirs, source = normalizers.Replace(Regex(pattern), "<>"), random.Random(4)
+    ours = make_normalizer({"type": "Replace", "pattern": {"Regex": pattern}, "content": "<>"}, None)
+    for _ in range(400):
+        letters = source.choices(
+            "abcxyzABCghw019 _-\\[]².½\u200d\u200céß\u0301中٣₃Ⅷ①ⓐ\n\t", k=source.randint(1, 12)
+        )
+        assert ours("".join(letters)) == theirs.normalize_str("".join(letters)), letters
+
+
+def test_every_mark_is_one(tmp_path: Path) -> None:
+    """Unicode's characters of punctuation, as the library's tables have them."""
+    theirs, ours = pre_tokenizers.Punctuation(), make_pretokenizer({"type": "Punctuation"})
+    every = (chr(c) for c in range(0x20000) if unicodedata.category(chr(c))[0] in "PS")
+    for mark in (*every, "\U000e0001"):
+        assert ours(f"a{mark}a", True) == [word for word, _ in theirs.pre_tokenize_str(f"a{mark}a")], mark
 
 
 def test_bytes_for_unknown_characters(tmp_path: Path) -> None:

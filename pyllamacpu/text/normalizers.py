@@ -28,6 +28,13 @@ _MAX_DEPTH = 8
 _MAX_EXPANDED = 1 << 18
 """Characters of a pattern: `regex` writes counted repeats out, with about 300 bytes for each."""
 _REPEAT = regex.compile(r"\{[\d\s,]+\}")
+_PATTERN_PART = regex.compile(r"\\.|\[:\^?\w+:\]|\[\^?\]?|.", regex.DOTALL)
+_ONIGURUMA = {  # what Oniguruma means, in brackets
+    r"\w": r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}",
+    r"\h": "0-9A-Fa-f",
+    "[:alnum:]": r"\p{Alphabetic}\p{Nd}",
+}
+_ALONE = "²³¹¼-¾"  # of `\w` only where it stands alone
 _NUMBER = regex.compile(r"[1-9]\d*")
 _GRAPHEME = regex.compile(r"\X")
 _WHOLE_GRAPHEME = 6  # bytes from which a grapheme is looked up character by character
@@ -77,6 +84,28 @@ def _expanded(pattern: str) -> int:
     return size
 
 
+def _as_oniguruma(pattern: str) -> str:
+    """A pattern of the tokenizers library, whose `\\h` is a hexadecimal digit and whose `\\w` has no joiners,
+    in the words of `regex`. (Inside of brackets `\\W` and `\\H` stay as they are.)
+    """
+    parts: list[str] = []
+    in_brackets = False
+    for part in _PATTERN_PART.findall(pattern):
+        if part in ("[", "[^", "[]", "[^]"):
+            in_brackets = True
+        elif part == "]":
+            in_brackets = False
+        elif (in_brackets or part[0] == "\\") and (
+            found := _ONIGURUMA.get(part if in_brackets else part.lower())
+        ):
+            if not in_brackets:
+                numbers = _ALONE if part in (r"\w", r"\W") else ""
+                found = f"[{'^' if part[1].isupper() else ''}{found}{numbers}]"
+            part = found
+        parts.append(part)
+    return "".join(parts)
+
+
 def compiled_pattern(pattern: Any) -> regex.Pattern[str]:
     """`{"String": …}` or `{"Regex": …}`. Raises TokenizerError; also for a pattern that matches nothing at
     all, which has no place to be.
@@ -84,7 +113,7 @@ def compiled_pattern(pattern: Any) -> regex.Pattern[str]:
     text = pattern.get("Regex", pattern.get("String")) if isinstance(pattern, Mapping) else None
     if not isinstance(text, str) or not text:
         raise TokenizerError(f"the pattern {pattern!r:.60} is neither a text nor a regular expression")
-    source = text if "Regex" in pattern else regex.escape(text)
+    source = _as_oniguruma(text) if "Regex" in pattern else regex.escape(text)
     if _expanded(source) > _MAX_EXPANDED:
         raise TokenizerError(f"the pattern {text!r:.60} is too long, or repeats too much")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import regex
@@ -162,10 +162,27 @@ def _split(part: Mapping[str, Any]) -> PreTokenizer:
     return lambda text, _first: cut(by_pattern(text, pattern, invert), behavior)
 
 
+# Newer than the tables of the library's `Punctuation`, which are Unicode 8's: no marks there (hexadecimal).
+_NEWER_MARKS = """
+    61d 9fd a76 c77 c84 1b4e-1b4f 1b7d-1b7f 2e43-2e4f 2e52-2e5d 2e60-2e63 10d6e 10ead 10ed0 10f55-10f59
+    10f86-10f89 113d4-113d5 113d7-113d8 1144b-1144f 1145a-1145b 1145d 11660-1166c 116b9 1183b 11944-11946
+    119e2 11a3f-11a46 11a9a-11a9c 11a9e-11aa2 11b00-11b09 11be1 11c41-11c45 11c70-11c71 11ef7-11ef8
+    11f43-11f4f 11fff 12ff1-12ff2 16d6d-16d6f 16e97-16e9a 16fe2 1e5ff 1e95e-1e95f
+"""
+_OLD_MARKS = "\u166d\U000111c9"  # which later tables call symbols or letters' parts
+
+
+@cache
+def _newer_marks() -> frozenset[str]:
+    ranges = (word.partition("-")[::2] for word in _NEWER_MARKS.split())
+    return frozenset(chr(c) for a, b in ranges for c in range(int(a, 16), int(b or a, 16) + 1))
+
+
 def _is_punctuation(character: str) -> bool:
     if character.isascii():
         return character.isprintable() and not character.isalnum() and character != " "
-    return unicodedata.category(character).startswith("P")
+    is_mark = unicodedata.category(character).startswith("P") and character not in _newer_marks()
+    return is_mark or character in _OLD_MARKS
 
 
 def _punctuation(part: Mapping[str, Any]) -> PreTokenizer:
