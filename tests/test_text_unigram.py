@@ -174,7 +174,7 @@ def test_patterns_mean_what_they_mean_to_the_library(pattern: str) -> None:
         assert ours("".join(letters)) == theirs.normalize_str("".join(letters)), letters
 
 
-def test_every_mark_is_one(tmp_path: Path) -> None:
+def test_every_mark_is_one() -> None:
     """Unicode's characters of punctuation, as the library's tables have them."""
     theirs, ours = pre_tokenizers.Punctuation(), make_pretokenizer({"type": "Punctuation"})
     every = (chr(c) for c in range(0x20000) if unicodedata.category(chr(c))[0] in "PS")
