@@ -91,3 +91,39 @@ def test_a_jpeg_of_many_scans() -> None:
         decode(large[:-2] + again * 50 + large[-2:])
     hidden = large[:-2] + b"\xff\x01\xfe" + again * 50 + large[-2:]  # a marker that has no length
     assert jpeg_cost(hidden) == (81_000_000, scans + 50)
+
+
+def test_files_of_a_great_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which Pillow reads in loops of Python: 60 MB of them took it most of a minute."""
+    monkeypatch.setattr("pyllamacpu.images.decode.MAX_READS", 5000)
+    monkeypatch.setattr("pyllamacpu.images.decode._BMP_READS", 5000)
+    good = {kind: encoded(kind) for kind in ("JPEG", "PNG", "GIF", "BMP")}
+    for data in good.values():
+        decode(data)
+    chunk = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    colours = 3 << (good["GIF"][10] & 7) + 1
+    palette, n = bytes(1024), 6000
+    runs = b"\1a" * n
+    head = struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078)
+    head += struct.pack("<IiiHHIIiiII", 40, 200, 200, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    for data in (
+        good["JPEG"][:2] + b"\xff\xfe\0\2" * n + good["JPEG"][2:],
+        good["JPEG"][:2] + b"\xff" * n + good["JPEG"][2:],
+        good["PNG"][:33] + chunk * n + good["PNG"][33:],
+        good["GIF"][: 13 + colours] + b"!\xfe\1a\0" * n + good["GIF"][13 + colours :],
+        b"BM" + head + palette + runs,
+    ):
+        with pytest.raises(ImageError, match=r"photo: takes too long to decode: .* pieces"):
+            decode(data, where="photo")
+
+
+def test_files_of_tables_that_are_copied_again_and_again() -> None:
+    data = encoded("JPEG")
+    tables = b"\xff\xdb" + struct.pack(">H", 2 + 65 * 1000) + bytes(65) * 1000
+    exif = b"\xff\xe1" + struct.pack(">H", 0xFFFF) + b"Exif" + bytes(0xFFFF - 6)
+    for part in (tables, exif):
+        with pytest.raises(ImageError, match="tables are too large"):
+            decode(data[:2] + part * 80 + data[2:])
+    file = encoded("PNG")
+    with pytest.raises(ImageError, match="many colour profiles"):
+        decode(file[:33] + b"iCCP" * 20 + file[33:])

@@ -97,6 +97,33 @@ def test_urls_read_no_files(tmp_path: Path) -> None:
     assert np.array_equal(open_url("https://h/x.png", fetch=lambda url: png()).pixels, PIXELS)
 
 
+def test_base64_of_both_alphabets() -> None:
+    data = b"\xfb\xef\xff\xfe" * 9
+    plain = b64encode(data).decode()
+    safe = plain.replace("+", "-").replace("/", "_")
+    assert plain != safe
+    for text in (plain, safe, safe.rstrip("="), f" {safe[:7]}\r\n{safe[7:]}\n"):
+        assert decode_base64(text, "x") == data
+    for text, said in ((plain[:4] + "-" + plain[5:], "both of its alphabets"), ("AAAAA", "last letter")):
+        with pytest.raises(ImageError, match=said):
+            decode_base64(text, "x")
+    quoted = plain.replace("+", "%2b").replace("/", "%2F").replace("A", "%41")
+    for url in (quoted, safe, plain.rstrip("=")):
+        with pytest.raises(ImageError, match="is not an image"):  # and base64 that can be read
+            open_url(f"data:image/png;base64,{url}")
+
+
+def test_details_that_nobody_knows() -> None:
+    for detail in (None, "auto", "low", "high"):
+        image_source({"type": "image_url", "image_url": {"url": URL, "detail": detail}}, "x")
+    for part in (
+        {"type": "image_url", "image_url": {"url": URL, "detail": "foo"}},
+        {"type": "input_image", "image_url": URL, "detail": ["high"]},
+    ):
+        with pytest.raises(ImageError, match=r"detail: is .*; allowed: auto, low, high"):
+            image_source(part, "x")
+
+
 def test_base64_may_be_broken_into_lines() -> None:
     lines = "\n".join(DATA[i : i + 20] for i in range(0, len(DATA), 20))
     assert decode_base64(lines, "x") == png()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _STRIP = 1 << 20  # pixels that are converted at once
+MAX_READS = 500_000  # of a file: a second or two; a PNG of 100 MB takes some 50,000
+_BMP_READS = 4_000_000  # two for each run of pixels, which are short work
 _ORIENTATION = 0x0112  # the EXIF tag
 _strict = fork_safe_lock()
 
@@ -33,7 +35,7 @@ def decode(data: bytes, *, orient: bool = True, where: str = "image") -> Picture
     kind = image_format(data, where)
     check_cost(kind, data, where)
     with _reported(where, kind):
-        image = _open(kind, data)
+        image = _open(kind, _Counted(data, where, _BMP_READS if kind == "BMP" else MAX_READS))
     return from_pil(image, orient=orient, where=where)
 
 
@@ -50,9 +52,24 @@ def from_pil(image: Image, *, orient: bool = True, where: str = "image") -> Pict
         return Picture(pixels)
 
 
-def _open(kind: str, data: bytes) -> Image:
+class _Counted(BytesIO):
+    """A file for Pillow, which ends when it was read too often: what takes Pillow long (millions of segments,
+    chunks, blocks or runs, or what lies between them) it reads in a loop of Python, piece by piece.
+    """
+
+    def __init__(self, data: bytes, where: str, max_reads: int) -> None:
+        super().__init__(data)
+        self._where, self._left, self._most = where, max_reads, max_reads
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageError(self._where, f"takes too long to decode: it has more than {self._most} pieces")
+        return super().read(size)
+
+
+def _open(kind: str, file: _Counted) -> Image:
     """Reads the header with the one plugin, so that no other format's is tried."""
-    file = BytesIO(data)
     if kind == "JPEG":
         from PIL.JpegImagePlugin import jpeg_factory
 

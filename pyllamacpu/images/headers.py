@@ -10,6 +10,9 @@ from pyllamacpu.images.picture import check_size
 
 _MAX_SCANNED = 2_000_000_000  # pixels times scans of a JPEG; every scan goes over all pixels
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # none of those that stand alone or inside a scan
+_MAX_SEGMENTS = 100_000  # of a JPEG
+_MAX_TABLES = 4 << 20  # bytes of a JPEG's tables and EXIF data, which Pillow copies again and again
+_MAX_PROFILES = 16  # of a PNG, which may take a megabyte each
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers before the size
 _SCAN, _END = 0xDA, 0xD9
 
@@ -58,7 +61,11 @@ def check_cost(kind: str, data: bytes, where: str) -> None:
     """Raises ImageError for files whose decoder takes much before it tells the size, or much for its size."""
     if kind == "WebP":  # its decoder makes room for all pixels when it is made
         check_size(*webp_size(data), where)
+    if kind == "PNG" and data.count(b"iCCP") > _MAX_PROFILES:
+        raise ImageError(where, "takes too long to decode: it has many colour profiles")
     if kind == "JPEG":
+        if _jpeg_tables(data) > _MAX_TABLES:
+            raise ImageError(where, "takes too long to decode: its tables are too large")
         pixels, scans = jpeg_cost(data)
         if pixels * scans > _MAX_SCANNED:
             raise ImageError(
@@ -89,10 +96,22 @@ def jpeg_cost(data: bytes) -> tuple[int, int]:
     return pixels, scans
 
 
+def _jpeg_tables(data: bytes) -> int:
+    """Bytes of the segments before the first scan whose content Pillow reads."""
+    n_bytes = 0
+    for marker, body in _jpeg_segments(data):
+        if marker == _SCAN:
+            break
+        is_read = marker < 0xE0 or marker == 0xED or data.startswith(b"Exif", body)
+        n_bytes += int.from_bytes(data[body - 2 : body], "big") if is_read else 0
+    return n_bytes
+
+
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
     """The markers up to the end of the image, and where what follows their length begins."""
-    position = 2
-    while (found := _MARKER.search(data, position)) is not None:
+    position, n_segments = 2, 0
+    while n_segments < _MAX_SEGMENTS and (found := _MARKER.search(data, position)) is not None:
+        n_segments += 1
         marker, end = data[found.start() + 1], found.end()
         if marker == _END:
             return

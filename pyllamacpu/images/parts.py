@@ -14,6 +14,7 @@ Open = Callable[[Any, str], Opened]  # what a part holds, and its place in the m
 IMAGE_KINDS = ("image", "image_url", "input_image")
 """Types of parts that are images."""
 
+_DETAILS = ("auto", "low", "high", "original")
 _FIELDS = ("image", "image_url", "url", "path")  # of an image's part, in Hugging Face's and others' forms
 
 
@@ -45,8 +46,9 @@ def take_images(messages: Iterable[Any], open: Open[Opened]) -> tuple[list[Any],
 
 def image_source(part: Mapping[str, Any], where: str) -> Any:
     """What the part of an image holds: a URL or path as it stands there, bytes, or an object. How finely the
-    image is to be read (`detail`) decides nothing: models have one way.
+    image is to be read (`detail`) decides nothing, as models have one way, but must be a word that is known.
     """
+    _check_detail(part, where)
     if (source := part.get("source")) is not None:  # Anthropic's
         return _anthropic_source(source, f"{where}.source")
     if (text := part.get("base64")) is not None:
@@ -56,12 +58,19 @@ def image_source(part: Mapping[str, Any], where: str) -> Any:
     for name in _FIELDS:
         value = part.get(name)
         if isinstance(value, Mapping) and "pixel_values" not in value:  # which processors give
+            _check_detail(value, f"{where}.{name}")
             value = value.get("url")
         if value is not None and not (isinstance(value, str) and not value):
             return value
     if part.get("file_id") is not None:
         raise ImageError(where, "files are not kept here; send the image as data:image/...;base64,...")
     raise ImageError(where, "holds no image: give image_url with data:image/...;base64,...")
+
+
+def _check_detail(given: Mapping[str, Any], where: str) -> None:
+    detail = given.get("detail")
+    if detail is not None and detail not in _DETAILS:
+        raise ImageError(f"{where}.detail", f"is {detail!r:.40}; allowed: {', '.join(_DETAILS)}")
 
 
 def _anthropic_source(given: Any, where: str) -> Any:

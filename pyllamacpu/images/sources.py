@@ -30,6 +30,9 @@ _NOT_FETCHED = (
 )
 _KINDS = "a path, bytes, an open binary file, a data URL, a PIL image or a uint8 array (h, w, 3)"
 
+_QUOTED = {"%2B": "+", "%2F": "/", "%3D": "=", "%2D": "-", "%5F": "_", "%0A": "", "%0D": "", "%20": ""}
+_MAX_QUOTED = 1 << 20  # characters in which any letter may be written as %xx
+
 Fetch = Callable[[str], bytes]  # a URL's content; raises ImageError
 
 
@@ -84,10 +87,18 @@ def open_url(
 
 
 def decode_base64(text: str, where: str) -> bytes:
-    """The bytes in base64, white space and missing padding allowed. Raises ImageError for anything else."""
+    """The bytes in base64, of either alphabet (RFC 4648); white space and missing padding are allowed.
+    Raises ImageError for anything else.
+    """
     compact = "".join(text.split())
     if compact[:5].lower() == "data:":
         raise ImageError(where, "is a data URL, where base64 alone belongs: leave data:...;base64, out")
+    if "-" in compact or "_" in compact:
+        if "+" in compact or "/" in compact:
+            raise ImageError(where, "is not base64: it has letters of both of its alphabets (+ / and - _)")
+        compact = compact.replace("-", "+").replace("_", "/")
+    if len(compact.rstrip("=")) % 4 == 1:
+        raise ImageError(where, "is not base64: its last letter is missing")
     try:
         return b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except ValueError as error:
@@ -110,7 +121,17 @@ def data_url_bytes(url: str, where: str) -> bytes:
     if not comma or "base64" not in (option.strip().lower() for option in options):
         raise ImageError(where, "is not base64; a data URL is data:image/...;base64,...")
     check_media_type(kind, where)
-    return decode_base64(unquote(content) if "%" in content else content, where)
+    return decode_base64(_unquoted(content), where)
+
+
+def _unquoted(content: str) -> str:
+    """Base64 of a URL with the letters as they are that may be written as %xx: of 60 MB too, for which
+    `unquote` takes half a minute.
+    """
+    if "%" in content:
+        for code, letter in _QUOTED.items():
+            content = content.replace(code, letter).replace(code.lower(), letter)
+    return unquote(content) if "%" in content[:_MAX_QUOTED] and len(content) <= _MAX_QUOTED else content
 
 
 def _scheme(text: str) -> str:
