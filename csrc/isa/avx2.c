@@ -85,7 +85,6 @@ PL_INLINE void vi_pair_sums(const int8_t *q, int16_t *sums)
     memcpy(sums, both, sizeof both);
 }
 PL_INLINE vi vi_magnitudes(vi w) { return _mm256_abs_epi8(w); }
-PL_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 PL_INLINE vi vi_is_negative(vi w) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), w); } /* all bits of a byte */
 
 #define HAND_TILES 1

@@ -197,14 +197,16 @@ PL_INLINE vi vi_nibbles(const uint8_t *word, int part)
     (void)part;
     return _mm512_and_si512(_mm512_srlv_epi32(_mm512_permutexvar_epi32(half, bits), shift), _mm512_set1_epi32(15));
 }
-/* Minus the bytes whose bit is set in the group's 64-bit word. */
-PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+/* Minus the bytes of w in which this bit of `signs` is set. */
+PL_INLINE vi vi_negate(vi w, vi signs, const int bit)
 {
-    uint64_t m;
-    (void)part;
-    memcpy(&m, word, 8);
-    return _mm512_mask_sub_epi8(w, (__mmask64)m, _mm512_setzero_si512(), w);
+    __mmask64 minus = _mm512_test_epi8_mask(signs, _mm512_set1_epi8((char)(1 << bit)));
+    return _mm512_mask_sub_epi8(w, minus, _mm512_setzero_si512(), w);
 }
+PL_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+PL_INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+PL_INLINE vi vi_shl_lanes(vi a, const int n) { return _mm512_slli_epi32(a, (unsigned)n); } /* int32, without sign */
+PL_INLINE vi vi_shr_lanes(vi a, const int n) { return _mm512_srli_epi32(a, (unsigned)n); }
 
 /* Two registers of 16-bit indices into a table of 16-bit entries: one permutation knows 64 of them, and the indices' higher
  * bits choose between permutations. No loads that depend on indices: a gather takes ten times as long. */

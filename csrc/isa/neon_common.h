@@ -200,11 +200,18 @@ PL_INLINE vi vi_nibbles(const uint8_t *word, int part)
     memcpy(&quarter, word + 2 * part, 2);
     return vreinterpretq_s32_u32(vandq_u32(vshlq_u32(vdupq_n_u32(quarter), vld1q_s32(shift)), vdupq_n_u32(15)));
 }
-/* Minus the bytes whose bit is set in the group's 64-bit word. */
-PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+/* Minus the bytes of w in which this bit of `signs` is set. */
+PL_INLINE vi vi_negate(vi w, vi signs, const int bit)
 {
-    uint8x16_t minus = vi_u8(vi_bits(word, part, 255));
+    uint8x16_t minus = vtstq_u8(vi_u8(signs), vdupq_n_u8((uint8_t)(1 << bit)));
     return vi_of_u8(vsubq_u8(veorq_u8(vi_u8(w), minus), minus));
+}
+PL_INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+PL_INLINE vi vi_xor(vi a, vi b) { return veorq_s32(a, b); }
+PL_INLINE vi vi_shl_lanes(vi a, const int n) { return vshlq_s32(a, vdupq_n_s32(n)); } /* int32, without sign */
+PL_INLINE vi vi_shr_lanes(vi a, const int n)
+{
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-n)));
 }
 
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of

@@ -118,12 +118,16 @@ PL_INLINE vi vi_avg_u8(vi a, vi b) { return (a | b) - ((a ^ b) >> 1 & 0x7f7f7f7f
 PL_INLINE vi vi_spread(vi x, int i) { return (x >> (8 * i) & 255) * 0x01010101u; }
 /* Lane r: bits 4 r ... 4 r + 3 of the 64-bit word, r counted over all rows. */
 PL_INLINE vi vi_nibbles(const uint8_t *word, int part) { return word[part / 2] >> (part % 2 * 4) & 15u; }
-/* Minus the bytes whose bit is set in the group's 64-bit word. */
-PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+/* Minus the bytes of w in which this bit of `signs` is set. */
+PL_INLINE vi vi_negate(vi w, vi signs, const int bit)
 {
-    vi minus = vi_bits(word, part, 255), ones = minus & 0x01010101u;
-    return vi_add_u8(w ^ minus, ones);
+    vi ones = signs >> bit & 0x01010101u;
+    return vi_add_u8(w ^ ones * 255, ones);
 }
+PL_INLINE vi vi_and(vi a, vi b) { return a & b; }
+PL_INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
+PL_INLINE vi vi_shl_lanes(vi a, const int n) { return a << n; } /* int32, without sign */
+PL_INLINE vi vi_shr_lanes(vi a, const int n) { return a >> n; }
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
 PL_INLINE const uint8_t *book_entry(const pl_codebook *book, const int bits, const int bytes, const uint8_t *low, vi high, int i)

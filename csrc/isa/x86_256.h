@@ -197,12 +197,16 @@ PL_INLINE vi vi_nibbles(const uint8_t *word, int part)
     memcpy(&half, word + 4 * part, 4);
     return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(half), shift), _mm256_set1_epi32(15));
 }
-/* Minus the bytes whose bit is set in the group's 64-bit word. */
-PL_INLINE vi vi_negate(vi w, const uint8_t *word, int part)
+/* Minus the bytes of w in which this bit of `signs` is set. */
+PL_INLINE vi vi_negate(vi w, vi signs, const int bit)
 {
-    __m256i minus = vi_bits(word, part, 255);
-    return _mm256_sub_epi8(_mm256_xor_si256(w, minus), minus);
+    __m256i minus = bit == 7 ? signs : _mm256_slli_epi16(signs, 7 - bit);
+    return _mm256_sign_epi8(w, _mm256_or_si256(minus, _mm256_set1_epi8(1))); /* zero would make a zero */
 }
+PL_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+PL_INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
+PL_INLINE vi vi_shl_lanes(vi a, const int n) { return _mm256_slli_epi32(a, n); } /* int32, without sign */
+PL_INLINE vi vi_shr_lanes(vi a, const int n) { return _mm256_srli_epi32(a, n); }
 
 /* Codebook entries, 8 values or 4, of indices that `bits` bits hold: bytes i = 0..3 of `low` and of `high` are the two bytes of
  * number i of a lane. Number i goes to w[2 i], w[2 i + 1] (8 values) or w[i] (4); `bias`: xor of every byte, 0 or 128. */
@@ -210,7 +214,7 @@ typedef struct {
     const uint8_t *bytes; /* 8 bits: where they are in the panel */
     uint64_t words[2][4]; /* more: numbers 0 and 2 of each lane, then 1 and 3; in whole registers, which is twice as fast as
                            * through memory or word by word */
-} book_indices;
+} whole_indices;
 PL_INLINE void four_words(vi x, uint64_t words[4])
 {
     __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
@@ -219,7 +223,7 @@ PL_INLINE void four_words(vi x, uint64_t words[4])
     words[2] = (uint64_t)_mm_cvtsi128_si64(high);
     words[3] = (uint64_t)_mm_extract_epi64(high, 1);
 }
-PL_INLINE void find_indices(book_indices *found, const int bits, const uint8_t *low, vi high)
+PL_INLINE void find_indices(whole_indices *found, const int bits, const uint8_t *low, vi high)
 {
     const __m256i even = _mm256_set1_epi16(255);
     found->bytes = low;
@@ -230,7 +234,7 @@ PL_INLINE void find_indices(book_indices *found, const int bits, const uint8_t *
     }
 }
 /* The entry (bytes: 4 or 8) of lane r's number i. */
-PL_INLINE uint64_t book_entry(const pl_codebook *book, const int bits, const int bytes, const book_indices *found, int r, int i)
+PL_INLINE uint64_t book_entry(const pl_codebook *book, const int bits, const int bytes, const whole_indices *found, int r, int i)
 {
     uint64_t values = 0;
     size_t index = bits > 8 ? (uint16_t)(found->words[i % 2][r / 2] >> (32 * (r % 2) + 16 * (i / 2))) : found->bytes[4 * r + i];
@@ -247,7 +251,7 @@ PL_INLINE vi with_bias(__m256 w, int bias)
 }
 PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[8])
 {
-    book_indices found;
+    whole_indices found;
     find_indices(&found, bits, low, high);
     PL_UNROLL
     for (int i = 0; i < 4; i++) {
@@ -263,7 +267,7 @@ PL_INLINE void vi_look_up8(const pl_codebook *book, const int bits, int bias, co
 }
 PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, const uint8_t *low, vi high, vi w[4])
 {
-    book_indices found;
+    whole_indices found;
     find_indices(&found, bits, low, high);
     PL_UNROLL
     for (int i = 0; i < 4; i++) {
@@ -275,6 +279,93 @@ PL_INLINE void vi_look_up4(const pl_codebook *book, const int bits, int bias, co
         __m256i b = _mm256_blend_epi32(_mm256_blend_epi32(row[4], row[5], 0x20), _mm256_blend_epi32(row[6], row[7], 0x80), 0xc0);
         w[i] = with_bias(_mm256_castsi256_ps(_mm256_blend_epi32(a, b, 0xf0)), bias);
     }
+}
+
+/* For one token: entries taken 8 k at a time, in two registers that hold rows 0, 1, 4, 5 and 2, 3, 6, 7 of 8, and integer sums
+ * brought back into the order of rows once for many (vi_sum_lanes). */
+#define BOOK_BY_8 1
+PL_INLINE vi vi_broadcast8(const int8_t *q)
+{
+    int64_t eight;
+    memcpy(&eight, q, 8);
+    return _mm256_set1_epi64x(eight);
+}
+PL_INLINE vi vi_minus(vi x) { return _mm256_sub_epi8(_mm256_setzero_si256(), x); }
+/* `minus` where this bit of a byte of `signs` is set, else x */
+PL_INLINE vi vi_choose(vi x, vi minus, vi signs, const int bit)
+{
+    return _mm256_blendv_epi8(x, minus, bit == 7 ? signs : _mm256_slli_epi16(signs, 7 - bit));
+}
+PL_INLINE void vi_zip_lanes(vi a, vi b, vi out[2])
+{
+    out[0] = _mm256_unpacklo_epi32(a, b);
+    out[1] = _mm256_unpackhi_epi32(a, b);
+}
+PL_INLINE void vi_zip_bytes(vi a, vi b, vi out[2])
+{
+    out[0] = _mm256_unpacklo_epi8(a, b);
+    out[1] = _mm256_unpackhi_epi8(a, b);
+}
+PL_INLINE vi vi_sum_lanes(vi a, vi b)
+{
+    vf x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
+    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
+}
+/* In every 8 bytes as int16: the sums of q[0..7] and q[8..15], then zeros; zeros, then those of q[16..23] and q[24..31]. */
+PL_INLINE void vi_sums_of_8(const int8_t *q, vi sums[2])
+{
+    vi pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), vi_load(q)), fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    vi eights = _mm256_hadd_epi32(fours, fours);
+    eights = _mm256_packs_epi32(eights, eights);
+    sums[0] = _mm256_and_si256(_mm256_permute4x64_epi64(eights, 0x00), _mm256_set1_epi64x(0xffffffff));
+    sums[1] = _mm256_andnot_si256(_mm256_set1_epi64x(0xffffffff), _mm256_permute4x64_epi64(eights, 0xaa));
+}
+/* Indices of 16 bits: those of rows 0, 1, 4, 5, four of each, then those of rows 2, 3, 6, 7. */
+PL_INLINE void vi_put_indices(vi low, vi high, uint16_t indices[32])
+{
+    vi both[2];
+    vi_zip_bytes(low, high, both);
+    vi_store(indices, both[0]);
+    vi_store(indices + 16, both[1]);
+}
+/* Entries of two rows, 8 values each: the second is loaded to where it belongs, and blended, which any port does. */
+PL_INLINE __m128i two_entries8(const uint8_t *values, size_t first, size_t second)
+{
+    return _mm_blend_epi32(load_8_bytes(values + 8 * first), _mm_loadu_si128((const __m128i *)(values + 8 * second - 8)), 0xc);
+}
+/* The same of four rows, 4 values each. */
+PL_INLINE __m128i four_entries4(const uint8_t *values, size_t i0, size_t i1, size_t i2, size_t i3)
+{
+    __m128i a = _mm_loadu_si128((const __m128i *)(values + 4 * i0));
+    a = _mm_blend_epi32(a, _mm_loadu_si128((const __m128i *)(values + 4 * i1 - 4)), 0x2);
+    a = _mm_blend_epi32(a, _mm_loadu_si128((const __m128i *)(values + 4 * i2 - 8)), 0x4);
+    return _mm_blend_epi32(a, _mm_loadu_si128((const __m128i *)(values + 4 * i3 - 12)), 0x8);
+}
+/* Number i of every row's four indices of 8 bits (as panels have them) or 16 (vi_put_indices). */
+PL_INLINE void vi_entries8_8(const pl_codebook *book, const uint8_t *index, const int i, vi w[2])
+{
+    const uint8_t *values = book->values, *at = index + i;
+    w[0] = _mm256_set_m128i(two_entries8(values, at[16], at[20]), two_entries8(values, at[0], at[4]));
+    w[1] = _mm256_set_m128i(two_entries8(values, at[24], at[28]), two_entries8(values, at[8], at[12]));
+}
+PL_INLINE void vi_entries8_16(const pl_codebook *book, const uint16_t *index, const int i, vi w[2])
+{
+    const uint8_t *values = book->values;
+    const uint16_t *at = index + i;
+    w[0] = _mm256_set_m128i(two_entries8(values, at[8], at[12]), two_entries8(values, at[0], at[4]));
+    w[1] = _mm256_set_m128i(two_entries8(values, at[24], at[28]), two_entries8(values, at[16], at[20]));
+}
+PL_INLINE vi vi_entries4_8(const pl_codebook *book, const uint8_t *index, const int i)
+{
+    const uint8_t *values = book->values, *at = index + i;
+    return _mm256_set_m128i(four_entries4(values, at[16], at[20], at[24], at[28]), four_entries4(values, at[0], at[4], at[8], at[12]));
+}
+PL_INLINE vi vi_entries4_16(const pl_codebook *book, const uint16_t *index, const int i)
+{
+    const uint8_t *values = book->values;
+    const uint16_t *at = index + i;
+    return _mm256_set_m128i(four_entries4(values, at[8], at[12], at[24], at[28]),
+                            four_entries4(values, at[0], at[4], at[16], at[20]));
 }
 PL_INLINE vi vi_signed(vi w) { return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80)); }
 PL_INLINE vf vi_to_f(vi a) { return _mm256_cvtepi32_ps(a); }

@@ -7,9 +7,10 @@
 #include "api.h"
 #include "types/quantize_iq.h"
 
+#define BEFORE 64 /* bytes; a cache line, so that values begin one */
 #define PL_CODEBOOK(NAME, name, entries, dims, ...) \
     static int8_t name##_values[(entries) * (dims)]; \
-    static _Alignas(64) uint8_t name##_bytes[(entries) * (dims)]; \
+    static _Alignas(64) uint8_t name##_bytes[BEFORE + (entries) * (dims) + 16]; \
     static _Alignas(64) uint16_t name##_codes[entries]; \
     static uint8_t name##_levels[16];
 #include "types/types.def"
@@ -27,7 +28,7 @@ static struct codebook {
     int ready;
 } codebooks[PL_CODEBOOK_COUNT] = {
 #define PL_CODEBOOK(NAME, name, entries, dims, low, high, ...) \
-    {dims, low, high, (entries) * (dims), name##_values, name##_bytes, name##_codes, name##_levels, {0}, 0},
+    {dims, low, high, (entries) * (dims), name##_values, name##_bytes + BEFORE, name##_codes, name##_levels, {0}, 0},
 #include "types/types.def"
 };
 

@@ -5,7 +5,7 @@
 
 typedef struct {
     /* The values as bytes, entry by entry: for tiers that load an entry by its address. Those of IQ1 are 8 * (v + 1),
-     * which leaves room for the shift of 1/8 below. */
+     * which leaves room for the shift of 1/8 below. 16 bytes more before them and after them may be read. */
     const uint8_t *values;
     /* The same as 16 bits per entry, for tiers that permute whole tables: the codes of values in `levels`.
      *   8 values: 2 bits each, 0 2 4 6 from the lowest bits of the low byte on, 1 3 5 7 in the high byte

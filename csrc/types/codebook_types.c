@@ -9,8 +9,9 @@
  *   IQ1_S    indices | bits 8 to 10, a word each | a word of scales (3 bits) and shifts (bit 3: plus)
  *   IQ1_M    indices | bits 8 to 10, a word each | a word of shifts (1: plus) | scales
  *   indices: 64 bytes, byte 4 r + i is number i of row r, its lowest 8 bits; a word of bits has number i's at 4 r + i
- *   signs:   8 words, bit 4 r + j of word g is set where k = 4 g + j of row r is negative. Where the file keeps 7 signs of 8
- *            (the number of minus signs is even), bit 3 of the odd words, one for each i = 0..3, carries something else.
+ *   signs:   64 bytes, byte 4 r + j has a bit for each k = 4 g + j of row r, set where that is negative: g = 0, 2, 4, 6 in bits 7
+ *            to 4, g = 1, 3, 5, 7 in bits 3 to 0. Where the file keeps 7 signs of 8 (the number of minus signs is even), the
+ *            low nibble of byte 4 r + 3, one bit for each eighth sign, carries something else.
  *   scales:  16 bytes, the low nibble for k 0..15, the high one for 16..31 */
 #include "api.h"
 #include "types/blocks.h"
@@ -167,22 +168,26 @@ int pl_decode_iq1_m(const void *block, int sub, int8_t *q, float *scale, float *
 
 /* ---- row r of a block -> a panel block ---- */
 
-/* Bit i of `bits` goes where the last of signs 8 i … 8 i + 7 would be. */
-static uint32_t in_place_of_last_signs(unsigned bits)
+/* Bit j of a nibble in bit 0 of byte j. */
+static uint32_t bits_in_bytes(unsigned nibble) { return nibble * 0x00204081u & 0x01010101u; }
+
+/* The 4 bytes of a row's signs; bit k of `signs`: k is negative. */
+static void put_signs(uint8_t *dst, uint32_t signs)
 {
-    uint32_t spread = 0;
+    uint32_t bytes = 0;
     for (int i = 0; i < 4; i++)
-        spread |= (uint32_t)(bits >> i & 1) << (8 * i + 7);
-    return spread;
+        bytes |= (bits_in_bytes(signs >> 8 * i & 15) << 7 | bits_in_bytes(signs >> (8 * i + 4) & 15) << 3) >> i;
+    memcpy(dst, &bytes, 4);
 }
 
-/* Four times seven signs (28 bits) and the 4 bits of scale above them, as signs of panels. */
-static uint32_t signs_and_scale(uint32_t packed)
+/* The same of four times seven signs, 7 bits each, and a nibble in the place of the eighth ones. */
+static void put_sevens(uint8_t *dst, uint32_t sevens, unsigned nibble)
 {
-    uint32_t signs = in_place_of_last_signs(packed >> 28);
+    uint32_t signs = 0;
     for (int i = 0; i < 4; i++)
-        signs |= (packed >> (7 * i) & 127) << (8 * i);
-    return signs;
+        signs |= (sevens >> (7 * i) & 127) << (8 * i);
+    put_signs(dst, signs);
+    dst[3] = (uint8_t)((dst[3] & 0xf0) | nibble);
 }
 
 static void put_iq2_xxs(const pl_block_iq2_xxs *b, int r, uint8_t *dst)
@@ -190,8 +195,9 @@ static void put_iq2_xxs(const pl_block_iq2_xxs *b, int r, uint8_t *dst)
     pl_put16(dst, r, b->d);
     for (int s = 0; s < 8; s++) {
         uint8_t *sub = dst + 32 + 128 * s;
+        uint32_t packed = pl_load_u32(b->qs + 8 * s + 4);
         memcpy(sub + 4 * r, b->qs + 8 * s, 4);
-        pl_put_bits(sub + 64, r, signs_and_scale(pl_load_u32(b->qs + 8 * s + 4)));
+        put_sevens(sub + 64 + 4 * r, packed, packed >> 28);
     }
 }
 PL_PACK_PANEL(IQ2_XXS, iq2_xxs)
@@ -201,15 +207,15 @@ static void put_iq2_xs(const pl_block_iq2_xs *b, int r, uint8_t *dst)
     pl_put16(dst, r, b->d);
     for (int s = 0; s < 8; s++) {
         uint8_t *sub = dst + 32 + 144 * s;
-        uint32_t signs = 0;
+        uint32_t sevens = 0;
         unsigned high = 0;
         for (int i = 0; i < 4; i++) {
             unsigned packed = b->qs[4 * s + i];
             sub[4 * r + i] = (uint8_t)packed;
             high |= (packed >> 8 & 1) << i;
-            signs |= (uint32_t)(packed >> 9) << (8 * i);
+            sevens |= (uint32_t)(packed >> 9) << (7 * i);
         }
-        pl_put_bits(sub + 64, r, signs | in_place_of_last_signs(high));
+        put_sevens(sub + 64 + 4 * r, sevens, high);
         sub[128 + r] = b->scales[s];
     }
 }
@@ -225,7 +231,7 @@ static void put_iq2_s(const pl_block_iq2_s *b, int r, uint8_t *dst)
             for (int bit = 0; bit < 2; bit++)
                 high[bit] |= (unsigned)(b->qh[s] >> (2 * i + bit) & 1) << i;
         memcpy(sub + 4 * r, b->qs + 4 * s, 4);
-        pl_put_bits(sub + 64, r, pl_load_u32(b->signs + 4 * s));
+        put_signs(sub + 64 + 4 * r, pl_load_u32(b->signs + 4 * s));
         pl_put_nibble(sub + 128, r, high[0]);
         pl_put_nibble(sub + 136, r, high[1]);
         sub[144 + r] = b->scales[s];
@@ -245,7 +251,7 @@ static void put_iq3_xxs(const pl_block_iq3_xxs *b, int r, uint8_t *dst)
     for (int s = 0; s < 8; s++) {
         uint8_t *sub = dst + 32 + 192 * s;
         put_indices3(sub, r, b->qs + 8 * s);
-        pl_put_bits(sub + 128, r, signs_and_scale(pl_load_u32(b->scales + 4 * s)));
+        put_sevens(sub + 128 + 4 * r, pl_load_u32(b->scales + 4 * s), pl_load_u32(b->scales + 4 * s) >> 28);
     }
 }
 PL_PACK_PANEL(IQ3_XXS, iq3_xxs)
@@ -256,7 +262,7 @@ static void put_iq3_s(const pl_block_iq3_s *b, int r, uint8_t *dst)
     for (int s = 0; s < 8; s++) {
         uint8_t *sub = dst + 32 + 216 * s;
         put_indices3(sub, r, b->qs + 8 * s);
-        pl_put_bits(sub + 128, r, pl_load_u32(b->signs + 4 * s));
+        put_signs(sub + 128 + 4 * r, pl_load_u32(b->signs + 4 * s));
         pl_put_nibble(sub + 192, r, b->qh[s]);
         pl_put_nibble(sub + 200, r, b->qh[s] >> 4);
         pl_put_nibble(sub + 208, r, b->scales[s / 2] >> (4 * (s % 2)));

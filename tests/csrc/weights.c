@@ -48,7 +48,7 @@ void set_random_codebooks(void)
         int three = type == PL_TYPE_IQ3_XXS || type == PL_TYPE_IQ3_S;
         int8_t levels[16]; /* as many different values as a codebook may have */
         for (int j = 0; j < 16; j++)
-            levels[j] = (int8_t)(one ? i % 3 - 1 : random_below(64));
+            levels[j] = (int8_t)(one ? j % 3 - 1 : random_below(64));
         for (int j = 0; j < n; j++)
             values[j] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
         int8_t first = values[0];

@@ -225,6 +225,15 @@ PL_INLINE __mmask32 emulated_test_epi16_mask(emulated_m512i a, emulated_m512i b)
         mask |= (__mmask32)(x[l] != 0) << l;
     return mask;
 }
+PL_INLINE __mmask64 emulated_test_epi8_mask(emulated_m512i a, emulated_m512i b)
+{
+    uint8_t x[64];
+    __mmask64 mask = 0;
+    emulated_storeu_si512(x, emulated_and_si512(a, b));
+    for (int l = 0; l < 64; l++)
+        mask |= (__mmask64)(x[l] != 0) << l;
+    return mask;
+}
 PL_INLINE emulated_m512 emulated_mask_blend_ps(__mmask16 mask, emulated_m512 a, emulated_m512 b)
 {
     float x[16], y[16];
