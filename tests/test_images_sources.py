@@ -56,7 +56,8 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
             assert np.array_equal(open_picture(file).pixels, PIXELS), file
     picture = open_picture(path)
     assert open_picture(picture) is picture and deepcopy(picture) is picture
-    assert (open_picture(PIXELS[..., 0]).pixels == PIXELS[..., :1]).all()
+    for grey in (PIXELS[..., 0], PIXELS[..., :1]):
+        assert (open_picture(grey).pixels == PIXELS[..., :1]).all()
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,12 @@ def test_base64_of_both_alphabets() -> None:
     for url in (quoted, safe, plain.rstrip("=")):
         with pytest.raises(ImageError, match="is not an image"):  # and base64 that can be read
             open_url(f"data:image/png;base64,{url}")
+
+
+def test_drawings_are_called_so_however_they_begin() -> None:
+    for data in (b"<svg/>", b" \n<SVG/>", b"\xef\xbb\xbf<svg/>"):
+        with pytest.raises(ImageError, match="is an SVG drawing"):
+            open_picture(data)
 
 
 def test_details_that_nobody_knows() -> None:

@@ -54,7 +54,11 @@ def _other_kind(data: bytes) -> str:
         return "empty"
     if data[4:8] == b"ftyp":
         return _FTYP_BRANDS.get(data[8:12], "a video, or a HEIC photo")
-    return next((kind for magic, kind in _OTHER_KINDS.items() if data.startswith(magic)), "not an image")
+    text = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip().lower()  # of SVG and HTML
+    known = (kind for magic, kind in _OTHER_KINDS.items() if data.startswith(magic))
+    return next(
+        known, next((k for m, k in _OTHER_KINDS.items() if text.startswith(m.lower())), "not an image")
+    )
 
 
 def check_cost(kind: str, data: bytes, where: str) -> None:

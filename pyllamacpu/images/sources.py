@@ -181,6 +181,8 @@ def _content(file: Any, where: str) -> bytes:
 
 
 def _of_array(array: NDArray[Any], where: str) -> Picture:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ImageError(where, f"has {array.dtype} of shape {array.shape}, not uint8 (h, w), (h, w, 3 or 4)")
     if 0 in array.shape:
