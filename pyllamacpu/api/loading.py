@@ -16,6 +16,7 @@ from pyllamacpu.engine.precision import kv_types_of
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
@@ -175,7 +176,7 @@ def find_tower(file: GGUFFile, mmproj: Any) -> TowerFile | None:
     """The vision tower of the model of `file`, before any of its weights are loaded: what is wrong with a
     tower is told at once. Raises GGUFError, ModelError, OptionError.
     """
-    arch = file.metadata.get("general.architecture")
+    arch = architecture_of(file.metadata)
     if mmproj is None and arch not in TOWERS:
         return None
     from pyllamacpu.engine.tower_files import open_tower

@@ -23,6 +23,7 @@ from pyllamacpu.bench.system import cpu_name
 from pyllamacpu.engine.tower import Tower, TowerFile
 from pyllamacpu.engine.tower_files import open_tower
 from pyllamacpu.errors import OptionError
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.images.picture import Picture
 from pyllamacpu.model.pack_cache import open_pack_cache
@@ -110,7 +111,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
 
 def _tower_of(file: GGUFFile) -> tuple[TowerFile, bool]:
     """The tower, and whether its file holds nothing else."""
-    arch = file.metadata.get("general.architecture")
+    arch = architecture_of(file.metadata)
     if arch == "clip":
         return TowerFile(file), True
     dim = file.metadata.get(f"{arch}.embedding_length")

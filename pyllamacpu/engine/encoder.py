@@ -17,6 +17,7 @@ from pyllamacpu.engine.batch import aligned_rows
 from pyllamacpu.engine.token_ids import check_tokens
 from pyllamacpu.errors import ContextError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.native_plan import NativePlan
@@ -47,7 +48,7 @@ class Encoder:
         as the longest sequence has, at the least. pack_cache: see `Engine`. Raises GGUFError,
         ModelError, OptionError.
         """
-        arch = file.metadata.get("general.architecture")
+        arch = architecture_of(file.metadata)
         if arch != DEBERTA:
             raise ModelError(
                 f"{file.paths[0]}: a {arch} model does not classify texts; take a Prompt Guard model, "

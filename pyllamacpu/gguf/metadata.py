@@ -91,6 +91,17 @@ class Metadata(Mapping[str, Any]):
         return f"array of {entry.count} {entry.element.name.lower()}"
 
 
+def text_of(metadata: Mapping[str, Any], key: str) -> str | None:
+    """The value of `key` where it is a text: a file may hold anything there, arrays cannot be compared."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) else None
+
+
+def architecture_of(metadata: Mapping[str, Any]) -> str | None:
+    """general.architecture, where it is a text."""
+    return text_of(metadata, "general.architecture")
+
+
 def read_metadata(cursor: Cursor, n_entries: int) -> Metadata:
     """Reads `n_entries` keys and checks their values, leaving the cursor after the last one."""
     smallest = cursor.source.width + 1 + 4 + 1  # a key of one byte, its type, a value of one byte

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.gguf.metadata import Entry, Metadata
+from pyllamacpu.gguf.metadata import Entry, Metadata, architecture_of
 from pyllamacpu.gguf.values import SCALAR_DTYPE, SCALAR_FORMAT, ValueType
 
 Overrides: TypeAlias = Mapping[str, "bool | int | float | str"]
@@ -109,7 +109,7 @@ def _checked(own: Metadata, key: str, value: Any) -> tuple[ValueType, Any]:
     where = f"{own.path}: {key!r:.200} cannot be overridden"
     if not isinstance(key, str) or not key:
         raise OptionError(f"{where}: give a key's name")
-    arch = own.get("general.architecture")
+    arch = architecture_of(own)
     if key in _FIXED or key.startswith(_FIXED_GROUPS):
         raise OptionError(f"{where}: the file is read by it; change the file with `pyllamacpu convert`")
     if key.startswith(f"{arch}.vision."):

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.overrides import check_used, is_overridden
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType, parse_type
@@ -220,7 +221,7 @@ class _Keys:
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in known_architectures():
-            if arch == "clip":
+            if architecture_of(metadata) == "clip":
                 raise ModelError(
                     f"{_where(metadata)}this is a vision tower without its text model: give the text model's "
                     "file as the model, and this one as its mmproj"

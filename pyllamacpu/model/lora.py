@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import AdapterError, ModelError, OptionError
+from pyllamacpu.gguf.metadata import architecture_of, text_of
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
@@ -105,7 +106,7 @@ def check_scale(scale: object) -> float:
 
 def refuse_adapter(file: GGUFFile) -> None:
     """Raises ModelError for a file that is an adapter where a model is wanted."""
-    if file.metadata.get("general.type") == "adapter":
+    if text_of(file.metadata, "general.type") == "adapter":
         raise ModelError(
             f"{file.paths[0]}: is a LoRA adapter and not a model: give it beside its model, with --lora "
             "(lora_path in Python)"
@@ -115,14 +116,14 @@ def refuse_adapter(file: GGUFFile) -> None:
 def adapter_alpha(file: GGUFFile, arch: str) -> float:
     """adapter.lora.alpha, once it is certain that the file is a LoRA adapter of such a model."""
     path, get = file.paths[0], file.metadata.get
-    kind = get("general.type")
+    kind = text_of(file.metadata, "general.type")
     if kind != "adapter":
         raise AdapterError(
             path, f"is not an adapter (its general.type is {kind or 'not stated'}); models go to -m"
         )
-    if (kind := get("adapter.type")) != "lora":
+    if (kind := text_of(file.metadata, "adapter.type")) != "lora":
         raise AdapterError(path, f"is an adapter of type {kind!r}; only lora can be applied")
-    if (own := get("general.architecture")) != arch:
+    if (own := architecture_of(file.metadata)) != arch:
         raise AdapterError(path, f"is an adapter for {own} models, and this one is {arch}")
     if get("adapter.alora.invocation_tokens") is not None:
         raise AdapterError(

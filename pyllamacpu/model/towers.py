@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import ImageError, ModelError
+from pyllamacpu.gguf.metadata import architecture_of, text_of
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
@@ -112,9 +113,9 @@ class TowerKeys:
 
 def tower_kind(metadata: Mapping[str, Any]) -> str | None:
     """The kind of tower that a file holds, by itself or beside a text model; None: it holds none."""
-    arch = metadata.get("general.architecture")
+    arch = architecture_of(metadata)
     if arch == "clip":
-        kind = metadata.get("clip.vision.projector_type") or metadata.get("clip.projector_type")
+        kind = text_of(metadata, "clip.vision.projector_type") or text_of(metadata, "clip.projector_type")
         return str(kind or "?")
     return str(arch) if f"{arch}.vision.block_count" in metadata else None
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyllamacpu.errors import ModelError
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.quantize.file_types import FileType
@@ -146,7 +147,7 @@ class ModelTraits:
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> ModelTraits:
         """Raises ModelError when the file does not say what model it is."""
-        arch = metadata.get("general.architecture")
+        arch = architecture_of(metadata)
         arch = "clip.vision" if arch == "clip" else arch  # a vision tower alone
         layers = (f"{arch}.block_count", f"{arch}.vision.block_count")
         if not isinstance(arch, str) or not any(key in metadata for key in layers):

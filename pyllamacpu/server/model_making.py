@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.files import GGUF_FILE
 from pyllamacpu.gguf.file_kinds import stored_kind
+from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.server.ollama_shapes import Report, downloads
 from pyllamacpu.store.blobs import remove_unused
@@ -125,7 +126,7 @@ def _check_adapter(path: Path, model: GGUFFile) -> None:
     if not GGUF_FILE.recognise(path) or stored_kind(path) != "adapter":
         raise OptionError("adapters: this is not a LoRA adapter in GGUF (`pyllamacpu convert` makes one)")
     with GGUFFile.open(path) as adapter:
-        own, wanted = (file.metadata.get("general.architecture") for file in (adapter, model))
+        own, wanted = (architecture_of(file.metadata) for file in (adapter, model))
         if own != wanted:
             raise OptionError(f"adapters: the adapter is for {own} models, the model is {wanted}")
 

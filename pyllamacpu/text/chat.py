@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
+from pyllamacpu.gguf.metadata import text_of
 from pyllamacpu.text.formats import ALIASES, FORMATS, Format, find_format
 from pyllamacpu.text.messages import Message, MessageForms, missing_messages, missing_tools
 from pyllamacpu.text.named_formats import NAMED_FORMATS, find_named
@@ -334,7 +335,7 @@ class _SpecialSpellings:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self._tokens = _list(metadata, "tokenizer.ggml.tokens")
-        sentencepiece = metadata.get("tokenizer.ggml.model") in ("llama", "t5")
+        sentencepiece = text_of(metadata, "tokenizer.ggml.model") in ("llama", "t5")
         self.bos = self._spelling("bos", 1 if sentencepiece else None)
         self.eos = self._spelling("eos", 2 if sentencepiece else None)
         named = {"unk_token": self._spelling("unknown", None), "pad_token": self._spelling("padding", None)}
@@ -378,6 +379,6 @@ def _guess(metadata: Mapping[str, Any]) -> tuple[str, str]:
     for word, name in BY_NAME:
         if word in model:
             return name, f"because it is called {metadata['general.name']!r}"
-    if metadata.get("tokenizer.ggml.model") in ("llama", "t5"):
+    if text_of(metadata, "tokenizer.ggml.model") in ("llama", "t5"):
         return "llama2", "because its vocabulary is Llama 2's kind"
     return "chatml", "the most common one"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import regex
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.gguf.metadata import text_of
 from pyllamacpu.gguf.strings import StringArray
 from pyllamacpu.text.normalizers import WHITE_SPACE, make_normalizer
 from pyllamacpu.text.pretokenizers import make_pretokenizer
@@ -102,7 +103,7 @@ class UnigramPipeline:
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, Any], path: str) -> UnigramPipeline:
         """That of a GGUF file. Raises TokenizerError when it has none, or a damaged one."""
-        kind = metadata.get("tokenizer.ggml.model")
+        kind = text_of(metadata, "tokenizer.ggml.model")
         if kind != MODEL:
             raise TokenizerError(f"{path}: has a tokenizer of the kind {kind!r:.40}, not {MODEL}")
         try:
