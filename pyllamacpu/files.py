@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import IO, BinaryIO
 from pyllamacpu.errors import CheckpointError, OutputError
 from pyllamacpu.units import decimal_bytes
 
+_LOCK_POLL = 0.02  # seconds
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _UNFOLLOWED = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _ATTEMPTS = 16  # at a name of its own for a new file
@@ -339,3 +341,14 @@ def lock_file(file: IO[bytes] | int, shared: bool = False) -> bool | None:
     except (ImportError, OSError):
         return None
     return True
+
+
+def wait_for_lock(file: IO[bytes] | int, seconds: float, reason: str) -> None:
+    """Locks an open file for one as soon as nobody else has it, where files can be locked. Raises OSError
+    with `reason` when that takes longer.
+    """
+    end = time.monotonic() + seconds
+    while lock_file(file) is False:
+        if time.monotonic() > end:
+            raise OSError(0, reason)
+        time.sleep(_LOCK_POLL)

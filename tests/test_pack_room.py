@@ -24,7 +24,7 @@ from pyllamacpu.store.paths import PackFolder
 
 __all__ = ["folder", "no_waiting"]
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks folders, which cannot be opened there")
 
 
 @pytest.fixture

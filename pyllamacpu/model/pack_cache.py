@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError, OutputError
-from pyllamacpu.files import PartialFile, check_space, lock_file, make_private_folder, write_whole
+from pyllamacpu.files import PartialFile, check_space, make_private_folder, wait_for_lock, write_whole
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.pack_room import locked_folder, make_room
 from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter, panel_file_bytes
@@ -36,7 +36,6 @@ from pyllamacpu.store.paths import PACK_LIMIT, PackFolder
 FORMAT = 1  # of these files; another one when what Python packs changes
 FRESH = 2.0  # seconds after a change during which a file could change again without a new time
 _PATIENCE = 120.0  # seconds to wait for another process that makes the same file
-_POLL = 0.05  # seconds
 _MAX_STEM = 80  # bytes of the model's name
 _OURS = re.compile(r"\.?.+\.[0-9a-f]{16}\.(panels|stamp|lock)(\.[0-9a-f]{8}\.part)?", re.DOTALL)
 _LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -186,11 +185,7 @@ def _reject(path: Path, error: Exception) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Waits for other processes, but not for ever. Raises OSError."""
     with os.fdopen(os.open(path, _LOCK, 0o600), "r+b") as file:
-        end = time.monotonic() + _PATIENCE
-        while lock_file(file) is False:
-            if time.monotonic() > end:
-                raise OSError(0, "another process has been making them for too long")
-            time.sleep(_POLL)
+        wait_for_lock(file, _PATIENCE, "another process has been making them for too long")
         yield
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyllamacpu.files import lock_file
+from pyllamacpu.files import lock_file, wait_for_lock
 from pyllamacpu.units import decimal_bytes
 
 _PATIENCE = 60.0  # seconds to wait for another process that removes files
-_POLL = 0.02  # seconds
 _FOLDER = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 _UNFOLLOWED = _FOLDER | getattr(os, "O_NOFOLLOW", 0)
 
@@ -38,11 +36,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """No other process makes or takes room meanwhile, where folders can be locked. Raises OSError."""
     descriptor = os.open(folder, _FOLDER)
     try:
-        end = time.monotonic() + _PATIENCE
-        while lock_file(descriptor) is False:
-            if time.monotonic() > end:
-                raise OSError(0, "another process has been making room for too long")
-            time.sleep(_POLL)
+        wait_for_lock(descriptor, _PATIENCE, "another process has been making room for too long")
         yield
     finally:
         os.close(descriptor)

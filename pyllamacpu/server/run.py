@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -113,7 +113,7 @@ class _Uvicorn(uvicorn.Server):
     @property
     def _server(self) -> Any:
         """Ours; uvicorn knows only that there is an application, which may also be a name."""
-        return self.config.app.state.server  # type: ignore[union-attr]
+        return cast(Any, self.config.app).state.server
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
