@@ -72,6 +72,10 @@ class TemplateError(PyllamacpuError, ValueError):
     """A chat template that does not compile, or that refuses the messages given to it."""
 
 
+class TextSizeError(TemplateError):
+    """Messages with more characters than a chat template is given."""
+
+
 class ContextError(PyllamacpuError, ValueError):
     """A prompt longer than the context, or a context that does not fit in memory."""
 

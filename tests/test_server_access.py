@@ -20,6 +20,7 @@ import pyllamacpu.server.models
 import pyllamacpu.server.run
 from pyllamacpu.cli.main import main
 from pyllamacpu.server.access import AccessOptions, is_loopback
+from pyllamacpu.text import messages
 from pyllamacpu.text.tokenizer import Tokenizer
 
 path, running = tiny_path(n_ctx=8192), tiny_server(parallel=4, max_queue=4)
@@ -154,8 +155,11 @@ def test_malformed_http_is_refused_in_the_shape_of_the_dialect(running: Running,
 
 
 def test_sizes_are_limited(running: Running) -> None:
+    """A refusal says how large it is, and what is allowed."""
     stated = head("Host: localhost", "Content-Length: 104857600", path="/v1/completions", method="POST")
-    assert running.raw(stated).startswith(b"HTTP/1.1 413")
+    refused = running.whole(stated)
+    assert refused.startswith(b"HTTP/1.1 413")
+    assert b"has 104857600 bytes, where 16777216 are allowed" in refused
     with running.client() as client:  # in chunks, without a stated length
 
         def chunks() -> Iterator[bytes]:
@@ -168,6 +172,18 @@ def test_sizes_are_limited(running: Running) -> None:
             assert "Write" in type(error).__name__ or "Read" in type(error).__name__
     many = head("Host: localhost", "X: " + "y" * 100000)
     assert running.raw(many)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
+
+
+def test_messages_are_limited_to_what_templates_write(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the context would hold more."""
+    monkeypatch.setattr(messages, "MAX_CHARACTERS", 40)
+    asked = [{"role": "user", "content": "hello " * 8}]
+    for path, code in (("/v1/chat/completions", "text_too_large"), ("/v1/messages", "request_too_large")):
+        response = running.post(path, messages=asked, max_tokens=1)
+        assert response.status_code == 413 and code in response.text
+        assert "have 63 characters, and a chat template is given 40 at the most" in response.text
     assert running.get("/health").status_code == 200
 
 

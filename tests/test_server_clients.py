@@ -19,8 +19,8 @@ from anthropic.types import Message, MessageTokensCount, ModelInfo, RawMessageSt
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types import Model as ModelEntry
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import InputTokenCountResponse, ResponseStreamEvent
 from openai.types.responses import Response as ResponseObject
-from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from serving import Running, tiny_path, tiny_server, wait_until
 
@@ -102,6 +102,9 @@ def test_options_of_openais_client(running: Running, noted: pytest.LogCaptureFix
     values = {**VALUES, "tools": [{"type": "function", **FUNCTION}]}
     given = {"model": "tiny", "input": "hello", "max_output_tokens": 16}
     found = walk(running, noted, client.responses.create, "/v1/responses", given, values, NO_MEANING)
+    given = {"model": "tiny", "input": "hello"}
+    counting = client.responses.input_tokens.count
+    walk(running, noted, counting, "/v1/responses/input_tokens", given, values, NO_MEANING)
     assert found >= {"include", "instructions", "stream", "temperature", "text", "tools", "top_logprobs"}
 
 
@@ -165,6 +168,10 @@ def test_answers_have_what_openais_types_require(running: Running) -> None:
             fits(ChatCompletionChunk, event)
     fits(Completion, running.post("/v1/completions", prompt="hello", logprobs=2).json())
     fits(CreateEmbeddingResponse, running.post("/v1/embeddings", input="hello").json())
+    counted = running.post("/v1/responses/input_tokens", input="hello").json()
+    fits(InputTokenCountResponse, counted)
+    asked = running.post("/v1/responses", input="hello", max_output_tokens=1).json()
+    assert counted["input_tokens"] == asked["usage"]["input_tokens"]
     fits(ModelEntry, running.get("/v1/models/tiny").json())
     given = {"input": "hello", "max_output_tokens": 40}
     tools = {"tools": [{"type": "function", **FUNCTION}], "tool_choice": "required"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from base64 import b64encode
@@ -90,6 +91,8 @@ def test_every_dialect_shows_the_model_the_same_image(running: Running) -> None:
     item = {"role": "user", "content": items}
     found = answer(running, "/v1/responses", input=[item], max_output_tokens=6, **greedy)
     assert found["output"][0]["content"][0]["text"] == text
+    counted = answer(running, "/v1/responses/input_tokens", input=[item])
+    assert counted["input_tokens"] == n_prompt == found["usage"]["input_tokens"]
 
     options = {"temperature": 0, "num_predict": 6}
     message = {"role": "user", "content": TEXT, "images": [BASE64]}
@@ -337,7 +340,9 @@ def test_memory_of_images_is_limited(running: Running, monkeypatch: pytest.Monke
     three = [openai_part(f"data:image/png;base64,{b64encode(png(PICTURE - i)).decode()}") for i in (1, 2, 3)]
     monkeypatch.setattr(Tower, "_run", None)
     response = running.post("/v1/chat/completions", messages=[{"role": "user", "content": three}])
-    assert response.status_code == 400 and "--image-memory" in response.json()["error"]["message"]
+    said = response.json()["error"]["message"]
+    assert response.status_code == 400 and "--image-memory" in said
+    assert re.search(r"take [0-9.]+ KB of memory or more .* [0-9.]+ KB \(--image", said), said
 
 
 def test_large_bodies_are_taken_where_images_are(running: Running) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from test_text_template import CHATML, chat_tokenizer, user
 
-from pyllamacpu.errors import TemplateError
+from pyllamacpu.errors import TemplateError, TextSizeError
 from pyllamacpu.text.chat import encode_chat
-from pyllamacpu.text.messages import MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.messages import MAX_CHARACTERS, MessageForms, missing_messages, missing_tools
 from pyllamacpu.text.template import ChatTemplate
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
@@ -204,3 +204,12 @@ def test_a_hostile_template_is_probed_once() -> None:
     with pytest.raises(TemplateError, match=re.escape("was stopped")):
         template.render([{"role": "system", "content": "s"}, *user("x")])
     assert len(asked) == 2
+
+
+def test_too_much_text_is_not_the_templates_fault() -> None:
+    """Its size and the limit are said, whether a message is long or many are; up to there nothing is lost."""
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    for messages in (user("a" * (MAX_CHARACTERS + 1)), user("a" * (MAX_CHARACTERS // 4 + 1)) * 4):
+        with pytest.raises(TextSizeError, match=f"have 160000[0-9]* characters.* given {MAX_CHARACTERS}"):
+            template.render(messages)
+    assert len(template.render(user("a" * (MAX_CHARACTERS - 99)))) == MAX_CHARACTERS - 99

@@ -31,6 +31,7 @@ REQUESTS: dict[str, Shape] = {
     "/v1/completions": {"prompt": "hello", "max_tokens": 1},
     "/v1/embeddings": {"input": "hello"},
     "/v1/responses": {"input": "hello", "max_output_tokens": 1, "parallel_tool_calls": True},
+    "/v1/responses/input_tokens": {"input": "hello", "parallel_tool_calls": True},
     "/v1/messages": {"messages": _QUESTION, "max_tokens": 1},
     "/v1/messages/count_tokens": {"messages": _QUESTION},
     "/api/generate": {"prompt": "hello", **_OPTIONS},

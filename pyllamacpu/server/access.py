@@ -128,7 +128,7 @@ class AccessControl:
                 size += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise _too_large(f"has at least {size} bytes", limit)
             return message
 
         return limited
@@ -186,7 +186,7 @@ def _check_length(headers: dict[str, str], limit: float) -> None:
         raise HTTPError(f"the headers are larger than {MAX_HEADERS} bytes", status=431)
     stated = headers.get("content-length", "0")
     if stated.isdecimal() and int(stated[:20]) > limit:
-        raise _too_large(limit)
+        raise _too_large(f"has {int(stated[:20])} bytes", limit)
 
 
 def host_name(header: str) -> str | None:
@@ -226,8 +226,10 @@ def _foreign(origin: str) -> HTTPError:
     )
 
 
-def _too_large(limit: float) -> HTTPError:
-    return HTTPError(f"the body is larger than {limit:.0f} bytes", status=413, code="body_too_large")
+def _too_large(stated: str, limit: float) -> HTTPError:
+    return HTTPError(
+        f"the body {stated}, where {limit:.0f} are allowed at the most", status=413, code="body_too_large"
+    )
 
 
 def _counted_path(scope: Scope) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pyllamacpu.errors import ImageError, PyllamacpuError, StoreError, UnseenImageError
+from pyllamacpu.errors import ImageError, PyllamacpuError, StoreError, TextSizeError, UnseenImageError
 
 _OPENAI_TYPES = {
     401: "authentication_error",
@@ -63,6 +63,8 @@ def as_http_error(error: BaseException) -> HTTPError:
         return HTTPError(str(error), param=error.where, code="images_not_supported")
     if isinstance(error, ImageError):
         return HTTPError(str(error), param=error.where, code="invalid_image")
+    if isinstance(error, TextSizeError):
+        return HTTPError(str(error), status=413, code="text_too_large")
     if isinstance(error, PyllamacpuError) and isinstance(error, ValueError):  # an argument's fault
         return HTTPError(str(error), param=_param_of(str(error)))
     if isinstance(error, StoreError):

@@ -16,6 +16,7 @@ from pyllamacpu.images.picture import MAX_PIXELS
 from pyllamacpu.images.sources import Fetch, open_picture, open_url
 from pyllamacpu.server.errors import HTTPError, too_long
 from pyllamacpu.server.fields import wrong
+from pyllamacpu.units import decimal_bytes
 
 if TYPE_CHECKING:
     from pyllamacpu.api.vision import Vision
@@ -218,8 +219,9 @@ def cutter(vision: Vision, n_ctx: int, max_bytes: int) -> Callable[[Picture], Ti
             raise too_long(f"at least {n_tokens}", n_ctx)
         if n_bytes > max_bytes:
             raise HTTPError(
-                f"the images take more than {max_bytes / 1e6:.0f} MB of memory together, which this server "
-                "gives those of a request (--image-memory): send fewer, or smaller ones",
+                f"the images take {decimal_bytes(n_bytes)} of memory or more together, where this server "
+                f"gives those of a request {decimal_bytes(max_bytes)} (--image-memory): send fewer, or "
+                "smaller ones",
                 code="too_large",
             )
         return tiles

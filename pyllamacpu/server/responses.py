@@ -25,7 +25,7 @@ from pyllamacpu.server.constraints import response_grammar
 from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.server.generation import Answers, Chat, Generate, Service
+from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
 from pyllamacpu.server.images import content_parts, images_after_results
 from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
@@ -51,6 +51,11 @@ def router(service: Service, strict: bool) -> APIRouter:
         fields = await http.read_fields(request)
         return await http.answer(request, answer(service, fields, strict))
 
+    @routes.post("/v1/responses/input_tokens")
+    async def input_tokens(request: Request) -> Response:
+        fields = await http.read_fields(request)
+        return await http.answer(request, _count(service, fields, strict))
+
     return routes
 
 
@@ -74,25 +79,42 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
         return http.json_response(shape.response(items, events[-1], answers))
 
 
-def _request(fields: Fields, model: Model) -> Generate:
+async def _count(service: Service, fields: Fields, strict: bool) -> Response:
+    """Of what would be the prompt."""
+    async with service.models.use(fields.text("model")) as model:
+        chat, _ = _chat(fields)  # a form of the answer takes no tokens
+        fields.finish(strict)
+        n_tokens = await service.off_loop(
+            count_tokens, model, chat, service.images, with_images=bool(chat.images)
+        )
+    return http.json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
+
+
+def _chat(fields: Fields) -> tuple[Chat, Grammar | None]:
+    """The conversation, and the form that the answer is to have."""
     fields.refuse("previous_response_id", "nothing is stored here: send the conversation as input")
     fields.refuse("conversation", "nothing is stored here: send the conversation as input")
-    fields.refuse("background", "is not supported", False)
     fields.refuse("truncation", "prompts are never cut", "disabled")
     fields.refuse("reasoning", "the model does not think aloud")
     fields.refuse("prompt", "there are no stored prompts")
-    fields.refuse("max_tool_calls", "no tools are run here")
-    fields.refuse("moderation", "moderation is not supported")
-    fields.ignore(*_NO_EFFECT, "stream_options")
     tools, form = _tools(fields), _form(fields)
     if form is not None and tools.offered:
         raise fields.wrong("tools", "do not go with a form of the answer")
+    return Chat(_messages(fields), tools=tools), form
+
+
+def _request(fields: Fields, model: Model) -> Generate:
+    fields.refuse("background", "is not supported", False)
+    fields.refuse("max_tool_calls", "no tools are run here")
+    fields.refuse("moderation", "moderation is not supported")
+    fields.ignore(*_NO_EFFECT, "stream_options")
+    chat, form = _chat(fields)
     return Generate(
-        Chat(_messages(fields), tools=tools),
+        chat,
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
         logprobs=_n_logprobs(fields),
-        grammar=tools.form or form,
+        grammar=chat.tools.form or form,
         adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
         draft=fields.flag("draft", True),

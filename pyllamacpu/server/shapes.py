@@ -137,6 +137,7 @@ BY_PATH: dict[str, dict[str, Shape]] = {
     "/tokenize": {"content": TEXT},
     "/detokenize": {"tokens": array(COUNT)},
 }
+BY_PATH["/v1/responses/input_tokens"] = BY_PATH["/v1/responses"]
 BY_PATH["/v1/messages/count_tokens"] = BY_PATH["/v1/messages"]
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -144,6 +145,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "/v1/completions": ("prompt",),
     "/v1/embeddings": ("input",),
     "/v1/responses": ("input",),
+    "/v1/responses/input_tokens": ("input",),
     "/v1/messages": ("messages", "max_tokens"),
     "/v1/messages/count_tokens": ("messages",),
     "/api/generate": ("model",),
@@ -200,6 +202,7 @@ ANSWERS: dict[str, Shape] = {
     "/v1/responses": obj(
         id=TEXT, object=words("response"), status=TEXT, output=array(OBJECT), usage=or_null(OBJECT)
     ),
+    "/v1/responses/input_tokens": obj(object=words("response.input_tokens"), input_tokens=COUNT),
     "/v1/messages": obj(
         id=TEXT, type=words("message"), role=words("assistant"), content=array(OBJECT), usage=OBJECT
     ),

@@ -15,7 +15,14 @@ from typing import Any
 from pyllamacpu.errors import TemplateError
 from pyllamacpu.gguf.metadata import text_of
 from pyllamacpu.text.formats import ALIASES, FORMATS, Format, find_format
-from pyllamacpu.text.messages import Message, MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.messages import (
+    Message,
+    MessageForms,
+    check_size,
+    missing_messages,
+    missing_tools,
+    strings_in,
+)
 from pyllamacpu.text.named_formats import NAMED_FORMATS, find_named
 from pyllamacpu.text.template import ADVICE, ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -124,14 +131,16 @@ def encode_chat(
 ) -> list[int]:
     """Token ids of the prompt for `messages`, with one BOS if the vocabulary wants one.
 
-    Raises TemplateError when the words of the last message are not in the prompt (unless `check` is off); an
-    earlier message or a tool that the template leaves out is a UserWarning.
+    Raises TextSizeError as `check_size`, and TemplateError when the words of the last message are not in the
+    prompt (unless `check` is off); an earlier message or a tool that the template leaves out is a
+    UserWarning.
 
     Spellings of special tokens inside messages and tools stay text. They are made unrecognisable before
     rendering, by putting a private-use character for their first one, and restored afterwards in the text
     between the template's own special tokens, so that word and token boundaries are those of the plain text.
     `markers`: texts inside messages that stand for a token each (where an image is).
     """
+    check_size(messages, tools)
     masks = _Masks(tokenizer, template, messages, tools, extra, markers or {})
     special = frozenset(masks.spellings)
     formed = MessageForms(messages, template.abilities).chosen
@@ -302,19 +311,6 @@ def _first_letter(spelling: str) -> str:
 
 def _any_of(spellings: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
-
-
-def strings_in(value: Any) -> Iterable[str]:
-    """All strings in a nested value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from strings_in(key)
-            yield from strings_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_in(item)
 
 
 def _list(metadata: Mapping[str, Any], key: str) -> Sequence[Any]:

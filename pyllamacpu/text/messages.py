@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-from pyllamacpu.errors import TemplateError
+from pyllamacpu.errors import TemplateError, TextSizeError
 from pyllamacpu.text.render_error import RenderError
 
 Message = Mapping[str, Any]
 Render = Callable[[Sequence[Message]], str]
+
+MAX_CHARACTERS = 16_000_000  # of a conversation: somewhat less than the sandbox lets a template write
 
 _WORD = "prbqzvx"  # what a probe looks for in the prompt
 _ARGUMENTS = {"prbkey": _WORD}
@@ -35,6 +37,31 @@ def _unescaped(text: str) -> str:
     from html import unescape
 
     return unescape(text)
+
+
+def strings_in(value: Any) -> Iterable[str]:
+    """All strings in a nested value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from strings_in(key)
+            yield from strings_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings_in(item)
+
+
+def check_size(messages: Sequence[Message], tools: Sequence[Any] | None = None) -> None:
+    """Raises TextSizeError for messages and tools with more than `MAX_CHARACTERS`, names of fields
+    included.
+    """
+    n = sum(map(len, strings_in([messages, tools])))
+    if n > MAX_CHARACTERS:
+        raise TextSizeError(
+            f"the messages have {n} characters, and a chat template is given {MAX_CHARACTERS} at the most: "
+            "send fewer or shorter ones"
+        )
 
 
 def _with_call(arguments: Any, **more: Any) -> dict[str, Any]:

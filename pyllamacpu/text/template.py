@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.messages import Abilities, Message, MessageForms
+from pyllamacpu.text.messages import Abilities, Message, MessageForms, check_size
 from pyllamacpu.text.render_error import RenderError
 
 ADVICE = "choose another format with --chat-template NAME (Python: chat_format=NAME)"
@@ -76,6 +76,7 @@ class ChatTemplate:
         **extra: Any,
     ) -> str:
         """As `render`, with messages that have their form already."""
+        check_size(messages, tools)
         try:
             return self._render(messages, tools, add_generation_prompt, **extra)
         except RenderError as error:
