@@ -55,7 +55,7 @@ def test_the_command(llama4_vision: Path, tmp_path: Path) -> None:
     assert {row["precision"] for row in json.loads(done.output)} == {"exact"}
     alone = tmp_path / "text.gguf"
     alone.write_bytes(llama4_vision.read_bytes())
-    with pytest.raises(OptionError, match="has no vision tower"):
+    with pytest.raises(OptionError, match="its vision tower is missing"):
         list(run_images(BenchOptions((alone,))))
 
 

@@ -183,6 +183,72 @@ def test_options(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert run(capsys, *chat[:2], alone, *chat[3:], "--image", photo, *named)[1] == found[1][1]
 
 
+def test_a_tower_elsewhere_is_named_to_every_command(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With the same words where it is missing or another model's."""
+    model, photo, tower = tmp_path / "words.gguf", folder / "a photo.png", tmp_path / "tower.gguf"
+    model.write_bytes((folder / "words.gguf").read_bytes())
+    tower.write_bytes((folder / "mmproj-words.gguf").read_bytes())
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    commands = [
+        ("image", photo),
+        ("complete", "-p", "a", "-n", 1, "--image", photo),
+        ("chat", "-st", "-p", "a", "-n", 1, "--image", photo, "--chat-template", template),
+        ("bench", "--image", "-r", 1, "--no-limits", "--no-progress"),
+        ("guard", "-p", "a", "--image", photo),
+        ("serve", "--port", 0),
+        ("batch", write_lines(tmp_path / "in.jsonl", photo), tmp_path / "out.jsonl"),
+    ]
+    for command, *given in commands:
+        args = [command, *given, "-m", model]
+        for wrong in (tmp_path / "none.gguf", folder / "words.gguf"):
+            says = "no such file" if wrong.name == "none.gguf" else "holds no vision tower"
+            code, _, error = run(capsys, *args, "--mmproj", wrong)
+            assert code == 1 and f"{wrong}" in error and says in error, (command, error)
+        if command in ("image", "complete", "chat", "bench"):
+            assert "its vision tower is missing: put the file" in run(capsys, *args)[2]
+            assert run(capsys, *args, "--mmproj", tower)[0] == 0, command
+    code, _, error = run(capsys, "bench", "-m", model, "--mmproj", tower)
+    assert code == 2 and "--mmproj is the tower that --image measures" in error
+    code, _, error = run(capsys, "bench", "-m", tower, "--image", "--mmproj", tower)
+    assert code == 1 and "is a vision tower itself" in error
+
+
+def write_lines(path: Path, photo: Path) -> Path:
+    """A file of a batch with one request, which shows the photo."""
+    parts = [{"type": "image_url", "image_url": {"url": ImageFile.read(photo).url}}]
+    body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 2, "temperature": 0}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    path.write_text(json.dumps(line) + "\n")
+    return path
+
+
+def test_a_batch_with_images(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The model sees them, within --image-memory; of hosts that are listed, they may be URLs."""
+    source = write_lines(tmp_path / "in.jsonl", folder / "a photo.png")
+    text = source.read_text()
+    url = {"url": "http://127.0.0.1:9/x.png"}
+    elsewhere = json.loads(text.replace('"a"', '"b"'))
+    elsewhere["body"]["messages"][0]["content"][0]["image_url"] = url
+    source.write_text(text + json.dumps(elsewhere) + "\n")
+
+    def answers(*more: Any) -> dict[str, Any]:
+        target = tmp_path / "out.jsonl"
+        target.unlink(missing_ok=True)
+        args = ("batch", source, target, "-m", folder / "words.gguf", "-c", 200, *more)
+        assert run(capsys, *args)[0] == 0
+        lines = map(json.loads, target.read_text().splitlines())
+        return {line["custom_id"]: line["response"]["body"] for line in lines}
+
+    found = answers()
+    assert found["a"]["usage"]["prompt_tokens_details"]["image_tokens"] == 5 * 4
+    assert "allow the host with --allow-image-hosts" in found["b"]["error"]["message"]
+    found = answers("--allow-image-hosts", "127.0.0.1:9", "--image-memory", "1KB")
+    assert "--image-memory" in found["a"]["error"]["message"]
+    assert "not a public address" in found["b"]["error"]["message"]
+
+
 def test_what_an_image_is_to_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo, drawing, model = folder / "a photo.png", folder / "drawing.webp", folder / "words.gguf"
     code, out, _ = run(capsys, "image", photo, drawing, "-m", model, "-t", "1")

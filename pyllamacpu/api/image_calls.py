@@ -34,7 +34,7 @@ class ImageCalls(ABC):
     def vision(self) -> Vision:
         """The model's images. Raises OptionError when it has no vision tower."""
         if self._parts.vision is None:
-            from pyllamacpu.api.vision import missing_tower
+            from pyllamacpu.engine.tower_files import missing_tower
 
             raise missing_tower(self.engine.file.paths[0], self.engine.config.arch, self.engine.file)
         return self._parts.vision

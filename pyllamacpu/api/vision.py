@@ -12,7 +12,7 @@ from pyllamacpu.api.chat_images import Encode, Messages, encode_with_images, tex
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.images import EmbeddedImage, image_digest
 from pyllamacpu.engine.tower import Tower, TowerFile
-from pyllamacpu.engine.tower_files import open_tower, unfit_towers
+from pyllamacpu.engine.tower_files import open_tower
 from pyllamacpu.errors import GGUFError, ImageError, ModelError, OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.gguf.reader import GGUFFile
@@ -286,19 +286,3 @@ def reads_images(file: GGUFFile) -> bool:
     if found is not None and found.file is not file:
         found.file.close()
     return found is not None
-
-
-def missing_tower(model: object, arch: str, file: GGUFFile | None = None) -> OptionError:
-    """What to say of an image for a model without a tower; of its `file`, also what is wrong beside it."""
-    if arch in TOWERS and file is not None and (unfit := unfit_towers(file)):
-        why = "; ".join(unfit[:4])
-        return OptionError(
-            f"{model}: the model reads text only, for no vision tower in its folder fits: {why}"
-        )
-    if arch in ("llama4", "mllama"):
-        return OptionError(
-            f"{model}: the model reads text only, for its vision tower is missing: put the file that is "
-            f"published beside it (mmproj-….gguf) into its folder, or name it with mmproj; of a checkpoint, "
-            "`pyllamacpu convert FOLDER --mmproj` writes it"
-        )
-    return OptionError(f"{model}: {arch} models read no images")

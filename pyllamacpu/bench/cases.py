@@ -36,6 +36,7 @@ class BenchOptions:
     expert_memory: int | None = None  # bytes; experts stay in the file then
     kv_overrides: tuple[tuple[str, bool | int | float | str], ...] = ()  # metadata instead of a file's own
     pack_cache: PackFolder | None = None  # where packed weights are kept
+    mmproj: Path | None = None  # the vision tower to measure; None: the model's own, or one beside it
     repetitions: int = 5
     warmup: bool = True
     delay: float = 0.0

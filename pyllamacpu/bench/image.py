@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pyllamacpu.bench.result import NS, OpTime, Result
 from pyllamacpu.bench.runner import Progress, run
 from pyllamacpu.bench.system import cpu_name
 from pyllamacpu.engine.tower import Tower, TowerFile
-from pyllamacpu.engine.tower_files import open_tower
+from pyllamacpu.engine.tower_files import missing_tower, open_tower
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.reader import GGUFFile
@@ -89,7 +90,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
     n_threads = (options.n_threads or (0,))[0] or threads_usable()
     for path in options.models:
         with GGUFFile.open(path) as file:
-            opened, is_alone = _tower_of(file)
+            opened, is_alone = _tower_of(file, options.mmproj)
             say("measuring the machine", 0, 2)
             limits = measure(n_threads, options.limit_seconds) if options.limits else None
             say(f"loading {opened.file.paths[0].name}", 1, 2)
@@ -109,18 +110,17 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
                 yield _of_prompt(result, n_rows)
 
 
-def _tower_of(file: GGUFFile) -> tuple[TowerFile, bool]:
-    """The tower, and whether its file holds nothing else."""
+def _tower_of(file: GGUFFile, mmproj: Path | None) -> tuple[TowerFile, bool]:
+    """The tower, and whether its file holds nothing else. Raises GGUFError, ModelError, OptionError."""
     arch = architecture_of(file.metadata)
     if arch == "clip":
+        if mmproj is not None:
+            raise OptionError(f"{file.paths[0]}: is a vision tower itself: leave --mmproj out")
         return TowerFile(file), True
     dim = file.metadata.get(f"{arch}.embedding_length")
-    found = open_tower(file, dim, None) if isinstance(dim, int) else None
+    found = open_tower(file, dim if isinstance(dim, int) else 0, mmproj)
     if found is None:
-        raise OptionError(
-            f"{file.paths[0]}: has no vision tower, in the file or beside it; --image measures a tower's own "
-            "file too (-m mmproj-….gguf)"
-        )
+        raise missing_tower(file.paths[0], arch, file)
     return found, False
 
 

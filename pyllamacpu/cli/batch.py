@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pyllamacpu.cli.images import image_access, served_image_options
 from pyllamacpu.cli.options import disk_options, force_option, option_files
 from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
@@ -30,6 +31,7 @@ _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, promp
 @disk_options
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Weights of all loaded models.")
 @shield_options
+@served_image_options
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray",
@@ -56,7 +58,8 @@ def batch(**given: Any) -> None:
 
     models = _models(given)
     pool = pool_options({**given, "itl_target": _ITL_TARGET, "keep_alive": None, "stop_loops": True})
-    options = BatchOptions(models, pool, given["strict"], take_shield(given), given["force"])
+    images, shield = image_access(given), take_shield(given)
+    options = BatchOptions(models, pool, given["strict"], shield, images, given["force"])
     inputs = [file for model in models for file in model_files(model.path)] + option_files("target")
     with progress_line(lines=True) as show:
         if given["cluster"] is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
+from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, force_option, option_files, options
 from pyllamacpu.cli.param_types import Number
@@ -129,6 +130,7 @@ _BATCHED = options(
         is_flag=True,
         help="A vision tower (a model that has one, or an mmproj file) and the prompt of an image.",
     ),
+    mmproj_option,
     click.option("-pps", "batched_shared", is_flag=True, help="--batched: one prompt for all sequences."),
 )
 
@@ -152,6 +154,8 @@ def bench(**given: Any) -> None:
     try:
         if given["image"] and (given["batched"] or given["plot"]):
             raise OptionError("--image goes neither with --batched nor with --plot")
+        if given["mmproj"] is not None and not given["image"]:
+            raise OptionError("--mmproj is the tower that --image measures: add that")
         if given["batched"]:
             batched = _batched_options(given)
             check(batched)
@@ -214,6 +218,7 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
         limits=given["limits"],
         profile=given["profile"],
         seed=given["seed"],
+        mmproj=given["mmproj"],
     )
 
 

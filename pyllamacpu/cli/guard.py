@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import read_bytes
 from pyllamacpu.cli.shield_options import categories_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="An image beside what the user says, for guards that read them; several times for several.",
 )
+@mmproj_option
 @click.option("--response", metavar="TEXT", help="What the agent answers.")
 @click.option(
     "--messages",
@@ -92,6 +94,7 @@ def guard(**parameters: Any) -> None:
         threshold=parameters["threshold"],
         n_ctx=parameters["ctx_size"] or 0,
         n_threads=parameters["threads"],
+        mmproj=parameters["mmproj"],
         **loading(parameters),
     ) as judge:
         verdict = judge.check(conversation, parameters["role"])

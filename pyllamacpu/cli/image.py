@@ -131,8 +131,7 @@ class _Measure:
         pack_cache: PackFolder | None,
     ) -> None:
         """Raises GGUFError, ModelError, OptionError."""
-        from pyllamacpu.api.vision import missing_tower
-        from pyllamacpu.engine.tower_files import open_tower
+        from pyllamacpu.engine.tower_files import missing_tower, open_tower
 
         arch = str(file.metadata.get("general.architecture"))
         dim = file.metadata.get(f"{arch}.embedding_length")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from pyllamacpu.cli.options import options
+from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.errors import ImageError, OptionError
 from pyllamacpu.files import read_start
 from pyllamacpu.store.paths import expanded
@@ -20,6 +22,7 @@ from pyllamacpu.store.paths import expanded
 if TYPE_CHECKING:
     from pyllamacpu.api.vision import Vision
     from pyllamacpu.images.tiles import Tiles
+    from pyllamacpu.server.images import ImageAccess
 
 mmproj_option = click.option(
     "-mm",
@@ -34,6 +37,26 @@ image_option = click.option(
     type=click.Path(path_type=Path),
     help="Show the model this image: JPEG, PNG, WebP, GIF or BMP (can be repeated).",
 )
+
+served_image_options = options(
+    mmproj_option,
+    click.option(
+        "--allow-image-hosts",
+        metavar="HOSTS",
+        help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public "
+        "addresses only.",
+    ),
+    click.option(
+        "--image-memory",
+        type=SIZE,
+        metavar="SIZE",
+        help="Memory for the images of one request: their tiles, the vision tower's rows, and keys and "
+        "values of layers that attend to images (Llama 3.2 Vision). Each model keeps as much at the most for "
+        "images that may come again, and never more than 512MB of rows and 1GB of keys and values.  "
+        "[default: 2GB]",
+    ),
+)
+"""Of commands whose images come in requests; `image_access` reads them."""
 
 _WORD = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+"""  # as a shell reads it
 _FIRST = re.compile(rf"\s*({_WORD})(?=\s|\Z)")
@@ -79,6 +102,16 @@ class ImageFile:
     def tiles(self, vision: Vision) -> Tiles:
         """As the model reads it. Raises ImageError."""
         return vision.tiles_of(self.data, self.where)
+
+
+def image_access(parameters: Mapping[str, Any]) -> ImageAccess:
+    """How images of requests are taken, as `served_image_options` say. Raises OptionError."""
+    from pyllamacpu.images.fetch import Fetcher, parse_hosts
+    from pyllamacpu.server.images import IMAGE_MEMORY, ImageAccess
+
+    hosts = parameters["allow_image_hosts"]
+    fetch = None if hosts is None else Fetcher(parse_hosts(hosts))
+    return ImageAccess(fetch, parameters["image_memory"] or IMAGE_MEMORY)
 
 
 def described(image: ImageFile, tiles: Tiles, vision: Vision) -> str:

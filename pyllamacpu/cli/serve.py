@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
-from pyllamacpu.cli.images import mmproj_option
+from pyllamacpu.cli.images import image_access, served_image_options
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
@@ -136,21 +136,7 @@ engine_options = options(
     help="End answers that repeat themselves; a request's stop_loops goes before.",
 )
 @shield_options
-@mmproj_option
-@click.option(
-    "--allow-image-hosts",
-    metavar="HOSTS",
-    help="Fetch images at URLs from these hosts, joined by commas; *.example.com, * is any. Public addresses "
-    "only.",
-)
-@click.option(
-    "--image-memory",
-    type=SIZE,
-    metavar="SIZE",
-    help="Memory for the images of one request: their tiles, the vision tower's rows, and keys and values of "
-    "layers that attend to images (Llama 3.2 Vision). Each model keeps as much at the most for images that "
-    "may come again, and never more than 512MB of rows and 1GB of keys and values.  [default: 2GB]",
-)
+@served_image_options
 @click.option("--strict", is_flag=True, help="Refuse requests with unknown fields.")
 @click.option(
     "--ray", "cluster", metavar="ADDRESS", help="Serve on a Ray cluster: host:port, ray://host:port or auto."
@@ -264,15 +250,8 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
         strict=parameters["strict"],
         metrics=parameters["metrics"],
         shield=take_shield(parameters),
-        image_hosts=_image_hosts(parameters["allow_image_hosts"]),
-        **({} if (size := parameters["image_memory"]) is None else {"image_memory": size}),
+        images=image_access(parameters),
     )
-
-
-def _image_hosts(text: str | None) -> tuple[str, ...]:
-    from pyllamacpu.images.fetch import parse_hosts
-
-    return () if text is None else parse_hosts(text)
 
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from pyllamacpu.engine.tower import TowerFile
 from pyllamacpu.errors import GGUFError, ModelError, OptionError
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.model.towers import tower_kind
+from pyllamacpu.model.towers import TOWERS, tower_kind
 
 _PREFERRED = ("bf16", "f16", "q8_0", "f32")  # of towers that differ in their types only
 
@@ -69,6 +69,22 @@ def unfit_towers(file: GGUFFile) -> list[str]:
         except (GGUFError, ModelError, OSError) as error:
             found.append(str(error))
     return found
+
+
+def missing_tower(model: object, arch: str | None, file: GGUFFile | None = None) -> OptionError:
+    """What to say of an image for a model without a tower; of its `file`, also what is wrong beside it."""
+    if arch in TOWERS and file is not None and (unfit := unfit_towers(file)):
+        why = "; ".join(unfit[:4])
+        return OptionError(
+            f"{model}: the model reads text only, for no vision tower in its folder fits: {why}"
+        )
+    if arch in ("llama4", "mllama"):
+        return OptionError(
+            f"{model}: the model reads text only, for its vision tower is missing: put the file that is "
+            f"published beside it (mmproj-….gguf) into its folder, or name it with mmproj; of a checkpoint, "
+            "`pyllamacpu convert FOLDER --mmproj` writes it"
+        )
+    return OptionError(f"{model}: {arch} models read no images")
 
 
 def _files_beside(model: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from pyllamacpu.images.picture import Picture
 MAX_BYTES = 512 << 20  # of an image file
 
 _NOT_FETCHED = (
-    "URLs are not fetched here; give the image itself as data:image/...;base64,..., or start the server with "
+    "URLs are not fetched here; give the image itself as data:image/...;base64,..., or allow the host with "
     "--allow-image-hosts"
 )
 _KINDS = "a path, bytes, an open binary file, a data URL, a PIL image or a uint8 array (h, w, 3)"

@@ -17,7 +17,6 @@ from starlette.routing import Match
 
 from pyllamacpu import __version__
 from pyllamacpu.errors import PyllamacpuError
-from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.images.sources import Fetch
 from pyllamacpu.limits import trim_memory
 from pyllamacpu.safety.shield import Shield, ShieldOptions
@@ -38,7 +37,7 @@ from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.generation import Service
-from pyllamacpu.server.images import IMAGE_MEMORY, ImageAccess, with_pictures
+from pyllamacpu.server.images import NO_URLS, ImageAccess, with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
@@ -64,8 +63,7 @@ class ServeOptions:
     metrics: bool = True
     stuck_after: float = 120.0
     shield: ShieldOptions | None = None
-    image_hosts: tuple[str, ...] = ()  # from which images at URLs are fetched
-    image_memory: int = IMAGE_MEMORY  # bytes for the images of one request
+    images: ImageAccess = NO_URLS
 
 
 class Server:
@@ -81,8 +79,8 @@ class Server:
     def start(self) -> Service:
         thread = EngineThread(asyncio.get_running_loop())
         pool = ModelPool(self.options.models, self.options.pool, thread)
-        fetch = Fetcher(self.options.image_hosts) if self.options.image_hosts else None
-        images, shield = ImageAccess(fetch, self.options.image_memory), self._shield(fetch)
+        images = self.options.images
+        shield = self._shield(images.fetch)
         self.service = service = Service(pool, thread, self.metrics, self.options.max_queue, shield, images)
         self.metrics.watch(pool)
         chores = (self._load(service), _unload_idle(pool), _release_memory(service))

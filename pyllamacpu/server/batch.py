@@ -18,6 +18,7 @@ from pyllamacpu.safety.shield import ShieldOptions
 from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
 from pyllamacpu.server.batch_file import BATCH_OUTPUT, BatchOutput, Line, read_lines
 from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.images import NO_URLS, ImageAccess
 from pyllamacpu.server.models import PoolOptions, ServedFile
 
 
@@ -29,6 +30,7 @@ class BatchOptions:
     pool: PoolOptions
     strict: bool = False
     shield: ShieldOptions | None = None
+    images: ImageAccess = NO_URLS
     force: bool = False  # also replace an output that is not one of a batch
 
 
@@ -119,7 +121,8 @@ def run_batch(
 
 
 async def _answer_all(run: BatchRun, options: BatchOptions) -> None:
-    async with batch_engine(options.models, options.pool, options.strict, options.shield) as engine:
+    own = (options.models, options.pool, options.strict, options.shield, options.images)
+    async with batch_engine(*own) as engine:
         await engine.load()  # a model that cannot be loaded ends the run, not every line
         n_workers = min(run.total, 2 * options.pool.parallel)  # the next prompts are ready when one ends
         workers = [asyncio.ensure_future(_work(run, engine)) for _ in range(n_workers)]

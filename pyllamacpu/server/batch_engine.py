@@ -16,7 +16,7 @@ from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
-from pyllamacpu.server.images import with_pictures
+from pyllamacpu.server.images import NO_URLS, ImageAccess, with_pictures
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
 
@@ -72,13 +72,17 @@ def _parts(response: Response) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def batch_engine(
-    models: Sequence[ServedFile], options: PoolOptions, strict: bool, shield: ShieldOptions | None = None
+    models: Sequence[ServedFile],
+    options: PoolOptions,
+    strict: bool,
+    shield: ShieldOptions | None = None,
+    images: ImageAccess = NO_URLS,
 ) -> AsyncIterator[BatchEngine]:
     """An engine for `models`, of which the first is the default; none is loaded yet. Raises OptionError."""
-    judging = None if shield is None else Shield(shield, partial(with_pictures, fetch=None))
+    judging = None if shield is None else Shield(shield, partial(with_pictures, fetch=images.fetch))
     thread = EngineThread(asyncio.get_running_loop())
     pool = ModelPool(models, options, thread)
-    service = Service(pool, thread, Metrics(), _UNLIMITED, judging)
+    service = Service(pool, thread, Metrics(), _UNLIMITED, judging, images)
     try:
         yield BatchEngine(service, strict)
     finally:

@@ -196,7 +196,7 @@ class Model:
     def vision(self, where: str) -> Vision:
         """What reads images, such as the one at `where`. Raises HTTPError for a model that reads none."""
         if self.parts.vision is None:
-            from pyllamacpu.api.vision import missing_tower
+            from pyllamacpu.engine.tower_files import missing_tower
 
             reason = str(missing_tower(self.name, self.engine.config.arch))
             raise HTTPError(f"{where}: {reason}", param=where, code="images_not_supported")

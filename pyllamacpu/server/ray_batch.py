@@ -24,6 +24,7 @@ from pyllamacpu.server.batch import BatchCounts, BatchOptions, BatchRun, open_ru
 from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
 from pyllamacpu.server.batch_file import Line
 from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.images import ImageAccess
 from pyllamacpu.server.models import PoolOptions
 from pyllamacpu.server.ray_cluster import (
     ClusterModel,
@@ -71,12 +72,15 @@ class NodeEngine:
         options: PoolOptions,
         strict: bool,
         shield: ShieldOptions | None,
+        images: ImageAccess,
         version: str,
     ) -> tuple[str | None, list[str]]:
         """Loads the default model. Why that cannot be, or None."""
         try:
             files = await asyncio.to_thread(files_on_this_node, models, version)
-            engine = await self._stack.enter_async_context(batch_engine(files, options, strict, shield))
+            engine = await self._stack.enter_async_context(
+                batch_engine(files, options, strict, shield, images)
+            )
             await engine.load()
         except PyllamacpuError as error:
             return str(error), self._notes.fetch()
@@ -187,7 +191,12 @@ class _Dispatcher:
     async def _start(self, member: _Member, options: PoolOptions) -> None:
         try:
             problem, notes = await member.actor.start.remote(
-                self._models, options, self._options.strict, self._options.shield, __version__
+                self._models,
+                options,
+                self._options.strict,
+                self._options.shield,
+                self._options.images,
+                __version__,
             )
         except self._ray.exceptions.RayError as error:
             self._drop(member)
