@@ -7,6 +7,7 @@ inlined.
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cffi import FFI
@@ -15,16 +16,30 @@ HERE = Path(__file__).resolve().parent
 
 
 def cdef_text() -> str:
-    """api.h without the lines that cffi's parser does not take (guards, includes)."""
-    lines = (HERE / "api.h").read_text().splitlines()
-    return "\n".join(
-        line for line in lines if not line.startswith(("#if", "#endif", "#include", "#define PL_API_H"))
-    )
+    """api.h and its parts, each once, without the lines that the parser of cffi does not take (guards, includes)."""
+    seen: set[str] = set()
+
+    def lines_of(name: str) -> Iterator[str]:
+        seen.add(name)
+        for line in (HERE / name).read_text(encoding="utf-8").splitlines():
+            if line.startswith('#include "'):
+                part = line.split('"')[1]
+                yield from lines_of(part) if part not in seen else ()
+            elif not line.startswith(("#if", "#endif", "#include", "#define PL_API_")):
+                yield line
+
+    return "\n".join(lines_of("api.h"))
 
 
 def sources() -> list[str]:
     """Every C file, relative to the project's root as setuptools wants it."""
     return sorted(os.path.relpath(path, HERE.parent) for path in HERE.glob("*/*.c"))
+
+
+def depends() -> list[str]:
+    """What is read besides them: a change compiles the extension anew, and a source distribution has them."""
+    headers = [path for end in ("h", "inc", "def") for path in HERE.rglob(f"*.{end}")]
+    return sorted(os.path.relpath(path, HERE.parent) for path in [Path(__file__).resolve(), *headers])
 
 
 def compile_args() -> list[str]:
@@ -41,10 +56,7 @@ ffi.set_source(
     '#include "api.h"',
     sources=sources(),
     include_dirs=[str(HERE)],
-    depends=[
-        os.path.relpath(p, HERE.parent)
-        for p in [*HERE.glob("*.h"), *HERE.glob("*/*.h"), *HERE.glob("*/*.inc"), *HERE.glob("*/*.def")]
-    ],
+    depends=depends(),
     extra_compile_args=compile_args(),
     libraries=[] if sys.platform == "win32" else ["m", "pthread"],
     py_limited_api=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -144,6 +145,20 @@ def test_imports_go_one_way(name: str) -> None:
 def test_only_one_module_imports_the_extension() -> None:
     found = {name for name, path in MODULES.items() if "pyllamacpu._native" in imports_of(path)}
     assert found == {"pyllamacpu.native"}
+
+
+def test_files_in_c_are_short() -> None:
+    sources = [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix in {".c", ".h", ".inc", ".def"}]
+    assert len(sources) > 100
+    assert {path.name for path in sources if len(path.read_bytes().splitlines()) > MAX_FILE} == set()
+
+
+def test_the_build_names_all_that_it_reads() -> None:
+    """setuptools puts that, and nothing else of csrc/, into a source distribution."""
+    build = runpy.run_path(str(ROOT / "csrc" / "build_cffi.py"))
+    named = {*build["sources"](), *build["depends"]()}
+    files = [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix not in {".md", ".pyc"}]
+    assert named == {str(path.relative_to(ROOT)) for path in files}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,7 @@
 
 #define PL_TILE 32             /* positions of a KV page and keys of an attention tile */
 #define PL_SPLIT 512           /* positions of one partial softmax: a fixed partition, so that threads never change a result */
-#define PL_HEAD_DIM_LIMIT 1024 /* elements of a key or a value of one head; api.h: PL_MAX_HEAD_DIM */
+#define PL_HEAD_DIM_LIMIT 1024 /* elements of a key or a value of one head; api/kv.h: PL_MAX_HEAD_DIM */
 #define PL_SAMPLE_BLOCK 64     /* logits of a row whose largest is kept */
 #define PL_TOKENS 256          /* tokens of one GEMM work item at most */
 #define PL_SMALL_BATCH 32      /* tokens up to which reading weights counts: threads take long runs of them */

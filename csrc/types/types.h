@@ -9,8 +9,8 @@ enum pl_type {
 #include "types/types.def"
 };
 
-/* Decodes 32 elements, sub-block `sub` of one block, to the form of pl_decode32 (api.h). q: (32,), scale and min: (2,), for
- * elements 0–15 and 16–31. */
+/* Decodes 32 elements, sub-block `sub` of one block, to the form of pl_decode32 (api/types.h). q: (32,), scale and min: (2,),
+ * for elements 0–15 and 16–31. */
 typedef int pl_decode_fn(const void *block, int sub, int8_t *q, float *scale, float *min);
 /* n elements of a float type -> float32, the same bits for NaN too. src may be unaligned. */
 typedef void pl_to_float_fn(const uint8_t *src, float *dst, int64_t n);

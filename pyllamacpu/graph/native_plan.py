@@ -74,7 +74,7 @@ class NativePlan:
         )
 
     def cost(self, op: int, work: Workload) -> tuple[float, float, float, tuple[float, ...]]:
-        """Bytes read, int8 and float operations of an op, as api.h counts them; those on int8 again
+        """Bytes read, int8 and float operations of an op, as api/plan.h counts them; those on int8 again
         by the width of their codes, 4 to 8 bits.
         """
         found = ffi.new("pl_cost *")

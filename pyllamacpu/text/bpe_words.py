@@ -77,7 +77,7 @@ DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 
 @dataclass(frozen=True)
 class WordRule:
-    """A pattern as csrc/text/words.c matches it (`pl_word_rule` of api.h says what the fields mean)."""
+    """A pattern as csrc/text/words.c matches it (`pl_word_rule` of api/text.h says what the fields mean)."""
 
     contractions: int
     word: int
