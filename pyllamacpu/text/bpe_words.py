@@ -15,6 +15,7 @@ from functools import lru_cache
 import regex
 
 from pyllamacpu.native import lib
+from pyllamacpu.text.unicode_categories import seen_by
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -127,7 +128,7 @@ class PreTokenizer:
 def _split(pattern: regex.Pattern[str], pieces: Iterator[str]) -> Iterator[str]:
     for piece in pieces:
         end = 0
-        for match in pattern.finditer(piece):
+        for match in pattern.finditer(seen_by(pattern, piece)):
             start, stop = match.span()
             if start > end:
                 yield piece[end:start]

@@ -1,29 +1,31 @@
-"""What characters are, in blocks of 256, as the patterns of bpe_words.py see them: by the same library."""
+"""What characters are, in blocks of 256, as the patterns of bpe_words.py see them."""
 
 from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
-import regex
-
 from pyllamacpu.native import lib
+from pyllamacpu.text.unicode_categories import WHITE_SPACE, categories
 
 _SETS = (
-    (lib.PL_CHAR_LETTER, r"\p{L}"),
-    (lib.PL_CHAR_NUMBER, r"\p{N}"),
-    (lib.PL_CHAR_SPACE, r"\s"),
-    (lib.PL_CHAR_UPPER, r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"),
-    (lib.PL_CHAR_LOWER, r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"),
+    (lib.PL_CHAR_LETTER, ("L",)),
+    (lib.PL_CHAR_NUMBER, ("N",)),
+    (lib.PL_CHAR_UPPER, ("Lu", "Lt", "Lm", "Lo", "M")),
+    (lib.PL_CHAR_LOWER, ("Ll", "Lm", "Lo", "M")),
 )
+
+
+@cache
+def _classes_of(category: str) -> int:
+    return sum(flag for flag, names in _SETS if category.startswith(names))
 
 
 @cache
 def classes_of_block(block: int) -> bytes:
     """PL_CHAR_… of the characters 256 * block … + 255, one byte each."""
-    text = "".join(map(chr, range(256 * block, 256 * block + 256)))
-    classes = np.zeros(256, np.uint8)
-    for flag, pattern in _SETS:
-        for match in regex.finditer(f"{pattern}+", text):
-            classes[match.start() : match.end()] |= flag
-    return classes.tobytes()
+    first = 256 * block
+    classes = bytearray(map(_classes_of, categories(first, first + 256)))
+    for character in WHITE_SPACE:
+        if first <= ord(character) < first + 256:
+            classes[ord(character) - first] |= lib.PL_CHAR_SPACE
+    return bytes(classes)

@@ -1,6 +1,7 @@
 """The normalizers of a tokenizer.json: what is done to a text before it is cut.
 
-Each gives what the tokenizers library gives, where Python and that library know the same characters.
+Each gives what the tokenizers library gives, whatever version of Unicode Python has. (Graphemes are
+those of the installed `regex`: in 2026 the library's are of the same version of Unicode, 17.)
 """
 
 from __future__ import annotations
@@ -8,20 +9,19 @@ from __future__ import annotations
 import struct
 import unicodedata
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, lru_cache, partial
+from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import regex
 
 from pyllamacpu.errors import TokenizerError
+from pyllamacpu.text.unicode_categories import WHITE_SPACE, category, newer_than_9, seen_by
 
 Normalizer = Callable[[str], str]
 Maker = Callable[[Mapping[str, Any], bytes | None], Normalizer]
 """(the part of the JSON, the map of `Precompiled`) -> its function."""
-WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-"""Unicode's property White_Space; str.isspace() has four control characters more."""
 MATCH_SECONDS = 5.0
 """For a pattern of the file on one text."""
 _MAX_DEPTH = 8
@@ -36,6 +36,12 @@ _ONIGURUMA = {  # what Oniguruma means, in brackets
 }
 _ALONE = "²³¹¼-¾"  # of `\w` only where it stands alone
 _NUMBER = regex.compile(r"[1-9]\d*")
+# Capitals that Unicode got with 14 to 17, and where their small letters begin (hexadecimal).
+_NEWER_CAPITALS = """
+    1c89>1c8a 2c2f>2c5f a7c0>a7c1 a7cb>264 a7cc>a7cd a7ce>a7cf a7d0>a7d1 a7d2>a7d3 a7d4>a7d5 a7d6>a7d7
+    a7d8>a7d9 a7da>a7db a7dc>19b 10570-1057a>10597 1057c-1058a>105a3 1058c-10592>105b3 10594-10595>105bb
+    10d50-10d65>10d70 16ea0-16eb8>16ebb
+"""
 _GRAPHEME = regex.compile(r"\X")
 _WHOLE_GRAPHEME = 6  # bytes from which a grapheme is looked up character by character
 _MAX_CACHED = 1 << 16
@@ -132,25 +138,71 @@ def _replace(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
         raise TokenizerError("a normalizer Replace without its content")
 
     def replace(text: str) -> str:
+        seen = seen_by(pattern, text)
         try:
-            return str(pattern.sub(lambda _match: content, text, timeout=MATCH_SECONDS))
+            if seen is text:
+                return str(pattern.sub(lambda _match: content, text, timeout=MATCH_SECONDS))
+            spans = [match.span() for match in pattern.finditer(seen, timeout=MATCH_SECONDS)]
         except TimeoutError:
             raise TokenizerError(f"the pattern {pattern.pattern!r:.60} takes too long on this text") from None
+        ends = [0, *(end for _, end in spans)]
+        starts = [*(start for start, _ in spans), len(text)]
+        return content.join(text[end:start] for end, start in zip(ends, starts, strict=True))
 
     return replace
 
 
 def _form(name: Literal["NFC", "NFD", "NFKC", "NFKD"]) -> Maker:
-    return lambda _part, _charsmap: partial(unicodedata.normalize, name)
+    return lambda _part, _charsmap: partial(_normalized, name)
+
+
+def _normalized(name: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+    """By Unicode 9, as the library's tables are: newer characters stay as they are, and join no others."""
+    if text.isascii():
+        return text
+    if not (newer := newer_than_9(text)).any():
+        return unicodedata.normalize(name, text)
+    places = [*np.flatnonzero(newer).tolist(), len(text)]
+    parts = [unicodedata.normalize(name, text[: places[0]])]
+    for place, following in pairwise(places):
+        parts += (text[place], unicodedata.normalize(name, text[place + 1 : following]))
+    return "".join(parts)
 
 
 def _lowercase(text: str) -> str:
     """Letter by letter: a final sigma is none."""
-    return text.lower() if text.isascii() else "".join(map(str.lower, text))
+    return text.lower() if text.isascii() else "".join(map(_lower, text))
+
+
+@lru_cache(maxsize=1 << 14)
+def _lower(character: str) -> str:
+    if small := _newer_small_letters().get(character):
+        return small
+    return character if category(character) == "Cn" else character.lower()
+
+
+@cache
+def _newer_small_letters() -> dict[str, str]:
+    """Small letters of those that are newer than the oldest Python's tables."""
+    letters: dict[str, str] = {}
+    for word in _NEWER_CAPITALS.split():
+        capitals, small = word.split(">")
+        first, _, last = capitals.partition("-")
+        codes = range(int(first, 16), int(last or first, 16) + 1)
+        letters |= {chr(code): chr(int(small, 16) + i) for i, code in enumerate(codes)}
+    return letters
 
 
 def _strip_accents(text: str) -> str:
-    return "".join(c for c in text if not unicodedata.category(c).startswith("M"))
+    """What was a mark in Unicode 9."""
+    if text.isascii():
+        return text
+    newer = newer_than_9(text).tolist()
+    return "".join(c for c, new in zip(text, newer, strict=True) if new or not _was_mark(c))
+
+
+def _was_mark(character: str) -> bool:
+    return (category(character)[0] == "M" and character != "\U000111c9") or character in "\u1cf2\u1cf3"
 
 
 def _prepend(part: Mapping[str, Any], _charsmap: bytes | None) -> Normalizer:
@@ -212,7 +264,7 @@ class CharsMap:
 
     def _looked_up(self, grapheme: str) -> str:
         data = grapheme.encode("utf-8", "surrogatepass")
-        if len(data) < _WHOLE_GRAPHEME and _is_whole(grapheme) and (found := self._entry(data)) is not None:
+        if len(data) < _WHOLE_GRAPHEME and (found := self._entry(data)) is not None:
             return found
         entries = ((c, self._entry(c.encode("utf-8", "surrogatepass"))) for c in grapheme)
         return "".join(c if entry is None else entry for c, entry in entries)
@@ -238,13 +290,6 @@ class CharsMap:
         if start >= len(self._texts):
             raise TokenizerError("the map of characters (precompiled_charsmap) is damaged")
         return self._texts[start : end if end >= 0 else None].decode("utf-8", "replace")
-
-
-def _is_whole(grapheme: str) -> bool:
-    """Characters that are newer than Python's tables, and known to `regex`, join no others in the tokenizers
-    library either.
-    """
-    return len(grapheme) == 1 or all(unicodedata.category(c) != "Cn" for c in grapheme)
 
 
 def _offset(unit: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import regex
 
 from pyllamacpu.errors import TokenizerError
-from pyllamacpu.text.normalizers import MATCH_SECONDS, WHITE_SPACE, compiled_pattern
+from pyllamacpu.text.normalizers import MATCH_SECONDS, compiled_pattern
+from pyllamacpu.text.unicode_categories import WHITE_SPACE, category, seen_by
 
 PreTokenizer = Callable[[str, bool], list[str]]
 """(text, whether it is the beginning of all) -> its words."""
@@ -120,10 +120,10 @@ def by_character(text: str, is_match: Callable[[str], bool]) -> Iterator[tuple[s
 def by_pattern(text: str, pattern: regex.Pattern[str], invert: bool = False) -> Iterator[tuple[str, bool]]:
     end = 0
     try:
-        for match in pattern.finditer(text, timeout=MATCH_SECONDS):
+        for match in pattern.finditer(seen_by(pattern, text), timeout=MATCH_SECONDS):
             if match.start() > end:
                 yield text[end : match.start()], invert
-            yield match.group(), not invert
+            yield text[match.start() : match.end()], not invert
             end = match.end()
     except TimeoutError:
         raise TokenizerError(f"the pattern {pattern.pattern!r:.60} takes too long on this text") from None
@@ -169,6 +169,8 @@ _NEWER_MARKS = """
     119e2 11a3f-11a46 11a9a-11a9c 11a9e-11aa2 11b00-11b09 11be1 11c41-11c45 11c70-11c71 11ef7-11ef8
     11f43-11f4f 11fff 12ff1-12ff2 16d6d-16d6f 16e97-16e9a 16fe2 1e5ff 1e95e-1e95f
 """
+_NEWER_NUMBERS = frozenset(map(chr, (*range(0x11DE0, 0x11DEA), *range(0x16FF4, 0x16FF7))))
+"""`Digits` knows those of Unicode 17."""
 _OLD_MARKS = "\u166d\U000111c9"  # which later tables call symbols or letters' parts
 
 
@@ -181,7 +183,7 @@ def _newer_marks() -> frozenset[str]:
 def _is_punctuation(character: str) -> bool:
     if character.isascii():
         return character.isprintable() and not character.isalnum() and character != " "
-    is_mark = unicodedata.category(character).startswith("P") and character not in _newer_marks()
+    is_mark = category(character)[0] == "P" and character not in _newer_marks()
     return is_mark or character in _OLD_MARKS
 
 
@@ -195,7 +197,7 @@ def _digits(part: Mapping[str, Any]) -> PreTokenizer:
     behavior = "isolated" if part.get("individual_digits") else "contiguous"
 
     def is_number(character: str) -> bool:
-        return unicodedata.category(character).startswith("N")
+        return category(character)[0] == "N" or character in _NEWER_NUMBERS
 
     return lambda text, _first: cut(by_character(text, is_number), behavior)
 

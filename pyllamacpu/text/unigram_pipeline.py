@@ -19,9 +19,10 @@ import regex
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.gguf.metadata import text_of
 from pyllamacpu.gguf.strings import StringArray
-from pyllamacpu.text.normalizers import WHITE_SPACE, make_normalizer
+from pyllamacpu.text.normalizers import make_normalizer
 from pyllamacpu.text.pretokenizers import make_pretokenizer
 from pyllamacpu.text.tokenizer import to_bytes
+from pyllamacpu.text.unicode_categories import WHITE_SPACE, seen_by
 from pyllamacpu.text.unigram import Unigram
 
 MODEL = "unigram"
@@ -29,6 +30,10 @@ PIPELINE = "tokenizer.unigram.pipeline"
 CHARSMAP = "tokenizer.ggml.precompiled_charsmap"
 _WORD = regex.compile(r"\w")
 _MAX_DEPTH = 8
+
+
+def _is_word(character: str) -> bool:
+    return _WORD.match(seen_by(_WORD, character)) is not None
 
 
 class _Added(NamedTuple):
@@ -53,9 +58,7 @@ class _Finder:
         start = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             token, first, last = self._tokens[match.group()], match.start(), match.end()
-            if token.single_word and (
-                _WORD.match(text[first - 1 : first]) or _WORD.match(text[last : last + 1])
-            ):
+            if token.single_word and (_is_word(text[first - 1 : first]) or _is_word(text[last : last + 1])):
                 continue
             if token.takes_left:
                 first = max(start, len(text[:first].rstrip(WHITE_SPACE)))
