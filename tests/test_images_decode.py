@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import threading
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -76,6 +78,57 @@ def test_alpha_lies_on_white() -> None:
 def test_16_bits_are_scaled() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     assert decode(encoded(Image.fromarray(values), "PNG")).pixels[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "levels"),
+    [
+        (np.float32([0, 0.25, 0.5, 1]), [0, 64, 128, 255]),
+        (np.arange(256, dtype=np.float32) / np.float32(255), list(range(256))),
+        (np.float32([0, 1, 127.6, 255]), [0, 1, 127, 255]),
+        (np.int32([0, 1, 255]), [0, 1, 255]),
+        (np.int32([0, 255, 256, 65535]), [0, 0, 1, 255]),
+        (np.float32([0, 0]), [0, 0]),
+    ],
+)
+def test_modes_of_numbers(numbers: Any, levels: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """F and I, whose numbers Pillow clips: from 0 to 1 all is black, above 255 white."""
+    monkeypatch.setattr("pyllamacpu.images.decode._STRIP", 1)
+    image = Image.fromarray(np.array([numbers, numbers[::-1]]))
+    assert image.mode in "FI"
+    found = from_pil(image).pixels
+    assert found[0, :, 0].tolist() == levels == found[1, ::-1, 2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [
+        (np.float32([-1, 1]), "from -1 to 1; those of mode F are from 0 to 1 or 0 to 255"),
+        (np.float32([0, 256]), "from 0 to 256"),
+        (np.float32([0, np.nan]), "from nan to nan"),
+        (np.float32([0, np.inf]), "from 0 to inf"),
+        (np.int32([-1, 1]), "from -1 to 1; those of mode I are from 0 to 255 or 0 to 65535"),
+        (np.int32([0, 65536]), "from 0 to 65536"),
+    ],
+)
+def test_numbers_that_are_no_levels(numbers: Any, says: str) -> None:
+    with pytest.raises(ImageError, match=f"photo: has numbers {says}"):
+        from_pil(Image.fromarray(numbers[None]), where="photo")
+
+
+@pytest.mark.parametrize(("bits", "value", "raw"), [(1, 1, 0b10 << 6), (2, 1, 0b0110 << 4), (4, 3, 0x3F)])
+def test_a_transparent_grey_of_few_bits(bits: int, value: int, raw: int) -> None:
+    """As its PNG says it: a sample, not a level."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"tRNS", struct.pack(">H", value))]
+    chunks += [(b"IDAT", zlib.compress(bytes([0, raw]))), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+    first, second = decode(data).pixels[0, :, 0]
+    assert first == 255 and second == {1: 0, 2: 170, 4: 255}[bits]
 
 
 @pytest.mark.parametrize(

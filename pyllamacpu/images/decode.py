@@ -1,8 +1,9 @@
 """Image files to pictures: JPEG, PNG, WebP, GIF and BMP, whatever the file's name says.
 
 As a person sees it: turned as its EXIF data says, alpha and transparent colours on white, 16 bits scaled to
-8, the first frame of several. The number of pixels is checked on the header, before any is decoded; a file
-that ends early is refused.
+8, the first frame of several. Pillow's modes of numbers: F is read from 0 to 1, or else from 0 to 255, and I
+from 0 to 255, or else from 0 to 65535; other numbers are an error, where Pillow makes black or white of them.
+The number of pixels is checked on the header, before any is decoded; a file that ends early is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 _STRIP = 1 << 20  # pixels that are converted at once
 MAX_READS = 500_000  # of a file: a second or two; a PNG of 100 MB takes some 50,000
 _BMP_READS = 4_000_000  # two for each run of pixels, which are short work
+_PNG_BITS = 24  # where a PNG has the bits of a sample
 _ORIENTATION = 0x0112  # the EXIF tag
+_NUMBERS = {"F": ((1, 255.0), (255, 1.0)), "I": ((255, 1.0), (65535, 1 / 256))}
+"""By the modes whose pixels are numbers: how far they go at the most, and what makes levels of them."""
 _strict = fork_safe_lock()
 
 
@@ -36,6 +40,8 @@ def decode(data: bytes, *, orient: bool = True, where: str = "image") -> Picture
     check_cost(kind, data, where)
     with _reported(where, kind):
         image = _open(kind, _Counted(data, where, _BMP_READS if kind == "BMP" else MAX_READS))
+        if kind == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
+            image.info["transparency"] *= 255 // ((1 << data[_PNG_BITS]) - 1)  # Pillow scales pixels alone
     return from_pil(image, orient=orient, where=where)
 
 
@@ -45,7 +51,7 @@ def from_pil(image: Image, *, orient: bool = True, where: str = "image") -> Pict
     with _reported(where, image.format or f"image of mode {image.mode}"):
         with _refusing_truncated():
             image.load()
-        pixels = _rgb(image)
+        pixels = _rgb(image, where)
         if orient:
             pixels = np.ascontiguousarray(_oriented(pixels, _orientation(image)))
         pixels.flags.writeable = False  # so that it is not copied
@@ -118,17 +124,46 @@ def _refusing_truncated() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = kept
 
 
-def _rgb(image: Image) -> NDArray[np.uint8]:
-    """(h, w, 3) of an image of any mode, on white where it is transparent. Strip by strip: large images take
-    no more memory than Pillow's pixels and ours.
-    """
+def _rgb(image: Image, where: str) -> NDArray[np.uint8]:
+    """(h, w, 3) of an image of any mode, on white where it is transparent. Raises ImageError."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
+    factor = _level_factor(image, where) if image.mode in _NUMBERS else 1.0
+    for top, strip in _strips(image):
+        shown = strip if factor == 1 else _levels(strip, factor)
+        pixels[top : top + strip.size[1]] = np.asarray(_on_white(shown))
+    return pixels
+
+
+def _strips(image: Image) -> Iterator[tuple[int, Image]]:
+    """Strip by strip, with its first row: large images take no more memory than Pillow's pixels and ours."""
+    width, height = image.size
     n_rows = max(_STRIP // width, 1)
     for top in range(0, height, n_rows):
-        strip = image.crop((0, top, width, min(top + n_rows, height)))
-        pixels[top : top + n_rows] = np.asarray(_on_white(strip))
-    return pixels
+        yield top, image.crop((0, top, width, min(top + n_rows, height)))
+
+
+def _level_factor(image: Image, where: str) -> float:
+    """What the numbers of an image are multiplied with to be levels from 0 to 255. Raises ImageError."""
+    ends = [
+        (values.min(), values.max()) for values in map(np.asarray, (strip for _, strip in _strips(image)))
+    ]
+    low, high = np.min(ends), np.max(ends)  # not a number, if any is none
+    ranges = _NUMBERS[image.mode]
+    for highest, factor in ranges:
+        if low >= 0 and high <= highest:
+            return factor
+    known = " or ".join(f"0 to {highest}" for highest, _ in ranges)
+    raise ImageError(
+        where, f"has numbers from {low:g} to {high:g}; those of mode {image.mode} are from {known}"
+    )
+
+
+def _levels(image: Image, factor: float) -> Image:
+    from PIL import Image as PillowImage
+
+    values = np.asarray(image) * factor
+    return PillowImage.fromarray((np.rint(values) if image.mode == "F" else values).astype(np.uint8))
 
 
 def _on_white(image: Image) -> Image:
