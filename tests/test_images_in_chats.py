@@ -283,6 +283,10 @@ def test_arrays_of_tiles_in_conversations(llm: Llama) -> None:
     for ratio in ([[2, 3]], [[-2, -2]], "ab", [[1], [2, 3]]):
         with pytest.raises(ImageError, match="aspect_ratios"):
             prompt(llm, asked({**given, "aspect_ratios": ratio}))
+    one = {"pixel_values": tiles.pixels[:1], "aspect_ratios": [[1, 1]]}
+    assert prompt(llm, asked(one)) == prompt(llm, asked(tiles.pixels[:1]))
+    with pytest.raises(ImageError, match="rows and columns of 1 tiles"):
+        prompt(llm, asked({**one, "aspect_ratios": [[2, 2]]}))
     with pytest.raises(ImageError, match="must say how its 5 tiles lie"):
         prompt(llm, asked(tiles.pixels))
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from pyllamacpu.errors import ImageError
+from pyllamacpu.images import sources
 from pyllamacpu.images.parts import image_source, take_images
 from pyllamacpu.images.picture import Picture
 from pyllamacpu.images.sources import decode_base64, open_picture, open_url
@@ -67,6 +68,7 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         (".", "cannot be read"),
         ("x\0y", "cannot be read"),
         ("x" * 5000, "cannot be read"),
+        ("", "'': no such file"),
         (5, "is of type int"),
         (StringIO("x"), "image: is a file that gives str, not bytes: open it with 'rb'"),
         (BytesIO(), "image: is empty"),
@@ -88,6 +90,18 @@ def test_what_is_refused(source: Any, reason: str) -> None:
     with pytest.raises(ImageError) as caught:
         open_picture(source)
     assert reason in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_that_is_too_large_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_BYTES", 4)
+    (tmp_path / "x.png").write_bytes(png())
+    with pytest.raises(ImageError) as caught:
+        open_picture(tmp_path / "x.png", where="x")
+    assert str(caught.value) == "x: is larger than 0 MiB"
+
+
+def test_arrays_of_other_classes() -> None:
+    assert np.array_equal(open_picture(np.ma.masked_array(PIXELS)).pixels, PIXELS)
 
 
 def test_urls_read_no_files(tmp_path: Path) -> None:

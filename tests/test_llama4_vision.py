@@ -222,13 +222,20 @@ def test_wrong_images_and_prompts(llm: Llama) -> None:
         OptionError, match=r"12 placeholders .token 99., and the images take 8: 4 for each tile"
     ):
         llm.logits(known["ids"].tolist(), images=[known["pixels"][:2]])
-    with pytest.raises(ImageError, match=r"\(n, 3, 56, 56\), not \(3, 3, 56, 55\)"):
+    with pytest.raises(ImageError, match=r"float32 of shape \(3, 3, 56, 55\); .*\(n, 3, 56, 56\)"):
         llm.image_features(known["pixels"][..., 1:])
     with pytest.raises(ImageError, match="not finite"):
         llm.image_features(np.full((1, 3, SIZE, SIZE), np.nan, np.float32))
     with pytest.raises(ImageError, match="no pixel_values"):
         llm.image_features({"pixels": 1})
     shape = (1, 3, SIZE, SIZE)
+    for array in (np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint16)):
+        with pytest.raises(ImageError, match=rf"is {array.dtype} of shape .* pictures, uint8 of \(h, w\)"):
+            llm.image_features(array)
+    with pytest.raises(ImageError, match="an array of complex64"):
+        llm.image_features(np.ones(shape, np.complex64))
+    with pytest.raises(ImageError, match=r"no pixel_values$"):
+        llm.image_features({})
     for wrong in (
         np.full(shape, "a"),
         np.ones(shape, complex),

@@ -62,6 +62,8 @@ def test_arrays_of_processors_that_make_no_sense_are_refused(llm: Llama) -> None
     for broken, said in (
         ({**image, "aspect_ratio_ids": np.array([[0]])}, "aspect_ratio_ids from 1 to 8"),
         ({**image, "aspect_ratio_ids": np.array([[1, 1]])}, "of 2 images"),
+        ({**image, "aspect_ratio_ids": [[2.5]]}, "give whole numbers"),
+        ({**image, "aspect_ratio_ids": ["2"]}, "give whole numbers"),
         ({**image, "aspect_ratio_ids": np.array([[4]])}, "aspect_ratio_mask"),
         ({"pixel_values": image["pixel_values"]}, "aspect_ratio_ids"),
         ({**image, "pixel_values": image["pixel_values"][:, :, :3]}, "3 tiles"),

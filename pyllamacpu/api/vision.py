@@ -246,8 +246,13 @@ def _as_array(value: Any) -> npt.NDArray[Any]:
     except ValueError:  # lists that differ in length
         raise ImageError("image", "is lists that are not an array") from None
     if not np.can_cast(found.dtype, np.float32, "same_kind"):
-        raise ImageError("image", f"is of type {type(value).__name__} where an array of numbers belongs")
+        raise ImageError("image", f"is {_named(value)} where an array of numbers belongs")
     return found
+
+
+def _named(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return f"of type {type(value).__name__}" if dtype is None else f"an array of {dtype}"
 
 
 def _given_pixels(image: Any, size: int) -> Floats | None:
@@ -256,13 +261,18 @@ def _given_pixels(image: Any, size: int) -> Floats | None:
     """
     if isinstance(image, Mapping):
         if "pixel_values" not in image:
-            raise ImageError("image", f"has no pixel_values, only {', '.join(map(str, image))}")
+            others = f", only {', '.join(map(str, image))}" if image else ""
+            raise ImageError("image", f"has no pixel_values{others}")
         image = image["pixel_values"]
     elif not _is_tensor(image) and (not isinstance(image, np.ndarray) or image.dtype == np.uint8):
         return None
     image = _as_array(image)
     if image.ndim < 3 or image.shape[-3:] != (3, size, size) or not image.size:
-        raise ImageError("image", f"arrays of pixels are (n, 3, {size}, {size}), not {image.shape}")
+        raise ImageError(
+            "image",
+            f"is {image.dtype} of shape {image.shape}; arrays are pictures, uint8 of (h, w) or (h, w, 3 "
+            f"or 4), or a processor's pixels of (n, 3, {size}, {size})",
+        )
     with np.errstate(over="ignore"):  # what is too large becomes infinite
         pixels = np.ascontiguousarray(image.reshape(-1, 3, size, size), np.float32)
     if not np.isfinite(pixels).all():

@@ -50,14 +50,14 @@ def open_picture(
     if isinstance(source, (bytes, bytearray, memoryview)):
         return decode(bytes(source), orient=orient, where=where or "image")
     if isinstance(source, np.ndarray):
-        return _of_array(source, where or "array")
+        return _of_array(np.asarray(source), where or "array")
     if isinstance(source, str) and _scheme(source) in ("data", "http", "https"):
         return open_url(source, orient=orient, where=where, fetch=fetch)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str) and _scheme(path) == "file":
             path = _path_of_url(path, where or _short(path))
-        name = where or _short(os.fsdecode(path))
+        name = where or _short(os.fsdecode(path)) or "''"
         return decode(file_bytes(path, name), orient=orient, where=name)
     pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
     if pillow is not None and isinstance(source, pillow.Image):
@@ -161,6 +161,8 @@ def file_bytes(path: str | bytes | os.PathLike[str], where: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return _content(file, where)
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         raise ImageError(where, read_problem(error, "cannot be read: ")) from error
 

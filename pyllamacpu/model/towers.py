@@ -140,6 +140,10 @@ def given_numbers(more: Mapping[str, Any], key: str) -> list[int]:
     value = more[key]
     try:
         array = value.detach().numpy() if hasattr(value, "detach") else np.asarray(value)
-        return [int(item) for item in array.reshape(-1).tolist()]
+        given = array.reshape(-1).tolist()
+        whole = [int(item) for item in given]
     except (TypeError, ValueError, OverflowError):
-        raise ImageError("image", f"{key} is {value!r:.80}: give whole numbers") from None
+        given, whole = [value], []
+    if whole != given:
+        raise ImageError("image", f"{key} is {value!r:.80}: give whole numbers")
+    return whole

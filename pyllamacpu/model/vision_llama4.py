@@ -301,9 +301,11 @@ def given_tiles(config: Llama4VisionConfig, pixels: Floats, more: Mapping[str, A
     """
     from pyllamacpu.images.tiles import Tiles
 
-    if "aspect_ratios" not in more or len(pixels) == 1:
+    if "aspect_ratios" not in more:
         return Tiles(pixels, 1, len(pixels))
     ratio = given_numbers(more, "aspect_ratios")
+    if len(pixels) == 1 and ratio == [1, 1]:
+        return Tiles(pixels, 1, 1)
     if len(ratio) != 2 or min(ratio) < 1 or ratio[0] * ratio[1] + 1 != len(pixels):
         said = f"aspect_ratios {ratio!r:.80} are not the rows and columns of {len(pixels)} tiles"
         raise ImageError("image", f"{said}, the global one included")
