@@ -21,6 +21,8 @@ from pyllamacpu.cli.chat_engine import ChatEngine
 from pyllamacpu.cli.commands import run_command
 from pyllamacpu.cli.images import ImageFile, dropped_images
 from pyllamacpu.cli.main import main
+from pyllamacpu.cli.output import Screen
+from pyllamacpu.cli.repl import Repl
 from pyllamacpu.cli.session import ChatSession, Text
 from pyllamacpu.errors import ContextError, ImageError, OptionError
 from pyllamacpu.sampling.options import SamplingOptions
@@ -77,6 +79,63 @@ def test_paths_that_were_dropped_on_a_line(folder: Path, monkeypatch: pytest.Mon
         assert dropped_images(line) == ([], line)
     (folder / "text.png").write_text("no image")
     assert dropped_images(f"{folder}/text.png") == ([], f"{folder}/text.png")
+
+
+class _Notes(Screen):
+    """A screen that keeps what is noted."""
+
+    def __init__(self) -> None:
+        super().__init__(markdown=False)
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    error = note
+
+
+def test_files_that_are_not_shown_are_said(session: ChatSession, folder: Path, tmp_path: Path) -> None:
+    """In place of an unknown command, or beside the message that has their path."""
+    for name, data in (
+        ("a.heic", b"\0\0\0\x18ftypheic"),
+        ("b.png", b"GGUF"),
+        ("c.txt", b"hello"),
+        ("d", b""),
+    ):
+        (tmp_path / name).write_bytes(data)
+    screen = _Notes()
+    repl = Repl(session, lambda _: "", screen)
+    for line, says in (
+        (f"{tmp_path}/a.heic what?", "a.heic: is a HEIC photo; JPEG, PNG"),
+        (f"{tmp_path}/c.txt", "c.txt: is not an image"),
+        (f"{tmp_path}/none.png what?", "none.png: no such file"),
+        (f"{tmp_path} what?", "is a directory"),
+    ):
+        assert repl.handle(line)
+        assert says in screen.notes[-1] and "a space in front sends" in screen.notes[-1]
+    assert not session.turns
+    session.max_tokens = 1
+    for line, says in (
+        (f"'{tmp_path}/a.heic' what?", "[the model is sent the path alone: "),
+        (f"what is in {tmp_path}/b.png", "b.png: is a model"),
+    ):
+        screen.notes.clear()
+        repl.handle(line)
+        assert says in screen.notes[0]
+    for line in (f"'{tmp_path}/c.txt' what?", f"in {tmp_path}/none.png", "and/or ./d"):
+        screen.notes.clear()
+        repl.handle(line)
+        assert not any("path" in note or "image" in note for note in screen.notes)
+
+
+def test_a_model_without_a_tower_is_sent_paths(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "alone.gguf").write_bytes((folder / "words.gguf").read_bytes())
+    screen = _Notes()
+    with opened(tmp_path / "alone.gguf", chat_format="llama4") as llm:
+        session = ChatSession(ChatEngine(llm), GREEDY, max_tokens=1)
+        Repl(session, lambda _: "", screen).handle(f"'{folder}/a photo.png' what?")
+    assert screen.notes[0] == "[the model reads no images: it is sent the path of a photo.png]"
+    assert session.turns[0].user.startswith("'")
 
 
 def test_images_go_with_the_next_message(session: ChatSession, folder: Path) -> None:

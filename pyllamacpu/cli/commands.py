@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.cli.adapter_options import lora_command
+from pyllamacpu.cli.images import n_tokens, unshown_file
 from pyllamacpu.cli.options import parse_bias, parse_breakers, unescape
 from pyllamacpu.cli.session import ChatSession, Event, OnPrompt
 from pyllamacpu.errors import OptionError
@@ -83,6 +84,8 @@ def run_command(session: ChatSession, line: str, on_prompt: OnPrompt | None = No
     """Carry out one command line. Raises OptionError with a hint for an unknown command or a bad value."""
     name, _, rest = line.strip().partition(" ")
     handler = _HANDLERS.get(name.lower())
+    if handler is None and "/" in name[1:] and (why := unshown_file(line)):
+        raise OptionError(f"{why} (a space in front sends the line as a message)")
     if handler is None:
         near = difflib.get_close_matches(name.lower(), [known for known in _HANDLERS if len(known) > 2], 1)
         hint = f"did you mean {near[0]}?" if near else "/help lists the commands"
@@ -173,7 +176,7 @@ def usage_text(usage: Any) -> str:
     """One line: tokens read and generated, with their rates in tokens per second."""
     cached = f" ({usage.n_cached} cached)" if usage.n_cached else ""
     drafts = f"; {usage.n_accepted} of {usage.n_drafted} drafted came true" if usage.n_drafted else ""
-    images = f"images {usage.n_image} tokens, {usage.image_seconds:.1f} s; " if usage.n_image else ""
+    images = f"images {n_tokens(usage.n_image)}, {usage.image_seconds:.1f} s; " if usage.n_image else ""
     return (
         f"{images}prompt {usage.n_prompt} tokens{cached}, {usage.prompt_rate:.1f} tokens/s; "
         f"answer {usage.n_generated} tokens, {usage.generate_rate:.1f} tokens/s{drafts}"

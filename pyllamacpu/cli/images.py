@@ -62,6 +62,9 @@ _WORD = r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+"""  # as a shell reads it
 _FIRST = re.compile(rf"\s*({_WORD})(?=\s|\Z)")
 _LAST = re.compile(rf"(?:\A|(?<=\s))({_WORD})\s*\Z")
 _MAX_WORD = 5000  # characters in which the last word is looked for
+_PICTURE = re.compile(
+    r"\.(avif|bmp|gif|hei[cf]|ico|jpe?g|jxl|png|psd|svg|tiff?|webp)", re.IGNORECASE
+)  # a suffix
 _PATH = re.compile(r"/|~/|\.\.?/|file://", re.IGNORECASE)  # how paths begin that are meant as such
 
 
@@ -116,7 +119,11 @@ def image_access(parameters: Mapping[str, Any]) -> ImageAccess:
 
 def described(image: ImageFile, tiles: Tiles, vision: Vision) -> str:
     """One line: what an image is to a model."""
-    return f"{image.name}: {tiles_text(tiles)}, {vision.count(tiles)} tokens"
+    return f"{image.name}: {tiles_text(tiles)}, {n_tokens(vision.count(tiles))}"
+
+
+def n_tokens(n: int) -> str:
+    return f"{n} token{'' if n == 1 else 's'}"
 
 
 def tiles_text(tiles: Tiles) -> str:
@@ -194,28 +201,63 @@ def dropped_images(line: str) -> tuple[list[Path], str]:
     return [*before, *behind], rest.strip() if before or behind else line
 
 
+def unshown_picture(line: str) -> str | None:
+    """Why the picture is not shown whose path stands first or last on a line: its format is none that is
+    read. None when there is no such path.
+    """
+    for match in (_FIRST.match(line), _LAST.search(line, max(len(line) - _MAX_WORD, 0))):
+        path = _path_of(match[1]) if match else None
+        if path is not None and _PICTURE.fullmatch(path.suffix) and (why := _unshown(path)):
+            return why
+    return None
+
+
+def unshown_file(line: str) -> str | None:
+    """Why the file is not shown whose path begins a line; None when no path does."""
+    match = _FIRST.match(line)
+    path = _path_of(match[1]) if match else None
+    if path is None:
+        return None
+    return _unshown(path) or f"{path}: {'is a directory' if path.is_dir() else 'no such file'}"
+
+
+def _unshown(path: Path) -> str | None:
+    """Why a file that is there is not shown."""
+    try:
+        if path.is_file():
+            _check_image(path)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
 def _image_path(word: str) -> Path | None:
     """The file that a word names, if it is an image."""
+    path = _path_of(word)
+    try:
+        if path is None or not path.is_file():
+            return None
+        _check_image(path)
+    except (OSError, ValueError):
+        return None
+    return path
+
+
+def _path_of(word: str) -> Path | None:
+    """What a word names that begins as paths do which are meant as such."""
     try:
         word = "".join(shlex.split(word))
-    except ValueError:
-        return None
-    if not _PATH.match(word):
-        return None
-    try:
+        if not _PATH.match(word):
+            return None
         if word[:7].lower() == "file://":
             word = unquote(urlsplit(word).path)
-        path = expanded(word)
-        return path if path.is_file() and _is_image(path) else None
+        return expanded(word)
     except (OSError, ValueError):
         return None
 
 
-def _is_image(path: Path) -> bool:
+def _check_image(path: Path) -> None:
+    """Raises ImageError for a file that begins as no image does."""
     from pyllamacpu.images.headers import image_format
 
-    try:
-        image_format(read_start(path, 32), str(path))
-    except ImageError:
-        return False
-    return True
+    image_format(read_start(path, 32), str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyllamacpu.cli.commands import is_command, run_command
-from pyllamacpu.cli.images import dropped_images
+from pyllamacpu.cli.images import dropped_images, unshown_picture
 from pyllamacpu.cli.line_reader import ReadLine, Remember, keys_not_shown
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.session import ChatSession, Event
@@ -96,6 +96,10 @@ class Repl:
             for path in paths:
                 self.screen.note(self.session.attach(path))
             return rest
+        if paths:
+            self.screen.note(f"[the model reads no images: it is sent the path of {paths[0].name}]")
+        elif not is_command(line) and (why := unshown_picture(line)):
+            self.screen.note(f"[the model is sent the path alone: {why}]")
         return line
 
     def _answer(self, events: Iterator[Event]) -> None:
