@@ -98,6 +98,13 @@ def test_every_dialect_shows_the_model_the_same_image(running: Running) -> None:
     message = {"role": "user", "content": TEXT, "images": [BASE64]}
     found = answer(running, "/api/chat", model="words", messages=[message], stream=False, options=options)
     assert found["message"]["content"] == text and found["prompt_eval_count"] == n_prompt
+    alone = [{"role": "user", "images": [BASE64]}, {"role": "user", "content": "", "images": [BASE64]}]
+    shown = [
+        answer(running, "/api/chat", model="words", messages=[own], stream=False, options=options)
+        for own in alone
+    ]
+    assert shown[0]["message"] == shown[1]["message"]
+    assert shown[0]["prompt_eval_count"] == n_prompt - len(TEXT)
     body = {"model": "words", "prompt": TEXT, "images": [BASE64], "stream": False, "options": options}
     assert answer(running, "/api/generate", **body)["response"] == text
 

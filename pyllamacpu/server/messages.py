@@ -19,20 +19,21 @@ def read_messages(fields: Fields, name: str = "messages", own_images: bool = Fal
     values = fields.items(name)
     if not values:
         raise fields.wrong(name, "give at least one message")
-    messages = [_message(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    messages = [_message(value, f"{name}[{i}]", own_images) for i, value in enumerate(values)]
     for i, message in enumerate(messages):
         if message.get("images") and not own_images:
             raise wrong(f"{name}[{i}].images", NO_IMAGES_HERE)
     return messages if own_images else images_after_results(messages)
 
 
-def _message(value: Any, where: str) -> dict[str, Any]:
+def _message(value: Any, where: str, own_images: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong(where, "must be an object with a role and a content")
     role, content = value.get("role"), value.get("content")
     if role not in ROLES:
         raise wrong(f"{where}.role", f"{role!r:.80} is not known; allowed: {', '.join(ROLES)}")
-    if content is None and not value.get("tool_calls") and not value.get("function_call"):
+    others = ("tool_calls", "function_call", *(("images",) if own_images else ()))
+    if content is None and not any(map(value.get, others)):
         raise wrong(f"{where}.content", "is missing")
     parts = _checked(content, f"{where}.content", role)
     calls = value.get("tool_calls")

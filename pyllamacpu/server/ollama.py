@@ -243,8 +243,10 @@ def _with_own_images(message: dict[str, Any], index: int) -> dict[str, Any]:
     values, where = message.pop("images", None), f"messages[{index}].images"
     if not values:
         return message
-    if not isinstance(values, list) or message["role"] not in ("user", *RESULT_ROLES):
-        raise wrong(where, "must be a list of images in base64, in a message of the user or a tool")
+    if not isinstance(values, list):
+        raise wrong(where, "must be a list of images in base64")
+    if (role := message["role"]) not in ("user", *RESULT_ROLES):
+        raise wrong(where, f"images stand in messages of the user and tools, not of {role!r:.40}")
     images = [image_part(part, f"{where}[{i}]") for i, part in enumerate(_images(values))]
     return with_images_first(images, message)
 
