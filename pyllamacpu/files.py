@@ -25,6 +25,7 @@ from pyllamacpu.units import decimal_bytes
 _LOCK_POLL = 0.02  # seconds
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _UNFOLLOWED = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _ATTEMPTS = 16  # at a name of its own for a new file
 _MAX_NAME = 255 - len("..xxxxxxxx.part")  # bytes of a target's name that its temporary file has too
 _MAX_PICTURE = 16 << 20  # bytes that are searched for the signature of the library
@@ -52,6 +53,17 @@ def read_start(path: Path, n_bytes: int) -> bytes:
             return file.read(n_bytes)
     except OSError:
         return b""
+
+
+def open_regular(path: Path, flags: int = 0) -> int:
+    """The descriptor of a file, opened for reading without waiting for anybody, as a named pipe would. Raises
+    OSError, also for what is not a regular file.
+    """
+    file = os.open(path, _READ | flags)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 GGUF_FILE = FileKind("a GGUF file", begins_with(b"GGUF"))

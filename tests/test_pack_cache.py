@@ -229,18 +229,40 @@ def test_a_file_that_was_cut_short(n_bytes: int, model: Path, folder: Path) -> N
     assert path.stat().st_size > panel_file.BLOCK
 
 
-@pytest.mark.parametrize("what", ["link", "folder", "open to others"])
+@pytest.mark.parametrize("what", ["link", "folder", "pipe", "open to others"])
 def test_what_is_not_ours_in_its_place(what: str, model: Path, folder: Path, tmp_path: Path) -> None:
     wanted, path = bits(model, folder), panels(folder)
     if what == "open to others":
         path.chmod(0o666)
     else:
         moved = path.rename(tmp_path / "elsewhere")
-        path.symlink_to(moved) if what == "link" else path.mkdir()
+        {"link": lambda: path.symlink_to(moved), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[
+            what
+        ]()
     assert bits(model, folder) == wanted
     if what != "folder":
         assert not path.is_symlink()
         assert stat.S_IMODE(path.stat().st_mode) == 0o400
+
+
+@pytest.mark.parametrize("what", ["link to itself", "folder", "pipe", "very large"])
+def test_a_stamp_that_is_none_has_the_panels_checked(
+    what: str, model: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted, first = bits(model, folder), made(folder)
+    stamp = panels(folder).with_suffix(".stamp")
+    stamp.unlink()
+    if what == "very large":
+        stamp.touch()
+        os.truncate(stamp, 1 << 40)
+    else:
+        {
+            "link to itself": lambda: stamp.symlink_to(stamp),
+            "pipe": lambda: os.mkfifo(stamp),
+            "folder": stamp.mkdir,
+        }[what]()
+    assert bits(model, folder) == wanted
+    assert made(folder) == first and not caplog.records
 
 
 @pytest.mark.parametrize("how", ["cut short", "written to"])

@@ -236,3 +236,17 @@ def test_facts(tmp_path: Path) -> None:
     (path,) = files.folder.iterdir()
     path.write_bytes(path.read_bytes()[:40] + bytes(24))
     assert files.read_fact(KEYS[0]) is None
+
+
+@posix
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(tmp_path: Path) -> None:
+    files = PageFiles(tmp_path / "pages")
+    write(files, KEYS[0])
+    files.write_fact(KEYS[0], KEYS[1])
+    for path in list(files.folder.iterdir()):
+        path.unlink()
+        os.mkfifo(path)
+    assert files.spaces(KEYS[0]) == 0 and files.read_fact(KEYS[0]) is None
+    assert read(files, KEYS[0]) is None
+    assert write(files, KEYS[0])
+    assert read(files, KEYS[0]) == content(KEYS[0])

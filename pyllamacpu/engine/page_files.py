@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import lock_file, make_private_folder, part_path, remove_leftovers
+from pyllamacpu.files import lock_file, make_private_folder, open_regular, part_path, remove_leftovers
 from pyllamacpu.forks import fork_safe_lock
 
 log = logging.getLogger("pyllamacpu.engine")
@@ -94,7 +94,7 @@ class PageFiles:
 
     def spaces(self, key: bytes) -> int:
         """The spaces that a page of this key has (bits), if it is whole; 0: there is none."""
-        with contextlib.suppress(OSError), open(self._path(key), "rb", buffering=0) as file:
+        with contextlib.suppress(OSError), open(open_regular(self._path(key)), "rb", buffering=0) as file:
             return _read_head(file.read(_HEAD.size), key)[0]
         return 0
 
@@ -112,7 +112,7 @@ class PageFiles:
         """
         path = self._path(key)
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(open_regular(path), "rb", buffering=0) as file:
                 head = file.read(_HEAD.size)
                 spaces, digest = _read_head(head, key)
                 if digest is None:
@@ -214,8 +214,8 @@ class PageFiles:
     def read_fact(self, key: bytes) -> bytes | None:
         """The 32 bytes that were noted under a key of 32 bytes."""
         path = self._path(key, "model")
-        with contextlib.suppress(OSError):
-            content = path.read_bytes()[:65]
+        with contextlib.suppress(OSError), open(open_regular(path), "rb") as file:
+            content = file.read(65)
             if len(content) == 64 and hashlib.sha256(key + content[:32]).digest() == content[32:]:
                 os.utime(path)
                 return content[:32]

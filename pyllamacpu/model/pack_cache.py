@@ -26,7 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError, OutputError
-from pyllamacpu.files import PartialFile, check_space, make_private_folder, wait_for_lock, write_whole
+from pyllamacpu.files import (
+    PartialFile,
+    check_space,
+    make_private_folder,
+    open_regular,
+    wait_for_lock,
+    write_whole,
+)
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.pack_room import locked_folder, make_room
 from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter, panel_file_bytes
@@ -36,6 +43,7 @@ from pyllamacpu.store.paths import PACK_LIMIT, PackFolder
 FORMAT = 1  # of these files; another one when what Python packs changes
 FRESH = 2.0  # seconds after a change during which a file could change again without a new time
 _PATIENCE = 120.0  # seconds to wait for another process that makes the same file
+_STAMP_BYTES = 32
 _MAX_STEM = 80  # bytes of the model's name
 _OURS = re.compile(r"\.?.+\.[0-9a-f]{16}\.(panels|stamp|lock)(\.[0-9a-f]{8}\.part)?", re.DOTALL)
 _LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -70,8 +78,7 @@ class PackCache:
                     return found
                 return self._made(path, key, file, layout, pool, write)
         except (OutputError, OSError) as error:
-            reason = f"{error.strerror or error}" if isinstance(error, OSError) else f"{error}"
-            self.skip(file, reason)
+            self.skip(file, _reason(error))
             return None
 
     def skip(self, file: GGUFFile, reason: str) -> None:
@@ -92,7 +99,7 @@ class PackCache:
         except FileNotFoundError:
             return None
         except (DamagedError, OSError) as error:
-            _reject(path, error)
+            _reject(path, _reason(error, path))
             return None
         if found.header.key != key:  # of the model's file as it was, or of another build
             found.close()
@@ -105,7 +112,7 @@ class PackCache:
             _write_stamp(path, None if known else stamp)
         except DamagedError as error:
             found.close()
-            _reject(path, error)
+            _reject(path, f"{error}")
             return None
         return found
 
@@ -175,10 +182,18 @@ def is_ours(name: str) -> bool:
     return bool(_OURS.fullmatch(name))
 
 
-def _reject(path: Path, error: Exception) -> None:
-    _warn("%s: %s; it is made anew", path, error)
+def _reject(path: Path, reason: str) -> None:
+    _warn("%s: %s; it is made anew", path, reason)
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
+
+
+def _reason(error: Exception, known: Path | None = None) -> str:
+    """What went wrong, and with which file, unless that is `known`."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return f"{error}"
+    where = f"{error.filename}: " if error.filename and error.filename != str(known) else ""
+    return f"{where}{error.strerror}"
 
 
 @contextlib.contextmanager
@@ -246,10 +261,10 @@ def _write_stamp(path: Path, stamp: bytes | None) -> None:
 
 
 def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
+    """As much of a file as a stamp has, and a byte; None when it cannot be read."""
+    with contextlib.suppress(OSError), open(open_regular(path), "rb") as file:
+        return file.read(_STAMP_BYTES + 1)
+    return None
 
 
 def _settled(file: GGUFFile) -> bool:

@@ -19,7 +19,7 @@ from pyllamacpu.units import decimal_bytes
 
 _PATIENCE = 60.0  # seconds to wait for another process that removes files
 _FOLDER = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
-_UNFOLLOWED = _FOLDER | getattr(os, "O_NOFOLLOW", 0)
+_UNFOLLOWED = _FOLDER | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import ModelError
-from pyllamacpu.files import PartialFile, lock_file
+from pyllamacpu.files import PartialFile, lock_file, open_regular
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import ffi, lib
 
@@ -36,7 +35,7 @@ _MAX_FACTS = 1 << 16  # bytes
 _MAX_HEADER = 1 << 28  # bytes
 _BUFFER = 16 * BLOCK  # bytes that are written at once
 _CHECKED_AT_ONCE = 64  # blocks, between which Ctrl-C has its turn
-_OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0)
 
 
 class DamagedError(Exception):
@@ -142,7 +141,7 @@ class PanelFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, _OPEN)
+        self._file = open_regular(path, _UNFOLLOWED)
         lock_file(self._file, shared=True)  # False: it is being removed just now, which does no harm
         try:
             self.status = os.fstat(self._file)
@@ -155,8 +154,6 @@ class PanelFile:
             raise
 
     def _check_owner(self) -> None:
-        if not stat.S_ISREG(self.status.st_mode):
-            raise DamagedError("it is not a regular file")
         mine = self.status.st_uid == os.geteuid() and not self.status.st_mode & 0o022
         if not mine:
             raise DamagedError("others may write to it")
