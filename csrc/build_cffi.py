@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def cdef_text() -> str:
-    """api.h and its parts, each once, without the lines that the parser of cffi does not take (guards, includes)."""
+    """api.h and its parts, each once, without lines that cffi does not take (guards, includes)."""
     seen: set[str] = set()
 
     def lines_of(name: str) -> Iterator[str]:
