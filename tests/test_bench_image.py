@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from llama4_vision_models import PER_TILE, llama4_vision
+from mllama_files import mllama
+from mllama_models import TEXT
 
 from pyllamacpu.bench.cases import BenchOptions
 from pyllamacpu.bench.image import image_columns, run_images
@@ -20,7 +22,7 @@ from pyllamacpu.engine.tower_files import open_tower
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 
-__all__ = ["llama4_vision"]
+__all__ = ["llama4_vision", "mllama"]
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -39,6 +41,18 @@ def test_parts_of_the_tower_and_the_prompt(llama4_vision: Path) -> None:
     assert encoder.products[1].fp32 == products
     assert tile.row()["products_limit_share"] > 0
     assert prompt.cost.fp32 > 0 and len(image_columns(prompt)) == 6
+
+
+def test_a_model_that_attends_to_images(mllama: Path) -> None:
+    """It makes keys and values of the tower's rows, and has one token in its prompt."""
+    options = BenchOptions((mllama,), repetitions=2, limit_seconds=0.02, n_threads=(2,), n_ubatch=(8,))
+    found = list(run_images(options))
+    assert [result.test for result in found][-2:] == ["tile", "keys of 17"]
+    keys, text = found[-1], TEXT
+    kv_dim = text["hidden_size"] // text["num_attention_heads"] * text["num_key_value_heads"]
+    n_cross = len(text["cross_attention_layers"])
+    assert keys.products[1].fp32 == n_cross * 2 * 2 * 17 * text["hidden_size"] * kv_dim
+    assert keys.seconds > 0 and len(keys.samples_ns) == 2 and keys.row()["products_limit_share"] > 0
 
 
 def test_the_command(llama4_vision: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_an_image_is_read_once(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> N
     whole = llm.logits(ids, images=images)
     monkeypatch.setattr(type(llm.vision.tower), "encode", lambda *_: pytest.fail("encoded again"))
     assert llm.engine.image_keys is not None
-    monkeypatch.setattr(llm.engine.image_keys, "_fill", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(llm.engine.image_keys, "fill", lambda *_: pytest.fail("read again"))
     assert np.array_equal(llm.logits(ids, images=images), whole)
 
 

@@ -1,4 +1,6 @@
-"""Measuring images: the parts of a vision tower, and the prompt that an image becomes, with their limits."""
+"""Measuring images: the parts of a vision tower, and what the text model does for their rows, with their
+limits.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,25 @@ from typing import Any
 import numpy as np
 
 from pyllamacpu import __version__
-from pyllamacpu.bench.cases import BenchOptions
+from pyllamacpu.bench.cases import BenchOptions, cases
 from pyllamacpu.bench.cost import Cost
 from pyllamacpu.bench.formats import Column
 from pyllamacpu.bench.machine import Limits, measure
 from pyllamacpu.bench.models import model_facts
 from pyllamacpu.bench.result import NS, OpTime, Result
-from pyllamacpu.bench.runner import Progress, run
+from pyllamacpu.bench.runner import Progress, open_engine, run
 from pyllamacpu.bench.system import cpu_name
+from pyllamacpu.engine.engine import Engine
+from pyllamacpu.engine.image_keys import ImageKeys
+from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.tower import Tower, TowerFile
 from pyllamacpu.engine.tower_files import missing_tower, open_tower
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.graph.native_plan import NativePlan, Workload
 from pyllamacpu.images.picture import Picture
+from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.native import isa_selected, thread_pool
 from pyllamacpu.topology import threads_usable
@@ -82,7 +89,8 @@ class ImageResult:
 
 
 def run_images(options: BenchOptions, progress: Progress | None = None) -> Iterator[ImageResult]:
-    """The parts of the tower, all of it, and the text model's prompt where there is a text model.
+    """The parts of the tower, all of it, and the text model's prompt, or its keys and values of an image,
+    where there is a text model.
 
     Raises OptionError for a model without a tower, and what opening a model can raise.
     """
@@ -91,6 +99,7 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
     for path in options.models:
         with GGUFFile.open(path) as file:
             opened, is_alone = _tower_of(file, options.mmproj)
+            attends = not is_alone and _attends_to_images(file)
             say("measuring the machine", 0, 2)
             limits = measure(n_threads, options.limit_seconds) if options.limits else None
             say(f"loading {opened.file.paths[0].name}", 1, 2)
@@ -106,6 +115,10 @@ def run_images(options: BenchOptions, progress: Progress | None = None) -> Itera
         yield from found
         if not is_alone:
             own = replace(options, models=(path,), n_prompt=(n_rows,), n_gen=(0,), n_pg=(), n_depth=(0,))
+            if attends:
+                say(f"loading {path.name}", 1, 2)
+                yield _of_keys(own, n_rows, limits)
+                continue
             for result in run(replace(own, profile=True), progress):
                 yield _of_prompt(result, n_rows)
 
@@ -122,6 +135,11 @@ def _tower_of(file: GGUFFile, mmproj: Path | None) -> tuple[TowerFile, bool]:
     if found is None:
         raise missing_tower(file.paths[0], arch, file)
     return found, False
+
+
+def _attends_to_images(file: GGUFFile) -> bool:
+    """Whether layers of the text model do, so that an image is one token in its prompts."""
+    return ModelConfig.from_metadata(file.metadata, file.tensors).mllama is not None
 
 
 @dataclass
@@ -167,34 +185,81 @@ def _of_part(
     n_rows: int,
     model: str,
 ) -> ImageResult:
-    plan, native = tower.part(call.part)
-    samples, profiles = [], []
-    for _ in range(options.repetitions):
-        seconds = np.zeros(len(plan), np.float64)
-        native.profile(seconds)
-        start = time.perf_counter_ns()
-        call.run()
-        samples.append(time.perf_counter_ns() - start)
-        native.profile(None)
-        profiles.append(seconds)
-    spent = np.median(profiles, axis=0)
-    ops: dict[str, OpTime] = {}
-    for i, name in enumerate(plan.names):
-        old = ops.get(name, OpTime(name, 0.0, Cost()))
-        cost = old.cost + Cost(*tower.cost(call.part, i))
-        ops[name] = OpTime(name, old.seconds + float(spent[i]), cost)
-    total = sum((op.cost for op in ops.values()), Cost())
-    profile = tuple(ops.values())
+    _, native = tower.part(call.part)
+    samples, profile = _profiled(
+        native, call.run, lambda i: Cost(*tower.cost(call.part, i)), options.repetitions
+    )
     return ImageResult(
         model,
         f"tower {call.part}",
         n_threads,
         n_rows,
-        tuple(samples),
-        total,
+        samples,
+        sum((op.cost for op in profile), Cost()),
         _products(profile),
         limits,
         options.precision[0],
+        profile,
+    )
+
+
+def _profiled(
+    native: NativePlan, run: Callable[[], object], cost: Callable[[int], Cost], repetitions: int
+) -> tuple[tuple[int, ...], tuple[OpTime, ...]]:
+    """Nanoseconds of each run, and the ops of the plan by their names. cost: of the op of a number."""
+    samples, profiles = [], []
+    for _ in range(repetitions):
+        seconds = np.zeros(len(native.plan), np.float64)
+        native.profile(seconds)
+        start = time.perf_counter_ns()
+        run()
+        samples.append(time.perf_counter_ns() - start)
+        native.profile(None)
+        profiles.append(seconds)
+    spent = np.median(profiles, axis=0)
+    ops: dict[str, OpTime] = {}
+    for i, name in enumerate(native.plan.names):
+        old = ops.get(name, OpTime(name, 0.0, Cost()))
+        ops[name] = OpTime(name, old.seconds + float(spent[i]), old.cost + cost(i))
+    return tuple(samples), tuple(ops.values())
+
+
+def _of_keys(options: BenchOptions, n_rows: int, limits: Limits | None) -> ImageResult:
+    """What the layers of `options`' model that attend to images do for the rows of one."""
+    engine = open_engine(next(iter(cases(options))).setup, n_ctx=PAGE)
+    try:
+        return _keys_result(engine, options, n_rows, limits)
+    finally:
+        engine.close()
+
+
+def _keys_result(engine: Engine, options: BenchOptions, n_rows: int, limits: Limits | None) -> ImageResult:
+    keys, plan = engine.image_keys, engine.image_plan
+    assert keys is not None and plan is not None
+    states = np.random.default_rng(options.seed).standard_normal((n_rows, engine.dim), np.float32)
+    room = ImageKeys(keys.cache, keys.space, n_rows)
+    scales = engine.adapters.rows([engine.sequence().adapters])
+    batches = [min(plan.max_tokens, n_rows - i) for i in range(0, n_rows, plan.max_tokens)]
+
+    def cost(op: int) -> Cost:
+        return sum((Cost(*plan.cost(op, Workload(1, n, 0, 0, 0))) for n in batches), Cost())
+
+    def fill() -> None:
+        keys.fill(room, 0, states, plan, scales)
+
+    if options.warmup:
+        fill()
+    samples, profile = _profiled(plan, fill, cost, options.repetitions)
+    return ImageResult(
+        model_facts(engine.file).type,
+        f"keys of {n_rows}",
+        engine.n_threads,
+        n_rows,
+        samples,
+        sum((op.cost for op in profile), Cost()),
+        _products(profile),
+        limits,
+        engine.precision,
         profile,
     )
 

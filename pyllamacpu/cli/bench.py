@@ -128,7 +128,8 @@ _BATCHED = options(
     click.option(
         "--image",
         is_flag=True,
-        help="A vision tower (a model that has one, or an mmproj file) and the prompt of an image.",
+        help="A vision tower (a model that has one, or an mmproj file), and what the text model does for an "
+        "image: its prompt, or keys and values (Llama 3.2 Vision).",
     ),
     mmproj_option,
     click.option("-pps", "batched_shared", is_flag=True, help="--batched: one prompt for all sequences."),

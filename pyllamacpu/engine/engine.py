@@ -16,7 +16,6 @@ from pyllamacpu.engine.batch import (
     Batch,
     Entry,
     Floats,
-    Segment,
     Wanted,
     aligned_rows,
     check_rows,
@@ -356,11 +355,10 @@ class Engine:
             model, self._pool, self.cache.handles, *sizes, sums, changes, self.precision == "exact"
         )
 
-    def _segments(self, entries: Seq[Entry]) -> list[list[Segment]] | None:
-        """Which of each entry's tokens see which images; None for models that do not attend to them."""
-        if self.image_keys is None or self._plans.image is None:
-            return None
-        return self.image_keys.segments(entries, self._plans.image, self.adapters)
+    @property
+    def image_plan(self) -> NativePlan | None:
+        """What makes keys and values of an image's states, where layers attend to images."""
+        return self._plans.image
 
     def _run(self, entries: Seq[Entry], logits: Floats | None, poll_signals: bool = True) -> Floats:
         """Fills `logits`; returns the hidden states that are wanted."""
@@ -368,7 +366,8 @@ class Engine:
             if self._closed:
                 raise OptionError("the model is closed")
             try:
-                segments = self._segments(entries)
+                keys, of_images = self.image_keys, self.image_plan
+                segments = keys.segments(entries, of_images, self.adapters) if keys and of_images else None
                 rows = self.images.with_rows(entries)
                 batch = Batch(rows, self.n_vocab, self.dim, self.n_batch, self.n_ctx, self.adapters, segments)
                 n_hidden = batch.n_outputs if batch.hidden_rows else 0

@@ -113,7 +113,7 @@ class ImageKeyCache:
             assert states is not None
             start = begin.n if begin else 0
             keys = ImageKeys(self.cache, self.space, start + len(states), begin)
-            self._fill(keys, start, states, plan, adapters.rows([used]))
+            self.fill(keys, start, states, plan, adapters.rows([used]))
             self._alive[group] = keys
         self._keep(group, keys)
         return keys
@@ -133,7 +133,7 @@ class ImageKeyCache:
             self._recent.popitem(last=False)
             return True
 
-    def _fill(
+    def fill(
         self, keys: ImageKeys, start: int, states: Floats, plan: NativePlan, scales: Floats | None
     ) -> None:
         """Keys and values of `states` (n, dim), from position `start` on."""
