@@ -193,6 +193,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"stop": 3}, "stop"),
     ({"stop": [""]}, "stop"),
+    ({"stop": ["a" * 99_999, "bc"]}, "stop"),
     ({"logit_bias": {"99999": 1}}, "logit_bias"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"3": 1000}}, "logit_bias"),

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.sampling.stop import StopMatcher
+from pyllamacpu.sampling.stop import MAX_CHARACTERS, StopMatcher
 
 
 def plain(text: str, stop: list[str]) -> tuple[str, bool]:
@@ -97,3 +97,9 @@ def test_time_is_linear_on_nearly_matching_text() -> None:
     emitted = sum(len(matcher.push("a")[0]) for _ in range(100000))
     assert emitted == 80000 and len(matcher.flush()) == 20000
     assert time.process_time() - start < 5
+
+
+def test_stop_strings_have_a_limit_together() -> None:
+    assert StopMatcher(["a" * (MAX_CHARACTERS - 1), "b"]).push("ab") == ("a", True)
+    with pytest.raises(OptionError, match=f"stop: {MAX_CHARACTERS + 1} characters in all; allowed: at most"):
+        StopMatcher(["a" * MAX_CHARACTERS, "b"])

@@ -120,7 +120,7 @@ def samplers_from_letters(letters: str) -> tuple[str, ...]:
     for letter in letters:
         if letter not in LETTERS:
             raise OptionError(
-                f"sampling-seq: unknown sampler {letter!r} in {letters!r}; known: {''.join(LETTERS)}"
+                f"sampling-seq: unknown sampler {letter!r} in {letters!r:.80}; known: {''.join(LETTERS)}"
             )
     return tuple(LETTERS[letter] for letter in letters)
 
@@ -132,7 +132,7 @@ def _step_name(name: str) -> str:
     for step in STEP_OPTIONS:
         if wanted in (step, step.replace("_", "")):
             return step
-    raise OptionError(f"samplers: unknown sampler {name!r}; known: {', '.join(STEP_OPTIONS)}")
+    raise OptionError(f"samplers: unknown sampler {name!r:.80}; known: {', '.join(STEP_OPTIONS)}")
 
 
 def parse_samplers(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from itertools import islice
 
 from pyllamacpu.errors import OptionError
 
+MAX_CHARACTERS = 100_000  # of all stop strings: each takes some 300 bytes
 _Node = dict[str, int]
 
 
@@ -23,7 +24,9 @@ class StopMatcher:
     def __init__(self, stop: Sequence[str] | str | None = ()) -> None:
         strings = [stop] if isinstance(stop, str) else list(stop or ())
         if not all(isinstance(s, str) and s for s in strings):
-            raise OptionError(f"stop: {strings!r}; allowed: strings that are not empty")
+            raise OptionError(f"stop: {strings!r:.200}; allowed: strings that are not empty")
+        if (n := sum(map(len, strings))) > MAX_CHARACTERS:
+            raise OptionError(f"stop: {n} characters in all; allowed: at most {MAX_CHARACTERS}")
         self.stop = tuple(dict.fromkeys(strings))
         self._next: list[_Node] = [{}]
         self._depth = [0]  # characters from the root: how much is held back in this state

@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pyllamacpu.sampling.stop import MAX_CHARACTERS
 from pyllamacpu.server.errors import HTTPError
 
 log = logging.getLogger("pyllamacpu.server")
@@ -104,6 +105,8 @@ class Fields:
             raise self.wrong(name, "an empty string cannot be looked for")
         if len(values) > at_most:
             raise self.wrong(name, f"{len(values)} strings; allowed: at most {at_most}")
+        if (n := sum(map(len, values))) > MAX_CHARACTERS:
+            raise self.wrong(name, f"{n} characters in all; allowed: at most {MAX_CHARACTERS}")
         return tuple(values)
 
     def choice(self, name: str, known: Collection[str], default: str | None = None) -> str | None:
