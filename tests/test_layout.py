@@ -55,11 +55,14 @@ def imports(nodes: Iterable[ast.AST], typing: bool) -> Iterator[str]:
             module = "pyllamacpu." * node.level + (node.module or "")  # only native.py has a relative one
             names = [f"{module}.{alias.name}" for alias in node.names]
             yield from (name if name in MODULES else module for name in names)
-        yield from imports(ast.iter_child_nodes(node), typing)
+        parts = ("body", "orelse", "finalbody", "handlers", "cases")  # of statements; no expression imports
+        yield from imports((child for part in parts for child in getattr(node, part, ())), typing)
 
 
-def imports_of(path: Path, typing: bool = True) -> set[str]:
-    return {name for name in imports([tree_of(path)], typing) if name.split(".")[0] == "pyllamacpu"}
+@cache
+def imports_of(path: Path, typing: bool = True) -> frozenset[str]:
+    found = imports([tree_of(path)], typing)
+    return frozenset(name for name in found if name.split(".")[0] == "pyllamacpu")
 
 
 def find_circle(edges: Mapping[str, Iterable[str]]) -> list[str]:

@@ -4,7 +4,8 @@
 # qemu-user. A missing tool is reported; with CI=true it is a failure.
 #
 #   run.sh [--quick] [--seed N]     (options go to the check program; all but the native run of CC are always quick)
-#   CC, CLANG, AARCH64_CC, QEMU_AARCH64 name the tools; BUILD the directory for objects (default: a temporary one).
+#   CC, CLANG, AARCH64_CC, QEMU_AARCH64 name the tools; BUILD the directory for objects (default: a temporary one);
+#   OBJECTS a build of the extension with CC (build/temp…), whose objects are then checked in place of new ones.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -37,11 +38,30 @@ compile() { # name, compiler, flags…: the files that stdin names, two at a tim
     xargs -P 2 -I SOURCE sh -c 'object=$1/$(basename "$0" .c).o; shift; "$@" -c "$0" -o "$object"' SOURCE "$directory" "$@"
 }
 
+made_before() { # name of a program, source: an object that it can take as it is, if there is one
+    case $1 in
+        native) [ -z "${OBJECTS:-}" ] || echo "$OBJECTS/csrc/${2#"$csrc"/}" | sed 's/c$/o/' ;;
+        sanitize) # tiers that this CPU lacks do not run
+            for tier in $tiers; do
+                [ "$2" != "$csrc/isa/$tier.c" ] || echo "$BUILD/native/$tier.o"
+            done
+            ;;
+    esac
+}
+
+to_compile() { # name of a program: its files but those that were made before, whose objects are copied
+    mkdir -p "$BUILD/$1"
+    for source in $sources; do
+        object=$(made_before "$1" "$source")
+        if [ -e "$object" ]; then cp "$object" "$BUILD/$1/"; else echo "$source"; fi
+    done
+}
+
 build() { # name, compiler, flags…: one program
     name=$1 compiler=$2
     shift 2
     # shellcheck disable=SC2086
-    printf '%s\n' $sources | compile "$name" "$compiler" $warnings "$@"
+    to_compile "$name" | compile "$name" "$compiler" $warnings "$@"
     "$compiler" "$@" "$BUILD/$name"/*.o -o "$BUILD/$name/check" -lm
 }
 
