@@ -121,10 +121,41 @@ def test_a_model_that_was_written_to_in_place(model: Path, folder: Path) -> None
 
 
 def test_another_build(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, before = bits(model, folder), made(folder)
+    """Each has a file of its own, so that two which share a folder do not take turns in making one."""
+    wanted, build = bits(model, folder), pack_cache.build_digest
     monkeypatch.setattr(pack_cache, "build_digest", lambda: bytes(32))
     assert bits(model, folder) == wanted
-    assert made(folder) != before
+    assert len(list(folder.glob("*.panels"))) == 2
+    packing_fails(monkeypatch)
+    for digest in (build, lambda: bytes(32)):
+        monkeypatch.setattr(pack_cache, "build_digest", digest)
+        assert bits(model, folder) == wanted
+
+
+def test_what_other_builds_left_goes_when_it_was_not_used_for_a_week(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept_by(number: int, path: Path = model) -> Path:
+        """The file that a build makes of a model."""
+        before = set(folder.glob("*.panels"))
+        monkeypatch.setattr(pack_cache, "build_digest", lambda: bytes([number] * 32))
+        bits(path, folder)
+        (found,) = set(folder.glob("*.panels")) - before
+        return found
+
+    def not_used_for(days: float, path: Path) -> None:
+        used = time.time() - days * 86400
+        os.utime(path.with_suffix(".stamp"), (used, used))
+
+    others = kept_by(1, write_model(model.with_name("other.gguf"), seed=1))
+    old, recent, mapped = (kept_by(number) for number in (1, 2, 3))
+    for days, path in ((8, others), (8, old), (6, recent), (8, mapped)):
+        not_used_for(days, path)
+    held = panel_file.PanelFile(mapped)
+    new = kept_by(4)
+    held.close()
+    assert set(folder.glob("*.panels")) == {others, recent, mapped, new}
+    assert not old.with_suffix(".stamp").exists()
 
 
 @pytest.mark.skipif(len(isa_names()) < 2, reason="this CPU has one tier only")

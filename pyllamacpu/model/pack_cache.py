@@ -1,6 +1,6 @@
 """A folder of packed weights: a model that was loaded once is mapped the next time, not packed.
 
-For each model file, CPU tier and set of tensors there is
+For each model file, build, CPU tier and set of tensors there is
 
     NAME.panels   the panels (panel_file.py), never written again once it has its name
     NAME.stamp    a hash of what the system says about that file (inode, size, times), its sums being right
@@ -11,7 +11,8 @@ the model that is opened: of the model's inode, size and times, this build, the 
 it holds is trusted as far as it lies in the system's cache and its stamp is true, which no change leaves it;
 what is read from the disk is compared with its sums as it comes, and all of it when the stamp is not true.
 Whatever is wrong is a line in the log, and the file is made anew; where none can be made, the model is loaded
-without. The folder keeps within a limit (pack_room.py).
+without. The folder keeps within a limit (pack_room.py), and who makes a file removes those that other builds
+made of the same model and nobody has used for a week.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ from pyllamacpu.files import (
     write_whole,
 )
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.model.pack_room import locked_folder, make_room
+from pyllamacpu.model.pack_room import last_used, locked_folder, make_room, remove_unused
 from pyllamacpu.model.panel_file import DamagedError, PanelFile, Panels, PanelWriter, panel_file_bytes
 from pyllamacpu.native import extension_content, isa_selected
 from pyllamacpu.store.paths import PACK_LIMIT, PackFolder
 
 FORMAT = 1  # of these files; another one when what Python packs changes
 FRESH = 2.0  # seconds after a change during which a file could change again without a new time
+STALE = 7 * 86400.0  # seconds without use after which another build's file goes
 _PATIENCE = 120.0  # seconds to wait for another process that makes the same file
 _STAMP_BYTES = 32
 _MAX_STEM = 80  # bytes of the model's name
@@ -86,9 +88,9 @@ class PackCache:
         _warn("packed weights of %s are not kept: %s", file.paths[0], reason)
 
     def _path(self, file: GGUFFile, layout: Sequence[Panels]) -> Path:
-        """One for each model file, tier, and choice of its tensors."""
+        """One for each model file, build, tier, and choice of its tensors."""
         where = os.path.realpath(file.paths[0])
-        digest = _hashed([where, isa_selected(), *_shapes(layout)])[:8]
+        digest = _hashed([where, FORMAT, build_digest(), isa_selected(), *_shapes(layout)])[:8]
         stem = os.fsdecode(os.fsencode(Path(where).stem)[:_MAX_STEM])
         return self.folder / f"{stem}.{digest.hex()}.panels"
 
@@ -101,7 +103,7 @@ class PackCache:
         except (DamagedError, OSError) as error:
             _reject(path, _reason(error, path))
             return None
-        if found.header.key != key:  # of the model's file as it was, or of another build
+        if found.header.key != key:  # of the model's file as it was
             found.close()
             return None
         try:
@@ -129,6 +131,7 @@ class PackCache:
             raise OSError(0, "the model's file has changed just now; the next load keeps them")
         with contextlib.suppress(FileNotFoundError):
             path.unlink()  # what it holds is of no use, and its room may be needed
+        self._remove_stale(os.path.realpath(file.paths[0]))
         with self._room(path, layout) as part:
             writer = PanelWriter(part, key, layout, pool)
             write(writer)
@@ -143,6 +146,14 @@ class PackCache:
         _write_stamp(path, _stamp(found))
         found.map()
         return found
+
+    def _remove_stale(self, model: str) -> None:
+        """Removes what other builds made of a model and nobody has used for long. Raises OSError."""
+        with locked_folder(self.folder):
+            for path in filter(lambda path: is_ours(path.name), self.folder.glob("*.panels")):
+                with contextlib.suppress(FileNotFoundError):  # one that is being deleted by hand
+                    if time.time() - last_used(path) > STALE and _of_another_build(path, model):
+                        remove_unused(path)
 
     @contextlib.contextmanager
     def _room(self, path: Path, layout: Sequence[Panels]) -> Iterator[PartialFile]:
@@ -180,6 +191,16 @@ def _partial(path: Path) -> Iterator[PartialFile]:
 def is_ours(name: str) -> bool:
     """Whether a file of this name belongs to such a folder."""
     return bool(_OURS.fullmatch(name))
+
+
+def _of_another_build(path: Path, model: str) -> bool:
+    """Whether a file has panels of this model that another build made."""
+    with contextlib.suppress(DamagedError, OSError):
+        panels = PanelFile(path)
+        facts = panels.header.facts
+        panels.close()
+        return facts.get("model") == model and facts.get("build") != build_digest().hex()
+    return False
 
 
 def _reject(path: Path, reason: str) -> None:

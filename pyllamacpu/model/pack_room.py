@@ -99,6 +99,13 @@ def _unused(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def remove_unused(path: Path) -> None:
+    """A file of panels, if no process has it open. Raises OSError."""
+    with _unused(path) as unused:
+        if unused:
+            remove_panels(path)
+
+
 def remove_panels(path: Path) -> None:
     """A file and what belongs to it; whoever uses it keeps it. Raises OSError."""
     for suffix in (".stamp", ".lock", ".panels"):
