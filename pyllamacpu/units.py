@@ -8,6 +8,7 @@ from pyllamacpu.errors import OptionError
 
 _PREFIXES = "KMGT"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
+_MOST = 1 << 63  # bytes, which no machine has
 
 
 def parse_bytes(text: str) -> int:
@@ -19,10 +20,12 @@ def parse_bytes(text: str) -> int:
     if found is None:
         raise OptionError(f"{text!r} is not a size, such as 500M, 4.5GB or 4300MiB")
     power = _PREFIXES.index(found[2].upper()) + 1 if found[2] else 0
-    n_bytes = int(float(found[1]) * (1024 if found[3] else 1000) ** power) if power else int(float(found[1]))
+    n_bytes = float(found[1]) * (1024 if found[3] else 1000) ** power
     if n_bytes < 1:
         raise OptionError(f"{text!r} is not a size: it is less than a byte")
-    return n_bytes
+    if n_bytes >= _MOST:
+        raise OptionError(f"{text[:40]!r} is not a size: no machine has so many bytes")
+    return int(n_bytes)
 
 
 def decimal_bytes(n_bytes: float) -> str:

@@ -136,6 +136,10 @@ def test_batched_has_llama_batched_benchs_columns(model: str, run: Run) -> None:
     assert [line.split("|")[3].strip() for line in lines[2:]] == ["1", "3"]
     rows = [json.loads(line) for line in run("bench", *args, "-o", "jsonl").out.splitlines()]
     assert [row["n_kv"] for row in rows] == [10, 30]
+    exact = run("bench", *args, "--precision", "exact", "-ctk", "q8_0").out.splitlines()
+    head = [cell.strip() for cell in exact[0].strip("|").split("|")]
+    assert head == [*names, "type_k", "type_v", "precision"]
+    assert [cell.strip() for cell in exact[3].strip("|").split("|")][-3:] == ["q8_0", "f32", "exact"]
 
 
 def test_progress_can_be_asked_for(model: str, run: Run) -> None:

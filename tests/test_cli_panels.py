@@ -66,7 +66,14 @@ def test_where_packed_weights_are_kept(home: Path, tmp_path: Path, monkeypatch: 
     assert pack_folder(tmp_path) == pack_folder(str(tmp_path)) == PackFolder(tmp_path, 64 << 30)
     monkeypatch.chdir(tmp_path)
     assert pack_folder("here") == PackFolder(tmp_path / "here")
-    for value, wanted in (("1", panels_dir()), ("0", None), ("", None), (str(tmp_path), tmp_path)):
+    for value, wanted in (
+        ("1", panels_dir()),
+        ("True", panels_dir()),
+        ("off", None),
+        ("0", None),
+        ("", None),
+        (str(tmp_path), tmp_path),
+    ):
         monkeypatch.setenv(PACK_VARIABLE, value)
         assert pack_folder(None) == (wanted and PackFolder(wanted))
         assert pack_folder(False) is None
@@ -86,7 +93,7 @@ def test_how_much_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: 
     with pytest.raises(OptionError, match="name the folder too"):
         pack_folder(False, 5)
     monkeypatch.setenv(PACK_LIMIT_VARIABLE, "much")
-    with pytest.raises(OptionError, match="not a size"):
+    with pytest.raises(OptionError, match=f"{PACK_LIMIT_VARIABLE}: .*not a size"):
         pack_folder(tmp_path)
     alone = run("complete", "--pack-cache-limit", "1GB", "-p", "the")
     assert alone.exit_code == 2 and "with --pack-cache only" in alone.stderr

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyllamacpu.bench.cases import Setup
 from pyllamacpu.bench.cost import Cost, Step, total
-from pyllamacpu.bench.formats import Column
+from pyllamacpu.bench.formats import Column, setting_columns
 from pyllamacpu.bench.machine import Limits, measure
 from pyllamacpu.bench.runner import Progress, RandomTokens, open_engine
 from pyllamacpu.engine.engine import Engine, Entry
@@ -209,7 +209,9 @@ def prompt_steps(
 
 
 def batched_columns(first: BatchedResult) -> list[Column]:
-    """llama-batched-bench's columns, and how near generation came to its limit."""
+    """llama-batched-bench's columns, settings that are not the usual ones, and how near generation came to
+    its limit.
+    """
     whole = (("PP", "pp", 5), ("TG", "tg", 5), ("B", "pl", 4), ("N_KV", "n_kv", 6))
     columns = [(title.rjust(width), True, _cell(key, "d")) for title, key, width in whole]
     timed = (("PP", "pp"), ("TG", "tg"))
@@ -217,6 +219,7 @@ def batched_columns(first: BatchedResult) -> list[Column]:
         columns.append((f"  T_{title} s", True, _cell(f"t_{key}", ".3f")))
         columns.append((f"S_{title} t/s", True, _cell(f"speed_{key}", ".2f")))
     columns += [("     T s", True, _cell("t", ".3f")), ("   S t/s", True, _cell("speed", ".2f"))]
+    columns += setting_columns(first.setup, lambda result: result.setup)
     if first.limits:
         columns.append(("          TG of limit", True, _limit))
     return columns

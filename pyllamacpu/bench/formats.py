@@ -10,8 +10,10 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
+from pyllamacpu.bench.cases import Setup
 from pyllamacpu.bench.machine import Limits
 from pyllamacpu.bench.result import OpTime, Result, Share
 from pyllamacpu.files import FileKind, read_start
@@ -219,13 +221,23 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]], left: i
     return lines[0] + _rule(columns, widths) + "".join(lines[1:])
 
 
-_SETTINGS: tuple[tuple[str, str, Any], ...] = (  # key, title, usual value
-    ("n_batch", "n_batch", 2048),
-    ("n_ubatch", "n_ubatch", 512),
-    ("type_k", "type_k", "f16"),
-    ("type_v", "type_v", "f16"),
-    ("precision", "precision", "fast"),
+_SETTINGS: tuple[tuple[str, Any], ...] = (  # key, usual value
+    ("n_batch", 2048),
+    ("n_ubatch", 512),
+    ("type_k", "f16"),
+    ("type_v", "f16"),
+    ("precision", "fast"),
 )
+
+
+def setting_columns(first: Setup, of: Callable[[Any], Setup], varied: Sequence[str] = ()) -> list[Column]:
+    """The settings that vary, or are not the usual ones in the first result. of: a result's."""
+    shown = (key for key, usual in _SETTINGS if key in varied or getattr(first, key) != usual)
+    return [(key, True, partial(_setting, of, key)) for key in shown]
+
+
+def _setting(of: Callable[[Any], Setup], key: str, result: Any) -> str:
+    return str(getattr(of(result), key))
 
 
 def result_columns(first: Result, varied: Sequence[str] = ()) -> list[Column]:
@@ -237,9 +249,7 @@ def result_columns(first: Result, varied: Sequence[str] = ()) -> list[Column]:
         ("backend", False, lambda r: f"CPU {r.isa}"),
         ("threads", True, lambda r: str(r.n_threads)),
     ]
-    for key, title, usual in _SETTINGS:
-        if key in varied or getattr(first.case.setup, key) != usual:
-            columns.append((title, True, _setting(key)))
+    columns += setting_columns(first.case.setup, lambda r: r.case.setup, varied)
     columns += [("test", True, lambda r: r.case.name), ("t/s", True, _speed)]
     columns.append(("median", True, lambda r: f"{r.median_ts:.2f}"))
     if first.limits:
@@ -249,10 +259,6 @@ def result_columns(first: Result, varied: Sequence[str] = ()) -> list[Column]:
         ("load", True, lambda r: f"{r.load_ns / 1e9:.2f} s"),
     ]
     return columns
-
-
-def _setting(key: str) -> Callable[[Result], str]:
-    return lambda result: str(getattr(result.case.setup, key))
 
 
 def _speed(result: Result) -> str:

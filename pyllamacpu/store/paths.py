@@ -12,6 +12,9 @@ from pyllamacpu.units import parse_bytes
 
 PACK_VARIABLE = "PYLLAMACPU_PACK_CACHE"
 PACK_LIMIT_VARIABLE = "PYLLAMACPU_PACK_CACHE_LIMIT"
+_WORDS = dict.fromkeys(("", "0", "no", "off", "false"), False) | dict.fromkeys(
+    ("1", "yes", "on", "true"), True
+)
 PACK_LIMIT = 64 << 30  # bytes of packed weights in a folder, unless another limit is given
 
 
@@ -51,8 +54,8 @@ def panels_dir() -> Path:
 
 def pack_folder(given: Any, limit_bytes: Any = None) -> PackFolder | None:
     """The folder of packed weights that a `pack_cache` argument means: True is the usual one, False none, and
-    None what PYLLAMACPU_PACK_CACHE says (1, 0, or a folder). Its limit, if none is given, is what
-    PYLLAMACPU_PACK_CACHE_LIMIT says. Raises OptionError.
+    None what PYLLAMACPU_PACK_CACHE says (1, 0, yes, no and the like, or a folder). Its limit, if none is
+    given, is what PYLLAMACPU_PACK_CACHE_LIMIT says. Raises OptionError.
     """
     if isinstance(given, PackFolder):
         return given if limit_bytes is None else replace(given, limit_bytes=_pack_limit(limit_bytes))
@@ -72,7 +75,10 @@ def usual_pack_folder() -> PackFolder:
 def _pack_limit(given: Any) -> int:
     if given is None:
         named = os.environ.get(PACK_LIMIT_VARIABLE)
-        return parse_bytes(named) if named else PACK_LIMIT
+        try:
+            return parse_bytes(named) if named else PACK_LIMIT
+        except OptionError as error:
+            raise OptionError(f"{PACK_LIMIT_VARIABLE}: {error}") from None
     if isinstance(given, bool) or not isinstance(given, int) or given < 1:
         raise OptionError(f"pack_cache_limit={given!r:.80}: give a number of bytes")
     return given
@@ -81,7 +87,7 @@ def _pack_limit(given: Any) -> int:
 def _pack_path(given: Any) -> Path | None:
     if given is None:
         found = os.environ.get(PACK_VARIABLE, "")
-        given = {"": False, "0": False, "1": True}.get(found, found)
+        given = _WORDS.get(found.lower(), found)
     if isinstance(given, bool):
         return panels_dir() if given else None
     if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
