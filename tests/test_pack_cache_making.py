@@ -24,6 +24,7 @@ from tiny_model import write_model
 from pyllamacpu.errors import ModelError, OptionError, OutputError
 from pyllamacpu.files import PartialFile, lock_file
 from pyllamacpu.model import pack_cache, panel_file
+from pyllamacpu.native import lib
 
 __all__ = ["folder", "model", "no_waiting"]
 
@@ -102,6 +103,40 @@ def test_a_disk_that_is_full_or_fails(
     assert not [path.name for path in folder.iterdir() if path.suffix in (".panels", ".part")]
     assert bits(model, folder) == wanted
     assert panels(folder)
+
+
+class _NothingMapped:
+    """The extension of a process whose addresses are used up."""
+
+    pl_weight_arena_map = staticmethod(lambda *_: panel_file.ffi.NULL)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(lib, name)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "there"), [("addresses", False), ("addresses", True), ("descriptors", True)]
+)
+def test_what_this_process_lacks_is_no_fault_of_the_file(
+    lacks: str,
+    there: bool,
+    model: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wanted = bits(model, folder if there else None)
+    with monkeypatch.context() as patched:
+        if lacks == "addresses":
+            patched.setattr(panel_file, "lib", _NothingMapped())
+        else:
+            patched.setattr(
+                panel_file, "open_regular", raised(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            )
+        assert bits(model, folder) == wanted
+    assert caplog.text.count("are not kept") == 1 and "made anew" not in caplog.text
+    packing_fails(monkeypatch)
+    assert bits(model, folder) == wanted
 
 
 def raised(error: Exception) -> Callable[..., None]:

@@ -18,6 +18,7 @@ made of the same model and nobody has used for a week.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -48,6 +49,7 @@ _PATIENCE = 120.0  # seconds to wait for another process that makes the same fil
 _STAMP_BYTES = 32
 _MAX_STEM = 80  # bytes of the model's name
 _OURS = re.compile(r"\.?.+\.[0-9a-f]{16}\.(panels|stamp|lock)(\.[0-9a-f]{8}\.part)?", re.DOTALL)
+_OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about a file
 _LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -101,6 +103,8 @@ class PackCache:
         except FileNotFoundError:
             return None
         except (DamagedError, OSError) as error:
+            if getattr(error, "errno", None) in _OF_THIS_PROCESS:
+                raise
             _reject(path, _reason(error, path))
             return None
         if found.header.key != key:  # of the model's file as it was
@@ -116,6 +120,9 @@ class PackCache:
             found.close()
             _reject(path, f"{error}")
             return None
+        except OSError:  # it may be whole all the same
+            found.close()
+            raise
         return found
 
     def _made(

@@ -12,6 +12,7 @@ such.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -163,10 +164,10 @@ class PanelFile:
         return self._file
 
     def map(self) -> None:
-        """From now on matrices can be taken. Raises DamagedError."""
+        """From now on matrices can be taken. Raises OSError, as where addresses are limited (ulimit -v)."""
         arena = lib.pl_weight_arena_map(self._file, self.header.start, self.header.n_bytes)
         if arena == ffi.NULL:
-            raise DamagedError("it cannot be mapped")
+            raise OSError(errno.ENOMEM, "it cannot be mapped: no memory for so much", str(self.path))
         self._arena = ffi.gc(arena, lib.pl_weight_arena_free)
 
     def check(self, pool: Any, everything: bool) -> None:
