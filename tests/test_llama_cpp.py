@@ -340,6 +340,10 @@ def test_what_makes_no_drafts_is_an_error(path: Path) -> None:
         opened(path, draft_model=7)
     with pytest.raises(OptionError, match="num_pred_tokens='x'"):
         opened(path, draft_model=llama_cpp.LlamaPromptLookupDecoding(num_pred_tokens="x"))  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="this is a class"):
+        opened(path, draft_model=_Repeats)
+    with opened(path) as other, pytest.raises(OptionError, match="give its file's path"):
+        opened(path, draft_model=other)
 
 
 @pytest.mark.parametrize("found", [None, "ab", [0.5], [float("nan")], [[1], [2, 3]]])

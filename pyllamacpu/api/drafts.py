@@ -61,6 +61,10 @@ def source_of_drafts(given: Any) -> DraftSource:
         if not isinstance(given.num_pred_tokens, int) or given.num_pred_tokens < 1:
             raise OptionError(f"num_pred_tokens={given.num_pred_tokens!r:.80}: give at least 1 token")
         return PromptLookup(given.num_pred_tokens)
+    if isinstance(given, type):
+        raise OptionError(f"draft_model={given!r:.80}: this is a class; give an object of it")
+    if hasattr(given, "create_completion"):  # a Llama, which is callable too
+        raise OptionError("draft_model: this is an open model; give its file's path")
     if callable(given):
         return CalledDrafts(given)
     raise OptionError(f"draft_model={given!r:.80}: give 'lookup', a model file, or a LlamaDraftModel")
