@@ -5,8 +5,10 @@ Covers cli/panels.py, cli/loading_options.py, model/kept_panels.py.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tiny_model import write_model
 from pyllamacpu import Llama
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import OptionError
+from pyllamacpu.model.panel_file import PanelFile
 from pyllamacpu.safety import PromptGuard
 from pyllamacpu.store.paths import PACK_LIMIT_VARIABLE, PACK_VARIABLE, PackFolder, pack_folder, panels_dir
 
@@ -231,6 +234,28 @@ def test_listing_checking_and_removing(tmp_path: Path, home: Path, run: Run) -> 
     damage(files[0], 9)
     assert states(run("panels")) == ["removed"]
     assert list((home / "panels").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
+def test_a_folder_in_a_file_s_place_and_what_this_process_lacks(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    Llama(str(model), n_ctx=64, pack_cache=tmp_path / "panels").close()
+    (path,) = (tmp_path / "panels").glob("*.panels")
+    other = path.with_name("x" + path.name)
+    other.mkdir()
+    for option in ((), ("--check",), ("--remove-unused",)):
+        result = run("panels", *option, path.parent)
+        assert states(result) == ["ready", "damaged"] and path.exists()
+        assert f"{other} cannot be removed" in result.stderr
+    other.rmdir()
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(PanelFile, "map", fail)
+    failed = run("panels", "--check", path.parent)
+    assert failed.exit_code == 1 and "no memory" in str(failed.exception) and path.exists()
 
 
 def test_a_model_is_shown_with_its_packed_weights(model: Path, run: Run) -> None:

@@ -41,13 +41,21 @@ def panels(folder: Path | None, check: bool, remove_unused: bool, remove_all: bo
         click.echo(f"No packed weights in {place}.", err=True)
         return
     states = [file.check() if check else file.state() for file in found]
-    removed = [remove_all or (remove_unused and state != "ready") or state == "damaged" for state in states]
-    for file, gone in zip(found, removed, strict=True):
-        if gone:
-            file.remove()
+    unwanted = [remove_all or (remove_unused and state != "ready") or state == "damaged" for state in states]
+    removed = [goes and _removed(file) for file, goes in zip(found, unwanted, strict=True)]
     _print(found, ["removed" if gone else state for state, gone in zip(states, removed, strict=True)])
     left = [file.n_bytes for file, gone in zip(found, removed, strict=True) if not gone]
     click.echo(_total(left, None if folder else usual_pack_folder().limit_bytes), err=True)
+
+
+def _removed(file: KeptFile) -> bool:
+    """Whether it could be; why not is told."""
+    try:
+        file.remove()
+    except OSError as error:
+        click.echo(f"{file.path} cannot be removed: {error.strerror or error}", err=True)
+        return False
+    return True
 
 
 def _total(sizes: list[int], limit_bytes: int | None) -> str:

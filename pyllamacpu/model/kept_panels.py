@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllamacpu.limits import cpus_usable
-from pyllamacpu.model.pack_cache import build_digest, identities
+from pyllamacpu.model.pack_cache import build_digest, identities, is_of_this_process
 from pyllamacpu.model.pack_room import last_used, remove_panels
 from pyllamacpu.model.panel_file import DamagedError, PanelFile
 from pyllamacpu.native import thread_pool
@@ -27,11 +27,14 @@ class KeptFile:
     used: float
 
     def state(self) -> str:
-        """ "ready"; "unused": its model is gone or has changed, or another build has packed it; "damaged"."""
+        """ "ready"; "unused": its model is gone or has changed, or another build has packed it; "damaged".
+
+        Raises OSError for what this process lacks, as addresses.
+        """
         try:
             panels = PanelFile(self.path)
-        except (DamagedError, OSError):
-            return "damaged"
+        except (DamagedError, OSError) as error:
+            return _damaged(error)
         facts = panels.header.facts
         panels.close()
         with contextlib.suppress(OSError):
@@ -48,13 +51,20 @@ class KeptFile:
             panels.map()
             panels.check(pool, everything=True)
             panels.close()
-        except (DamagedError, OSError):
-            return "damaged"
+        except (DamagedError, OSError) as error:
+            return _damaged(error)
         return self.state()
 
     def remove(self) -> None:
         """Whoever uses it keeps it. Raises OSError."""
         remove_panels(self.path)
+
+
+def _damaged(error: Exception) -> str:
+    """ "damaged", if the error of reading a file is the file's; else it is raised."""
+    if is_of_this_process(error):
+        raise error
+    return "damaged"
 
 
 def kept_files(folder: Path) -> list[KeptFile]:

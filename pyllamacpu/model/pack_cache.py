@@ -49,7 +49,6 @@ _PATIENCE = 120.0  # seconds to wait for another process that makes the same fil
 _STAMP_BYTES = 32
 _MAX_STEM = 80  # bytes of the model's name
 _OURS = re.compile(r"\.?.+\.[0-9a-f]{16}\.(panels|stamp|lock)(\.[0-9a-f]{8}\.part)?", re.DOTALL)
-_OF_THIS_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about a file
 _LOCK = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -103,7 +102,7 @@ class PackCache:
         except FileNotFoundError:
             return None
         except (DamagedError, OSError) as error:
-            if getattr(error, "errno", None) in _OF_THIS_PROCESS:
+            if is_of_this_process(error):
                 raise
             _reject(path, _reason(error, path))
             return None
@@ -193,6 +192,11 @@ def _partial(path: Path) -> Iterator[PartialFile]:
         yield part
     finally:
         part.discard()
+
+
+def is_of_this_process(error: Exception) -> bool:
+    """Whether an error of opening or mapping a file says nothing about the file."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def is_ours(name: str) -> bool:
