@@ -1,8 +1,8 @@
 """Image files to pictures: JPEG, PNG, WebP, GIF and BMP, whatever the file's name says.
 
 As a person sees it: turned as its EXIF data says, alpha and transparent colours on white, 16 bits scaled to
-8, the first frame of several. Pillow's modes of numbers: F is read from 0 to 1, or else from 0 to 255, and I
-from 0 to 255, or else from 0 to 65535; other numbers are an error, where Pillow makes black or white of them.
+8, the first frame of several. Pillow's modes of numbers, F and I, hold levels from 0 to 255, and what is
+beyond is black or white, as Meta's code has it by Pillow; but fractions from 0 to 1 in F are shares of white.
 The number of pixels is checked on the header, before any is decoded; a file that ends early is refused.
 """
 
@@ -29,8 +29,6 @@ MAX_READS = 500_000  # of a file: a second or two; a PNG of 100 MB takes some 50
 _BMP_READS = 4_000_000  # two for each run of pixels, which are short work
 _PNG_BITS = 24  # where a PNG has the bits of a sample
 _ORIENTATION = 0x0112  # the EXIF tag
-_NUMBERS = {"F": ((1, 255.0), (255, 1.0)), "I": ((255, 1.0), (65535, 1 / 256))}
-"""By the modes whose pixels are numbers: how far they go at the most, and what makes levels of them."""
 _strict = fork_safe_lock()
 
 
@@ -128,9 +126,9 @@ def _rgb(image: Image, where: str) -> NDArray[np.uint8]:
     """(h, w, 3) of an image of any mode, on white where it is transparent. Raises ImageError."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
-    factor = _level_factor(image, where) if image.mode in _NUMBERS else 1.0
+    is_shares = image.mode == "F" and _is_shares(image, where)
     for top, strip in _strips(image):
-        shown = strip if factor == 1 else _levels(strip, factor)
+        shown = _levels(strip) if is_shares else strip
         pixels[top : top + strip.size[1]] = np.asarray(_on_white(shown))
     return pixels
 
@@ -143,27 +141,22 @@ def _strips(image: Image) -> Iterator[tuple[int, Image]]:
         yield top, image.crop((0, top, width, min(top + n_rows, height)))
 
 
-def _level_factor(image: Image, where: str) -> float:
-    """What the numbers of an image are multiplied with to be levels from 0 to 255. Raises ImageError."""
-    ends = [
-        (values.min(), values.max()) for values in map(np.asarray, (strip for _, strip in _strips(image)))
-    ]
-    low, high = np.min(ends), np.max(ends)  # not a number, if any is none
-    ranges = _NUMBERS[image.mode]
-    for highest, factor in ranges:
-        if low >= 0 and high <= highest:
-            return factor
-    known = " or ".join(f"0 to {highest}" for highest, _ in ranges)
-    raise ImageError(
-        where, f"has numbers from {low:g} to {high:g}; those of mode {image.mode} are from {known}"
-    )
+def _is_shares(image: Image, where: str) -> bool:
+    """Whether floats go from 0 to 1, with fractions between. Raises ImageError when one is not a number."""
+    found, whole = True, True
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if np.isnan(values).any():
+            raise ImageError(where, "has pixels that are not a number (NaN)")
+        found = found and bool((values >= 0).all() and (values <= 1).all())
+        whole = whole and bool((values == np.rint(values)).all())
+    return found and not whole
 
 
-def _levels(image: Image, factor: float) -> Image:
+def _levels(image: Image) -> Image:
     from PIL import Image as PillowImage
 
-    values = np.asarray(image) * factor
-    return PillowImage.fromarray((np.rint(values) if image.mode == "F" else values).astype(np.uint8))
+    return PillowImage.fromarray(np.rint(np.asarray(image) * 255.0).astype(np.uint8))
 
 
 def _on_white(image: Image) -> Image:

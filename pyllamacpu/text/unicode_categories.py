@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
+_FILE = Path(__file__).with_name("unicode_categories.txt")
 NAMES = (
     "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf",
     "Po", "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Co", "Cn",
@@ -34,7 +35,7 @@ _OTHERS = (
 @cache
 def _table() -> npt.NDArray[np.uint8]:
     """(0x110000,): of each character the place of its category in NAMES, and _NEWER."""
-    text = files("pyllamacpu.text").joinpath("unicode_categories.txt").read_text(encoding="utf-8")
+    text = _FILE.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     runs = [_RUN.fullmatch(word).groups() for line in lines for word in line.split()]
     kinds = np.array([NAMES.index(name) + _NEWER * bool(newer) for name, newer, _ in runs], np.uint8)
