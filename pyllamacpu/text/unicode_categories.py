@@ -36,9 +36,9 @@ _OTHERS = (
 def _table() -> npt.NDArray[np.uint8]:
     """(0x110000,): of each character the place of its category in NAMES, and _NEWER."""
     text = _FILE.read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not line.startswith("#")]
-    runs = [_RUN.fullmatch(word).groups() for line in lines for word in line.split()]
-    kinds = np.array([NAMES.index(name) + _NEWER * bool(newer) for name, newer, _ in runs], np.uint8)
+    runs = _RUN.findall("\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    numbers = {name: number for number, name in enumerate(NAMES)}
+    kinds = np.array([numbers[name] + _NEWER * bool(newer) for name, newer, _ in runs], np.uint8)
     return np.repeat(kinds, [int(count, 16) for _, _, count in runs])
 
 
