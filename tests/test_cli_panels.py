@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,7 +235,6 @@ def test_listing_checking_and_removing(tmp_path: Path, home: Path, run: Run) -> 
     assert list((home / "panels").iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
 def test_a_folder_in_a_file_s_place_and_what_this_process_lacks(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:

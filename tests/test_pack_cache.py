@@ -32,7 +32,9 @@ from pyllamacpu.native import isa_names
 __all__ = ["folder", "llama4", "model", "no_waiting"]
 NAMES = sorted(path.stem for path in LOGITS.glob("*.gguf"))
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX files")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="files have no owner and modes there, and none are kept"
+)
 
 
 def test_the_second_load_packs_nothing_and_has_the_same_bits(

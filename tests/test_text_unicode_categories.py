@@ -31,10 +31,10 @@ def known() -> list[str]:
     return [c for c, name in everything().items() if name != "Cn"]
 
 
+@cache
 def misjudged(wanted: bool) -> list[str]:
     """The characters that the installed `regex` has in another category, or the other ones."""
-    wrong = unicode_categories._misjudged().tolist()
-    return [c for c in everything() if wrong[ord(c)] == wanted]
+    return [c for c in everything() if unicode_categories._is_misjudged(c) == wanted]
 
 
 @cache

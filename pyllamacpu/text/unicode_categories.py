@@ -20,7 +20,6 @@ WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + ""
     map(chr, range(0x2000, 0x200B))
 )
 """Unicode's property White_Space; str.isspace() has four control characters more."""
-_CHARACTERS = 0x110000
 _NEWER = 64  # added to a category's number
 _RUN = regex.compile(r"([A-Z][a-z])(\+?)([0-9a-f]+)")
 # One of most categories, of no script that a pattern names: in the range that some patterns name, and beyond.
@@ -69,25 +68,24 @@ def seen_by(pattern: regex.Pattern[str], text: str) -> str:
     """The text in which to look for a pattern with categories: characters that the installed `regex` has in
     another category are replaced, one by one. Those that the pattern itself names stay.
     """
-    if text.isascii() or not (found := _misjudged()[numbers_of(text)]).any():
+    if text.isascii():
         return text
-    wrong = {text[i] for i in np.flatnonzero(found)}.difference(pattern.pattern)
-    return text.translate({ord(character): _stand_in(character) for character in wrong})
+    wrong = {character for character in set(text) if _is_misjudged(character)}.difference(pattern.pattern)
+    return text.translate({ord(character): _stand_in(character) for character in wrong}) if wrong else text
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_misjudged(character: str) -> bool:
+    """Whether the installed `regex` has a character in another category."""
+    name = category(character)
+    if name in ("Cs", "Co"):  # never change
+        return False
+    return _pattern_of(name).match(character) is None
 
 
 @cache
-def _misjudged() -> npt.NDArray[np.bool_]:
-    """(0x110000,): characters that the installed `regex` has in another category."""
-    wrong = np.zeros(_CHARACTERS, np.bool_)
-    kinds = _table() % _NEWER
-    for number, name in enumerate(NAMES):
-        if name in ("Cs", "Co"):  # never change
-            continue
-        codes = np.flatnonzero(kinds == number).astype(np.uint32)
-        text = codes.tobytes().decode("utf-32-le")
-        for match in regex.finditer(rf"\P{{{name}}}+", text):
-            wrong[codes[match.start() : match.end()]] = True
-    return wrong
+def _pattern_of(name: str) -> regex.Pattern[str]:
+    return regex.compile(rf"\p{{{name}}}")
 
 
 def _stand_in(character: str) -> str:
@@ -100,5 +98,5 @@ def _known_one(wanted: str, middle: bool) -> str:
     for one in _MIDDLE_ONES if middle else _OTHERS:
         if category(one) == wanted:
             return one
-    same = (_table() % _NEWER == NAMES.index(wanted)) & ~_misjudged()
-    return chr(int(np.argmax(same)))
+    same = np.flatnonzero(_table() % _NEWER == NAMES.index(wanted))
+    return next(one for one in map(chr, same.tolist()) if not _is_misjudged(one))
