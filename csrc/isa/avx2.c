@@ -10,6 +10,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 /* A core keeps up with memory when it reads several streams, 512 bytes at a time, and asks little ahead (kernels/README.md). */
 #define GEMV_PANELS 4
 #define GEMV_AHEAD 512
+#define FLOAT_STREAMS 4
 #define SMALL_BATCH_TOKENS 5 /* 1 panel x 5 tokens: 10 sums in int16, beside two registers of codes */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5)
 /* More tokens are faster with tiles: of codes that are put together of two parts or multiplied by scales, and where scales are

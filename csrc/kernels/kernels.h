@@ -35,6 +35,9 @@ typedef struct {
     int64_t out_stride;
 } pl_matmul;
 
+/* Whether one token's products ask for weights before they read them: set by the CPU when a tier is selected. */
+extern int pl_gemv_asks;
+
 /* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are
  * transposed, [head_dim][PL_TILE], values are [PL_TILE][head_dim], so that both products of attention run along
  * vector lanes without horizontal sums. Quantized kinds hold scales per 32 dims after the codes. */

@@ -32,6 +32,14 @@ unsigned pl_cpu_features(void)
     return features;
 }
 
+int pl_cpu_follows_a_stream(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx || c != signature_AMD_ecx || !__get_cpuid(1, &a, &b, &c, &d))
+        return 0;
+    return (a >> 8 & 15) + (a >> 20 & 255) == 0x19; /* family and extended family */
+}
+
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
@@ -65,4 +73,8 @@ unsigned pl_cpu_features(void)
 
 #else
 unsigned pl_cpu_features(void) { return 0; }
+#endif
+
+#if !defined(__x86_64__)
+int pl_cpu_follows_a_stream(void) { return 0; }
 #endif

@@ -13,4 +13,8 @@ enum {
 
 unsigned pl_cpu_features(void);
 
+/* Whether the CPU's own prefetching reads one stream at the speed of memory, so that asking for lines takes buffers away from it:
+ * AMD's Zen 4 (and Zen 3, whose tier reads several). */
+int pl_cpu_follows_a_stream(void);
+
 #endif

@@ -34,6 +34,7 @@ static const tier tiers[] = {
 
 static pl_kernels tables[N_TIERS]; /* whole ones, filled in when a tier is first selected */
 static const pl_kernels *current;
+int pl_gemv_asks = 1;
 
 /* A tier's table: a copy of its parent's, overwritten by what the tier has itself. */
 static void fill_table(int index)
@@ -66,6 +67,7 @@ int pl_isa_select(const char *name)
         for (int t = 0; !current && t < N_TIERS; t++)
             fill_table(t);
         current = &tables[i];
+        pl_gemv_asks = !pl_cpu_follows_a_stream();
         return i;
     }
     return PL_EINVAL;
