@@ -166,149 +166,176 @@ int pl_decode_iq1_m(const void *block, int sub, int8_t *q, float *scale, float *
     return PL_OK;
 }
 
-/* ---- row r of a block -> a panel block ---- */
+/* ---- a block of 16 rows -> a panel block ---- */
 
-/* Bit j of a nibble in bit 0 of byte j. */
-static uint32_t bits_in_bytes(unsigned nibble) { return nibble * 0x00204081u & 0x01010101u; }
-
-/* The 4 bytes of a row's signs; bit k of `signs`: k is negative. */
-static void put_signs(uint8_t *dst, uint32_t signs)
+/* Where the panel has the signs of a word of 32: bit 8 i + 4 h + j goes to bit 7 - 4 h - i of byte j. */
+static void arrange_signs(pl_row_words w)
 {
-    uint32_t bytes = 0;
-    for (int i = 0; i < 4; i++)
-        bytes |= (bits_in_bytes(signs >> 8 * i & 15) << 7 | bits_in_bytes(signs >> (8 * i + 4) & 15) << 3) >> i;
-    memcpy(dst, &bytes, 4);
+    pl_swap_bits(w, 14, 0x0000ccccu);
+    pl_swap_bits(w, 7, 0x00aa00aau);
+    pl_swap_bits(w, 1, 0x55555555u); /* and the bytes' bits in reverse */
+    pl_swap_bits(w, 2, 0x33333333u);
+    pl_swap_bits(w, 4, 0x0f0f0f0fu);
 }
 
-/* The same of four times seven signs, 7 bits each, and a nibble in the place of the eighth ones. */
-static void put_sevens(uint8_t *dst, uint32_t sevens, unsigned nibble)
+/* Words of four times seven signs, in the lowest bits of the bytes, and 4 bits of something else each. */
+static void put_sevens(pl_row_words signs, const pl_row_words nibbles, uint8_t *dst)
 {
-    uint32_t signs = 0;
-    for (int i = 0; i < 4; i++)
-        signs |= (sevens >> (7 * i) & 127) << (8 * i);
-    put_signs(dst, signs);
-    dst[3] = (uint8_t)((dst[3] & 0xf0) | nibble);
+    arrange_signs(signs);
+    for (int q = 0; q < PL_FOURS; q++)
+        signs[q] = (signs[q] & 0xf0ffffffu) | nibbles[q] << 24;
+    memcpy(dst, signs, sizeof(pl_row_words));
 }
 
-static void put_iq2_xxs(const pl_block_iq2_xxs *b, int r, uint8_t *dst)
+/* The same where they lie side by side, the 4 bits above them. */
+static void put_packed_sevens(const pl_row_words w, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
+    pl_row_words signs, nibbles;
+    for (int q = 0; q < PL_FOURS; q++) {
+        signs[q] = (w[q] & 0x7fu) | (w[q] & 0x3f80u) << 1 | (w[q] & 0x1fc000u) << 2 | (w[q] & 0xfe00000u) << 3;
+        nibbles[q] = w[q] >> 28;
+    }
+    put_sevens(signs, nibbles, dst);
+}
+
+static void put_signs(pl_row_words w, uint8_t *dst)
+{
+    arrange_signs(w);
+    memcpy(dst, w, sizeof(pl_row_words));
+}
+
+static void pack_iq2_xxs(const pl_block_iq2_xxs *b, int64_t stride, uint8_t *dst)
+{
+    pl_row_words w[16];
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 16, w);
     for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 128 * s;
-        uint32_t packed = pl_load_u32(b->qs + 8 * s + 4);
-        memcpy(sub + 4 * r, b->qs + 8 * s, 4);
-        put_sevens(sub + 64 + 4 * r, packed, packed >> 28);
+        memcpy(dst + 32 + 128 * s, w + 2 * s, 64);
+        put_packed_sevens(w[2 * s + 1], dst + 32 + 128 * s + 64);
     }
 }
-PL_PACK_PANEL(IQ2_XXS, iq2_xxs)
+PL_PACK_PANEL(IQ2_XXS, iq2_xxs, 0)
 
-static void put_iq2_xs(const pl_block_iq2_xs *b, int r, uint8_t *dst)
+static void pack_iq2_xs(const pl_block_iq2_xs *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
+    pl_row_words w[18], indices, signs, high; /* 16 words of indices and signs, scales */
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 18, w);
     for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 144 * s;
-        uint32_t sevens = 0;
-        unsigned high = 0;
-        for (int i = 0; i < 4; i++) {
-            unsigned packed = b->qs[4 * s + i];
-            sub[4 * r + i] = (uint8_t)packed;
-            high |= (packed >> 8 & 1) << i;
-            sevens |= (uint32_t)(packed >> 9) << (7 * i);
+        const pl_rows4 *first = w[2 * s], *last = w[2 * s + 1];
+        for (int q = 0; q < PL_FOURS; q++) {
+            pl_rows4 a = first[q], c = last[q]; /* twice 9 bits of index, 7 of signs */
+            indices[q] = (a & 0xffu) | (a >> 8 & 0xff00u) | (c & 0xffu) << 16 | (c << 8 & 0xff000000u);
+            signs[q] = (a >> 9 & 0x7fu) | (a >> 17 & 0x7f00u) | (c << 7 & 0x7f0000u) | (c >> 1 & 0x7f000000u);
+            high[q] = (a >> 8 & 1u) | (a >> 23 & 2u) | (c >> 6 & 4u) | (c >> 21 & 8u);
         }
-        put_sevens(sub + 64 + 4 * r, sevens, high);
-        sub[128 + r] = b->scales[s];
+        memcpy(dst + 32 + 144 * s, indices, sizeof indices);
+        put_sevens(signs, high, dst + 32 + 144 * s + 64);
     }
+    pl_put_bytes(w[16], dst + 32 + 128, 144);
+    pl_put_bytes(w[17], dst + 32 + 4 * 144 + 128, 144);
 }
-PL_PACK_PANEL(IQ2_XS, iq2_xs)
+PL_PACK_PANEL(IQ2_XS, iq2_xs, 0)
 
-static void put_iq2_s(const pl_block_iq2_s *b, int r, uint8_t *dst)
+static void pack_iq2_s(const pl_block_iq2_s *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
+    pl_row_words w[20]; /* indices, signs, their high bits, scales: 8, 8, 2 and 2 words */
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 20, w);
     for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 160 * s;
-        unsigned high[2] = {0, 0};
-        for (int i = 0; i < 4; i++)
-            for (int bit = 0; bit < 2; bit++)
-                high[bit] |= (unsigned)(b->qh[s] >> (2 * i + bit) & 1) << i;
-        memcpy(sub + 4 * r, b->qs + 4 * s, 4);
-        put_signs(sub + 64 + 4 * r, pl_load_u32(b->signs + 4 * s));
-        pl_put_nibble(sub + 128, r, high[0]);
-        pl_put_nibble(sub + 136, r, high[1]);
-        sub[144 + r] = b->scales[s];
+        memcpy(dst + 32 + 160 * s, w + s, 64);
+        put_signs(w[8 + s], dst + 32 + 160 * s + 64);
+    }
+    for (int i = 0; i < 2; i++) { /* four sub-blocks */
+        uint8_t *sub = dst + 32 + 160 * 4 * i;
+        pl_swap_bits(w[16 + i], 1, 0x22222222u); /* bits 8 of four indices, then bits 9 */
+        pl_swap_bits(w[16 + i], 2, 0x0c0c0c0cu);
+        pl_put_nibbles(w[16 + i], sub + 128, 8, 160);
+        pl_put_bytes(w[18 + i], sub + 144, 160);
     }
 }
-PL_PACK_PANEL(IQ2_S, iq2_s)
+PL_PACK_PANEL(IQ2_S, iq2_s, 0)
 
-static void put_indices3(uint8_t *sub, int r, const uint8_t *q) /* 8 numbers */
+static void pack_iq3_xxs(const pl_block_iq3_xxs *b, int64_t stride, uint8_t *dst)
 {
-    memcpy(sub + 4 * r, q, 4);
-    memcpy(sub + 64 + 4 * r, q + 4, 4);
-}
-
-static void put_iq3_xxs(const pl_block_iq3_xxs *b, int r, uint8_t *dst)
-{
-    pl_put16(dst, r, b->d);
+    pl_row_words w[24]; /* indices, then signs */
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 24, w);
     for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 192 * s;
-        put_indices3(sub, r, b->qs + 8 * s);
-        put_sevens(sub + 128 + 4 * r, pl_load_u32(b->scales + 4 * s), pl_load_u32(b->scales + 4 * s) >> 28);
+        memcpy(dst + 32 + 192 * s, w + 2 * s, 128);
+        put_packed_sevens(w[16 + s], dst + 32 + 192 * s + 128);
     }
 }
-PL_PACK_PANEL(IQ3_XXS, iq3_xxs)
+PL_PACK_PANEL(IQ3_XXS, iq3_xxs, 0)
 
-static void put_iq3_s(const pl_block_iq3_s *b, int r, uint8_t *dst)
+static void pack_iq3_s(const pl_block_iq3_s *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
+    pl_row_words w[27]; /* indices, their high bits, signs, scales: 16, 2, 8 and 1 words */
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 27, w);
     for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 216 * s;
-        put_indices3(sub, r, b->qs + 8 * s);
-        put_signs(sub + 128 + 4 * r, pl_load_u32(b->signs + 4 * s));
-        pl_put_nibble(sub + 192, r, b->qh[s]);
-        pl_put_nibble(sub + 200, r, b->qh[s] >> 4);
-        pl_put_nibble(sub + 208, r, b->scales[s / 2] >> (4 * (s % 2)));
+        memcpy(dst + 32 + 216 * s, w + 2 * s, 128);
+        put_signs(w[18 + s], dst + 32 + 216 * s + 128);
+    }
+    pl_put_nibbles(w[16], dst + 32 + 192, 8, 216);
+    pl_put_nibbles(w[17], dst + 32 + 4 * 216 + 192, 8, 216);
+    pl_put_nibbles(w[26], dst + 32 + 208, 216, 2 * 216);
+}
+PL_PACK_PANEL(IQ3_S, iq3_s, 0)
+
+/* Indices of two sub-blocks and, from four nibbles of each in a word, the words of bits. */
+static void put_indices1(const pl_row_words indices[2], const pl_row_words nibbles, uint8_t *dst, int64_t step)
+{
+    uint8_t bits[8 * 8];
+    pl_put_nibbles(nibbles, bits, 8, 16);
+    for (int i = 0; i < 2; i++) {
+        memcpy(dst + step * i, indices + i, 64);
+        memcpy(dst + step * i + 64, bits + 32 * i, 32);
     }
 }
-PL_PACK_PANEL(IQ3_S, iq3_s)
 
-/* high: 4 bits for each of four numbers, their bits 8, 9 and 10, and 11 for the shift. -> the shifts that are plus. */
-static unsigned put_indices1(uint8_t *sub, int r, const uint8_t *q, unsigned high)
+static void pack_iq1_s(const pl_block_iq1_s *b, int64_t stride, uint8_t *dst)
 {
-    unsigned bits[4] = {0, 0, 0, 0};
-    for (int i = 0; i < 4; i++)
-        for (int bit = 0; bit < 4; bit++)
-            bits[bit] |= (high >> (4 * i + bit) & 1) << i;
-    memcpy(sub + 4 * r, q, 4);
-    for (int bit = 0; bit < 3; bit++)
-        pl_put_nibble(sub + 64 + 8 * bit, r, bits[bit]);
-    return ~bits[3] & 15;
-}
-
-static void put_iq1_s(const pl_block_iq1_s *b, int r, uint8_t *dst)
-{
-    pl_put16(dst, r, b->d);
-    for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 96 * s;
-        unsigned qh = b->qh[s], high = 0;
-        for (int i = 0; i < 4; i++)
-            high |= (qh >> (3 * i) & 7) << (4 * i);
-        put_indices1(sub, r, b->qs + 4 * s, high);
-        pl_put_nibble(sub + 88, r, (qh >> 12 & 7) | (qh & 0x8000 ? 0 : 8));
+    pl_row_words w[12]; /* indices; high bits and scales of two sub-blocks in a word */
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 12, w);
+    for (int s = 0; s < 8; s += 2) {
+        pl_row_words nibbles;
+        for (int q = 0; q < PL_FOURS; q++) {
+            pl_rows4 high = w[8 + s / 2][q];
+            nibbles[q] = (high & 0xf000f000u) ^ 0x80008000u; /* the shift's bit: plus */
+            for (int i = 0; i < 12; i++) /* bit i % 3 of number i / 3 */
+                nibbles[q] |= (high >> i & 0x00010001u) << (i % 3 * 4 + i / 3);
+        }
+        put_indices1(w + s, nibbles, dst + 32 + 96 * s, 96);
     }
 }
-PL_PACK_PANEL(IQ1_S, iq1_s)
+PL_PACK_PANEL(IQ1_S, iq1_s, .qh = {0x8000, 0x8000, 0x8000, 0x8000, 0x8000, 0x8000, 0x8000, 0x8000})
 
-static void put_iq1_m(const pl_block_iq1_m *b, int r, uint8_t *dst)
+static void pack_iq1_m(const pl_block_iq1_m *b, int64_t stride, uint8_t *dst)
 {
-    unsigned d = 0;
-    for (int i = 0; i < 4; i++)
-        d |= (unsigned)(b->scales[i] >> 12) << (4 * i);
-    pl_put16(dst, r, (uint16_t)d);
-    for (int s = 0; s < 8; s++) {
-        uint8_t *sub = dst + 32 + 112 * s;
-        unsigned two = (unsigned)b->scales[s / 2] >> (6 * (s % 2));
-        unsigned high = b->qh[2 * s] | (unsigned)b->qh[2 * s + 1] << 8;
-        pl_put_nibble(sub + 88, r, put_indices1(sub, r, b->qs + 4 * s, high));
-        sub[96 + r] = (uint8_t)((two & 7) | (two >> 3 & 7) << 4);
+    uint8_t unused[32];
+    pl_row_words w[14], d; /* indices, high bits and shifts, scales: 8, 4 and 2 words */
+    pl_take_words(b->qs, stride, 14, w);
+    for (int q = 0; q < PL_FOURS; q++)
+        d[q] = (w[12][q] >> 12 & 0xfu) | (w[12][q] >> 24 & 0xf0u) | (w[13][q] >> 4 & 0xf00u) | (w[13][q] >> 16 & 0xf000u);
+    pl_put_halves(d, dst, unused);
+    for (int s = 0; s < 8; s += 2) {
+        pl_rows4 *nibbles = w[8 + s / 2];
+        pl_swap_bits(nibbles, 6, 0x00cc00ccu); /* bit i of nibble j becomes bit j of nibble i */
+        pl_swap_bits(nibbles, 3, 0x0a0a0a0au);
+        for (int q = 0; q < PL_FOURS; q++)
+            nibbles[q] ^= 0xf000f000u;
+        put_indices1(w + s, nibbles, dst + 32 + 112 * s, 112);
+    }
+    for (int i = 0; i < 2; i++) {
+        pl_row_words scales;
+        for (int q = 0; q < PL_FOURS; q++) { /* 3 bits each */
+            pl_rows4 two = w[12 + i][q];
+            scales[q] = (two & 0x00070007u) | (two << 1 & 0x00700070u) | (two << 2 & 0x07000700u) | (two << 3 & 0x70007000u);
+        }
+        pl_put_bytes(scales, dst + 32 + 4 * 112 * i + 96, 112);
     }
 }
-PL_PACK_PANEL(IQ1_M, iq1_m)
+PL_PACK_PANEL(IQ1_M, iq1_m,
+              .qh = {0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88, 0x88})

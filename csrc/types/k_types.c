@@ -62,12 +62,6 @@ static void k_scale_min(const uint8_t *s, int sub, uint8_t *scale, uint8_t *min)
     }
 }
 
-/* The same of row r into a panel block of Q4_K or Q5_K: bytes, the minima of two sub-blocks side by side. */
-static void put_scale_min(const uint8_t *scales, int sub, int r, uint8_t *dst)
-{
-    k_scale_min(scales, sub, dst + 64 + 16 * sub + r, dst + 192 + 32 * (sub / 2) + 2 * r + sub % 2);
-}
-
 static void k_scales(uint16_t d, uint16_t dmin, const uint8_t *scales, int sub, float *scale, float *min)
 {
     uint8_t sc, m;
@@ -111,95 +105,96 @@ int pl_decode_q6_k(const void *block, int sub, int8_t *q, float *scale, float *m
     return PL_OK;
 }
 
-/* ---- row r of a block -> a panel block ---- */
+/* ---- a block of 16 rows -> a panel block ---- */
 
-static void put_q4_k(const pl_block_q4_k *b, int r, uint8_t *dst)
+/* d and dmin, side by side in a word, the second with its sign changed. */
+static void put_d_dmin(pl_row_words d, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put16(dst + 32, r, b->dmin ^ 0x8000);
-    for (int s = 0; s < 8; s++) {
-        uint8_t q[16];
-        const uint8_t *qs = b->qs + s / 2 * 32; /* low nibbles: even sub-block, high nibbles: odd one */
-        put_scale_min(b->scales, s, r, dst);
-        for (int l = 0; l < 16; l++)
-            q[l] = s % 2 ? (uint8_t)(qs[l] >> 4 | (qs[l + 16] & 0xf0)) : (uint8_t)((qs[l] & 15) | qs[l + 16] << 4);
-        pl_put_nibbles(dst + 320 + 256 * s, r, q);
+    for (int q = 0; q < PL_FOURS; q++)
+        d[q] ^= 0x80000000u;
+    pl_put_halves(d, dst, dst + 32);
+}
+
+/* The beginning of Q4_K and Q5_K: d, dmin and the 6-bit scales and minima, as bytes (k_scale_min has where they lie), the
+ * minima of two sub-blocks side by side. */
+static void put_scales_mins(const void *d, int64_t stride, uint8_t *dst)
+{
+    pl_row_words w[4], scales[2], mins[2];
+    pl_take_words(d, stride, 4, w);
+    put_d_dmin(w[0], dst);
+    for (int q = 0; q < PL_FOURS; q++) {
+        scales[0][q] = w[1][q] & 0x3f3f3f3fu;
+        scales[1][q] = (w[3][q] & 0x0f0f0f0fu) | (w[1][q] >> 6 & 0x03030303u) << 4;
+        mins[0][q] = w[2][q] & 0x3f3f3f3fu;
+        mins[1][q] = (w[3][q] >> 4 & 0x0f0f0f0fu) | (w[2][q] >> 6 & 0x03030303u) << 4;
+    }
+    for (int i = 0; i < 2; i++) {
+        pl_put_bytes(scales[i], dst + 64 + 64 * i, 16);
+        pl_put_halves(mins[i], dst + 192 + 64 * i, dst + 224 + 64 * i);
     }
 }
-PL_PACK_PANEL(Q4_K, q4_k)
 
-static void put_q5_k(const pl_block_q5_k *b, int r, uint8_t *dst)
+static void pack_q4_k(const pl_block_q4_k *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put16(dst + 32, r, b->dmin ^ 0x8000);
-    for (int s = 0; s < 8; s++) {
-        uint8_t q[16], *sub = dst + 320 + 320 * s;
-        uint32_t bits = 0;
-        const uint8_t *qs = b->qs + s / 2 * 32;
-        put_scale_min(b->scales, s, r, dst);
-        for (int l = 0; l < 16; l++)
-            q[l] = s % 2 ? (uint8_t)(qs[l] >> 4 | (qs[l + 16] & 0xf0)) : (uint8_t)((qs[l] & 15) | qs[l + 16] << 4);
-        for (int l = 0; l < 32; l++)
-            bits |= (uint32_t)(b->qh[l] >> s & 1) << l;
-        pl_put_bits(sub, r, bits);
-        pl_put_nibbles(sub + 64, r, q);
+    put_scales_mins(&b->d, stride, dst);
+    for (int s = 0; s < 8; s += 2)
+        pl_pack_codes4(b->qs + 16 * s, stride, dst + 320 + 256 * s, 256);
+}
+PL_PACK_PANEL(Q4_K, q4_k, .dmin = 0x8000)
+
+static void pack_q5_k(const pl_block_q5_k *b, int64_t stride, uint8_t *dst)
+{
+    put_scales_mins(&b->d, stride, dst);
+    pl_pack_bits(b->qh, stride, dst + 320, 320);
+    for (int s = 0; s < 8; s += 2)
+        pl_pack_codes4(b->qs + 16 * s, stride, dst + 384 + 320 * s, 320);
+}
+PL_PACK_PANEL(Q5_K, q5_k, .dmin = 0x8000)
+
+static void pack_q6_k(const pl_block_q6_k *b, int64_t stride, uint8_t *dst)
+{
+    pl_row_words scales[4];
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->scales, stride, 4, scales);
+    for (int i = 0; i < 4; i++)
+        pl_put_bytes(scales[i], dst + 32 + 64 * i, 16);
+    for (int half = 0; half < 2; half++) { /* of 128: nibbles of sub-blocks 0 and 2, of 1 and 3; pairs of all four */
+        uint8_t *sub = dst + 288 + 4 * 384 * half;
+        pl_pack_codes4(b->ql + 64 * half, stride, sub, 2 * 384);
+        pl_pack_codes4(b->ql + 64 * half + 32, stride, sub + 384, 2 * 384);
+        pl_pack_codes2(b->qh + 32 * half, stride, sub + 256, 384);
     }
 }
-PL_PACK_PANEL(Q5_K, q5_k)
+PL_PACK_PANEL(Q6_K, q6_k, 0)
 
-static void put_q6_k(const pl_block_q6_k *b, int r, uint8_t *dst)
+static void pack_q3_k(const pl_block_q3_k *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    for (int i = 0; i < 16; i++)
-        dst[32 + 16 * i + r] = (uint8_t)b->scales[i];
-    for (int s = 0; s < 8; s++) { /* halves of 128: ql gives sub-blocks 0, 1 low and 2, 3 high */
-        uint8_t low[32], high[32], *sub = dst + 288 + 384 * s;
-        const uint8_t *ql = b->ql + s / 4 * 64 + s % 2 * 32, *qh = b->qh + s / 4 * 32;
-        for (int l = 0; l < 32; l++) {
-            low[l] = s % 4 < 2 ? ql[l] & 15 : ql[l] >> 4;
-            high[l] = qh[l] >> (2 * (s % 4)) & 3;
-        }
-        pl_put_codes4(sub, r, low);
-        pl_put_codes2(sub + 256, r, high);
+    pl_row_words w[3], scales;
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->scales, stride, 3, w);
+    for (int i = 0; i < 4; i++) { /* q3_k_scale has where they lie */
+        for (int q = 0; q < PL_FOURS; q++)
+            scales[q] = pl_minus_32((w[i % 2][q] >> 4 * (i / 2) & 0x0f0f0f0fu) | (w[2][q] >> 2 * i & 0x03030303u) << 4);
+        pl_put_bytes(scales, dst + 32 + 64 * i, 16);
     }
+    pl_pack_bits(b->hmask, stride, dst + 288, 192);
+    pl_pack_codes2(b->qs, stride, dst + 352, 192);
+    pl_pack_codes2(b->qs + 32, stride, dst + 352 + 4 * 192, 192);
 }
-PL_PACK_PANEL(Q6_K, q6_k)
+PL_PACK_PANEL(Q3_K, q3_k, .scales = {[8] = 0xaa, 0xaa, 0xaa, 0xaa})
 
-static void put_q3_k(const pl_block_q3_k *b, int r, uint8_t *dst)
+static void pack_q2_k(const pl_block_q2_k *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    for (int i = 0; i < 16; i++) {
-        int low = i < 8 ? b->scales[i] & 15 : b->scales[i - 8] >> 4;
-        int high = b->scales[8 + i % 4] >> (2 * (i / 4)) & 3;
-        dst[32 + 16 * i + r] = (uint8_t)((low | high << 4) - 32);
-    }
-    for (int s = 0; s < 8; s++) {
-        uint8_t q[32], *sub = dst + 288 + 192 * s;
-        uint32_t bits = 0;
-        for (int l = 0; l < 32; l++) {
-            q[l] = b->qs[s / 4 * 32 + l] >> (2 * (s % 4)) & 3;
-            bits |= (uint32_t)(b->hmask[l] >> s & 1) << l;
-        }
-        pl_put_bits(sub, r, bits);
-        pl_put_codes2(sub + 64, r, q);
-    }
+    pl_row_words d, scales[4];
+    pl_take_words(&b->d, stride, 1, &d);
+    put_d_dmin(d, dst);
+    pl_take_words(b->scales, stride, 4, scales);
+    for (int i = 0; i < 4; i++)
+        pl_put_bytes(scales[i], dst + 64 + 64 * i, 16);
+    pl_pack_codes2(b->qs, stride, dst + 320, 128);
+    pl_pack_codes2(b->qs + 32, stride, dst + 320 + 4 * 128, 128);
 }
-PL_PACK_PANEL(Q3_K, q3_k)
-
-static void put_q2_k(const pl_block_q2_k *b, int r, uint8_t *dst)
-{
-    pl_put16(dst, r, b->d);
-    pl_put16(dst + 32, r, b->dmin ^ 0x8000);
-    for (int i = 0; i < 16; i++)
-        dst[64 + 16 * i + r] = b->scales[i];
-    for (int s = 0; s < 8; s++) {
-        uint8_t q[32];
-        for (int l = 0; l < 32; l++)
-            q[l] = b->qs[s / 4 * 32 + l] >> (2 * (s % 4)) & 3;
-        pl_put_codes2(dst + 320 + 128 * s, r, q);
-    }
-}
-PL_PACK_PANEL(Q2_K, q2_k)
+PL_PACK_PANEL(Q2_K, q2_k, .dmin = 0x8000)
 
 /* ---- codes and scales -> a block ---- */
 

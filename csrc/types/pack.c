@@ -1,5 +1,5 @@
 /* Panels of 16 rows (layout: panel.h). Plain C: every tier reads the same panels. */
-#include "types/panel.h"
+#include "types/pack.h"
 #include "types/types.h"
 #include <string.h>
 
@@ -34,6 +34,5 @@ void pl_pack_panel(int type, const uint8_t *src, int64_t row_bytes, int n_rows, 
     }
     const pl_type_info *info = pl_type_find(type);
     int64_t n_blocks = cols / info->block_elements;
-    memset(dst, 0, (size_t)(n_blocks * info->panel_bytes));
     info->pack(src, row_bytes, n_rows, n_blocks, dst);
 }

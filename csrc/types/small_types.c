@@ -67,47 +67,50 @@ int pl_decode_q8_0(const void *block, int sub, int8_t *q, float *scale, float *m
     return PL_OK;
 }
 
-/* ---- row r of a block -> a panel block ---- */
+/* ---- a block of 16 rows -> a panel block: what of it lies in which order stays as it is ---- */
 
-static void put_q4_0(const pl_block_q4_0 *b, int r, uint8_t *dst)
+static void pack_q4_0(const pl_block_q4_0 *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put_nibbles(dst + 32, r, b->qs);
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 4, dst + 32);
 }
-PL_PACK_PANEL(Q4_0, q4_0)
+PL_PACK_PANEL(Q4_0, q4_0, 0)
 
-static void put_q4_1(const pl_block_q4_1 *b, int r, uint8_t *dst)
+static void pack_q4_1(const pl_block_q4_1 *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put16(dst + 32, r, b->m);
-    pl_put_nibbles(dst + 64, r, b->qs);
+    pl_row_words scales;
+    pl_take_words(b, stride, 1, &scales);
+    pl_put_halves(scales, dst, dst + 32);
+    pl_take_words(b->qs, stride, 4, dst + 64);
 }
-PL_PACK_PANEL(Q4_1, q4_1)
+PL_PACK_PANEL(Q4_1, q4_1, 0)
 
-static void put_q5_0(const pl_block_q5_0 *b, int r, uint8_t *dst)
+static void pack_q5_0(const pl_block_q5_0 *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put_bits(dst + 32, r, pl_load_u32(b->qh));
-    pl_put_nibbles(dst + 96, r, b->qs);
+    pl_row_words bits;
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qh, stride, 1, &bits);
+    pl_put_nibbles(bits, dst + 32, 8, 16);
+    pl_take_words(b->qs, stride, 4, dst + 96);
 }
-PL_PACK_PANEL(Q5_0, q5_0)
+PL_PACK_PANEL(Q5_0, q5_0, 0)
 
-static void put_q5_1(const pl_block_q5_1 *b, int r, uint8_t *dst)
+static void pack_q5_1(const pl_block_q5_1 *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put16(dst + 32, r, b->m);
-    pl_put_bits(dst + 64, r, pl_load_u32(b->qh));
-    pl_put_nibbles(dst + 128, r, b->qs);
+    pl_row_words head[2];
+    pl_take_words(b, stride, 2, head);
+    pl_put_halves(head[0], dst, dst + 32);
+    pl_put_nibbles(head[1], dst + 64, 8, 16);
+    pl_take_words(b->qs, stride, 4, dst + 128);
 }
-PL_PACK_PANEL(Q5_1, q5_1)
+PL_PACK_PANEL(Q5_1, q5_1, 0)
 
-static void put_q8_0(const pl_block_q8_0 *b, int r, uint8_t *dst)
+static void pack_q8_0(const pl_block_q8_0 *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    for (int g = 0; g < 8; g++)
-        memcpy(dst + 32 + g * 64 + r * 4, b->qs + 4 * g, 4);
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 8, dst + 32);
 }
-PL_PACK_PANEL(Q8_0, q8_0)
+PL_PACK_PANEL(Q8_0, q8_0, 0)
 
 /* ---- codes and scales -> a block ---- */
 

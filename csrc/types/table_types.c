@@ -48,30 +48,38 @@ int pl_decode_iq4_xs(const void *block, int sub, int8_t *q, float *scale, float 
     return PL_OK;
 }
 
-static void put_iq4_nl(const pl_block_iq4_nl *b, int r, uint8_t *dst)
+static void pack_iq4_nl(const pl_block_iq4_nl *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    pl_put_nibbles(dst + 32, r, b->qs);
+    pl_take_halves(&b->d, stride, dst);
+    pl_take_words(b->qs, stride, 4, dst + 32);
 }
-PL_PACK_PANEL(IQ4_NL, iq4_nl)
+PL_PACK_PANEL(IQ4_NL, iq4_nl, 0)
 
-static void put_mxfp4(const pl_block_mxfp4 *b, int r, uint8_t *dst)
+static void pack_mxfp4(const pl_block_mxfp4 *b, int64_t stride, uint8_t *dst)
 {
-    dst[r] = b->e;
-    pl_put_nibbles(dst + 16, r, b->qs);
+    for (int r = 0; r < PL_ROWS; r++)
+        dst[r] = *(&b->e + r * stride);
+    pl_take_words(b->qs, stride, 4, dst + 16);
 }
-PL_PACK_PANEL(MXFP4, mxfp4)
+PL_PACK_PANEL(MXFP4, mxfp4, 0)
 
-static void put_iq4_xs(const pl_block_iq4_xs *b, int r, uint8_t *dst)
+static void pack_iq4_xs(const pl_block_iq4_xs *b, int64_t stride, uint8_t *dst)
 {
-    pl_put16(dst, r, b->d);
-    for (int s = 0; s < 8; s++) {
-        int low = b->scales_l[s / 2] >> (s % 2 * 4) & 15, high = b->scales_h >> (2 * s) & 3;
-        dst[32 + 16 * s + r] = (uint8_t)((low | high << 4) - 32);
-        pl_put_nibbles(dst + 160 + 256 * s, r, b->qs + 16 * s);
+    pl_row_words head[2], even, odd; /* d and scales_h, scales_l; scales of even and of odd sub-blocks */
+    pl_take_words(b, stride, 2, head);
+    pl_take_halves(&b->d, stride, dst);
+    for (int q = 0; q < PL_FOURS; q++) {
+        pl_rows4 low = head[1][q], high = head[0][q] >> 16; /* of two sub-blocks in each byte, in each nibble */
+        high = (high | high << 8) & 0x00ff00ffu;
+        high = (high | high << 4) & 0x0f0f0f0fu;
+        even[q] = pl_minus_32((low & 0x0f0f0f0fu) | (high & 0x03030303u) << 4);
+        odd[q] = pl_minus_32((low >> 4 & 0x0f0f0f0fu) | (high & 0x0c0c0c0cu) << 2);
     }
+    pl_put_bytes(even, dst + 32, 32);
+    pl_put_bytes(odd, dst + 48, 32);
+    pl_take_words(b->qs, stride, 32, dst + 160);
 }
-PL_PACK_PANEL(IQ4_XS, iq4_xs)
+PL_PACK_PANEL(IQ4_XS, iq4_xs, .scales_h = 0xaaaa)
 
 void pl_write_iq4_nl(const pl_quantized *b, uint8_t *dst)
 {

@@ -46,14 +46,44 @@ static void float_from_bf16(const uint8_t *src, float *dst, int64_t n)
     }
 }
 
-/* Panels of floats are [k][16]. */
+/* Panels of floats are [k][16]. They are packed by lines of the cache of each row, which are copied first: rows are often a power
+ * of two apart, and then 16 lines are more than the first cache can hold. */
+enum { LINE = 64 };
+
+static void pack_lines(uint8_t lines[PL_ROWS][LINE], int size, uint8_t *panel)
+{
+    pl_row_words w[LINE / 4];
+    if (size == 4) {
+        pl_take_words(lines, LINE, LINE / 4, panel);
+        return;
+    }
+    pl_take_words(lines, LINE, LINE / 4, w);
+    for (int i = 0; i < LINE / 4; i++)
+        pl_put_halves(w[i], panel + 64 * i, panel + 64 * i + 32);
+}
+
+static void pack_floats(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, int size, uint8_t *panel)
+{
+    const int64_t whole = cols * size / LINE * LINE;
+    uint8_t lines[PL_ROWS][LINE];
+    memset(lines, 0, sizeof lines);
+    for (int64_t i = 0; i < whole; i += LINE) {
+        for (int r = 0; r < n_rows; r++)
+            memcpy(lines[r], src + r * row_bytes + i, LINE);
+        pl_prefetch(src + PL_ROWS * (row_bytes + i), PL_ROWS * LINE);
+        pack_lines(lines, size, panel + i * PL_ROWS);
+    }
+    for (int64_t i = whole; i < cols * size; i += size) {
+        memset(panel + i * PL_ROWS, 0, (size_t)(PL_ROWS * size));
+        for (int r = 0; r < n_rows; r++)
+            memcpy(panel + i * PL_ROWS + r * size, src + r * row_bytes + i, (size_t)size);
+    }
+}
+
 #define PL_FLOAT_TYPE(NAME, name, number, bits) \
     static void pack_##name(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t cols, uint8_t *panel) \
     { \
-        for (int64_t k = 0; k < cols; k++) \
-            for (int r = 0; r < n_rows; r++) \
-                memcpy(panel + (k * PL_ROWS + r) * (int64_t)sizeof(bits), src + r * row_bytes + k * (int64_t)sizeof(bits), \
-                       sizeof(bits)); \
+        pack_floats(src, row_bytes, n_rows, cols, sizeof(bits), panel); \
     }
 #include "types/types.def"
 

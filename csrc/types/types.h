@@ -14,7 +14,7 @@ enum pl_type {
 typedef int pl_decode_fn(const void *block, int sub, int8_t *q, float *scale, float *min);
 /* n elements of a float type -> float32, the same bits for NaN too. src may be unaligned. */
 typedef void pl_to_float_fn(const uint8_t *src, float *dst, int64_t n);
-/* Puts n_rows rows of n_blocks blocks, row r from src + r * row_bytes on, into a panel (panel.h) that was zeroed. */
+/* Puts n_rows rows of n_blocks blocks, row r from src + r * row_bytes on, into a panel (panel.h); the other rows are zero. */
 typedef void pl_pack_fn(const uint8_t *src, int64_t row_bytes, int n_rows, int64_t n_blocks, uint8_t *panel);
 /* One block as it lies in a file, from what the search found (quantize.h). */
 struct pl_quantized;
