@@ -32,6 +32,33 @@ static inline pl_bytes16 pl_odd16(pl_bytes16 a, pl_bytes16 b)
     return PL_PICK(pl_bytes16, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
+/* ---- bits ---- */
+
+/* Exchanges the bits of b at `mask` with those of a that lie `distance` further up. */
+static inline void pl_exchange(pl_rows4 *a, pl_rows4 *b, int distance, uint32_t mask)
+{
+    pl_rows4 differ = (*a >> distance ^ *b) & mask;
+    *a ^= differ << distance;
+    *b ^= differ;
+}
+
+/* Exchanges the bits of words at `mask` with those `distance` further up. The bits' numbers: where distance is 2^m - 2^n and the
+ * mask those with n and without m, the two change places. */
+static inline void pl_swap_bits(pl_row_words w, int distance, uint32_t mask)
+{
+    for (int i = 0; i < PL_FOURS; i++) {
+        pl_rows4 differ = (w[i] >> distance ^ w[i]) & mask;
+        w[i] ^= differ | differ << distance;
+    }
+}
+
+/* Bytes below 64, less 32 each. */
+static inline pl_rows4 pl_minus_32(pl_rows4 bytes)
+{
+    pl_rows4 less = bytes ^ 0x20202020u, negative = less & 0x20202020u;
+    return less | negative << 1 | negative << 2;
+}
+
 /* ---- from 16 rows, row r at src + r * stride ---- */
 
 /* 16 bytes of each row: four words. */
@@ -94,37 +121,19 @@ static inline void pl_put_bytes(const pl_row_words w, uint8_t *dst, int64_t step
 /* The eight nibbles of a word, 8 bytes each, whose nibble r is row r's: a byte's low and high one are `high` apart, bytes `step`. */
 static inline void pl_put_nibbles(const pl_row_words w, uint8_t *dst, int64_t high, int64_t step)
 {
-    pl_row_words two; /* rows' lower nibbles side by side in bytes, then their higher ones */
+    pl_row_words two; /* rows' low nibbles side by side in bytes, then their high ones */
     uint8_t bytes[4][16];
     for (int i = 0; i < PL_FOURS / 2; i++) {
-        pl_rows4 even = pl_even4(w[2 * i], w[2 * i + 1]), odd = pl_odd4(w[2 * i], w[2 * i + 1]);
-        two[i] = (even & 0x0f0f0f0fu) | (odd & 0x0f0f0f0fu) << 4;
-        two[PL_FOURS / 2 + i] = (even >> 4 & 0x0f0f0f0fu) | (odd & 0xf0f0f0f0u);
+        pl_rows4 *low = &two[i], *high = &two[PL_FOURS / 2 + i];
+        *low = pl_even4(w[2 * i], w[2 * i + 1]);
+        *high = pl_odd4(w[2 * i], w[2 * i + 1]);
+        pl_exchange(low, high, 4, 0x0f0f0f0fu);
     }
     pl_put_bytes(two, bytes[0], 16);
     for (int j = 0; j < 4; j++) {
         memcpy(dst + step * j, bytes[j], 8);
         memcpy(dst + step * j + high, bytes[j] + 8, 8);
     }
-}
-
-/* ---- bits of words ---- */
-
-/* Exchanges the bits at `mask` with those `distance` further up: where distance is 2^a - 2^b and the mask has the numbers without a
- * and with b, a and b change places in the numbers of all bits. */
-static inline void pl_swap_bits(pl_row_words w, int distance, uint32_t mask)
-{
-    for (int i = 0; i < PL_FOURS; i++) {
-        pl_rows4 differ = (w[i] >> distance ^ w[i]) & mask;
-        w[i] ^= differ | differ << distance;
-    }
-}
-
-/* Bytes below 64, less 32 each. */
-static inline pl_rows4 pl_minus_32(pl_rows4 bytes)
-{
-    pl_rows4 less = bytes ^ 0x20202020u, negative = less & 0x20202020u;
-    return less | negative << 1 | negative << 2;
 }
 
 /* ---- codes: 32 bytes of each row, for sub-blocks of 32 k that are `step` apart in the panel ---- */
@@ -136,8 +145,8 @@ static inline void pl_pack_codes4(const uint8_t *src, int64_t stride, uint8_t *d
     pl_take_words(src, stride, 8, w);
     for (int v = 0; v < 4; v++)
         for (int i = 0; i < PL_FOURS; i++) {
-            pl_rows4 low = (w[v][i] & 0x0f0f0f0fu) | (w[v + 4][i] & 0x0f0f0f0fu) << 4;
-            pl_rows4 high = (w[v][i] >> 4 & 0x0f0f0f0fu) | (w[v + 4][i] & 0xf0f0f0f0u);
+            pl_rows4 low = w[v][i], high = w[v + 4][i];
+            pl_exchange(&low, &high, 4, 0x0f0f0f0fu);
             memcpy(dst + 64 * v + 16 * i, &low, 16);
             memcpy(dst + step + 64 * v + 16 * i, &high, 16);
         }
@@ -149,13 +158,15 @@ static inline void pl_pack_codes2(const uint8_t *src, int64_t stride, uint8_t *d
     pl_row_words w[8];
     pl_take_words(src, stride, 8, w);
     for (int h = 0; h < 2; h++)
-        for (int i = 0; i < PL_FOURS; i++)
-            for (int s = 0; s < 4; s++) {
-                pl_rows4 codes = {0};
-                for (int f = 0; f < 4; f++)
-                    codes |= (w[2 * f + h][i] >> 2 * s & 0x03030303u) << 2 * f;
-                memcpy(dst + step * s + 64 * h + 16 * i, &codes, 16);
-            }
+        for (int i = 0; i < PL_FOURS; i++) {
+            pl_rows4 codes[4] = {w[h][i], w[2 + h][i], w[4 + h][i], w[6 + h][i]};
+            pl_exchange(&codes[0], &codes[1], 2, 0x33333333u); /* pairs s of bits of words f become pairs f of words s */
+            pl_exchange(&codes[2], &codes[3], 2, 0x33333333u);
+            pl_exchange(&codes[0], &codes[2], 4, 0x0f0f0f0fu);
+            pl_exchange(&codes[1], &codes[3], 4, 0x0f0f0f0fu);
+            for (int s = 0; s < 4; s++)
+                memcpy(dst + step * s + 64 * h + 16 * i, &codes[s], 16);
+        }
 }
 
 /* Bit s is that of sub-block s. */
