@@ -14,38 +14,33 @@ typedef struct {
     int64_t first, end, panel_bytes; /* panels */
     uint8_t *dst;                    /* of the first */
     const pl_division *division;
-    pl_counter counters[PL_MAX_NODES]; /* of each node's panels */
+    pl_cursor cursors[PL_MAX_THREADS];
 } pack_job;
 
-/* The panels whose rows a node's threads multiply: who writes a page first has it in his node's memory. */
-static void pack_of_node(pack_job *job, int node)
+#define DROPPED 16 /* panels at a time, so that loading takes little more memory than the weights */
+
+static void pack_run(const pack_job *job, int64_t begin, int64_t end)
 {
-    const int64_t panels = (job->rows + PL_ROWS - 1) / PL_ROWS;
-    int64_t first = pl_node_cut(job->division, panels, node) - job->first,
-            last = pl_node_cut(job->division, panels, node + 1) - job->first, begin, end;
-    first = first > 0 ? first : 0;
-    last = last < job->end - job->first ? last : job->end - job->first;
-    while (pl_take(&job->counters[node], 0, last - first, 16, &begin, &end)) {
-        begin += first;
-        end += first;
-        int64_t row0 = (job->first + begin) * PL_ROWS, row1 = (job->first + end) * PL_ROWS;
-        row1 = row1 < job->rows ? row1 : job->rows;
-        for (int64_t p = begin; p < end; p++) {
-            int64_t row = (job->first + p) * PL_ROWS, left = job->rows - row;
-            pl_pack_panel(job->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS),
-                          job->cols, job->dst + p * job->panel_bytes);
-        }
-        if (job->drop) /* what is packed: loading takes little more memory than the weights */
-            pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
+    const int64_t row0 = begin * PL_ROWS, row1 = end * PL_ROWS < job->rows ? end * PL_ROWS : job->rows;
+    for (int64_t p = begin; p < end; p++) {
+        int64_t row = p * PL_ROWS, left = job->rows - row;
+        pl_pack_panel(job->type, job->src + row * job->row_bytes, job->row_bytes, (int)(left < PL_ROWS ? left : PL_ROWS), job->cols,
+                      job->dst + (p - job->first) * job->panel_bytes);
     }
+    if (job->drop)
+        pl_drop_pages(job->src + row0 * job->row_bytes, (size_t)((row1 - row0) * job->row_bytes));
 }
 
+/* A thread packs the rows that it will multiply: who writes a page first has it in his node's memory, and two that begin in the
+ * same huge page would both clear it. */
 static void pack(void *arg, int thread)
 {
     pack_job *job = arg;
-    const int nodes = job->division->nodes;
-    for (int i = 0; i < nodes; i++)
-        pack_of_node(job, (job->division->node_of[thread] + i) % nodes);
+    pl_work_queue queue = {.cursors = job->cursors, .division = job->division, .epoch = 1, .thread = thread};
+    int64_t begin, end;
+    while (pl_queue_take(&queue, job->end - job->first, 1, PL_QUARTER, &begin, &end))
+        for (int64_t p = job->first + begin; p < job->first + end; p += DROPPED)
+            pack_run(job, p, p + DROPPED < job->first + end ? p + DROPPED : job->first + end);
 }
 
 int64_t pl_panel_bytes(int type, int64_t cols)
