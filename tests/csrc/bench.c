@@ -108,6 +108,26 @@ static void bench_matmul(const pl_kernels *tier, int type)
     free(q8);
 }
 
+/* GB/s of the file's bytes: some rows again and again, and all of those that no cache holds. */
+static void bench_packing(int type)
+{
+    enum { COLS = 4096 };
+    const pl_type_info *info = pl_type_find(type);
+    const int64_t row = COLS / info->block_elements * info->block_bytes, bytes = PL_ROWS * row,
+                  panel = COLS / pl_panel_block_k(type) * pl_panel_block_bytes(type), n = (quick ? 16 << 20 : 128 << 20) / bytes;
+    uint8_t *file = memory((size_t)(bytes * n)), *panels = memory((size_t)(panel * n));
+    double one, all;
+    random_weights(type, W_NORMAL, file, COLS * PL_ROWS);
+    for (int64_t i = 1; i < n; i++)
+        memcpy(file + i * bytes, file, (size_t)bytes);
+    BEST(one, for (int i = 0; i < 16; i++) pl_pack_panel(type, file, row, PL_ROWS, COLS, panels));
+    BEST(all, for (int64_t i = 0; i < n; i++) pl_pack_panel(type, file + i * bytes, row, PL_ROWS, COLS, panels + i * panel));
+    printf("  %-8s %7.2f GB/s packed, %7.2f GB/s in a cache\n", info->name, (double)(bytes * n) / all / 1e9,
+           16.0 * (double)bytes / one / 1e9);
+    free(file);
+    free(panels);
+}
+
 static void bench_attention(const pl_kernels *tier, int type, int n_rows)
 {
     enum { DIM = 128, KEYS = 4096, ROWS = 8 };
@@ -175,8 +195,13 @@ static void bench_rows(const pl_kernels *tier)
 
 void bench(const pl_kernels *tier)
 {
-    printf("%s\n", tier->name);
+    static int packed; /* all tiers have the same panels */
     set_random_codebooks();
+    for (int k = 0; !packed && weight_type(k) >= 0; k++)
+        bench_packing(weight_type(k));
+    packed = 1;
+    fflush(stdout);
+    printf("%s\n", tier->name);
     for (int k = 0; weight_type(k) >= 0; k++)
         bench_matmul(tier, weight_type(k));
     for (int k = 0; k < COUNT(kv_types); k++) {
