@@ -7,6 +7,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 #define TIER avxvnni
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
 
+#define PREFERS_INT16 1 /* its parent's, which are faster than floats */
+
 #include "x86_256.h"
 
 PL_INLINE vi vi_dot_u(vi acc, vi w, vi a) { return _mm256_dpbusd_avx_epi32(acc, w, a); }

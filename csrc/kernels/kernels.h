@@ -100,7 +100,7 @@ typedef struct {
 #define PL_KERNEL_LIST(KERNEL) \
     KERNEL(void, matmul_quant, (const pl_matmul *m)) \
     KERNEL(void, matmul_float, (const pl_matmul *m)) \
-    KERNEL(int, prefers_int16, (void)) /* panels of int16 (panel.h) are faster than those of 8 bits and of floats */ \
+    KERNEL(int, prefers_int16, (void)) /* panels of int16 (panel.h) are faster than those of floats */ \
     /* of the codes that products of many tokens multiply, 4 to 8; always 8 where the width does not matter; 0: a float type */ \
     KERNEL(int, code_bits, (int type)) \
     /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset] */ \
