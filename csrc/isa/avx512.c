@@ -20,6 +20,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #define SCORE_SUMS 2
 #define DIMS_TILE 4
 #define WIDE_ROWS 3
+#define KV_AHEAD 2           /* and into the second cache: Zen 4 waits for the few misses that its first one may have */
+#define kv_prefetch_line(p) __builtin_prefetch(p, 0, 2)
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
 
 typedef __m512 vf;

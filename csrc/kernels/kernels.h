@@ -67,6 +67,7 @@ typedef struct {
     uint8_t *const *pages;      /* page table of the sequence: index = position / PL_TILE */
     int64_t k_offset, v_offset; /* of this layer and head inside a page */
     int64_t key0, key1;         /* keys [key0, key1), key0 a multiple of PL_TILE */
+    int64_t ahead;              /* > key1: keys from there on to this one are likely to be wanted by the next call */
     int n_rows;
     const float *const *q; /* already multiplied by the softmax scale and log2 e: weights are powers of two */
     const int32_t *pos, *lo;
