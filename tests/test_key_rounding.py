@@ -160,7 +160,7 @@ def test_values_that_have_much_in_common_keep_what_they_differ_in(monkeypatch: p
     monkeypatch.setattr(plan_harness, "Pages", ShiftedPages)
     after = scores_plan(TensorType.Q4_0).run(q, k, v)
     assert np.square(after - exact).mean() < np.square(before - exact).mean() / 3
-    assert np.abs(after[0] - v[0]).max() < 1e-5  # that one was foreseen
+    assert np.abs(after[0] - v[0]).max() < 1e-4  # that one was foreseen; weights may be rounded to 16 bits
 
 
 def test_values_are_shifted_where_they_have_4_bits() -> None:

@@ -12,8 +12,11 @@ static int64_t padded32(int64_t n) { return (n + 31) / 32 * 32; }
 
 /* ---- the room of an item ---- */
 
-/* A key tile, a value tile and the scales of a value tile, as float32. */
-static int64_t tiles_floats(pl_item_shape s) { return (padded32(s.k_dim) + padded32(s.v_dim)) * PL_TILE + padded32(s.v_dim); }
+/* A key tile, a value tile and the scales of a value tile, as float32, and rounded queries. */
+static int64_t tiles_floats(pl_item_shape s)
+{
+    return (padded32(s.k_dim) + padded32(s.v_dim)) * PL_TILE + padded32(s.v_dim) + s.rows * padded32(s.k_dim);
+}
 
 static int64_t state_floats(pl_item_shape s) { return PL_STATE_HEAD + padded32(s.v_dim); }
 static int64_t q_stride(pl_item_shape s) { return (s.k_dim + 15) / 16 * 16; }

@@ -20,6 +20,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")
 #define SCORE_SUMS 2
 #define DIMS_TILE 4
 #define WIDE_ROWS 3
+#define KV_WHOLE 1           /* attention: vpdpwssd multiplies two of a lane and adds them up */
 #define KV_AHEAD 2           /* and into the second cache: Zen 4 waits for the few misses that its first one may have */
 #define kv_prefetch_line(p) __builtin_prefetch(p, 0, 2)
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
@@ -152,6 +153,30 @@ PL_INLINE void vf_store_u16(uint16_t *p, vf x) /* whole numbers, 0 ... 65535 */
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
 }
 
+PL_INLINE void vf_store_i16(int16_t *p, vf x) /* rounded */
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+}
+/* Lanes in the order of vi_pair16's, of consecutive ones, and back; lanes with even and with odd numbers. */
+PL_INLINE void vf_pair(vf a, vf b, vf *out)
+{
+    out[0] = _mm512_shuffle_f32x4(a, b, 0x88);
+    out[1] = _mm512_shuffle_f32x4(a, b, 0xdd);
+}
+PL_INLINE void vf_unpair(vf a, vf b, vf *out)
+{
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    out[0] = _mm512_permutex2var_ps(a, low, b);
+    out[1] = _mm512_permutex2var_ps(a, high, b);
+}
+PL_INLINE void vf_unzip(vf a, vf b, vf *out)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    out[0] = _mm512_permutex2var_ps(a, even, b);
+    out[1] = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
+
 PL_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 PL_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 PL_INLINE void vi_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
@@ -167,6 +192,21 @@ PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, 
 PL_INLINE vi vi_dot16_sum(vi acc, vi a, vi b) { return vi_dot16_add(acc, a, b); }
 /* Two bytes for every lane, as int16. */
 PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+PL_INLINE vi vi_load_i8_16(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+PL_INLINE vi vi_load_u8_2(const uint8_t *p, const uint8_t *q) /* lane l: p[l] and q[l], as int16 */
+{
+    __m128i a = _mm_loadu_si128((const __m128i *)p), b = _mm_loadu_si128((const __m128i *)q);
+    return _mm512_cvtepu8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b)));
+}
+/* Half bytes of int16 up to 255, less 8. */
+PL_INLINE vi vi_low4_16(vi a) { return _mm512_sub_epi16(_mm512_and_si512(a, _mm512_set1_epi16(15)), _mm512_set1_epi16(8)); }
+PL_INLINE vi vi_high4_16(vi a) { return _mm512_sub_epi16(_mm512_srli_epi16(a, 4), _mm512_set1_epi16(8)); }
+/* int16 of a beside those of b, two for every lane; 4 lanes of out[0], then 4 of out[1], and so on, have consecutive ones. */
+PL_INLINE void vi_pair16(vi a, vi b, vi *out)
+{
+    out[0] = _mm512_unpacklo_epi16(a, b);
+    out[1] = _mm512_unpackhi_epi16(a, b);
+}
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 PL_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)

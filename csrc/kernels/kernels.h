@@ -72,8 +72,8 @@ typedef struct {
     const float *const *q; /* already multiplied by the softmax scale and log2 e: weights are powers of two */
     const int32_t *pos, *lo;
     float *const *state; /* per row: m, at 16 the lanes that sum up to l, at PL_STATE_HEAD o[v head_dim] */
-    float *scratch;      /* k and v tiles as float32 and v's scales, 64-byte aligned: (k + v) * PL_TILE + v floats, for k and v
-                     * the head_dims padded to 32 */
+    float *scratch;      /* k and v tiles as float32, v's scales and rounded queries, 64-byte aligned: (k + v) * PL_TILE + v +
+                     * n_rows * k floats, for k and v the head_dims padded to 32 */
 } pl_attention;
 
 /* Scores of attention with relative positions to weights, all of a query's before it is divided by their sum:

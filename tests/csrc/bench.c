@@ -134,7 +134,7 @@ static void bench_attention(const pl_kernels *tier, int type, int n_rows)
     pl_kv_tile tile;
     pl_kv_tile_init(&tile, type, DIM);
     uint8_t *bytes = memory((size_t)(2 * tile.bytes * KEYS / PL_TILE)), *pages[KEYS / PL_TILE];
-    float *x = memory(sizeof(float) * DIM), *scratch = memory(sizeof(float) * (2 * DIM * PL_TILE + DIM));
+    float *x = memory(sizeof(float) * DIM), *scratch = memory(sizeof(float) * (2 * DIM * PL_TILE + DIM + ROWS * DIM));
     float *states = memory(sizeof(float) * ROWS * (PL_STATE_HEAD + DIM)), *state[ROWS];
     const float *q[ROWS];
     int32_t pos[ROWS], lo[ROWS] = {0};

@@ -43,7 +43,10 @@ EMULATED_BINARY(emulated_m512, unpacklo_ps, _mm256_unpacklo_ps)
 EMULATED_BINARY(emulated_m512, unpackhi_ps, _mm256_unpackhi_ps)
 EMULATED_BINARY(emulated_m512d, unpacklo_pd, _mm256_unpacklo_pd)
 EMULATED_BINARY(emulated_m512d, unpackhi_pd, _mm256_unpackhi_pd)
+EMULATED_BINARY(emulated_m512i, unpacklo_epi16, _mm256_unpacklo_epi16)
+EMULATED_BINARY(emulated_m512i, unpackhi_epi16, _mm256_unpackhi_epi16)
 EMULATED_BINARY(emulated_m512i, add_epi8, _mm256_add_epi8)
+EMULATED_BINARY(emulated_m512i, sub_epi16, _mm256_sub_epi16)
 EMULATED_BINARY(emulated_m512i, add_epi32, _mm256_add_epi32)
 EMULATED_BINARY(emulated_m512i, mullo_epi32, _mm256_mullo_epi32)
 EMULATED_BINARY(emulated_m512i, madd_epi16, _mm256_madd_epi16)
@@ -161,6 +164,17 @@ PL_INLINE emulated_m512i emulated_permutex2var_epi16(emulated_m512i a, emulated_
         to[l] = from[i[l] & 63];
     return emulated_loadu_si512(to);
 }
+PL_INLINE emulated_m512 emulated_permutex2var_ps(emulated_m512 a, emulated_m512i index, emulated_m512 b)
+{
+    uint32_t i[16];
+    float from[32], to[16];
+    emulated_storeu_si512(i, index);
+    emulated_storeu_ps(from, a);
+    emulated_storeu_ps(from + 16, b);
+    for (int l = 0; l < 16; l++)
+        to[l] = from[i[l] & 31];
+    return emulated_loadu_ps(to);
+}
 
 /* ---- conversions ---- */
 
@@ -168,6 +182,7 @@ PL_INLINE emulated_m512i emulated_permutex2var_epi16(emulated_m512i a, emulated_
     PL_INLINE emulated_m512i emulated_##NAME(PART x) { return (emulated_m512i){{HALF(LOW), HALF(HIGH)}}; }
 EMULATED_WIDEN(cvtepi8_epi32, __m128i, _mm256_cvtepi8_epi32, x, _mm_srli_si128(x, 8))
 EMULATED_WIDEN(cvtepu8_epi32, __m128i, _mm256_cvtepu8_epi32, x, _mm_srli_si128(x, 8))
+EMULATED_WIDEN(cvtepi8_epi16, __m256i, _mm256_cvtepi8_epi16, _mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1))
 EMULATED_WIDEN(cvtepu8_epi16, __m256i, _mm256_cvtepu8_epi16, _mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1))
 EMULATED_WIDEN(cvtepu16_epi32, __m256i, _mm256_cvtepu16_epi32, _mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1))
 PL_INLINE __m256i emulated_cvtepi32_epi16(emulated_m512i a) /* the low 16 bits, as vpmovdw; vpmovsdw would saturate */
