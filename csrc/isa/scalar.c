@@ -76,7 +76,6 @@ PL_INLINE void vf_store_bf16(uint16_t *p, vf x) /* round to nearest even */
 }
 PL_INLINE vf vf_load_i8(const int8_t *p) { return (float)*p; }
 PL_INLINE vf vf_load_u8(const uint8_t *p) { return (float)*p; }
-PL_INLINE vf vf_load_u4(const uint8_t *p, int high) { return (float)(high ? *p >> 4 : *p & 15); }
 PL_INLINE vf vf_load_i4(const uint8_t *p, int high) { return (float)((high ? *p >> 4 : *p & 15) - 8); }
 PL_INLINE vf vf_load_e8m0(const uint8_t *p) { return pl_f32_from_bits((uint32_t)*p << 23); }
 PL_INLINE void vf_store_i8(int8_t *p, vf x) { *p = x >= -128.0f && x <= 127.0f ? (int8_t)x : 0; }

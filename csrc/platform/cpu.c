@@ -27,6 +27,8 @@ unsigned pl_cpu_features(void)
         features |= PL_CPU_AVX2;
     if (features && (saved & 0xe6) == 0xe6 && bit(b, 16) && bit(b, 30) && bit(b, 31) && bit(c, 11))
         features |= PL_CPU_AVX512;
+    if (features & PL_CPU_AVX512 && bit(c, 1) && bit(c, 8))
+        features |= PL_CPU_VBMI;
     if (features && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 4))
         features |= PL_CPU_AVXVNNI;
     return features;

@@ -8,7 +8,8 @@ enum {
     PL_CPU_AVX512 = 4,  /* F, BW, VL, VNNI */
     PL_CPU_NEON = 8,
     PL_CPU_DOTPROD = 16,
-    PL_CPU_I8MM = 32
+    PL_CPU_I8MM = 32,
+    PL_CPU_VBMI = 64 /* AVX-512 VBMI, and GFNI of any width */
 };
 
 unsigned pl_cpu_features(void);

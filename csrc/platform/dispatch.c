@@ -7,7 +7,7 @@
 
 extern const pl_kernels pl_kernels_scalar;
 #if defined(__x86_64__)
-extern const pl_kernels pl_kernels_avx2, pl_kernels_avxvnni, pl_kernels_avx512;
+extern const pl_kernels pl_kernels_avx2, pl_kernels_avxvnni, pl_kernels_avx512, pl_kernels_avx512vbmi;
 #elif defined(__aarch64__)
 extern const pl_kernels pl_kernels_neon, pl_kernels_neon_dotprod, pl_kernels_neon_i8mm;
 #endif
@@ -24,6 +24,7 @@ static const tier tiers[] = {
     {&pl_kernels_avx2, 0, PL_CPU_AVX2},
     {&pl_kernels_avxvnni, 1, PL_CPU_AVX2 | PL_CPU_AVXVNNI},
     {&pl_kernels_avx512, 1, PL_CPU_AVX2 | PL_CPU_AVX512},
+    {&pl_kernels_avx512vbmi, 3, PL_CPU_AVX2 | PL_CPU_AVX512 | PL_CPU_VBMI},
 #elif defined(__aarch64__)
     {&pl_kernels_neon, 0, PL_CPU_NEON},
     {&pl_kernels_neon_dotprod, 1, PL_CPU_NEON | PL_CPU_DOTPROD},

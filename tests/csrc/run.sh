@@ -68,7 +68,7 @@ build() { # name, compiler, flags…: one program
 lacking() { # the x86 tiers above AVX2 that this CPU does not have
     has=$("$BUILD/native/check" --newest --only distribution | sed -n 's/^this CPU has://p')
     case $has in *avx2*) ;; *) return 0 ;; esac
-    for tier in avxvnni avx512; do
+    for tier in avxvnni avx512 avx512vbmi; do
         case " $has " in *" $tier "*) ;; *) echo "$tier" ;; esac
     done
 }
@@ -79,13 +79,14 @@ build_emulated() { # compiler, the build whose other objects are taken, tiers: s
     mkdir -p "$BUILD/emulated"
     set -- "$@" cpu
     objects=$(find "$BUILD/$from" -name '*.o')
+    renamed='s/_mm512_/emulated_/g; s/__m512/emulated_m512/g; s/_mm256_dpbusd_avx_/emulated_dpbusd_avx_/g'
+    sed "$renamed" "$csrc/isa/x86_512.h" > "$BUILD/emulated/x86_512.h"
     for file; do
         objects=$(printf '%s\n' "$objects" | grep -v "/$file.o\$")
         [ "$file" != cpu ] || continue
         {
             printf '#include "emulated/intrinsics.h"\n#line 1 "csrc/isa/%s.c"\n' "$file"
-            sed 's/_mm512_/emulated_/g; s/__m512/emulated_m512/g; s/_mm256_dpbusd_avx_/emulated_dpbusd_avx_/g
-                 s/^PL_TARGET_BEGIN(.*)/PL_TARGET_BEGIN("avx2,fma,f16c")/' "$csrc/isa/$file.c"
+            sed "$renamed"'; s/^PL_TARGET_BEGIN(.*)/PL_TARGET_BEGIN("avx2,fma,f16c")/' "$csrc/isa/$file.c"
         } > "$BUILD/emulated/$file.c"
     done
     # shellcheck disable=SC2086

@@ -46,11 +46,11 @@ void set_random_codebooks(void)
             continue;
         int8_t *values = malloc((size_t)n);
         int three = type == PL_TYPE_IQ3_XXS || type == PL_TYPE_IQ3_S;
-        int8_t levels[16]; /* as many different values as a codebook may have */
-        for (int j = 0; j < 16; j++)
+        int8_t levels[8]; /* as many different values as a codebook may have */
+        for (int j = 0; j < 8; j++)
             levels[j] = (int8_t)(one ? j % 3 - 1 : random_below(64));
         for (int j = 0; j < n; j++)
-            values[j] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 16 : 4)];
+            values[j] = levels[random_below(one || type == PL_TYPE_IQ2_S ? 3 : three ? 8 : 4)];
         int8_t first = values[0];
         values[0] = one ? 2 : 64; /* no codebook has that, and kernels have no room for it */
         if (pl_set_codebook(type, values, n) != PL_EINVAL)

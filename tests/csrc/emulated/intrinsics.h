@@ -1,4 +1,4 @@
-/* AVX-512 and VNNI in AVX2, for checks of the tiers avx512 and avxvnni on CPUs that lack them. ../run.sh compiles those tiers
+/* AVX-512, VNNI, VBMI and GFNI in AVX2, for checks of the tiers avxvnni, avx512 and avx512vbmi on CPUs that lack them. ../run.sh compiles those tiers
  * with `_mm512_` and `__m512` renamed to `emulated_` and `emulated_m512`, so an intrinsic that has no function here is an
  * error. Written from the operations in Intel's Intrinsics Guide; every result has the same bits as the instruction's.
  *
@@ -56,6 +56,8 @@ EMULATED_BINARY(emulated_m512i, andnot_si512, _mm256_andnot_si256)
 EMULATED_BINARY(emulated_m512i, or_si512, _mm256_or_si256)
 EMULATED_BINARY(emulated_m512i, xor_si512, _mm256_xor_si256)
 EMULATED_BINARY(emulated_m512i, shuffle_epi8, _mm256_shuffle_epi8)
+EMULATED_BINARY(emulated_m512i, unpacklo_epi8, _mm256_unpacklo_epi8)
+EMULATED_BINARY(emulated_m512i, unpackhi_epi8, _mm256_unpackhi_epi8)
 EMULATED_BINARY(emulated_m512i, srlv_epi32, _mm256_srlv_epi32)
 EMULATED_SHIFT(srli_epi16, _mm256_srli_epi16)
 EMULATED_SHIFT(slli_epi16, _mm256_slli_epi16)
@@ -72,6 +74,7 @@ EMULATED_SET1(emulated_m512, set1_ps, float, _mm256_set1_ps)
 EMULATED_SET1(emulated_m512i, set1_epi8, char, _mm256_set1_epi8)
 EMULATED_SET1(emulated_m512i, set1_epi16, short, _mm256_set1_epi16)
 EMULATED_SET1(emulated_m512i, set1_epi32, int, _mm256_set1_epi32)
+EMULATED_SET1(emulated_m512i, set1_epi64, long long, _mm256_set1_epi64x)
 EMULATED_SET1(emulated_m512i, broadcast_i32x4, __m128i, _mm256_broadcastsi128_si256)
 
 PL_INLINE emulated_m512 emulated_setzero_ps(void) { return emulated_set1_ps(0.0f); }
@@ -139,6 +142,15 @@ PL_INLINE emulated_m512 emulated_shuffle_f32x4(emulated_m512 a, emulated_m512 b,
     return emulated_loadu_ps(to);
 }
 
+PL_INLINE emulated_m512i emulated_castsi256_si512(__m256i x) { return (emulated_m512i){{x, _mm256_set1_epi8(0x5a)}}; }
+PL_INLINE emulated_m512i emulated_inserti64x4(emulated_m512i a, __m256i x, int half)
+{
+    a.h[half & 1] = x;
+    return a;
+}
+#define emulated_shuffle_ps(a, b, order) \
+    ((emulated_m512){{_mm256_shuffle_ps((a).h[0], (b).h[0], order), _mm256_shuffle_ps((a).h[1], (b).h[1], order)}})
+
 /* ---- permutations ---- */
 
 PL_INLINE emulated_m512i emulated_permutexvar_epi32(emulated_m512i index, emulated_m512i a)
@@ -174,6 +186,72 @@ PL_INLINE emulated_m512 emulated_permutex2var_ps(emulated_m512 a, emulated_m512i
     for (int l = 0; l < 16; l++)
         to[l] = from[i[l] & 31];
     return emulated_loadu_ps(to);
+}
+
+PL_INLINE emulated_m512i emulated_permutexvar_epi8(emulated_m512i index, emulated_m512i a)
+{
+    uint8_t i[64], from[64], to[64];
+    emulated_storeu_si512(i, index);
+    emulated_storeu_si512(from, a);
+    for (int l = 0; l < 64; l++)
+        to[l] = from[i[l] & 63];
+    return emulated_loadu_si512(to);
+}
+PL_INLINE emulated_m512i emulated_permutex2var_epi8(emulated_m512i a, emulated_m512i index, emulated_m512i b)
+{
+    uint8_t i[64], from[128], to[64];
+    emulated_storeu_si512(i, index);
+    emulated_storeu_si512(from, a);
+    emulated_storeu_si512(from + 64, b);
+    for (int l = 0; l < 64; l++)
+        to[l] = from[i[l] & 127];
+    return emulated_loadu_si512(to);
+}
+/* Byte i of a word of 64 bits: 8 bits of the word from bit `at` on, around its end. */
+PL_INLINE emulated_m512i emulated_multishift_epi64_epi8(emulated_m512i at, emulated_m512i a)
+{
+    uint8_t n[64];
+    uint64_t from[8];
+    emulated_storeu_si512(n, at);
+    emulated_storeu_si512(from, a);
+    for (int l = 0; l < 64; l++) {
+        uint64_t word = from[l / 8];
+        int first = n[l] & 63;
+        n[l] = (uint8_t)(first ? word >> first | word << (64 - first) : word);
+    }
+    return emulated_loadu_si512(n);
+}
+
+/* ---- logic ---- */
+
+PL_INLINE emulated_m512i emulated_ternarylogic_epi32(emulated_m512i a, emulated_m512i b, emulated_m512i c, int table)
+{
+    uint64_t x[8], y[8], z[8];
+    emulated_storeu_si512(x, a);
+    emulated_storeu_si512(y, b);
+    emulated_storeu_si512(z, c);
+    for (int l = 0; l < 8; l++) {
+        uint64_t result = 0;
+        for (int i = 0; i < 8; i++)
+            if (table >> i & 1)
+                result |= (i & 4 ? x[l] : ~x[l]) & (i & 2 ? y[l] : ~y[l]) & (i & 1 ? z[l] : ~z[l]);
+        x[l] = result;
+    }
+    return emulated_loadu_si512(x);
+}
+/* Bit i of a byte: the parity of what the byte has of byte 7 - i of its word in `matrix`; xor `add`. */
+PL_INLINE emulated_m512i emulated_gf2p8affine_epi64_epi8(emulated_m512i a, emulated_m512i matrix, int add)
+{
+    uint8_t x[64], rows[64];
+    emulated_storeu_si512(x, a);
+    emulated_storeu_si512(rows, matrix);
+    for (int l = 0; l < 64; l++) {
+        int result = add;
+        for (int i = 0; i < 8; i++)
+            result ^= __builtin_parity(x[l] & rows[l / 8 * 8 + 7 - i]) << i;
+        x[l] = (uint8_t)result;
+    }
+    return emulated_loadu_si512(x);
 }
 
 /* ---- conversions ---- */
@@ -278,16 +356,38 @@ PL_INLINE emulated_m512i emulated_movm_epi8(__mmask64 mask) /* all bits of the b
     }
     return x;
 }
-PL_INLINE emulated_m512i emulated_maskz_set1_epi8(__mmask64 mask, char x)
+PL_INLINE emulated_m512i emulated_maskz_mov_epi8(__mmask64 mask, emulated_m512i a)
 {
-    return emulated_and_si512(emulated_movm_epi8(mask), emulated_set1_epi8(x));
+    return emulated_and_si512(emulated_movm_epi8(mask), a);
 }
-PL_INLINE emulated_m512i emulated_mask_sub_epi8(emulated_m512i other, __mmask64 mask, emulated_m512i a, emulated_m512i b)
+PL_INLINE __mmask64 emulated_movepi8_mask(emulated_m512i a) /* the highest bits */
+{
+    return (uint32_t)_mm256_movemask_epi8(a.h[0]) | (__mmask64)(uint32_t)_mm256_movemask_epi8(a.h[1]) << 32;
+}
+PL_INLINE __mmask64 emulated_cmpeq_epi8_mask(emulated_m512i a, emulated_m512i b)
+{
+    return emulated_movepi8_mask((emulated_m512i){{_mm256_cmpeq_epi8(a.h[0], b.h[0]), _mm256_cmpeq_epi8(a.h[1], b.h[1])}});
+}
+PL_INLINE emulated_m512i emulated_blend_bytes(emulated_m512i a, __mmask64 mask, emulated_m512i b)
 {
     emulated_m512i set = emulated_movm_epi8(mask);
     for (int half = 0; half < 2; half++)
-        other.h[half] = _mm256_blendv_epi8(other.h[half], _mm256_sub_epi8(a.h[half], b.h[half]), set.h[half]);
-    return other;
+        a.h[half] = _mm256_blendv_epi8(a.h[half], b.h[half], set.h[half]);
+    return a;
+}
+PL_INLINE emulated_m512i emulated_mask_permutexvar_epi8(emulated_m512i other, __mmask64 mask, emulated_m512i index, emulated_m512i a)
+{
+    return emulated_blend_bytes(other, mask, emulated_permutexvar_epi8(index, a));
+}
+PL_INLINE emulated_m512i emulated_mask2_permutex2var_epi8(emulated_m512i a, emulated_m512i index, __mmask64 mask, emulated_m512i b)
+{
+    return emulated_blend_bytes(index, mask, emulated_permutex2var_epi8(a, index, b));
+}
+PL_INLINE emulated_m512i emulated_mask_sub_epi8(emulated_m512i other, __mmask64 mask, emulated_m512i a, emulated_m512i b)
+{
+    for (int half = 0; half < 2; half++)
+        a.h[half] = _mm256_sub_epi8(a.h[half], b.h[half]);
+    return emulated_blend_bytes(other, mask, a);
 }
 PL_INLINE emulated_m512i emulated_srlv_epi16(emulated_m512i a, emulated_m512i by)
 {
