@@ -128,9 +128,9 @@ def head(*lines: str, path: str = "/health", method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
-def hold(running: Running, n: int) -> list[socket.socket]:
+def hold(running: Running, n: int, max_tokens: int = 4000) -> list[socket.socket]:
     """`n` streams that nobody reads."""
-    body = json.dumps({**LONG, "stream": True}).encode()
+    body = json.dumps({**LONG, "stream": True, "max_tokens": max_tokens}).encode()
     request = head(
         "Host: localhost", f"Content-Length: {len(body)}", path="/v1/chat/completions", method="POST"
     )

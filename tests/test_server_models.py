@@ -26,7 +26,9 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.server.models import ServedAdapter, ServedFile, check_names
 
-path = tiny_path(n_ctx=8192)
+CONTEXT = 1 << 16  # so that held streams do not end by themselves: fast machines make 4000 tokens in a second
+
+path = tiny_path(n_ctx=CONTEXT)
 
 
 def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(path: Path, tmp_path: Path) -> None:
@@ -48,7 +50,7 @@ def test_models_are_loaded_when_asked_for_and_unloaded_when_idle(path: Path, tmp
 def in_turns(path: Path, folder: Path) -> Iterator[Running]:
     """A server of "one", which is loaded, and of "two", with memory for one of them."""
     other = write_model(folder / "other.gguf", n_ctx=512, seed=7)
-    with serving(("one", path), ("two", other), n_ctx=8192, memory=path.stat().st_size + 1000) as running:
+    with serving(("one", path), ("two", other), n_ctx=CONTEXT, memory=path.stat().st_size + 1000) as running:
         wait_until(lambda: running.get("/health").status_code == 200)
         yield running
 
@@ -83,7 +85,7 @@ def test_a_model_waits_only_so_long_for_another_ones_place(
 ) -> None:
     monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.2)
     with in_turns(path, tmp_path) as running:
-        held = hold(running, 1)
+        held = hold(running, 1, CONTEXT - 100)
         try:
             answer = running.post("/v1/completions", prompt="x", model="two")
             assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
@@ -98,7 +100,7 @@ def test_a_model_waits_as_long_as_users_of_the_other_one_go(
     """A long queue of a slow machine is no reason for a 503."""
     monkeypatch.setattr(pyllamacpu.server.models, "ROOM_SECONDS", 0.6)
     with in_turns(path, tmp_path) as running:
-        held = hold(running, 4)
+        held = hold(running, 4, CONTEXT - 100)
         leave = [threading.Timer(0.3 * (i + 1), connection.close) for i, connection in enumerate(held)]
         for timer in leave:
             timer.start()
