@@ -30,8 +30,9 @@ PL_INLINE vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 PL_INLINE vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 PL_INLINE vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 /* A NaN in one operand gives the other, as on the other tiers. */
-PL_INLINE vf vf_max(vf a, vf b) { return vmaxnmq_f32(a, b); }
-PL_INLINE vf vf_min(vf a, vf b) { return vminnmq_f32(a, b); }
+/* b when one is NaN, as on the other tiers: a value that is clamped from one side stays NaN. */
+PL_INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+PL_INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 PL_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 PL_INLINE vf vf_fnma(vf a, vf b, vf c) { return vfmsq_f32(c, a, b); }
 PL_INLINE vf vf_abs(vf a) { return vabsq_f32(a); }
