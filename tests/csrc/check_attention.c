@@ -38,7 +38,8 @@ static void make_pages(attention_case *c)
     c->v_offset = c->k_offset + c->k.bytes + 64 * random_below(3);
     c->page_bytes = c->v_offset + c->v.bytes;
     c->memory = guarded((size_t)(n * c->page_bytes), 0);
-    memset(c->memory, 0, (size_t)(n * c->page_bytes)); /* pages start zeroed */
+    /* Pages start zeroed; those that were used before have what was in them, which may be anything. */
+    memset(c->memory, random_below(2) ? 0 : 0xff, (size_t)(n * c->page_bytes));
     c->pages = malloc(sizeof c->pages[0] * (size_t)n);
     for (int i = 0; i < n; i++)
         c->pages[i] = c->memory + (first + n - i) % n * c->page_bytes;
@@ -273,6 +274,17 @@ static void check_spoilt(int type, int is_value, float spoilt)
     free(c.pages);
 }
 
+/* Heads as long as may be, of 8-bit and of 4-bit keys and values. */
+static void check_longest(void)
+{
+    for (int i = 0; i < 2; i++) {
+        attention_case c = {.n_keys = 40, .n_rows = i ? MAX_ROWS : 3, .sharpness = 0.3f};
+        pl_kv_tile_init(&c.k, i ? PL_TYPE_Q4_0 : PL_TYPE_Q8_0, PL_HEAD_DIM_LIMIT);
+        pl_kv_tile_init(&c.v, i ? PL_TYPE_Q8_0 : PL_TYPE_Q4_0, PL_HEAD_DIM_LIMIT);
+        check_case(&c);
+    }
+}
+
 void check_attention(void)
 {
     static const int dims[] = {8, 24, 40, 64, 80, 128, 256}, keys[] = {1, 2, 31, 32, 33, 63, 64, 100, 512, 513, 700, 1100};
@@ -280,6 +292,7 @@ void check_attention(void)
     for (int k = 0; k < COUNT(kv_types); k++)
         for (int i = 0; i < 3; i++) /* an infinite key may make a weight of 0 */
             check_spoilt(kv_types[k], i > 0, i < 2 ? NAN : INFINITY);
+    check_longest();
     for (int k = 0; k < COUNT(kv_types); k++)
         for (int v = 0; v < COUNT(kv_types); v++)
             for (int d = 0; d < COUNT(dims); d++)
