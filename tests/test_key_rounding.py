@@ -23,7 +23,7 @@ from pyllamacpu.graph.ops import Tensor
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.kv_space import KVSpace
 from pyllamacpu.model.weights import padded_vector
-from pyllamacpu.native import ffi, lib
+from pyllamacpu.native import ffi, isa_selected, lib
 from pyllamacpu.text.load import load_tokenizer
 
 __all__ = ["llama4", "mllama"]
@@ -160,7 +160,8 @@ def test_values_that_have_much_in_common_keep_what_they_differ_in(monkeypatch: p
     monkeypatch.setattr(plan_harness, "Pages", ShiftedPages)
     after = scores_plan(TensorType.Q4_0).run(q, k, v)
     assert np.square(after - exact).mean() < np.square(before - exact).mean() / 3
-    assert np.abs(after[0] - v[0]).max() < 1e-4  # that one was foreseen; weights may be rounded to 16 bits
+    # That one was foreseen. AVX-512 rounds weights times scales to 16 bits, and codes multiply the error.
+    assert np.abs(after[0] - v[0]).max() < (1e-4 if isa_selected().startswith("avx512") else 1e-5)
 
 
 def test_values_are_shifted_where_they_have_4_bits() -> None:

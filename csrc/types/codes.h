@@ -1,6 +1,6 @@
 #ifndef PL_CODES_H
 #define PL_CODES_H
-/* Codes of a few bits, as they lie in file blocks; pack.h has those in panels. */
+/* Codes of a few bits, as they lie in file blocks; row_words.h has those in panels. */
 #include <stdint.h>
 #include <string.h>
 

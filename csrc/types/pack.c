@@ -1,5 +1,5 @@
 /* Panels of 16 rows (layout: panel.h). Plain C: every tier reads the same panels. */
-#include "types/pack.h"
+#include "types/panel.h"
 #include "types/types.h"
 #include <string.h>
 

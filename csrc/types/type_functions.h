@@ -2,7 +2,7 @@
 #define PL_TYPE_FUNCTIONS_H
 /* The functions of each quantized type, which the table in types.c is made of. They lie with those of similar types:
  * small_types.c, k_types.c, table_types.c, ternary_types.c, codebook_types.c. */
-#include "types/pack.h"
+#include "types/row_words.h"
 #include "types/types.h"
 
 #define PL_QUANTIZED_TYPE(NAME, name, ...) \

@@ -1,5 +1,5 @@
-/* AVX-512, VNNI, VBMI and GFNI in AVX2, for checks of the tiers avxvnni, avx512 and avx512vbmi on CPUs that lack them. ../run.sh compiles those tiers
- * with `_mm512_` and `__m512` renamed to `emulated_` and `emulated_m512`, so an intrinsic that has no function here is an
+/* AVX-512, VNNI, VBMI and GFNI in AVX2, for checks of the tiers avxvnni, avx512 and avx512vbmi on CPUs that lack them. ../run.sh
+ * compiles those tiers with `_mm512_` and `__m512` renamed to `emulated_` and `emulated_m512`, so an intrinsic that has no function here is an
  * error. Written from the operations in Intel's Intrinsics Guide; every result has the same bits as the instruction's.
  *
  * h[0] holds the low half of a register. Lanes that AVX2 has no instruction for go through memory. */

@@ -1,5 +1,5 @@
-#ifndef PL_PACK_H
-#define PL_PACK_H
+#ifndef PL_ROW_WORDS_H
+#define PL_ROW_WORDS_H
 /* What the blocks of 16 rows are packed into a panel (panel.h) with. 4 bytes of each row come side by side as the vectors that
  * every CPU has, of 4 rows; what a type's layout asks for is done to such words; then they, or their halves, bytes or nibbles, are
  * put where the panel has them. */
