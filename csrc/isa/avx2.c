@@ -7,7 +7,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #define TIER avx2
 #define S_BIAS 0
 #define DOT_PARTS 1
-/* A core keeps up with memory when it reads several streams, 512 bytes at a time, and asks little ahead (kernels/README.md). */
+/* A Zen 3 core keeps up with memory when it reads several streams, 512 bytes at a time, and asks little ahead; others do when they
+ * read one and ask far ahead (kernels/README.md). */
 #define GEMV_PANELS 4
 #define GEMV_AHEAD 512
 #define FLOAT_STREAMS 4

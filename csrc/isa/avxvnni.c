@@ -6,8 +6,15 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 
 #define TIER avxvnni
 #define S_BIAS 128 /* vpdpbusd wants unsigned weights: signed codes are stored + 128 */
+#define TOKENS_TILE 6 /* 1 panel x 6 tokens: 12 integer sums in 16 registers; the 12 float sums wait in L1 */
+#define SMALL_BATCH_TOKENS 6 /* 1 panel x 6 tokens: 12 sums, beside two registers of codes */
+#define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6)
+/* More tokens are faster with tiles: of codes that are put together of two parts, and where scales are for 16 k. */
+#define SMALL_BATCH_MOST(f) ((((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2) ? 8 : PL_SMALL_BATCH)
 
 #define PREFERS_INT16 1 /* its parent's, which are faster than floats */
+
+#define vi_dot16_add(acc, a, b) _mm256_dpwssd_avx_epi32(acc, a, b)
 
 #include "x86_256.h"
 

@@ -1,7 +1,9 @@
 /* Primitives of the 256-bit x86 tiers (AVX2, FMA, F16C): 8 lanes, two registers per panel group. Included inside a
  * tier's target region; the tier adds TIER, S_BIAS, vi_dot_u and vi_dot_s. */
 #define VL 8
+#ifndef TOKENS_TILE
 #define TOKENS_TILE 4 /* 1 panel x 4 tokens: 8 integer sums in 16 registers; the 8 float sums may wait in L1 */
+#endif
 #define PANELS_TILE 1
 #define FLOAT_TOKENS 6 /* 12 sums */
 #define FLOAT_STEPS(STEP) STEP(6) STEP(5) STEP(4) STEP(3) STEP(2) STEP(1)
@@ -152,7 +154,9 @@ PL_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 PL_INLINE vi vi_mul(vi a, vi b) { return _mm256_mullo_epi32(a, b); }
 /* a.low * b.low + a.high * b.high of the two int16 in every lane */
 PL_INLINE vi vi_dot16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+#ifndef vi_dot16_add
 PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+#endif
 /* Two bytes for every lane, as int16. */
 PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(load_8_bytes(p)); }

@@ -35,8 +35,8 @@ typedef struct {
     int64_t out_stride;
 } pl_matmul;
 
-/* Whether products that compute little for each byte of weights (those of one token, of two with 8-bit codes) ask for them before
- * they read them: set by the CPU when a tier is selected. */
+/* Whether products that compute little for each byte of weights (those of one token, of two with 8-bit codes) read one panel and
+ * ask far ahead for it; else they do not ask, or read several panels (GEMV_PANELS). Set by the CPU when a tier is selected. */
 extern int pl_gemv_asks;
 
 /* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are

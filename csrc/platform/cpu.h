@@ -15,7 +15,7 @@ enum {
 unsigned pl_cpu_features(void);
 
 /* Whether the CPU's own prefetching reads one stream at the speed of memory, so that asking for lines takes buffers away from it:
- * AMD's Zen 4 (and Zen 3, whose tier reads several). */
+ * AMD's Zen 4 (and Zen 3, whose tier reads several). Measured on those, and on Zen 5, which is not so. */
 int pl_cpu_follows_a_stream(void);
 
 #endif
