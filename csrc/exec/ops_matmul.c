@@ -155,6 +155,7 @@ static pl_matmul inputs_of(const pl_plan *plan, const pl_op *op, const matmul_it
         .residual_group = w->group,
         .x = q8 ? NULL : x->floats,
         .x_stride = q8 ? 0 : x->stride,
+        .alone = plan->division->threads == 1,
     };
 }
 

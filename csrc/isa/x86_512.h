@@ -4,7 +4,6 @@
 #define TOKENS_TILE 6 /* 2 panels x 6 tokens: 12 integer and 12 float sums in 32 registers */
 #define PANELS_TILE 2
 #define SMALL_BATCH_TOKENS 8 /* 2 panels x 8 tokens: 16 integer sums; the 16 float sums wait in L1 */
-#define EXACT_AHEAD 8192
 #define WEIGHTS_LOCALITY 2 /* where the CPU follows a stream by itself: lines asked for into L1 wait in its few buffers (Zen 4) */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(8)
 #define FLOAT_TOKENS 12      /* 2 panels x 12 tokens: 24 sums; with 6, loads of weights and activations were the limit */

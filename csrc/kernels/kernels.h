@@ -31,6 +31,7 @@ typedef struct {
                             * out = silu(what the first one gives) * (w_up * x (+ up_bias)), without a residual */
     const float *bias, *up_bias; /* padded to whole panels, or NULL */
     const float *residual;       /* (n_tokens, out_stride) or NULL; may be out */
+    int alone;                   /* no other thread multiplies meanwhile: memory is faster, and weights are asked for earlier */
     float *out;                  /* (n_tokens, out_stride), stride padded to whole panels */
     int64_t out_stride;
 } pl_matmul;

@@ -179,7 +179,8 @@ static void make_expected(matmul_case *c)
 /* Residual blocks are gathered in groups as the executor has them, or, for small batches, in the larger ones. */
 static void multiply(const pl_kernels *tier, pl_matmul *m)
 {
-    pl_gemv_asks = random_below(2); /* both ways of reading weights give the same bits */
+    pl_gemv_asks = random_below(2); /* all ways of reading weights give the same bits */
+    m->alone = random_below(2);
     if (m->q8 && m->token1 - m->token0 > 1) {
         m->residual_group = random_below(4) ? pl_residual_group(m->token1 - m->token0) : PL_RESIDUAL_GROUP;
         m->residual_blocks = gather_residuals(m, m->residual_group);
