@@ -113,6 +113,7 @@ WHOLE: dict[str, Any] = {
     ),
     "embed": lambda model: model.embed(["hello " * 40] * 60),
 }
+AT_LEAST = {"create_completion": 240, "create_chat_completion": 200, "embed": 2400}  # tokens, to the end
 
 
 @pytest.mark.parametrize("call", WHOLE)
@@ -133,7 +134,7 @@ def test_an_await_that_is_cancelled_ends_its_request(
             return model.llama._driver.n_evaluated, await whole(model, "hello")
 
     n_evaluated, answer = asyncio.run(main())
-    assert n_evaluated < 200  # of 240, or of 2400
+    assert n_evaluated < AT_LEAST[call]
     assert answer == greedy(llm, "hello", 25)
     assert not caplog.records
 
