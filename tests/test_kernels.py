@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,3 +149,14 @@ def test_selecting_in_process_reports_unknown_and_unavailable_names() -> None:
     for name in set(ALL_TIERS) - set(TIERS):
         assert native.lib.pl_isa_select(name.encode()) == native.lib.PL_EUNSUPPORTED
     assert native.lib.pl_isa_select(before.encode()) == ALL_TIERS.index(before)
+
+
+def test_what_newer_tiers_need_is_emulated() -> None:
+    """Emulated tiers are compiled only on CPUs that lack them: elsewhere nobody would miss an intrinsic."""
+    used, emulated = set(), (ROOT / "tests" / "csrc" / "emulated" / "intrinsics.h").read_text()
+    for name in ("avxvnni.c", "avx512.c", "avx512vbmi.c", "x86_512.h"):
+        text = (ROOT / "csrc" / "isa" / name).read_text()
+        used |= set(re.findall(r"\b_mm512_(\w+)|\b_mm256_(dp[a-z]*_avx_\w+)", text))
+    names = {wide or narrow for wide, narrow in used}
+    assert len(names) > 50
+    assert sorted(name for name in names if not re.search(rf"\b(emulated_)?{name}\b", emulated)) == []

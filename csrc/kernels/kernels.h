@@ -37,7 +37,8 @@ typedef struct {
 } pl_matmul;
 
 /* Whether products that compute little for each byte of weights (those of one token, of two with 8-bit codes) read one panel and
- * ask far ahead for it; else they do not ask, or read several panels (GEMV_PANELS). Set by the CPU when a tier is selected. */
+ * ask far ahead for it; else they do not ask, or read several panels (GEMV_PANELS). All other
+ * products ask for the first cache where this is set, else for WEIGHTS_LOCALITY. Set by the CPU when a tier is selected. */
 extern int pl_gemv_asks;
 
 /* Where the keys and values of one layer and one KV head lie inside a page, and how they are stored. Keys are

@@ -79,7 +79,7 @@ build_emulated() { # compiler, the build whose other objects are taken, tiers: s
     mkdir -p "$BUILD/emulated"
     set -- "$@" cpu
     objects=$(find "$BUILD/$from" -name '*.o')
-    renamed='s/_mm512_/emulated_/g; s/__m512/emulated_m512/g; s/_mm256_dpbusd_avx_/emulated_dpbusd_avx_/g'
+    renamed='s/_mm512_/emulated_/g; s/__m512/emulated_m512/g; s/_mm256_\(dp[a-z]*\)_avx_/emulated_\1_avx_/g'
     sed "$renamed" "$csrc/isa/x86_512.h" > "$BUILD/emulated/x86_512.h"
     for file; do
         objects=$(printf '%s\n' "$objects" | grep -v "/$file.o\$")

@@ -413,6 +413,10 @@ PL_INLINE emulated_m512i emulated_dpbusd_epi32(emulated_m512i sum, emulated_m512
     return (emulated_m512i){
         {emulated_dpbusd_avx_epi32(sum.h[0], u.h[0], s.h[0]), emulated_dpbusd_avx_epi32(sum.h[1], u.h[1], s.h[1])}};
 }
+PL_INLINE __m256i emulated_dpwssd_avx_epi32(__m256i sum, __m256i a, __m256i b)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
 PL_INLINE emulated_m512i emulated_dpwssd_epi32(emulated_m512i sum, emulated_m512i a, emulated_m512i b)
 {
     return emulated_add_epi32(sum, emulated_madd_epi16(a, b));
