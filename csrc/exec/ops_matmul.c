@@ -90,10 +90,8 @@ static matmul_items items_of(pl_plan *plan, const pl_op *op, const pl_division *
         w.unit = int16_unit(f, w.n, division->threads);
     for (int i = 0; i < 3; i++)
         w.first[i + 1] = w.first[i] + (f->matrix[i] && !(f->gated && i) ? (f->matrix[i]->panels + w.unit - 1) / w.unit : 0);
-    /* More tokens share the decoding of a panel; fewer leave every thread several items, and their blocks, which every panel
-     * reads again, stay in the second cache. */
-    const int64_t row_bytes = f->q8 >= 0 ? plan->buffers[f->q8].padded * (int64_t)sizeof(pl_q8) : 0;
-    const int many = w.first[3] * w.n >= 16 * division->threads * PL_TOKENS && PL_TOKENS * row_bytes <= plan->l2_bytes;
+    /* More tokens share the decoding of a panel; fewer leave every thread several items. */
+    const int many = w.first[3] * w.n >= 16 * division->threads * PL_TOKENS;
     w.at_once = many ? PL_TOKENS : PL_TOKENS / 2;
     w.token_blocks = (w.n + w.at_once - 1) / w.at_once;
     w.group = pl_residual_group(w.n);
@@ -257,7 +255,7 @@ int64_t run_matmul(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     int64_t begin, end, stride;
     if (w.n == 0 || !pl_result_rows(plan, op->matmul.out[0], &stride))
         return 0;
-    while (PL_TAKE(w.first[3] * w.token_blocks, 1, w.n <= PL_SMALL_BATCH ? PL_QUARTER : 1)) {
+    while (PL_TAKE(w.first[3] * w.token_blocks, 1, PL_QUARTER)) {
         for (int64_t at = begin; at < end;) {
             const int64_t block = at / w.first[3], base = block * w.first[3], next = base + w.first[3];
             const matmul_run run = run_at(&w, queue->division, at - base, (end < next ? end : next) - base);

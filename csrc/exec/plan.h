@@ -43,7 +43,6 @@ struct pl_plan {
     const struct pl_matrix **matrix_lists; /* of the ops that have as many as there are */
     int n_spaces, n_buffers, n_ops, max_tokens, n_ctx, n_adapters; /* the last: that ops look up scales of */
     int64_t n_matrices, logits_stride, hidden_stride;
-    int64_t l2_bytes; /* of a core */
     float dominant;   /* share of a block's squares above which its largest value asks for a residual block */
     int64_t n_embeddable, embedding_width; /* ids below the first have a row in every table; the widest of these */
     pl_space_use *uses;                    /* of each space */

@@ -41,7 +41,6 @@ void pl_close(int file);
 int pl_cpus_in(const uint64_t *cpus);       /* how many */
 int pl_cpus_allowed(uint64_t *cpus);        /* those that the calling thread may run on; NULL: only how many */
 void pl_cpus_keep_to(const uint64_t *cpus); /* from now on the calling thread runs on these, if the system can do that */
-int64_t pl_l2_bytes(void);                  /* of a core's second cache, or a usual size where the system does not say */
 void pl_yield(void);
 double pl_seconds(void);                  /* monotonic */
 void *pl_alloc(size_t bytes, int zeroed); /* 64-byte aligned; huge pages asked for where large; NULL when out of memory */

@@ -223,15 +223,6 @@ void pl_cpus_keep_to(const uint64_t *cpus)
 #endif
 }
 
-int64_t pl_l2_bytes(void)
-{
-    long bytes = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-    bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-    return bytes > 0 ? bytes : 1 << 20;
-}
-
 static size_t whole_pages(size_t bytes)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);

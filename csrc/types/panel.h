@@ -29,8 +29,9 @@
  * multiply-add on a block, and multiplies by the chunk's scale at its end. A scale of its own for each block costs a
  * multiplication more in the inner loop; the list costs nothing that can be measured.
  * A block in which one value holds most of the energy leaves the other 31 few of its 8 bits; such a block has a
- * residual block beside it for the large values, and takes what that has rounded away. It counts as the sum of both. Products of
- * several tokens read residual blocks side by side (residual_blocks.h). */
+ * residual block beside it for that value alone, whose products are those of a single k. It counts as the sum of both. Where all
+ * blocks have one (--precision exact), it has all values, and the block takes what it has rounded away. Products of several tokens
+ * read residual blocks side by side (residual_blocks.h). */
 typedef struct {
     int8_t q[32]; /* round(x / (scale * factor)), in [-127, 127] */
     union {
@@ -40,8 +41,8 @@ typedef struct {
     float s;                  /* factor * (sum[0] + sum[1]) */
     int16_t sum[2];           /* sums of q[0..15] and q[16..31] */
     uint8_t step;             /* the block's factor is pl_q8_factor[step] */
-    uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block */
-    uint16_t residual_offset; /* the residual block is this many blocks further on; 0: there is none */
+    uint8_t residual_mask;    /* bit b: block b of this chunk has a residual block. Of one: 1 + the k of its only code, or 0 */
+    uint16_t residual_offset; /* the residual block is this many blocks further on, in every row of a buffer; 0: there is none */
     int16_t pair_sum[2][2];   /* of each half: of all q[4 g] and q[4 g + 1], of all q[4 g + 2] and q[4 g + 3] (avx2 alone) */
 } pl_q8;
 
@@ -51,9 +52,9 @@ typedef struct {
 extern const float pl_q8_factor[PL_Q8_STEPS];
 extern const int16_t pl_q8_whole[PL_Q8_STEPS][2]; /* those whole numbers, twice */
 
-/* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a tenth of a
- * prompt's time (kernels/README.md has the table of thresholds). */
-#define PL_Q8_DOMINANT 0.70f
+/* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a twentieth of a
+ * prompt's time (kernels/README.md has tables of thresholds). */
+#define PL_Q8_DOMINANT 0.65f
 
 /* Added to a type's number: its weights in panels of int16, which rows of float32 are multiplied with in 16 bits. 32 k of a panel are
  * 16 float scales and then, for each pair of k, the pairs of 16 rows; codes are at most PL_INT16_CODE, inputs PL_INT16_INPUT, so that

@@ -72,7 +72,7 @@ static int dominated(const float *x, float dominant)
  * values ask of the chunk. */
 static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *got, float scale, int residual_offset, float dominant)
 {
-    double left[32], slack[32], d = (double)scale * (double)pl_q8_factor[got->step];
+    double left[32], slack[32], d = (double)scale * (double)pl_q8_factor[got->step], largest;
     int expected = dominated(x, dominant);
     if (got->step >= PL_Q8_STEPS || (got->residual_offset && got->residual_offset != residual_offset))
         fail(tier, "step %d, residual offset %d; residual blocks are %d further on", got->step, got->residual_offset,
@@ -81,14 +81,21 @@ static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *g
         fail(tier, "residual offset %d, but a value that dominates: %d", got->residual_offset, expected);
     for (int i = 0; i < 32; i++)
         left[i] = x[i], slack[i] = 0;
+    largest = most_of(left);
     if (got->residual_offset) {
         const pl_q8 *residual = got + got->residual_offset;
         double large = (double)residual->scale;
         check_sums(tier, residual, 1.0f);
+        const int single = dominant >= 0.5f, k = residual->residual_mask - 1;
+        if (single ? k < 0 || k > 31 || abs(residual->q[k]) != 127 || fabs(left[k]) != largest : k != -1)
+            fail(tier, "residual block: its code is that of k %d", k);
         for (int i = 0; i < 32; i++) {
+            const int may_differ = single && i != k;
             left[i] -= residual->q[i] * large;
             slack[i] = fabs((double)x[i]) * 0x1p-22;
-            if (!(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
+            if (may_differ && residual->q[i])
+                fail(tier, "residual block of k %d: another code, %d, at %d", k, residual->q[i], i);
+            if (!may_differ && !(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
                 fail(tier, "residual block, element %d: %.9g of %.9g is left", i, left[i], (double)x[i]);
         }
         if (residual->step)

@@ -9,6 +9,7 @@ typedef enum { X_NORMAL, X_ZERO, X_EXTREME, X_TINY, X_HUGE, X_MODES } input_mode
 
 typedef struct {
     int type, rows, cols, n_tokens, has_bias;
+    int single; /* residual blocks have one code: none of them (0), each (1), some (2) */
     weight_mode weights;
     input_mode inputs;
     residual_mode residual;
@@ -61,10 +62,12 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
             reference_sum_x8(out + b - 1, out[b].sum_x8);
         if (random_below(every) == 0) {
             float left[32];
+            const int k = random_below(32), only = c->single == 2 ? random_below(2) : c->single;
             for (int i = 0; i < 32; i++)
-                left[i] = x[i] * (random_below(4) ? random_float() : 0.0f);
+                left[i] = x[i] * (only ? (float)(i == k) : random_below(4) ? random_float() : 0.0f);
             pl_q8 *residual = out + n + b;
             reference_q8(left, scale, 0, residual);
+            residual->residual_mask = (uint8_t)(only ? k + 1 : 0);
             residual->scale *= random_float() * 3;
             out[b].residual_offset = (uint16_t)n;
             for (int first = b / PL_CHUNK_BLOCKS * PL_CHUNK_BLOCKS, i = first; i <= b; i++)
@@ -75,6 +78,7 @@ static void make_blocks(const matmul_case *c, const float *row, pl_q8 *out)
 
 static void make_inputs(matmul_case *c)
 {
+    c->single = random_below(3);
     c->x_stride = c->cols + random_below(2) * 3;
     c->x = guarded(sizeof(float) * (size_t)(c->n_tokens * c->x_stride), 4 * (size_t)random_below(4));
     c->q8_stride = 2 * (c->cols / 32) + random_below(2);
@@ -417,5 +421,8 @@ void check_matmul(void)
                 }
         matmul_case many = random_case(type, quick ? 17 : 33, 130);
         check_case(&many);
+        matmul_case wide = random_case(type, quick ? 145 : 300,
+                                       33 + random_below(quick ? 20 : 100)); /* more panels than are multiplied side by side */
+        check_case(&wide);
     }
 }
