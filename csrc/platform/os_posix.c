@@ -46,6 +46,8 @@ static void *trampoline(void *p)
     return NULL;
 }
 
+#define LEAST_STACK ((size_t)1 << 20) /* products have a quarter of it; some systems give threads 128 KB */
+
 pl_thread *pl_thread_start(void (*run)(void *), void *arg)
 {
     pl_thread *thread = malloc(sizeof *thread);
@@ -53,7 +55,15 @@ pl_thread *pl_thread_start(void (*run)(void *), void *arg)
         return NULL;
     thread->run = run;
     thread->arg = arg;
-    if (pthread_create(&thread->id, NULL, trampoline, thread) != 0) {
+    pthread_attr_t attributes;
+    size_t stack = 0;
+    pthread_attr_init(&attributes);
+    pthread_attr_getstacksize(&attributes, &stack);
+    if (stack < LEAST_STACK)
+        pthread_attr_setstacksize(&attributes, LEAST_STACK);
+    const int failed = pthread_create(&thread->id, &attributes, trampoline, thread) != 0;
+    pthread_attr_destroy(&attributes);
+    if (failed) {
         free(thread);
         return NULL;
     }
