@@ -205,8 +205,10 @@ int64_t run_quantize(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
     int64_t n = pl_op_rows(plan, op), blocks = plan->buffers[f->q8].padded, pieces = (blocks * 32 + PIECE - 1) / PIECE, begin,
             end;
     while (TAKE_PIECES(n, pieces)) {
-        for (int64_t item = begin; item < end; item++) {
-            int64_t i = item / pieces, b0 = item % pieces * (PIECE / 32), b1 = b0 + PIECE / 32;
+        for (int64_t item = begin, next; item < end; item = next) { /* what lies in one row at once */
+            const int64_t i = item / pieces, first = i * pieces;
+            next = first + pieces < end ? first + pieces : end;
+            const int64_t b0 = (item - first) * (PIECE / 32), b1 = (next - first) * (PIECE / 32);
             pl_quantize_blocks(plan, f->q8, pl_row(plan, f->x, i), b0, b1 < blocks ? b1 : blocks, i);
         }
         PL_DONE();
