@@ -107,7 +107,8 @@ typedef struct {
     KERNEL(int, prefers_int16, (void)) /* panels of int16 (panel.h) are faster than those of floats */ \
     /* of the codes that products of many tokens multiply, 4 to 8; always 8 where the width does not matter; 0: a float type */ \
     KERNEL(int, code_bits, (int type)) \
-    /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset] */ \
+    /* residual blocks, of those in which a value holds more than `dominant` of the squares: at out[b + residual_offset]; from a \
+     * half on of that value alone, below of all */ \
     KERNEL(void, quantize, (const float *x, int64_t n_blocks, int32_t residual_offset, float dominant, pl_q8 *out)) \
     KERNEL(void, rms_norm, (const float *x, const float *weight, float eps, int64_t n, float *y)) \
     /* bias may be NULL; weight and bias padded with zeros to 16 */ \
