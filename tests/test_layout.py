@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,11 @@ ORDER = (
     "convert", "bench", "api", "llama_cpp", "safety", "server", "cli",
     "__main__",
 )  # fmt: skip
+TOP_LEVEL = {
+    "pyproject.toml", "setup.py", "csrc", "pyllamacpu", "tools", "tests", "benchmarks",
+    "README.md", "LICENSE", "CHANGELOG.md",
+}  # fmt: skip
+MADE = {".whl", ".so", ".o", ".pyc", ".gz", ".zip"}  # by tools, or by others: nothing of ours
 MAX_FILE = 500  # lines
 MAX_FUNCTION = 60  # lines
 
@@ -148,6 +155,18 @@ def test_imports_go_one_way(name: str) -> None:
 def test_only_one_module_imports_the_extension() -> None:
     found = {name for name, path in MODULES.items() if "pyllamacpu._native" in imports_of(path)}
     assert found == {"pyllamacpu.native"}
+
+
+def test_the_top_level_holds_what_its_rooms_are_for() -> None:
+    git = shutil.which("git")
+    if not git or not (ROOT / ".git").exists():
+        pytest.skip("no git, or not a repository: what is tracked is not known")
+    command = [git, "-c", "safe.directory=*", "ls-files", "-z"]  # whoever the folder belongs to
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    files = [name for name in listed.split("\0") if name]
+    top = {name.split("/")[0] for name in files}
+    assert {name for name in top if not name.startswith(".")} == TOP_LEVEL
+    assert [name for name in files if Path(name).suffix in MADE] == []
 
 
 def test_files_in_c_are_short() -> None:

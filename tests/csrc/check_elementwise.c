@@ -90,12 +90,12 @@ static double check_block(const pl_kernels *tier, const float *x, const pl_q8 *g
         if (single ? k < 0 || k > 31 || abs(residual->q[k]) != 127 || fabs(left[k]) != largest : k != -1)
             fail(tier, "residual block: its code is that of k %d", k);
         for (int i = 0; i < 32; i++) {
-            const int may_differ = single && i != k;
+            const int other = single && i != k; /* than the value that is alone in it */
             left[i] -= residual->q[i] * large;
             slack[i] = fabs((double)x[i]) * 0x1p-22;
-            if (may_differ && residual->q[i])
+            if (other && residual->q[i])
                 fail(tier, "residual block of k %d: another code, %d, at %d", k, residual->q[i], i);
-            if (!may_differ && !(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
+            if (!other && !(fabs(left[i]) <= 0.5 * large * 1.0001 + slack[i]))
                 fail(tier, "residual block, element %d: %.9g of %.9g is left", i, left[i], (double)x[i]);
         }
         if (residual->step)
@@ -151,22 +151,32 @@ static void check_quantize(int mode, int n_blocks, int gap, float dominant)
                         residual_offset, dominant);
         if (!is_poison(out + n_blocks, sizeof(pl_q8) * (size_t)gap))
             fail(tiers[k], "wrote between the blocks");
+        pl_q8 *apart = guarded(sizeof(pl_q8) * (size_t)(n_blocks + residual_offset), 0);
+        for (int b = 0; b < n_blocks; b += PL_CHUNK_BLOCKS)
+            tiers[k]->quantize(x + 32 * b, n_blocks - b < PL_CHUNK_BLOCKS ? n_blocks - b : PL_CHUNK_BLOCKS, residual_offset, dominant,
+                               apart + b);
+        if (memcmp(out, apart, sizeof(pl_q8) * (size_t)(n_blocks + residual_offset)))
+            fail(tiers[k], "other blocks than chunk by chunk");
+        guarded_free(tiers[k], apart);
         guarded_free(tiers[k], out);
     }
     guarded_free(tiers[0], x);
 }
 
-/* An inf or a NaN anywhere in a block must show in its scale, and so in every product. */
+/* An inf or a NaN anywhere in a block must show in its chunk's scale, and so in every product; other chunks know nothing of it. */
 static void check_quantize_nan(int at, float value)
 {
-    begin_case("quantize with %g at %d", (double)value, at);
-    float *x = random_row(32, 3);
-    x[at] = value;
+    enum { CHUNKS = 3, BLOCKS = CHUNKS * PL_CHUNK_BLOCKS };
+    const int bad = random_below(BLOCKS);
+    begin_case("quantize with %g at %d of block %d", (double)value, at, bad);
+    float *x = random_row(32 * BLOCKS, 3);
+    x[32 * bad + at] = value;
     for (int k = 0; k < n_tiers; k++) {
-        pl_q8 *out = guarded(2 * sizeof(pl_q8), 0);
-        tiers[k]->quantize(x, 1, 1, PL_Q8_DOMINANT, out);
-        if (!isnan(out->scale))
-            fail(tiers[k], "the scale is %g", (double)out->scale);
+        pl_q8 *out = guarded(2 * BLOCKS * sizeof(pl_q8), 0);
+        tiers[k]->quantize(x, BLOCKS, BLOCKS, PL_Q8_DOMINANT, out);
+        for (int c = 0; c < CHUNKS; c++)
+            if (!isnan(out[c * PL_CHUNK_BLOCKS].scale) == (c == bad / PL_CHUNK_BLOCKS))
+                fail(tiers[k], "the scale of chunk %d is %g", c, (double)out[c * PL_CHUNK_BLOCKS].scale);
         guarded_free(tiers[k], out);
     }
     guarded_free(tiers[0], x);
@@ -321,9 +331,10 @@ void check_elementwise(void)
 {
     static const int sizes[] = {1, 8, 15, 16, 17, 48, 64, 100, 576, 1000, 4096};
     static const float scales[] = {1e-3f, 1.0f, 20.0f, 300.0f};
+    static const int blocks[] = {1, 2, 3, 8, 13, 16, 18, 24, 37}; /* parts of chunks, whole ones, two at a time and what is left */
     for (int mode = 0; mode < Q_MODES; mode++)
-        for (int n = 1; n < (quick ? 3 : 19); n += n < 3 ? 1 : 5)
-            check_quantize(mode, n, random_below(4), random_below(4) ? PL_Q8_DOMINANT : 0.0f);
+        for (int k = 0; k < COUNT(blocks); k++)
+            check_quantize(mode, blocks[k], random_below(4), random_below(4) ? PL_Q8_DOMINANT : 0.0f);
     for (int i = 0; i < 32; i++) {
         check_quantize_nan(i, NAN);
         check_quantize_nan(i, i % 2 ? INFINITY : -INFINITY);

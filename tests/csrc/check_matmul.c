@@ -421,8 +421,8 @@ void check_matmul(void)
                 }
         matmul_case many = random_case(type, quick ? 17 : 33, 130);
         check_case(&many);
-        matmul_case wide = random_case(type, quick ? 145 : 300,
-                                       33 + random_below(quick ? 20 : 100)); /* more panels than are multiplied side by side */
+        /* more panels than are multiplied side by side */
+        matmul_case wide = random_case(type, quick ? 145 : 300, 33 + random_below(quick ? 20 : 100));
         check_case(&wide);
     }
 }
