@@ -52,8 +52,8 @@ typedef struct {
 extern const float pl_q8_factor[PL_Q8_STEPS];
 extern const int16_t pl_q8_whole[PL_Q8_STEPS][2]; /* those whole numbers, twice */
 
-/* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a twentieth of a
- * prompt's time (kernels/README.md has tables of thresholds). */
+/* A block gets a residual block when max^2 > this times the sum of squares: half the error of the logits for a twentieth (1B)
+ * to a tenth (135M) of a prompt's time (kernels/README.md has tables of thresholds). */
 #define PL_Q8_DOMINANT 0.65f
 
 /* Added to a type's number: its weights in panels of int16, which rows of float32 are multiplied with in 16 bits. 32 k of a panel are
