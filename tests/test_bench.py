@@ -16,7 +16,7 @@ from pyllamacpu.bench import formats
 from pyllamacpu.bench.batched import BatchedOptions, prompt_steps, run_batched
 from pyllamacpu.bench.cases import BenchOptions, Case, Setup, cases
 from pyllamacpu.bench.cost import Cost, Step, costs, steps_of, total
-from pyllamacpu.bench.machine import Limits, code_bits, measure
+from pyllamacpu.bench.machine import CODE_WIDTHS, Limits, code_bits, measure
 from pyllamacpu.bench.models import model_facts, size_label
 from pyllamacpu.bench.ranges import numbers, pairs, words
 from pyllamacpu.bench.runner import RandomTokens, open_engine, run
@@ -24,7 +24,7 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import GGUFError, OptionError
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.native import lib, thread_pool
+from pyllamacpu.native import isa_selected, lib, thread_pool
 
 VOCAB = len(PIECES)
 LIMITS = Limits(1, "scalar", read_bytes=1e9, int8_ops=1e10, fp32_ops=1e9)
@@ -176,8 +176,23 @@ def test_quantized_matrices_count_as_int8() -> None:
         elements = sum(info.n_elements for info in engine.file.tensors.values() if len(info.shape) == 2)
         assert found.int8 > 0.5 * 2 * 4 * elements
         assert found.limiting(replace(LIMITS, read_bytes=1e18, fp32_ops=1e18)) == "int8"
-        assert len(found.codes) == 5 and sum(found.codes) == pytest.approx(found.int8)
+        assert len(found.codes) == len(CODE_WIDTHS) and sum(found.codes) == pytest.approx(found.int8)
         assert found.codes[code_bits(TensorType.Q4_K) - 4] > 0.5 * found.int8
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("cache_type", ("f16", "q8_0", "q4_0"))
+def test_attention_counts_in_the_units_that_it_takes(cache_type: str) -> None:
+    path = Path(__file__).parent / "fixtures" / "logits" / "q4_k.gguf"
+    engine = open_engine(Setup(path, 1, cache_type, cache_type, 8, 8), 8)
+    try:
+        found = costs(engine, Step(2, 4, 1))["attention"]
+        heads, dim = engine.config.n_heads, engine.config.head_dim
+        operations = engine.config.n_layers * (5 + 6) * heads * 2 * 2 * dim
+        whole = cache_type != "f16" and isa_selected() in ("avx2", "avxvnni", "avx512", "avx512vbmi")
+        assert (found.codes[CODE_WIDTHS.index(16)], found.fp32) == ((operations, 0) if whole else (0, operations))
+        assert found.int8 == sum(found.codes)
     finally:
         engine.close()
 
@@ -195,10 +210,10 @@ def test_least_time_overlaps_reading_and_computing() -> None:
 
 
 def test_the_integer_limit_is_that_of_the_widths_of_the_codes() -> None:
-    limits = replace(LIMITS, code_ops=(4e10, 0.0, 2e10, 0.0, 1e10))
+    limits = replace(LIMITS, code_ops=(4e10, 0.0, 2e10, 0.0, 1e10, 5e9))
     narrow, wide = (
-        Cost(0.0, 4e10, 0.0, (4e10, 0.0, 0.0, 0.0, 0.0)),
-        Cost(0.0, 1e10, 0.0, (0.0, 0.0, 0.0, 0.0, 1e10)),
+        Cost(0.0, 4e10, 0.0, (4e10, 0.0, 0.0, 0.0, 0.0, 0.0)),
+        Cost(0.0, 1e10, 0.0, (0.0, 0.0, 0.0, 0.0, 1e10, 0.0)),
     )
     assert narrow.limit("int8", limits) == 4e10 and narrow.least_seconds(limits) == 1.0
     assert wide.limit("int8", limits) == 1e10 and wide.least_seconds(limits) == 1.0
@@ -345,8 +360,9 @@ def test_limits_are_positive_and_of_a_plausible_size() -> None:
     assert found.n_threads == 1
     widths = {code_bits(kind) for kind in TensorType} - {0}
     assert 8 in widths and widths <= set(range(4, 9))
-    assert [bits for bits in range(4, 9) if found.code_ops[bits - 4]] == sorted(widths)
-    assert found.code_ops[-1] == found.int8_ops
+    measured = dict(zip(CODE_WIDTHS, found.code_ops, strict=True))
+    assert [bits for bits, rate in measured.items() if rate] == [*sorted(widths), 16]
+    assert measured[8] == found.int8_ops and measured[16] < 2 * found.int8_ops
     assert code_bits(TensorType.F16) == code_bits(-1) == 0
 
 

@@ -101,6 +101,18 @@ static double pairs_of(const pl_op_attention *f, const pl_workload *w)
     return pairs;
 }
 
+/* Products of `ops / 2` elements of each dim of a tile. */
+static void add_tiles(const pl_kv_tile *tile, double ops, pl_cost *cost)
+{
+    const pl_kernels *kernels = pl_kernels_current();
+    ops *= tile->head_dim;
+    if (kernels && kernels->kv_whole(tile->type)) {
+        cost->int8 += ops;
+        cost->codes[5] += ops;
+    } else
+        cost->fp32 += ops;
+}
+
 void cost_keys(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)
 {
     const pl_op_attention *f = &op->attention;
@@ -111,7 +123,9 @@ void cost_keys(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_co
     if (f->chunk > 0 && before > w->depth % f->chunk)
         before = w->depth % f->chunk;
     cost->read += (before + w->n_tokens) * key_bytes * w->n_sequences;
-    cost->fp32 += pairs_of(f, w) * w->n_sequences * 2.0 * f->n_heads * (c->k.head_dim + c->v.head_dim);
+    const double ops = pairs_of(f, w) * w->n_sequences * 2.0 * f->n_heads;
+    add_tiles(&c->k, ops, cost);
+    add_tiles(&c->v, ops, cost);
 }
 
 void cost_tokens(const pl_plan *plan, const pl_op *op, const pl_workload *w, pl_cost *cost)

@@ -7,6 +7,7 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 #define TIER avx2
 #define S_BIAS 0
 #define DOT_PARTS 1
+#define KV_WHOLE 1 /* attention: vpmaddwd multiplies two of a lane and adds them up */
 /* A Zen 3 core keeps up with memory when it reads several streams, 512 bytes at a time, and asks little ahead; others do when they
  * read one and ask far ahead (kernels/README.md). */
 #define GEMV_PANELS 4
@@ -24,13 +25,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
 
 #include "x86_256.h"
 
-/* The compiler may not move additions across this. gcc would gather those of many groups into trees and keep every product
- * in memory until then: Q4_0 at 261 instead of 365 Gop/s. */
-PL_INLINE vi vi_here(vi x)
-{
-    __asm__("" : "+x"(x));
-    return x;
-}
+/* vi_here: gcc would gather additions of many groups into trees and keep every product in memory until then, Q4_0 at 261
+ * instead of 365 Gop/s. */
 /* w: codes in [0, 127]; two products are at most 2 * 127 * 127 and never saturate int16. */
 PL_INLINE vi vi_dot_u(vi acc, vi w, vi a)
 {

@@ -146,6 +146,24 @@ PL_INLINE void vf_store_i8(int8_t *p, vf x)
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
 PL_INLINE void vf_store_u16(uint16_t *p, vf x) { _mm_storeu_si128((__m128i *)p, low_halves(_mm256_cvtps_epi32(x))); } /* whole numbers, 0 ... 65535 */
+PL_INLINE void vf_store_i16(int16_t *p, vf x) /* rounded */
+{
+    __m256i i = _mm256_cvtps_epi32(x);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)));
+}
+/* Lanes in the order of vi_pair16's, of consecutive ones, and back; lanes with even and with odd numbers. */
+PL_INLINE void vf_pair(vf a, vf b, vf *out)
+{
+    out[0] = _mm256_permute2f128_ps(a, b, 0x20);
+    out[1] = _mm256_permute2f128_ps(a, b, 0x31);
+}
+PL_INLINE void vf_unpair(vf a, vf b, vf *out) { vf_pair(a, b, out); }
+PL_INLINE void vf_unzip(vf a, vf b, vf *out)
+{
+    __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    out[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+    out[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+}
 
 PL_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 PL_INLINE vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -157,8 +175,28 @@ PL_INLINE vi vi_dot16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 #ifndef vi_dot16_add
 PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 #endif
+/* The compiler may not move additions across this, nor sums from register to register. */
+PL_INLINE vi vi_here(vi x)
+{
+    __asm__("" : "+x"(x));
+    return x;
+}
 /* Two bytes for every lane, as int16. */
 PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+PL_INLINE vi vi_load_i8_16(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+PL_INLINE vi vi_load_u8_2(const uint8_t *p, const uint8_t *q) /* lane l: p[l] and q[l], as int16 */
+{
+    return _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(load_8_bytes(p), load_8_bytes(q)));
+}
+/* Half bytes of int16 up to 255, less 8. */
+PL_INLINE vi vi_low4_16(vi a) { return _mm256_sub_epi16(_mm256_and_si256(a, _mm256_set1_epi16(15)), _mm256_set1_epi16(8)); }
+PL_INLINE vi vi_high4_16(vi a) { return _mm256_sub_epi16(_mm256_srli_epi16(a, 4), _mm256_set1_epi16(8)); }
+/* int16 of a beside those of b, two for every lane; 4 lanes of out[0], then 4 of out[1], and so on, have consecutive ones. */
+PL_INLINE void vi_pair16(vi a, vi b, vi *out)
+{
+    out[0] = _mm256_unpacklo_epi16(a, b);
+    out[1] = _mm256_unpackhi_epi16(a, b);
+}
 PL_INLINE vi vi_load_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(load_8_bytes(p)); }
 PL_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 PL_INLINE vi vi_shr_and(vi a, int shift, uint8_t mask)

@@ -121,6 +121,7 @@ typedef struct {
     /* 4-bit keys of one head, rounded one dim after another as exec/kv_rounding.c has it */ \
     KERNEL(void, store_keys, (const pl_kv_tile *, const float *factors, const pl_key_store *keys, int n_keys)) \
     KERNEL(void, store_v, (const pl_kv_tile *, uint8_t *tile, int slot, const float *v)) \
+    KERNEL(int, kv_whole, (int type)) /* attention multiplies keys or values of this type in whole numbers */ \
     KERNEL(void, attention, (const pl_attention *)) \
     KERNEL(void, position_softmax, (const pl_position_softmax *)) \
     KERNEL(void, attention_merge, (float *total, const float *part, int head_dim)) \

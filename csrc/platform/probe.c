@@ -135,7 +135,7 @@ static double probe_units(pl_pool *pool, int bits, double seconds)
 
 double pl_probe_dot(pl_pool *pool, int bits, double seconds)
 {
-    return bits >= 4 && bits <= 8 ? probe_units(pool, bits, seconds) : PL_EINVAL;
+    return (bits >= 4 && bits <= 8) || bits == 16 ? probe_units(pool, bits, seconds) : PL_EINVAL;
 }
 
 double pl_probe_fma(pl_pool *pool, double seconds) { return probe_units(pool, 0, seconds); }

@@ -17,7 +17,7 @@ RESOURCES = ("read", "int8", "fp32")
 class Cost:
     """`read`: bytes from memory that no cache can save (weights, keys and values, table rows). `int8` and
     `fp32`: operations, a multiplication and its addition being two. `codes`: those on int8 again, by the
-    width of their codes: 4 to 8 bits.
+    width of their codes: 4 to 8 bits, and 16 (attention over 8-bit and 4-bit keys and values).
     """
 
     read: float = 0.0

@@ -11,6 +11,7 @@ from pyllamacpu.limits import memory_usable
 from pyllamacpu.native import check, ffi, isa_selected, lib, thread_pool
 
 MB = 1 << 20
+CODE_WIDTHS = (4, 5, 6, 7, 8, 16)  # bits; 16: attention over keys and values in whole numbers
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Limits:
     read_bytes: float  # bytes of memory, not from caches
     int8_ops: float  # multiplications and additions of int8 codes
     fp32_ops: float
-    code_ops: tuple[float, ...] = ()  # the same of codes of 4 to 8 bits; 0: no type of this tier has such
+    code_ops: tuple[float, ...] = ()  # the same of codes of CODE_WIDTHS; 0: no type of this tier has such
 
     def of(self, resource: str) -> float:
         """The limit of "read", "int8" or "fp32"."""
@@ -48,7 +49,7 @@ def measure(n_threads: int, seconds: float = 1.0) -> Limits:
         fp32 = _checked(lib.pl_probe_fma(pool, seconds / 4), "measuring the float units")
     finally:
         ffi.release(pool)
-    return Limits(n_threads, isa_selected(), read, codes[-1], fp32, codes)
+    return Limits(n_threads, isa_selected(), read, codes[CODE_WIDTHS.index(8)], fp32, codes)
 
 
 def code_bits(kind: int) -> int:
@@ -59,13 +60,13 @@ def code_bits(kind: int) -> int:
 
 
 def _code_rates(pool: Any, seconds: float) -> tuple[float, ...]:
-    """Operations per second with codes of 4 to 8 bits; 0 for a width that no type has."""
-    widths = {8, *map(code_bits, TensorType)} - {0}
+    """Operations per second with codes of CODE_WIDTHS; 0 for a width that no type has."""
+    widths = {8, 16, *map(code_bits, TensorType)} - {0}
     return tuple(
         _checked(lib.pl_probe_dot(pool, bits, seconds / len(widths)), "measuring the integer units")
         if bits in widths
         else 0.0
-        for bits in range(4, 9)
+        for bits in CODE_WIDTHS
     )
 
 

@@ -122,10 +122,12 @@ def _memory(report: Report) -> Section:
 
 def _integer_rates(limits: Limits) -> str:
     """That of 8-bit codes, and of others where they are faster."""
+    from pyllamacpu.bench.machine import CODE_WIDTHS
+
     others = [
         f"{rate / 1e12:.2f} with {bits}-bit codes"
-        for bits, rate in enumerate(limits.code_ops[:-1], 4)
-        if rate
+        for bits, rate in zip(CODE_WIDTHS, limits.code_ops, strict=bool(limits.code_ops))
+        if rate and bits < 8
     ]
     return f"{limits.int8_ops / 1e12:.2f} Top/s" + (f" ({', '.join(others)})" if others else "")
 

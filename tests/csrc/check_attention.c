@@ -131,11 +131,9 @@ static void run_partitioned(const attention_case *c, const pl_kernels *tier, int
 static double whole_slack(const attention_case *c, const pl_kernels *tier, double largest_query, double largest_key)
 {
     double slack = 0.0;
-    if (strncmp(tier->name, "avx512", 6) != 0)
-        return 0.0;
-    if (c->k.scales)
+    if (tier->kv_whole(c->k.type))
         slack += largest_query * largest_key * 0x1p-16;
-    if (c->v.scales)
+    if (tier->kv_whole(c->v.type))
         slack += 0x1p-13;
     return slack;
 }

@@ -41,5 +41,6 @@ void check_probe(void)
         check_units(tiers[k], 0);
         for (int bits = 4; bits <= 8; bits++)
             check_units(tiers[k], bits);
+        check_units(tiers[k], 16);
     }
 }
