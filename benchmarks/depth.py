@@ -58,7 +58,7 @@ def main() -> None:
     for cache_type in options.cache_type.split(","):
         for depth in map(int, options.depth.split(",")):
             rows += list(_rows(options, cache_type, depth))
-    print(markdown_table(COLUMNS, rows))
+    print(markdown_table(COLUMNS, rows), end="")
 
 
 def _rows(options: argparse.Namespace, cache_type: str, depth: int) -> Iterator[tuple[str, ...]]:
