@@ -1,12 +1,12 @@
-"""Tokens behind many others: how fast a token is generated, and a prompt read, where a sequence is long already.
+"""Tokens behind many others: how fast one is generated, and a prompt read, where a sequence is long already.
 
     python benchmarks/depth.py --model model.gguf --depth 16384,65536 -ct f16,q8_0,q4_0 -t 2
     python benchmarks/depth.py --model model.gguf --depth 16384 --prompt 512
 
-To read 65536 tokens first would take many minutes, so a few hundred are read and their pages of keys and values
-copied until the sequence is that long: each page is memory of its own, as after a real prompt, though what it says
-is not what such a text would say. Reading alone is timed between the rounds (its rate moves by the second), and
-shares of it are medians over rounds.
+To read 65536 tokens first would take many minutes, so a few hundred are read and their pages of keys and
+values copied until the sequence is that long: each page is memory of its own, as after a real prompt, though
+what it says is not what such a text would say. Reading alone is timed between the rounds (its rate moves by
+the second), and shares of it are medians over rounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,18 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import PAGE, Sequence
 
 READ = 16 * PAGE  # tokens whose pages are copied
-COLUMNS = ("keys, values", "depth", "test", "ms", "tokens/s", "GB/s", "of limit", "attention ms", "GB/s", "of limit")
+COLUMNS = (
+    "keys, values",
+    "depth",
+    "test",
+    "ms",
+    "tokens/s",
+    "GB/s",
+    "of limit",
+    "attention ms",
+    "GB/s",
+    "of limit",
+)
 
 
 @dataclass
@@ -39,18 +50,25 @@ class Test:
     cost: Cost
     attention: Cost
 
-    def share(self, cost: Cost, seconds: float, limits: Limits) -> float:
-        """Of the speed at which nothing but the limits would hold it up."""
-        return cost.least_seconds(limits) / seconds
+
+def _share(cost: Cost, seconds: float, limits: Limits) -> float:
+    """Of the speed at which nothing but the limits would hold it up."""
+    return cost.least_seconds(limits) / seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--depth", default="16384", help="numbers of tokens, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--depth", default="16384", help="numbers of tokens, with commas (default: %(default)s)"
+    )
     parser.add_argument("-ct", "--cache-type", default="f16,q8_0,q4_0", help="default: %(default)s")
     parser.add_argument("--prompt", type=int, default=0, help="also a prompt of so many tokens")
-    parser.add_argument("-n", "--n-gen", type=int, default=16, help="tokens of a round (default: %(default)s)")
+    parser.add_argument(
+        "-n", "--n-gen", type=int, default=16, help="tokens of a round (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("-t", "--threads", type=int, help="default: as many as there are cores")
     options = parser.parse_args()
@@ -82,7 +100,9 @@ def _long_sequence(engine: Engine, depth: int) -> Sequence:
     sequence = engine.sequence()
     engine.eval(sequence, tokens[: min(READ, depth)], logits="none")
     for start in range(READ, depth, PAGE):
-        sequence.extend_copied(tokens[start : start + PAGE], sequence.page_set(start // PAGE % (READ // PAGE)))
+        sequence.extend_copied(
+            tokens[start : start + PAGE], sequence.page_set(start // PAGE % (READ // PAGE))
+        )
     return sequence
 
 
@@ -105,8 +125,8 @@ def _measured(engine: Engine, sequence: Sequence, test: Test, options: argparse.
         seconds.append((time.perf_counter() - start) / times)
         sequence.truncate(depth)
         attention.append(profile["attention"] / times)
-        shares.append(test.share(test.cost, seconds[-1], limits))
-        attention_shares.append(test.share(test.attention, attention[-1], limits))
+        shares.append(_share(test.cost, seconds[-1], limits))
+        attention_shares.append(_share(test.attention, attention[-1], limits))
     took, of_it = statistics.median(seconds), statistics.median(attention)
     return (
         test.cache_type,

@@ -51,8 +51,8 @@ def compile_args() -> list[str]:
         "-std=c11",
         "-ffp-contract=off",
         "-fno-math-errno",
-        # against flags of Python's own, which come first: few tokens are up to a quarter slower with -fwrapv, and up to a
-        # sixth with stacks that are touched page by page, as some systems have it (csrc/kernels/README.md)
+        # Against flags of Python's own, which come first: with them a few tokens are up to a quarter slower
+        # (csrc/kernels/README.md, Flags).
         "-fno-wrapv",
         "-fno-stack-clash-protection",
         "-fvisibility=hidden",

@@ -191,7 +191,8 @@ def test_attention_counts_in_the_units_that_it_takes(cache_type: str) -> None:
         heads, dim = engine.config.n_heads, engine.config.head_dim
         operations = engine.config.n_layers * (5 + 6) * heads * 2 * 2 * dim
         whole = cache_type != "f16" and isa_selected() in ("avx2", "avxvnni", "avx512", "avx512vbmi")
-        assert (found.codes[CODE_WIDTHS.index(16)], found.fp32) == ((operations, 0) if whole else (0, operations))
+        counted = found.codes[CODE_WIDTHS.index(16)], found.fp32
+        assert counted == ((operations, 0) if whole else (0, operations))
         assert found.int8 == sum(found.codes)
     finally:
         engine.close()

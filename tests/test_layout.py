@@ -11,6 +11,8 @@ import re
 import runpy
 import shutil
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -181,6 +183,16 @@ def test_the_build_names_all_that_it_reads() -> None:
     named = {*build["sources"](), *build["depends"]()}
     files = [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix not in {".md", ".pyc"}]
     assert named == {str(path.relative_to(ROOT)) for path in files}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flags of gcc and clang")
+def test_flags_of_pythons_own_that_slow_kernels_are_taken_back() -> None:
+    """Extensions are compiled with the flags that Python itself was, and those of the package behind them."""
+    flags = runpy.run_path(str(ROOT / "csrc" / "build_cffi.py"))["compile_args"]()
+    given = (sysconfig.get_config_var("CFLAGS") or "").split()
+    for slow in ("-fwrapv", "-fstack-clash-protection"):
+        assert slow not in flags and slow.replace("-f", "-fno-", 1) in flags
+    assert [flag for flag in [*given, *flags] if flag.startswith("-O")][-1] == "-O3"
 
 
 @pytest.mark.parametrize("name", MODULES)
