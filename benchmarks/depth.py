@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyllamacpu.bench.cost import Cost, Step, costs
+from pyllamacpu.bench.cost import Cost, costs, steps_of
 from pyllamacpu.bench.formats import markdown_table
 from pyllamacpu.bench.machine import Limits, measure
 from pyllamacpu.bench.runner import RandomTokens
@@ -26,29 +26,27 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import PAGE, Sequence
 
 READ = 16 * PAGE  # tokens whose pages are copied
-COLUMNS = (
-    "keys, values",
-    "depth",
-    "test",
-    "ms",
-    "tokens/s",
-    "GB/s",
-    "of limit",
-    "attention ms",
-    "GB/s",
-    "of limit",
-)
+_RATES = ("ms", "GB/s", "of limit")
+COLUMNS = ("keys, values", "depth", "test", *_RATES, "tokens/s", *(f"attention: {name}" for name in _RATES))
 
 
 @dataclass
 class Test:
-    """`n_tokens` at a time, behind `depth` others whose keys and values are of a type."""
+    """A prompt of `n_prompt` tokens, or `n_gen` single ones, behind `depth` others."""
 
     cache_type: str
     depth: int
-    n_tokens: int
-    cost: Cost
-    attention: Cost
+    n_prompt: int
+    n_gen: int
+
+    def costs(self, engine: Engine) -> tuple[Cost, Cost]:
+        """Of all that the test runs, and of its attention."""
+        whole, attention = Cost(), Cost()
+        for step, times in steps_of(self.n_prompt, self.n_gen, self.depth, engine.n_batch):
+            found = costs(engine, step)
+            whole += sum(found.values(), Cost()) * times
+            attention += found["attention"] * times
+        return whole, attention
 
 
 def _share(cost: Cost, seconds: float, limits: Limits) -> float:
@@ -56,26 +54,28 @@ def _share(cost: Cost, seconds: float, limits: Limits) -> float:
     return cost.least_seconds(limits) / seconds
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument(
-        "--depth", default="16384", help="numbers of tokens, with commas (default: %(default)s)"
-    )
-    parser.add_argument("-ct", "--cache-type", default="f16,q8_0,q4_0", help="default: %(default)s")
-    parser.add_argument("--prompt", type=int, default=0, help="also a prompt of so many tokens")
-    parser.add_argument(
-        "-n", "--n-gen", type=int, default=16, help="tokens of a round (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("-t", "--threads", type=int, help="default: as many as there are cores")
-    options = parser.parse_args()
-    rows = []
-    for cache_type in options.cache_type.split(","):
-        for depth in map(int, options.depth.split(",")):
-            rows += list(_rows(options, cache_type, depth))
+    add = parser.add_argument
+    add("--model", type=Path, required=True)
+    add("--depth", default="16384", help="numbers of tokens, with commas (default: %(default)s)")
+    add("-ct", "--cache-type", default="f16,q8_0,q4_0", help="default: %(default)s")
+    add("--prompt", type=int, default=0, help="also a prompt of so many tokens")
+    add("-n", "--n-gen", type=int, default=16, help="tokens of a round (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="default: %(default)s")
+    add("-t", "--threads", type=int, help="default: as many as there are cores")
+    options = parser.parse_args(arguments)
+    depths = [int(word) for word in options.depth.split(",")]
+    if min(depths) < 1:
+        parser.error("--depth: numbers above 0")
+    rows = [
+        row
+        for cache_type in options.cache_type.split(",")
+        for depth in depths
+        for row in _rows(options, cache_type, depth)
+    ]
     print(markdown_table(COLUMNS, rows), end="")
 
 
@@ -86,10 +86,9 @@ def _rows(options: argparse.Namespace, cache_type: str, depth: int) -> Iterator[
     )
     try:
         sequence = _long_sequence(engine, depth)
-        for n_tokens in filter(None, (options.prompt, 1)):
-            step = costs(engine, Step(n_tokens, depth, 1))
-            test = Test(cache_type, depth, n_tokens, sum(step.values(), Cost()), step["attention"])
-            yield _measured(engine, sequence, test, options)
+        if options.prompt:
+            yield _measured(engine, sequence, Test(cache_type, depth, options.prompt, 0), options.rounds)
+        yield _measured(engine, sequence, Test(cache_type, depth, 0, options.n_gen), options.rounds)
         sequence.close()
     finally:
         engine.close()
@@ -106,39 +105,45 @@ def _long_sequence(engine: Engine, depth: int) -> Sequence:
     return sequence
 
 
-def _measured(engine: Engine, sequence: Sequence, test: Test, options: argparse.Namespace) -> tuple[str, ...]:
-    depth, times = test.depth, options.n_gen if test.n_tokens == 1 else 1
-    tokens = RandomTokens(engine.n_vocab, 2).take(0, test.n_tokens * times)
-    pieces = [tokens[i * test.n_tokens : (i + 1) * test.n_tokens] for i in range(times)]
+def _measured(engine: Engine, sequence: Sequence, test: Test, rounds: int) -> tuple[str, ...]:
+    n = test.n_prompt + test.n_gen
+    tokens = RandomTokens(engine.n_vocab, 2).take(0, n)
+    pieces = [tokens] if test.n_prompt else [[token] for token in tokens]
+    whole, attention = test.costs(engine)
 
     def run() -> None:
         for piece in pieces:
             engine.eval(sequence, piece)
 
     run()
-    sequence.truncate(depth)
-    seconds, attention, shares, attention_shares = [], [], [], []
-    for _ in range(options.rounds):
+    sequence.truncate(test.depth)
+    times, attention_times, shares, attention_shares = [], [], [], []
+    for _ in range(rounds):
         limits = measure(engine.n_threads, 0.4)
         start = time.perf_counter()
         profile = engine.profile(run)
-        seconds.append((time.perf_counter() - start) / times)
-        sequence.truncate(depth)
-        attention.append(profile["attention"] / times)
-        shares.append(_share(test.cost, seconds[-1], limits))
-        attention_shares.append(_share(test.attention, attention[-1], limits))
-    took, of_it = statistics.median(seconds), statistics.median(attention)
+        times.append(time.perf_counter() - start)
+        attention_times.append(profile["attention"])
+        sequence.truncate(test.depth)
+        shares.append(_share(whole, times[-1], limits))
+        attention_shares.append(_share(attention, attention_times[-1], limits))
     return (
         test.cache_type,
-        str(depth),
-        "1 token" if test.n_tokens == 1 else f"prompt of {test.n_tokens}",
-        f"{1e3 * took:.1f}",
-        f"{test.n_tokens / took:.1f}",
-        f"{test.cost.read / took / 1e9:.1f}",
+        str(test.depth),
+        f"prompt of {test.n_prompt}" if test.n_prompt else "1 token",
+        *_rate(whole, times, shares, len(pieces)),
+        f"{n / statistics.median(times):.1f}",
+        *_rate(attention, attention_times, attention_shares, len(pieces)),
+    )
+
+
+def _rate(cost: Cost, times: list[float], shares: list[float], n_pieces: int) -> tuple[str, str, str]:
+    """Milliseconds of a piece, GB/s read, and the share of the limit."""
+    took = statistics.median(times)
+    return (
+        f"{1e3 * took / n_pieces:.1f}",
+        f"{cost.read / took / 1e9:.1f}",
         f"{100 * statistics.median(shares):.0f} %",
-        f"{1e3 * of_it:.1f}",
-        f"{test.attention.read / of_it / 1e9:.1f}",
-        f"{100 * statistics.median(attention_shares):.0f} %",
     )
 
 

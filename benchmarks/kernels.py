@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pyllamacpu.bench.formats import markdown_table
+from pyllamacpu.bench.machine import CODE_WIDTHS
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.native import ISA_VARIABLE, isa_names
 
@@ -38,7 +39,8 @@ _MATMUL = re.compile(
 _SMALL_BATCHES = re.compile(r"\s+(?P<name>\S+)\s+Gop/s of small batches:(?P<rates>.*)")
 _RATE = re.compile(r"(?P<n>\d+): (?P<ops>[\d.]+)")
 _ATTENTION = re.compile(
-    r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<ops>[\d.]+) Gop/s attention, (?P<rows>\d+) rows"
+    r"\s+(?P<name>\S+)\s+(?P<gbs>[\d.]+) GB/s\s+(?P<ops>[\d.]+) Gop/s attention, "
+    r"(?P<rows>\d+) rows, (?P<unit>\w+)"
 )
 _ROW_KERNEL = re.compile(r"(?P<name>[a-z_]+) (?P<ns>\d+)(?=\s|$)")
 
@@ -55,7 +57,7 @@ class Timing:
     kernel: str
     bytes_per_second: float = 0.0
     ops_per_second: float = 0.0
-    unit: str = ""  # which arithmetic limits it: "int8", "fp32", or "" for none
+    unit: str = ""  # which arithmetic limits it: "int8", "int16", "fp32", or "" for none
     ns: float = 0.0
 
 
@@ -67,6 +69,7 @@ class TierLimits:
     int8_ops: float
     fp32_ops: float
     ops_of_type: dict[str, float] = field(default_factory=dict)  # int8, by the width of the type's codes
+    int16_ops: float = 0.0
 
 
 def build(folder: Path, compiler: str) -> Path:
@@ -102,7 +105,7 @@ def measure_limits(tier: str, seconds: float) -> TierLimits:
         "from pyllamacpu.bench.machine import code_bits, measure; "
         "found = asdict(measure(1, float(sys.argv[1]))); "
         "bits = {kind.name: code_bits(kind) for kind in TensorType}; "
-        "print(json.dumps(found | {'types': {k: found['code_ops'][b - 4] for k, b in bits.items() if b}}))"
+        "print(json.dumps(found | {'bits': bits}))"
     )
     environment = {**os.environ, ISA_VARIABLE: tier}
     done = subprocess.run(
@@ -115,7 +118,9 @@ def measure_limits(tier: str, seconds: float) -> TierLimits:
     if done.returncode:
         raise BuildError(f"measuring the limits of {tier}: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout)
-    return TierLimits(found["read_bytes"], found["int8_ops"], found["fp32_ops"], found["types"])
+    of_codes = dict(zip(CODE_WIDTHS, found["code_ops"], strict=True))
+    types = {name: of_codes[bits] for name, bits in found["bits"].items() if bits}
+    return TierLimits(found["read_bytes"], found["int8_ops"], found["fp32_ops"], types, of_codes[16])
 
 
 def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
@@ -130,7 +135,7 @@ def parse(text: str, tiers: Iterable[str]) -> Iterator[Timing]:
             yield from _small_batches(tier, match)
         elif tier and (match := _ATTENTION.match(line)):
             kernel = f"attention {match['name']}, {match['rows']} rows"
-            yield Timing(tier, kernel, float(match["gbs"]) * 1e9, float(match["ops"]) * 1e9, "fp32")
+            yield Timing(tier, kernel, float(match["gbs"]) * 1e9, float(match["ops"]) * 1e9, match["unit"])
         elif tier and line.strip().startswith("ns per"):
             for row in _ROW_KERNEL.finditer(line.partition(":")[2]):
                 yield Timing(tier, row["name"], ns=float(row["ns"]))
@@ -173,7 +178,8 @@ def _rates(timing: Timing) -> list[str]:
 
 def _shares(timing: Timing, limits: TierLimits) -> list[str]:
     int8 = limits.ops_of_type.get(timing.kernel.partition(",")[0], limits.int8_ops)
-    peak = {"int8": int8, "fp32": limits.fp32_ops}.get(timing.unit, 0.0)
+    peaks = {"int8": int8, "int16": limits.int16_ops, "fp32": limits.fp32_ops}
+    peak = peaks.get(timing.unit, 0.0)
     shares = (timing.bytes_per_second / limits.read_bytes, timing.ops_per_second / peak if peak else 0.0)
     return [f"{100 * share:.0f} %" if share else "" for share in shares]
 

@@ -1,4 +1,4 @@
-"""The smaller scripts of benchmarks/: kernel timings, noise on weights, scheduler, drafts."""
+"""The smaller scripts of benchmarks/: kernel timings, noise on weights, scheduler, drafts, depth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ avx2
   q4_0       20.00 GB/s     71.0 Gop/s one token      150.0 Gop/s 128 tokens
   q4_0     Gop/s of small batches:  2: 90.5  16: 140.0
   f16        10.00 GB/s     10.0 Gop/s one token       90.0 Gop/s 128 tokens
-  q8_0       12.00 GB/s     40.0 Gop/s attention, 8 rows
+  f16        10.00 GB/s     30.0 Gop/s attention, 8 rows, fp32
+  q8_0       12.00 GB/s     40.0 Gop/s attention, 8 rows, int16
   ns per 4096 floats: quantize 900  rms_norm 300
 """
 
@@ -46,7 +47,8 @@ def test_kernel_timings_are_read(script: Any) -> None:
         ("avx2", "Q4_0, 16 tokens", "int8"),
         ("avx2", "F16, 1 token", "fp32"),
         ("avx2", "F16, 128 tokens", "fp32"),
-        ("avx2", "attention q8_0, 8 rows", "fp32"),
+        ("avx2", "attention f16, 8 rows", "fp32"),
+        ("avx2", "attention q8_0, 8 rows", "int16"),
         ("avx2", "quantize", ""),
         ("avx2", "rms_norm", ""),
     ]
@@ -56,8 +58,10 @@ def test_kernel_timings_are_read(script: Any) -> None:
     line = next(line for line in text.splitlines() if "| avx2" in line and "Q4_0, 1 token" in line)
     assert "50 %" in line and "24 %" in line
     assert "50 %" not in kernels.table(found[2:3], limits, from_memory=False)
-    limits["avx2"] = kernels.TierLimits(40e9, 300e9, 100e9, {"Q4_0": 600e9})  # of its width of codes
+    limits["avx2"] = kernels.TierLimits(40e9, 300e9, 100e9, {"Q4_0": 600e9}, 160e9)  # of its width of codes
     assert "12 %" in next(line for line in kernels.table(found, limits).splitlines() if "| avx2" in line)
+    lines = [line for line in kernels.table(found, limits).splitlines() if "attention" in line]
+    assert "30 %" in lines[0] and "25 %" in lines[1]
 
 
 def test_the_check_program_prints_what_is_read(script: Any) -> None:
@@ -68,7 +72,7 @@ def test_the_check_program_prints_what_is_read(script: Any) -> None:
         "Gop/s %d tokens",
         "Gop/s of small batches:",
         "  %d: %.1f",
-        "Gop/s attention, %d rows",
+        "Gop/s attention, %d rows, %s",
         "ns per 4096 floats:",
     ):
         assert part in source
@@ -121,3 +125,23 @@ def test_drafts_are_measured_and_their_answers_compared(
     assert greedy.split()[-1] == sampled.split()[-1] == "yes"
     script("drafts").main([*common, "--check", "10", "--batch", "5", "--draft", str(model)])
     assert capsys.readouterr().out.startswith("10 prompts, batches of 5: 0 differ; ")
+
+
+def test_tokens_behind_copied_pages_are_measured(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", n_ctx=1024)
+    sizes = ["--depth", "20,700", "--prompt", "40", "-n", "3", "--rounds", "1", "-t", "1", "-ct", "f16,q8_0"]
+    script("depth").main(["--model", str(model), *sizes])
+    _, _, *rows = [
+        [word.strip() for word in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    ]
+    assert [row[:3] for row in rows] == [
+        [kind, depth, test]
+        for kind in ("f16", "q8_0")
+        for depth in ("20", "700")
+        for test in ("prompt of 40", "1 token")
+    ]
+    assert all(float(row[6]) > 0 for row in rows)
+    with pytest.raises(SystemExit):
+        script("depth").main(["--model", str(model), "--depth", "0"])

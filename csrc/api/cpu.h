@@ -36,7 +36,7 @@ void pl_pool_free(pl_pool *pool);
  * bytes per second read from `bytes` of memory (whole MB; take well more than the caches hold), and operations per
  * second on int8 and on float32 (a multiplication and its addition are two). Negative: PL_E…. */
 double pl_probe_read(pl_pool *pool, size_t bytes, double seconds);
-double pl_probe_dot(pl_pool *pool, int bits, double seconds); /* with codes of this width */
+double pl_probe_dot(pl_pool *pool, int bits, double seconds); /* of codes of 4 to 8 bits, or of 16: int16 */
 double pl_probe_fma(pl_pool *pool, double seconds);
 /* The width of the codes that products of many tokens with a tensor type multiply, 4 to 8 bits, where it matters to the tier in
  * use: one that adds up in int16 does so with more products of small codes. 8 for all types otherwise; 0: no quantized type. */

@@ -140,11 +140,11 @@ typedef struct {
 } pl_workload;
 
 /* read: bytes from memory that no cache can save (weights, keys and values, table rows). int8, fp32: operations, a
- * multiplication and its addition being two; a division or exponential counts as one. What is multiplied in int16 counts as
- * int8, with codes of 16 bits. */
+ * multiplication and its addition being two; a division or exponential counts as one. Attention in whole
+ * numbers counts as int8, with codes of 16 bits. */
 typedef struct {
     double read, int8, fp32;
-    double codes[6]; /* int8 again, by the width of codes: 4 to 8 bits (pl_code_bits), and 16 */
+    double codes[6]; /* int8 again, by the width of codes: 4 to 8 bits (pl_code_bits), then 16 */
 } pl_cost;
 
 /* What op number `op` costs at least. */

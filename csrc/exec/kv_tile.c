@@ -1,4 +1,4 @@
-/* Sizes of KV tiles (layout: kernels.h, kernels/kv.inc). */
+/* Sizes of KV tiles (layout: kernels.h, kernels/kv_store.inc). */
 #include "api.h"
 #include "kernels/kernels.h"
 #include "types/types.h"

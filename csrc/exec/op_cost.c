@@ -38,16 +38,20 @@ void cost_elements(const pl_plan *plan, const pl_op *op, const pl_workload *w, p
     cost->fp32 += rows_of(op, w) * width_of(plan, op) * (double)pl_op_kinds[op->head.kind].amount;
 }
 
+static void add_codes(int bits, double ops, pl_cost *cost)
+{
+    cost->int8 += ops;
+    cost->codes[bits == 16 ? 5 : bits - 4] += ops;
+}
+
 static void add_product(const pl_matrix *m, double rows, double times_read, pl_cost *cost)
 {
     double ops = 2.0 * (double)m->rows * (double)m->cols * rows;
     cost->read += rows > 0 ? times_read * (double)pl_matrix_bytes(m) : 0;
     if (pl_panel_is_float(m->type))
         cost->fp32 += ops;
-    else {
-        cost->int8 += ops;
-        cost->codes[pl_code_bits(m->type) - 4] += ops;
-    }
+    else
+        add_codes(pl_code_bits(m->type), ops, cost);
 }
 
 static void add_listed(const pl_matrices *list, double rows, pl_cost *cost)
@@ -101,15 +105,14 @@ static double pairs_of(const pl_op_attention *f, const pl_workload *w)
     return pairs;
 }
 
-/* Products of `ops / 2` elements of each dim of a tile. */
+/* `ops` operations for each dim of a key or value, in the units that the tier multiplies them in. */
 static void add_tiles(const pl_kv_tile *tile, double ops, pl_cost *cost)
 {
     const pl_kernels *kernels = pl_kernels_current();
     ops *= tile->head_dim;
-    if (kernels && kernels->kv_whole(tile->type)) {
-        cost->int8 += ops;
-        cost->codes[5] += ops;
-    } else
+    if (kernels && kernels->kv_whole(tile->type))
+        add_codes(16, ops, cost);
+    else
         cost->fp32 += ops;
 }
 

@@ -12,7 +12,8 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 /* More tokens are faster with tiles: of codes that are put together of two parts, and where scales are for 16 k. */
 #define SMALL_BATCH_MOST(f) ((((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2) ? 8 : PL_SMALL_BATCH)
 
-#define KV_WHOLE 1 /* attention: vpdpwssd multiplies two of a lane and adds them up */
+#define KV_WHOLE 1 /* attention: vpdpwssd multiplies two of a lane and adds them to a sum, for which avx2 takes two instructions */
+#define OWN_ATTENTION 1
 #define PREFERS_INT16 1 /* its parent's, which are faster than floats */
 
 #define vi_dot16_add(acc, a, b) _mm256_dpwssd_avx_epi32(acc, a, b)

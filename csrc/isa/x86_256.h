@@ -175,12 +175,14 @@ PL_INLINE vi vi_dot16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 #ifndef vi_dot16_add
 PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 #endif
-/* The compiler may not move additions across this, nor sums from register to register. */
+/* The compiler may not move additions across this, nor sums from register to register. gcc would gather additions of many groups
+ * into trees and keep every product in memory until then, Q4_0 at 261 instead of 365 Gop/s. */
 PL_INLINE vi vi_here(vi x)
 {
     __asm__("" : "+x"(x));
     return x;
 }
+#define vi_here(x) vi_here(x)
 /* Two bytes for every lane, as int16. */
 PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 PL_INLINE vi vi_load_i8_16(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }

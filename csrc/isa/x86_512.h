@@ -174,11 +174,6 @@ PL_INLINE vi vi_mul(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
 /* a.low * b.low + a.high * b.high of the two int16 in every lane */
 PL_INLINE vi vi_dot16(vi a, vi b) { return _mm512_madd_epi16(a, b); }
 PL_INLINE vi vi_dot16_add(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a, b); }
-PL_INLINE vi vi_here(vi x) /* the compiler may not move sums from register to register */
-{
-    __asm__("" : "+v"(x));
-    return x;
-}
 /* A product of int16 does twice what one of floats does. */
 #define PREFERS_INT16 1
 #define INT16_TOKENS 8

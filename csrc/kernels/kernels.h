@@ -139,7 +139,7 @@ typedef struct {
     KERNEL(double, softmax_sum, (const float *x, int64_t n, float top)) \
     /* what the tier could reach at best (probe.c) */ \
     KERNEL(uint32_t, probe_read, (const uint8_t *p, int64_t bytes, int streams, int64_t ahead)) \
-    KERNEL(int64_t, probe_dot, (int64_t rounds, int bits, volatile uint32_t *sink)) /* bits: as code_bits */ \
+    KERNEL(int64_t, probe_dot, (int64_t rounds, int bits, volatile uint32_t *sink)) /* bits: as code_bits, or 16 */ \
     KERNEL(int64_t, probe_fma, (int64_t rounds, volatile uint32_t * sink))
 
 typedef struct pl_kernels {

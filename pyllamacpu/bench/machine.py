@@ -23,7 +23,7 @@ class Limits:
     read_bytes: float  # bytes of memory, not from caches
     int8_ops: float  # multiplications and additions of int8 codes
     fp32_ops: float
-    code_ops: tuple[float, ...] = ()  # the same of codes of CODE_WIDTHS; 0: no type of this tier has such
+    code_ops: tuple[float, ...] = ()  # of codes of CODE_WIDTHS; 0: no type of this tier has such
 
     def of(self, resource: str) -> float:
         """The limit of "read", "int8" or "fp32"."""

@@ -124,11 +124,8 @@ def _integer_rates(limits: Limits) -> str:
     """That of 8-bit codes, and of others where they are faster."""
     from pyllamacpu.bench.machine import CODE_WIDTHS
 
-    others = [
-        f"{rate / 1e12:.2f} with {bits}-bit codes"
-        for bits, rate in zip(CODE_WIDTHS, limits.code_ops, strict=bool(limits.code_ops))
-        if rate and bits < 8
-    ]
+    rates = zip(CODE_WIDTHS, limits.code_ops, strict=True) if limits.code_ops else ()
+    others = [f"{rate / 1e12:.2f} with {bits}-bit codes" for bits, rate in rates if rate and bits < 8]
     return f"{limits.int8_ops / 1e12:.2f} Top/s" + (f" ({', '.join(others)})" if others else "")
 
 

@@ -291,7 +291,7 @@ class Engine:
 
     def op_cost(self, op: int, work: Workload) -> tuple[float, float, float, tuple[float, ...]]:
         """Bytes read, int8 and float operations of op number `op` in a step, at least; then those on int8 by
-        the width of their codes, 4 to 8 bits.
+        the width of their codes, 4 to 8 bits and 16.
         """
         return self._native.cost(op, work)
 

@@ -75,7 +75,7 @@ class NativePlan:
 
     def cost(self, op: int, work: Workload) -> tuple[float, float, float, tuple[float, ...]]:
         """Bytes read, int8 and float operations of an op, as api/plan.h counts them; those on int8 again
-        by the width of their codes, 4 to 8 bits.
+        by the width of their codes, 4 to 8 bits and 16.
         """
         found = ffi.new("pl_cost *")
         given = (work.sequences, work.n_tokens, work.depth, work.n_outputs, work.n_logits)

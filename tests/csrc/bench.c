@@ -163,8 +163,9 @@ static void bench_attention(const pl_kernels *tier, int type, int n_rows)
                       .scratch = scratch};
     double took;
     BEST(took, tier->attention(&a));
-    printf("  %-8s %7.2f GB/s %8.1f Gop/s attention, %d rows\n", pl_type_name(type),
-           2.0 * (double)tile.bytes * KEYS / PL_TILE / took / 1e9, 4.0 * DIM * KEYS * n_rows / took / 1e9, n_rows);
+    printf("  %-8s %7.2f GB/s %8.1f Gop/s attention, %d rows, %s\n", pl_type_name(type),
+           2.0 * (double)tile.bytes * KEYS / PL_TILE / took / 1e9, 4.0 * DIM * KEYS * n_rows / took / 1e9, n_rows,
+           tier->kv_whole(type) ? "int16" : "fp32");
     void *all[] = {bytes, x, scratch, states};
     for (int i = 0; i < COUNT(all); i++)
         free(all[i]);

@@ -287,6 +287,9 @@ void check_attention(void)
 {
     static const int dims[] = {8, 24, 40, 64, 80, 128, 256}, keys[] = {1, 2, 31, 32, 33, 63, 64, 100, 512, 513, 700, 1100};
     static const float sharpness[] = {0.0f, 0.3f, 2.0f, 60.0f};
+    for (int k = 0; k < n_tiers; k++)
+        if (tiers[k]->kv_whole(PL_TYPE_Q8_0) != (strncmp(tiers[k]->name, "avx", 3) == 0) || tiers[k]->kv_whole(PL_TYPE_F16))
+            fail(tiers[k], "8-bit keys, and no others, are multiplied in whole numbers on x86");
     for (int k = 0; k < COUNT(kv_types); k++)
         for (int i = 0; i < 3; i++) /* an infinite key may make a weight of 0 */
             check_spoilt(kv_types[k], i > 0, i < 2 ? NAN : INFINITY);
