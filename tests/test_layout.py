@@ -7,6 +7,7 @@ A test module names a module of the package by importing it, or in its docstring
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import shutil
@@ -17,8 +18,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from setuptools._distutils.ccompiler import new_compiler
-from setuptools._distutils.sysconfig import customize_compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pyllamacpu"
@@ -186,22 +185,23 @@ def test_the_build_names_all_that_it_reads() -> None:
     assert named == {str(path.relative_to(ROOT)) for path in files}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="flags of gcc and clang")
+@pytest.mark.skipif(sys.platform == "win32", reason="flags of gcc and clang; cl has no such ones")
 def test_flags_of_pythons_own_that_slow_kernels_are_taken_back(tmp_path: Path) -> None:
-    """Extensions are compiled with Python's own flags and then those of the package: the last one counts."""
-    build = runpy.run_path(str(ROOT / "csrc" / "build_cffi.py"))
-    slow, told = ("-fwrapv", "-fstack-clash-protection"), tmp_path / "words"
-    compiler = new_compiler()
-    customize_compiler(compiler)
-    shown = ["sh", "-c", f"printf '%s\\n' \"$@\" > '{told}'"]
-    compiler.set_executables(compiler_so=[*shown, *compiler.compiler_so, *slow])
-    (source := tmp_path / "some.c").touch()
-    compiler.compile([str(source)], output_dir=str(tmp_path), extra_postargs=build["compile_args"]())
-    words = told.read_text().split()
-    for flag in slow:
-        back = words.index(flag.replace("-f", "-fno-", 1))
-        assert back > max(i for i, word in enumerate(words) if word == flag)
-    assert [word for word in words if re.fullmatch("-O.*", word)][-1] == "-O3"
+    """setup.py compiles with Python's own flags and then those of the package: the last one counts."""
+    slow, told, compiler = ("-fwrapv", "-fstack-clash-protection"), tmp_path / "told", tmp_path / "cc"
+    compiler.write_text(f"echo \"$*\" >> '{told}'; exit 1\n")  # nothing is built
+    folders = ["--build-temp", str(tmp_path), "--build-lib", str(tmp_path)]
+    environment = {**os.environ, "CC": f"sh {compiler}", "CFLAGS": " ".join(slow)}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--force", *folders]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode != 0 and told.exists(), done.stderr
+    for line in told.read_text().splitlines():
+        words = line.split()
+        for flag in slow:
+            back = words.index(flag.replace("-f", "-fno-", 1))
+            assert back > max(i for i, word in enumerate(words) if word == flag)
+        wanted = "-O1" if line.count("scalar.c") else "-O3"
+        assert [word for word in words if word.startswith("-O")][-1] == wanted
 
 
 @pytest.mark.parametrize("name", MODULES)
