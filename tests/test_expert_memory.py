@@ -96,7 +96,7 @@ def test_bits_are_those_of_experts_in_memory(model: Path) -> None:
 
 
 def counted_step(engine: Engine, tokens: list[int]) -> tuple[int, int]:
-    """Matrices that a new sequence's tokens needed; and those of them that earlier ones had left in memory."""
+    """Matrices that a new sequence needed; and those of them that earlier ones had left in memory."""
     memory = engine.expert_memory
     assert memory is not None
     before = memory.counts()
