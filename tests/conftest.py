@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from pyllamacpu.store.starter_model import STARTER
+
 FIXTURES = Path(__file__).parent / "fixtures"
 YES = ("1", "true", "yes")
 
@@ -61,7 +63,7 @@ def starter_model() -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store, a hub cache and a pip that know nothing of this machine."""
+    """A store, a hub cache, a pip and a Python path that know nothing of this machine's models."""
     for name in [name for name in os.environ if name.startswith(("HF_", "PIP_", "HUGGINGFACE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path / "home"))
@@ -70,6 +72,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "links").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
+    empty = tmp_path / "empty"
+    (empty / STARTER.module).mkdir(parents=True)  # found in place of the one that may be installed
+    (empty / STARTER.module / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(empty))
+    monkeypatch.setenv("PYTHONPATH", str(empty), prepend=os.pathsep)
     return tmp_path / "home"
 
 
