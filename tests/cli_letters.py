@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def cli_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cli_home(no_starter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store of its own, without a network."""
     monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

@@ -62,8 +62,18 @@ def starter_model() -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store, a hub cache, a pip and a Python path that know nothing of this machine's models."""
+def no_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starter model's package is found empty, whether it is installed or not."""
+    folder = tmp_path_factory.mktemp("no-starter")
+    (folder / STARTER.module).mkdir()
+    (folder / STARTER.module / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.fixture
+def home(no_starter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store, a hub cache, a pip and packages that know nothing of this machine."""
     for name in [name for name in os.environ if name.startswith(("HF_", "PIP_", "HUGGINGFACE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path / "home"))
@@ -72,11 +82,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     (tmp_path / "links").mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    empty = tmp_path / "empty"
-    (empty / STARTER.module).mkdir(parents=True)  # found in place of the one that may be installed
-    (empty / STARTER.module / "__init__.py").touch()
-    monkeypatch.syspath_prepend(str(empty))
-    monkeypatch.setenv("PYTHONPATH", str(empty), prepend=os.pathsep)
     return tmp_path / "home"
 
 
