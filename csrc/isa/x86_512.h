@@ -8,7 +8,7 @@
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(8)
 #define FLOAT_TOKENS 12      /* 2 panels x 12 tokens: 24 sums; with 6, loads of weights and activations were the limit */
 #define FLOAT_STREAMS 4
-#define FLOAT_STEPS(STEP) STEP(12) STEP(4) STEP(1)
+#define FLOAT_STEPS(STEP) STEP(12) STEP(4) STEP(3) STEP(2) STEP(1)
 #define ROWS_TILE 6          /* attention: 6 rows x 2 registers of keys x 2 sums, or x 4 registers of dims: 24 of 32 */
 #define KEYS_TILE 2
 #define SCORE_SUMS 2
