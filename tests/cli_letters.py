@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import python_path
 
 import pyllamacpu
 import pyllamacpu.cli.chat_engine
@@ -159,6 +160,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def process(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run `python -m pyllamacpu` in a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     command = [sys.executable, "-m", "pyllamacpu", *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False, **more)

@@ -61,6 +61,11 @@ def starter_model() -> Path:
         pytest.skip(f"no starter model (set PYLLAMACPU_TEST_DOWNLOAD=1 to fetch it): {error}")
 
 
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH of a child process: these folders, then what the tests' own has."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 @pytest.fixture
 def no_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The starter model's package is found empty, whether it is installed or not."""
@@ -68,7 +73,7 @@ def no_starter(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     (folder / STARTER.module).mkdir()
     (folder / STARTER.module / "__init__.py").touch()
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", python_path(folder))
 
 
 @pytest.fixture

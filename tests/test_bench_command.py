@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from cli_letters import ROOT, Result, cli_home, run  # noqa: F401
+from conftest import python_path
 from tiny_model import write_model
 
 from pyllamacpu.bench.plot import check_library, check_path, series
@@ -152,7 +153,7 @@ def test_a_bar_on_the_terminal_leaves_stdout_alone(model: str) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "pyllamacpu", "bench", "-m", model, *SMALL, "-o", "json"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "80"}
+    environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "TERM": "xterm", "COLUMNS": "80"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = b""

@@ -20,6 +20,7 @@ import click
 import pytest
 from cli_letters import ROOT, Result, cli_home, letters, process, run  # noqa: F401
 from click.testing import CliRunner
+from conftest import python_path
 
 import pyllamacpu
 import pyllamacpu.cli.chat_engine
@@ -56,7 +57,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
         "heavy = {'numpy', 'huggingface_hub', 'prompt_toolkit', 'rich', 'jinja2', 'pyllamacpu._native'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     for args in (["--version"], ["chat", "--help"], ["complete", "--help"], ["list"]):
         subprocess.run([sys.executable, "-c", script, *args], env=env, check=True, capture_output=True)
 
@@ -79,7 +80,7 @@ def test_a_classifier_is_imported_without_what_few_need() -> None:
 
 def check_not_imported(rare: set[str], modules: str) -> None:
     script = f"import sys, {modules}; print({rare} & set(sys.modules))"
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
 
@@ -218,7 +219,7 @@ def letters_process(tmp_path: Path, *args: str, answer: str = "'x' * 10") -> sub
     script = LETTERS_MAIN.format(tests=str(ROOT / "tests"), answer=answer)
     return subprocess.Popen(
         [sys.executable, "-c", script, *args, "-m", str(tmp_path / "m.gguf")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

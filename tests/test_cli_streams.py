@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli_letters import ROOT, cli_home  # noqa: F401
+from conftest import python_path
 from tiny_model import vocabulary, write_model
 
 from pyllamacpu.cli.streams import open_streams
@@ -27,7 +28,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J\x9b31m"
 def run(line: str, **env: str) -> tuple[int, str, str]:
     """A line of shell in which $P is this program: its code, stdout and stderr."""
     program = f"{sys.executable} -m pyllamacpu"
-    values = {**os.environ, "PYTHONPATH": str(ROOT), "P": program, "OMP_NUM_THREADS": "1", **env}
+    values = {**os.environ, "PYTHONPATH": python_path(ROOT), "P": program, "OMP_NUM_THREADS": "1", **env}
     done = subprocess.run(
         ["bash", "-c", line],
         env=values,
@@ -124,7 +125,7 @@ def printed(*args: str, env: dict[str, str]) -> bytes:
     """What a command prints on a terminal, stdout and stderr."""
     with terminal() as (main, end):
         command = [sys.executable, "-m", "pyllamacpu", *args]
-        values = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", **env}
+        values = {**os.environ, "PYTHONPATH": python_path(ROOT), "COLUMNS": "100", **env}
         process = subprocess.Popen(command, env=values, stdin=subprocess.DEVNULL, stdout=end, stderr=end)
         os.close(end)
         found = b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import python_path
 
 from pyllamacpu.errors import StoreError
 from pyllamacpu.store import hub, starter
@@ -135,6 +137,19 @@ def test_starter_is_copied_from_an_installed_package(
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("pip was started"))
     assert starter_path(starter=tiny).read_bytes() == CONTENT
+
+
+def test_the_real_package_is_found_empty_here_and_in_child_processes(tmp_path: Path) -> None:
+    """By the fixture no_starter: tests do not depend on what is installed beside them."""
+    (tmp_path / "look.py").write_text(
+        "import sys; from pathlib import Path; from pyllamacpu.store import starter\n"
+        "sys.exit(10 + starter._from_installed(starter.STARTER, Path('model.gguf')))"
+    )
+    assert importlib.util.find_spec(STARTER.module) is not None
+    assert not starter._from_installed(STARTER, tmp_path / "model.gguf")
+    env = os.environ | {"PYTHONPATH": python_path(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "look.py"], cwd=tmp_path, env=env, check=False)
+    assert done.returncode == 10
 
 
 @pytest.mark.parametrize(

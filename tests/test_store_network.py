@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import python_path
 
 from pyllamacpu.errors import StoreError
 from pyllamacpu.store import starter
@@ -101,7 +102,7 @@ def test_the_error_comes_within_seconds(
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple")
     monkeypatch.setenv("HF_ENDPOINT", "http://me:hidden@127.0.0.1:9")
     monkeypatch.setenv("HF_TOKEN", "hf_notthis")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}", prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path, ROOT))
     done = subprocess.run(
         [sys.executable, "-m", "pyllamacpu", *args], capture_output=True, text=True, check=False
     )
