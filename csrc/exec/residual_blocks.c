@@ -28,11 +28,25 @@ static void ask(const pl_q8 *first, int64_t stride, int token, int n_tokens, int
         __builtin_prefetch(&a[__builtin_ctz(left) + residual_offset].scale);
 }
 
+/* Puts singles, whose tokens ascend, in the order of their blocks; end[s]: how many there are of block s. */
+static void sort_singles(const pl_single *from, int n, int32_t *end, pl_single *to)
+{
+    int next[PL_CHUNK_BLOCKS], begin = 0;
+    for (int s = 0; s < PL_CHUNK_BLOCKS; s++) {
+        next[s] = begin;
+        begin += end[s];
+        end[s] = begin;
+    }
+    for (int i = 0; i < n; i++)
+        to[next[from[i].sub]++] = from[i];
+}
+
 /* Whether all of them are singles, which then are gathered. */
 static int gather_singles(const pl_q8 *first, int64_t stride, int n_tokens, pl_residual_blocks *out)
 {
-    static_assert(sizeof(pl_single) <= sizeof(pl_q8), "singles are in the place of blocks");
-    pl_single *to = (pl_single *)(void *)out->block;
+    static_assert(2 * sizeof(pl_single) <= sizeof(pl_q8),
+                  "singles are in the place of blocks, and behind them before they are sorted");
+    pl_single *const by_token = (pl_single *)(void *)out->block + n_tokens * PL_CHUNK_BLOCKS, *to = by_token;
     int residual_offset = 0;
     for (int t = 0; t < n_tokens; t++) {
         const pl_q8 *a = first + t * stride;
@@ -48,9 +62,11 @@ static int gather_singles(const pl_q8 *first, int64_t stride, int n_tokens, pl_r
                 .scale = residual->scale, .s = residual->s, .token = (uint16_t)t, .sub = (uint8_t)s, .four = (uint8_t)(k / 4)};
             to->q[k % 4] = (int8_t)code;
             to->sum[half] = to->pair_sum[k / 2 % 2] = (int16_t)code;
+            out->end[s]++;
         }
     }
-    out->n_singles = (int)(to - pl_singles(out));
+    out->are_singles = 1;
+    sort_singles(by_token, (int)(to - by_token), out->end, (pl_single *)(void *)out->block);
     return 1;
 }
 

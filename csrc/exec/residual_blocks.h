@@ -1,6 +1,6 @@
 /* The residual blocks of activations (pl_q8), gathered for products of several tokens: those of a chunk of 256 k and a group of
- * neighbouring tokens lie side by side: blocks of all values block by block of the chunk, so that a tile takes several of them at
- * once, those of single values token by token. */
+ * neighbouring tokens lie side by side, block by block of the chunk, so that a tile takes several of them at once, and products of
+ * single values load once what those of a block share. */
 #ifndef PL_RESIDUAL_BLOCKS_H
 #define PL_RESIDUAL_BLOCKS_H
 #include "kernels/kernels.h"
@@ -18,8 +18,8 @@ typedef struct {
 } pl_single;
 
 typedef struct {
-    int32_t end[PL_CHUNK_BLOCKS]; /* those of block s of the chunk are block[end[s - 1]] ... block[end[s] - 1] */
-    int32_t n_singles;            /* or, if there are singles alone, token by token: in the place of blocks (pl_singles) */
+    int32_t end[PL_CHUNK_BLOCKS]; /* those of block s of the chunk are number end[s - 1] ... end[s] - 1 */
+    int32_t are_singles;          /* all of them, which then are in the place of blocks (pl_singles) */
     int32_t unused[7];
     pl_q8 block[]; /* residual_offset: the token; residual_mask: s. PL_RESIDUAL_PAD empty ones follow */
 } pl_residual_blocks;

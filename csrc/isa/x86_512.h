@@ -259,3 +259,96 @@ PL_INLINE vf vf_linear_nibbles(vi x, float a, float b)
                                         9 * a + b, 10 * a + b, 11 * a + b, 12 * a + b, 13 * a + b, 14 * a + b, 15 * a + b);
     return _mm512_permutexvar_ps(x, table);
 }
+
+/* Activations to codes (quantize_activations_16.inc), lane 8 c + b being block b of chunk c. */
+#define BLOCKS_IN_LANES 1
+/* Lane b of what is returned, b < 8: the largest lane of a[b] (largest: 1), or their sum; lane 8 + b: of b[b]. */
+PL_INLINE __m512 vf_either(__m512 a, __m512 b, const int largest) { return largest ? _mm512_max_ps(a, b) : _mm512_add_ps(a, b); }
+PL_INLINE __m512 reduce_eight(const vf *r, const int largest)
+{
+    __m512 a[4], b[2];
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) /* quarters 0, 1: of register i; 2, 3: of register i + 4 */
+        a[i] = vf_either(_mm512_shuffle_f32x4(r[i], r[i + 4], 0x44), _mm512_shuffle_f32x4(r[i], r[i + 4], 0xee), largest);
+    PL_UNROLL
+    for (int i = 0; i < 2; i++) /* quarters: of registers i, i + 4, i + 2, i + 6 */
+        b[i] = vf_either(_mm512_shuffle_f32x4(a[i], a[i + 2], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 2], 0xdd), largest);
+    __m512 c = vf_either(_mm512_unpacklo_ps(b[0], b[1]), _mm512_unpackhi_ps(b[0], b[1]), largest);
+    return vf_either(c, _mm512_shuffle_ps(c, c, 0x4e), largest);
+}
+PL_INLINE vf vf_reduce_8(const vf *a, const vf *b, const int largest)
+{
+    const __m512i order = _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 16, 17, 24, 25, 20, 21, 28, 29);
+    __m512 first = reduce_eight(a, largest);
+    return _mm512_permutex2var_ps(first, order, a == b ? first : reduce_eight(b, largest));
+}
+/* In every lane: the largest of the 8 of its half. */
+PL_INLINE vf vf_max_of_halves(vf a)
+{
+    a = _mm512_max_ps(a, _mm512_shuffle_f32x4(a, a, 0xb1));
+    a = _mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0x4e));
+    return _mm512_max_ps(a, _mm512_shuffle_ps(a, a, 0xb1));
+}
+PL_INLINE vf vf_set_lanes(vf a, unsigned lanes, float x) { return _mm512_mask_mov_ps(a, (__mmask16)lanes, _mm512_set1_ps(x)); }
+PL_INLINE vi vi_set_lanes(vi a, unsigned lanes, int32_t x) { return _mm512_mask_set1_epi32(a, (__mmask16)lanes, x); }
+PL_INLINE float vf_lane(vf a, int i) { return _mm512_cvtss_f32(_mm512_permutexvar_ps(_mm512_set1_epi32(i), a)); }
+PL_INLINE vf vf_lut8_f(const float *table, vf index) /* index: whole, 0 ... 7 */
+{
+    return _mm512_permutexvar_ps(_mm512_cvtps_epi32(index), _mm512_castps256_ps512(_mm256_loadu_ps(table)));
+}
+PL_INLINE vi vf_bits(vf a) { return _mm512_castps_si512(a); }
+PL_INLINE vi vi_rounded(vf a) { return _mm512_cvtps_epi32(a); }
+PL_INLINE vi vi_blend(unsigned lanes, vi a, vi b) { return _mm512_mask_mov_epi32(a, (__mmask16)lanes, b); } /* b in these lanes */
+PL_INLINE vi vi_even_twice(vi a) { return _mm512_shuffle_epi32(a, _MM_PERM_CCAA); }
+PL_INLINE vi vi_low_words(vi a, vi b) /* the low halves of a's and of b's lanes */
+{
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, a, _mm512_slli_epi32(b, 16));
+}
+/* 64 floats, at most 127, rounded to int8. */
+PL_INLINE vi vi_codes_of(const vf x[4])
+{
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1]));
+    __m512i b = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+}
+PL_INLINE void vi_store_halves(vi a, void *low, void *high)
+{
+    _mm256_storeu_si256((__m256i *)low, _mm512_castsi512_si256(a));
+    _mm256_storeu_si256((__m256i *)high, _mm512_extracti64x4_epi64(a, 1));
+}
+/* Sums of 16 bytes each of a[4] and of b[4], the first of two in `even`, the second in `odd`: lanes 0 ... 7 of a, 8 ... 15 of b. */
+PL_INLINE __m512i sums_of_16(const vi *a)
+{
+    __m512i s[4];
+    PL_UNROLL
+    for (int i = 0; i < 4; i++)
+        s[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), a[i]);
+    __m512i x = _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
+    __m512i y = _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(x, y), _mm512_unpackhi_epi64(x, y)); /* quarter q of register i: lane 4 q + i */
+}
+PL_INLINE void vi_sums_of_16(const vi *a, const vi *b, vi *even, vi *odd)
+{
+    const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
+    __m512i first = sums_of_16(a), second = a == b ? first : sums_of_16(b);
+    *even = _mm512_permutex2var_epi32(first, order, second);
+    *odd = _mm512_permutex2var_epi32(first, _mm512_add_epi32(order, _mm512_set1_epi32(4)), second);
+}
+/* Lane i of the four, side by side, at to + i * stride, for n lanes (8 or 16). */
+PL_INLINE void vi_store_by_lane(const vi w[4], const int n, uint8_t *to, const int64_t stride)
+{
+    __m512i a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
+    __m512i c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
+    const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                             _mm512_unpackhi_epi64(b, d)};
+    PL_UNROLL
+    for (int i = 0; i < 4; i++) {
+        _mm_storeu_si128((__m128i *)(void *)(to + i * stride), _mm512_castsi512_si128(rows[i]));
+        _mm_storeu_si128((__m128i *)(void *)(to + (4 + i) * stride), _mm512_extracti32x4_epi32(rows[i], 1));
+        if (n == 16) {
+            _mm_storeu_si128((__m128i *)(void *)(to + (8 + i) * stride), _mm512_extracti32x4_epi32(rows[i], 2));
+            _mm_storeu_si128((__m128i *)(void *)(to + (12 + i) * stride), _mm512_extracti32x4_epi32(rows[i], 3));
+        }
+    }
+}

@@ -58,6 +58,12 @@ EMULATED_BINARY(emulated_m512i, xor_si512, _mm256_xor_si256)
 EMULATED_BINARY(emulated_m512i, shuffle_epi8, _mm256_shuffle_epi8)
 EMULATED_BINARY(emulated_m512i, unpacklo_epi8, _mm256_unpacklo_epi8)
 EMULATED_BINARY(emulated_m512i, unpackhi_epi8, _mm256_unpackhi_epi8)
+EMULATED_BINARY(emulated_m512i, unpacklo_epi32, _mm256_unpacklo_epi32)
+EMULATED_BINARY(emulated_m512i, unpackhi_epi32, _mm256_unpackhi_epi32)
+EMULATED_BINARY(emulated_m512i, unpacklo_epi64, _mm256_unpacklo_epi64)
+EMULATED_BINARY(emulated_m512i, unpackhi_epi64, _mm256_unpackhi_epi64)
+EMULATED_BINARY(emulated_m512i, packs_epi32, _mm256_packs_epi32)
+EMULATED_BINARY(emulated_m512i, packs_epi16, _mm256_packs_epi16)
 EMULATED_BINARY(emulated_m512i, srlv_epi32, _mm256_srlv_epi32)
 EMULATED_SHIFT(srli_epi16, _mm256_srli_epi16)
 EMULATED_SHIFT(slli_epi16, _mm256_slli_epi16)
@@ -126,6 +132,14 @@ PL_INLINE emulated_m512 emulated_i32gather_ps(emulated_m512i at, const float *p,
 #define emulated_setr_epi32(...) emulated_loadu_si512((const int32_t[16]){__VA_ARGS__})
 
 PL_INLINE __m256 emulated_castps512_ps256(emulated_m512 a) { return a.h[0]; }
+PL_INLINE float emulated_cvtss_f32(emulated_m512 a) { return _mm256_cvtss_f32(a.h[0]); }
+PL_INLINE __m128i emulated_castsi512_si128(emulated_m512i a) { return _mm256_castsi256_si128(a.h[0]); }
+PL_INLINE __m256i emulated_castsi512_si256(emulated_m512i a) { return a.h[0]; }
+PL_INLINE __m256i emulated_extracti64x4_epi64(emulated_m512i a, int half) { return a.h[half & 1]; }
+PL_INLINE __m128i emulated_extracti32x4_epi32(emulated_m512i a, int quarter)
+{
+    return quarter & 1 ? _mm256_extracti128_si256(a.h[quarter >> 1 & 1], 1) : _mm256_castsi256_si128(a.h[quarter >> 1 & 1]);
+}
 PL_INLINE __m256d emulated_extractf64x4_pd(emulated_m512d a, int half) { return a.h[half & 1]; }
 PL_INLINE emulated_m512i emulated_castsi128_si512(__m128i x) /* the other lanes are undefined: a pattern that would be noticed */
 {
@@ -142,6 +156,7 @@ PL_INLINE emulated_m512 emulated_shuffle_f32x4(emulated_m512 a, emulated_m512 b,
     return emulated_loadu_ps(to);
 }
 
+PL_INLINE emulated_m512 emulated_castps256_ps512(__m256 x) { return (emulated_m512){{x, _mm256_castsi256_ps(_mm256_set1_epi8(0x5a))}}; }
 PL_INLINE emulated_m512i emulated_castsi256_si512(__m256i x) { return (emulated_m512i){{x, _mm256_set1_epi8(0x5a)}}; }
 PL_INLINE emulated_m512i emulated_inserti64x4(emulated_m512i a, __m256i x, int half)
 {
@@ -150,6 +165,8 @@ PL_INLINE emulated_m512i emulated_inserti64x4(emulated_m512i a, __m256i x, int h
 }
 #define emulated_shuffle_ps(a, b, order) \
     ((emulated_m512){{_mm256_shuffle_ps((a).h[0], (b).h[0], order), _mm256_shuffle_ps((a).h[1], (b).h[1], order)}})
+#define emulated_shuffle_epi32(a, order) \
+    ((emulated_m512i){{_mm256_shuffle_epi32((a).h[0], order), _mm256_shuffle_epi32((a).h[1], order)}})
 
 /* ---- permutations ---- */
 
@@ -186,6 +203,10 @@ PL_INLINE emulated_m512 emulated_permutex2var_ps(emulated_m512 a, emulated_m512i
     for (int l = 0; l < 16; l++)
         to[l] = from[i[l] & 31];
     return emulated_loadu_ps(to);
+}
+PL_INLINE emulated_m512i emulated_permutex2var_epi32(emulated_m512i a, emulated_m512i index, emulated_m512i b)
+{
+    return emulated_castps_si512(emulated_permutex2var_ps(emulated_castsi512_ps(a), index, emulated_castsi512_ps(b)));
 }
 
 PL_INLINE emulated_m512i emulated_permutexvar_epi8(emulated_m512i index, emulated_m512i a)
@@ -335,6 +356,15 @@ PL_INLINE emulated_m512 emulated_mask_blend_ps(__mmask16 mask, emulated_m512 a, 
     for (int l = 0; l < 16; l++)
         x[l] = mask >> l & 1 ? y[l] : x[l];
     return emulated_loadu_ps(x);
+}
+PL_INLINE emulated_m512 emulated_mask_mov_ps(emulated_m512 a, __mmask16 mask, emulated_m512 b) { return emulated_mask_blend_ps(mask, a, b); }
+PL_INLINE emulated_m512i emulated_mask_mov_epi32(emulated_m512i a, __mmask16 mask, emulated_m512i b)
+{
+    return emulated_castps_si512(emulated_mask_blend_ps(mask, emulated_castsi512_ps(a), emulated_castsi512_ps(b)));
+}
+PL_INLINE emulated_m512i emulated_mask_set1_epi32(emulated_m512i a, __mmask16 mask, int x)
+{
+    return emulated_mask_mov_epi32(a, mask, emulated_set1_epi32(x));
 }
 PL_INLINE emulated_m512i emulated_mask_blend_epi16(__mmask32 mask, emulated_m512i a, emulated_m512i b)
 {
