@@ -6,8 +6,11 @@ Covers convert/tokenizers/special_tokens.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tokenizer_build import byte_level, converted, write
+import pytest
+import sentencepiece
+from tokenizer_build import CORPUS, byte_level, converted, write
 from tokenizers import AddedToken
 
 from pyllamacpu.convert.tokenizers.vocabulary import read_vocabulary
@@ -79,3 +82,59 @@ def test_what_may_not_be_meant_is_said(tmp_path: Path) -> None:
     assert any("single_word" in note and "'Fox'" in note and "dog" not in note for note in notes)
     assert any("'dog' is an added token that is found inside words" in note for note in notes)
     assert f"warning: {ADDS_EOS}" in notes and not any("<x>" in note for note in notes)
+
+
+def test_spaces_that_added_tokens_take_are_said(tmp_path: Path) -> None:
+    library = byte_level("llama-bpe", bos=False)
+    library.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<x>")])
+    library.add_special_tokens([AddedToken("<right>", rstrip=True)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    decoder = {"7": {"content": "<both>", "lstrip": True, "rstrip": True}}
+    write(tmp_path, "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    notes = read_vocabulary(tmp_path, {}, 0).notes
+    left = next(note for note in notes if "(lstrip)" in note)
+    right = next(note for note in notes if "(rstrip)" in note)
+    assert "'<left>'" in left and "'<both>'" in left and "'<right>'" not in left
+    assert "'<right>'" in right and "'<both>'" in right and "'<left>'" not in right
+    assert not any("'<x>'" in note or "single_word" in note for note in notes)
+
+
+def _trained(folder: Path, **options: Any) -> sentencepiece.SentencePieceProcessor:
+    """A small BPE model in `folder`/tokenizer.model."""
+    (folder / "corpus.txt").write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), model_type="bpe",
+        vocab_size=460, byte_fallback=True, minloglevel=2, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, character_coverage=0.98, **options,
+    )  # fmt: skip
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "none"),
+    [
+        ({"bos_id": -1}, {"bos"}),
+        ({"eos_id": -1}, {"eos"}),
+        ({"bos_id": -1, "eos_id": -1}, {"bos", "eos"}),
+        ({"bos_id": -1, "eos_id": 1}, {"bos"}),
+    ],
+)
+def test_sentencepiece_without_a_begin_or_an_end(tmp_path: Path, ids: dict[str, int], none: set[str]) -> None:
+    """Readers take ids 1 and 2 for BOS and EOS where a file does not say that there is none."""
+    library = _trained(tmp_path, **ids)
+    tokenizer, found, _ = converted(tmp_path)
+    for role in ("bos", "eos"):
+        stated = getattr(library, f"{role}_id")()
+        assert (stated < 0) == (role in none)
+        assert getattr(tokenizer, role) == (None if role in none else stated)
+    assert tokenizer.eog == ({library.eos_id()} if "eos" not in none else set())
+    assert tokenizer.encode("the fox")[0] == (library.encode("the fox")[0] if "bos" in none else 1)
+    assert (found.get("tokenizer.ggml.add_bos_token") is False) == ("bos" in none)
+    write(tmp_path, "tokenizer_config.json", {"bos_token": "<0x05>", "add_bos_token": True})
+    named, _, _ = converted(tmp_path)
+    assert named.encode("the fox")[0] == library.piece_to_id("<0x05>")
+
+
+def test_spaces_behind_words_are_said(tmp_path: Path) -> None:
+    _trained(tmp_path, treat_whitespace_as_suffix=True)
+    assert any("treat_whitespace_as_suffix" in note for note in read_vocabulary(tmp_path, {}, 0).notes)

@@ -231,6 +231,39 @@ def test_byte_fallback(tmp_path: Path, sp_model: Path) -> None:
             assert tokenizer.encode(sample) == library.encode(sample).ids, sample
 
 
+def test_byte_fallback_without_a_begin(tmp_path: Path, sp_model: Path) -> None:
+    """Nobody names a BOS, whether id 1 could be one or is an ordinary token."""
+    values = json.loads(_fallback_json(sp_model))
+    values["post_processor"] = None
+    for name in ("<s>", "zz"):
+        values["model"]["vocab"][name] = values["model"]["vocab"].pop("<s>")
+        values["added_tokens"] = [item for item in values["added_tokens"] if name == "<s>" or item["id"] != 1]
+        write(tmp_path, "tokenizer.json", values)
+        tokenizer, _, _ = converted(tmp_path)
+        assert (
+            tokenizer.encode("the the") == LibraryTokenizer.from_str(json.dumps(values)).encode("the the").ids
+        )
+        assert (tokenizer.bos is None) == (name == "zz")
+
+
+@pytest.mark.parametrize(("scheme", "said"), [("first", True), ("always", False), ("never", False)])
+def test_a_space_before_the_first_word_only_is_said(
+    tmp_path: Path, sp_model: Path, scheme: str, said: bool
+) -> None:
+    values = json.loads(_fallback_json(sp_model))
+    values["normalizer"] = None
+    values["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": scheme,
+        "split": False,
+    }
+    write(tmp_path, "tokenizer.json", values)
+    _, found, vocabulary = converted(tmp_path)
+    assert (found.get("tokenizer.ggml.add_space_prefix") is False) == (scheme == "never")
+    assert any("prepend_scheme" in note for note in vocabulary.notes) == said
+
+
 def test_incomplete_merges_are_told_of(tmp_path: Path, sp_model: Path) -> None:
     values = json.loads(_fallback_json(sp_model))
     values["model"]["merges"] = values["model"]["merges"][::2]

@@ -349,3 +349,25 @@ def test_flags_that_are_neither_true_nor_false(key: str, value: Any) -> None:
 def test_ids_of_special_tokens_that_are_none(value: Any) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.bos_token_id is"):
         load("bpe-llama-bpe.json", bos_token_id=value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("padding_token_id", "seperator_token_id", "separator_token_id", "prefix_token_id"),
+        *(f"fim_{role}_token_id" for role in ("pre", "suf", "mid", "pad", "rep", "sep")),
+    ],
+)
+@pytest.mark.parametrize("value", [10**9, -2])
+def test_ids_that_a_model_runs_without_are_left_out_when_wrong(key: str, value: int) -> None:
+    plain = load("bpe-llama-bpe.json", padding_token_id=None)
+    tokenizer = load("bpe-llama-bpe.json", **{"padding_token_id": None, key: value})
+    assert (tokenizer.pad, tokenizer.vocab.sep, tokenizer.fim) == (plain.pad, plain.vocab.sep, plain.fim)
+    (said,) = set(tokenizer.warnings) - set(plain.warnings)
+    assert f"tokenizer.ggml.{key} is {value}, outside the vocabulary" in said
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "unknown", "eot", "eom"])
+def test_ids_that_a_model_needs_must_be_tokens(key: str) -> None:
+    with pytest.raises(TokenizerError, match=rf"tokenizer\.ggml\.{key}_token_id is"):
+        load("bpe-llama-bpe.json", **{f"{key}_token_id": 10**9})

@@ -47,7 +47,7 @@ class Tokenizer(ABC):
         self.eog = vocab.eog
         self.add_bos = flag(metadata, "add_bos_token", add_bos, vocab.path) and vocab.bos is not None
         self.add_eos = flag(metadata, "add_eos_token", False, vocab.path) and vocab.eos is not None
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [*vocab.warnings]
         if self.add_eos:
             self.warnings.append(ADDS_EOS)
         if words := word_tokens(vocab.pieces, vocab.types):

@@ -144,6 +144,7 @@ class Vocabulary:
     sep: int | None
     fim: dict[str, int] = field(default_factory=dict)
     eog: frozenset[int] = frozenset()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -162,7 +163,8 @@ class Vocabulary:
 
 def read_vocabulary(metadata: Mapping[str, Any], path: str, sentencepiece: bool) -> Vocabulary:
     """The vocabulary in `metadata`. Raises TokenizerError when a list is missing, too short or of the wrong
-    kind.
+    kind, and for ids outside the vocabulary, but for those that a model runs without (padding, separator and
+    filling in), which are left out with a warning.
     """
     pieces = _pieces(metadata, path)
     types = _types(metadata, len(pieces), path)
@@ -179,7 +181,8 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, sentencepiece: bool)
     eom = special("eom_token_id")
     eot = _first(ids, TURN_ENDS) if eot is None else eot
     eom = _first(ids, MESSAGE_ENDS) if eom is None else eom
-    fim = _fill_in(metadata, ids, len(pieces), path)
+    warnings: list[str] = []
+    fim = _fill_in(metadata, ids, len(pieces), path, warnings)
     for role in fim.values():
         if types[role] == TokenType.NORMAL:
             types[role] = int(TokenType.CONTROL)
@@ -192,10 +195,11 @@ def read_vocabulary(metadata: Mapping[str, Any], path: str, sentencepiece: bool)
         eot=eot,
         eom=eom,
         unk=unk,
-        pad=special("padding_token_id"),
-        sep=special("seperator_token_id", "separator_token_id"),
+        pad=_spare_id(metadata, ("padding_token_id",), len(pieces), path, warnings),
+        sep=_spare_id(metadata, ("seperator_token_id", "separator_token_id"), len(pieces), path, warnings),
         fim=fim,
         eog=_end_ids(ids, types, [eos, eot, eom, fim.get("pad"), fim.get("rep"), fim.get("sep")]),
+        warnings=tuple(warnings),
     )
 
 
@@ -311,7 +315,7 @@ def _special_id(
         if token in (-1, 0xFFFFFFFF):  # two spellings of "none"
             return None
         if not 0 <= token < n_tokens:
-            raise TokenizerError(
+            raise _OutsideError(
                 f"{path}: tokenizer.ggml.{key} is {token}, outside the vocabulary of {n_tokens} tokens; "
                 "convert the model again"
             )
@@ -319,14 +323,31 @@ def _special_id(
     return default if default is not None and default < n_tokens else None
 
 
+class _OutsideError(TokenizerError):
+    """An id that no token has."""
+
+
+def _spare_id(
+    metadata: Mapping[str, Any], keys: Sequence[str], n_tokens: int, path: str, warnings: list[str]
+) -> int | None:
+    """The id of a token that a model runs without: one outside the vocabulary is a warning."""
+    try:
+        return _special_id(metadata, keys, n_tokens, None, path)
+    except _OutsideError as error:
+        warnings.append(f"{error}; until then the file counts as having no such token")
+        return None
+
+
 def _first(ids: dict[str, int], names: Sequence[str]) -> int | None:
     return next((ids[name] for name in names if name in ids), None)
 
 
-def _fill_in(metadata: Mapping[str, Any], ids: dict[str, int], n_tokens: int, path: str) -> dict[str, int]:
+def _fill_in(
+    metadata: Mapping[str, Any], ids: dict[str, int], n_tokens: int, path: str, warnings: list[str]
+) -> dict[str, int]:
     found = {}
     for role, (keys, names) in FILL_IN.items():
-        token = _special_id(metadata, keys, n_tokens, None, path)
+        token = _spare_id(metadata, keys, n_tokens, path, warnings)
         token = _first(ids, names) if token is None else token
         if token is not None:
             found[role] = token

@@ -14,7 +14,7 @@ from pyllamacpu.errors import CheckpointError
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _BPE, _KINDS = 2, {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
-_MODEL_TYPE, _IDS = 3, {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
+_MODEL_TYPE, _SPACE_IS_SUFFIX, _IDS = 3, 24, {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
 _MAX_BYTES = 1 << 28
 
 
@@ -49,6 +49,11 @@ def read_sentencepiece(path: Path) -> TokenTable:
     table = TokenTable(path, "llama", "default", texts, types, scores)
     table.special = {role: trainer.get(field, usual) for role, (field, usual) in _IDS.items()}
     table.special = {role: token for role, token in table.special.items() if 0 <= token < len(texts)}
+    if trainer.get(_SPACE_IS_SUFFIX):
+        table.notes.append(
+            "warning: the tokenizer puts spaces behind words (treat_whitespace_as_suffix); GGUF files cannot "
+            "state that, and texts will be cut with spaces before words"
+        )
     _read_normalizer(table, normalizer)
     return table
 

@@ -15,7 +15,7 @@ from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
-from pyllamacpu.text.vocab import END_NAMES, MESSAGE_ENDS, TURN_ENDS
+from pyllamacpu.text.vocab import END_NAMES, MESSAGE_ENDS, TURN_ENDS, TokenType
 
 # role in Hugging Face's files → GGUF key (the third is spelled as in the format)
 _ROLES = {
@@ -26,6 +26,9 @@ _ROLES = {
     "pad": "padding_token_id",
     "mask": "mask_token_id",
 }
+# What readers take for a role that no key names, in vocabularies with scores; and the id that means "none".
+_USUAL_IDS = {"unk": 0, "bos": 1, "eos": 2}
+_NO_TOKEN = 0xFFFFFFFF
 _FILL_IN = {"▁<PRE>": "prefix", "▁<SUF>": "suffix", "▁<MID>": "middle", "▁<EOT>": "eot"}
 _NAME = re.compile(r"[^A-Za-z0-9]")
 
@@ -67,8 +70,19 @@ def special_keys(
     found |= {f"{role}_token_id": ids[text] for text, role in _FILL_IN.items() if text in ids}
     ends = _end_ids(model_config, generation_config)
     found = _ends(table, found, [token for token in ends if 0 <= token < len(table)]) | found
+    found |= {_ROLES[role]: _NO_TOKEN for role in _roles_to_deny(table, roles)}
     keys = [KeyValue(f"tokenizer.ggml.{name}", token, ValueType.UINT32) for name, token in found.items()]
-    return keys + _flags(table, tokenizer_config)
+    return keys + _flags(table, tokenizer_config, "bos" in roles)
+
+
+def _roles_to_deny(table: TokenTable, roles: Mapping[str, int]) -> list[str]:
+    """Roles without a token, whose usual id is an ordinary token here, or has another role."""
+    if table.kind == "gpt2":
+        return []
+    special = (TokenType.CONTROL, TokenType.UNKNOWN)
+    ordinary = {i for i, kind in enumerate(table.types[:3]) if kind not in special}
+    taken = ordinary | set(roles.values())
+    return [role for role, token in _USUAL_IDS.items() if role not in roles and token in taken]
 
 
 def _content(value: Any) -> str | None:
@@ -119,7 +133,7 @@ def _ends(table: TokenTable, found: Mapping[str, int], ends: list[int]) -> dict[
     return slots
 
 
-def _flags(table: TokenTable, config: Mapping[str, Any]) -> list[KeyValue]:
+def _flags(table: TokenTable, config: Mapping[str, Any], has_bos: bool) -> list[KeyValue]:
     """Booleans: what the tokenizer itself says comes before tokenizer_config.json."""
     flags = dict(table.flags)
     stated = {f"add_{role}_token": config.get(f"add_{role}_token") for role in ("bos", "eos")}
@@ -129,6 +143,8 @@ def _flags(table: TokenTable, config: Mapping[str, Any]) -> list[KeyValue]:
             flags.setdefault(name, value)
     if table.kind == "gpt2":
         flags.setdefault("add_bos_token", False)
+    if table.kind == "llama" and not has_bos:  # readers would add token 1
+        flags["add_bos_token"] = False
     if table.kind == "t5":  # whose defaults in readers are those of the T5 models
         defaults = {"add_bos_token": "bos" in table.special, "add_eos_token": False, "add_space_prefix": True}
         flags = {**defaults, "remove_extra_whitespaces": False, **flags}

@@ -192,7 +192,7 @@ def _byte_fallback(
             "by the "
             "checkpoint's own tokenizer"
         )
-    if not prepends_space(values):
+    if not prepends_space(table, values):
         table.flags["add_space_prefix"] = False
     _read_post_processor(table, values)
     return table

@@ -19,6 +19,10 @@ from pyllamacpu.text.vocab import TokenType
 _SPACE = "▁"
 _RUNS = (" {2,}", " +", "\\s{2,}", "\\s+")
 _MAX_PIECES = 1 << 24
+_FIRST = (
+    "warning: the tokenizer puts a space before the first word of a text only (prepend_scheme first); GGUF "
+    "files cannot state that, and there will be one after each special token too"
+)
 
 
 def is_unigram(model: Mapping[str, Any]) -> bool:
@@ -40,7 +44,7 @@ def read_unigram(path: Path, values: Mapping[str, Any]) -> TokenTable:
     if unknown is not None:
         types[unknown] = int(TokenType.UNKNOWN)
         table.special["unk"] = unknown
-    table.flags["add_space_prefix"] = prepends_space(values)
+    table.flags["add_space_prefix"] = prepends_space(table, values)
     _read_preparation(table, values)
     return table
 
@@ -98,13 +102,17 @@ def parts_of(part: Any, name: str) -> Iterator[dict[str, Any]]:
         yield part
 
 
-def prepends_space(values: Mapping[str, Any]) -> bool:
-    """Whether a space goes before the text, by a normalizer or by what cuts words."""
+def prepends_space(table: TokenTable, values: Mapping[str, Any]) -> bool:
+    """Whether a space goes before the text, by a normalizer or by what cuts words. Where that depends, the
+    table gets a note.
+    """
     for part in parts_of(values.get("normalizer"), "normalizers"):
         if part.get("type") == "Prepend" and part.get("prepend") == _SPACE:
             return True
     for part in parts_of(values.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") == "Metaspace":
             scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
+            if scheme == "first":
+                table.notes.append(_FIRST)
             return bool(scheme != "never")
     return False

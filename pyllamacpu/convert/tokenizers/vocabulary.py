@@ -18,6 +18,11 @@ from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.text.vocab import ADDS_EOS, found_in_words, word_tokens
 
 _UNREAD = ("tekken.json", "vocab.json", "merges.txt", "spiece.model")  # kinds that are not read
+_MARKS = {  # of added tokens, and what they mean
+    "single_word": "are whole words",
+    "lstrip": "take the spaces before them",
+    "rstrip": "take the spaces after them",
+}
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,11 @@ def read_vocabulary(
 def _warnings(table: TokenTable, keys: list[KeyValue], added: tuple[Any, ...]) -> list[str]:
     """What the result will do that may not be meant."""
     found = []
-    whole = dict.fromkeys(text for items in added for text in _whole_words(items))
-    if whole:
-        shown = ", ".join(map(repr, list(whole)[:3]))
-        found.append(f"GGUF cannot say that added tokens are whole words (single_word): {shown}")
+    whole = _marked(added, "single_word")
+    for mark, said in _MARKS.items():
+        if marked := _marked(added, mark):
+            shown = ", ".join(map(repr, marked[:3]))
+            found.append(f"GGUF cannot say that added tokens {said} ({mark}): {shown}")
     if words := [text for text in word_tokens(table.texts, table.types) if text not in whole]:
         found.append(found_in_words(words))
     if any(key.name == "tokenizer.ggml.add_eos_token" and key.value for key in keys):
@@ -94,11 +100,14 @@ def _warnings(table: TokenTable, keys: list[KeyValue], added: tuple[Any, ...]) -
     return [f"warning: {text}" for text in found]
 
 
-def _whole_words(items: Any) -> list[str]:
-    """Added tokens of tokenizer.json or tokenizer_config.json that only count as whole words."""
-    values = items.values() if isinstance(items, dict) else items if isinstance(items, list) else ()
-    dicts = [item for item in values if isinstance(item, dict) and item.get("single_word") is True]
-    return [str(item.get("content")) for item in dicts]
+def _marked(added: tuple[Any, ...], mark: str) -> list[str]:
+    """Added tokens of tokenizer.json and tokenizer_config.json for which `mark` is true."""
+    found = []
+    for items in added:
+        values = items.values() if isinstance(items, dict) else items if isinstance(items, list) else ()
+        dicts = [item for item in values if isinstance(item, dict) and item.get(mark) is True]
+        found += [str(item.get("content")) for item in dicts]
+    return list(dict.fromkeys(found))
 
 
 def _read_table(
