@@ -14,6 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,7 @@ _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) |
 _ATTEMPTS = 16  # at a name of its own for a new file
 _MAX_NAME = 255 - len("..xxxxxxxx.part")  # bytes of a target's name that its temporary file has too
 _MAX_PICTURE = 16 << 20  # bytes that are searched for the signature of the library
+_NOT_ALLOWED = "{} permissions, or those of the disk, do not allow it"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -81,12 +83,17 @@ def picture_kind(suffix: str) -> FileKind:
 
 
 def check_output(
-    path: Path, inputs: Iterable[Path] = (), kind: FileKind | None = None, force: bool = False
+    path: Path,
+    inputs: Iterable[Path] = (),
+    kind: FileKind | None = None,
+    force: bool = False,
+    in_place: bool = False,
 ) -> None:
-    """Raises OutputError for a path that must not be written to.
+    """Raises OutputError for a path that cannot or must not be written to.
 
     Never written over: an input of the same run (also under another name), a folder, a device. With `kind`,
-    only with `force`: a file of another kind, which is hardly meant.
+    only with `force`: a file of another kind, which is hardly meant. `in_place`: a file that is there is
+    written to, where others are replaced, which only the folder must allow.
     """
     try:
         status = path.stat()
@@ -99,6 +106,7 @@ def check_output(
     if any(_same_file(path, source) for source in inputs):
         raise OutputError(path, "is an input too, which is never written to; give the output another name")
     if status is None:
+        _check_folder(path)
         return
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
@@ -109,6 +117,17 @@ def check_output(
             f"is there already and is not {kind.name}; give the output another name, or replace that file "
             "with --force",
         )
+    if not in_place:
+        _check_folder(path)
+    elif not os.access(path, os.W_OK):
+        raise OutputError(path, f"cannot be written: {_NOT_ALLOWED.format('its')}")
+
+
+def _check_folder(path: Path) -> None:
+    """Raises OutputError when the system says that no file can be made beside `path`."""
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        said = _NOT_ALLOWED.format("its folder's")
+        raise OutputError(path, f"cannot be written: {said}; choose another folder")
 
 
 def read_problem(error: Exception, doing: str = "") -> str:
@@ -198,17 +217,21 @@ class PartialFile:
 
     def write(self, data: bytes | memoryview, offset: int | None = None) -> None:
         """Writes at `offset`, or after what was written last."""
+        self._finished = False
         with self._reported():
             if offset is not None:
                 self._file.seek(offset)
             self._file.write(data)
 
     def resize(self, n_bytes: int) -> None:
+        self._finished = False
         with self._reported():
             self._file.truncate(n_bytes)
 
     def finish(self) -> None:
         """Everything is on the disk after this; only the name is missing."""
+        if self._finished:
+            return
         with self._reported():
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -216,8 +239,7 @@ class PartialFile:
 
     def publish(self) -> None:
         """Replaces the target by this file."""
-        if not self._finished:
-            self.finish()
+        self.finish()
         with self._reported():
             if os.name == "nt":  # open files cannot be renamed there
                 self._file.close()
@@ -261,11 +283,55 @@ def write_whole(target: Path, data: bytes | str, mode: int = 0o666) -> None:
 
 
 def publish_all(parts: Sequence[PartialFile]) -> None:
-    """Publishes files that belong together: every one is on the disk before the first gets its name."""
+    """Publishes files that belong together: every one is on the disk before the first gets its name, and when
+    one cannot get its name, those before it give theirs back to what was there.
+
+    Files that were there can be given back where the file system has hard links; elsewhere they are replaced.
+    """
     for part in parts:
         part.finish()
-    for part in parts:
-        part.publish()
+    with ExitStack() as stack:
+        earlier = [stack.enter_context(_kept_earlier(part.target)) for part in parts[:-1]]
+        published: list[tuple[Path, Path | None]] = []
+        try:
+            for part, link in zip(parts, [*earlier, None], strict=True):
+                part.publish()
+                published.append((part.target, link))
+        except BaseException:
+            for target, link in published:
+                with contextlib.suppress(OSError):
+                    _give_back(target, link)
+            raise
+
+
+@contextlib.contextmanager
+def _kept_earlier(target: Path) -> Iterator[Path | None]:
+    """A second name for the file that is there, until the block ends; None: there is none, or `target` itself
+    where the file system has no second names.
+    """
+    if not os.path.lexists(target):
+        yield None
+        return
+    link = part_path(target)
+    try:
+        os.link(target, link, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        yield target
+    else:
+        with ExitStack() as stack:
+            stack.callback(link.unlink, missing_ok=True)
+            with contextlib.suppress(OSError):  # one that may not be read can be taken for a leftover
+                lock_file(stack.enter_context(open(link, "rb")))
+            yield link
+
+
+def _give_back(target: Path, link: Path | None) -> None:
+    """The name of a published file is what it was before it: `link` is the file that had it, None none."""
+    if link is None:
+        target.unlink()
+    elif link != target:
+        os.replace(link, target)
+    sync_directory(target.parent)
 
 
 def make_private_folder(folder: Path, is_ours: Callable[[str], bool]) -> None:

@@ -203,3 +203,14 @@ def test_importance_that_misses_layers_is_warned_of(folder: Path, run: Run) -> N
     assert "the importance matrix has nothing about 14 tensors of layers 2, 3, such as blk.2." in said
     for quiet in (("--imatrix", "matrix.gguf"), ("--imatrix", "matrix.gguf", "--exclude-weights", "ffn")):
         assert "has nothing about" not in run("quantize", *quiet, "--dry-run", "model.gguf", "Q4_0").err
+
+
+def test_a_part_becomes_one_file_under_its_name(folder: Path, run: Run) -> None:
+    (folder / "other").mkdir()
+    name = "parts-00001-of-00003.gguf"
+    result = run("quantize", name, f"other/{name}", "Q8_0")
+    assert result.code == 0 and f"note: {name} is named as part 1 of 3" in result.err
+    assert len(kinds(folder / "other" / name)) == len(kinds(folder / name)) == 39
+    converted = run("convert", name, "-o", f"other/new-{name}")
+    assert converted.code == 0 and f"note: new-{name} is named as part 1 of 3" in converted.err
+    assert len(kinds(folder / "other" / f"new-{name}")) == 39

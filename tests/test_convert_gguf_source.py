@@ -210,6 +210,6 @@ def test_leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay(tmp_path: P
     with GGUFWriter(tmp_path / "out.gguf", "llama") as another:
         another.add_array("b", np.ones(4, np.float32))
     assert list(contents(tmp_path / "out.gguf")) == ["b"]
-    living.publish()
+    living.close()
     assert list(contents(tmp_path / "out.gguf")) == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]

@@ -100,6 +100,43 @@ def test_all_are_finished_before_the_first_gets_its_name(
     assert names(tmp_path) == ["a", "b", "c"] and (tmp_path / "a").read_bytes() == b"good"
 
 
+@pytest.mark.parametrize("there", ["", "a", "abc"])
+@pytest.mark.parametrize("links", [True, False])
+def test_all_get_their_names_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, links: bool
+) -> None:
+    """What cannot be given back without hard links is only what was there."""
+    for name in there:
+        (tmp_path / name).write_bytes(b"old")
+    parts = [PartialFile(tmp_path / name) for name in "abc"]
+    for part in parts:
+        part.write(b"new")
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(target).name == "c":
+            raise OSError(1, "Operation not permitted")
+        replace(source, target)
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("pyllamacpu.files.os.replace", failing)
+    if not links:
+        monkeypatch.setattr("pyllamacpu.files.os.link", no_links)
+    with pytest.raises(OutputError, match="c: cannot be written: Operation not permitted"):
+        publish_all(parts)
+    for part in parts:
+        part.discard()
+    if links or not there:
+        assert names(tmp_path) == list(there)
+        assert all((tmp_path / name).read_bytes() == b"old" for name in there)
+    monkeypatch.undo()
+    parts = [PartialFile(tmp_path / name) for name in "abc"]
+    publish_all(parts)
+    assert names(tmp_path) == ["a", "b", "c"] and not any(map(os.path.getsize, map(tmp_path.joinpath, "abc")))
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -246,3 +283,23 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=says):
             PartialFile(path)
     assert names(tmp_path) == ["folder", "pipe"]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before the work; a file that is written to in place needs no leave of its folder."""
+    (tmp_path / "log").write_bytes(b"old")
+    access, allowed = os.access, False
+
+    def read_only(path: os.PathLike[str], mode: int) -> bool:  # permissions do not stop root
+        wanted = allowed if Path(path) == tmp_path / "log" else Path(path) != tmp_path
+        return access(path, mode) and (wanted or not mode & os.W_OK)
+
+    monkeypatch.setattr("pyllamacpu.files.os.access", read_only)
+    for name in ("new", "log"):
+        with pytest.raises(OutputError, match=f"{name}: cannot be written: its folder's permissions"):
+            check_output(tmp_path / name)
+    for name, says in (("new", "its folder's permissions"), ("log", "its permissions")):
+        with pytest.raises(OutputError, match=f"{name}: cannot be written: {says}"):
+            check_output(tmp_path / name, in_place=True)
+    allowed = True
+    check_output(tmp_path / "log", in_place=True)

@@ -191,8 +191,12 @@ def test_wrong_split_totals_and_names(tmp_path: Path) -> None:
         GGUFFile.open(saved(tmp_path / "renamed.gguf", split_part(0)))
     with pytest.raises(GGUFError, match="must be named"):
         GGUFFile.open(saved(tmp_path / "m-00001-of-00003.gguf", split_part(0)))
-    with pytest.raises(GGUFError, match=r"split\.count"):
-        GGUFFile.open(saved(tmp_path / "x-00001-of-00002.gguf", small_file()))
+    build = small_file()
+    build.add("split.count", 2, build.pack("H", 1))
+    with pytest.raises(GGUFError, match=r"split\.count is 1"):
+        GGUFFile.open(saved(tmp_path / "x-00001-of-00002.gguf", build))
+    with GGUFFile.open(saved(tmp_path / "y-00001-of-00002.gguf", small_file())) as file:
+        assert len(file.paths) == 1  # a whole model under such a name
     build = small_file()
     build.add("split.count", STRING, build.string(b"2"))
     with pytest.raises(GGUFError, match="whole number"):

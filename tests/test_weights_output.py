@@ -162,6 +162,26 @@ def test_a_disk_that_fills_up(
     assert contents(folder) == before
 
 
+def test_a_name_that_cannot_be_given(
+    client: Client, source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last of several parts: the others lose theirs again."""
+    replace = os.replace
+
+    def failing(part: Path, target: Path) -> None:
+        if Path(target) == plan.paths[-1]:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        replace(part, target)
+
+    monkeypatch.setattr(files.os, "replace", failing)
+    for earlier in (False, True):
+        plan = client.plan(source, folder / "m.gguf", "Q8_0")
+        before = earlier_outputs(plan) if earlier else {}
+        with pytest.raises(OutputError, match="not permitted"):
+            write(plan)
+        assert contents(folder) == before
+
+
 def test_closing_early_leaves_nothing(client: Client, source: Path, folder: Path) -> None:
     plan = client.plan(source, folder / "m.gguf", "Q8_0")
     before, threads = earlier_outputs(plan), threading.active_count()
@@ -280,3 +300,16 @@ def test_names_of_parts(tmp_path: Path) -> None:
     again = part_paths(tmp_path / "m-00001-of-00005.gguf", 2)
     assert [path.name for path in again] == names
     assert part_paths(tmp_path / "m", 1, always_numbered=True)[0].name == "m-00001-of-00001.gguf"
+
+
+def test_one_file_under_the_name_of_a_part(client: Client, source: Path, folder: Path) -> None:
+    """Is written where it was asked for, with a note, and can be read."""
+    plan = client.plan(source, folder / "m-00002-of-00006.gguf", "Q8_0")
+    assert not plan.notes
+    one = ModelOutput([folder / "m-00002-of-00006.gguf"], plan.metadata, [plan.tensors], plan.inputs)
+    assert one.notes == ["m-00002-of-00006.gguf is named as part 2 of 6, and will be the whole in one file"]
+    write(one)
+    with GGUFFile.open(one.paths[0]) as file:
+        assert {*file.tensors} == {tensor.name for tensor in plan.tensors}
+    for name in ("m.gguf", "m-00001-of-00001.gguf"):
+        assert not ModelOutput([folder / name], plan.metadata, [plan.tensors], plan.inputs).notes

@@ -153,9 +153,10 @@ def quantize(**given: Any) -> None:
             run_target(file, out, settings, target, given, threads)
             return
         plan = make_plan(file, settings)
+        output = quantized_output(plan, out, read_beside(given), given["force"])
         if not given["dry_run"]:
-            quantized_output(plan, out, read_beside(given), given["force"]).check_paths()
-        for note in plan.notes:
+            output.check_paths()
+        for note in (*plan.notes, *output.notes):
             click.echo(f"note: {one_line(note)}", err=True)
         for warning in plan.warnings:
             click.echo(f"warning: {one_line(warning)}", err=True)

@@ -48,6 +48,7 @@ def run_target(
 ) -> None:
     """Measures, chooses, writes, measures again, and says what came of it."""
     from pyllamacpu.cli.quantize_output import write_plan
+    from pyllamacpu.quantize.driver import quantized_output
     from pyllamacpu.quantize.report import Report
     from pyllamacpu.quantize.source import check_measurable
     from pyllamacpu.quantize.target import (
@@ -73,6 +74,8 @@ def run_target(
             engine.close()
     chosen = choose(measured, room, settings.types)
     plan = chosen_plan(file, settings, chosen)
+    for note in quantized_output(plan, out).notes:
+        click.echo(f"note: {one_line(note)}", err=True)
     for warning in plan.warnings:
         click.echo(f"warning: {one_line(warning)}", err=True)
     write_plan(plan, out, threads, given["verbose"], read_beside(given), given["force"])

@@ -204,7 +204,8 @@ def _check_log(parameters: dict[str, Any], models: list[Path]) -> None:
     if parameters["log_file"] is not None:
         inputs = [file for model in models for file in model_files(model)]
         inputs += option_files("log_file")
-        check_output(parameters["log_file"], inputs, FileKind("a log", is_log), parameters["force"])
+        kind = FileKind("a log", is_log)
+        check_output(parameters["log_file"], inputs, kind, parameters["force"], in_place=True)
 
 
 def _start_log(path: Path | None) -> None:

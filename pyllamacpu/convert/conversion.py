@@ -83,7 +83,7 @@ def build_conversion(
     paths, protected = part_paths(path, len(parts)), _protected(source, options)
     output = ModelOutput(paths, keys, parts, InputFiles(inputs), protected, options.force)
     output.check_paths()
-    return Conversion(output, type_name, notes, options.threads)
+    return Conversion(output, type_name, (*notes, *output.notes), options.threads)
 
 
 def _protected(source: Path, options: ConvertOptions) -> list[Path]:

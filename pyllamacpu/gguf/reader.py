@@ -167,7 +167,7 @@ def _open_parts(path: str, sources: list[Source]) -> tuple[Metadata, dict[str, T
     n_parts = _split_number(path, metadata, "split.count", 1)
     if n_parts <= 1:
         named = _PART_NAME.fullmatch(path)
-        if named and int(named["count"]) > 1:
+        if named and int(named["count"]) > 1 and "split.count" in metadata:  # without it: a model in one file
             raise GGUFError(
                 path, f"is named as one of {int(named['count'])} parts, but its split.count is {n_parts}"
             )

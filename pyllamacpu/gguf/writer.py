@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu import files
 from pyllamacpu.errors import GGUFError
 from pyllamacpu.files import PartialFile
 from pyllamacpu.gguf.keys import metadata_keys
@@ -179,8 +180,8 @@ class GGUFWriter:
         """Writes what is left, checks that all tensors are whole, and gives the file its name."""
         publish_all([self])
 
-    def finish(self) -> None:
-        """Writes what is left and checks that all tensors are whole; only `publish` is missing then."""
+    def finish(self) -> PartialFile:
+        """Writes what is left and checks that all tensors are whole; only the name is missing then."""
         part = self._begin()
         for name, array in self._arrays.items():
             if name not in self._written:
@@ -191,11 +192,7 @@ class GGUFWriter:
                     self.path, f"tensor {name!r} has {self._written.get(name, 0)} of its {n_bytes} bytes"
                 )
         part.finish()
-
-    def publish(self) -> None:
-        """Gives a finished file its name."""
-        assert self._part is not None
-        self._part.publish()
+        return part
 
     def abort(self) -> None:
         """Removes the unfinished file."""
@@ -245,10 +242,7 @@ def publish_all(writers: Sequence[GGUFWriter]) -> None:
     is there. Raises GGUFError, OutputError.
     """
     try:
-        for writer in writers:
-            writer.finish()
-        for writer in writers:
-            writer.publish()
+        files.publish_all([writer.finish() for writer in writers])
     finally:
         for writer in writers:
             writer.abort()

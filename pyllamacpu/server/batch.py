@@ -102,7 +102,7 @@ def open_run(
             raise OptionError("-: a batch reads its input twice and goes on after a kill: give files' names")
     if not source.is_file():
         raise OptionError(f"{source}: {'is not a regular file' if source.exists() else 'no such file'}")
-    check_output(target, [source, *inputs], BATCH_OUTPUT, force)
+    check_output(target, [source, *inputs], BATCH_OUTPUT, force, in_place=True)
     output = BatchOutput(target, force)
     try:
         yield BatchRun(source, output, show)

@@ -20,7 +20,7 @@ from pyllamacpu.weights.stream import OutputTensor, encode_all
 
 MAX_PARTS = 65535
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,15 @@ class ModelOutput:
         """What the result is."""
         types = [key.value for key in self.metadata if key.name == "general.type"]
         return gguf_kind(kind_name(types[0] if types else None, any(self.parts)))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the files' names."""
+        named = _PART.search(self.paths[0].name.removesuffix(".gguf")) if len(self.paths) == 1 else None
+        if named is None or int(named[2]) < 2:
+            return []
+        said = f"is named as part {int(named[1])} of {int(named[2])}, and will be the whole in one file"
+        return [f"{self.paths[0].name} {said}"]
 
     @property
     def tensors(self) -> list[OutputTensor]:
