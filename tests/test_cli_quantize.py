@@ -106,6 +106,16 @@ def test_types_by_name_from_files(folder: Path, run: Run) -> None:
     assert found["blk.1.ffn_down.weight"] == T.Q8_0
 
 
+@pytest.mark.parametrize(
+    ("content", "says"), [(b"ffn_up=f16 \xff", "types.txt is not UTF-8"), (None, "types.txt: no such file")]
+)
+def test_files_of_types_that_cannot_be_read(content: bytes | None, says: str, folder: Path, run: Run) -> None:
+    if content is not None:
+        (folder / "types.txt").write_bytes(content)
+    result = run("quantize", "--tensor-type-file", "types.txt", "model.gguf", "o.gguf", "Q8_0")
+    assert result.code == 2 and says in result.err and not (folder / "o.gguf").exists()
+
+
 def test_quantized_tensors_are_taken_only_when_told(folder: Path, run: Run) -> None:
     assert run("quantize", "model.gguf", "q.gguf", "Q8_0").code == 0
     refused = run("quantize", "q.gguf", "again.gguf", "F16")

@@ -87,6 +87,17 @@ def test_json_and_full(model: Path) -> None:
     assert short["metadata"]["tokenizer.chat_template"] == TEMPLATE
 
 
+def test_arrays_in_arrays(tmp_path: Path) -> None:
+    nested = [list(range(10)), [1.5, float("nan")], [["a"], [True, False]]]
+    path = written(tmp_path / "nested.gguf", "llama", **{"nested": nested})
+    shown = " ".join(run(path).split())
+    assert "[[0, 1, 2, 3, 4, 5, 6, 7, … 10 in all], [1.5, nan], [[a], [true, false]]]" in shown
+    short, full = (json.loads(run(path, *more))["metadata"] for more in (["--json"], ["--json", "--full"]))
+    rest = [[1.5, "nan"], [["a"], [True, False]]]
+    assert short["llama.nested"] == [{"length": 10, "first": list(range(8))}, *rest]
+    assert full["llama.nested"] == [list(range(10)), *rest]
+
+
 def test_template_alone(model: Path, tmp_path: Path) -> None:
     assert run(model, "--template") == TEMPLATE + "\n"
     bare = written(tmp_path / "bare.gguf", "llama", template=None)

@@ -178,11 +178,32 @@ def test_edited_metadata(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["name", "name=5", "a=u8:256", "a=i8:-129", "a=u32:-1", "a=bool:maybe", "a=int:1.5", "a=str[]:x",
-     "a=u8[]:[-1]", "a=what:1", "=int:1", "split.count=u16:2", "a=int:99999999999999999999"],
+     "a=u8[]:[-1]", "a=what:1", "=int:1", "split.count=u16:2", "a=int:99999999999999999999",
+     *(f"a={kind}[]:[{item}]" for kind in ("float", "f64", "int", "u8", "bool", "str")
+       for item in ("null", "[1]", "{}", '[["a"]]', "[" * 100_000)),
+     'a=float[]:["1"]', "a=f32[]:[true]", "a=f32:1e39", "a=f32[]:[1e39]", "a=f64[]:[1" + 400 * "0" + "]",
+     "a=int[]:[-1, 18446744073709551615]", "a=int[]:[18446744073709551616]", "a=str[]:[\"\\ud800\"]",
+     "a=int[]:1", "a=int[]:{}", "a\ud800=int:1"],
+    ids=lambda text: ascii(text)[:30],
 )  # fmt: skip
 def test_edits_that_mean_nothing(text: str) -> None:
     with pytest.raises(OptionError, match="--metadata"):
         parse_metadata(text)
+
+
+def test_lists_of_whole_numbers_have_a_type_that_all_fit_in(model: Path, tmp_path: Path) -> None:
+    ends = {
+        ValueType.INT32: [-(1 << 31), (1 << 31) - 1],
+        ValueType.UINT32: [0, (1 << 32) - 1],
+        ValueType.INT64: [-1, 1 << 32],
+        ValueType.UINT64: [0, (1 << 64) - 1],
+    }
+    edits = MetadataEdits(tuple(parse_metadata(f"x.{kind.name}=int[]:{ends[kind]}") for kind in ends))
+    run(model, tmp_path / "edited.gguf", metadata_edits=edits)
+    with GGUFFile.open(tmp_path / "edited.gguf") as file:
+        for kind, numbers in ends.items():
+            array = file.metadata[f"x.{kind.name}"]
+            assert array.tolist() == numbers and array.dtype.name == kind.name.lower()
 
 
 def test_removing_what_is_not_there(model: Path, tmp_path: Path) -> None:

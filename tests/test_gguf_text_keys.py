@@ -85,11 +85,16 @@ def test_values_of_other_types_are_refused_or_ignored(
             assert opened is open_model and key != "general.architecture"
 
 
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("command", ["show", "quantize", "bench"])
-def test_commands_end_with_a_line(command: str, key: str, plain: Path, tmp_path: Path) -> None:
-    path = retyped(plain, tmp_path / "retyped.gguf", key, np.int32([1, 2]))
-    more = {"show": [], "quantize": [str(tmp_path / "q.gguf"), "Q8_0"]}
+@pytest.mark.parametrize("key", [*KEYS, "general.name", "general.file_type"])
+@pytest.mark.parametrize("command", ["show", "quantize", "bench", "convert"])
+@pytest.mark.parametrize("value", [np.int32([1, 2]), [[1, 2], [3]]], ids=repr)
+def test_commands_end_with_a_line(command: str, key: str, value: Any, plain: Path, tmp_path: Path) -> None:
+    path = retyped(plain, tmp_path / "retyped.gguf", key, value)
+    more = {
+        "show": [],
+        "quantize": [str(tmp_path / "q.gguf"), "Q8_0"],
+        "convert": ["-o", str(tmp_path / "{name}.gguf")],
+    }
     bench = ["bench", "-m", str(path), "-p", "1", "-n", "0", "-r", "1", "--no-limits", "--image"]
     args = bench if command == "bench" else [command, str(path), *more[command]]
     result = CliRunner().invoke(cli, args, standalone_mode=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.loading_options import expert_memory_option
-from pyllamacpu.cli.options import existing_file, force_option, options
+from pyllamacpu.cli.options import existing_file, force_option, options, read_text
 from pyllamacpu.cli.param_types import SIZE, Number
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import is_terminal, one_line
@@ -244,7 +244,7 @@ def _settings(file_type: FileType, given: dict[str, Any]) -> Settings:
 def _named_texts(given: dict[str, Any]) -> Iterator[str]:
     yield from given["tensor_type"]
     for name in given["tensor_type_file"]:
-        yield from Path(name).read_text(encoding="utf-8").split()
+        yield from read_text(Path(name)).split()
 
 
 def _named_type(text: str) -> tuple[re.Pattern[str], TensorType]:

@@ -214,8 +214,13 @@ def _json_value(value: Any, full: bool) -> Any:
     if isinstance(value, (str, int, float)):
         return value
     items = value if full else islice(_head(value), _SHOWN_ITEMS)
-    plain = [_json_value(item.item() if hasattr(item, "item") else item, full) for item in items]
+    plain = [_json_value(_item(item), full) for item in items]
     return plain if full or len(value) <= _SHOWN_ITEMS else {"length": len(value), "first": plain}
+
+
+def _item(value: Any) -> Any:
+    """An element of an array as Python's own number; arrays in arrays as they are."""
+    return value.item() if hasattr(value, "item") and not hasattr(value, "__len__") else value
 
 
 def _head(value: Any) -> Any:
@@ -233,7 +238,7 @@ def _text(value: Any, full: bool) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     items = value if full else _head(value)
-    shown = ", ".join(_text(item.item() if hasattr(item, "item") else item, full) for item in items)
+    shown = ", ".join(_text(_item(item), full) for item in items)
     return f"[{shown}]" if full or len(value) <= _SHOWN_ITEMS else f"[{shown}, … {len(value)} in all]"
 
 

@@ -100,5 +100,7 @@ def _protected(source: Path, options: ConvertOptions) -> list[Path]:
 
 
 def _name(value: object) -> str:
-    """Strings of a GGUF file come as bytes."""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+    """Strings of a GGUF file come as bytes; what is not a text is not a name."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else ""

@@ -129,6 +129,8 @@ def _set(keys: list[KeyValue], changed: KeyValue) -> list[KeyValue]:
 
 def _known_type(file: GGUFFile) -> str:
     number = file.metadata.get(FILE_TYPE_KEY)
+    if not isinstance(number, int):  # files may hold anything
+        return "copy"
     return next(
         (kind.mix for kind in FILE_TYPES.values() if kind.number == number and kind.mix != "COPY"), "copy"
     )

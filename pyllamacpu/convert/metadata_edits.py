@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from pyllamacpu.weights.output import SPLIT_KEYS
 _TYPES: dict[str, ValueType | None] = {
     "str": ValueType.STRING,
     "bool": ValueType.BOOL,
-    "int": None,  # uint32, int32, uint64 or int64, the first that it fits
+    "int": None,  # the writer's choice for a number; _LIST_TYPES for a list
     "float": ValueType.FLOAT32,
     "u8": ValueType.UINT8,
     "i8": ValueType.INT8,
@@ -29,6 +30,8 @@ _TYPES: dict[str, ValueType | None] = {
     "f64": ValueType.FLOAT64,
 }
 _ALIASES = {kind.name.lower(): name for name, kind in _TYPES.items() if kind is not None and len(name) < 4}
+# Of a list of "int", the first that all fit in: readers expect int32 of lists.
+_LIST_TYPES = (ValueType.INT32, ValueType.UINT32, ValueType.INT64, ValueType.UINT64)
 _PROTECTED = (*SPLIT_KEYS, "general.alignment")
 
 
@@ -77,14 +80,46 @@ def parse_metadata(text: str) -> KeyValue:
         raise OptionError(f"--metadata: {name} follows from how the file is written and cannot be set")
     kind = _TYPES[word]
     try:
+        _check_text(name)
         if array:
-            items = json.loads(value)
-            if not isinstance(items, list):
-                raise ValueError("is not a JSON list")
-            return KeyValue(name, [_checked(item, kind) for item in items], kind or ValueType.INT32)
+            items = [_checked(item, kind) for item in _list(value)]
+            return KeyValue(name, items, kind or _list_type(items))
         return KeyValue(name, _checked(_scalar(value, kind), kind), kind)
     except (ValueError, OverflowError) as error:
-        raise OptionError(f"--metadata {name}: {value!r} is no {word}: {error}") from None
+        raise OptionError(f"--metadata {_short(name)}: {_short(value)} is no {word}: {error}") from None
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def _list(value: str) -> list[Any]:
+    """Raises ValueError."""
+    try:
+        items = json.loads(value)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    if not isinstance(items, list):
+        raise ValueError("is not a JSON list")
+    return items
+
+
+def _list_type(numbers: Sequence[int]) -> ValueType:
+    """Raises ValueError."""
+    for kind in _LIST_TYPES:
+        low, high = _range(kind)
+        if all(low <= number < high for number in numbers):
+            return kind
+    raise ValueError("its numbers fit no type together")
+
+
+def _check_text(text: str) -> None:
+    """Raises ValueError for what no file can hold. Bytes that are not UTF-8 are kept as they were given."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError(f"{_short(text)} is not text") from None
 
 
 def _scalar(value: str, kind: ValueType | None) -> Any:
@@ -98,21 +133,27 @@ def _scalar(value: str, kind: ValueType | None) -> Any:
 
 
 def _checked(value: Any, kind: ValueType | None) -> Any:
-    """The value, if it has the type. Raises ValueError."""
+    """The value, if it has the type. Raises ValueError, OverflowError."""
     if kind == ValueType.STRING or kind == ValueType.BOOL:
         if not isinstance(value, str if kind == ValueType.STRING else bool):
-            raise ValueError(f"{value!r} has another type")
-    elif kind in (ValueType.FLOAT32, ValueType.FLOAT64):
-        value = float(value)
-    else:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{value!r} is not a whole number")
-        bits = 64 if kind is None else 8 * SCALAR_DTYPE[kind].itemsize
-        unsigned = kind is not None and SCALAR_FORMAT[kind].isupper()
-        low, high = (
-            (0 if unsigned else -(1 << bits - 1)),
-            1 << (bits if unsigned or kind is None else bits - 1),
-        )
-        if not low <= value < high:
-            raise ValueError("out of range")
+            raise ValueError(f"{value!r:.60} has another type")
+        if isinstance(value, str):
+            _check_text(value)
+        return value
+    if kind in (ValueType.FLOAT32, ValueType.FLOAT64):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{value!r:.60} is not a number")
+        struct.pack("<" + SCALAR_FORMAT[kind], value := float(value))  # which raises OverflowError
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r:.60} is not a whole number")
+    low, high = _range(kind) if kind is not None else (-(1 << 63), 1 << 64)
+    if not low <= value < high:
+        raise ValueError("out of range")
     return value
+
+
+def _range(kind: ValueType) -> tuple[int, int]:
+    """The least whole number of a type, and the first beyond it."""
+    bits = 8 * SCALAR_DTYPE[kind].itemsize
+    return (0, 1 << bits) if SCALAR_FORMAT[kind].isupper() else (-(1 << bits - 1), 1 << bits - 1)
