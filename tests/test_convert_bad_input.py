@@ -232,3 +232,30 @@ def test_files_that_cannot_be_read(source: Path) -> None:
     with pytest.raises(CheckpointError, match="name too long"):
         plan(source / ("x" * 300))
     assert nothing_was_written(source.parent)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"base": Path(".")}, "is a whole model, for which --base has no meaning"),
+        (
+            {"mmproj": True, "vocab_only": True},
+            "--vocab-only is about the tokenizer, and --mmproj writes none",
+        ),
+        ({"mmproj": True, "drop_extra_tokens": True}, "--drop-extra-tokens is about the tokenizer"),
+        (
+            {"ignored_config": frozenset(["hidden_siz"])},
+            "--ignore-config hidden_siz: .*config.json has no such",
+        ),
+        ({"ignored_config": frozenset(["x"]), "vocab_only": True}, "--ignore-config x: .*has no such key"),
+    ],
+)
+def test_options_that_would_do_nothing(source: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        plan(source, **options)
+
+
+def test_ignored_keys_of_an_inner_config_are_there(source: Path) -> None:
+    change_config(source, text_config={"my_note": 1})
+    with pytest.raises(CheckpointError, match="text_config"):
+        plan(source, ignored_config=frozenset(["my_note"]))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from convert_models import BY_NAME, write_checkpoint
+from tokenizer_build import byte_level
 
+from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.general import NameParts, general_keys, parse_name, read_card, size_label
+from pyllamacpu.convert.sources import plan_conversion
+from pyllamacpu.gguf import GGUFFile
 
 CARD = """---
 license: llama3.2
@@ -95,3 +101,33 @@ def test_without_a_card(tmp_path: Path) -> None:
 def test_cards_that_say_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
     assert read_card(tmp_path / "README.md") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("top_k", 50.0, 50), ("top_k", 50, 50), ("top_k", -1, -1), ("top_k", 50.5, None),
+        ("top_k", 1 << 31, None), ("top_k", 10**400, None), ("top_k", True, None),
+        ("top_p", 1, 1.0), ("top_p", 10**400, None), ("temperature", 1e39, None), ("min_p", [0.5], None),
+        ("temperature", float("nan"), None), ("top_k", float("inf"), None), ("temperature", "0.5", None),
+        ("repetition_penalty", 1.1, 1.1), ("repetition_penalty", None, None), ("temperature", -1e39, None),
+    ],
+)  # fmt: skip
+def test_sampling_that_does_not_fit_is_left_out_with_a_note(
+    tmp_path: Path, name: str, value: Any, written: float | None
+) -> None:
+    source = write_checkpoint(tmp_path / "model", BY_NAME["gqa"])
+    (source / "generation_config.json").write_text(json.dumps({name: value}))
+    for vocab_only in (False, True):
+        if vocab_only:
+            byte_level("gpt-2").save(str(source / "tokenizer.json"))
+            (source / "config.json").write_text(json.dumps(BY_NAME["gqa"].full_config() | {"vocab_size": 0}))
+        options = ConvertOptions(outfile=str(tmp_path / "x.gguf"), vocab_only=vocab_only, force=True)
+        plan = plan_conversion(source, options)
+        noted = [note for note in plan.notes if note.startswith(f"generation_config.json: {name} is ")]
+        assert len(noted) == (written is None and value is not None)
+        plan.run()
+        with GGUFFile.open(tmp_path / "x.gguf") as file:
+            found = [file.metadata[key] for key in file.metadata if key.startswith("general.sampling.")]
+        assert found == ([] if written is None else [pytest.approx(written)])
+        assert [type(item) for item in found] == ([] if written is None else [type(written)])

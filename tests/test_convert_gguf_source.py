@@ -6,6 +6,7 @@ Covers convert/gguf_source.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +205,21 @@ def test_lists_of_whole_numbers_have_a_type_that_all_fit_in(model: Path, tmp_pat
         for kind, numbers in ends.items():
             array = file.metadata[f"x.{kind.name}"]
             assert array.tolist() == numbers and array.dtype.name == kind.name.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mmproj": True}, "is a GGUF file, for which --mmproj has no meaning"),
+        ({"drop_extra_tokens": True}, "--drop-extra-tokens has no meaning"),
+        ({"ignored_config": frozenset(["a"])}, "--ignore-config has no meaning"),
+        ({"base": Path(".")}, "--base has no meaning"),
+    ],
+)
+def test_options_of_other_sources(model: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        run(model, tmp_path / "x.gguf", **options)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_removing_what_is_not_there(model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch_build import write_torch
 
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
-from pyllamacpu.errors import CheckpointError
+from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf import GGUFFile
 
 RANK = 4
@@ -290,3 +290,23 @@ def test_an_adapter_of_mlx(tmp_path: Path, base: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(facts | {"fine_tune_type": "dora"}))
     with pytest.raises(CheckpointError, match=r"mlx_lm\.fuse"):
         plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf")))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"mmproj": True}, "is a LoRA adapter, for which --mmproj has no meaning"),
+        ({"drop_extra_tokens": True}, "--drop-extra-tokens has no meaning"),
+        ({"vocab_only": True}, "--vocab-only has no meaning"),
+        (
+            {"ignored_config": frozenset(["r", "odd"])},
+            "--ignore-config odd: .*adapter_config.json and .*config.json",
+        ),
+    ],
+)
+def test_options_that_would_do_nothing(
+    tmp_path: Path, base: Path, options: dict[str, Any], says: str
+) -> None:
+    adapter = write_adapter(tmp_path / "lora", adapter_tensors("gqa"))
+    with pytest.raises(OptionError, match=says):
+        plan_conversion(adapter, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base, **options))

@@ -11,13 +11,14 @@ from typing import Any
 from pyllamacpu.convert.checkpoint import Checkpoint, open_checkpoint
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
 from pyllamacpu.convert.formats.json_file import read_optional_json
-from pyllamacpu.convert.general import general_keys, size_label
+from pyllamacpu.convert.general import general_keys, sampling_notes, size_label
 from pyllamacpu.convert.models.config import read_config
 from pyllamacpu.convert.models.leftovers import VISION_LEFT_OUT
 from pyllamacpu.convert.models.names import Mapped, map_tensors
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.convert.tokenizers.vocabulary import Vocabulary, read_vocabulary
 from pyllamacpu.convert.types import file_type_of, tensor_types
+from pyllamacpu.convert.unused_options import check_ignored, check_used
 from pyllamacpu.convert.vision import PREFIX, plan_tower
 from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
@@ -26,6 +27,8 @@ from pyllamacpu.weights.stream import OutputTensor
 
 
 def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
+    """The plan of a model, with that of its vision tower. Raises CheckpointError, OptionError."""
+    check_used(source, "whole model", options)
     if options.vocab_only and source.is_dir() and read_optional_json(source / "config.json"):
         return _plan_vocabulary(source, options)
     checkpoint = open_checkpoint(source)
@@ -44,10 +47,11 @@ def plan_checkpoint(source: Path, options: ConvertOptions) -> Conversion:
         raise CheckpointError(checkpoint.path, "neither config nor tensors tell the size of the vocabulary")
     file_type = file_type_of(options.outtype, checkpoint.tensors.values())
     general = _general(checkpoint.folder, checkpoint.config, options, _size(mapped))
-    notes = (*checkpoint.notes, *_left_behind(checkpoint), *shape.notes, *mapped.notes, *vocabulary.notes)
+    said = (*shape.notes, *mapped.notes, *vocabulary.notes, *sampling_notes(_generation(checkpoint.folder)))
+    notes = (*checkpoint.notes, *_left_behind(checkpoint), *said)
     if tower is not None:
-        said = f"the vision tower becomes {tower.output.paths[0]}"
-        notes = (*(note for note in notes if not note.endswith(VISION_LEFT_OUT)), said)
+        beside = f"the vision tower becomes {tower.output.paths[0]}"
+        notes = (*(note for note in notes if not note.endswith(VISION_LEFT_OUT)), beside)
     metadata = _metadata(shape, general, vocabulary, file_type.number)
     text = _with_types(source, checkpoint.files, options, file_type, mapped, metadata, notes)
     return replace(text, tower=tower)
@@ -81,7 +85,9 @@ def _shape(checkpoint: Checkpoint, options: ConvertOptions) -> ModelShape:
     name = "params.json" if layout == "meta" else "config.json"
     if not checkpoint.config:
         raise CheckpointError(checkpoint.folder, f"has no {name}, which says what model it is")
-    return read_config(checkpoint.folder / name, checkpoint.config, layout, options.ignored_config)
+    path = checkpoint.folder / name
+    check_ignored(options, {path: checkpoint.config})
+    return read_config(path, checkpoint.config, layout, options.ignored_config)
 
 
 def _vocabulary(
@@ -101,8 +107,10 @@ def _vocabulary(
 
 def _plan_vocabulary(source: Path, options: ConvertOptions) -> Conversion:
     """Only the tokenizer and the config; weights need not be there."""
-    config = read_optional_json(source / "config.json")
-    shape = read_config(source / "config.json", config, "hf", options.ignored_config)
+    path = source / "config.json"
+    config = read_optional_json(path)
+    check_ignored(options, {path: config})
+    shape = read_config(path, config, "hf", options.ignored_config)
     vocabulary = _vocabulary(source, config, shape, options)
     if not vocabulary.n_tokens:
         raise CheckpointError(source, "has no tokenizer files")
@@ -112,15 +120,16 @@ def _plan_vocabulary(source: Path, options: ConvertOptions) -> Conversion:
         *general,
         *shape.keys(shape.vocab_size or vocabulary.n_tokens),
     ]
-    return build_conversion(
-        source, (), options, "vocab", keys + vocabulary.keys, [], (*shape.notes, *vocabulary.notes)
-    )
+    notes = (*shape.notes, *vocabulary.notes, *sampling_notes(_generation(source)))
+    return build_conversion(source, (), options, "vocab", keys + vocabulary.keys, [], notes)
 
 
 def _general(folder: Path, config: Mapping[str, Any], options: ConvertOptions, size: str) -> list[KeyValue]:
-    return general_keys(
-        folder, config, read_optional_json(folder / "generation_config.json"), size, options.name
-    )
+    return general_keys(folder, config, _generation(folder), size, options.name)
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    return read_optional_json(folder / "generation_config.json")
 
 
 def _size(mapped: Mapped) -> str:

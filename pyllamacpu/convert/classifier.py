@@ -13,7 +13,8 @@ from pyllamacpu.convert.general import general_keys, size_label
 from pyllamacpu.convert.models.deberta import is_classifier, map_deberta, read_deberta
 from pyllamacpu.convert.tokenizers.unigram_pipeline import read_unigram_pipeline
 from pyllamacpu.convert.types import file_type_of, tensor_types
-from pyllamacpu.errors import CheckpointError, OptionError
+from pyllamacpu.convert.unused_options import check_ignored, check_used
+from pyllamacpu.errors import CheckpointError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.quantize.file_types import file_type_keys
@@ -31,11 +32,11 @@ def _folder(source: Path) -> Path:
 
 def plan_classifier(source: Path, options: ConvertOptions) -> Conversion:
     """Raises CheckpointError, OptionError."""
-    if options.mmproj:
-        raise OptionError(f"{source}: a classifier of texts has no vision tower (--mmproj)")
+    check_used(source, "classifier of texts", options)
     folder = _folder(source)
     path = folder / "config.json"
     config: dict[str, Any] = read_optional_json(path)
+    check_ignored(options, {path: config})
     shape = read_deberta(path, config, options.ignored_config)
     tokenizer, notes = read_unigram_pipeline(folder, shape.vocab_size)
     if options.vocab_only:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pyllamacpu.convert.models.fields import short
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
 
@@ -27,6 +30,7 @@ _SAMPLING = {
     "temperature": ("temp", ValueType.FLOAT32),
     "repetition_penalty": ("penalty_repeat", ValueType.FLOAT32),
 }
+_LARGEST = {ValueType.INT32: (1 << 31) - 1, ValueType.FLOAT32: float(np.finfo(np.float32).max)}
 _HUB = "https://huggingface.co/"
 _MAX_CARD = 1 << 22  # bytes
 
@@ -128,10 +132,29 @@ def general_keys(
 def _sampling(generation: Mapping[str, Any]) -> list[KeyValue]:
     found = []
     for theirs, (ours, kind) in _SAMPLING.items():
-        value = generation.get(theirs)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = _fitting(generation.get(theirs), kind)
+        if value is not None:
             found.append(KeyValue(f"general.sampling.{ours}", value, kind))
     return found
+
+
+def sampling_notes(generation: Mapping[str, Any]) -> list[str]:
+    """What generation_config.json says of sampling that a GGUF file cannot hold."""
+    return [
+        f"generation_config.json: {name} is {short(generation[name])}, which was left out: not a number that "
+        f"fits {kind.name.lower()}"
+        for name, (_, kind) in _SAMPLING.items()
+        if generation.get(name) is not None and _fitting(generation[name], kind) is None
+    ]
+
+
+def _fitting(value: Any, kind: ValueType) -> int | float | None:
+    """The number as one of this type; None for others."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST[kind]:
+        return None
+    if kind == ValueType.FLOAT32:
+        return float(value)
+    return int(value) if value == int(value) else None
 
 
 def _origins(kind: str, names: list[str]) -> list[KeyValue]:

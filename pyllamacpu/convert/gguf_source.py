@@ -9,6 +9,7 @@ from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conv
 from pyllamacpu.convert.merge_lora import Added, merged, read_added
 from pyllamacpu.convert.merge_lora import notes as merge_notes
 from pyllamacpu.convert.types import fallbacks
+from pyllamacpu.convert.unused_options import check_used
 from pyllamacpu.errors import GGUFError, OptionError
 from pyllamacpu.gguf.keys import KeyValue, metadata_keys
 from pyllamacpu.gguf.reader import GGUFFile
@@ -42,8 +43,7 @@ def plan_gguf(source: Path, options: ConvertOptions) -> Conversion:
     that loses nothing more (f32, f16, bf16): everything else is `quantize`'s to decide. Raises GGUFError,
     OptionError.
     """
-    if options.ignored_config or options.base:
-        raise OptionError("--ignore-config and --base have no meaning for a GGUF file")
+    check_used(source, "GGUF file", options)
     if options.adapters and options.vocab_only:
         raise OptionError("a vocabulary has no weights that an adapter (--lora) could change")
     file = GGUFFile.open(source)  # stays open as long as its tensors are wanted

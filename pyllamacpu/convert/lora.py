@@ -27,6 +27,7 @@ from pyllamacpu.convert.models.fields import Fields
 from pyllamacpu.convert.models.names import pair_order
 from pyllamacpu.convert.models.shape import ModelShape
 from pyllamacpu.convert.models.slots import Slot, slots
+from pyllamacpu.convert.unused_options import check_ignored, check_used
 from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
@@ -52,12 +53,12 @@ def is_adapter(source: Path) -> bool:
 
 def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
     """The plan of an adapter. Raises CheckpointError, OptionError."""
-    if options.vocab_only:
-        raise OptionError(f"{source}: a LoRA adapter has no vocabulary")
+    check_used(source, "LoRA adapter", options)
     stated = read_optional_json(source / CONFIG)
     config = Fields(source / CONFIG, {k: v for k, v in stated.items() if k not in options.ignored_config})
     scaling = read_scaling(config)
     base, base_config = _base(source, config, options)
+    check_ignored(options, {source / CONFIG: stated, base: base_config})
     shape = read_config(base, base_config, "hf", options.ignored_config)
     checkpoint = open_checkpoint(_weights(source))
     found = read_pairs(source, checkpoint.tensors)
