@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from pyllamacpu.convert.models.config import read_config
 from pyllamacpu.convert.models.shape import ModelShape
+from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.config import ModelConfig
 
 LLAMA31 = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
@@ -169,3 +172,68 @@ def test_dynamic_rope_keeps_to_the_trained_context() -> None:
     )
     assert (shape.rope.kind, shape.n_ctx) == ("none", 4096)
     assert "beyond 4096 tokens" in shape.notes[0]
+
+
+WEIRD = (
+    *(5, -1, 0, 5.5, -5.5, 1e-300, 1e300, float("inf"), float("nan"), 10**400, True, "", "a", [], ["a"], [1]),
+    *([["a"]], [{}], [None], {}, {"a": 5}, {"type": 5}, {"rope_type": ["a"]}, {"full_attention": 5}),
+    *({"full_attention": [1]}, {"full_attention": {"rope_theta": "x"}}),
+)
+YARN_31 = LLAMA31 | {
+    "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+}
+OF_YARN = ("attention_factor", "beta_fast", "beta_slow", "extrapolation_factor", "mscale", "mscale_all_dim")
+
+
+def spoiled(config: dict[str, Any], more: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The config with each key, also those inside others, and `more` in turn, of each weird value."""
+    for key in (*config, *more):
+        for value in WEIRD:
+            yield key, config | {key: value}
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            deeper = OF_YARN if inner.get("type") == "yarn" else ()
+            yield from ((f"{key}.{name}", config | {key: values}) for name, values in spoiled(inner, deeper))
+
+
+@pytest.mark.parametrize(
+    "config", [LLAMA31, YARN_31, MISTRAL, llama4(SCOUT_TEXT), llama4(MAVERICK_TEXT)], ids=range(5)
+)
+def test_values_of_any_kind_are_read_or_refused(config: dict[str, Any]) -> None:
+    """With an error that names the file; what is read is what the reader of GGUF files takes."""
+    more = ("layer_types", "rope_parameters", "rope_scaling", "auto_map", "head_dim", "partial_rotary_factor")
+    refused = set()
+    for key, values in spoiled(config, more):
+        try:
+            shape = read(values)
+        except CheckpointError:
+            refused.add(key)
+            continue
+        found = {k.name: float(np.float32(k.value)) if k.kind == ValueType.FLOAT32 else k.value
+                 for k in shape.keys(shape.vocab_size or 1)}  # fmt: skip
+        try:
+            ModelConfig.from_metadata({"general.architecture": shape.arch, **found}, {})
+        except ModelError as error:
+            pytest.fail(f"{key}: {error}")
+    assert any(key.endswith("layer_types") for key in refused)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rms_norm_eps": 5}, "rms_norm_eps is 5: must be a number from 0 to 0.1"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps is -1"),
+        ({"rope_theta": 1e-300}, "rope_theta is 1e-300: must be a number from 0.001 to 1e"),
+        ({"rope_theta": 10**400}, "rope_theta is 1000.*must be a number"),
+        ({"layer_types": 5}, "layer_types is 5: must be a list of names"),
+        ({"layer_types": [["a"]]}, "layer_types is .*: must be a list of names"),
+        (
+            {"rope_parameters": {"full_attention": 5}, "rope_scaling": None},
+            "full_attention is 5: must be an ob",
+        ),
+        ({"intermediate_size": 1 << 25}, "intermediate_size"),
+    ],
+)
+def test_what_no_file_could_hold_is_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        read(LLAMA31 | changes)

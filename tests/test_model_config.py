@@ -93,6 +93,10 @@ def test_where_the_vocabulary_size_comes_from() -> None:
     assert ModelConfig.from_metadata(with_tokens, embedding(304)).vocab_size == 300
     with pytest.raises(ModelError, match=r"vocab_size is 500.*only 400 rows"):
         config(embedding(400))
+    few = SMALL | {"llama.vocab_size": 200, "tokenizer.ggml.tokens": ["a"] * 258}
+    with pytest.raises(ModelError, match=r"vocab_size is 200: the tokenizer has 258 tokens.*only 200 rows"):
+        ModelConfig.from_metadata(few, embedding(200))
+    assert ModelConfig.from_metadata(few, embedding(258)).vocab_size == 200
     with pytest.raises(ModelError, match=r"llama\.vocab_size is missing"):
         ModelConfig.from_metadata(metadata, {})
 

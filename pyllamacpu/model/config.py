@@ -23,6 +23,16 @@ from pyllamacpu.model.architectures import known as known_architectures
 from pyllamacpu.model.deberta_attention import DebertaAttention, read_deberta_attention
 from pyllamacpu.model.llama4_attention import Llama4Attention, read_llama4_attention
 from pyllamacpu.model.mllama_layers import MllamaLayers, read_mllama_layers
+from pyllamacpu.model.ranges import (
+    ATTENTION_FACTOR,
+    MAX_DIM,
+    NORM_EPS,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    YARN_BETA,
+    YARN_EXTRAPOLATION,
+    YARN_MULTIPLIER,
+)
 from pyllamacpu.native import lib
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
@@ -30,7 +40,6 @@ PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or o
 
 _DAMAGED = "the file is damaged or too new"
 _MAX_LAYERS = 1 << 16
-_MAX_DIM = 1 << 24
 _MAX_CONTEXT = (1 << 31) - 1
 _NORM_EPS = {DEBERTA: "attention.layer_norm_epsilon"}  # norms that take the mean away too
 
@@ -152,12 +161,12 @@ class ModelConfig:
         keys = _Keys.of(metadata)
         keys.refuse_unknown_computation()
         n_layers = keys.whole("block_count", 1, _MAX_LAYERS)
-        dim = keys.whole("embedding_length", 1, _MAX_DIM)
+        dim = keys.whole("embedding_length", 1, MAX_DIM)
         heads = keys.per_layer("attention.head_count", n_layers)
         kv_heads = keys.per_layer("attention.head_count_kv", n_layers, default=heads)
         _check_heads(keys, heads, kv_heads, n_layers)
-        head_dim = keys.whole("attention.key_length", 1, _MAX_DIM, _default_head_dim(keys, dim, heads))
-        rope_dim = keys.whole("rope.dimension_count", 1, _MAX_DIM, head_dim)
+        head_dim = keys.whole("attention.key_length", 1, MAX_DIM, _default_head_dim(keys, dim, heads))
+        rope_dim = keys.whole("rope.dimension_count", 1, MAX_DIM, head_dim)
         if keys.arch != DEBERTA and (rope_dim > head_dim or rope_dim % 2):  # which rotates nothing
             raise keys.error(
                 "rope.dimension_count", rope_dim, f"must be even and at most {head_dim}, the head size"
@@ -172,12 +181,12 @@ class ModelConfig:
             n_heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            value_dim=keys.whole("attention.value_length", 1, _MAX_DIM, head_dim),
+            value_dim=keys.whole("attention.value_length", 1, MAX_DIM, head_dim),
             ffn_dim=keys.per_layer("feed_forward_length", n_layers, default=expert_ffn or None),
             vocab_size=_vocab_size(keys, metadata, tensors),
             n_ctx_train=n_ctx_train,
-            norm_eps=keys.real(_NORM_EPS.get(keys.arch, "attention.layer_norm_rms_epsilon"), 0.0, 0.1),
-            rope_theta=keys.real("rope.freq_base", 1e-3, 1e15, 10000.0),
+            norm_eps=keys.real(_NORM_EPS.get(keys.arch, "attention.layer_norm_rms_epsilon"), *NORM_EPS),
+            rope_theta=keys.real("rope.freq_base", *ROPE_THETA, 10000.0),
             rope_dim=rope_dim,
             rope_scaling=_rope_scaling(keys, n_ctx_train),
             sliding_window=keys.whole("attention.sliding_window", 0, _MAX_CONTEXT, 0),
@@ -264,11 +273,11 @@ class _Keys:
             fallback: PerLayer = self._default(key, default)
             return fallback
         if not isinstance(value, (np.ndarray, list, tuple)):
-            return self._in_range(key, value, 1, _MAX_DIM)
+            return self._in_range(key, value, 1, MAX_DIM)
         if len(value) < n_layers:
             raise self.error(key, value, f"must have a value for each of {n_layers} layers")
         given = value.tolist() if isinstance(value, np.ndarray) else list(value)
-        items = tuple(self._in_range(key, item, 1, _MAX_DIM) for item in given[:n_layers])
+        items = tuple(self._in_range(key, item, 1, MAX_DIM) for item in given[:n_layers])
         return items[0] if len(set(items)) == 1 else items
 
     def refuse_unknown_computation(self) -> None:
@@ -327,12 +336,14 @@ def _named_tokens(metadata: Mapping[str, Any]) -> int:
 
 
 def _vocab_size(keys: _Keys, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
-    """The key, else the tokenizer's length, else the embedding's rows, which must be at least as many."""
+    """The key, else the tokenizer's length, else the embedding's rows: there is one for each token."""
     embedding = tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None else None
-    size = keys.whole("vocab_size", 1, _MAX_CONTEXT, _named_tokens(metadata) or rows)
-    if rows is not None and size > rows:
-        raise keys.error("vocab_size", size, f"token_embd.weight has only {rows} rows")
+    n_tokens = _named_tokens(metadata)
+    size = keys.whole("vocab_size", 1, _MAX_CONTEXT, n_tokens or rows)
+    if rows is not None and max(size, n_tokens) > rows:
+        said = f"the tokenizer has {n_tokens} tokens, and " if n_tokens > size else ""
+        raise keys.error("vocab_size", size, f"{said}token_embd.weight has only {rows} rows")
     return size
 
 
@@ -348,10 +359,10 @@ def _experts(keys: _Keys) -> tuple[int, int]:
 def _rope_scaling(keys: _Keys, n_ctx_train: int) -> RopeScaling:
     kind = keys.get("rope.scaling.type")
     key = "rope.scale_linear" if keys.get("rope.scaling.factor") is None else "rope.scaling.factor"
-    factor = keys.real(key, 0.0, 1e6, 0.0) or 1.0  # 0 means none
-    if factor < 1e-3:
-        raise keys.error(key, factor, "must be 0.001 or more")
-    attn_factor = keys.real("rope.scaling.attn_factor", 1e-6, 1e6, 1.0)
+    factor = keys.real(key, 0.0, ROPE_FACTOR[1], 0.0) or 1.0  # 0 means none
+    if factor < ROPE_FACTOR[0]:
+        raise keys.error(key, factor, f"must be {ROPE_FACTOR[0]:g} or more")
+    attn_factor = keys.real("rope.scaling.attn_factor", *ATTENTION_FACTOR, 1.0)
     if kind is None:
         kind = "none" if factor == 1.0 else "linear"
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
@@ -365,12 +376,12 @@ def _rope_scaling(keys: _Keys, n_ctx_train: int) -> RopeScaling:
         factor,
         original_context=keys.whole("rope.scaling.original_context_length", 0, _MAX_CONTEXT, 0)
         or n_ctx_train,
-        ext_factor=keys.real("rope.scaling.yarn_ext_factor", -1e6, 1e6, 1.0),
+        ext_factor=keys.real("rope.scaling.yarn_ext_factor", *YARN_EXTRAPOLATION, 1.0),
         attn_factor=attn_factor,
-        yarn_attn_factor=keys.real("rope.scaling.yarn_attn_factor", 1e-6, 1e6, 0.0),
-        beta_fast=keys.real("rope.scaling.yarn_beta_fast", 1e-6, 1e6, 32.0),
-        beta_slow=keys.real("rope.scaling.yarn_beta_slow", 1e-6, 1e6, 1.0),
-        log_multiplier=keys.real("rope.scaling.yarn_log_multiplier", 0.0, 1e6, 0.0),
+        yarn_attn_factor=keys.real("rope.scaling.yarn_attn_factor", *ATTENTION_FACTOR, 0.0),
+        beta_fast=keys.real("rope.scaling.yarn_beta_fast", *YARN_BETA, 32.0),
+        beta_slow=keys.real("rope.scaling.yarn_beta_slow", *YARN_BETA, 1.0),
+        log_multiplier=keys.real("rope.scaling.yarn_log_multiplier", *YARN_MULTIPLIER, 0.0),
     )
 
 

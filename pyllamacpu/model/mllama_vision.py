@@ -29,6 +29,7 @@ from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.ranges import NORM_EPS
 from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
 from pyllamacpu.model.weights import Table, TensorSpec, Weights
 
@@ -126,7 +127,7 @@ def read_config(keys: TowerKeys) -> MllamaVisionConfig:
         ffn_dim=keys.whole("feed_forward_length"),
         image_size=keys.whole("image_size", high=1 << 14),
         patch_size=keys.whole("patch_size", high=1 << 10),
-        norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, 1e-5),
+        norm_eps=keys.real("attention.layer_norm_epsilon", *NORM_EPS, 1e-5),
         states=_states(keys),
         max_tiles=keys.whole("max_num_tiles", TILES, high=MOST_TILES),
         whole_tiles=os.environ.get(WHOLE_TILES_VARIABLE, "0") not in ("", "0"),

@@ -18,6 +18,7 @@ import numpy as np
 from pyllamacpu.errors import ImageError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.ranges import NORM_EPS, ROPE_THETA, SHUFFLE_RATIO
 from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
 from pyllamacpu.model.weights import Table, TensorSpec, Vector, Weights, padded_vector
 
@@ -89,8 +90,8 @@ class Llama4VisionConfig:
 
 def read_config(keys: TowerKeys) -> Llama4VisionConfig:
     """Raises ModelError that names the key and its value."""
-    ratio = keys.real("pixel_shuffle_ratio", 0.01, 1.0, 0.5)  # ollama's files
-    eps = keys.real("layer_norm_epsilon", 0.0, 0.1, 1e-5)  # likewise
+    ratio = keys.real("pixel_shuffle_ratio", *SHUFFLE_RATIO, 0.5)  # ollama's files
+    eps = keys.real("layer_norm_epsilon", *NORM_EPS, 1e-5)  # likewise
     config = Llama4VisionConfig(
         dim=_text_dim(keys),
         width=keys.whole("embedding_length"),
@@ -100,8 +101,8 @@ def read_config(keys: TowerKeys) -> Llama4VisionConfig:
         image_size=keys.whole("image_size", high=1 << 14),
         patch_size=keys.whole("patch_size", high=1 << 10),
         shuffle=keys.whole("projector.scale_factor", round(1 / ratio), high=64),
-        norm_eps=keys.real("attention.layer_norm_epsilon", 0.0, 0.1, eps),
-        rope_theta=keys.real("rope.freq_base", 1.0, 1e15, 10000.0),
+        norm_eps=keys.real("attention.layer_norm_epsilon", *NORM_EPS, eps),
+        rope_theta=keys.real("rope.freq_base", *ROPE_THETA, 10000.0),
     )
     for key in ("image_mean", "image_std"):
         if (value := keys.get(key)) is not None and not np.array_equal(value, LEVELS):

@@ -222,11 +222,12 @@ def head_size(config: Fields, dim: int, n_heads: int, kv_heads: int) -> int:
 def _window(config: Fields, usual: _Usual, n_ctx: int) -> tuple[int, list[str]]:
     """The sliding window in tokens, 0 for none, and what to say about it."""
     window = config.whole("sliding_window", usual.window if "sliding_window" not in config.values else 0)
-    kinds = set(config.get("layer_types", []))
+    stated = config.get("layer_types", [])
+    if not isinstance(stated, list) or not all(isinstance(kind, str) for kind in stated):
+        raise config.error("layer_types", stated, "must be a list of names")
+    kinds = set(stated)
     if len(kinds) > 1 or not kinds <= {"full_attention", "sliding_attention"}:
-        raise config.error(
-            "layer_types", sorted(map(str, kinds)), "layers of different kinds cannot be converted"
-        )
+        raise config.error("layer_types", sorted(kinds), "layers of different kinds cannot be converted")
     if config.get("use_sliding_window") is False or kinds == {"full_attention"}:
         window = 0
     if not usual.has_window:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import json
-import math
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import CheckpointError
+from pyllamacpu.model.ranges import (
+    ATTENTION_FACTOR,
+    MAX_DIM,
+    NORM_EPS,
+    ROPE_FACTOR,
+    ROPE_THETA,
+    SHUFFLE_RATIO,
+    YARN_BETA,
+    YARN_EXTRAPOLATION,
+    YARN_MULTIPLIER,
+)
 
 # What work and memory grow with; far beyond any model.
 _HIGHEST = {
     **dict.fromkeys(("num_hidden_layers", "n_layers", "num_local_experts", "num_experts"), 1 << 12),
     **dict.fromkeys(("head_dim", "num_attention_heads", "n_heads"), 1 << 16),
-    **dict.fromkeys(("hidden_size", "dim", "vocab_size"), 1 << 24),
+    **dict.fromkeys(("hidden_size", "dim", "vocab_size"), MAX_DIM),
+    **dict.fromkeys(("intermediate_size", "intermediate_size_mlp", "hidden_dim"), MAX_DIM),
 }
+_RANGES = {
+    **dict.fromkeys(("rms_norm_eps", "norm_eps", "layer_norm_eps"), NORM_EPS),
+    **dict.fromkeys(("rope_theta", "rope_freq_base"), ROPE_THETA),
+    **dict.fromkeys(("factor", "rope_scaling_factor"), ROPE_FACTOR),
+    **dict.fromkeys(("attention_factor", "attn_factor"), (0.0, ATTENTION_FACTOR[1])),  # 0: not stated
+    **dict.fromkeys(("beta_fast", "beta_slow"), YARN_BETA),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), YARN_MULTIPLIER),
+    "extrapolation_factor": YARN_EXTRAPOLATION,
+    "pixel_shuffle_ratio": SHUFFLE_RATIO,
+}
+_LARGEST = (2 - 2**-23) * 2.0**127  # float32, as which they are written
 _NOTHING: tuple[Any, ...] = (None, False, "", {}, [])
 
 
@@ -55,11 +78,17 @@ class Fields:
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
+        """A number that the file's readers take; without a `default` it must be there."""
         value = self.get(key, default)
         if value is None:
             raise CheckpointError(self.path, f"{self.prefix}{key} is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
             raise self.error(key, value, "must be a number")
+        if key in _RANGES:
+            low, high = _RANGES[key]
+            (written,) = struct.unpack("<f", struct.pack("<f", value))
+            if not low <= written <= high:
+                raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

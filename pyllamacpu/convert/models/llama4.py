@@ -52,7 +52,10 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         raise config.error("num_key_value_heads", kv_heads, f"must divide the {n_heads} heads")
     rope, n_ctx = read_rope(config, config.whole("max_position_embeddings", 131072, low=1), 500000.0)
     step = _moe_step(config, n_layers)
-    n_experts = config.whole("num_local_experts", 16, low=0) if step else 0
+    n_experts = config.whole("num_local_experts", 16, low=1) if step else 0
+    n_used = config.whole("num_experts_per_tok", 1, low=1) if step else 0
+    if n_used > n_experts:
+        raise config.error("num_experts_per_tok", n_used, f"there are {n_experts} experts")
     attention = read_attention(config, n_layers, n_experts)
     tied = config.flag("tie_word_embeddings") or (config is not outer and outer.flag("tie_word_embeddings"))
     notes = attention_notes(attention, n_experts, n_ctx)
@@ -74,7 +77,7 @@ def read_llama4(outer: Fields, ignored: set[str], harmless: Iterable[str]) -> Mo
         attention_bias=config.flag("attention_bias"),
         tied=tied,
         n_experts=n_experts,
-        n_experts_used=config.whole("num_experts_per_tok", 1, low=1) if step else 0,
+        n_experts_used=n_used,
         expert_ffn_dim=config.whole("intermediate_size", 8192, low=1),
         moe_step=step,
         attention=attention,
@@ -98,7 +101,7 @@ def _moe_step(config: Fields, n_layers: int) -> int:
     if listed == []:
         return 0
     expected = list(range(step - 1, n_layers, step)) if step else []
-    if list(listed) != expected:
+    if listed != expected:
         raise config.error("moe_layers", listed, f"must be every {step}th layer to be stated in a GGUF file")
     return step
 

@@ -99,6 +99,9 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
     n_experts = max(0, int(experts.real("num_experts", 0)))
     step = experts.whole("interleave_moe_layer_step", 1, low=1) if n_experts else 0
     roped_only = params.get("nope_layer_interval") is None
+    n_used = experts.whole("top_k", 1, low=1) if step else 0
+    if n_used > n_experts:
+        raise experts.error("top_k", n_used, f"there are {n_experts} experts")
     absent: dict[str, int | None] = {
         "use_qk_norm": False,
         "attn_temperature_tuning": not roped_only,
@@ -114,7 +117,7 @@ def _with_experts(params: Fields, shape: ModelShape) -> ModelShape:
         explicit_head_dim=True,
         ffn_dim=0,
         n_experts=n_experts,
-        n_experts_used=experts.whole("top_k", 1, low=1) if step else 0,
+        n_experts_used=n_used,
         moe_step=step,
         attention=attention,
         notes=(*shape.notes, *attention_notes(attention, n_experts, shape.n_ctx)),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pyllamacpu.convert.models.fields import Fields
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.ranges import ATTENTION_FACTOR
 
 RopeKind = Literal["none", "linear", "yarn", "llama3"]
 
@@ -86,8 +87,6 @@ def read_rope(config: Fields, n_ctx: int, default_theta: float = 10000.0) -> tup
     """The rope of a config.json, and the context that the file may claim. Raises CheckpointError."""
     given = _parameters(config)
     theta = given.real("rope_theta", config.real("rope_theta", default_theta))
-    if not 0 < theta < 1e15:
-        raise config.error("rope_theta", theta, "must be positive")
     for where in (given, config):
         if where.real("partial_rotary_factor", 1.0) != 1.0:
             raise where.error("partial_rotary_factor", where.get("partial_rotary_factor"), "must be 1")
@@ -104,8 +103,6 @@ def read_rope(config: Fields, n_ctx: int, default_theta: float = 10000.0) -> tup
     if kind == "dynamic":
         return _dynamic(given, theta, original), original
     factor = given.real("factor", n_ctx / original if kind == "yarn" else None)
-    if factor < 1e-3:
-        raise given.error("factor", factor, "must be positive")
     if kind == "linear":
         return Rope(theta, "linear", factor=factor), n_ctx
     if kind == "llama3":
@@ -128,6 +125,8 @@ def _parameters(config: Fields) -> Fields:
         if not isinstance(value, dict):
             raise config.error(key, value, "must be an object")
         inner = value.get("full_attention", value)
+        if not isinstance(inner, dict):
+            raise config.error(f"{key}.full_attention", inner, "must be an object")
         if any(isinstance(other, dict) and other is not inner for other in value.values()):
             raise config.error(
                 key, value, "scaling that differs between layers cannot be stated in a GGUF file"
@@ -167,7 +166,9 @@ def _yarn_values(given: Fields, factor: float) -> dict[str, float]:
         grown, all_dims = (_magnitude(factor, given.real(k, 1.0)) for k in ("mscale", "mscale_all_dim"))
         attention = grown / all_dims
     if attention:  # readers multiply this by what they derive from the factor
-        values["attn_factor"] = attention / _magnitude(factor, 1.0)
+        values["attn_factor"] = grown = attention / _magnitude(factor, 1.0)
+        if not ATTENTION_FACTOR[0] <= grown <= ATTENTION_FACTOR[1]:
+            raise given.error("attention_factor", attention, f"is far from what factor {factor:g} gives")
     for key in ("beta_fast", "beta_slow"):
         if given.get(key) is not None:
             values[f"yarn_{key}"] = given.real(key, 1.0)
