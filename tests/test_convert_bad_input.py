@@ -1,4 +1,7 @@
-"""What can be wrong with a checkpoint: one clear error, before or while writing, and never half a file."""
+"""What can be wrong with a checkpoint: one clear error, before or while writing, and never half a file.
+
+Covers convert/unused_options.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Configs as they were published: what they mean in a GGUF file's keys."""
+"""Configs as they were published: what they mean in a GGUF file's keys.
+
+Covers model/ranges.py.
+"""
 
 from __future__ import annotations
 
