@@ -16,7 +16,9 @@ from tiny_model import byte, write_model
 
 from pyllamacpu import Llama
 from pyllamacpu.api.grammar import LlamaGrammar
+from pyllamacpu.api.tools import shown_tools
 from pyllamacpu.errors import OptionError
+from pyllamacpu.text import ChatTemplate
 
 SCHEMA = {
     "type": "object",
@@ -183,6 +185,22 @@ def test_a_template_without_tools_shows_them_as_words(tmp_path: Path) -> None:
     with Llama(str(path), n_ctx=2048, verbose=False) as llm:
         plain, told = chat(llm, max_tokens=1), chat(llm, max_tokens=1, tools=[WEATHER])
         assert told["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + len("weather")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+@pytest.mark.parametrize("content", ["Be kind.", [{"type": "text", "text": "Be kind."}], None])
+def test_the_words_of_tools_stand_in_the_system_message_that_is_there(role: str, content: Any) -> None:
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    question: Any = [{"role": role, "content": content}, {"role": "user", "content": "?"}]
+    shown, tools = shown_tools(template, question, [WEATHER])
+    text = template.render(shown, tools)
+    assert tools is None and text.count("<system>") == 1 and "<developer>" not in text
+    assert '"weather"' in text and ("Be kind." in text) == bool(content)
+
+
+def test_a_template_that_cannot_do_without_tools_gets_them() -> None:
+    template = ChatTemplate("{% for t in tools %}{{ t | tojson }}{% endfor %}{{ messages[0].content }}")
+    assert shown_tools(template, [{"role": "user", "content": "?"}], [WEATHER])[1] == [WEATHER]
 
 
 def test_logprobs_beside_calls(llm: Llama) -> None:

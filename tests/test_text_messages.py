@@ -105,9 +105,10 @@ def test_empty_fields_are_as_if_absent(empty: Any, field: str) -> None:
     ],
 )
 def test_a_content_of_null_is_as_if_absent(content: str) -> None:
-    source = "{% for m in messages %}<{{ m.role }}>" + content + "{% endfor %}"
+    calls = "{% for c in m.tool_calls or [] %}{{ c.function.arguments.values() | list }}{% endfor %}"
+    source = "{% for m in messages %}<{{ m.role }}>" + content + calls + "{% endfor %}"
     messages = [*user("x"), *call({"a": 1}, content=None)[1:], {"role": "tool", "content": None}]
-    assert ChatTemplate(source).render(messages) == "<user>x<assistant><tool>"
+    assert ChatTemplate(source).render(messages) == "<user>x<assistant>[1]<tool>"
 
 
 def test_developer_is_system_where_only_that_is_known() -> None:
@@ -115,7 +116,101 @@ def test_developer_is_system_where_only_that_is_known() -> None:
     knows = "{% for m in messages %}" + known + "{% endfor %}"
     messages = [{"role": "developer", "content": "Be kind."}, *user("x")]
     assert ChatTemplate(knows).render(messages) == "<system>Be kind.<user>x"
-    assert ChatTemplate(PLAIN).render(messages).startswith("<developer>Be kind.")
+    both = knows.replace("'system', ", "'system', 'developer', ")
+    assert ChatTemplate(both).render(messages) == "<developer>Be kind.<user>x"
+
+
+@pytest.mark.parametrize(
+    "source, shown",
+    [
+        (PLAIN, "<system>Be kind."),
+        (PLAIN.replace("m['role'] }}", "m['role'] | title }} developer"), "<System developer>Be kind."),
+        (PLAIN.replace("m['role'] }}", "'S' if m['role'] == 'system' else 'U' }}"), "<S>Be kind."),
+    ],
+)
+def test_developer_is_system_where_it_is_a_word_like_any_other(source: str, shown: str) -> None:
+    """Printed as it stands, or taken for the user's: no template was trained on that."""
+    messages = [{"role": "developer", "content": "Be kind."}, *user("x")]
+    assert ChatTemplate(source).render(messages).startswith(shown)
+    for role in ("user", "assistant"):
+        assert "Be kind." in ChatTemplate(source).render([*messages, {"role": role, "content": "y"}])
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_a_call_needs_no_content(content: dict[str, Any]) -> None:
+    """Clients leave it out: the template may read it all the same."""
+    joined = "{% for m in messages %}{{ '<' + m['content'] + '>' }}{% for c in m.tool_calls or [] %}"
+    source = joined + "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    messages = [*user("x"), *call({"a": 1})[1:]]
+    messages[1] = {key: value for key, value in messages[1].items() if key != "content"} | content
+    assert ChatTemplate(source).render(messages) == '<x><>{"a": 1}'
+
+
+# Calls that a template takes one by one, or not at all
+
+ONE_CALL = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}{% if m.tool_calls | length != 1 %}"
+    "{{ raise_exception('one call at a time') }}{% endif %}f{{ m.tool_calls[0].function.arguments | tojson }}"
+    "{% endif %}{{ m.content }}{% endfor %}"
+)
+FIRST_CALL = ONE_CALL.replace("!= 1", "> 9")  # drops the others
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def called(*ids: str, content: str = "") -> dict[str, Any]:
+    calls = [
+        {"id": i, "type": "function", "function": {"name": "f", "arguments": f'{{"a": "{i}"}}'}} for i in ids
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def result(call_id: str | None, content: str) -> dict[str, Any]:
+    return {"role": "tool", "content": content, **({"tool_call_id": call_id} if call_id else {})}
+
+
+@pytest.mark.parametrize("source", [ONE_CALL, FIRST_CALL])
+@pytest.mark.parametrize("named", [True, False])
+def test_calls_become_messages_where_a_template_takes_one(source: str, named: bool) -> None:
+    """Each with its result behind it, found by the id, or in their order."""
+    ids = ("two", "one") if named else (None, None)
+    results = [result(ids[0], "B" if named else "A"), result(ids[1], "A" if named else "B")]
+    messages = [*user("x"), called("one", "two", content="so"), *results, *user("y")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(source), messages)
+    assert ChatTemplate(source).render(messages) == (
+        '<user>x<assistant>f{"a": "one"}so<tool>A<assistant>f{"a": "two"}<tool>B<user>y'
+    )
+    assert len(messages) == 5 and len(messages[1]["tool_calls"]) == 2
+
+
+def test_calls_stay_together_where_a_template_takes_several() -> None:
+    messages = [*user("x"), called("one", "two"), result("one", "A"), result("two", "B")]
+    forms = MessageForms(messages, ChatTemplate(OBJECTS).abilities).chosen
+    assert [len(message.get("tool_calls", ())) for message in forms] == [0, 2, 0, 0]
+    cut = MessageForms(messages[:2], ChatTemplate(ONE_CALL).abilities).chosen
+    assert [message["tool_calls"][0]["id"] for message in cut[1:]] == ["one", "two"]
+
+
+@pytest.mark.parametrize("content", ["", None, "so", parts("so")])
+@pytest.mark.parametrize("source", [TURNS, PARTS_ONLY, BOTH])
+def test_calls_that_a_template_does_not_show_are_written(source: str, content: Any) -> None:
+    messages = [*user("x"), {**called("one", "two"), "content": content}, result("one", "A")]
+    shown = ChatTemplate(source).render(messages)
+    first, second = ({"name": "f", "parameters": {"a": a}} for a in ("one", "two"))
+    assert f"{json.dumps(first)}\n{json.dumps(second)}" in shown and ("so" in shown) == bool(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(source), messages)
+
+
+def test_a_template_for_tools_is_asked_beside_tools() -> None:
+    """Whether it shows calls is another question without them."""
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    template = ChatTemplate(TURNS, tool_source=OBJECTS + "{% for t in tools %}{{ t | tojson }}{% endfor %}")
+    messages = [*user("x"), called("one")]
+    assert "parameters" in template.render(messages)
+    assert template.render(messages, [tool]).startswith('xf{"a": "one"}')
 
 
 def test_the_callers_messages_are_not_changed() -> None:
@@ -189,6 +284,9 @@ def test_what_is_missing() -> None:
     assert missing_messages("one two four", said) == [1, 2]
     assert missing_messages("", [{"role": "assistant", "content": " "}, {"role": "user"}]) == []
     assert missing_messages("f", call({}, content=None)[1:]) == [0]
+    for arguments in ({"city": "Rome"}, '{"city": "Rome"}'):  # the name may stand in the list of tools
+        assert missing_messages("look city", call(arguments)[1:]) == [0]
+        assert missing_messages("look(city='Rome')", call(arguments)[1:]) == []
     assert missing_tools("only f here", [{"function": {"name": "f"}}, {"name": "g"}, "junk"]) == ["g"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import check_list
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import OptionError, TemplateError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.schemas import moved
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
@@ -203,14 +203,23 @@ def shown_tools(
     if not offered:
         return messages, None
     shown = template.render(messages, list(offered), **extra)
-    if shown == template.render(messages, **extra):
-        return _described(messages, offered), None
-    return messages, list(offered)
+    try:
+        is_lost = shown == template.render(messages, **extra)
+    except TemplateError:  # it cannot do without tools
+        is_lost = False
+    return (_described(messages, offered), None) if is_lost else (messages, list(offered))
 
 
 def _described(messages: Sequence[Message], offered: Sequence[Tool]) -> list[Message]:
     listed = "\n\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in offered)
     first = messages[0] if messages else {}
-    if first.get("role") == "system" and isinstance(first.get("content"), str):
-        return [{**first, "content": f"{first['content']}\n\n{_ADVICE}{listed}"}, *messages[1:]]
-    return [{"role": "system", "content": _ADVICE + listed}, *messages]
+    if first.get("role") not in ("system", "developer"):
+        return [{"role": "system", "content": _ADVICE + listed}, *messages]
+    content = first.get("content")
+    if isinstance(content, list):
+        return [
+            {**first, "content": [*content, {"type": "text", "text": f"\n\n{_ADVICE}{listed}"}]},
+            *messages[1:],
+        ]
+    text = f"{content}\n\n{_ADVICE}{listed}" if content else _ADVICE + listed
+    return [{**first, "content": text}, *messages[1:]]

@@ -143,7 +143,7 @@ def encode_chat(
     check_size(messages, tools)
     masks = _Masks(tokenizer, template, messages, tools, extra, markers or {})
     special = frozenset(masks.spellings)
-    formed = MessageForms(messages, template.abilities).chosen
+    formed = MessageForms(messages, template.abilities_with(tools)).chosen
 
     def render(open_spellings: frozenset[str]) -> str:
         hidden = special - open_spellings

@@ -1,8 +1,9 @@
 """Messages in the form that a chat template reads, and whether all of them reached the prompt.
 
 Templates differ in what they take: contents as text or as a list of parts, arguments of tool calls as text
-or as objects, the role `developer` or only `system`. What a template can do is found out by rendering a
-probe, never guessed from its source; and every prompt is checked for the messages' words.
+or as objects, several calls in a message, one, or none at all, the role `developer` or only `system`. What a
+template can do is found out by rendering a probe, never guessed from its source; and every prompt is checked
+for the messages' words.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ _ARGUMENTS_TEXT = json.dumps(_ARGUMENTS)
 _PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was printed instead of read
 _PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
 _TOOL_ROLES = ("tool", "ipython", "function")
+_NO_ROLE = "prbrole"  # of which no template has heard
 _QUESTION = {"role": "user", "content": "x"}
+_STRING = {"type": "string", "description": "x"}
+_PARAMETERS = {"type": "object", "properties": {"prbitem": _STRING}, "required": ["prbitem"]}
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "prbtool", "description": "x", "parameters": _PARAMETERS},
+}
+"""The tool that stands beside probes, for templates that are others with tools."""
 
 
 def _unescaped(text: str) -> str:
@@ -65,8 +74,20 @@ def check_size(messages: Sequence[Message], tools: Sequence[Any] | None = None) 
 
 
 def _with_call(arguments: Any, **more: Any) -> dict[str, Any]:
-    call = {"id": "prb123456", "type": "function", "function": {"name": "prbfn", "arguments": arguments}}
-    return {"role": "assistant", "tool_calls": [call], **more}
+    return {"role": "assistant", "tool_calls": [_probe_call("prb123456", arguments)], **more}
+
+
+def _probe_call(call_id: str, arguments: Any) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": "prbfn", "arguments": arguments}}
+
+
+def _two_calls() -> list[dict[str, Any]]:
+    """A conversation with a message of two calls, and their results."""
+    calls = [_probe_call(f"prb12345{i}", {"prbkey": f"{_WORD}{i}"}) for i in range(2)]
+    results = [
+        {"role": "tool", "content": "x", "tool_call_id": call["id"], "name": "prbfn"} for call in calls
+    ]
+    return [dict(_QUESTION), {"role": "assistant", "content": "", "tool_calls": calls}, *results]
 
 
 class Abilities:
@@ -119,6 +140,54 @@ class Abilities:
 
         return self._once(("absent", role), ask)
 
+    def knows_role(self, role: str) -> bool:
+        """Whether this role is more to the template than any word: it is shown in another way."""
+
+        def ask() -> bool:
+            own = self._render(_conversation(role, _WORD))
+            try:
+                other = self._render(_conversation(_NO_ROLE, _WORD))
+            except RenderError as error:
+                if error.kind == "stopped":
+                    raise
+                return True
+            return own.lower().replace(role, _NO_ROLE) != other.lower().replace(role, _NO_ROLE)
+
+        return self._once(("known", role), ask)
+
+    def shows_calls(self) -> bool:
+        """Whether tool calls reach the prompt; true of a template that takes none of the probes."""
+
+        def ask() -> bool:
+            texts = [self._call(form) for form in (dict(_ARGUMENTS), _ARGUMENTS_TEXT)]
+            return not any(texts) or any(_WORD in text for text in texts)
+
+        return self._once(("calls",), ask)
+
+    def needs_single_calls(self) -> bool:
+        """Whether several calls reach the prompt only when each has a message of its own."""
+
+        def shown(messages: list[dict[str, Any]]) -> bool:
+            try:
+                text = self._render([self._formed_call(message) for message in messages])
+            except RenderError as error:
+                if error.kind == "stopped":
+                    raise
+                return False
+            return all(f"{_WORD}{i}" in text for i in range(2))
+
+        both = _two_calls()
+        return self._once(("calls", "single"), lambda: not shown(both) and shown(_one_call_each(both)))
+
+    def _formed_call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The probe's calls with arguments as the template reads them."""
+        if self.reads_argument_objects() or not self.reads_argument_text():
+            return message
+        message = deepcopy(message)
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+        return message
+
     def _call(self, arguments: Any) -> str:
         for more in ({}, {"content": ""}):  # a few templates want a content beside a call
             try:
@@ -154,6 +223,8 @@ class MessageForms:
     """Copies of `messages` in the form that a template reads: `chosen`.
 
     What the caller gave stays where the template can take it. Fields that are null or empty are left out.
+    Calls that the template does not show are written in the content as JSON; several in a message, where it
+    takes only one, become messages of their own, each before its result.
     Raises TemplateError for messages that are not mappings with a role, and for parts that a template for
     text cannot take.
     """
@@ -161,6 +232,9 @@ class MessageForms:
     def __init__(self, messages: Iterable[Message], abilities: Abilities) -> None:
         self._abilities = abilities
         self.chosen = [self._formed(message, i) for i, message in enumerate(messages)]
+        several = any(len(message.get("tool_calls") or ()) > 1 for message in self.chosen)
+        if several and abilities.needs_single_calls():
+            self.chosen = _one_call_each(self.chosen)
 
     def _formed(self, message: Any, index: int) -> dict[str, Any]:
         if not isinstance(message, Mapping) or "role" not in message:
@@ -169,9 +243,11 @@ class MessageForms:
             )
         copy = {key: value for key, value in deepcopy(dict(message)).items() if not _empty(key, value)}
         copy["role"] = role = self._role(copy["role"])
+        if isinstance(copy.get("tool_calls"), list) and not self._abilities.shows_calls():
+            copy = _with_written_calls(copy)
         if copy.get("content") is None:
             copy.pop("content", None)
-            if "content" in message and not self._abilities.allows_no_content(role):
+            if not self._abilities.allows_no_content(role):
                 copy["content"] = ""
         else:
             copy["content"] = self._content(role, copy["content"], index)
@@ -182,10 +258,13 @@ class MessageForms:
         return copy
 
     def _role(self, role: Any) -> Any:
-        """`developer` is `system` where the template knows only that."""
-        if role == "developer" and not (self._can_read("developer") or not self._can_read("system")):
-            return "system"
-        return role
+        """`developer` is `system` where the template does not know it: an unknown role it may print as it is,
+        or take for the user's.
+        """
+        if role != "developer" or not self._can_read("system"):
+            return role
+        known = self._can_read("developer") and self._abilities.knows_role("developer")
+        return role if known else "system"
 
     def _can_read(self, role: str) -> bool:
         return self._abilities.reads_text(role) or self._abilities.reads_parts(role)
@@ -208,6 +287,59 @@ class MessageForms:
         if isinstance(arguments, Mapping) and not can.reads_argument_objects() and can.reads_argument_text():
             return json.dumps(arguments, ensure_ascii=False)
         return arguments
+
+
+def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages of several calls as one message for each call, with its result behind it. Results are found by
+    the id of their call; those that name none of them come in their order.
+    """
+    found: list[dict[str, Any]] = []
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            found.append(message)
+            continue
+        end = next((i for i in range(at, len(messages)) if messages[i]["role"] not in _TOOL_ROLES), None)
+        results = list(messages[at:end])
+        at += len(results)
+        ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
+        for i, call in enumerate(calls):
+            content = message if i == 0 else {**message, "content": ""}
+            found.append({**content, "tool_calls": [call]})
+            if (result := _result_of(ids[i], ids, results)) is not None:
+                results.remove(result)
+                found.append(result)
+        found += results
+    return found
+
+
+def _result_of(call_id: Any, ids: Sequence[Any], results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The result that names this call, or the first that names none of them."""
+    named = [result for result in results if call_id is not None and result.get("tool_call_id") == call_id]
+    nameless = [result for result in results if result.get("tool_call_id") not in ids]
+    return next(iter([*named, *nameless]), None)
+
+
+def _with_written_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its calls in its content, as JSON in a line each: the form in which a model that is
+    told of its tools in words is asked to call them. They stand first, where calls are looked for in answers.
+    """
+    content, written = message.get("content"), "\n".join(map(_written_call, message["tool_calls"]))
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    if isinstance(content, list):
+        return {**kept, "content": [{"type": "text", "text": written}, *content]}
+    return {**kept, "content": f"{written}\n{content}" if content else written}
+
+
+def _written_call(call: Any) -> str:
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    function = function if isinstance(function, Mapping) else {}
+    arguments = function.get("arguments") or {}
+    arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+    value = {"name": function.get("name"), "parameters": arguments}
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _empty(key: str, value: Any) -> bool:
@@ -250,14 +382,19 @@ def missing_messages(prompt: str, messages: Sequence[Message], special: Iterable
 
 
 def _texts(message: Message) -> list[str]:
-    """What a message says: its text, and the names of the functions that it calls."""
+    """What a message says: its text, and the functions that it calls, with the words of their arguments: a
+    name alone may stand in the list of tools.
+    """
     content = message.get("content")
     texts = [content] if isinstance(content, str) else []
     if isinstance(content, list):
         texts = [part if isinstance(part, str) else part.get("text", "") for part in content if part]
     for call in message.get("tool_calls") or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
-        texts.append(str(function.get("name", "")) if isinstance(function, Mapping) else "")
+        if isinstance(function, Mapping):
+            arguments = function.get("arguments")
+            arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+            texts += [str(function.get("name", "")), *strings_in(arguments)]
     return [text for text in texts if isinstance(text, str) and text.strip()]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.messages import Abilities, Message, MessageForms, check_size
+from pyllamacpu.text.messages import PROBE_TOOL, Abilities, Message, MessageForms, check_size
 from pyllamacpu.text.render_error import RenderError
 
 ADVICE = "choose another format with --chat-template NAME (Python: chat_format=NAME)"
@@ -64,7 +64,7 @@ class ChatTemplate:
         Each message is given in the form that the template reads (see `messages.MessageForms`). Raises
         TemplateError when the template refuses the messages (with its own words), fails or runs too long.
         """
-        forms = MessageForms(messages, self.abilities)
+        forms = MessageForms(messages, self.abilities_with(tools))
         return self.render_forms(forms.chosen, tools, add_generation_prompt, **extra)
 
     def render_forms(
@@ -112,6 +112,14 @@ class ChatTemplate:
     def abilities(self) -> Abilities:
         """What this template can read, found out by rendering probes."""
         return Abilities(self._render)
+
+    @cached_property
+    def _abilities_with_tools(self) -> Abilities:
+        return Abilities(partial(self._render, tools=[PROBE_TOOL]))
+
+    def abilities_with(self, tools: Sequence[Any] | None) -> Abilities:
+        """What it can read beside these tools: with tools, some templates are others."""
+        return self._abilities_with_tools if tools else self.abilities
 
     def _compile(self, source: str) -> Renderer:
         try:
