@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_letters import Result, cli_home, run  # noqa: F401
-from tiny_model import EOS, PIECES, write_model
+from tiny_model import EOS, PIECES, byte, write_model
 
 from pyllamacpu import Llama, LlamaGrammar
 from pyllamacpu.api.grammar import chosen_grammar
@@ -103,6 +103,55 @@ def test_whatever_is_drawn_has_the_form(compiler: GrammarCompiler, llm: Llama, n
 def test_what_cannot_be_enforced_is_refused(compiler: GrammarCompiler, grammar: Grammar, says: str) -> None:
     with pytest.raises(OptionError, match=f"^{says}: "):
         compiler.compile(grammar)
+
+
+PART = {"properties": {"x": {"type": "integer"}}, "required": ["x"]}
+OTHER = {"properties": {"y": {"type": "integer"}}, "required": ["y"]}
+DEFS = {"P": PART, "Q": {"type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}, "required": ["p"]}}
+
+
+@pytest.mark.parametrize(
+    "schema, text, fits",
+    [
+        (PART, '{"x":1}', True),
+        (PART, '{"x":1,"z":2}', False),
+        ({"type": "object", "properties": {}}, '{"z":1}', False),
+        ({"type": "object"}, '{"z":1}', True),
+        ({**PART, "additionalProperties": True}, '{"x":1,"z":2}', True),
+        ({**PART, "patternProperties": {"^z": {}}}, '{"x":1,"z":2}', True),
+        ({**PART, "unevaluatedProperties": True}, '{"x":1,"z":2}', True),
+        ({"properties": {"a": PART}, "required": ["a"]}, '{"a":{"x":1,"z":2}}', False),
+        ({"items": PART, "type": "array"}, '[{"x":1,"z":2}]', False),
+        ({"anyOf": [PART, {"type": "null"}], "title": "p"}, '{"x":1,"z":2}', False),
+        ({"$ref": "#/$defs/P", "title": "p", "$defs": DEFS}, '{"x":1,"z":2}', False),
+        ({"$ref": "#/$defs/Q", "$defs": DEFS}, '{"p":{"x":1,"z":2}}', False),
+        ({"allOf": [PART], "title": "p"}, '{"x":1,"z":2}', False),
+        ({"allOf": [PART, OTHER]}, '{"x":1,"y":2}', True),
+        ({"allOf": [{"$ref": "#/$defs/P"}, OTHER], "$defs": DEFS}, '{"x":1,"y":2}', True),
+        ({**PART, "anyOf": [OTHER, {"properties": {"z": {}}, "required": ["z"]}]}, '{"x":1,"y":2}', True),
+        ({**OTHER, "$ref": "#/$defs/P", "$defs": DEFS}, '{"y":2,"x":1}', True),
+        ({**PART, "required": ["x", "z"]}, '{"x":1,"z":2}', True),
+        ({**PART, "anyOf": [{"required": ["z"]}, {"required": ["x"]}]}, '{"x":1,"z":2}', True),
+    ],
+)
+def test_an_object_has_the_keys_that_it_lists(
+    compiler: GrammarCompiler, schema: dict[str, Any], text: str, fits: bool
+) -> None:
+    """As in llama.cpp: others where the schema allows them, or parts of it would exclude each other."""
+    constraint = compiler.compile(Grammar.json_schema(schema)).start()
+    for token in map(byte, text.encode()):
+        if not np.unpackbits(constraint.mask().view(np.uint8), bitorder="little")[token]:
+            assert not fits
+            return
+        constraint.accept(token)
+    assert fits
+
+
+def test_a_schema_that_holds_itself_is_an_error() -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    schema["properties"] = {"a": schema}
+    with pytest.raises(OptionError, match="json_schema"):
+        Grammar.json_schema(schema)
 
 
 def test_grammars_are_compiled_once(compiler: GrammarCompiler) -> None:

@@ -116,11 +116,18 @@ def test_what_is_enforced(compiler: GrammarCompiler, schema: Any, good: list[Any
 def test_what_asks_for_nothing_is_left_out() -> None:
     names = {"uniqueItems": {"uniqueItems": False}, "oneOf": True}  # of properties, not keywords
     assert prepared({"properties": names, "uniqueItems": False}) == {
-        "properties": {"uniqueItems": {}, "oneOf": True}
+        "properties": {"uniqueItems": {}, "oneOf": True},
+        "additionalProperties": False,
     }
     overlapping = {
         "oneOf": [
-            {"type": "object", "properties": {"k": {"enum": [1, i]}}, "required": ["k"]} for i in (2, 3)
+            {
+                "type": "object",
+                "properties": {"k": {"enum": [1, i]}},
+                "required": ["k"],
+                "additionalProperties": False,
+            }
+            for i in (2, 3)
         ]
     }
     assert prepared(overlapping) == overlapping

@@ -69,6 +69,36 @@ def test_a_preflight_is_answered(friendly: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    "asked, allowed",
+    [
+        ("authorization,content-type,x-stainless-lang, anthropic-dangerous-direct-browser-access", True),
+        ("x-of-tomorrow", True),
+        ("not a name", False),
+        ("x; y", False),
+    ],
+)
+def test_a_preflight_is_allowed_the_headers_it_asks_for(friendly: Running, asked: str, allowed: bool) -> None:
+    lines = ["Host: localhost", "Origin: https://friend.example", f"Access-Control-Request-Headers: {asked}"]
+    answer = friendly.raw(head(*lines, method="OPTIONS", path="/v1/chat/completions")).decode().lower()
+    assert answer.startswith("http/1.1 204") and (f"allow-headers: {asked}\r\n" in answer) == allowed
+    foreign = [lines[0], "Origin: https://evil.example", lines[2]]
+    assert friendly.raw(head(*foreign, method="OPTIONS")).startswith(b"HTTP/1.1 403")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["/health", "/api/version", "/api/tags", "/api/ps", "/v1/models", "/props", "/slots", "/metrics", "/"],
+)
+def test_head_is_get_without_the_body(running: Running, url: str) -> None:
+    with running.client() as client:
+        whole, headers = client.get(url), client.head(url)
+        assert whole.status_code == headers.status_code == 200 and headers.content == b""
+        assert whole.headers.keys() - {"transfer-encoding"} <= headers.headers.keys()
+        assert client.head("/v1/models/none").status_code == client.get("/v1/models/none").status_code == 404
+        assert client.head("/v1/chat/completions").status_code == 405
+
+
+@pytest.mark.parametrize(
     "headers, status",
     [
         ({}, 401),

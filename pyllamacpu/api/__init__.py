@@ -36,7 +36,8 @@ What is good to know:
 - `pyllamacpu.llama_cpp` has these and llama-cpp-python's other names, for programs that import `llama_cpp`.
 - `grammar=LlamaGrammar...` (GBNF, Lark, a JSON schema, a regular expression, a choice) and `response_format`
   give an answer its form. What cannot be enforced is an `OptionError`; an answer that reached `max_tokens`
-  has the finish reason "length", and is not whole.
+  has the finish reason "length", and is not whole. In a JSON schema an object with `properties` has no
+  others unless `additionalProperties` says so, as in llama.cpp's grammars; tools' arguments likewise.
 - `AsyncLlama` has the completions, chats and embeddings for asyncio; a stream that is left ends its request.
 - All errors are classes of `pyllamacpu.errors` under `PyllamacpuError`; those about arguments are
   `ValueError`s too.

@@ -1,5 +1,6 @@
 """JSON schemas before they become grammars: what asks for nothing is left out, what would take too long is
-refused, and where a schema is refused is found.
+refused, and where a schema is refused is found. An object with `properties` has no others unless it says so
+(`additionalProperties`), as in llama.cpp's grammars, so that no keys are made up.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _NOTHING: dict[str, tuple[Any, ...]] = {  # values that ask for nothing
     "dependentRequired": ({},),
     "dependentSchemas": ({},),
 }
+_OWN_KEYS = ("properties", "patternProperties", "additionalProperties", "unevaluatedProperties")
+_SHAPING = {*_OWN_KEYS, "allOf", "anyOf", "oneOf", "$ref", "if", "then", "else", "not", "dependentSchemas"}
 _MAX_MULTIPLE = 5_000  # states, too
 _MAX_OPTIONAL = 400  # properties of one object, which may come in any choice
 _MAX_TRIES = 200  # subschemas that are tried to find the one that is refused
@@ -46,21 +49,80 @@ def _children(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]
             yield (key,), inner
 
 
-def prepared(
-    schema: Mapping[str, Any], root: Mapping[str, Any] | None = None, where: str = "#"
-) -> dict[str, Any]:
-    """`schema` without what asks for nothing, and with anyOf for a oneOf whose alternatives exclude each
-    other by the value of a property. Raises OptionError for automata that would be too large.
+def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`schema` without what asks for nothing, with `additionalProperties: false` for objects that list their
+    properties and say nothing of others, and with anyOf for a oneOf whose alternatives exclude each other by
+    the value of a property. Raises OptionError for automata that would be too large.
     """
-    root = schema if root is None else root
-    kept = {key: value for key, value in schema.items() if value not in _NOTHING.get(key, ())}
-    _check_sizes(kept, where)
-    for path, child in list(_children(kept)):
-        if isinstance(child, Mapping):
-            _replace(kept, path, prepared(child, root, _below(where, path)))
-    if "oneOf" in kept and "anyOf" not in kept and _exclude_each_other(kept["oneOf"], root):
-        kept["anyOf"] = kept.pop("oneOf")
-    return kept
+    combined = _combined(schema)
+
+    def prepare(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+        kept = {key: value for key, value in node.items() if value not in _NOTHING.get(key, ())}
+        _check_sizes(kept, where)
+        for path, child in list(_children(kept)):
+            if isinstance(child, Mapping):
+                _replace(kept, path, prepare(child, _below(where, path)))
+        if "oneOf" in kept and "anyOf" not in kept and _exclude_each_other(kept["oneOf"], schema):
+            kept["anyOf"] = kept.pop("oneOf")
+        if id(node) not in combined and _lists_all_keys(node):
+            kept["additionalProperties"] = False
+        return kept
+
+    return prepare(schema, "#")
+
+
+def _lists_all_keys(schema: Mapping[str, Any]) -> bool:
+    """Whether an object has properties, says nothing of others, and requires no others, nor do the parts
+    that it has beside them.
+    """
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping) or any(key in schema for key in _OWN_KEYS[1:]):
+        return False
+    parts = [schema, *(part for key in _LISTS[:3] for part in _as_list(schema.get(key)))]
+    required = [
+        name for part in parts if isinstance(part, Mapping) for name in _as_list(part.get("required"))
+    ]
+    return all(name in properties for name in map(str, required))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _combined(root: Mapping[str, Any]) -> set[int]:
+    """Ids of the schemas whose objects have keys from elsewhere too: properties beside an allOf or a `$ref`,
+    several parts of an allOf, and whatever stands below such or is referred to from there. If they had no
+    others than their own keys, those of the other parts could not come.
+    """
+    found: set[int] = set()
+    seen: set[int] = set()
+    waiting: list[tuple[Any, bool]] = [(root, False)]
+    while waiting:
+        node, is_combined = waiting.pop()
+        if not isinstance(node, Mapping) or id(node) in (found if is_combined else seen):
+            continue
+        seen.add(id(node))
+        is_combined = is_combined or _n_parts(node) > 1
+        if is_combined:
+            found.add(id(node))
+        for (key, *_), child in _children(node):
+            inner = is_combined and key not in ("$defs", "definitions")
+            waiting.append((child, inner or key in ("not", "contains", "propertyNames")))
+        if is_combined and isinstance(node.get("$ref"), str):
+            waiting.append((_target(node["$ref"], root), True))
+    return found
+
+
+def _n_parts(schema: Mapping[str, Any]) -> int:
+    """How many parts of a schema say which keys an object has."""
+    any_of, one_of, all_of = (list(map(_has_keys, _as_list(schema.get(key)))) for key in _LISTS[:3])
+    n = any(key in schema for key in _OWN_KEYS) + sum(key in schema for key in ("$ref", "dependentSchemas"))
+    n += any(any_of) + any(one_of) + sum(all_of)
+    return n + 2 * any(_has_keys(schema.get(key)) for key in ("if", "then", "else"))
+
+
+def _has_keys(schema: Any) -> bool:
+    return isinstance(schema, Mapping) and not _SHAPING.isdisjoint(schema)
 
 
 def moved(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -120,6 +182,13 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Any:
     ref = schema.get("$ref") if isinstance(schema, Mapping) else None
     if not isinstance(ref, str) or len(schema) > 1:
         return schema
+    return _target(ref, root)
+
+
+def _target(ref: str, root: Mapping[str, Any]) -> Any:
+    """What a reference points to; None when there is no such thing here."""
+    if ref == "#":
+        return root
     value: Any = root
     for part in ref.removeprefix("#/").split("/"):
         if isinstance(value, Mapping):

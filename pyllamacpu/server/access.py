@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,10 +34,11 @@ _PAGE = "/page/"  # nor do the files of the page, which asks for the key itself
 _IMAGES = ("/v1/chat/", "/v1/responses", "/v1/messages", "/api/chat", "/api/generate", "/completion")
 _FILES = "/api/blobs/"  # whose bodies are files: they are as large as the disk takes
 _CORS = {
-    "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version",
+    "access-control-allow-methods": "GET, HEAD, POST, DELETE, OPTIONS",
     "access-control-max-age": "600",
 }
+_HEADERS = "authorization, content-type, x-api-key, anthropic-version"  # for a preflight that names none
+_HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class AccessControl:
             self._check_host(headers)
             self._check_origin(headers)
             if scope["method"] == "OPTIONS" and "origin" in headers:
-                await _respond(answer, 204, b"", [(k.encode(), v.encode()) for k, v in _CORS.items()])
+                await _respond(answer, 204, b"", _preflight(headers))
                 return
             self._check_key(headers, scope["path"])
             limit = self._limit(scope["path"])
@@ -178,6 +180,46 @@ class AccessControl:
                 status=401,
                 code="invalid_api_key",
             )
+
+
+class HeadAsGet:
+    """ASGI middleware: HEAD is answered as GET, without the body, where nothing takes HEAD itself."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+        elif not await self._has_answered(dict(scope), scope, receive, send, last=False):
+            await self._has_answered({**scope, "method": "GET"}, scope, receive, send, last=True)
+
+    async def _has_answered(
+        self, inner: Scope, outer: Scope, receive: Receive, send: Send, last: bool
+    ) -> bool:
+        """False when the method is not taken and this is not the `last` one that is tried."""
+        is_taken = True
+
+        async def answer(message: Message) -> None:
+            nonlocal is_taken
+            if message["type"] == "http.response.start":
+                is_taken = last or message["status"] != 405
+                outer.update({key: inner[key] for key in ("route",) if key in inner})
+            elif message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            if is_taken:
+                await send(message)
+
+        await self._app(inner, receive, answer)
+        return is_taken
+
+
+def _preflight(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    """What an allowed origin may send: the headers that it asks for, as clients have their own."""
+    asked = headers.get("access-control-request-headers", "").strip()
+    names = asked if _HEADER_NAMES.fullmatch(asked) else _HEADERS
+    shown = {**_CORS, "access-control-allow-headers": names}
+    return [(name.encode(), value.encode()) for name, value in shown.items()]
 
 
 def _check_length(headers: dict[str, str], limit: float) -> None:

@@ -32,7 +32,7 @@ from pyllamacpu.server import (
     page_routes,
     responses,
 )
-from pyllamacpu.server.access import AccessControl, AccessOptions
+from pyllamacpu.server.access import AccessControl, AccessOptions, HeadAsGet
 from pyllamacpu.server.description import describe
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError, as_http_error
@@ -202,6 +202,7 @@ def make_app(options: ServeOptions) -> FastAPI:
         title="pyllamacpu", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.server = server
+    app.add_middleware(HeadAsGet)
     if options.checks_access:
         app.add_middleware(AccessControl, options=options.access, count=_counter(server.metrics))
     page = page_routes.router()
@@ -240,7 +241,8 @@ def _methods(request: Request) -> list[str]:
     """What the path of a request takes."""
     routes = [*request.app.state.routes, *request.app.routes]
     fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in fitting for method in getattr(route, "methods", None) or ()})
+    found = {method for route in fitting for method in getattr(route, "methods", None) or ()}
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def _add_own_routes(app: FastAPI, server: Server) -> None:
