@@ -111,5 +111,9 @@ class NativeError(PyllamacpuError):
     """The compiled extension refused a call: no such CPU tier, out of memory, an impossible plan."""
 
 
+class NoTokenError(NativeError):
+    """No token is left that could come next: biases, processors and the form of the answer exclude all."""
+
+
 class Abandoned(PyllamacpuError):
     """Long work whose client has left: it ends, and what it began to write goes."""

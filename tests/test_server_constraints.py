@@ -112,6 +112,57 @@ def test_what_cannot_be_enforced_is_a_400(running: Running) -> None:
     assert running.post("/api/chat", model="tiny", messages=QUESTION, format="xml").status_code == 400
 
 
+NEVER: Any = {"type": "string", "not": {}}
+TOOL: Any = {"name": "f", "strict": True}
+
+
+@pytest.mark.parametrize(
+    "url, form, param",
+    [
+        ("chat/completions", {"response_format": {"type": "json_schema", "json_schema": {"schema": NEVER}}},
+         "response_format.json_schema.schema"),
+        ("chat/completions", {"grammar": "root ::= root"}, "grammar"),
+        ("chat/completions", {"guided_regex": "("}, "guided_regex"),
+        ("chat/completions", {"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ("chat/completions", {"tools": [{"type": "function", "function": {"name": "e"}}, {
+            "type": "function", "function": {**TOOL, "parameters": {"properties": {"a": NEVER}}}}]},
+         "tools[1].function.parameters"),
+        ("responses", {"text": {"format": {"type": "json_schema", "schema": NEVER}}}, "text.format.schema"),
+        ("responses", {"tools": [{"type": "function", **TOOL, "parameters": {"properties": {"a": NEVER}}}]},
+         "tools[0].parameters"),
+        ("messages", {"output_config": {"format": {"type": "json_schema", "schema": NEVER}}},
+         "output_config.format.schema"),
+        ("messages", {"tools": [{**TOOL, "input_schema": {"properties": {"a": NEVER}}}]},
+         "tools[0].input_schema"),
+    ],
+)  # fmt: skip
+def test_a_refusal_calls_a_form_as_the_request_does(
+    running: Running, url: str, form: dict[str, Any], param: str
+) -> None:
+    body = {"input": "x"} if url == "responses" else {"messages": QUESTION, "max_tokens": 5}
+    response = running.post(f"/v1/{url}", **body, **form)
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["message"].startswith(f"{param}: "), response.text
+    assert url == "messages" or error["param"] == param
+    assert (
+        running.post("/api/chat", model="tiny", messages=QUESTION, format=NEVER)
+        .json()["error"]
+        .startswith("format: ")
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bias_that_leaves_no_token_is_named(running: Running, stream: bool) -> None:
+    bias = {str(byte(ord(letter))): -100 for letter in "ab"}
+    barred = [[token, False] for token in map(int, bias)]
+    body: dict[str, Any] = {"prompt": "x", "max_tokens": 3, "guided_regex": "[ab]c", "stream": stream}
+    assert running.post("/v1/completions", **body, logit_bias=bias).status_code == 200
+    response = running.post("/v1/completions", **body, logit_bias=barred)
+    error = response.json()["error"] if not stream else json.loads(response.text.split("data: ")[1])["error"]
+    assert error["param"] == "logit_bias" and error["type"] == "invalid_request_error", error
+    assert stream or response.status_code == 400
+
+
 def test_bombs_do_not_stop_others(running: Running) -> None:
     nested: dict[str, Any] = {"type": "string"}
     for _ in range(60):

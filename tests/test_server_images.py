@@ -25,8 +25,8 @@ from pyllamacpu.engine.tower import Tower
 from pyllamacpu.errors import Abandoned, ImageError, UnseenImageError
 from pyllamacpu.images.fetch import Fetcher
 from pyllamacpu.safety.shield import judged_messages
-from pyllamacpu.server.generation import Text, conversation_of
 from pyllamacpu.server.images import ImageAccess, SentImage, content_parts
+from pyllamacpu.server.prompts import Text, conversation_of
 
 __all__ = ["llama4_vision"]
 

@@ -22,9 +22,11 @@ from tiny_model import write_model
 import pyllamacpu.server.app
 import pyllamacpu.server.models
 import pyllamacpu.server.run
+from pyllamacpu.cli.serve import pool_options, serve
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
-from pyllamacpu.server.models import ServedAdapter, ServedFile, check_names
+from pyllamacpu.server.app import ServeOptions
+from pyllamacpu.server.models import PoolOptions, ServedAdapter, ServedFile, check_names
 
 CONTEXT = 1 << 16  # so that held streams do not end by themselves: fast machines make 4000 tokens in a second
 
@@ -237,3 +239,20 @@ def test_a_name_is_one_models() -> None:
     check_names([ServedFile("a", Path("x")), ServedFile("b", Path("x"))])
     with pytest.raises(OptionError, match="two models or adapters are called a: "):
         check_names([ServedFile("a", Path("x")), ServedFile("A.gguf", Path("y"))])
+
+
+def test_a_chat_template_in_place_of_the_models(path: Path) -> None:
+    """--chat-template of the command; for every model that was not created with one of its own."""
+    for given, shown in (("vicuna", "USER: hello"), ("{{ messages[0].content }}!", "hello!")):
+        parameters = serve.make_context("serve", ["-m", "one", "--chat-template", given]).params
+        load = replace(pool_options(parameters).load, n_ctx=256, n_threads=1)
+        options = ServeOptions((ServedFile("one", path),), PoolOptions(load))
+        running = Running(options)
+        try:
+            question = [{"role": "user", "content": "hello"}]
+            prompt = running.post("/apply-template", messages=question).json()["prompt"]
+            assert shown in prompt
+            answer = running.post("/v1/chat/completions", messages=question, max_tokens=1)
+            assert answer.status_code == 200
+        finally:
+            running.stop()

@@ -190,6 +190,55 @@ def test_what_cannot_be_made_is_named(running: Running) -> None:
     assert not created_models()
 
 
+def damaged(path: Path, kind: str) -> bytes:
+    """The bytes of a file that is no model, in one of many ways."""
+    whole = path.read_bytes()
+    return {
+        "cut": whole[: len(whole) // 2],
+        "head": whole[:40],
+        "magic": b"GGUF" + b"\xff" * 2000,
+        "other": b"hello " * 1000,
+        "version": whole[:4] + b"\x63\0\0\0" + whole[8:],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut", "head", "magic", "other", "version"])
+@pytest.mark.parametrize("name", ["x.gguf", "model.safetensors", "plain"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_damaged_file_is_named_as_it_was_sent(
+    running: Running, client: ollama.Client, path: Path, tmp_path: Path, kind: str, name: str, stream: bool
+) -> None:
+    """Without the places where the server keeps it."""
+    (tmp_path / "sent").write_bytes(damaged(path, kind))
+    files = {name: client.create_blob(tmp_path / "sent")}
+    response = running.post("/api/create", model="new", files=files, stream=stream)
+    said = json.loads(response.text.splitlines()[-1])["error"]
+    assert response.status_code == 400 or (stream and response.status_code == 200), said
+    assert said.startswith((f"files.{name}: ", "files: ")) and "sha256" not in said and "/" not in said, said
+
+
+def test_a_damaged_adapter_is_named(
+    running: Running, client: ollama.Client, path: Path, tmp_path: Path
+) -> None:
+    for kind in ("head", "magic", "other"):
+        (tmp_path / "sent").write_bytes(damaged(path, kind))
+        adapters = {"a.gguf": client.create_blob(tmp_path / "sent")}
+        body: dict[str, Any] = {"model": "new", "from": "tiny", "adapters": adapters, "stream": False}
+        response = running.post("/api/create", **body)
+        said = response.json()["error"]
+        assert response.status_code == 400 and said.startswith("adapters: ") and str(tmp_path) not in said
+
+
+def test_models_that_are_nowhere(running: Running) -> None:
+    for url, body in (
+        ("/api/create", {"model": "new", "from": "nobody"}),
+        ("/api/pull", {"model": "nobody"}),
+        ("/api/show", {"model": "nobody"}),
+    ):
+        response = running.post(url, stream=False, **body)
+        assert response.status_code == 404 and "nobody" in response.json()["error"], response.text
+
+
 def write_adapter(path: Path) -> Path:
     """Of the tiny model, for the queries of its first layer."""
     random = np.random.default_rng(5)

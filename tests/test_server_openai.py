@@ -1,13 +1,14 @@
 """OpenAI's dialect, through its own client and beside the `Llama` class.
 
 Covers server/openai.py, server/openai_endpoint.py, server/openai_chat.py, server/openai_completions.py,
-server/embeddings.py, server/generation.py, server/logprobs.py, server/http.py,
+server/embeddings.py, server/generation.py, server/prompts.py, server/logprobs.py, server/http.py,
 server/sampling_fields.py, server/messages.py.
 """
 
 from __future__ import annotations
 
 import base64
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from serving import PATIENCE, Running, openai_client, serving, tiny_llama, tiny_
 from tiny_model import PIECES
 
 from pyllamacpu import Llama
+from pyllamacpu.api.tools import shown_tools
+from pyllamacpu.server.sampling_fields import folded_seed
+from pyllamacpu.text.chat import RESERVED, encode_chat
+from pyllamacpu.text.template import ChatTemplate
 
 QUESTION = [{"role": "user", "content": "hello the world"}]
 
@@ -263,6 +268,73 @@ def test_variables_of_the_template_have_any_name(running: Running, name: str) ->
     assert response.status_code == 200, response.text
 
 
+def test_no_variable_of_a_template_meets_a_parameter() -> None:
+    """Whatever functions pass the variables on, the names that they give beside them are reserved."""
+    for function in (encode_chat, ChatTemplate.render, ChatTemplate.render_forms, shown_tools):
+        for name, parameter in inspect.signature(function).parameters.items():
+            assert parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_KEYWORD) or name in RESERVED
+
+
+def test_apply_template_has_the_variables_too(running: Running) -> None:
+    shown = [
+        running.post("/apply-template", messages=QUESTION, **more).json()["prompt"]
+        for more in ({}, {"chat_template_kwargs": {"bos_token": "<b>"}})
+    ]
+    assert all("hello" in text for text in shown)
+    refused = running.post("/apply-template", messages=QUESTION, chat_template_kwargs={"tools": []})
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "url, body, param",
+    [
+        ("/v1/completions", {"prompt": [5, 100000]}, "prompt"),
+        ("/v1/completions", {"prompt": ["x", "the " * 400]}, "prompt[1]"),
+        ("/v1/completions", {"prompt": [[5], [100000]]}, "prompt[1]"),
+        ("/v1/completions", {"prompt": "the " * 400, "echo": True}, "prompt"),
+        ("/v1/completions", {"prompt": "x", "n": 100}, "n"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the " * 400}]}, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the " * 99}] * 9}, "messages"),
+        ("/v1/responses", {"input": "the " * 400}, "input"),
+        ("/v1/responses/input_tokens", {"input": "the " * 4000}, "input"),
+        ("/v1/embeddings", {"input": ["x", "the " * 400]}, "input"),
+        ("/v1/embeddings", {"input": [[1, 100000]]}, "input"),
+        ("/completion", {"prompt": ["x", [5, 100000]]}, "prompt[1]"),
+        ("/completion", {"prompt": ["x", [5, None]]}, "prompt[1]"),
+        ("/embedding", {"content": "the " * 400}, "content"),
+    ],
+)
+def test_prompts_that_cannot_be_are_named(running: Running, url: str, body: Any, param: str) -> None:
+    response = running.post(url, **body)
+    assert response.status_code == 400 and response.json()["error"]["param"] == param, response.text
+
+
+def test_what_asks_for_nothing_is_no_fault(running: Running) -> None:
+    short: Any = {"messages": QUESTION, "max_tokens": 1}
+    for quiet in ({"reasoning_effort": "none"}, {"verbosity": "medium"}, {"reasoning_effort": None}):
+        assert running.post("/v1/chat/completions", **short, **quiet).status_code == 200
+    for loud in ({"reasoning_effort": "low"}, {"verbosity": "high"}):
+        response = running.post("/v1/chat/completions", **short, **loud)
+        assert response.status_code == 400 and response.json()["error"]["param"] == next(iter(loud))
+
+
+def test_seeds_of_64_bits(running: Running) -> None:
+    """Each is a seed: the same answer for the same one, and others for others, whichever bits differ."""
+    body: Any = {"messages": QUESTION, "max_tokens": 12, "ignore_eos": True, "temperature": 2}
+
+    def said(seed: int) -> str:
+        answer = running.post("/v1/chat/completions", **body, seed=seed)
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["message"]["content"])
+
+    seeds = (3, 3 + 2**40, 3 + 2**63, 2**63 - 1, -2, -3, -(2**63), 2**64 - 5)
+    assert [said(seed) for seed in seeds] == [said(seed) for seed in seeds]
+    assert len({folded_seed(seed) for seed in seeds}) == len(set(map(said, seeds))) == len(seeds)
+    assert [folded_seed(seed) for seed in (-1, 0, 2**32 - 1)] == [-1, 0, 2**32 - 1]
+    for seed in (2**64, -(2**63) - 1):
+        assert running.post("/v1/chat/completions", **body, seed=seed).status_code == 400
+
+
 def test_llama_cpps_name_of_the_limit(running: Running) -> None:
     """0 reads the prompt only, as editors' plugins ask ahead of time; below 0 there is none."""
     question = [{"role": "user", "content": "hello"}]
@@ -280,7 +352,10 @@ def test_llama_cpps_name_of_the_limit(running: Running) -> None:
     "change, param",
     [
         ({"chat_template_kwargs": {"check": False}}, "chat_template_kwargs"),
-        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        *[
+            ({"chat_template_kwargs": {name: []}}, "chat_template_kwargs")
+            for name in ("messages", "tools", "add_generation_prompt", "markers")
+        ],
         ({"messages": [*QUESTION, {"role": "assistant", "content": "", "tool_calls": 3}]}, "tool_calls"),
     ],
 )

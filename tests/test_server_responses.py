@@ -74,7 +74,8 @@ def test_forms(client: openai.OpenAI) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"truncation": "auto"}, "truncation"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"temperature": 3}, "temperature"),
     ],
@@ -82,3 +83,9 @@ def test_forms(client: openai.OpenAI) -> None:
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], param: str) -> None:
     response = running.post("/v1/responses", **{"input": "hello", **change})
     assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("reasoning", [None, {}, {"effort": None}, {"effort": "none", "summary": None}])
+def test_no_reasoning_is_what_there_is(running: Running, reasoning: Any) -> None:
+    response = running.post("/v1/responses", input="hello", max_output_tokens=16, reasoning=reasoning)
+    assert response.status_code == 200, response.text

@@ -32,7 +32,8 @@ class ChatTools:
     """`offered` in OpenAI's shape. `form`: of the answer, where calls must have one (`form_of_answer`).
     `forced`: one of them must be called. `most`: calls that may come at once. `as_function`: calls are told
     in the older shape, `function_call`, and when one is `named` in both. `may_call`: whether the answer may
-    be calls, which one with a `response_format` never is.
+    be calls, which one with a `response_format` never is. `schema_field`: where the schema of a tool's
+    arguments stands in it.
     """
 
     offered: tuple[Tool, ...] = ()
@@ -42,6 +43,7 @@ class ChatTools:
     as_function: bool = False
     named: bool = False
     may_call: bool = True
+    schema_field: str = "function.parameters"
 
     @property
     def names(self) -> list[str]:

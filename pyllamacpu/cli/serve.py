@@ -24,6 +24,8 @@ from pyllamacpu.cli.options import (
     options,
     precision_option,
     read_text,
+    template_arguments,
+    template_options,
 )
 from pyllamacpu.cli.param_types import SIZE, Number
 from pyllamacpu.cli.shield_options import shield_options, take_shield
@@ -76,6 +78,7 @@ engine_options = options(
         help="How embeddings join the vectors of a text's tokens: their mean, the first (cls), the last, or "
         "not at all (/embedding only). [default: as the file says, else mean]",
     ),
+    template_options,
     loading_options,
     draft_options,
 )
@@ -289,6 +292,7 @@ def pool_options(parameters: dict[str, Any]) -> PoolOptions:
         precision=(parameters["precision"] or "fast").lower(),
         draft=draft_source(parameters["draft"], parameters["draft_model"]),
         mmproj=parameters.get("mmproj"),
+        chat_template=next(iter(template_arguments(parameters["chat_template"]).values()), None),
     )
     return PoolOptions(
         load,

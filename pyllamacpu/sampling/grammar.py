@@ -11,7 +11,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -41,10 +41,16 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 class Grammar:
     """The form of an answer. `source` is the JSON text of a schema or of a list of choices, a regular
     expression (Rust's syntax, of the whole answer), or a grammar; for tool calls JSON too (`tool_calls`).
+    `given_as`: the field or argument that it came in, by which refusals call it.
     """
 
     kind: Kind
     source: str
+    given_as: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        return self.given_as or ("tools" if self.kind == "tool_calls" else self.kind)
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
@@ -95,6 +101,14 @@ class Grammar:
         from llguidance.gbnf_to_lark import is_lark_syntax
 
         return cls("lark" if is_lark_syntax(source) else "gbnf", source)
+
+
+class ToolSchemaError(OptionError):
+    """The schema of the arguments of `tool` that cannot be enforced, and why."""
+
+    def __init__(self, tool: str, reason: str) -> None:
+        super().__init__(f"tools: {tool!r:.80}: parameters: {reason}")
+        self.tool, self.reason = tool, reason
 
 
 class Constraint:
@@ -175,11 +189,11 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
     from llguidance import LLMatcher, LLParserLimits
 
     if len(grammar.source) > _MAX_SOURCE:
-        raise OptionError(f"{grammar.kind}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
+        raise OptionError(f"{grammar.name}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
     if grammar.kind in ("regex", "lark", "gbnf"):
-        check_repeats(grammar.source, grammar.kind)
+        check_repeats(grammar.source, grammar.name)
     if grammar.kind in ("lark", "gbnf"):
-        check_length(grammar.source, grammar.kind)
+        check_length(grammar.source, grammar.name)
     try:
         limits = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
         matcher = LLMatcher(vocabulary, _definition(grammar), log_level=0, limits=limits)
@@ -195,9 +209,9 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
     except OptionError as error:
         from pyllamacpu.sampling.schemas import in_words
 
-        raise OptionError(f"{grammar.kind}: {in_words(str(error).removeprefix('grammar: '))}") from None
+        raise OptionError(f"{grammar.name}: {in_words(str(error).removeprefix('grammar: '))}") from None
     if not mask.any():
-        raise OptionError(f"{grammar.kind}: no text of this model's tokens has that form")
+        raise OptionError(f"{grammar.name}: no text of this model's tokens has that form")
     return compiled
 
 
@@ -209,15 +223,15 @@ def _refusal(grammar: Grammar, message: str) -> OptionError:
     elif grammar.kind == "tool_calls":
         schema = json.loads(grammar.source)["call"]
     if not isinstance(schema, dict):
-        return OptionError(f"{grammar.kind}: {_first_line(message)}")
+        return OptionError(f"{grammar.name}: {_first_line(message)}")
     from pyllamacpu.sampling.schemas import where_refused
 
     found = where_refused(schema, _error_of)
     if grammar.kind == "tool_calls" and (arguments := _ARGUMENTS.match(found)):
         call = schema if arguments[1] is None else schema["anyOf"][int(arguments[1])]
         name = call["properties"]["name"]["const"]
-        return OptionError(f"tools: {name!r:.80}: parameters: #{found[arguments.end() :]}")
-    return OptionError(f"{grammar.kind}: {found}")
+        return ToolSchemaError(name, f"#{found[arguments.end() :]}")
+    return OptionError(f"{grammar.name}: {found}")
 
 
 def _error_of(schema: Any) -> str:

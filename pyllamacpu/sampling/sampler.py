@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from pyllamacpu.errors import NativeError, OptionError
+from pyllamacpu.errors import NativeError, NoTokenError, OptionError
 from pyllamacpu.native import ffi, lib
 from pyllamacpu.sampling.dry import DryBreakers, find_breakers
 from pyllamacpu.sampling.options import (
@@ -108,7 +108,8 @@ _MESSAGES = {
 
 def sampling_error(code: int, what: str = "sampling") -> NativeError:
     """The error that a negative `code` of the sampler's C functions stands for."""
-    return NativeError(f"{what}: {_MESSAGES.get(code, f'refused (code {code})')}")
+    kind = NoTokenError if code == lib.PL_SAMPLE_EEMPTY else NativeError
+    return kind(f"{what}: {_MESSAGES.get(code, f'refused (code {code})')}")
 
 
 def _row(logits: npt.ArrayLike, n_vocab: int) -> FloatRow:

@@ -23,9 +23,10 @@ from pyllamacpu.server.constraints import anthropic_grammar
 from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, error_body
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
+from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.images import content_parts, image_part, with_images_first
 from pyllamacpu.server.models import Model
+from pyllamacpu.server.prompts import Chat, count_tokens
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import make_tools, partial_arguments
 from pyllamacpu.text.tool_calls import Part
@@ -145,6 +146,7 @@ def _tools(fields: Fields) -> ChatTools:
         [{"type": "function", "function": function} for function in offered],
         choices.get(kind or "auto", kind),
         several=False if single else None,
+        schema_field="input_schema",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pyllamacpu.errors import OptionError
@@ -105,7 +106,7 @@ def anthropic_grammar(fields: Fields, strict: bool) -> Grammar | None:
         form.choice("type", ("json_schema",))
         if "schema" not in form:
             raise form.wrong("schema", "is missing")
-        found.append(_schema(f"{name}.schema", form.raw("schema")))
+        found.append(_schema(f"{form.where}schema", form.raw("schema")))
     if len(found) > 1:
         raise fields.wrong("output_format", "does not go with output_config")
     return found[0] if found else None
@@ -131,6 +132,6 @@ def _schema(name: str, value: Any) -> Grammar | None:
 
 def _make(name: str, maker: Any, value: Any) -> Grammar | None:
     try:
-        return None if value is None else maker(value)
+        return None if value is None else replace(maker(value), given_as=name)
     except OptionError as error:
         raise wrong(name, str(error).partition(": ")[2] or str(error)) from None

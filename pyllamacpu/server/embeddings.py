@@ -51,5 +51,12 @@ def read_inputs(fields: Fields, name: str = "input", at_most: int = 2048) -> lis
     return values
 
 
+def input_names(fields: Fields, name: str) -> list[str]:
+    """Where each of the inputs stands: in the field itself, or in its list."""
+    values = fields.raw(name)
+    is_one = isinstance(values, str) or are_ids(values)
+    return [name] if is_one else [f"{name}[{i}]" for i in range(len(values))]
+
+
 def _base64(vector: Sequence[float]) -> str:
     return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from pyllamacpu.errors import ImageError, PyllamacpuError, StoreError, TextSizeError, UnseenImageError
+from pyllamacpu.errors import (
+    ImageError,
+    NoTokenError,
+    PyllamacpuError,
+    StoreError,
+    TextSizeError,
+    UnseenImageError,
+)
 
+_FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+|\[\d+\])*):", re.ASCII)
 _OPENAI_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -47,6 +56,11 @@ class HTTPError(PyllamacpuError):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+_NO_TOKEN = (
+    "logit_bias: it forbids (or ignore_eos does) every token that may come next in an answer of this form"
+)
+
+
 def too_long(n_tokens: str, n_ctx: int) -> HTTPError:
     """The refusal of a prompt of so many tokens."""
     return HTTPError(
@@ -65,10 +79,12 @@ def as_http_error(error: BaseException) -> HTTPError:
         return HTTPError(str(error), param=error.where, code="invalid_image")
     if isinstance(error, TextSizeError):
         return HTTPError(str(error), status=413, code="text_too_large")
-    if isinstance(error, PyllamacpuError) and isinstance(error, ValueError):  # an argument's fault
-        return HTTPError(str(error), param=_param_of(str(error)))
     if isinstance(error, StoreError):
         return HTTPError(str(error), status=404, code="model_not_found")
+    if isinstance(error, NoTokenError):
+        return HTTPError(_NO_TOKEN, param="logit_bias")
+    if isinstance(error, PyllamacpuError) and isinstance(error, ValueError):  # an argument's fault
+        return HTTPError(str(error), param=_param_of(str(error)))
     if isinstance(error, PyllamacpuError):
         return HTTPError(str(error), status=500)
     if isinstance(error, MemoryError):
@@ -77,9 +93,9 @@ def as_http_error(error: BaseException) -> HTTPError:
 
 
 def _param_of(message: str) -> str | None:
-    """The option that a message of `SamplingOptions` begins with."""
-    name, colon, _ = message.partition(":")
-    return name if colon and name.isidentifier() else None
+    """The option or field that a message begins with: `top_k: …`, `response_format.schema: …`."""
+    found = _FIELD.match(message)
+    return None if found is None else found[1]
 
 
 _NO_HEADERS: Mapping[str, str] = {}

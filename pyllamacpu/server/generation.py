@@ -7,77 +7,46 @@ event loop, submits them, and gives back their events.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pyllamacpu.api.prompts import stop_token_ids, text_prompt
-from pyllamacpu.api.tools import NO_TOOLS, ChatTools, shown_tools
+from pyllamacpu.api.prompts import stop_token_ids
 from pyllamacpu.engine.generate import GenerationStats, HiddenRequest, Request, TextEvent
 from pyllamacpu.engine.images import EmbeddedImage
 from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.pooling import NONE, pool
-from pyllamacpu.engine.token_ids import check_length
-from pyllamacpu.errors import TokenizerError
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.safety.shield import Conversation, Piece, Shield, blocked
 from pyllamacpu.safety.shield_scanners import Finding
-from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, ToolSchemaError
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.server.engine_thread import EngineThread, EventStream
-from pyllamacpu.server.errors import HTTPError, as_http_error, too_long
-from pyllamacpu.server.images import (
-    NO_URLS,
-    ImageAccess,
-    SentImage,
-    cutter,
-    open_images,
-    open_sent,
-    sent_images,
-)
+from pyllamacpu.server.errors import HTTPError, as_http_error
+from pyllamacpu.server.images import NO_URLS, ImageAccess
 from pyllamacpu.server.line_limits import LineLimits
 from pyllamacpu.server.metrics import Metrics
 from pyllamacpu.server.models import Model, ModelPool
+from pyllamacpu.server.prompts import (
+    Chat,
+    Text,
+    check_fits,
+    check_room,
+    conversation_of,
+    embedding_prompts,
+    encode_prompt,
+)
+from pyllamacpu.server.tools import schema_refused
 from pyllamacpu.store.created import ModelCard
-from pyllamacpu.text import encode_chat
-from pyllamacpu.text.infill import infill_prompt
-
-if TYPE_CHECKING:
-    from pyllamacpu.images.picture import Picture
 
 Result = TypeVar("Result")
 
 _THREADS = 4  # that render templates, tokenize and build grammars
 _IMAGE_THREADS = 2  # that fetch and decode images, and run towers: texts do not wait for them
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation, for the model's chat template. `beginning`: of the answer, to be gone on with."""
-
-    messages: Sequence[Mapping[str, Any]]
-    beginning: str = ""
-    tools: ChatTools = NO_TOOLS
-    extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
-
-    @property
-    def images(self) -> list[SentImage]:
-        return sent_images(self.messages)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, or token ids, to be continued; with a suffix, what stands between the two."""
-
-    text: str | Sequence[int]
-    suffix: str | None = None
-    suffix_first: bool = False
-    images: Sequence[SentImage] = ()  # where the text has `MEDIA`, or before it
 
 
 @dataclass(frozen=True)
@@ -120,8 +89,8 @@ class Answers:
         model = self.model
         with self._leaving.watched():
             prompts = [encode_prompt(model, asked.prompt, self._service.images) for asked in self._requests]
-        for ids, _ in prompts:
-            check_room(len(ids), model.engine.n_ctx)
+        for asked, (ids, _) in zip(self._requests, prompts, strict=True):
+            check_room(len(ids), model.engine.n_ctx, asked.prompt.where)
         self.prompts, index = [ids for ids, _ in prompts], 0
         for number, (request, (ids, images)) in enumerate(zip(self._requests, prompts, strict=True)):
             if refused and refused[number]:
@@ -253,7 +222,9 @@ class Service:
         if self.draining:
             raise HTTPError("the server is shutting down", status=503, retry_after=5)
         if n > limit:
-            raise HTTPError(f"{n} answers at once; this server has room for {limit}", code="too_many")
+            raise HTTPError(
+                f"{n} answers at once; this server has room for {limit}", param="n", code="too_many"
+            )
         if self.n_active + n > limit:
             self.metrics.refused.inc()
             raise HTTPError("the queue is full", status=503, code="queue_full", retry_after=1)
@@ -282,7 +253,7 @@ class Service:
         if self.shield is None:
             return []
         for request in requests:  # before time goes into what is far too long
-            await self.off_loop(_check_length, model, request.prompt)
+            await self.off_loop(check_fits, model, request.prompt)
         conversations = [conversation_of(model, request.prompt) for request in requests]
         return await asyncio.gather(*map(self.shield.judge_prompt, conversations))
 
@@ -293,15 +264,16 @@ class Service:
         normalize: bool = True,
         truncate: bool = False,
         by_token: bool = False,
+        where: str = "input",
     ) -> tuple[list[Any], int]:
         """A vector for each input, of length 1 if `normalize`, and the number of tokens. All inputs run in
         one batch. `truncate`: a text that is too long loses its end. `by_token`: with pooling "none" there
-        is a vector for each token; without it that is an error.
+        is a vector for each token; without it that is an error. `where`: the inputs' field.
         """
         if model.pooling == NONE and not by_token:
             raise HTTPError("with --pooling none a text has no one vector: ask /embedding for its tokens'")
         async with self.places(1):
-            prompts = await self.off_loop(_embedding_prompts, model, inputs, truncate)
+            prompts = await self.off_loop(embedding_prompts, model, inputs, truncate, where)
             stream = EventStream(self.thread, model.scheduler)
             vectors: dict[int, Any] = {}
             try:
@@ -320,90 +292,6 @@ class Service:
         self._image_workers.shutdown(wait=False, cancel_futures=True)
         if self.shield is not None:
             self.shield.close()
-
-
-def conversation_of(model: Model, prompt: Chat | Text) -> Conversation:
-    """What a prompt says; what is to be continued is the user's."""
-    if isinstance(prompt, Chat):
-        return Conversation(model.conversation(prompt.messages), prompt.beginning, prompt.tools)
-    text = prompt.text if isinstance(prompt.text, str) else model.tokenizer.decode(prompt.text)
-    text += prompt.suffix or ""
-    images = [{"type": "image", "image": image} for image in prompt.images]
-    content = [*images, {"type": "text", "text": text}] if images else text
-    return Conversation([{"role": "user", "content": content}])
-
-
-def prompt_ids(model: Model, prompt: Chat | Text) -> list[int]:
-    """Token ids of a prompt without images. Raises TemplateError, TokenizerError, OptionError, HTTPError."""
-    return encode_prompt(model, prompt)[0]
-
-
-def encode_prompt(
-    model: Model,
-    prompt: Chat | Text,
-    access: ImageAccess = NO_URLS,
-) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
-    """Token ids of a prompt, those of images' rows below 0, and its images. Raises what `prompt_ids` does,
-    and ImageError.
-    """
-    _check_length(model, prompt)
-    if isinstance(prompt, Chat):
-        return _encode_conversation(model, prompt, access)
-    if prompt.images:
-        return _encode_with_media(model, prompt, access)
-    if prompt.suffix is None:
-        return text_prompt(model.tokenizer, prompt.text, model.engine.check_tokens), ()
-    filled = infill_prompt(model.tokenizer, prompt.text, prompt.suffix, prompt.suffix_first)
-    if filled is None:
-        raise HTTPError(
-            f"suffix: the model {model.name!r} was not trained to fill in the middle", param="suffix"
-        )
-    return filled, ()
-
-
-def count_tokens(model: Model, chat: Chat, access: ImageAccess) -> int:
-    """Of its prompt, for which no image is embedded."""
-    if not (sent := chat.images):
-        return len(prompt_ids(model, chat))
-    _check_length(model, chat)
-    vision = model.vision(sent[0].where)
-
-    def count(picture: Picture) -> int:
-        return vision.count(vision.tiles(picture))
-
-    texts, counts = open_images(model.conversation(chat.messages), access.fetch, count)
-    return vision.count_prompt(partial(_encode_messages, model, chat), texts, counts)
-
-
-def _encode_messages(
-    model: Model, chat: Chat, messages: Sequence[Mapping[str, Any]], markers: Mapping[str, int]
-) -> list[int]:
-    shown, tools = shown_tools(model.template, messages, chat.tools.offered, **chat.extra)
-    return encode_chat(model.tokenizer, model.template, shown, tools, markers=markers or None, **chat.extra)
-
-
-def _encode_conversation(
-    model: Model, chat: Chat, access: ImageAccess
-) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
-    whole, encode = model.conversation(chat.messages), partial(_encode_messages, model, chat)
-    images: tuple[EmbeddedImage, ...] = ()
-    if sent := chat.images:
-        vision = model.vision(sent[0].where)
-        texts, tiles = open_images(whole, access.fetch, cutter(vision, model.engine.n_ctx, access.max_bytes))
-        ids, images = vision.chat_prompt(encode, texts, tiles)
-    else:
-        ids = encode(whole, {})
-    if chat.beginning:
-        ids = [*ids, *model.tokenizer.encode_fragment(chat.beginning, model.engine.images.visible(ids))]
-    return ids, images
-
-
-def _encode_with_media(
-    model: Model, prompt: Text, access: ImageAccess
-) -> tuple[list[int], tuple[EmbeddedImage, ...]]:
-    vision = model.vision(prompt.images[0].where)
-    tiles = open_sent(prompt.images, access.fetch, cutter(vision, model.engine.n_ctx, access.max_bytes))
-    return vision.text_prompt(model.tokenizer, prompt.text, tiles)
 
 
 def engine_request(
@@ -428,7 +316,7 @@ def engine_request(
         logprobs=request.logprobs,
         end_tokens=stop_token_ids(model.tokenizer, template) if template else frozenset(),
         stop_loops=stop_loops,
-        grammar=None if request.grammar is None else model.grammars.compile(request.grammar),
+        grammar=_compiled(model, request),
         adapters=model.adapters if request.adapters is None else request.adapters,
         draft=request.draft,
         images=images,
@@ -436,28 +324,13 @@ def engine_request(
     )
 
 
-def _check_length(model: Model, prompt: Chat | Text) -> None:
-    """Refuses texts that cannot fit, before time and memory go into their tokens. (Templates may strip.)"""
-    if isinstance(prompt, Chat):
-        contents = [message.get("content") for message in prompt.messages]
-    else:
-        contents = [prompt.text, prompt.suffix]
-    texts = [text for content in contents for text in _texts(content)]
-    fewest = sum(model.tokenizer.fewest_tokens(text.strip()) for text in texts)
-    if fewest >= model.engine.n_ctx:
-        raise too_long(f"at least {fewest}", model.engine.n_ctx)
-
-
-def _texts(content: Any) -> list[str]:
-    """The texts of a message's content, which may have parts."""
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
-    return [text for text in texts if isinstance(text, str)]
-
-
-def check_room(n_tokens: int, n_ctx: int) -> None:
-    if n_tokens >= n_ctx:
-        raise too_long(str(n_tokens), n_ctx)
+def _compiled(model: Model, request: Generate) -> CompiledGrammar | None:
+    """The form of the answer. Raises OptionError, and HTTPError for the schema of a tool."""
+    try:
+        return None if request.grammar is None else model.grammars.compile(request.grammar)
+    except ToolSchemaError as error:
+        assert isinstance(request.prompt, Chat)
+        raise schema_refused(request.prompt.tools, error) from None
 
 
 def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:
@@ -465,25 +338,3 @@ def _with_seed(options: SamplingOptions, i: int) -> SamplingOptions:
     if i == 0 or options.seed == RANDOM_SEED:
         return options
     return replace(options, seed=(options.seed + i) % MAX_SEED)
-
-
-def _embedding_prompts(
-    model: Model, inputs: Sequence[str | Sequence[int]], truncate: bool
-) -> list[list[int]]:
-    prompts = []
-    texts = [text for text in inputs if isinstance(text, str)]
-    for text in () if truncate else texts:
-        check_length(model.tokenizer.fewest_tokens(text), model.engine.n_ctx)
-    encoded = iter(model.tokenizer.encode_all(texts))
-    for i, given in enumerate(inputs):
-        ids = next(encoded) if isinstance(given, str) else list(given)
-        if not ids:
-            raise HTTPError(f"input {i} is empty: there is nothing to embed", param="input")
-        try:
-            model.engine.check_tokens(ids)
-        except TokenizerError as error:
-            raise HTTPError(f"input {i}: {error}", param="input") from None
-        ids = ids[: model.engine.n_ctx] if truncate else ids
-        check_length(len(ids), model.engine.n_ctx)
-        prompts.append(ids)
-    return prompts

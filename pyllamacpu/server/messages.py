@@ -6,6 +6,7 @@ from typing import Any
 
 from pyllamacpu.server.fields import NO_IMAGES_HERE, Fields, wrong
 from pyllamacpu.server.images import RESULT_ROLES, content_parts, images_after_results
+from pyllamacpu.text.chat import RESERVED
 
 ROLES = ("system", "developer", "user", "assistant", *RESULT_ROLES)
 
@@ -24,6 +25,16 @@ def read_messages(fields: Fields, name: str = "messages", own_images: bool = Fal
         if message.get("images") and not own_images:
             raise wrong(f"{name}[{i}].images", NO_IMAGES_HERE)
     return messages if own_images else images_after_results(messages)
+
+
+def template_extra(fields: Fields) -> dict[str, Any]:
+    """Variables for the chat template, as llama.cpp and vLLM name them. Raises HTTPError."""
+    value = fields.raw("chat_template_kwargs")
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or RESERVED & value.keys():
+        raise fields.wrong("chat_template_kwargs", "must be an object of the template's own variables")
+    return value
 
 
 def _message(value: Any, where: str, own_images: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyllamacpu.errors import OptionError, PyllamacpuError
+from pyllamacpu.errors import Abandoned, OptionError, OutputError, PyllamacpuError, StoreError
 from pyllamacpu.files import GGUF_FILE
 from pyllamacpu.gguf.file_kinds import stored_kind
 from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.fields import wrong
 from pyllamacpu.server.ollama_shapes import Report, downloads
 from pyllamacpu.store.blobs import remove_unused
 from pyllamacpu.store.created import ModelCard, link_files, make_model, names_like
@@ -26,6 +29,9 @@ from pyllamacpu.text.go_template import is_go_template, to_jinja
 if TYPE_CHECKING:
     from pyllamacpu.quantize.plan import QuantizePlan
     from pyllamacpu.weights.output import Progress
+
+_OF_A_FIELD = re.compile(r"(quantize|adapters|template|files):")
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s:]+/)+")  # of a path, as far as its last part
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,13 @@ class Recipe:
                 parse_file_type(self.quantize)
             except OptionError as error:
                 raise OptionError(f"quantize: {error}") from None
-        files = self.source.gguf_files
-        if self.source.files and files and len(files) < len(self.source.files):
-            raise OptionError("files: a GGUF file is a whole model: other files do not go with it")
-        if files:
-            with opened(files) as file:
-                self.check_file(file)
+        with sent_files_named(self.source, self.adapters):
+            files = self.source.gguf_files
+            if self.source.files and files and len(files) < len(self.source.files):
+                raise OptionError("files: a GGUF file is a whole model: other files do not go with it")
+            if files:
+                with opened(files) as file:
+                    self.check_file(file)
 
     def check_file(self, file: GGUFFile) -> ModelCard:
         """The card with a template that is Jinja or the name of a format. Raises OptionError."""
@@ -104,21 +111,58 @@ def make(recipe: Recipe, report: Report) -> Path:
         report("pulling manifest")
         path = resolve_model(source.name, paths=False, on_download=downloads(report))
         source = replace(source, path=path)
-    files = source.gguf_files
-    if not files:
-        made = make_model(
-            recipe.card, lambda target: _convert(recipe, source, target, report), recipe.adapters
-        )
-    else:
-        report("reading model metadata")
-        with opened(files) as file:
-            card = recipe.check_file(file)
-            made = make_model(
-                card, lambda target: _weights(recipe, file, files, target, report), recipe.adapters
-            )
+    with sent_files_named(source, recipe.adapters):
+        made = _made(recipe, source, report)
     report("writing manifest")
     remove_unused()
     return made
+
+
+def _made(recipe: Recipe, source: Source, report: Report) -> Path:
+    files = source.gguf_files
+    if not files:
+        return make_model(
+            recipe.card, lambda target: _convert(recipe, source, target, report), recipe.adapters
+        )
+    report("reading model metadata")
+    with opened(files) as file:
+        card = recipe.check_file(file)
+        return make_model(card, lambda target: _weights(recipe, file, files, target, report), recipe.adapters)
+
+
+@contextlib.contextmanager
+def sent_files_named(source: Source, adapters: Sequence[Path]) -> Iterator[None]:
+    """What is wrong with files that were sent is a 400 that calls them by their names; where the server keeps
+    them is nobody's business.
+    """
+    try:
+        yield
+    except (HTTPError, Abandoned, OutputError, StoreError):
+        raise
+    except PyllamacpuError as error:
+        if isinstance(error, OptionError) and _OF_A_FIELD.match(str(error)):
+            raise
+        path = Path(getattr(error, "path", ""))
+        if path in adapters:
+            raise wrong("adapters", str(getattr(error, "reason", error))) from error
+        if not source.files:
+            raise
+        name = _name_of(path, source.files)
+        reason = str(getattr(error, "reason", error))
+        for sent, kept in source.files.items():
+            reason = reason.replace(str(kept), sent)
+        words = _FOLDERS.sub("", reason)
+        raise wrong("files" if name is None else f"files.{name[:80]}", words) from error
+
+
+def _name_of(path: Path, files: Mapping[str, Path]) -> str | None:
+    """What the file at `path` was called: it stands there, or a link of its name does."""
+    places = {str(kept): name for name, kept in files.items()}
+    if str(path) in places or path.name in files:
+        return places.get(str(path), path.name)
+    if path.is_symlink():
+        return places.get(os.readlink(path))
+    return next(iter(files)) if len(files) == 1 else None
 
 
 def _check_adapter(path: Path, model: GGUFFile) -> None:

@@ -5,7 +5,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,12 +26,13 @@ from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.errors import HTTPError, openai_error
-from pyllamacpu.server.fields import Fields
-from pyllamacpu.server.generation import Answers, Generate, Service, Text
+from pyllamacpu.server.fields import Fields, wrong
+from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.images import SentImage, shown_messages
 from pyllamacpu.server.line_limits import LineLimits
-from pyllamacpu.server.messages import read_messages
+from pyllamacpu.server.messages import read_messages, template_extra
 from pyllamacpu.server.models import Model
+from pyllamacpu.server.prompts import Text, about
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import read_tools
 from pyllamacpu.text import Tokenizer
@@ -133,23 +134,28 @@ async def _detokenize(service: Service, fields: Fields, strict: bool) -> Respons
 async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         messages = shown_messages(read_messages(fields))
-        offered = read_tools(fields).offered
+        offered, extra = read_tools(fields).offered, template_extra(fields)
         fields.finish(strict)
-        whole = model.conversation(messages)
-        shown = await service.off_loop(shown_tools, model.template, whole, offered)
-        prompt = await service.off_loop(model.template.render, *shown)
+        prompt = await service.off_loop(_rendered, model, messages, offered, extra)
         return http.json_response({"prompt": prompt})
+
+
+def _rendered(model: Model, messages: Sequence[Any], offered: Sequence[Any], extra: Mapping[str, Any]) -> str:
+    with about("messages"):
+        shown = shown_tools(model.template, model.conversation(messages), offered, **extra)
+        return model.template.render(*shown, **extra)
 
 
 async def _embedding(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
-        inputs = read_inputs(fields, "content" if "content" in fields else "input")
+        where = "content" if "content" in fields else "input"
+        inputs = read_inputs(fields, where)
         by_token = model.pooling == NONE  # vectors of tokens are as they are, as llama.cpp's
         kind = fields.integer("embd_normalize", -1, 2, -1 if by_token else 2)
         if kind not in (-1, 2):
             raise fields.wrong("embd_normalize", "allowed: -1 (none) and 2 (Euclidean)")
         fields.finish(strict)
-        vectors, _ = await service.embed(model, inputs, normalize=kind == 2, by_token=True)
+        vectors, _ = await service.embed(model, inputs, normalize=kind == 2, by_token=True, where=where)
         rows = vectors if by_token else [[vector] for vector in vectors]
         return http.json_response([{"index": i, "embedding": row} for i, row in enumerate(rows)])
 
@@ -196,13 +202,14 @@ def _prompts(model: Model, fields: Fields) -> list[Text]:
     values = value if several else [value]
     if not values:
         raise fields.wrong("prompt", "is empty")
-    return [_one_prompt(model, fields, item) for item in values]
+    names = [f"prompt[{i}]" for i in range(len(values))] if several else ["prompt"]
+    return [_one_prompt(model, item, where) for item, where in zip(values, names, strict=True)]
 
 
-def _one_prompt(model: Model, fields: Fields, value: Any) -> Text:
+def _one_prompt(model: Model, value: Any, where: str) -> Text:
     if isinstance(value, dict):
-        return _with_media(Fields(value, "prompt."))
-    return Text(_text_or_ids(model, fields, value))
+        return replace(_with_media(Fields(value, f"{where}.")), where=where)
+    return Text(_text_or_ids(model, value, where), where=where)
 
 
 def _with_media(prompt: Fields) -> Text:
@@ -212,15 +219,17 @@ def _with_media(prompt: Fields) -> Text:
         raise prompt.wrong("prompt_string", "is missing")
     if text.count(MEDIA) != len(media):
         raise prompt.wrong("multimodal_data", f"{len(media)}, not as many as {MEDIA} in prompt_string")
-    images = [SentImage({"base64": data}, f"prompt.multimodal_data[{i}]") for i, data in enumerate(media)]
+    images = [
+        SentImage({"base64": data}, f"{prompt.where}multimodal_data[{i}]") for i, data in enumerate(media)
+    ]
     return Text(text, images=tuple(images))
 
 
-def _text_or_ids(model: Model, fields: Fields, value: Any) -> str | list[int]:
+def _text_or_ids(model: Model, value: Any, where: str) -> str | list[int]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
+        raise wrong(where, "must be a text, token ids, or a list of them")
     ids: list[int] = []
     for item in value:
         if type(item) is int:
@@ -228,7 +237,7 @@ def _text_or_ids(model: Model, fields: Fields, value: Any) -> str | list[int]:
         elif isinstance(item, str):
             ids += model.tokenizer.encode(item, add_special=not ids, parse_special=True)
         else:
-            raise fields.wrong("prompt", "must be a text, token ids, or a list of them")
+            raise wrong(where, "must be a text, token ids, or a list of them")
     return ids
 
 

@@ -26,13 +26,14 @@ from pyllamacpu.server.constraints import ollama_grammar
 from pyllamacpu.server.embeddings import read_inputs
 from pyllamacpu.server.endings import shown_findings
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.server.generation import Answers, Chat, Generate, Service, Text
+from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.images import RESULT_ROLES, image_part, images_after_results, with_images_first
 from pyllamacpu.server.logprobs import read_logprobs
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
+from pyllamacpu.server.prompts import Chat, Text
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
 from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
@@ -95,6 +96,8 @@ class _Endpoint(ABC):
             self.load_seconds = time.perf_counter() - self.started
             self.model = model.name
             prompt = self.prompt(model)
+            if prompt is None:  # nothing is generated: these have no effect
+                fields.ignore("options", "format", "think", "logprobs", "top_logprobs", "lora")
             request = None if prompt is None else self.request(model, prompt)
             fields.finish(self.strict)
             if request is None:
@@ -201,7 +204,8 @@ class _Generate(_Endpoint):
             return Text(text, images=tuple(part["image"] for part in images))
         messages = [{"role": "system", "content": system}] if system else []
         said = {"role": "user", "content": text}
-        return Chat([*messages, with_images_first(images, said) if images else said])
+        shown = with_images_first(images, said) if images else said
+        return Chat([*messages, shown], where="prompt")
 
     def piece(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         return {"response": text}
@@ -257,6 +261,7 @@ async def _vectors(
     strict: bool,
     inputs: Sequence[str | Sequence[int]],
     shape: Callable[[list[Any]], dict[str, Any]],
+    where: str = "input",
 ) -> Response:
     started = time.perf_counter()
     async with service.models.use(model_name(fields), keep_alive(fields)) as model:
@@ -266,7 +271,7 @@ async def _vectors(
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
         fields.ignore("options")
         fields.finish(strict)
-        vectors, n_tokens = await service.embed(model, inputs, truncate=truncate)
+        vectors, n_tokens = await service.embed(model, inputs, truncate=truncate, where=where)
         return http.json_response(
             {
                 "model": model.name,
@@ -286,4 +291,6 @@ async def _embed(service: Service, fields: Fields, strict: bool) -> Response:
 
 async def _embeddings(service: Service, fields: Fields, strict: bool) -> Response:
     inputs = read_inputs(fields, "prompt", at_most=1)
-    return await _vectors(service, fields, strict, inputs, lambda vectors: {"embedding": vectors[0]})
+    return await _vectors(
+        service, fields, strict, inputs, lambda vectors: {"embedding": vectors[0]}, "prompt"
+    )

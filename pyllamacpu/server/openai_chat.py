@@ -11,23 +11,23 @@ from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
-from pyllamacpu.server.generation import Answers, Chat, Generate
+from pyllamacpu.server.generation import Answers, Generate
 from pyllamacpu.server.logprobs import read_logprobs
-from pyllamacpu.server.messages import read_messages
+from pyllamacpu.server.messages import read_messages, template_extra
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint
+from pyllamacpu.server.prompts import Chat
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
 from pyllamacpu.server.tools import call_id, read_tools
 from pyllamacpu.text.tool_calls import Part, ToolCallDelta, ToolCallReader
 
-_NOT_EXTRA = {"messages", "tools", "add_generation_prompt", "check"}  # not the template's own
-_NOT_HERE = {
-    "audio": "audio is not supported",
-    "web_search_options": "web search is not supported",
-    "prediction": "predicted outputs are not supported",
-    "reasoning_effort": "the model has no reasoning effort",
-    "verbosity": "the model has no verbosity",
-    "moderation": "moderation is not supported",
+_NOT_HERE: dict[str, tuple[str, ...]] = {  # why, and values that ask for nothing
+    "audio": ("audio is not supported",),
+    "web_search_options": ("web search is not supported",),
+    "prediction": ("predicted outputs are not supported",),
+    "reasoning_effort": ("the model has no reasoning effort", "none"),
+    "verbosity": ("the model has no verbosity", "medium"),
+    "moderation": ("moderation is not supported",),
 }
 
 
@@ -37,8 +37,8 @@ class ChatCompletion(Endpoint):
     def requests(self, fields: Fields, model: Model, stream: bool) -> list[Generate]:
         messages = read_messages(fields)
         self.tools = read_tools(fields)
-        for name, why in _NOT_HERE.items():
-            fields.refuse(name, why)
+        for name, (why, *quiet) in _NOT_HERE.items():
+            fields.refuse(name, why, *quiet)
         _check_modalities(fields)
         fields.ignore(*NO_EFFECT, "cache_prompt", "id_slot")
         self.logprobs = read_logprobs(fields)
@@ -46,7 +46,7 @@ class ChatCompletion(Endpoint):
         if form is not None and self.tools.offered:
             raise fields.wrong("tools", "do not go with a form of the answer")
         request = Generate(
-            Chat(messages, tools=self.tools, extra=_template_extra(fields)),
+            Chat(messages, tools=self.tools, extra=template_extra(fields)),
             read_sampling(fields, model),
             max_tokens=_limit(fields),
             stop=fields.strings("stop"),
@@ -139,13 +139,3 @@ def _call_delta(part: ToolCallDelta) -> dict[str, Any]:
 def _check_modalities(fields: Fields) -> None:
     if any(kind != "text" for kind in fields.items("modalities")):
         raise fields.wrong("modalities", "only text is supported")
-
-
-def _template_extra(fields: Fields) -> dict[str, Any]:
-    """Variables for the chat template, as llama.cpp and vLLM name them."""
-    value = fields.raw("chat_template_kwargs")
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or _NOT_EXTRA & value.keys():
-        raise fields.wrong("chat_template_kwargs", "must be an object of the template's own variables")
-    return value

@@ -9,13 +9,14 @@ from pyllamacpu.api.responses import Heading, LogprobWriter
 from pyllamacpu.engine.generate import TextEvent
 from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.constraints import openai_grammar
-from pyllamacpu.server.embeddings import read_inputs
+from pyllamacpu.server.embeddings import input_names, read_inputs
 from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
-from pyllamacpu.server.generation import Answers, Chat, Generate, Text, check_room, prompt_ids
+from pyllamacpu.server.generation import Answers, Generate
 from pyllamacpu.server.logprobs import MAX_TOP, prompt_logprobs
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint, usage, wrap
+from pyllamacpu.server.prompts import Chat, Text, check_room, prompt_ids
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
 
 
@@ -46,7 +47,7 @@ class TextCompletion(Endpoint):
         draft = fields.flag("draft", True)
         return [
             Generate(
-                Text(prompt, suffix),
+                Text(prompt, suffix, where=where),
                 options,
                 max_tokens=16 if limit is None else limit,
                 stop=stop,
@@ -58,7 +59,7 @@ class TextCompletion(Endpoint):
                 stop_loops=stop_loops,
                 draft=draft,
             )
-            for prompt in prompts
+            for prompt, where in zip(prompts, input_names(fields, "prompt"), strict=True)
         ]
 
     async def prepare(self, model: Model, requests: Sequence[Generate]) -> None:
@@ -68,8 +69,8 @@ class TextCompletion(Endpoint):
         for request in requests if self.echo else ():
             assert isinstance(request.prompt, Text)
             text = request.prompt.text
-            ids = await self.service.off_loop(prompt_ids, model, Text(text))
-            check_room(len(ids), model.engine.n_ctx)
+            ids = await self.service.off_loop(prompt_ids, model, Text(text, where=request.prompt.where))
+            check_room(len(ids), model.engine.n_ctx, request.prompt.where)
             self.echoed.append(text if isinstance(text, str) else model.tokenizer.decode(ids))
             echoed.append((request, ids))
         for request, ids in echoed:

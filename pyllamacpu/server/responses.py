@@ -25,10 +25,11 @@ from pyllamacpu.server.constraints import response_grammar
 from pyllamacpu.server.endings import is_cut, shown_findings, stopped_by
 from pyllamacpu.server.errors import HTTPError, openai_error
 from pyllamacpu.server.fields import Fields, wrong
-from pyllamacpu.server.generation import Answers, Chat, Generate, Service, count_tokens
+from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.images import content_parts, images_after_results
 from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
+from pyllamacpu.server.prompts import Chat, count_tokens
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
 from pyllamacpu.server.tools import call_id, make_tools
 from pyllamacpu.text.call_forms import ToolCall
@@ -95,12 +96,16 @@ def _chat(fields: Fields) -> tuple[Chat, Grammar | None]:
     fields.refuse("previous_response_id", "nothing is stored here: send the conversation as input")
     fields.refuse("conversation", "nothing is stored here: send the conversation as input")
     fields.refuse("truncation", "prompts are never cut", "disabled")
-    fields.refuse("reasoning", "the model does not think aloud")
+    reasoning = fields.nested("reasoning")
+    reasoning.refuse("effort", "the model does not think aloud", "none")
+    for name in ("summary", "generate_summary"):
+        reasoning.refuse(name, "the model does not think aloud")
+    reasoning.finish(strict=True)
     fields.refuse("prompt", "there are no stored prompts")
     tools, form = _tools(fields), _form(fields)
     if form is not None and tools.offered:
         raise fields.wrong("tools", "do not go with a form of the answer")
-    return Chat(_messages(fields), tools=tools), form
+    return Chat(_messages(fields), tools=tools, where="input"), form
 
 
 def _request(fields: Fields, model: Model) -> Generate:
@@ -129,13 +134,14 @@ def _tools(fields: Fields) -> ChatTools:
             raise wrong(f"tools[{i}]", "only functions are supported")
         function = {key: item for key, item in value.items() if key != "type" and item is not None}
         values.append({"type": "function", "function": function})
-    return make_tools(fields, values, fields.raw("tool_choice"), fields.optional_flag("parallel_tool_calls"))
+    several = fields.optional_flag("parallel_tool_calls")
+    return make_tools(fields, values, fields.raw("tool_choice"), several, "parameters")
 
 
 def _n_logprobs(fields: Fields) -> int | None:
     """Alternatives beside each token; None without log-probabilities."""
-    n_top = fields.integer("top_logprobs", 0, MAX_TOP)
-    return n_top or 0 if n_top or _LOGPROBS in fields.items("include") else None
+    n_top, included = fields.integer("top_logprobs", 0, MAX_TOP), fields.items("include")
+    return n_top or 0 if n_top or _LOGPROBS in included else None
 
 
 def _form(fields: Fields) -> Grammar | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ OPENAI: dict[str, Range] = {
     "top_p": ("top_p", 0.0, 1.0),
     "presence_penalty": ("presence_penalty", -2.0, 2.0),
     "frequency_penalty": ("frequency_penalty", -2.0, 2.0),
-    "seed": ("seed", RANDOM_SEED, MAX_SEED),
+    "seed": ("seed", -(2**63), 2**64 - 1),
 }
 LLAMA_CPP: dict[str, Range] = {
     "top_k": ("top_k", -1, BIG),
@@ -71,11 +72,22 @@ def numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:
         value: float | None
         if isinstance(low, int) and isinstance(high, int):
             value = fields.integer(name, low, high)
+            if option == "seed" and value is not None:
+                value = folded_seed(value)
         else:
             value = fields.number(name, low, high)
         if value is not None:
             found[option] = value
     return found
+
+
+def folded_seed(seed: int) -> int:
+    """A seed of 64 bits, as OpenAI has them, in the 32 of this program: all bits count, those that fit stay
+    as they are, and -1 is a random one, as llama.cpp has it.
+    """
+    if RANDOM_SEED <= seed <= MAX_SEED:
+        return seed
+    return zlib.crc32(seed.to_bytes(9, "little", signed=True))
 
 
 def _names(fields: Fields, value: Any) -> Any:

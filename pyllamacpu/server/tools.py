@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import from_json
 
 from pyllamacpu.api.tools import ChatTools, check_parameters, choose
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.grammar import ToolSchemaError
+from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Answer, Part, join_parts
@@ -26,8 +29,12 @@ def read_tools(fields: Fields) -> ChatTools:
     return make_tools(fields, fields.items("tools"), fields.raw("tool_choice"), several)
 
 
-def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool | None) -> ChatTools:
-    """Of tools and a choice in OpenAI's shape; `several`: see `choose`. Raises HTTPError."""
+def make_tools(
+    fields: Fields, values: Sequence[Any], choice: Any, several: bool | None, schema_field: str = ""
+) -> ChatTools:
+    """Of tools and a choice in OpenAI's shape; `several`: see `choose`; `schema_field`: the one of a
+    dialect's tools for schemas, if it is another. Raises HTTPError.
+    """
     if len(values) > _MAX_TOOLS:
         raise fields.wrong("tools", f"{len(values)} tools; allowed: at most {_MAX_TOOLS}")
     offered = tuple(_tool(value, f"tools[{i}]") for i, value in enumerate(values))
@@ -35,7 +42,8 @@ def make_tools(fields: Fields, values: Sequence[Any], choice: Any, several: bool
     if not known:
         raise fields.wrong("tool_choice", f"{choice!r:.80} is not auto, none, required or a function")
     try:
-        return choose(offered, choice, False, several)
+        chosen = choose(offered, choice, False, several)
+        return replace(chosen, schema_field=schema_field) if schema_field else chosen
     except OptionError as error:
         name, _, message = str(error).partition(": ")
         raise fields.wrong(name if name == "tools" else "tool_choice", message) from None
@@ -50,6 +58,12 @@ def _tool(value: Any, where: str) -> Mapping[str, Any]:
     if fault := check_parameters(function):
         raise wrong(f"{where}.function.parameters", fault)
     return {"type": "function", "function": function}
+
+
+def schema_refused(tools: ChatTools, error: ToolSchemaError) -> HTTPError:
+    """The 400 that names the schema in the request."""
+    place = tools.names.index(error.tool) if error.tool in tools.names else 0
+    return wrong(f"tools[{place}].{tools.schema_field}", error.reason)
 
 
 def partial_arguments(call: ToolCall) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyllamacpu.errors import OptionError, StoreError
+from pyllamacpu.errors import OptionError
 from pyllamacpu.files import PartialFile, check_space
 from pyllamacpu.store.paths import store_home
 
@@ -49,10 +49,10 @@ class BlobWriter:
         self._part.write(data)
 
     def publish(self) -> None:
-        """Raises StoreError when the content is not the one of the digest."""
+        """Raises OptionError when the content is not the one of the digest."""
         found = self._hash.hexdigest()
         if self.path.name != f"sha256-{found}":
-            raise StoreError(f"digest: the content's is sha256:{found}, not the one it was sent under")
+            raise OptionError(f"digest: the content's is sha256:{found}, not the one it was sent under")
         self._part.publish()
 
     def discard(self) -> None:

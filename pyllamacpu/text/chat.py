@@ -10,6 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
@@ -166,6 +167,15 @@ def encode_chat(
     if tokenizer.add_bos and tokenizer.bos is not None and tokenizer.bos not in ids:
         ids.insert(0, tokenizer.bos)
     return ids
+
+
+RESERVED = frozenset(
+    name
+    for function in (encode_chat, ChatTemplate.render)
+    for name, parameter in signature(function).parameters.items()
+    if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD
+)
+"""Names that a variable of a template cannot have: those that are given beside them."""
 
 
 def _check_prompt(
