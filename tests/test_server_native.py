@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Running, serving, tiny_llama, tiny_path, tiny_server
+from serving import Running, hold, serving, tiny_llama, tiny_path, tiny_server, wait_until
 from tiny_model import BOS, vocabulary, write_model
 
 from pyllamacpu import Llama
@@ -167,6 +167,69 @@ def test_properties(running: Running) -> None:
     assert len(slots) == props["total_slots"] and not any(slot["is_processing"] for slot in slots)
     refused = running.post("/rerank", query="x", documents=["y"])
     assert refused.status_code == 400 and "reranker" in refused.json()["error"]["message"]
+
+
+def test_tokens_have_ids_and_settings_say_how(running: Running) -> None:
+    body: dict[str, Any] = {
+        "prompt": "hello",
+        "n_predict": 4,
+        "n_probs": 2,
+        "stop": ["zzz"],
+        "temperature": 0,
+    }
+    answer = complete(running, **body, return_tokens=True, ignore_eos=True)
+    rows = answer["completion_probabilities"]
+    assert [row["id"] for row in rows] == answer["tokens"]
+    for row in rows:
+        assert row["id"] in [other["id"] for other in row["top_logprobs"]]
+    settings = answer["generation_settings"]
+    expected = {"n_predict": 4, "n_probs": 2, "stop": ["zzz"], "ignore_eos": True, "temperature": 0}
+    assert {name: settings[name] for name in expected} == expected
+    params = running.get("/props").json()["default_generation_settings"]["params"]
+    assert params.keys() == settings.keys()
+    assert (params["n_predict"], params["stop"], params["ignore_eos"]) == (-1, [], False)
+
+
+def test_biases_of_texts(running: Running, llm: Llama) -> None:
+    """llama.cpp's: all tokens of a text get the bias."""
+    assert llm.text_tokenizer is not None
+    token = llm.text_tokenizer.encode("world", add_special=False)[-1]
+    body: dict[str, Any] = {"prompt": "hello", "n_predict": 3, "temperature": 0}
+    settings = complete(running, **body, logit_bias=[["world", 5], [7, -1]])["generation_settings"]
+    assert [token, 5.0] in settings["logit_bias"] and [7, -1.0] in settings["logit_bias"]
+    barred = complete(running, **body, logit_bias=[["world", False]])["generation_settings"]["logit_bias"]
+    assert [token, -9999.0] in barred
+    long = running.post("/completion", **body, logit_bias=[["a" * 2000, 1]])
+    assert long.status_code == 400 and long.json()["error"]["param"] == "logit_bias"
+
+
+def test_adaptive_p_has_its_fields(running: Running) -> None:
+    body: dict[str, Any] = {"prompt": "hello", "n_predict": 3, "seed": 1, "samplers": ["top_k", "adaptive_p"]}
+    settings = complete(running, **body, adaptive_target=0.4, adaptive_decay=0.5)["generation_settings"]
+    assert (settings["adaptive_target"], settings["adaptive_decay"]) == (0.4, 0.5)
+
+
+def test_slots_that_are_all_busy(tmp_path: Path) -> None:
+    many = 1 << 16  # tokens, so that an answer does not end meanwhile
+    model = write_model(tmp_path / "long.gguf", n_ctx=many)
+    with serving(("tiny", model), n_ctx=many, parallel=1) as running:
+        assert running.get("/slots?fail_on_no_slot=1").status_code == 200
+        held = hold(running, 1, max_tokens=many - 100)
+        try:
+            wait_until(lambda: running.get("/slots").json()[0]["is_processing"])
+            busy = running.get("/slots?fail_on_no_slot=1")
+            assert busy.status_code == 503 and busy.headers["retry-after"]
+            assert running.get("/slots").status_code == 200
+        finally:
+            for connection in held:
+                connection.close()
+        running.wait_idle()
+
+
+@pytest.mark.parametrize("url", ["/v1/reranking", "/v1/rerank", "/reranking", "/rerank"])
+def test_a_language_model_ranks_nothing(running: Running, url: str) -> None:
+    response = running.post(url, query="x", documents=["y"])
+    assert response.status_code == 400 and response.json()["error"]["code"] == "not_supported"
 
 
 @pytest.mark.parametrize(

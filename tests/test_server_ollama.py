@@ -62,7 +62,9 @@ def test_embed(client: ollama.Client, llm: Llama) -> None:
     np.testing.assert_allclose(answer.embeddings, llm.embed(["hello", "the"], normalize=True), rtol=1e-6)
     assert client.embeddings("tiny", "hello").embedding == pytest.approx(list(answer.embeddings[0]))
     with pytest.raises(ollama.ResponseError, match="256"):
-        client._request_raw("POST", "/api/embed", json={"model": "tiny", "input": "the " * 400})
+        client.embed("tiny", "the " * 400, truncate=False)
+    default = client._request_raw("POST", "/api/embed", json={"model": "tiny", "input": "the " * 400})
+    assert default.json()["prompt_eval_count"] == 256
     cut = client.embed("tiny", "the " * 400, truncate=True)
     assert cut.prompt_eval_count == 256
 
@@ -174,6 +176,16 @@ def test_show_has_metadata_of_every_kind(client: ollama.Client, home: Path) -> N
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], says: str) -> None:
     response = running.post("/api/chat", **{"model": "tiny", "messages": QUESTION, **change})
     assert response.status_code == 400 and response.json()["error"].startswith(says)
+
+
+def test_what_has_no_place_without_a_template_is_named(running: Running) -> None:
+    """The system's words would be lost."""
+    for more in ({"raw": True, "system": "Be kind."}, {"suffix": "b", "system": "Be kind."}):
+        response = running.post("/api/generate", model="tiny", prompt="a", **more)
+        assert response.status_code == 400 and response.json()["error"].startswith("system: ")
+    for name, value in (("template", "{{ .Prompt }}"), ("context", [1])):
+        response = running.post("/api/generate", model="tiny", prompt="a", raw=True, **{name: value})
+        assert response.status_code == 400 and response.json()["error"].startswith(name)
 
 
 @pytest.mark.parametrize("limit", [0, -1, -2])

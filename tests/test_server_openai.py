@@ -45,6 +45,38 @@ def test_models(client: openai.OpenAI) -> None:
         client.models.retrieve("nobody")
 
 
+def test_the_list_of_models_with_a_slash(running: Running) -> None:
+    assert running.get("/v1/models/").json() == running.get("/v1/models").json()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_tokens_are_an_empty_completion(running: Running, stream: bool) -> None:
+    response = running.post("/v1/completions", prompt="hello", max_tokens=0, stream=stream)
+    assert response.status_code == 200, response.text
+    if stream:
+        assert response.text.endswith("data: [DONE]\n\n")
+    else:
+        (choice,) = response.json()["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("", "length")
+        assert response.json()["usage"]["completion_tokens"] == 0
+
+
+def test_echoed_logprobs_stand_where_their_tokens_are(running: Running, llm: Llama) -> None:
+    """Special tokens that a prompt spells are as long as they are spelled there."""
+    prompt = "hello</s>the world"
+    answers = [
+        running.post("/v1/completions", prompt=prompt, max_tokens=3, echo=True, logprobs=1).json(),
+        llm(prompt, max_tokens=3, echo=True, logprobs=1, temperature=0),
+    ]
+    for answer in answers:
+        (choice,) = answer["choices"]
+        table, text = choice["logprobs"], choice["text"]
+        assert text.startswith(prompt) and "</s>" in table["tokens"]
+        at = table["tokens"].index("</s>")
+        assert text[table["text_offset"][at] :].startswith("</s>the")
+        assert text[table["text_offset"][at + 1] :].startswith("the")
+
+
 def test_a_chat_is_that_of_the_class(client: openai.OpenAI, llm: Llama) -> None:
     expected = llm.create_chat_completion(QUESTION, max_tokens=12, temperature=0)
     answer = chat(client)

@@ -10,6 +10,7 @@ import pytest
 from serving import Running, openai_client, tiny_path, tiny_server
 from test_server_tools import SCHEMA, check
 
+QUESTION = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "name": "weather", "description": "Tells it", "parameters": SCHEMA}
 
 
@@ -83,6 +84,59 @@ def test_forms(client: openai.OpenAI) -> None:
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], param: str) -> None:
     response = running.post("/v1/responses", **{"input": "hello", **change})
     assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+def test_a_response_shows_its_request(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+    text: Any = {"format": {"type": "json_schema", "name": "s", "schema": {"enum": ["yes"]}}}
+    own: Any = {"model": "tiny", "input": "hello", "instructions": "Be kind.", "tools": [tool], "text": text}
+    whole: Any = client.responses.create(**own, tool_choice="auto")
+    events: Any = list(client.responses.create(**own, tool_choice="none", stream=True))
+    for response, choice in ((whole, "auto"), (events[0].response, "none"), (events[-1].response, "none")):
+        assert response.instructions == "Be kind." and response.tool_choice == choice
+        assert response.tools[0].name == "f" and response.text.format.name == "s"
+    plain: Any = client.responses.create(model="tiny", input="hello", max_output_tokens=16)
+    assert (plain.instructions, plain.tool_choice, plain.tools) == (None, "auto", [])
+    assert plain.text.format.type == "text"
+
+
+def test_a_message_that_was_cut_is_incomplete(client: openai.OpenAI) -> None:
+    own: Any = {"model": "tiny", "input": "hello", "max_output_tokens": 16, "extra_body": {"temperature": 0}}
+    whole: Any = client.responses.create(**own)
+    events: Any = list(client.responses.create(**own, stream=True))
+    done = next(event for event in events if event.type == "response.output_item.done")
+    for response in (whole, events[-1].response):
+        assert response.status == response.output[-1].status == "incomplete" and response.output_text
+    assert done.item.status == "incomplete" and done.item.content[0].text == whole.output_text
+
+
+def test_seed_and_stop(running: Running) -> None:
+    def said(**more: Any) -> str:
+        body = {"input": "hello", "max_output_tokens": 20, "temperature": 1.5, **more}
+        return str(running.post("/v1/responses", **body).json()["output"][0]["content"][0]["text"])
+
+    assert said(seed=3) == said(seed=3) != said(seed=4)
+    word = said(seed=3)[4:6]
+    assert word and said(seed=3, stop=[word]) == said(seed=3).partition(word)[0]
+
+
+def test_a_refusal_is_what_the_assistant_said(running: Running) -> None:
+    part = {"type": "refusal", "refusal": "I will not."}
+    counts = []
+    for content in ([part], [{"type": "output_text", "text": "I will not."}], "no"):
+        items = [{"role": "user", "content": "x"}, {"role": "assistant", "content": content}]
+        response = running.post("/v1/responses/input_tokens", input=items)
+        assert response.status_code == 200, response.text
+        counts.append(response.json()["input_tokens"])
+    assert counts[0] == counts[1] > counts[2]
+    said: Any = ({"content": [part]}, {"content": None, "refusal": "I will not."}, {"content": "I will not."})
+    shown = {
+        running.post("/apply-template", messages=[*QUESTION, {"role": "assistant", **one}, *QUESTION]).text
+        for one in said
+    }
+    assert len(shown) == 1 and "I will not." in shown.pop()
+    response = running.post("/v1/responses", input=[{"role": "user", "content": [part]}])
+    assert response.status_code == 400
 
 
 @pytest.mark.parametrize("reasoning", [None, {}, {"effort": None}, {"effort": "none", "summary": None}])

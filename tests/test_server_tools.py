@@ -303,13 +303,62 @@ def test_ollama(running: Running) -> None:
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"parallel_tool_calls": 3}, "parallel_tool_calls"),
-        ({"response_format": {"type": "json_object"}}, "tools"),
+        ({"response_format": {"type": "json_object"}, "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "sometimes", "tools": [{"name": "weather"}]}},
+            "tool_choice",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "no"}]}},
+            "tool_choice",
+        ),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],
 )
 def test_what_cannot_be_honoured_is_named(running: Running, change: dict[str, Any], param: str) -> None:
     response = running.post("/v1/chat/completions", **{"messages": QUESTION, "tools": [WEATHER], **change})
     assert response.status_code == 400 and response.json()["error"]["param"] == param
+
+
+FORM: Any = {"type": "object", "properties": {"name": {"const": "weather"}}, "required": ["name"]}
+
+
+@pytest.mark.parametrize(
+    "url, body, text",
+    [
+        ("/v1/chat/completions", {"response_format": {"type": "json_object", "schema": FORM}},
+         lambda a: a["choices"][0]["message"]["content"]),
+        ("/v1/responses", {"input": "hello", "text": {"format": {"type": "json_schema", "schema": FORM}}},
+         lambda a: a["output"][0]["content"][0]["text"]),
+        ("/v1/messages",
+         {"max_tokens": 200, "output_config": {"format": {"type": "json_schema", "schema": FORM}}},
+         lambda a: a["content"][0]["text"]),
+        ("/api/chat", {"model": "tiny", "format": FORM, "stream": False}, lambda a: a["message"]["content"]),
+    ],
+)  # fmt: skip
+def test_a_form_beside_tools(running: Running, url: str, body: dict[str, Any], text: Any) -> None:
+    """The answer has the form and is no call, whatever it looks like; the tools are in the prompt."""
+    tool = WEATHER["function"]
+    other = {"name": "weather", "input_schema": SCHEMA}
+    tools = {"/v1/responses": {"type": "function", **tool}, "/v1/messages": other}
+    own = {} if url == "/v1/responses" else {"messages": QUESTION}
+    answer = running.post(url, **own, **body, tools=[tools.get(url, WEATHER)])
+    assert answer.status_code == 200, answer.text
+    assert json.loads(text(answer.json())) == {"name": "weather"}
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_some_tools_are_allowed(client: openai.OpenAI, nested: bool) -> None:
+    """OpenAI's choice among several: only these may be called."""
+    function: Any = {"type": "function", "function": {"name": "time"}}
+    own: Any = {"mode": "required", "tools": [function if nested else {"type": "function", "name": "time"}]}
+    choice = {"type": "allowed_tools", **({"allowed_tools": own} if nested else own)}
+    for seed in range(4):
+        (call,) = chat(client, tool_choice=choice, seed=seed).choices[0].message.tool_calls
+        assert call.function.name == "time"
+    free = chat(client, tool_choice={**choice, "allowed_tools": {**own, "mode": "auto"}}, max_tokens=3)
+    assert free.choices[0].finish_reason == "length"
 
 
 def test_a_template_without_tools_shows_them_as_words(starter_model: Path) -> None:

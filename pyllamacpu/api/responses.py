@@ -62,8 +62,15 @@ class LogprobWriter:
             )
         self._tokenizer = tokenizer
         self._offset = text_offset
+        self._n_echoed, self._prompt, self._spelled = 0, "", False
         # Characters are counted as they become whole; bytes that are no UTF-8 count nothing.
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+
+    def echo(self, prompt: str, n_tokens: int, spelled: bool) -> None:
+        """The first tokens of the table are the prompt's. Special tokens have the text that is `spelled` in
+        it, or none, as in an answer; a space that the tokenizer put before a word takes no room.
+        """
+        self._prompt, self._n_echoed, self._spelled = prompt, n_tokens, spelled
 
     def table(self, entries: Iterable[TokenLogprobs | int]) -> Response:
         """The table for tokens that follow those of earlier calls. A bare id has no logprobs (the first of a
@@ -81,29 +88,36 @@ class LogprobWriter:
 
     def _row(self, entry: TokenLogprobs | int) -> Response:
         token = entry if isinstance(entry, int) else entry.token
-        text = self._text(token)
-        offset = self._offset
-        self._offset += len(self._decoder.decode(self._raw(token)))
+        is_echo, self._n_echoed = self._n_echoed > 0, max(0, self._n_echoed - 1)
+        spelled = is_echo and self._spelled
+        text = self._text(token, spelled)
+        offset, shown = self._offset, self._decoder.decode(self._raw(token, spelled))
+        if is_echo and shown.startswith(" ") and not self._prompt.startswith(shown, offset):
+            shown = shown[1:]
+        self._offset += len(shown)
         if isinstance(entry, int):
             return {"tokens": text, "text_offset": offset, "token_logprobs": None, "top_logprobs": None}
         top: dict[str, float] = {}  # of several tokens with one text the likeliest counts
         for other, value in (*entry.top, (entry.token, entry.logprob)):
-            top.setdefault(self._text(other), value)
+            top.setdefault(self._text(other, spelled), value)
         return {"tokens": text, "text_offset": offset, "token_logprobs": entry.logprob, "top_logprobs": top}
 
-    def _raw(self, token: int) -> bytes:
-        return self._tokenizer.token_bytes(token) if token < self._tokenizer.n_vocab else b""
+    def _raw(self, token: int, spelled: bool) -> bytes:
+        return self._tokenizer.token_bytes(token, special=spelled) if token < self._tokenizer.n_vocab else b""
 
-    def _text(self, token: int) -> str:
-        return self._raw(token).decode("utf-8", "ignore")
+    def _text(self, token: int, spelled: bool) -> str:
+        return self._raw(token, spelled).decode("utf-8", "ignore")
 
 
-def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs]) -> Response:
-    """Each token with its bytes (a part of a character has no text of its own) and its alternatives."""
+def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[TokenLogprobs], with_ids: bool = False) -> Response:
+    """Each token with its bytes (a part of a character has no text of its own) and its alternatives;
+    `with_ids`: and their ids, as llama.cpp has them.
+    """
 
     def shown(token: int, logprob: float) -> Response:
         raw = tokenizer.token_bytes(token, special=True) if token < tokenizer.n_vocab else b""
-        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+        named = {"id": token} if with_ids else {}
+        return {**named, "token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
     content = [
         {**shown(entry.token, entry.logprob), "top_logprobs": [shown(*other) for other in entry.top]}

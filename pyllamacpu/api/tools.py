@@ -102,10 +102,12 @@ def checked_offer(form: Grammar | None, asked: Mapping[str, Any]) -> ChatTools:
 
 
 def choose(offered: tuple[Tool, ...], choice: Any, as_function: bool, parallel: bool | None) -> ChatTools:
-    """Of checked tools and a choice: a word, or an object that names one of them. `parallel`: whether several
-    calls may come at once; None: if the model wants to, but a call that must come is one.
+    """Of checked tools and a choice: a word, or an object that names one or some of them. `parallel`: whether
+    several calls may come at once; None: if the model wants to, but a call that must come is one.
     """
     label = "function_call" if as_function else "tool_choice"
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        return choose(*_allowed(offered, choice), as_function, parallel)
     if choice == "none" or (choice in (None, "auto") and not offered):
         return NO_TOOLS
     most = 1 if as_function or parallel is False else None
@@ -124,6 +126,21 @@ def choose(offered: tuple[Tool, ...], choice: Any, as_function: bool, parallel: 
     form = form_of_answer(chosen, True, several)
     named = isinstance(choice, Mapping)
     return ChatTools(offered, form, True, None if several else 1, as_function, named)
+
+
+def _allowed(offered: tuple[Tool, ...], choice: Mapping[str, Any]) -> tuple[tuple[Tool, ...], str]:
+    """The tools that OpenAI's choice of several leaves, and whether one must be called: {"type":
+    "allowed_tools", "allowed_tools": {"mode": …, "tools": […]}}, or these fields beside the type.
+    """
+    own = choice.get("allowed_tools", choice)
+    mode, tools = (own.get("mode", "auto"), own.get("tools")) if isinstance(own, Mapping) else ("", None)
+    if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
+        raise OptionError("tool_choice: allowed_tools have a mode, auto or required, and a list of tools")
+    names = [_name(tool) if isinstance(tool, Mapping) else None for tool in tools]
+    known = {tool["function"]["name"] for tool in offered}
+    if strange := [name for name in names if not isinstance(name, str) or name not in known]:
+        raise OptionError(f"tool_choice: {strange[0]!r:.80} is not among the tools")
+    return tuple(tool for tool in offered if tool["function"]["name"] in names), mode
 
 
 def _name(choice: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -28,7 +29,7 @@ from pyllamacpu.server.images import content_parts, image_part, with_images_firs
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.prompts import Chat, count_tokens
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import make_tools, partial_arguments
+from pyllamacpu.server.tools import beside_form, make_tools, partial_arguments
 from pyllamacpu.text.tool_calls import Part
 
 PATH = "/v1/messages"
@@ -89,8 +90,7 @@ def _request(fields: Fields, model: Model, strict: bool) -> Generate:
     if limit is None:
         raise fields.wrong("max_tokens", "is missing")
     form = anthropic_grammar(fields, strict)
-    if form is not None and chat.tools.offered:
-        raise fields.wrong("tools", "do not go with a form of the answer")
+    chat = replace(chat, tools=beside_form(fields, chat.tools, form))
     return Generate(
         chat,
         read_sampling(fields, model, _SAMPLING),

@@ -39,6 +39,7 @@ ALIASES = {
     "/v1/health": "/health",
     "/reranking": "/rerank",
     "/v1/rerank": "/rerank",
+    "/v1/reranking": "/rerank",
 }
 """Other paths of the same endpoints."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pyllamacpu.sampling.stop import MAX_CHARACTERS
@@ -23,6 +23,7 @@ NO_IMAGES_HERE = (
     "/api/generate, or the multimodal_data of a prompt of /completion"
 )
 
+_MAX_BIASED = 1000  # characters of a text in a logit_bias
 _noted: set[str] = set()  # what the log has
 
 
@@ -159,15 +160,29 @@ class Fields:
             log.warning("%s", text)
 
 
-def logit_bias(fields: Fields, n_vocab: int, name: str = "logit_bias") -> list[tuple[int, float]]:
-    """{"token id": bias} with ids of the vocabulary, or llama.cpp's list of [id, bias or false]."""
+def logit_bias(
+    fields: Fields, n_vocab: int, name: str = "logit_bias", encode: Callable[[str], list[int]] | None = None
+) -> list[tuple[int, float]]:
+    """{"token id": bias} with ids of the vocabulary, or llama.cpp's list of [id, bias or false], which may
+    have a text instead of an id: its tokens (`encode`) all get the bias.
+    """
     value = fields.raw(name)
     if value is None:
         return []
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list):
         raise fields.wrong(name, "must be an object of token ids and biases")
-    return [_bias(fields, name, pair, n_vocab) for pair in pairs]
+    found: list[tuple[int, float]] = []
+    for pair in pairs:
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if is_pair and isinstance(value, list) and isinstance(pair[0], str) and encode is not None:
+            if len(pair[0]) > _MAX_BIASED:
+                raise fields.wrong(name, f"a text of {len(pair[0])} characters; allowed: {_MAX_BIASED}")
+            tokens: list[Any] = encode(pair[0])
+            found += [_bias(fields, name, (token, pair[1]), n_vocab) for token in tokens]
+        else:
+            found.append(_bias(fields, name, pair, n_vocab))
+    return found
 
 
 def _bias(fields: Fields, name: str, pair: Any, n_vocab: int) -> tuple[int, float]:

@@ -95,12 +95,19 @@ def content_parts(
     return "".join(part["text"] for part in parts)
 
 
+def is_refusal(part: Any) -> bool:
+    """Whether a part is what the assistant said instead of an answer, which is a text as others."""
+    return isinstance(part, dict) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str)
+
+
 def _part(part: Any, where: str, role: object, text_kinds: Sequence[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in IMAGE_KINDS:
         if role not in ("user", *RESULT_ROLES):
             raise wrong(where, f"images stand in messages of the user and tools, not of {role!r:.40}")
         return image_part(part, where)
+    if role == "assistant" and is_refusal(part):
+        return {"type": "text", "text": part["refusal"]}
     if kind not in text_kinds:
         raise wrong(where, f"texts and images can be read, not a part of type {kind!r:.40}")
     if not isinstance(part.get("text"), str):

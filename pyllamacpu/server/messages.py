@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyllamacpu.server.fields import NO_IMAGES_HERE, Fields, wrong
-from pyllamacpu.server.images import RESULT_ROLES, content_parts, images_after_results
+from pyllamacpu.server.images import RESULT_ROLES, content_parts, images_after_results, is_refusal
 from pyllamacpu.text.chat import RESERVED
 
 ROLES = ("system", "developer", "user", "assistant", *RESULT_ROLES)
@@ -41,6 +41,8 @@ def _message(value: Any, where: str, own_images: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong(where, "must be an object with a role and a content")
     role, content = value.get("role"), value.get("content")
+    if content is None and role == "assistant" and isinstance(value.get("refusal"), str):
+        value = {**value, "content": (content := value["refusal"]), "refusal": None}
     if role not in ROLES:
         raise wrong(f"{where}.role", f"{role!r:.80} is not known; allowed: {', '.join(ROLES)}")
     others = ("tool_calls", "function_call", *(("images",) if own_images else ()))
@@ -50,7 +52,9 @@ def _message(value: Any, where: str, own_images: bool) -> dict[str, Any]:
     calls = value.get("tool_calls")
     if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise wrong(f"{where}.tool_calls", "must be a list of objects")
-    return {**value, "content": parts} if isinstance(parts, list) else dict(value)
+    if isinstance(parts, list) or (isinstance(content, list) and any(map(is_refusal, content))):
+        return {**value, "content": parts}
+    return dict(value)
 
 
 def _checked(content: Any, where: str, role: str) -> Any:

@@ -53,15 +53,18 @@ def router(service: Service, strict: bool) -> APIRouter:
             return http.json_response(_props(service, loaded))
 
     @routes.get("/slots")
-    async def slots() -> Response:
+    async def slots(fail_on_no_slot: str | None = None) -> Response:
         async with service.models.use(None) as model:
             n, running = service.models.options.parallel, model.scheduler.n_running
+            if running >= n and fail_on_no_slot in ("1", "true"):
+                raise HTTPError("no slot is free", status=503, code="no_slot", retry_after=1)
             rows = [{"id": i, "n_ctx": model.engine.n_ctx, "is_processing": i < running} for i in range(n)]
             return http.json_response(rows)
 
     @routes.post("/rerank")
     @routes.post("/reranking")
     @routes.post("/v1/rerank")
+    @routes.post("/v1/reranking")
     async def rerank(request: Request) -> Response:
         await http.read_fields(request)
         raise HTTPError("a language model cannot rank documents; that takes a reranker", code="not_supported")
@@ -81,7 +84,7 @@ def _props(service: Service, model: Model) -> dict[str, Any]:
     tokenizer = model.tokenizer
     return {
         "default_generation_settings": {
-            "params": {**asdict(SamplingOptions()), **model.own_sampling},
+            "params": _settings(_own_sampling(model)),
             "n_ctx": model.engine.n_ctx,
         },
         "total_slots": service.models.options.parallel,
@@ -92,6 +95,27 @@ def _props(service: Service, model: Model) -> dict[str, Any]:
         "eos_token": "" if tokenizer.eos is None else tokenizer.piece(tokenizer.eos),
         "modalities": {"vision": model.parts.vision is not None, "audio": False},
         "build_info": f"pyllamacpu {__version__}",
+    }
+
+
+def _own_sampling(model: Model) -> SamplingOptions:
+    own: dict[str, Any] = dict(model.own_sampling)
+    return SamplingOptions(**own)
+
+
+def _settings(sampling: SamplingOptions, request: Generate | None = None) -> dict[str, Any]:
+    """How answers are made, by llama.cpp's names; without a request as one that says nothing has it."""
+    limit = None if request is None else request.max_tokens
+    grammar = None if request is None else request.grammar
+    return {
+        **asdict(sampling),
+        "n_predict": -1 if limit is None else limit,
+        "max_tokens": -1 if limit is None else limit,
+        "n_keep": 0,
+        "ignore_eos": request is not None and request.ignore_eos,
+        "stop": [] if request is None else list(request.stop),
+        "n_probs": 0 if request is None else request.logprobs or 0,
+        "grammar": "" if grammar is None else grammar.source,
     }
 
 
@@ -314,6 +338,7 @@ class _Shape:
         """wanted: the fields that the last or only object of an answer has; none: all."""
         self._answers, self._requests = answers, requests
         self._return_tokens, self._wanted = return_tokens, wanted
+        self._settings = _settings(requests[0].sampling, requests[0])
         self._request = requests[0]  # in what they have in common
 
     def whole(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
@@ -355,7 +380,7 @@ class _Shape:
             "stopping_word": last.stop_string or "",
             **shown_findings(last),
             "has_new_line": any("\n" in event.text for event in events),
-            "generation_settings": asdict(self._request.sampling),
+            "generation_settings": self._settings,
             "prompt": self._shown_prompt(index),
             "timings": timings(last.stats),
             **(self._probabilities(events) if text else {}),
@@ -370,7 +395,8 @@ class _Shape:
         if self._request.logprobs is None:
             return {}
         entries = [entry for event in events for entry in event.logprobs]
-        return {"completion_probabilities": chat_logprobs(self._answers.model.tokenizer, entries)["content"]}
+        rows = chat_logprobs(self._answers.model.tokenizer, entries, with_ids=True)["content"]
+        return {"completion_probabilities": rows}
 
 
 def timings(stats: GenerationStats) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -35,7 +36,7 @@ from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.prompts import Chat, Text
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
-from pyllamacpu.server.tools import read_tools, split_whole, with_cut_as_text
+from pyllamacpu.server.tools import beside_form, read_tools, split_whole, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
 
@@ -128,8 +129,9 @@ class _Endpoint(ABC):
         options.refuse("penalize_newline", "newlines are penalized like other tokens", True)
         limit = options.integer("num_predict", -2, BIG)
         form = ollama_grammar(fields)
-        if form is not None and self.tools.offered:
-            raise fields.wrong("tools", "do not go with a form of the answer")
+        self.tools = beside_form(fields, self.tools, form)
+        if isinstance(prompt, Chat):
+            prompt = replace(prompt, tools=self.tools)
         sampling = read_sampling(options, model, WIDE)
         request = Generate(
             prompt,
@@ -193,6 +195,10 @@ class _Generate(_Endpoint):
             fields.refuse(name, "is not supported", [], "")
         text, system, suffix = fields.text("prompt") or "", fields.text("system"), fields.text("suffix")
         raw = fields.flag("raw")
+        if system and (raw or suffix):
+            raise fields.wrong(
+                "system", f"does not go with {'raw' if raw else 'a suffix'}: it has no template"
+            )
         images = [image_part(part, f"images[{i}]") for i, part in enumerate(_images(fields.items("images")))]
         if not text and not suffix and not images:
             return None
@@ -262,11 +268,12 @@ async def _vectors(
     inputs: Sequence[str | Sequence[int]],
     shape: Callable[[list[Any]], dict[str, Any]],
     where: str = "input",
+    cut: bool = False,
 ) -> Response:
     started = time.perf_counter()
     async with service.models.use(model_name(fields), keep_alive(fields)) as model:
         loaded = time.perf_counter() - started
-        truncate = fields.flag("truncate")
+        truncate = fields.flag("truncate", cut)
         if fields.integer("dimensions", 1, BIG) not in (None, model.engine.dim):
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
         fields.ignore("options")
@@ -284,9 +291,9 @@ async def _vectors(
 
 
 async def _embed(service: Service, fields: Fields, strict: bool) -> Response:
-    return await _vectors(
-        service, fields, strict, read_inputs(fields), lambda vectors: {"embeddings": vectors}
-    )
+    """Texts that are too long are cut unless `truncate` is false, as Ollama does it."""
+    inputs = read_inputs(fields)
+    return await _vectors(service, fields, strict, inputs, lambda v: {"embeddings": v}, cut=True)
 
 
 async def _embeddings(service: Service, fields: Fields, strict: bool) -> Response:

@@ -25,6 +25,7 @@ def router(service: Service, strict: bool) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/v1/models")
+    @routes.get("/v1/models/", include_in_schema=False)
     @routes.get("/models")
     async def models() -> Response:
         entries = [_model_entry(f.name, f.modified) for f in await service.off_loop(service.models.files)]

@@ -18,7 +18,7 @@ from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint
 from pyllamacpu.server.prompts import Chat
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
-from pyllamacpu.server.tools import call_id, read_tools
+from pyllamacpu.server.tools import beside_form, call_id, read_tools
 from pyllamacpu.text.tool_calls import Part, ToolCallDelta, ToolCallReader
 
 _NOT_HERE: dict[str, tuple[str, ...]] = {  # why, and values that ask for nothing
@@ -43,8 +43,7 @@ class ChatCompletion(Endpoint):
         fields.ignore(*NO_EFFECT, "cache_prompt", "id_slot")
         self.logprobs = read_logprobs(fields)
         form = openai_grammar(fields)
-        if form is not None and self.tools.offered:
-            raise fields.wrong("tools", "do not go with a form of the answer")
+        self.tools = beside_form(fields, self.tools, form)
         request = Generate(
             Chat(messages, tools=self.tools, extra=template_extra(fields)),
             read_sampling(fields, model),

@@ -37,7 +37,7 @@ class TextCompletion(Endpoint):
             raise fields.wrong("best_of", "the best cannot be chosen while answers are streamed")
         if self.echo and suffix is not None:
             raise fields.wrong("echo", "does not go with a suffix")
-        limit = fields.integer("max_tokens", 0 if self.echo else 1, BIG)
+        limit = fields.integer("max_tokens", 0, BIG)  # 0: nothing but the prompt is read
         self.ranked = best_of > self.n
         n_top = 0 if self.logprobs is None and self.ranked else self.logprobs
         options = read_sampling(fields, model)
@@ -83,6 +83,10 @@ class TextCompletion(Endpoint):
     def started(self, answers: Answers, requests: Sequence[Generate]) -> None:
         self.prompt_of = [i for i, request in enumerate(requests) for _ in range(request.n)]
         self.writers = [LogprobWriter(answers.model.tokenizer, 0) for _ in self.prompt_of]
+        for writer, prompt in zip(self.writers, self.prompt_of, strict=True) if self.echo else ():
+            asked = requests[prompt].prompt
+            assert isinstance(asked, Text)
+            writer.echo(self.echoed[prompt], len(self.first[prompt]), spelled=isinstance(asked.text, str))
         if not self.echo:
             lengths = [_n_characters(answers.model, request.prompt) for request in requests]
             self.writers = [LogprobWriter(answers.model.tokenizer, lengths[p]) for p in self.prompt_of]

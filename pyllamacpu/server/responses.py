@@ -30,12 +30,12 @@ from pyllamacpu.server.images import content_parts, images_after_results
 from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.prompts import Chat, count_tokens
-from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import call_id, make_tools
+from pyllamacpu.server.sampling_fields import BIG, COMMON, LLAMA_CPP, read_sampling
+from pyllamacpu.server.tools import beside_form, call_id, make_tools
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part
 
-_SAMPLING = {"temperature": ("temperature", 0.0, 2.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
+_SAMPLING = {name: COMMON[name] for name in ("temperature", "top_p", "seed", *LLAMA_CPP)}
 _NO_EFFECT = ("user", "service_tier", "store", "safety_identifier", "prompt_cache_key",
               "prompt_cache_retention", "prompt_cache_options")  # fmt: skip
 _LOGPROBS = "message.output_text.logprobs"  # of what `include` may name; nothing else is ever there
@@ -67,7 +67,7 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
         metadata = dict(fields.nested("metadata").values)
         fields.finish(strict)
         assert isinstance(request.prompt, Chat)
-        shape = _Shape(model, request.prompt.tools, request, metadata)
+        shape = _Shape(model, request.prompt.tools, request, {**_given(fields), "metadata": metadata})
         answers = await stack.enter_async_context(service.generate(model, [request]))
         if stream:
             return http.Stream(stack.pop_all(), shape.events(answers), shape.failed)
@@ -76,7 +76,8 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
         items = [shape.call(call, _status(call.whole)) for call in found.calls]
         if found.text or not items:
             entries = [] if found.calls else [entry for event in events for entry in event.logprobs]
-            items.append(shape.message(found.text, entries=shape.logprobs(entries)))
+            status = _status(not is_cut(events[-1]))
+            items.append(shape.message(found.text, status, entries=shape.logprobs(entries)))
         return http.json_response(shape.response(items, events[-1], answers))
 
 
@@ -103,9 +104,7 @@ def _chat(fields: Fields) -> tuple[Chat, Grammar | None]:
     reasoning.finish(strict=True)
     fields.refuse("prompt", "there are no stored prompts")
     tools, form = _tools(fields), _form(fields)
-    if form is not None and tools.offered:
-        raise fields.wrong("tools", "do not go with a form of the answer")
-    return Chat(_messages(fields), tools=tools, where="input"), form
+    return Chat(_messages(fields), tools=beside_form(fields, tools, form), where="input"), form
 
 
 def _request(fields: Fields, model: Model) -> Generate:
@@ -118,12 +117,24 @@ def _request(fields: Fields, model: Model) -> Generate:
         chat,
         read_sampling(fields, model, _SAMPLING),
         max_tokens=fields.integer("max_output_tokens", 1, BIG),
+        stop=fields.strings("stop"),
         logprobs=_n_logprobs(fields),
         grammar=chat.tools.form or form,
         adapters=read_lora(fields, model),
         stop_loops=fields.optional_flag("stop_loops"),
         draft=fields.flag("draft", True),
     )
+
+
+def _given(fields: Fields) -> dict[str, Any]:
+    """What a response shows of its request as it was given."""
+    text = {key: value for key, value in fields.nested("text").values.items() if value is not None}
+    return {
+        "instructions": fields.raw("instructions"),
+        "text": {"format": {"type": "text"}, **text},
+        "tool_choice": fields.raw("tool_choice") or "auto",
+        "tools": fields.items("tools"),
+    }
 
 
 def _tools(fields: Fields) -> ChatTools:
@@ -187,7 +198,8 @@ def _add(messages: list[dict[str, Any]], item: Any, where: str) -> None:
 class _Shape:
     """One response in its shape, and its events with their numbers."""
 
-    def __init__(self, model: Model, tools: ChatTools, request: Generate, metadata: dict[str, Any]) -> None:
+    def __init__(self, model: Model, tools: ChatTools, request: Generate, given: dict[str, Any]) -> None:
+        """given: fields that are shown as the request has them."""
         self.tools = tools
         self._tokenizer = model.tokenizer
         self._number = 0
@@ -199,21 +211,17 @@ class _Shape:
             "status": "in_progress",
             "error": None,
             "incomplete_details": None,
-            "instructions": None,
             "max_output_tokens": request.max_tokens,
-            "metadata": metadata,
             "output": [],
             "parallel_tool_calls": tools.most is None,
             "previous_response_id": None,
             "store": False,
             "temperature": request.sampling.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "required" if tools.forced else "auto",
-            "tools": [{"type": "function", **tool["function"]} for tool in tools.offered],
             "top_logprobs": request.logprobs or 0,
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
             "usage": None,
+            **given,
         }
 
     def logprobs(self, entries: Sequence[TokenLogprobs]) -> list[Any]:
@@ -228,7 +236,7 @@ class _Shape:
             "type": "message",
             "role": "assistant",
             "status": status,
-            "content": [_part(text, entries)] if status == "completed" else [],
+            "content": [] if status == "in_progress" else [_part(text, entries)],
         }
 
     def call(self, call: ToolCall, status: str) -> dict[str, Any]:
@@ -282,7 +290,7 @@ class _Shape:
                 for event in items.part(part):
                     yield event
         assert last is not None
-        for event in items.end():
+        for event in items.end(is_cut(last)):
             yield event
         kind = "response.incomplete" if is_cut(last) else "response.completed"
         yield self.event(kind, response=self.response(items.done, last, answers))
@@ -339,15 +347,15 @@ class _Items:
         yield self._added(self._shape.message("", "in_progress"))
         yield self._event("response.content_part.added", content_index=0, part=_part(""))
 
-    def end(self) -> Iterator[bytes]:
-        """Closes what is open."""
+    def end(self, is_cut: bool = False) -> Iterator[bytes]:
+        """Closes what is open; `is_cut`: a message that might have gone on."""
         if not self.is_open:
             return
         item, text = self._item, "".join(self._text)
         if item["type"] == "message":
             entries = self._logprobs + self.entries
             self.entries = []
-            item = self._shape.message(text, item_id=item["id"], entries=entries)
+            item = self._shape.message(text, _status(not is_cut), item_id=item["id"], entries=entries)
             yield self._event("response.output_text.done", content_index=0, text=text, logprobs=entries)
             yield self._event("response.content_part.done", content_index=0, part=_part(text, entries))
         else:

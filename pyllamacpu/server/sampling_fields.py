@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyllamacpu.errors import OptionError
@@ -42,6 +42,8 @@ LLAMA_CPP: dict[str, Range] = {
     "mirostat_tau": ("mirostat_tau", 0.0, 1e3),
     "mirostat_eta": ("mirostat_eta", 0.0, 1e3),
     "min_keep": ("min_keep", 0, BIG),
+    "adaptive_target": ("adaptive_target", -1e6, 1.0),
+    "adaptive_decay": ("adaptive_decay", 0.0, 0.99),
 }
 _UNKNOWN_HERE = "infill"  # llama.cpp's sampler that prefers ends
 COMMON = {**OPENAI, **LLAMA_CPP}
@@ -53,7 +55,7 @@ def read_sampling(fields: Fields, model: Model, known: Mapping[str, Range] = COM
     samplers and DRY's breakers. What is left out is the model's own. Raises HTTPError that names a field.
     """
     options: dict[str, Any] = {**model.own_sampling, **numbers(fields, known)}
-    if bias := logit_bias(fields, model.engine.n_vocab):
+    if bias := logit_bias(fields, model.engine.n_vocab, encode=_tokens_of(model)):
         options["logit_bias"] = bias
     if (samplers := fields.raw("samplers")) is not None:
         options["samplers"] = _names(fields, samplers)
@@ -63,6 +65,10 @@ def read_sampling(fields: Fields, model: Model, known: Mapping[str, Range] = COM
         return SamplingOptions(**options)
     except OptionError as error:
         raise as_http_error(error) from error
+
+
+def _tokens_of(model: Model) -> Callable[[str], list[int]]:
+    return lambda text: model.tokenizer.encode(text, add_special=False, parse_special=True)
 
 
 def numbers(fields: Fields, known: Mapping[str, Range]) -> dict[str, float]:

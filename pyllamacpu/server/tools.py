@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from pyllamacpu.api.tools import ChatTools, check_parameters, choose
 from pyllamacpu.errors import OptionError
-from pyllamacpu.sampling.grammar import ToolSchemaError
+from pyllamacpu.sampling.grammar import Grammar, ToolSchemaError
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.text.call_forms import ToolCall
@@ -47,6 +47,17 @@ def make_tools(
     except OptionError as error:
         name, _, message = str(error).partition(": ")
         raise fields.wrong(name if name == "tools" else "tool_choice", message) from None
+
+
+def beside_form(fields: Fields, tools: ChatTools, form: Grammar | None) -> ChatTools:
+    """The tools of an answer that may have a form: they are shown, and it is never a call then, as with the
+    `response_format` of the Python API. Raises HTTPError where a call must come.
+    """
+    if form is None or not tools.offered:
+        return tools
+    if tools.forced:
+        raise fields.wrong("tool_choice", "a call that must come does not go with a form of the answer")
+    return replace(tools, may_call=False, form=None)
 
 
 def _tool(value: Any, where: str) -> Mapping[str, Any]:
