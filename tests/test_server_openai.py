@@ -63,7 +63,15 @@ def test_no_tokens_are_an_empty_completion(running: Running, stream: bool) -> No
 
 def test_echoed_logprobs_stand_where_their_tokens_are(running: Running, llm: Llama) -> None:
     """Special tokens that a prompt spells are as long as they are spelled there."""
-    prompt = "hello</s>the world"
+    assert_echo_stands(running, llm, "hello</s>the world")
+
+
+def test_a_spelled_bos_takes_its_room(running: Running, llm: Llama) -> None:
+    """It is not among the tokens, but it is in the text."""
+    assert_echo_stands(running, llm, "<s>hello</s>the world")
+
+
+def assert_echo_stands(running: Running, llm: Llama, prompt: str) -> None:
     answers = [
         running.post("/v1/completions", prompt=prompt, max_tokens=3, echo=True, logprobs=1).json(),
         llm(prompt, max_tokens=3, echo=True, logprobs=1, temperature=0),

@@ -257,6 +257,11 @@ def test_results_go_back(client: openai.OpenAI) -> None:
     ]
     longer = chat(client, messages=messages, max_tokens=3).usage.prompt_tokens
     assert longer > chat(client, max_tokens=3).usage.prompt_tokens
+    del messages[1]["content"]  # as clients leave out what is null
+    several = [*messages[:1], {**messages[1], "tool_calls": [call, {**call, "id": "call_2"}]}, messages[2]]
+    several.append({"role": "tool", "tool_call_id": "call_2", "content": "rainy"})
+    counts = [chat(client, messages=m, max_tokens=3).usage.prompt_tokens for m in (messages, several)]
+    assert counts[0] <= longer < counts[1]
 
 
 def test_anthropic(running: Running) -> None:

@@ -146,6 +146,20 @@ def test_a_call_needs_no_content(content: dict[str, Any]) -> None:
     assert ChatTemplate(source).render(messages) == '<x><>{"a": 1}'
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_systems_are_one_where_a_template_takes_one(role: str) -> None:
+    rest = "{% for m in messages[1:] %}{% if m.role == 'system' %}BAD{% else %}{{ m.content }}{% endif %}"
+    drops = "<{{ messages[0].content }}>" + rest.replace("BAD", "") + "{% endfor %}"
+    refuses = drops.replace("'system' %}", "'system' %}{{ raise_exception('one system message') }}")
+    messages = [{"role": "system", "content": "Be kind."}, {"role": role, "content": "Be brief."}, *user("x")]
+    for source in (drops, refuses):
+        assert ChatTemplate(source).render(messages) == "<Be kind.\n\nBe brief.>x"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            encode_chat(chat_tokenizer(), ChatTemplate(source), messages)
+    assert ChatTemplate(PLAIN).render(messages).count("<system>") == 2
+
+
 # Calls that a template takes one by one, or not at all
 
 ONE_CALL = (

@@ -252,7 +252,7 @@ class Completions(Tokens):
         text = prompt if isinstance(prompt, str) else self._text().decode(ids)
         plan = replace(self._completion_plan(model, text, ids, echo, n_top), after=appended)
         if plan.logprobs is not None and plan.first_logprobs:
-            plan.logprobs.echo(text, len(plan.first_logprobs), spelled=isinstance(prompt, str))
+            plan.logprobs.echo(text, plan.first_logprobs, spelled=isinstance(prompt, str))
         events = self.stream(
             ids,
             options,

@@ -66,11 +66,16 @@ class LogprobWriter:
         # Characters are counted as they become whole; bytes that are no UTF-8 count nothing.
         self._decoder = codecs.getincrementaldecoder("utf-8")("ignore")
 
-    def echo(self, prompt: str, n_tokens: int, spelled: bool) -> None:
-        """The first tokens of the table are the prompt's. Special tokens have the text that is `spelled` in
-        it, or none, as in an answer; a space that the tokenizer put before a word takes no room.
+    def echo(self, prompt: str, entries: Sequence[TokenLogprobs | int], spelled: bool) -> None:
+        """The first tokens of the table are the prompt's, but for a BOS that is left out. Special tokens have
+        the text that is `spelled` in it, or none, as in an answer; a space that the tokenizer put before a
+        word takes no room.
         """
-        self._prompt, self._n_echoed, self._spelled = prompt, n_tokens, spelled
+        self._prompt, self._n_echoed, self._spelled = prompt, len(entries), spelled
+        bos = self._tokenizer.bos
+        if spelled and bos is not None and entries and entries[0] != bos:
+            start = self._text(bos, spelled)
+            self._offset += len(start) if prompt.startswith(start) else 0
 
     def table(self, entries: Iterable[TokenLogprobs | int]) -> Response:
         """The table for tokens that follow those of earlier calls. A bare id has no logprobs (the first of a

@@ -86,7 +86,7 @@ class TextCompletion(Endpoint):
         for writer, prompt in zip(self.writers, self.prompt_of, strict=True) if self.echo else ():
             asked = requests[prompt].prompt
             assert isinstance(asked, Text)
-            writer.echo(self.echoed[prompt], len(self.first[prompt]), spelled=isinstance(asked.text, str))
+            writer.echo(self.echoed[prompt], self.first[prompt], spelled=isinstance(asked.text, str))
         if not self.echo:
             lengths = [_n_characters(answers.model, request.prompt) for request in requests]
             self.writers = [LogprobWriter(answers.model.tokenizer, lengths[p]) for p in self.prompt_of]

@@ -69,8 +69,9 @@ def about(where: str) -> Iterator[None]:
         yield
     except PyllamacpuError as error:
         refusal = as_http_error(error)
-        if refusal.status in (400, 413) and refusal.param is None:
-            refusal.param = where
+        if refusal.status not in (400, 413) or refusal.param is not None:
+            raise
+        refusal.param = where
         raise refusal from error
 
 

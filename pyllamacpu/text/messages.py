@@ -155,6 +155,15 @@ class Abilities:
 
         return self._once(("known", role), ask)
 
+    def reads_second_system(self) -> bool:
+        """Whether a second message of the system's, right behind the first, reaches the prompt."""
+
+        def ask() -> bool:
+            first, second = ({"role": "system", "content": text} for text in ("x", _WORD))
+            return _WORD in self._render([first, second, dict(_QUESTION)])
+
+        return self._once(("system", "second"), ask)
+
     def shows_calls(self) -> bool:
         """Whether tool calls reach the prompt; true of a template that takes none of the probes."""
 
@@ -223,6 +232,7 @@ class MessageForms:
     """Copies of `messages` in the form that a template reads: `chosen`.
 
     What the caller gave stays where the template can take it. Fields that are null or empty are left out.
+    Several messages of the system's at the beginning are one where the template takes only one.
     Calls that the template does not show are written in the content as JSON; several in a message, where it
     takes only one, become messages of their own, each before its result.
     Raises TemplateError for messages that are not mappings with a role, and for parts that a template for
@@ -232,6 +242,7 @@ class MessageForms:
     def __init__(self, messages: Iterable[Message], abilities: Abilities) -> None:
         self._abilities = abilities
         self.chosen = [self._formed(message, i) for i, message in enumerate(messages)]
+        self._join_systems()
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.chosen)
         if several and abilities.needs_single_calls():
             self.chosen = _one_call_each(self.chosen)
@@ -256,6 +267,18 @@ class MessageForms:
             if isinstance(function, dict) and "arguments" in function:
                 function["arguments"] = self._arguments(function["arguments"])
         return copy
+
+    def _join_systems(self) -> None:
+        """Messages of the system's at the beginning as one, where the template takes only one."""
+        n = next((i for i, m in enumerate(self.chosen) if m["role"] != "system"), len(self.chosen))
+        texts = [message.get("content") for message in self.chosen[:n]]
+        if (
+            n > 1
+            and all(isinstance(text, str) for text in texts)
+            and not self._abilities.reads_second_system()
+        ):
+            joined = "\n\n".join(str(text) for text in texts if text)
+            self.chosen[:n] = [{**self.chosen[0], "content": joined}]
 
     def _role(self, role: Any) -> Any:
         """`developer` is `system` where the template does not know it: an unknown role it may print as it is,
