@@ -217,18 +217,6 @@ def test_a_damaged_file_is_named_as_it_was_sent(
     assert said.startswith((f"files.{name}: ", "files: ")) and "sha256" not in said and "/" not in said, said
 
 
-def test_a_damaged_adapter_is_named(
-    running: Running, client: ollama.Client, path: Path, tmp_path: Path
-) -> None:
-    for kind in ("head", "magic", "other"):
-        (tmp_path / "sent").write_bytes(damaged(path, kind))
-        adapters = {"a.gguf": client.create_blob(tmp_path / "sent")}
-        body: dict[str, Any] = {"model": "new", "from": "tiny", "adapters": adapters, "stream": False}
-        response = running.post("/api/create", **body)
-        said = response.json()["error"]
-        assert response.status_code == 400 and said.startswith("adapters: ") and str(tmp_path) not in said
-
-
 def test_models_that_are_nowhere(running: Running) -> None:
     for url, body in (
         ("/api/create", {"model": "new", "from": "nobody"}),
@@ -251,6 +239,17 @@ def write_adapter(path: Path) -> Path:
                 f"blk.0.attn_q.weight.lora_{part}", random.normal(0, 1, shape).astype(np.float32)
             )
     return path
+
+
+def test_a_damaged_adapter_is_named(running: Running, client: ollama.Client, tmp_path: Path) -> None:
+    whole = write_adapter(tmp_path / "whole")
+    for kind in ("cut", "head", "magic", "other", "version"):
+        (tmp_path / "sent").write_bytes(damaged(whole, kind))
+        adapters = {"a.gguf": client.create_blob(tmp_path / "sent")}
+        body: dict[str, Any] = {"model": "new", "from": "tiny", "adapters": adapters, "stream": False}
+        response = running.post("/api/create", **body)
+        said = response.json()["error"]
+        assert response.status_code == 400 and said.startswith("adapters: ") and "/" not in said
 
 
 def test_adapters(
