@@ -140,6 +140,55 @@ def test_interrupts_at_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("letters")
+@pytest.mark.parametrize("key", [InterruptedLine(""), KeyboardInterrupt()])
+def test_an_interrupt_in_a_message_of_several_lines_does_not_leave(key: KeyboardInterrupt) -> None:
+    """It is not one at an empty prompt, whatever was pressed before it, or is after it."""
+    chat, out, _ = repl(Script(key, '"""', "one", key, "Hi"))
+    assert chat.run() == 0 and out.getvalue() == "ok\n"
+    assert [turn.user for turn in chat.session.turns] == ["Hi"]
+    assert repl(Script('"""', key, key, "Hi"))[0].run() == 0
+    assert repl(Script('"""', key, key, key, "Hi"))[0].run() == 130
+
+
+@pytest.mark.usefixtures("letters")
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_message_that_is_stopped_before_its_answer(
+    unfinished: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is said is about this message, not about the answer before it."""
+    chat, _, engine = repl(Script())
+    assert chat.handle("Hi")
+    chat.session.turns[-1].ended = not unfinished
+
+    def interrupted(*args: Any) -> Iterator[Piece]:
+        raise KeyboardInterrupt
+        yield
+
+    capsys.readouterr()
+    monkeypatch.setattr(engine, "stream", interrupted)
+    assert chat.handle("again")
+    assert capsys.readouterr().err == "[stopped: the message is not kept]\n"
+    assert chat.handle("/regen") and capsys.readouterr().err == "[stopped]\n"
+    assert [(turn.user, turn.assistant) for turn in chat.session.turns] == [("Hi", "ok")]
+
+
+@pytest.mark.usefixtures("letters")
+def test_what_cannot_be_gone_on_with_is_not_offered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat, _, engine = repl(Script(), answer="a long answer")
+    chat.session.has_form = True
+
+    def interrupted(*args: Any) -> Iterator[Piece]:
+        yield Piece("a long", (1,))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "stream", interrupted)
+    assert chat.handle("again")
+    assert capsys.readouterr().err == "[stopped: /regen answers again]\n"
+
+
+@pytest.mark.usefixtures("letters")
 def test_interrupt_stops_the_answer_and_not_the_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

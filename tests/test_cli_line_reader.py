@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import pty
@@ -67,6 +68,21 @@ def test_a_home_that_cannot_be_written(cli_home: Path) -> None:  # noqa: F811
     history, remember = message_history()
     remember("kept in memory")
     assert history.get_strings() == ["kept in memory"]
+
+
+def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages are remembered as long as the chat runs; one warning says so."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("prompt_toolkit.history.FileHistory.store_string", full)
+    history, remember = message_history()
+    remember("one")
+    remember("two")
+    assert set(history.get_strings()) == {"one", "two"}
+    warned = " ".join(capsys.readouterr().err.split())
+    assert warned.count("warning") == 1 and "No space left on device; messages are remembered" in warned
 
 
 class DumbTerminal(io.StringIO):

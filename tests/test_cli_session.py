@@ -293,16 +293,6 @@ def test_save_keeps_what_the_prompt_no_longer_has(tmp_path: Path) -> None:
     assert other.n_dropped > 0 and len(other.turns) == 9 and len(engine.prompts[-1]) < 200
 
 
-def test_undo_brings_nothing_back_into_the_prompt() -> None:
-    chat, _ = session(*["y" * 20] * 10, n_ctx=200)
-    for number in range(8):
-        list(chat.ask(f"message {number} " + "x" * 10))
-    dropped = chat.n_dropped
-    for _ in range(8):
-        chat.undo()
-        assert chat.n_dropped == min(dropped, len(chat.turns))
-
-
 # Commands
 
 

@@ -236,6 +236,46 @@ def test_text_and_cut_calls(tools: list[PythonTool]) -> None:
     assert notes(events) == ["a call was cut short and is not run"] and not session.turns[-1].ended
 
 
+def test_a_person_stops_a_function(tools: list[PythonTool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that called functions, what follows their results is gone on with, and nothing before."""
+    session, engine = chat(tools, f"{CALL}; {CALL}", "Sunny.", "It is sunny.", unasked=True)
+    events = session.ask("Weather?")
+    while not (isinstance(event := next(events), Notice) and event.text.startswith("runs")):
+        pass
+    events.close()  # type: ignore[attr-defined]
+    assert not session.turns[-1].ended and not session.is_resumable
+    with pytest.raises(OptionError, match="stopped while a function ran; /regen answers again"):
+        session.check_resumable()
+    engine.answers.insert(0, CALL)
+    events = session.regenerate()
+    for _ in range(4):
+        last = next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert said(iter([last])) == "u" and session.is_resumable
+    assert said(session.resume()) == "It is sunny." and len(session.turns[0].steps) == 2
+    assert engine.prompts[-1].endswith("<t>Rome: sunny<a>Su") and session.turns[0].ended
+
+
+@pytest.mark.parametrize("answer, resumable", [(CALL, False), ('{"nothing": "of this', True)])
+def test_a_person_stops_what_may_be_a_call(tools: list[PythonTool], answer: str, resumable: bool) -> None:
+    """The beginning of a call is not gone on with; what only looked like one is text that is kept."""
+    session, engine = chat(tools, answer)
+    session.max_tokens = None
+    usual = engine.stream
+
+    def stopped(*arguments: Any) -> Iterator[Any]:
+        for number, event in enumerate(usual(*arguments)):
+            if number == len(answer) - 2:
+                raise KeyboardInterrupt
+            yield event
+
+    engine.stream = stopped  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        list(session.ask("Weather?"))
+    assert session.is_resumable is resumable
+    assert session.turns[-1].assistant == (answer[:-2] if resumable else "")
+
+
 def test_long_results_are_cut_and_that_is_told(tools: list[PythonTool]) -> None:
     session, engine = chat(tools, CALL.replace("Rome", "R" * 20_000), "Done.", unasked=True)
     engine.size = 100_000

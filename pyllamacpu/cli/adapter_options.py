@@ -107,7 +107,7 @@ def _find(engine: AdapterHolder, name: str) -> int:
     names = [adapter.name for adapter, _ in engine.adapters]
     if name in names:
         return names.index(name)
-    if name.isdecimal() and int(name) < len(names):
-        return int(name)
+    if name in (numbers := [str(i) for i in range(len(names))]):
+        return numbers.index(name)
     there = ", ".join(f"{i} ({own})" for i, own in enumerate(names)) or "none is loaded"
     raise OptionError(f"there is no adapter {name}; there are: {there}")

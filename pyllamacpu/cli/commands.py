@@ -140,7 +140,17 @@ def _save(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply
 def _load(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
     path = _path(rest, "/load")
     session.load(path)
-    return Reply(f"loaded {_turns(session)} from {path}")
+    return Reply(f"loaded {_turns(session)} from {path}{_open_end(session)}")
+
+
+def _open_end(session: ChatSession) -> str:
+    """What a loaded conversation lacks at its end, and the command that adds it."""
+    if not session.turns or session.turns[-1].ended:
+        return ""
+    if session.turns[-1].is_unanswered:
+        return "; its last message has no answer yet: /regen answers it"
+    hint = "/continue goes on" if session.is_resumable else "/regen answers again"
+    return f"; its last answer is not finished: {hint}"
 
 
 def _lora(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
@@ -251,8 +261,17 @@ def _setting(key: str, value: str) -> Any:
     if key == "logit_bias":
         return [parse_bias(text) for text in value.split() if text != "none"]
     if key in ("dry_sequence_breakers", "dry_sequence_breaker"):
-        return parse_breakers(shlex.split(value))
+        return parse_breakers(_words(value))
     return value
+
+
+def _words(value: str) -> list[str]:
+    """The words of a value, as a shell reads them. Raises OptionError for a quote that is not closed."""
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        reason = str(error)[:1].lower() + str(error)[1:]
+        raise OptionError(f"{value}: {reason}; write a quote as '\"', a backslash as '\\'") from error
 
 
 def _settings(session: ChatSession) -> str:

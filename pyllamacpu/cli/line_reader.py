@@ -10,6 +10,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, TextIO
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, FILE_COMMANDS, OWN_SETTINGS
+from pyllamacpu.cli.wrapping import say
+from pyllamacpu.files import read_problem
 from pyllamacpu.progress import is_terminal
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.store.paths import store_home
@@ -170,11 +172,19 @@ def message_history() -> tuple[History, Remember]:
         kept = InMemoryHistory()
 
     class MessageHistory(History):
+        is_kept = True  # between chats, as far as that can be
+
         def load_history_strings(self) -> Iterable[str]:
             return kept.load_history_strings()
 
         def store_string(self, string: str) -> None:
-            kept.store_string(string)
+            if not self.is_kept:
+                return
+            try:
+                kept.store_string(string)
+            except OSError as error:  # the disk is full, or a limit of this user is reached
+                self.is_kept = False
+                say(f"warning: {path}: {read_problem(error)}; messages are remembered until this chat ends")
 
         def append_string(self, string: str) -> None:
             pass  # a line: it may be a part of a message only

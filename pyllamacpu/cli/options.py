@@ -31,7 +31,7 @@ Decorator = Callable[[Command], Command]
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 PRECISIONS = ("fast", "exact")  # of engine/precision.py
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens
-_BIAS = re.compile(r"(\d+)([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
+_BIAS = re.compile(r"(\d{1,18})([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)
 _ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from pyllamacpu.cli.commands import is_command, run_command
 from pyllamacpu.cli.images import dropped_images, unshown_picture
-from pyllamacpu.cli.line_reader import ReadLine, Remember, keys_not_shown
+from pyllamacpu.cli.line_reader import InterruptedLine, ReadLine, Remember, keys_not_shown
 from pyllamacpu.cli.output import Screen
+from pyllamacpu.cli.saved_chat import Turn
 from pyllamacpu.cli.session import ChatSession, Event
 from pyllamacpu.errors import PyllamacpuError
 
@@ -24,7 +25,10 @@ def read_message(read_line: ReadLine, remember: Remember = lambda _: None) -> st
         return line
     text = line.lstrip()[len(_QUOTES) :]
     while not text.rstrip().endswith(_QUOTES):
-        text += "\n" + read_line(MORE)
+        try:
+            text += "\n" + read_line(MORE)
+        except KeyboardInterrupt:
+            raise InterruptedLine(_QUOTES + text) from None
     remember(_QUOTES + text)
     return text.rstrip()[: -len(_QUOTES)].strip("\n")
 
@@ -56,6 +60,7 @@ class Repl:
                 return 0
             except KeyboardInterrupt as interrupt:
                 if getattr(interrupt, "text", ""):
+                    interrupted = False
                     continue
                 if interrupted:
                     return _INTERRUPTED
@@ -68,6 +73,7 @@ class Repl:
 
     def handle(self, line: str) -> bool:
         """Carry out one message or command; False when the chat is over. Errors become a line."""
+        before = self._last_turn()
         try:
             line = self._without_images(line)
             if not line.strip():
@@ -82,7 +88,7 @@ class Repl:
                 self._answer(reply.answer)
             return not reply.leave
         except KeyboardInterrupt:
-            self.screen.note(f"[stopped{': /continue goes on' if self._is_unfinished() else ''}]")
+            self.screen.note(f"[stopped{self._after_stop(before, is_command(line))}]")
         except PyllamacpuError as error:
             self.screen.error(str(error))
         return True
@@ -103,10 +109,20 @@ class Repl:
         return line
 
     def _answer(self, events: Iterator[Event]) -> None:
+        before = self._last_turn()
         with keys_not_shown():
             self.screen.answer(events, stats=self.session.show_timings)
-        if self._is_unfinished():
+        if self._last_turn() is not before and self.session.is_resumable:
             self.screen.note("[not finished: /continue goes on]")
 
-    def _is_unfinished(self) -> bool:
-        return bool(self.session.turns) and not self.session.turns[-1].ended
+    def _last_turn(self) -> Turn | None:
+        return self.session.turns[-1] if self.session.turns else None
+
+    def _after_stop(self, before: Turn | None, was_command: bool) -> str:
+        """What can be done after Ctrl-C; `before` was the last turn until then."""
+        last = self._last_turn()
+        if last is before:
+            return "" if was_command else ": the message is not kept"
+        if self.session.is_resumable:
+            return ": /continue goes on"
+        return "" if last is None or last.ended else ": /regen answers again"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.cli.images import ImageFile, image_content, read_content
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import FileKind, read_problem
+from pyllamacpu.files import FileKind, open_regular, read_problem
 
 _MAX_SAVED = 1 << 28  # bytes of a saved conversation
 
@@ -24,11 +25,18 @@ class Turn:
     ended: bool = field(default=True, compare=False)  # by the model itself, not by a limit or a person
     steps: list[dict[str, Any]] = field(default_factory=list)  # calls and results before the answer
     images: tuple[ImageFile, ...] = ()  # that came with what the person said
+    in_tool: bool = field(default=False, compare=False)  # it was stopped while a function ran
+    n_dropped: int = field(default=0, compare=False)  # of the turns before, when the person said it
 
     @property
     def asked(self) -> list[dict[str, Any]]:
         """The messages before the answer, as chat templates take them."""
         return [{"role": "user", "content": image_content(self.user, self.images)}, *self.steps]
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether nothing has come of an answer."""
+        return not (self.ended or self.assistant or self.steps)
 
 
 def read_saved(path: Path) -> tuple[str | None, list[Turn]]:
@@ -36,7 +44,7 @@ def read_saved(path: Path) -> tuple[str | None, list[Turn]]:
     too. Raises OptionError for any other file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read(path))
     except OSError as error:
         raise OptionError(f"cannot read {path}: {read_problem(error)}") from error
     except (ValueError, RecursionError) as error:
@@ -47,12 +55,19 @@ def read_saved(path: Path) -> tuple[str | None, list[Turn]]:
 def is_saved_chat(path: Path) -> bool:
     """Whether a file is a conversation that `load` takes."""
     try:
-        if path.stat().st_size > _MAX_SAVED:
-            return False
-        conversation(json.loads(path.read_text(encoding="utf-8")), path)
+        conversation(json.loads(_read(path)), path)
     except (OSError, ValueError, RecursionError):
         return False
     return True
+
+
+def _read(path: Path) -> str:
+    """The text of a regular file. Raises OSError, ValueError for more than a conversation has."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(_MAX_SAVED + 1)
+    if len(content) > _MAX_SAVED:
+        raise ValueError(f"it is larger than {_MAX_SAVED >> 20} MiB")
+    return content.decode("utf-8")
 
 
 SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)
@@ -68,10 +83,8 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
     expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages, 1):
         role, text, images = _message(message, number, path)
-        is_step = isinstance(message, dict) and (role == "tool" or bool(message.get("tool_calls")))
-        if is_step and expected == ("assistant",):
-            assert isinstance(message, dict)
-            turns[-1].steps.append(message)
+        if expected == ("assistant",) and (step := _step(message, f"{path}: message {number}")):
+            turns[-1].steps.append(step)
             continue
         if role not in expected:
             raise OptionError(f"{path}: message {number} is from {role}, expected {' or '.join(expected)}")
@@ -82,7 +95,27 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
         else:
             turns[-1].assistant = text
         expected = ("assistant",) if role == "user" else ("user",)
+    if turns and (expected == ("assistant",) or (isinstance(content, dict) and content.get("unfinished"))):
+        turns[-1].ended = False
     return system, turns
+
+
+def _step(message: Any, where: str) -> dict[str, Any] | None:
+    """A message that is a call or its result, as chat templates take it; None for any other. Raises
+    OptionError for calls that are none.
+    """
+    calls = message.get("tool_calls") if message["role"] == "assistant" else None
+    if not calls:
+        return dict(message) if message["role"] == "tool" else None
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        parts = function if isinstance(function, dict) else {}
+        if not isinstance(parts.get("name"), str) or not isinstance(parts.get("arguments"), (str, dict)):
+            raise OptionError(
+                f'{where}: "tool_calls" must be a list of calls, each with a "function" that has a '
+                '"name" and "arguments"; correct it, or leave it out'
+            )
+    return dict(message)
 
 
 def _message(message: object, number: int, path: Path) -> tuple[str, str, list[ImageFile]]:

@@ -192,7 +192,7 @@ class ChatSession:
         """
         self._tries = 0
         images, self.images = tuple(self.images), []
-        turn = Turn(text, images=images)
+        turn = Turn(text, images=images, n_dropped=self.n_dropped)
         try:
             yield from self._respond(turn, None, on_prompt)
         except BaseException:
@@ -204,9 +204,14 @@ class ChatSession:
         """Answer the last message again; the old answer stays if no new one comes. Raises OptionError."""
         if not self.turns:
             raise OptionError("there is no answer yet to generate again")
-        old = self.undo()
+        n_dropped, old = self.n_dropped, self.undo()
+        turn = Turn(old.user, images=old.images, n_dropped=self.n_dropped)
         self._tries += 1
-        yield from self._respond(Turn(old.user, images=old.images), old, on_prompt)
+        try:
+            yield from self._respond(turn, old, on_prompt)
+        finally:
+            if self.turns and self.turns[-1] is old:
+                self.n_dropped = n_dropped
 
     def resume(self, on_prompt: OnPrompt | None = None) -> Iterator[Event]:
         """Go on with the last answer where a limit, the end of the context or a person stopped it.
@@ -214,9 +219,11 @@ class ChatSession:
         Raises OptionError when there is no such answer.
         """
         self.check_resumable()
-        old = self.undo()
+        n_dropped, old = self.n_dropped, self.undo()
         tokens = old.tokens or self.engine.encode(old.assistant)
-        turn = Turn(old.user, old.assistant, steps=old.steps, images=old.images)
+        turn = Turn(old.user, old.assistant, images=old.images, n_dropped=old.n_dropped)
+        turn.steps += old.steps
+        self.n_dropped = n_dropped  # the prompt goes on as it was
         yield from self._respond(turn, old, on_prompt, list(tokens))
 
     def check_resumable(self) -> None:
@@ -225,6 +232,21 @@ class ChatSession:
             raise OptionError("there is no answer yet to go on with")
         if self.turns[-1].ended:
             raise OptionError("the last answer ended by itself; ask for more, or /regen answers again")
+        if self.turns[-1].in_tool:
+            raise OptionError("the last answer was stopped while a function ran; /regen answers again")
+        if self.has_form and not self.turns[-1].is_unanswered:
+            raise OptionError(
+                "an answer with a grammar or a schema cannot be gone on with; /regen answers again"
+            )
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether there is an answer that `resume` goes on with."""
+        try:
+            self.check_resumable()
+        except OptionError:
+            return False
+        return True
 
     def _respond(
         self, turn: Turn, fallback: Turn | None, on_prompt: OnPrompt | None, said: Sequence[int] = ()
@@ -243,7 +265,9 @@ class ChatSession:
                 seconds = time.perf_counter() - answer.first_event
                 counted = answer.n_new - (answer.usage.n_generated - answer.n_counted)
                 answer.usage += Usage(n_generated=counted, generate_seconds=seconds)
-            turn.tokens, turn.ended = answer.tokens, answer.reason == "stop"
+            if not answer.reason and answer.reader is not None:
+                self._keep_what_was_held(answer)
+            turn.tokens, turn.ended = answer.tokens, answer.reason == "stop" and not turn.in_tool
             is_empty = not (turn.assistant or turn.steps or answer.usage.n_generated)
             if not is_empty and answer.reason != "content_filter":
                 self.turns.append(turn)
@@ -252,9 +276,18 @@ class ChatSession:
             self.last_reason = answer.reason
             self.last, self.total = answer.usage, self.total + answer.usage
 
+    def _keep_what_was_held(self, answer: _Answer) -> None:
+        """The end of an answer that a person stopped, as far as it is not shown because it may be a call."""
+        assert answer.reader is not None
+        answer.parts += answer.reader.finish()
+        held = join_parts(answer.parts)
+        answer.turn.assistant += held.text
+        answer.turn.in_tool = answer.turn.in_tool or bool(held.calls)
+
     def _rounds(self, answer: _Answer, tools: Toolbox, on_prompt: OnPrompt | None) -> Iterator[Event]:
         """Stream the answer; when it calls tools, run them and answer again with the results."""
-        offer, turn = tools.later if answer.n_before else tools.first, answer.turn
+        turn = answer.turn
+        offer = tools.later if answer.n_before or turn.steps else tools.first
         for round_number in range(MAX_ROUNDS + 1):
             answer.offer, answer.reader, self.engine.form = offer, offer.reader(), offer.form
             yield from self._generate(answer, on_prompt)
@@ -268,11 +301,12 @@ class ChatSession:
             if round_number == MAX_ROUNDS:
                 yield Notice(f"stopped: {MAX_ROUNDS} rounds of calls are the limit for one message")
                 return
-            text, answer.turn.assistant = turn.assistant, ""
+            turn.in_tool = True
             for call in calls:
                 result = yield from tools.run(call)
-                turn.steps += _call_messages(call, len(turn.steps), result, text)
-                text = ""
+                turn.steps += _call_messages(call, len(turn.steps), result, turn.assistant)
+                turn.assistant = ""
+            turn.in_tool = False
             answer.n_counted, answer.n_before = answer.usage.n_generated, 0
             answer.tokens.clear()
             answer.parts.clear()
@@ -298,7 +332,7 @@ class ChatSession:
         while True:
             if self.has_form and answer.tokens:
                 raise OptionError("an answer with a grammar or a schema cannot be gone on with")
-            before = self.n_dropped
+            before, answer.reason = self.n_dropped, ""
             prompt = self._fit(answer)
             if dropped := self.n_dropped - before:
                 yield Notice(_dropped_text(dropped))
@@ -397,7 +431,7 @@ class ChatSession:
         if not self.turns:
             raise OptionError("there is nothing to undo")
         last = self.turns.pop()
-        self.n_dropped = min(self.n_dropped, len(self.turns))
+        self.n_dropped = last.n_dropped  # what had to go for it is there again
         return last
 
     def clear(self) -> None:
@@ -422,7 +456,9 @@ class ChatSession:
             message | {"content": saved_content(message["content"])} if "content" in message else message
             for message in self.messages()
         ]
-        content = json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
+        unfinished = bool(self.turns) and not (self.turns[-1].ended or self.turns[-1].in_tool)
+        saved = {"messages": messages} | ({"unfinished": True} if unfinished else {})
+        content = json.dumps(saved, ensure_ascii=False, indent=2) + "\n"
         write_whole(path, content.encode("utf-8", "replace"), mode=0o600)
 
     def load(self, path: Path) -> None:
