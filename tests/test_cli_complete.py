@@ -8,12 +8,18 @@ Covers cli/complete.py, cli/pull.py, cli/tokenize.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_letters import LetterLlama, Result, cli_home, letters, run  # noqa: F401
+from cli_letters import LetterLlama, Piece, Result, cli_home, letters, run  # noqa: F401
+
+import pyllamacpu
+from pyllamacpu.cli.output import Screen
+from pyllamacpu.errors import OptionError
 
 pytestmark = pytest.mark.usefixtures("cli_home")
 
@@ -57,6 +63,86 @@ def test_complete_options(letters: type[LetterLlama], run: Callable[..., Result]
     _, sampling, limit, stop = letters.made[0].calls[0]
     assert (sampling.temperature, limit, list(stop)) == (0, None, ["\n\n"])
     assert sampling.logit_bias == ((2, float("-inf")),)
+
+
+@pytest.mark.parametrize("limit, told", [(None, True), ("3", False), ("9", True)])
+def test_a_text_that_the_context_cuts_says_so(
+    limit: str | None, told: bool, letters: type[LetterLlama], run: Callable[..., Result]
+) -> None:
+    class Cut(letters):  # type: ignore[valid-type,misc]
+        def stream(self, *args: Any, **more: Any) -> Iterator[Piece]:
+            for event in super().stream(*args, **more):
+                reason = event.finish_reason and "length"
+                yield replace(event, finish_reason=reason)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(pyllamacpu), "Llama", Cut)
+        result = run("complete", "-m", "m.gguf", "-p", "x", *(["-n", limit] if limit else []))
+    said = "[the context of 1000 tokens is full; the answer ends here]\n"
+    assert (result.code, result.err) == (0, said if told else "")
+
+
+def test_nothing_is_shown_before_the_options_are_checked(
+    letters: type[LetterLlama], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any, **more: Any) -> Iterator[Piece]:
+        raise OptionError("a bias that there is not")
+        yield
+
+    monkeypatch.setattr(letters, "stream", refused)
+    result = run("complete", "-m", "m.gguf", "-p", "hi")
+    assert (result.code, result.out, result.err) == (1, "", "error: a bias that there is not\n")
+
+
+def test_an_error_after_the_text_is_on_a_line_of_its_own(
+    letters: type[LetterLlama], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **more: Any) -> Iterator[Piece]:
+        yield Piece("one")
+        raise OptionError("it broke")
+
+    monkeypatch.setattr(letters, "stream", broken)
+    assert run("complete", "-m", "m.gguf", "-p", "hi ").out == "hi one"
+    monkeypatch.setattr(Screen, "__init__", partialmethod(seen_screen, Screen.__init__))
+    assert run("complete", "-m", "m.gguf", "-p", "hi ").out == "hi one\n"
+
+
+def seen_screen(self: Screen, init: Callable[..., None]) -> None:
+    init(self)
+    self.seen = True
+
+
+@pytest.mark.parametrize("command", ["complete", "chat"])
+def test_verbose_is_a_line_behind_the_text(
+    command: str, letters: type[LetterLlama], run: Callable[..., Result]
+) -> None:
+    """The model itself would print it while the last words are held back."""
+    result = run(command, "-m", "m.gguf", "-p", "hi", "-v", "-st")
+    assert result.out.endswith("Paris\n") and result.err.count("tokens/s") == 2
+    assert letters.made[0].arguments["verbose"] is False
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["chat", "-m", name] for name in ("", " ")),
+        ["chat", ""],
+        *([command, "-m", "", "-p", "x"] for command in ("complete", "tokenize")),
+        *(["serve", "-m", name] for name in ("", "name=", " ")),
+        ["batch", "-m", "", "in.jsonl", "out.jsonl"],
+        ["bench", "-m", ""],
+        ["perplexity", "-m", "", "-f", "m.gguf"],
+        ["imatrix", "-m", "", "-f", "m.gguf"],
+        ["show", ""],
+        ["pull", ""],
+        ["complete", "-m", "m.gguf", "-p", "x", "--guard", ""],
+        ["complete", "-m", "m.gguf", "-p", "x", "--draft-model", ""],
+    ],
+)
+@pytest.mark.usefixtures("letters")
+def test_an_empty_name_is_not_the_starter_model(args: list[str], run: Callable[..., Result]) -> None:
+    result = run(*args)
+    assert result.code == 1 and "the model's name is empty" in result.err
 
 
 @pytest.mark.parametrize(

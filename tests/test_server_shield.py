@@ -327,7 +327,7 @@ def test_the_option(
 ) -> None:
     monkeypatch.delenv("PYLLAMACPU_PROMPT_GUARD", raising=False)
     result = run("serve", *arguments)
-    assert result.code == 1 and words in result.err
+    assert result.code == 2 and words in result.err
 
 
 def test_a_guards_policy(path: Path, tmp_path: Path) -> None:

@@ -186,8 +186,32 @@ def test_a_batch_does_not_begin_without_its_shield(tmp_path: Path) -> None:
     assert answers(target) == []
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--guard-threshold", "0.4"],
+        ["--guard-category", "S1"],
+        ["--guard-exclude", "S1"],
+        ["--shield", ""],
+        ["--shield", "nosuch"],
+        ["--shield", "pii=x.gguf"],
+        ["--shield", "guard"],
+        ["--shield", "guard="],
+        ["--shield", "prompt-guard"],
+        ["--shield", "guard=a.gguf", "--guard", "b.gguf"],
+    ],
+)
+@pytest.mark.parametrize("command", ["chat -p x", "complete -p x", "serve", "batch m.gguf out.jsonl"])
+def test_wrong_usage_has_code_2(
+    run: Any, letters: Any, monkeypatch: pytest.MonkeyPatch, args: list[str], command: str
+) -> None:
+    monkeypatch.delenv("PYLLAMACPU_PROMPT_GUARD", raising=False)
+    found: Result = run(*command.split(), "-m", "m.gguf", *args)
+    assert found.code == 2 and f"pyllamacpu {command.split()[0]} --help" in found.err
+
+
 def test_a_category_that_is_given_twice(run: Any, letters: Any, word_guard: Path) -> None:
     usual = ["chat", "-m", "m.gguf", "-p", "hello", "--guard", str(word_guard), "--guard-category", "S1: a"]
     found: Result = run(*usual, "--guard-category", "S1: b")
-    assert found.code == 1 and "category S1 is given twice: 'a' and 'b'" in found.err
+    assert found.code == 2 and "category S1 is given twice: 'a' and 'b'" in found.err
     assert run(*usual, "--guard-category", "S1: a").code == 0

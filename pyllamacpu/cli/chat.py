@@ -83,7 +83,8 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     name = parameters.pop("name")
     if name is not None and parameters["model"] is not None:
         raise click.UsageError(f"give one model: {name} or -m {parameters['model']}")
-    parameters["model"] = parameters["model"] or name
+    if parameters["model"] is None:
+        parameters["model"] = name
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     system = _system_prompt(parameters)
     interactive = sys.stdin.isatty() and not parameters["single_turn"]
@@ -95,8 +96,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
         raise click.UsageError("--tools does not go with a grammar or a schema: an answer has one form")
     choice.check_name()
     message = _first_message(parameters, interactive)
-    if interactive and parameters["show_timings"]:
-        choice = replace(choice, verbose=False)  # one line with the speed is enough
+    timings, choice = choice.verbose, replace(choice, verbose=False)  # one line, behind the answer
     offer = _better_model_offer(choice) if interactive else None
     shield = open_shield(parameters)
     session = _session(choice, sampling, ignore_eos, system, parameters)
@@ -105,7 +105,7 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     if interactive:
         context.exit(_converse(session, message, parameters["markdown"], offer))
     assert message is not None
-    _answer_once(session, message, parameters["markdown"])
+    _answer_once(session, message, parameters["markdown"], timings)
     if session.last_reason == "content_filter":
         context.exit(BLOCKED)
 
@@ -226,10 +226,10 @@ def _converse(
     return Repl(session, read_line, screen, remember).run(message)
 
 
-def _answer_once(session: ChatSession, message: str, markdown: bool) -> None:
-    """Answer one message on stdout; nothing else goes there."""
+def _answer_once(session: ChatSession, message: str, markdown: bool, timings: bool) -> None:
+    """Answer one message on stdout; nothing else goes there. timings: say how fast it was, too."""
     from pyllamacpu.cli.output import Screen
 
     screen = Screen(markdown=markdown)
     session.engine.on_image = screen.on_image
-    screen.answer(session.ask(message, screen.on_prompt), stats=False)
+    screen.answer(session.ask(message, screen.on_prompt), stats=timings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -72,8 +73,8 @@ def complete(context: click.Context, /, **parameters: Any) -> None:
     choice, ignore_eos = ModelChoice.take(parameters), parameters.pop("ignore_eos")
     if parameters["stop_loops"] is None:
         parameters["stop_loops"] = not ignore_eos
-    if parameters["perf"]:
-        choice = replace(choice, verbose=False)  # one line with the speed is enough
+    parameters["perf"] = parameters["perf"] or choice.verbose  # one line with the speed, behind the text
+    choice = replace(choice, verbose=False)
     sampling, parameters["form"] = take_sampling(parameters), take_grammar(parameters)
     choice.check_name()
     prompt = prompt_bytes(parameters["prompt"], parameters["file"], parameters["escape"])
@@ -113,8 +114,7 @@ def _continue(
 ) -> bool:
     """Print the prompt and its continuation as it comes. False when the shield blocked it."""
     from pyllamacpu.cli.commands import usage_text
-    from pyllamacpu.cli.output import Screen
-    from pyllamacpu.cli.usage import Usage
+    from pyllamacpu.cli.usage import context_full
 
     images: tuple[Any, ...] = ()
     if parameters["images"]:
@@ -122,40 +122,75 @@ def _continue(
         before, behind = prompt.decode("utf-8", "replace"), ""
     else:
         tokens, before, behind = _prompt_ids(llm, prompt, parameters)
-    screen, limit = Screen(), parameters["predict"]
+    shown = _Shown(before if parameters["display_prompt"] else "", parameters["predict"])
+    limit = shown.limit
     stop = stop_texts(parameters["reverse_prompt"], parameters["escape"])
     more: dict[str, Any] = {"images": images} if images else {}
     start = partial(
         llm.stream,
         tokens,
         sampling,
-        None if limit < 0 else limit,
+        limit,
         stop,
-        screen.on_prompt,
+        shown.on_prompt,
         stop_loops=parameters["stop_loops"],
         grammar=parameters["form"],
         **more,
     )
-    shown = before + behind
-    events = start() if shield is None else shield.answer(_said(shown, parameters), len(tokens), start)
-    if parameters["display_prompt"]:
-        screen.text(before)
-    usage = Usage()
-    for event in events:
-        screen.text(event.text)
-        if event.stats is not None:
-            usage += event.stats
-    if parameters["display_prompt"]:
-        screen.text(behind)
-    screen.end_text()
-    click.echo()
-    if event.finish_reason == "loop":
+    said = _said(before + behind, parameters)
+    last = shown.events(start() if shield is None else shield.answer(said, len(tokens), start))
+    shown.end(behind if parameters["display_prompt"] else "")
+    if last.finish_reason == "loop":
         click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)
-    if is_blocked := event.finish_reason == "content_filter":
-        click.echo(f"[{blocked_text(getattr(event, 'findings', ()))}]", err=True)
+    if last.finish_reason == "length" and shown.usage.n_generated != limit:
+        click.echo(f"[{context_full(llm.n_ctx())}]", err=True)
+    if is_blocked := last.finish_reason == "content_filter":
+        click.echo(f"[{blocked_text(getattr(last, 'findings', ()))}]", err=True)
     if parameters["perf"]:
-        click.echo(usage_text(usage), err=True)
+        click.echo(usage_text(shown.usage), err=True)
     return not is_blocked
+
+
+class _Shown:
+    """The text on stdout: the prompt as soon as it is being read, so not before what was asked for has been
+    checked, and then what continues it. limit: tokens at most, None for as many as there is room for.
+    """
+
+    def __init__(self, prompt: str, limit: int) -> None:
+        from pyllamacpu.cli.output import Screen
+        from pyllamacpu.cli.usage import Usage
+
+        self.limit, self.usage = None if limit < 0 else limit, Usage()
+        self._screen, self._prompt, self._began = Screen(), prompt, False
+
+    def on_prompt(self, done: int, total: int) -> None:
+        self._begin()
+        self._screen.on_prompt(done, total)
+
+    def events(self, events: Iterator[Any]) -> Any:
+        """Shows the text as it comes -> the last event. Whatever ends it, what follows is on a new line."""
+        try:
+            for event in events:
+                self._begin()
+                self._screen.text(event.text)
+                if event.stats is not None:
+                    self.usage += event.stats
+        except BaseException:
+            if self._began and self._screen.seen:
+                self.end()
+            raise
+        return event
+
+    def end(self, text: str = "") -> None:
+        """Shows `text` and ends the line."""
+        self._screen.text(text)
+        self._screen.end_text()
+        click.echo()
+
+    def _begin(self) -> None:
+        if not self._began:
+            self._began = True
+            self._screen.text(self._prompt)
 
 
 def _said(text: str, parameters: dict[str, Any]) -> Conversation:

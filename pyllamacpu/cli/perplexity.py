@@ -110,7 +110,7 @@ def perplexity(**given: Any) -> None:
 
 def _check(given: dict[str, Any]) -> None:
     """Raises click.UsageError for options that would have no effect."""
-    if given["base_model"] and not given["kl_divergence"]:
+    if given["base_model"] is not None and not given["kl_divergence"]:
         raise click.UsageError("--base-model is for --kl-divergence; add that")
     if given["kl_divergence"] and bool(given["base_model"]) == bool(given["logits_file"]):
         raise click.UsageError("--kl-divergence compares with one of --base-model and --kl-divergence-base")

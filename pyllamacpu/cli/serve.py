@@ -262,7 +262,7 @@ def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
     """Those that are served, with their adapters. Raises StoreError, OptionError."""
     from pyllamacpu.server.models import ServedAdapter, check_names, served_file
 
-    models = [served_file(text) for text in parameters["models"] or ("",)]
+    models = [served_file(text) for text in parameters["models"] or (None,)]
     applied = not parameters["lora_init_without_apply"]
     for text in parameters["lora"]:
         name, model, rest = named_adapter(text)

@@ -14,7 +14,7 @@ from pyllamacpu.cli.adapter_options import AdapterHolder
 from pyllamacpu.cli.images import ImageFile, saved_content
 from pyllamacpu.cli.saved_chat import SAVED_CHAT, Turn, read_saved
 from pyllamacpu.cli.shield_options import blocked_text
-from pyllamacpu.cli.usage import Usage
+from pyllamacpu.cli.usage import Usage, context_full
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import check_output, write_whole
 from pyllamacpu.text.tool_calls import Part, ToolCallReader, join_parts
@@ -357,7 +357,7 @@ class ChatSession:
             if not self._cut_by_context(answer):
                 break
             if self.n_dropped == len(self.turns):
-                yield Notice(f"the context of {self.engine.n_ctx()} tokens is full; the answer ends here")
+                yield Notice(context_full(self.engine.n_ctx()))
                 break
 
     def _shielded(self, answer: _Answer, n_prompt: int, start: Callable[[], Iterator[Any]]) -> Iterator[Any]:

@@ -12,7 +12,6 @@ import click
 from pyllamacpu.cli.images import ImageFile
 from pyllamacpu.cli.options import options
 from pyllamacpu.cli.wrapping import say
-from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
     from pyllamacpu.safety.shield import Shield, ShieldOptions
@@ -55,7 +54,7 @@ shield_options = options(
 
 
 def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
-    """What the two options ask for; they leave the parameters. Raises OptionError, StoreError."""
+    """What the two options ask for; they leave the parameters. Raises click.UsageError, StoreError."""
     from pyllamacpu.safety.scanners.models import PROMPT_GUARD_VARIABLE
     from pyllamacpu.safety.shield import ShieldOptions
     from pyllamacpu.safety.shield_scanners import SCANNERS
@@ -65,28 +64,28 @@ def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
     given = _once("--shield", (_named_model(text) for text in (names or "").split(",") if text.strip()))
     known = (*SCANNERS, "guard")
     if names is not None and not given:
-        raise OptionError(f"--shield: name at least one of {', '.join(known)}")
+        raise click.UsageError(f"--shield: name at least one of {', '.join(known)}")
     for name, model in given.items():
         if name not in known:
-            raise OptionError(f"--shield {name}: there are {', '.join(known)}")
+            raise click.UsageError(f"--shield {name}: there are {', '.join(known)}")
         if model and name not in ("guard", "prompt-guard"):
-            raise OptionError(f"--shield {name}={model}: {name} takes no model")
+            raise click.UsageError(f"--shield {name}={model}: {name} takes no model")
     if guard and given.get("guard"):
-        raise OptionError("--guard and --shield guard=MODEL: give one of them")
-    guard = guard or given.get("guard")
+        raise click.UsageError("--guard and --shield guard=MODEL: give one of them")
+    guard = given.get("guard") if guard is None else guard
     prompt_guard = given.get("prompt-guard") or os.environ.get(PROMPT_GUARD_VARIABLE)
     for name, file in (("guard", guard), ("prompt-guard", prompt_guard)):
         if name in given and not file:
-            raise OptionError(f"--shield {name}: name its model too, as {name}=MODEL")
+            raise click.UsageError(f"--shield {name}: name its model too, as {name}=MODEL")
     if guard is None and (without := next((name for name, value in policy.items() if value), None)):
-        raise OptionError(f"--guard-{without}: name the guard model too, with --guard")
+        raise click.UsageError(f"--guard-{without}: name the guard model too, with --guard")
     scanners = tuple(name for name in given if name != "guard")
     if not scanners and guard is None:
         return None
     return ShieldOptions(
         scanners,
         _file(prompt_guard) if "prompt-guard" in given else None,
-        guard and _file(guard),
+        None if guard is None else _file(guard),
         categories_of(policy["category"]),
         policy["exclude"],
         0.5 if policy["threshold"] is None else policy["threshold"],
@@ -100,11 +99,11 @@ def categories_of(given: Sequence[str]) -> tuple[tuple[str, str], ...] | None:
 
 
 def _once(what: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Raises OptionError for a name that is given twice, with different words."""
+    """Raises click.UsageError for a name that is given twice, with different words."""
     found: dict[str, str] = {}
     for name, value in pairs:
         if found.setdefault(name, value) != value:
-            raise OptionError(f"{what} {name} is given twice: {found[name]!r:.60} and {value!r:.60}")
+            raise click.UsageError(f"{what} {name} is given twice: {found[name]!r:.60} and {value!r:.60}")
     return found
 
 

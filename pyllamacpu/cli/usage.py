@@ -37,6 +37,11 @@ class Stats(Protocol):
     def image_seconds(self) -> float: ...
 
 
+def context_full(n_ctx: int) -> str:
+    """What is said of an answer that ends because nothing more fits."""
+    return f"the context of {n_ctx} tokens is full; the answer ends here"
+
+
 @dataclass(frozen=True)
 class Usage:
     """Tokens and seconds of one answer, or of several added up."""

@@ -107,12 +107,12 @@ def _bytes_of(paths: Iterable[Path]) -> int:
         return 0
 
 
-def served_file(text: str) -> ServedFile:
-    """`NAME=MODEL`, or a model that is called by its own name. Raises StoreError."""
-    name, equals, model = text.partition("=")
-    if not equals or Path(text).exists():
+def served_file(text: str | None) -> ServedFile:
+    """`NAME=MODEL`, or a model that is called by its own name; None: the starter model. Raises StoreError."""
+    name, equals, model = (text or "").partition("=")
+    if text is not None and (not equals or Path(text).exists()):
         name, model = "", text
-    path = resolve_model(model or None)
+    path = resolve_model(None if text is None else model)
     given = "" if Path(model).expanduser().exists() else model
     name = name or given or path.stem
     return ServedFile(name, path, given, own_adapters(name, path))

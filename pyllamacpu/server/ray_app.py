@@ -335,7 +335,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
         memory=given.memory,
     )
     access = AccessOptions(_words(given.allowed_hosts), _words(given.cors_origins), _several(given.api_key))
-    models = tuple(served_file(text) for text in _several(given.model) or ("",))
+    models = tuple(served_file(text) for text in _several(given.model) or (None,))
     check_names(models)
     options = ServeOptions(models, pool, access, max_queue=given.max_queue, strict=given.strict)
     return build(options, Replicas(given.replicas, given.threads or cpus_usable(), given.grace))
