@@ -277,9 +277,11 @@ class PartialFile:
 
 
 def write_whole(target: Path, data: bytes | str, mode: int = 0o666) -> None:
-    """A file of these bytes, or of a text in UTF-8. Raises OutputError when it cannot be written."""
+    """A file of these bytes, or of a text in UTF-8, with a ? for what is none (in names of files). Raises
+    OutputError when it cannot be written.
+    """
     with PartialFile(target, mode) as part:
-        part.write(data.encode("utf-8") if isinstance(data, str) else data)
+        part.write(data.encode("utf-8", "replace") if isinstance(data, str) else data)
 
 
 def publish_all(parts: Sequence[PartialFile]) -> None:

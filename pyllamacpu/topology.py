@@ -173,6 +173,11 @@ def threads_usable(root: Path = ROOT) -> int:
     return min(cpus_usable(root), len(own)) if own else cpus_usable(root)
 
 
+def threads_running(n_threads: int) -> int:
+    """Of a pool's threads those that run: no more than CPUs that the process may use (platform/threads.c)."""
+    return min(n_threads, len(affinity()) or n_threads)
+
+
 def placement(
     n_threads: int, root: Path = ROOT, allowed: Sequence[int] | None = None
 ) -> tuple[CpuGroup, ...]:

@@ -25,6 +25,7 @@ from cli_letters import ROOT, Result, cli_home, run  # noqa: F401
 from conftest import python_path
 from tiny_model import write_model
 
+from pyllamacpu import topology
 from pyllamacpu.bench.plot import check_library, check_path, series
 from pyllamacpu.errors import OptionError
 
@@ -110,6 +111,49 @@ def test_several_models_and_repeated_options(model: str, run: Run) -> None:
     assert [json.loads(line)["n_prompt"] for line in result.out.splitlines()] == [4, 2, 4] * 2
 
 
+def test_models_between_commas(model: str, run: Run, tmp_path: Path) -> None:
+    """As llama-bench takes them, where the whole is not the name of a file."""
+    whole = tmp_path / "a,b.gguf"
+    whole.write_bytes(Path(model).read_bytes())
+    args = ("-p", "4", "-n", "0", *SMALL[4:], "-o", "jsonl")
+    for given, models in (
+        (f"{model},{whole}", None),
+        (f"{model},{model}", [model] * 2),
+        (str(whole), [str(whole)]),
+    ):
+        result = run("bench", "-m", given, *args)
+        assert (result.code == 0) is (models is not None)
+        assert (
+            models is None
+            or [json.loads(line)["model_filename"] for line in result.out.splitlines()] == models
+        )
+    result = run("bench", "-m", f"{model},", *args)
+    assert result.code == 1 and "the model's name is empty" in result.err
+    assert run("bench", "-m", f"{model},{model}", "--batched", "--no-limits").code == 2
+
+
+@pytest.mark.parametrize("kind", ["", "--batched -npp 8 -ntg 1 -npl 1"])
+def test_threads_are_those_that_run(kind: str, model: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "affinity", lambda: (0,))
+    sizes = kind.split() or ["-p", "8", "-n", "0"]
+    args = ("bench", "-m", model, *sizes, "-r", "1", "--no-limits", "-o", "jsonl", "-t")
+    result = run(*args, "3")
+    assert [json.loads(line)["n_threads"] for line in result.out.splitlines()] == [1]
+    assert result.err == "note: of 3 threads 1 run, as this process may use 1 CPU\n"
+    assert run(*args, "1").err == ""
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json", "jsonl", "sql"])
+def test_a_model_with_a_name_that_is_not_text(form: str, model: str, run: Run, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/m\xff.gguf"
+    Path(os.fsdecode(odd)).write_bytes(Path(model).read_bytes())
+    target = tmp_path / "results"
+    args = ("-o", form, "--output-file", str(target), "--no-progress")
+    result = run("bench", "-m", os.fsdecode(odd), *SMALL, *args)
+    assert result.code == 0, result.err
+    assert target.read_text(encoding="utf-8")
+
+
 def test_results_so_far_are_whole_when_a_later_model_fails(model: str, run: Run, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(40))
@@ -184,6 +228,9 @@ def test_a_bar_on_the_terminal_leaves_stdout_alone(model: str) -> None:
         (["--output-file", "no/such/folder/file"], "no folder"),
         (["-o", "xml"], "xml"),
         (["-r", "0"], "-r"),
+        (["-t", "1,99999"], "from 1 to 512 is allowed"),
+        (["--batched", "-t", "513"], "from 1 to 512 is allowed"),
+        *((["--image", option, "8,8"], f"--image takes no {option}") for option in ("-p", "-n", "-d", "-pg")),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(model: str, args: list[str], says: str, run: Run) -> None:

@@ -60,7 +60,10 @@ def test_the_command(llama4_vision: Path, tmp_path: Path) -> None:
     given = ["-m", str(tower), "--image", "--no-limits", "-r", "1", "-o", "json", "--no-progress"]
     done = CliRunner().invoke(bench, given)
     assert done.exit_code == 0, done.output
-    assert [row["test"] for row in json.loads(done.output)] == ["tower encoder", "tower projector", "tile"]
+    rows = json.loads(done.output)
+    assert [row["test"] for row in rows] == ["tower encoder", "tower projector", "tile"]
+    assert {row["model_filename"] for row in rows} == {str(tower)}
+    assert {row["model_type"] for row in rows} != {str(tower)}
     done = CliRunner().invoke(bench, ["-m", str(tower), "--image", "--batched"])
     assert done.exit_code == 2 and "neither" in done.output
     done = CliRunner().invoke(bench, ["-m", str(tower), "--image", "-t", "1,2", "--precision", "fast,exact"])

@@ -11,8 +11,9 @@ from serving import tiny_path
 
 from pyllamacpu import Llama
 from pyllamacpu.cli.main import cli
-from pyllamacpu.cli.param_types import SIZE, Number
+from pyllamacpu.cli.param_types import LARGEST, MAX_THREADS, SIZE, Number, Whole
 from pyllamacpu.errors import OptionError
+from pyllamacpu.native import lib
 
 path = tiny_path()
 
@@ -33,6 +34,29 @@ def test_sizes_are_read_with_units_and_without(text: str, size: int) -> None:
 def test_a_number_is_not_nan() -> None:
     with pytest.raises(click.BadParameter):
         Number(min=0).convert("nan", None, None)
+
+
+def test_numbers_have_an_end() -> None:
+    """Of a number that no field can hold the option is told, before something fails on it."""
+    assert Whole(min=1).convert(str(LARGEST), None, None) == LARGEST
+    assert Whole(min=1, max=1 << 40).convert(str(1 << 40), None, None) == 1 << 40
+    for text in (str(LARGEST + 1), "9" * 5000, "0"):
+        with pytest.raises(click.BadParameter):
+            Whole(min=1).convert(text, None, None)
+    assert MAX_THREADS == lib.PL_MAX_THREADS
+
+
+@pytest.mark.parametrize("option", ["-c", "-t", "-b", "-ub", "-n"])
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_a_number_beyond_all_is_wrong_usage(command: str, option: str) -> None:
+    for text in ("100000000000", "9" * 5000):
+        assert CliRunner().invoke(cli, [command, option, text, "-p", "x"]).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["chat", "complete", "serve", "batch", "image", "guard", "prompt-guard"])
+def test_threads_beyond_those_of_a_pool_are_wrong_usage(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "-t", "513", "x", "y"])
+    assert result.exit_code == 2 and "512" in result.output
 
 
 @pytest.mark.parametrize(

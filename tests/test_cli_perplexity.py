@@ -17,6 +17,7 @@ import pytest
 from cli_letters import Result, cli_home, run  # noqa: F401
 from tiny_model import write_model
 
+from pyllamacpu import topology
 from pyllamacpu.quantize.imatrix import read_imatrix
 
 pytestmark = pytest.mark.usefixtures("cli_home")
@@ -131,20 +132,60 @@ def test_tasks(folder: Path, run: Run, tasks: list[str], pattern: str) -> None:
         (["--kl-divergence"], 2, "one of --base-model and --kl-divergence-base"),
         (["--ppl-stride", "3", "--kl-divergence-base", "x"], 2, "perplexity alone"),
         (["-o", "xml"], 2, "xml"),
-        (["--chunks", "0"], 1, "--chunks 0"),
+        (["--chunks", "0"], 2, "--chunks"),
+        (["--chunks", "-2"], 2, "--chunks"),
+        (["-c", "9" * 21], 2, "-c"),
+        (["-b", "9" * 21], 2, "-b"),
+        (["-t", "513"], 2, "512"),
+        (["--hellaswag-tasks", "3"], 2, "is for --hellaswag; add that"),
+        (["--winogrande", "--hellaswag-tasks", "400"], 2, "is for --hellaswag; add that"),
+        (["--hellaswag", "--winogrande-tasks", "0"], 2, "is for --winogrande; add that"),
+        (["--multiple-choice-tasks", "0"], 2, "is for --multiple-choice; add that"),
+        (["--hellaswag", "--ppl-stride", "8"], 2, "--ppl-stride is for perplexity alone"),
+        (["--winogrande", "--chunks", "-1"], 2, "--chunks is for windows"),
+        (["-bf", "x"], 2, "-bf is for --multiple-choice"),
+        (["--multiple-choice", "-bf", "x"], 2, "give one"),
+        (["--force"], 2, "--force is for the file"),
+        (["--kl-divergence", "--kl-divergence-base", "/dev/null"], 2, "-f goes with no"),
         (["-c", "100000"], 1, "100000"),
         (["-f", "/no/such/file"], 1, "/no/such/file: no such file"),
         (["-f", "/dev/null"], 1, "has 1 tokens and a window takes 64"),
         (["--ppl-stride", "64"], 1, "--ppl-stride 64"),
         (["--multiple-choice"], 1, "multiple-choice tasks"),
         (["--hellaswag"], 1, "6 lines"),
-        (["--kl-divergence", "--kl-divergence-base", "/dev/null"], 1, "is not a file of logits"),
     ],
 )
 def test_wrong_usage_is_one_line(folder: Path, run: Run, args: list[str], code: int, says: str) -> None:
     result = run("perplexity", *text(folder), *args)
     assert result.code == code
     assert result.err.strip().splitlines()[-1].startswith("error: ") and says in result.err
+
+
+def test_stored_windows_need_no_text(folder: Path, run: Run) -> None:
+    stored = ["-m", str(folder / "a.gguf"), "--kl-divergence", "--kl-divergence-base", "/dev/null"]
+    result = run("perplexity", *stored)
+    assert result.code == 1 and "is not a file of logits" in result.err
+    for option in (["-c", "512"], ["--chunks", "-1"], ["--force"]):  # the defaults, but given
+        result = run("perplexity", *stored, *option)
+        assert result.code == 2 and option[0] in result.err
+
+
+@pytest.mark.parametrize("command", ["perplexity", "imatrix"])
+@pytest.mark.parametrize("option", ["-c", "-b", "-ub", "--chunks", "-t"])
+def test_numbers_that_nothing_can_have_are_wrong_usage(
+    command: str, option: str, folder: Path, run: Run
+) -> None:
+    result = run(command, *text(folder)[:4], option, "9" * 21)
+    assert result.code == 2 and option in result.err and result.err.count("\n") == 1
+
+
+def test_threads_are_those_that_run(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topology, "affinity", lambda: (0, 1))
+    result = run("perplexity", *text(folder), "-t", "8", "--chunks", "1", "-o", "json")
+    assert json.loads(result.out)["n_threads"] == 2
+    assert "note: of 8 threads 2 run, as this process may use 2 CPUs\n" in result.err
+    result = run("perplexity", *text(folder), "-t", "2", "--chunks", "1", "-o", "json")
+    assert json.loads(result.out)["n_threads"] == 2 and "note" not in result.err
 
 
 def test_without_a_text_or_a_tokenizer(folder: Path, run: Run) -> None:

@@ -303,3 +303,9 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
             check_output(tmp_path / name, in_place=True)
     allowed = True
     check_output(tmp_path / "log", in_place=True)
+
+
+def test_a_text_with_a_name_that_is_not_text_is_written(tmp_path: Path) -> None:
+    """Of a file whose name is not UTF-8, as the system gives it."""
+    write_whole(tmp_path / "x", "model \udcff.gguf\n")
+    assert (tmp_path / "x").read_text(encoding="utf-8") == "model ?.gguf\n"

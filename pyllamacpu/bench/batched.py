@@ -17,6 +17,7 @@ from pyllamacpu.bench.runner import Progress, RandomTokens, open_engine
 from pyllamacpu.engine.engine import Engine, Entry
 from pyllamacpu.engine.pages import Sequence
 from pyllamacpu.errors import OptionError
+from pyllamacpu.topology import threads_running
 
 TABLE = "llama_batched_bench"
 
@@ -151,7 +152,7 @@ def _result(
     step = Step(1, pp + max(tg - 1, 0) // 2, pl, sequences=pl)
     return BatchedResult(
         options.setup,
-        engine.n_threads,
+        threads_running(engine.n_threads),
         n_kv_max,
         options.shared,
         pp,

@@ -19,7 +19,7 @@ from pyllamacpu.bench.cases import BenchOptions, cases
 from pyllamacpu.bench.cost import Cost
 from pyllamacpu.bench.formats import Column
 from pyllamacpu.bench.machine import Limits, measure
-from pyllamacpu.bench.models import model_facts
+from pyllamacpu.bench.models import ModelFacts, model_facts
 from pyllamacpu.bench.result import NS, OpTime, Result
 from pyllamacpu.bench.runner import Progress, open_engine, run
 from pyllamacpu.bench.system import cpu_name
@@ -36,7 +36,7 @@ from pyllamacpu.images.picture import Picture
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.native import isa_selected, thread_pool
-from pyllamacpu.topology import threads_usable
+from pyllamacpu.topology import threads_running, threads_usable
 
 TABLE = "llama_bench_image"
 PRODUCTS = "matmul"  # what ops that are products of matrices are called
@@ -46,7 +46,7 @@ PRODUCTS = "matmul"  # what ops that are products of matrices are called
 class ImageResult:
     """A part of the work of an image. `products`: seconds and cost of the matrix products alone."""
 
-    model: str
+    model: ModelFacts
     test: str
     n_threads: int
     n_rows: int  # of an image, for the text model
@@ -71,7 +71,8 @@ class ImageResult:
             "build_commit": __version__,
             "cpu_info": cpu_name(),
             "isa": isa_selected(),
-            "model_filename": self.model,
+            "model_filename": self.model.filename,
+            "model_type": self.model.type,
             "test": self.test,
             "n_threads": self.n_threads,
             "precision": self.precision,
@@ -165,7 +166,7 @@ def _measured(
 
     opened = tower.opened
     n_rows = len(opened.architecture.encode(tower.config, tower.weights, noted, tiles))
-    model = model_facts(opened.file).type
+    model = model_facts(opened.file)
     parts = [_of_part(tower, call, options, limits, n_threads, n_rows, model) for call in calls]
     samples = tuple(map(sum, zip(*(part.samples_ns for part in parts), strict=True)))
     seconds = sum(part.products[0] for part in parts)
@@ -183,7 +184,7 @@ def _of_part(
     limits: Limits | None,
     n_threads: int,
     n_rows: int,
-    model: str,
+    model: ModelFacts,
 ) -> ImageResult:
     _, native = tower.part(call.part)
     samples, profile = _profiled(
@@ -251,9 +252,9 @@ def _keys_result(engine: Engine, options: BenchOptions, n_rows: int, limits: Lim
         fill()
     samples, profile = _profiled(plan, fill, cost, options.repetitions)
     return ImageResult(
-        model_facts(engine.file).type,
+        model_facts(engine.file),
         f"keys of {n_rows}",
-        engine.n_threads,
+        threads_running(engine.n_threads),
         n_rows,
         samples,
         sum((op.cost for op in profile), Cost()),
@@ -271,7 +272,7 @@ def _products(profile: tuple[OpTime, ...]) -> tuple[float, Cost]:
 
 def _of_prompt(result: Result, n_rows: int) -> ImageResult:
     return ImageResult(
-        result.model.type,
+        result.model,
         f"prompt of {n_rows}",
         result.n_threads,
         n_rows,
@@ -286,7 +287,7 @@ def _of_prompt(result: Result, n_rows: int) -> ImageResult:
 
 def image_columns(first: ImageResult) -> list[Column]:
     columns: list[Column] = [
-        ("model", False, lambda result: result.model),
+        ("model", False, lambda result: result.model.type),
         ("test", False, lambda result: result.test),
         ("      ms", True, lambda result: f"{1e3 * result.seconds:.1f}"),
         ("    Gop", True, lambda result: f"{(result.cost.int8 + result.cost.fp32) / 1e9:.1f}"),

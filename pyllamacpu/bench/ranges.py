@@ -12,7 +12,7 @@ _MOST = 10_000  # numbers that one option may stand for
 _LARGEST = (1 << 31) - 1
 
 
-def numbers(texts: Iterable[str], option: str, minimum: int = 0) -> tuple[int, ...]:
+def numbers(texts: Iterable[str], option: str, minimum: int = 0, maximum: int = _LARGEST) -> tuple[int, ...]:
     """All numbers of an option that was given once or several times. Raises OptionError."""
     found: list[int] = []
     for text in texts:
@@ -21,8 +21,8 @@ def numbers(texts: Iterable[str], option: str, minimum: int = 0) -> tuple[int, .
             if len(found) > _MOST:
                 raise OptionError(f"{option} {text}: that is more than {_MOST} tests; write a larger step")
     for value in found:
-        if not minimum <= value <= _LARGEST:
-            raise OptionError(f"{option}: {value} is out of range; from {minimum} to {_LARGEST} is allowed")
+        if not minimum <= value <= maximum:
+            raise OptionError(f"{option}: {value} is out of range; from {minimum} to {maximum} is allowed")
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ from pyllamacpu.bench.system import cpu_name, peak_memory, reset_peak_memory
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.native import isa_selected
-from pyllamacpu.topology import threads_usable
+from pyllamacpu.topology import threads_running, threads_usable
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the runs done, and the runs in all."""
@@ -121,7 +121,7 @@ class _Bench:
             model=self.model,
             cpu=cpu_name(),
             isa=isa_selected(),
-            n_threads=engine.n_threads,
+            n_threads=threads_running(engine.n_threads),
             samples_ns=tuple(samples),
             test_time=began.strftime("%Y-%m-%dT%H:%M:%SZ"),
             load_ns=self.load_ns,

@@ -9,12 +9,12 @@ import click
 
 from pyllamacpu.cli.images import image_access, served_image_options
 from pyllamacpu.cli.options import disk_options, force_option, option_files
-from pyllamacpu.cli.param_types import SIZE
+from pyllamacpu.cli.param_types import SIZE, Whole
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
 from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.progress import notify, progress_line
 
-_positive = click.IntRange(min=1)
+_positive = Whole(min=1)
 _ITL_TARGET = 1000.0  # milliseconds in a step: nobody watches the tokens, prompts are read in large pieces
 
 

@@ -14,9 +14,9 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.images import mmproj_option
-from pyllamacpu.cli.loading_options import loading, loading_options
+from pyllamacpu.cli.loading_options import loading, loading_options, say_threads
 from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, force_option, option_files, options
-from pyllamacpu.cli.param_types import Number
+from pyllamacpu.cli.param_types import MAX_THREADS, Number
 from pyllamacpu.cli.wrapping import say, terminal_width
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
@@ -165,6 +165,8 @@ def bench(**given: Any) -> None:
             _refuse_batched(given)
             if given["image"]:
                 _refuse_several(given, "--image")
+                if unused := _own_sizes(given):
+                    raise OptionError(f"--image takes no {', '.join(unused)}: an image has its own sizes")
             plain = _bench_options(given)
             cases(plain)
             models = plain.models
@@ -174,6 +176,7 @@ def bench(**given: Any) -> None:
     if given["plot"]:
         check_library()
     _set_priority(given["prio"])
+    say_threads(_settings(given)["n_threads"])
     if given["batched"]:
         _run_batched(batched, given)
     elif given["image"]:
@@ -209,7 +212,7 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
     values |= {"n_prompt": _numbers(given, "n_prompt", "-p"), "n_gen": _numbers(given, "n_gen", "-n")}
     values |= {"n_depth": _numbers(given, "n_depth", "-d"), "n_pg": pairs(given["n_pg"], "-pg")}
     return BenchOptions(
-        models=tuple(resolve_model(name) for name in given["models"] or (None,)),
+        models=tuple(resolve_model(name) for name in _names(given["models"]) or (None,)),
         adapters=adapter_files(given["lora"]),
         **_loading(given),
         **{key: value for key, value in values.items() if value},  # the others have defaults
@@ -223,6 +226,11 @@ def _bench_options(given: dict[str, Any]) -> BenchOptions:
     )
 
 
+def _names(given: Sequence[str]) -> list[str]:
+    """The models of -m, which may be several with commas between, as llama-bench takes them."""
+    return [name for text in given for name in ([text] if os.path.exists(text) else text.split(","))]
+
+
 def _loading(given: dict[str, Any]) -> dict[str, Any]:
     """How models are opened; overrides as pairs, since setups are compared."""
     chosen = loading(given)
@@ -230,14 +238,14 @@ def _loading(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    from pyllamacpu.bench.ranges import words
+    from pyllamacpu.bench.ranges import numbers, words
 
     return {
         "n_batch": _numbers(given, "n_batch", "-b", 1),
         "n_ubatch": _numbers(given, "n_ubatch", "-ub", 1),
         "type_k": words(given["type_k"], "-ctk", CACHE_TYPES),
         "type_v": words(given["type_v"], "-ctv", CACHE_TYPES),
-        "n_threads": _numbers(given, "n_threads", "-t", 1),
+        "n_threads": numbers(given["n_threads"], "-t", 1, MAX_THREADS),
         "precision": words(given["precision"], "--precision", PRECISIONS),
     }
 
@@ -263,13 +271,10 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
     from pyllamacpu.engine.precision import kv_types_of
     from pyllamacpu.store.resolve import resolve_model
 
-    unused = [
-        name
-        for name, key in (("-p", "n_prompt"), ("-n", "n_gen"), ("-pg", "n_pg"), ("-d", "n_depth"))
-        if given[key]
-    ]
+    models = _names(given["models"])
+    unused = _own_sizes(given)
     unused += [name for name in ("--profile", "--delay") if given[name[2:]]]
-    if unused or len(given["models"]) > 1:
+    if unused or len(models) > 1:
         raise OptionError(
             f"--batched takes one model and no {', '.join(unused) or 'second -m'}; use -npp, -ntg and -npl"
         )
@@ -287,7 +292,7 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
     }
     return BatchedOptions(
         Setup(
-            resolve_model(given["models"][0] if given["models"] else None),
+            resolve_model(models[0] if models else None),
             **chosen,
             adapters=adapter_files(given["lora"]),
             **_loading(given),
@@ -299,6 +304,12 @@ def _batched_options(given: dict[str, Any]) -> BatchedOptions:
         limits=given["limits"],
         seed=given["seed"],
     )
+
+
+def _own_sizes(given: dict[str, Any]) -> list[str]:
+    """The options of sizes that were given, which --batched and --image do not take."""
+    sizes = (("-p", "n_prompt"), ("-n", "n_gen"), ("-pg", "n_pg"), ("-d", "n_depth"))
+    return [name for name, key in sizes if given[key]]
 
 
 def _refuse_batched(given: dict[str, Any]) -> None:

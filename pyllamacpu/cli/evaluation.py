@@ -10,6 +10,7 @@ import click
 from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import CACHE_TYPES, model_option, options, precision_option
+from pyllamacpu.cli.param_types import LARGEST, THREADS, Whole
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.progress import one_line
 
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
     from pyllamacpu.engine.engine import Engine
     from pyllamacpu.text import Tokenizer
 
-_positive = click.IntRange(min=1)
+_positive = Whole(min=1)
+
+
+def _chunks(_context: click.Context, _option: click.Parameter, given: int) -> int:
+    """A click callback."""
+    if given != -1 and not 1 <= given <= LARGEST:
+        raise click.BadParameter(f"{given}: give a positive number, or -1 for all")
+    return given
+
 
 text_option = click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="The text (- is stdin); tasks for the choices."
@@ -26,10 +35,12 @@ run_options = options(
     click.option(
         "-c", "--ctx-size", type=_positive, default=512, show_default=True, help="Tokens of a window."
     ),
-    click.option("--chunks", type=int, default=-1, help="Windows at most; -1 is all of the text."),
+    click.option(
+        "--chunks", type=int, default=-1, callback=_chunks, help="Windows at most; -1 is all of the text."
+    ),
     click.option("-b", "--batch-size", type=_positive, default=2048, help="Tokens of a step at most."),
     click.option("-ub", "--ubatch-size", type=_positive, default=512, help="The same; the smaller counts."),
-    click.option("-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; else all cores."),
+    click.option("-t", "--threads", type=THREADS, help="CPU threads; else all cores."),
     click.option(
         "-ctk",
         "--cache-type-k",

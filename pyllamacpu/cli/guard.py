@@ -12,6 +12,7 @@ import click
 from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.cli.param_types import MAX_THREADS, Whole
 from pyllamacpu.cli.shield_options import categories_of
 from pyllamacpu.errors import OptionError
 
@@ -62,12 +63,10 @@ if TYPE_CHECKING:
     help="Probability from which it is unsafe.  [default: 0.5]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as a JSON object.")
-@click.option(
-    "-c", "--ctx-size", type=click.IntRange(min=0), help="Context in tokens.  [default: the model's]"
-)
+@click.option("-c", "--ctx-size", type=Whole(min=0), help="Context in tokens.  [default: the model's]")
 @loading_options
 @click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
+    "-t", "--threads", type=Whole(1, MAX_THREADS), help="CPU threads.  [default: the machine's cores]"
 )
 def guard(**parameters: Any) -> None:
     """Ask a Llama Guard model (1 to 4) whether what was said is safe.

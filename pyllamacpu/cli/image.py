@@ -16,6 +16,7 @@ import click
 from pyllamacpu.cli.images import ImageFile, mmproj_option, tiles_text
 from pyllamacpu.cli.loading_options import override_option, pack_option
 from pyllamacpu.cli.options import model_option
+from pyllamacpu.cli.param_types import THREADS
 from pyllamacpu.units import decimal_bytes
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
 @model_option
 @mmproj_option
-@click.option(
-    "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
-)
+@click.option("-t", "--threads", type=THREADS, help="CPU threads; without it the machine's cores.")
 @click.option("--run/--no-run", default=True, help="Run the tower, for the cost and the time.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object for each image.")
 @override_option

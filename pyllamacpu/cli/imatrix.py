@@ -17,6 +17,7 @@ from pyllamacpu.cli.evaluation import (
     window_bos,
 )
 from pyllamacpu.cli.options import force_option, option_files, options, read_bytes
+from pyllamacpu.cli.param_types import Whole
 from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import progress_line
 
@@ -32,7 +33,7 @@ Examples:
   pyllamacpu imatrix --in-file a.gguf --in-file b.dat -o merged.gguf
 """
 
-_number = click.IntRange(min=0)
+_number = Whole(min=0)
 _COLLECTING = options(
     click.option(
         "-o",

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +13,7 @@ import click
 from pyllamacpu.cli.param_types import SIZE
 from pyllamacpu.errors import OptionError
 from pyllamacpu.store.paths import PackFolder, pack_folder
-from pyllamacpu.topology import NUMA, use_numa
+from pyllamacpu.topology import NUMA, threads_running, use_numa
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.overrides import Overrides
@@ -117,6 +117,16 @@ numa_option = click.option(
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of them, as a decorator."""
     return numa_option(expert_memory_option(pack_option(override_option(command))))
+
+
+def say_threads(asked: Iterable[int | None]) -> None:
+    """A note where more threads are asked for than run."""
+    from pyllamacpu.cli.wrapping import say
+
+    most = max((n for n in asked if n is not None), default=0)
+    if (running := threads_running(most)) < most:
+        cpus = "1 CPU" if running == 1 else f"{running} CPUs"
+        say(f"note: of {most} threads {running} run, as this process may use {cpus}")
 
 
 def loading(given: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.loading_options import loading_options
-from pyllamacpu.cli.param_types import SIZE
+from pyllamacpu.cli.param_types import SIZE, THREADS, Whole
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -54,7 +54,7 @@ _MODEL = click.option(
     help="A GGUF file, a name from `pyllamacpu list` (or `list --known`, such as llama3.2:1b), or "
     "hf.co/user/repo[:quant]; else the starter model.",
 )
-_positive = click.IntRange(min=1)
+_positive = Whole(min=1)
 
 
 def draft_choice(_context: click.Context, _option: click.Parameter, given: str | None) -> str | None:
@@ -119,13 +119,13 @@ model_options = options(
     click.option(
         "-c",
         "--ctx-size",
-        type=click.IntRange(min=0),
+        type=Whole(min=0),
         help="Context in tokens; 0 is the model's own size.  [default: that, or less if memory is short]",
     ),
     click.option(
         "-t",
         "--threads",
-        type=click.IntRange(min=-1),
+        type=THREADS,
         help="CPU threads; never more run than CPUs are allowed.  [default: the machine's cores]",
     ),
     click.option(
@@ -182,7 +182,7 @@ prompt_options = options(
         "-n",
         "--predict",
         "--n-predict",
-        type=click.IntRange(min=-2),
+        type=Whole(min=-2),
         default=-1,
         show_default=True,
         help="Tokens at most; -1 is until the end.",

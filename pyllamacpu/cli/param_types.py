@@ -10,6 +10,23 @@ import click
 from pyllamacpu.errors import OptionError
 from pyllamacpu.units import parse_bytes
 
+LARGEST = (1 << 31) - 1  # what numbers of tokens, answers and the like are kept in
+MAX_THREADS = 512  # of a pool (csrc/api/cpu.h)
+
+
+class Whole(click.IntRange):
+    """A whole number within a range, at most `LARGEST` where no other end is given."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if self.max is None and number > LARGEST:
+            self.fail(f"{number} is more than {LARGEST}.", param, ctx)
+        return number
+
+
+THREADS = Whole(-1, MAX_THREADS)
+"""Threads of a command; 0 and -1 are as many as the machine has cores."""
+
 
 class Number(click.FloatRange):
     """A number within a range. click's own type lets NaN pass, which is neither below nor above anything."""

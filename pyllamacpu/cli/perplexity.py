@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from pyllamacpu.cli.adapter_options import lora_option
 from pyllamacpu.cli.evaluation import (
@@ -20,8 +22,11 @@ from pyllamacpu.cli.evaluation import (
     tokenizer_of,
     window_bos,
 )
+from pyllamacpu.cli.loading_options import say_threads
 from pyllamacpu.cli.options import force_option, option_files, options, read_bytes
+from pyllamacpu.cli.param_types import Whole
 from pyllamacpu.progress import one_line, progress_line
+from pyllamacpu.topology import threads_running
 from pyllamacpu.units import duration
 
 if TYPE_CHECKING:
@@ -57,16 +62,12 @@ _DIVERGENCE = options(
 )
 _TASKS = options(
     click.option("--hellaswag", is_flag=True, help="HellaSwag score over the tasks in -f."),
-    click.option(
-        "--hellaswag-tasks", type=click.IntRange(min=0), default=400, show_default=True, help="0 is all."
-    ),
+    click.option("--hellaswag-tasks", type=Whole(min=0), default=400, show_default=True, help="0 is all."),
     click.option("--winogrande", is_flag=True, help="Winogrande score over the tasks in -f."),
-    click.option(
-        "--winogrande-tasks", type=click.IntRange(min=0), default=0, show_default=True, help="0 is all."
-    ),
+    click.option("--winogrande-tasks", type=Whole(min=0), default=0, show_default=True, help="0 is all."),
     click.option("--multiple-choice", is_flag=True, help="Score over the tasks in a binary file (-bf)."),
     click.option(
-        "--multiple-choice-tasks", type=click.IntRange(min=0), default=0, show_default=True, help="0 is all."
+        "--multiple-choice-tasks", type=Whole(min=0), default=0, show_default=True, help="0 is all."
     ),
     click.option(
         "-bf", "--binary-file", type=click.Path(path_type=Path), help="The file of --multiple-choice tasks."
@@ -80,7 +81,7 @@ _TASKS = options(
 @run_options
 @click.option(
     "--ppl-stride",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=0,
     help="Windows overlap, and this many tokens of each are scored; 0: side by side, their second halves.",
 )
@@ -100,6 +101,7 @@ def perplexity(**given: Any) -> None:
         names = " and ".join("--" + name.replace("_", "-") for name in modes)
         raise click.UsageError(f"{names} are measured one at a time")
     _check(given)
+    say_threads([given["threads"]])
     if modes and modes[0] in _CHOICES:
         _answer(modes[0], given)
     elif modes:
@@ -114,10 +116,36 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--base-model is for --kl-divergence; add that")
     if given["kl_divergence"] and bool(given["base_model"]) == bool(given["logits_file"]):
         raise click.UsageError("--kl-divergence compares with one of --base-model and --kl-divergence-base")
-    if given["ppl_stride"] and (given["kl_divergence"] or given["logits_file"]):
-        raise click.UsageError("--ppl-stride is for perplexity alone")
     if given["logits_file"] and any(given[name] for name in _CHOICES):
         raise click.UsageError("--kl-divergence-base is not for multiple-choice tasks")
+    context = click.get_current_context()
+    for name, option, why in _no_effect(given):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} {why}")
+
+
+def _no_effect(given: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Parameters that mean nothing to what is measured: name, option, and why."""
+    has_tasks = any(given[name] for name in _CHOICES)
+    is_stored = given["kl_divergence"] and given["logits_file"] is not None
+    writes = given["logits_file"] is not None and not given["kl_divergence"]
+    if has_tasks or given["kl_divergence"] or given["logits_file"] is not None:
+        yield "ppl_stride", "--ppl-stride", "is for perplexity alone"
+    if has_tasks:
+        yield "chunks", "--chunks", "is for windows of a text; --hellaswag-tasks and the like limit tasks"
+    if is_stored:
+        for name, option in (("file", "-f"), ("ctx_size", "-c"), ("chunks", "--chunks")):
+            yield name, option, "goes with no --kl-divergence-base, whose windows are compared; leave it out"
+    for kind in _CHOICES:
+        if not given[kind]:
+            mode = "--" + kind.replace("_", "-")
+            yield f"{kind}_tasks", f"{mode}-tasks", f"is for {mode}; add that"
+    if not has_tasks:
+        yield "binary_file", "-bf", "is for --multiple-choice; add that"
+    if given["file"] is not None:
+        yield "binary_file", "-bf", "and -f are both the file of tasks; give one"
+    if not writes:
+        yield "force", "--force", "is for the file of --kl-divergence-base that is written"
 
 
 # ---- perplexity ----
@@ -193,7 +221,11 @@ def _windows(engine: Engine, content: bytes, given: dict[str, Any]) -> Windows:
 def _print_json(engine: Engine, row: dict[str, Any], **more: Any) -> None:
     from pyllamacpu.native import isa_selected
 
-    facts = {"model": str(engine.file.paths[0]), "n_threads": engine.n_threads, "isa": isa_selected()}
+    facts = {
+        "model": str(engine.file.paths[0]),
+        "n_threads": threads_running(engine.n_threads),
+        "isa": isa_selected(),
+    }
     facts |= {"precision": engine.precision}
     facts |= {"type_k": engine.cache.type_k.name.lower(), "type_v": engine.cache.type_v.name.lower()}
     click.echo(json.dumps(_finite(facts | more | row), indent=2, allow_nan=False))

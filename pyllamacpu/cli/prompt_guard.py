@@ -10,6 +10,7 @@ import click
 
 from pyllamacpu.cli.loading_options import override_option, pack_option
 from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.cli.param_types import MAX_THREADS, Whole
 
 if TYPE_CHECKING:
     from pyllamacpu.safety.prompt_guard import PromptVerdict
@@ -45,7 +46,7 @@ MODEL_VARIABLE = "PYLLAMACPU_PROMPT_GUARD"  # the firewall's too (safety/scanner
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each text.")
 @override_option
 @click.option(
-    "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the machine's cores]"
+    "-t", "--threads", type=Whole(1, MAX_THREADS), help="CPU threads.  [default: the machine's cores]"
 )
 @pack_option
 @click.pass_context

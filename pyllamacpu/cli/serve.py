@@ -27,7 +27,7 @@ from pyllamacpu.cli.options import (
     template_arguments,
     template_options,
 )
-from pyllamacpu.cli.param_types import SIZE, Number
+from pyllamacpu.cli.param_types import SIZE, THREADS, Number, Whole
 from pyllamacpu.cli.shield_options import shield_options, take_shield
 from pyllamacpu.errors import OptionError, PyllamacpuError
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pyllamacpu.server.app import ServeOptions
     from pyllamacpu.server.models import PoolOptions, ServedFile
 
-_positive = click.IntRange(min=1)
+_positive = Whole(min=1)
 
 served_models = click.option(
     "-m",
@@ -60,11 +60,9 @@ adapter_options = options(
 )
 engine_options = options(
     click.option(
-        "-c", "--ctx-size", type=click.IntRange(min=0), help="Context of an answer in tokens; 0: the model's."
+        "-c", "--ctx-size", type=Whole(min=0), help="Context of an answer in tokens; 0: the model's."
     ),
-    click.option(
-        "-t", "--threads", type=click.IntRange(min=-1), help="CPU threads; without it the machine's cores."
-    ),
+    click.option("-t", "--threads", type=THREADS, help="CPU threads; without it the machine's cores."),
     click.option(
         "-ctk", "--cache-type-k", type=click.Choice(CACHE_TYPES, False), help="Type of the cached keys."
     ),
@@ -93,9 +91,7 @@ engine_options = options(
 @engine_options
 @adapter_options
 @click.option("-np", "--parallel", type=_positive, default=16, show_default=True, help="Answers at a time.")
-@click.option(
-    "--max-queue", type=click.IntRange(min=0), default=64, show_default=True, help="Answers that may wait."
-)
+@click.option("--max-queue", type=Whole(min=0), default=64, show_default=True, help="Answers that may wait.")
 @click.option(
     "--api-key", multiple=True, metavar="KEY", help="A key that clients must give (can be repeated)."
 )

@@ -58,7 +58,7 @@ def _present(starter: Starter) -> Path | None:
         if target.stat().st_size == starter.size:
             return target
     with contextlib.suppress(OSError, ValueError):
-        recorded = Path(_hub_note(starter).read_text(encoding="utf-8").strip())
+        recorded = Path(os.fsdecode(_hub_note(starter).read_bytes().strip()))
         if recorded.is_file():
             return recorded
     return None
@@ -221,5 +221,5 @@ def _from_hub(starter: Starter, target: Path) -> Path:
     path = fetch(reference)
     if path.stat().st_size != starter.size:
         notify(f"note: {path.name} from the hub is another build than the packaged starter model")
-    write_whole(_hub_note(starter), str(path))
+    write_whole(_hub_note(starter), os.fsencode(path))
     return path
