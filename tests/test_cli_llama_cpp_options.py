@@ -45,6 +45,14 @@ def translated(name: str, *args: str) -> tuple[list[str], list[str]]:
         ("perplexity", "-m a.gguf -f w.raw -ngl 99 -s 1", "-m a.gguf -f w.raw", ["-ngl 99", "-s 1"]),
         ("imatrix", "-m a.gguf -f c.txt -ngl 99 -fa", "-m a.gguf -f c.txt", ["-ngl 99", "-fa"]),
         ("quantize", "in.gguf out.gguf Q4_K_M 8", "in.gguf out.gguf Q4_K_M 8", []),
+        ("chat", "--pack-cache -ngl 99 -p hi", "--pack-cache= -p hi", ["-ngl 99"]),
+        ("chat", "--pack-cache -ngl 99 m.gguf", "--pack-cache= m.gguf", ["-ngl 99"]),
+        ("chat", "--pack-cache -hf a/b -p hi", "--pack-cache= -p hi --model hf.co/a/b", []),
+        ("chat", "-p hi --pack-cache", "-p hi --pack-cache=", []),
+        ("chat", "--pack-cache dir -p hi", "--pack-cache dir -p hi", []),
+        ("chat", "--pack-cache=dir -fa", "--pack-cache=dir", ["-fa"]),
+        ("bench", "-m a.gguf -hf u/r", "-m a.gguf --model hf.co/u/r", []),
+        ("chat", "-p -m -hf u/r", "-p -m --model hf.co/u/r", []),
     ],
 )
 def test_lines_of_the_documentation(name: str, line: str, args: str, ignored: list[str] | str) -> None:
@@ -78,6 +86,27 @@ def test_the_near_spelling_is_offered(run: Run) -> None:  # noqa: F811
 def test_what_would_change_the_result_is_refused(name: str, line: str, run: Run) -> None:  # noqa: F811
     result = run(name, *line.split())
     assert result.code == 2 and line.split()[0] in result.err
+
+
+@pytest.mark.parametrize("given", ["-m a.gguf", "--model=a.gguf", "-mu https://hf.co/u/r/x.gguf"])
+@pytest.mark.parametrize("command", ["chat", "complete", "perplexity", "tokenize", "imatrix"])
+def test_one_model_is_given(given: str, command: str, run: Run) -> None:  # noqa: F811
+    for line in (f"{given} -hf a/b", f"-hf a/b {given}"):
+        result = run(command, *line.split())
+        assert result.code == 2 and "give one model: -" in result.err and "or -hf a/b" in result.err
+
+
+def test_values_that_may_be_missing_swallow_no_option(run: Run) -> None:  # noqa: F811
+    """Of every option of every command whose value may be left out."""
+    found = 0
+    for name in cli.list_commands(click.Context(cli)):
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and option._flag_needs_value:
+                word, found = option.opts[0], found + 1
+                assert translated(name, word, "-ngl", "9") == ([f"{word}={option.flag_value}"], ["-ngl 9"])
+    assert found > 5
 
 
 def test_one_note_on_stderr(run: Run, letters: type[LetterLlama]) -> None:  # noqa: F811

@@ -2,12 +2,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from pyllamacpu.cli.show import show
-from pyllamacpu.errors import GGUFError, ModelError, OptionError
+from pyllamacpu.errors import GGUFError, ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.writer import GGUFWriter
 
@@ -98,6 +99,30 @@ def test_arrays_in_arrays(tmp_path: Path) -> None:
     assert full["llama.nested"] == [list(range(10)), *rest]
 
 
+def test_several_sections(model: Path) -> None:
+    both = run(model, "--tensors", "--metadata")
+    assert "Metadata" in both and "Tensors" in both and "Types" in both and "Memory" not in both
+    assert both.index("Metadata") < both.index("Tensors")
+    for whole in ("--plan", "--template"):
+        assert f"{whole} is printed as it is" in fails(click.UsageError, model, whole, "--memory")
+
+
+def test_sections_as_json(model: Path, tmp_path: Path) -> None:
+    every = json.loads(run(model, "--json"))
+    for name, keys in {
+        "metadata": ["metadata"],
+        "tensors": ["tensors", "types"],
+        "memory": ["memory"],
+    }.items():
+        assert json.loads(run(model, f"--{name}", "--json")) == {key: every[key] for key in keys}
+    several = json.loads(run(model, "--json", "--template", "--memory", "--metadata"))
+    assert list(several) == ["metadata", "memory", "template"] and several["template"] == TEMPLATE
+    mixed = Path(__file__).parent / "fixtures" / "logits" / "mixed_q4_k_m.gguf"
+    assert json.loads(run(mixed, "--plan", "--json")) == {"plan": run(mixed, "--plan").splitlines()}
+    bare = written(tmp_path / "bare.gguf", "llama", template=None)
+    assert "no chat template" in fails(ModelError, bare, "--template", "--json")
+
+
 def test_template_alone(model: Path, tmp_path: Path) -> None:
     assert run(model, "--template") == TEMPLATE + "\n"
     bare = written(tmp_path / "bare.gguf", "llama", template=None)
@@ -113,7 +138,9 @@ def test_other_architectures_are_shown_without_memory(tmp_path: Path) -> None:
 
 
 def test_errors(model: Path, tmp_path: Path) -> None:
-    assert "q5_0" in fails(OptionError, model, "--type-k", "q5_0")
+    for wrong in ("q5_0", "q99"):
+        said = fails(click.UsageError, model, "--type-k", wrong)
+        assert wrong in said and said.endswith("'f32', 'f16', 'bf16', 'q8_0', 'q4_0'.")
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(model.read_bytes()[:200])
     assert "broken.gguf" in fails(GGUFError, broken)

@@ -328,6 +328,9 @@ def test_command(tmp_path: Path, run: Callable[..., Result]) -> None:
     assert "not covered: javascript: eval-with-expression" in run("code-shield", str(js), "--no-semgrep").err
     listed = run("code-shield", "--list", "--no-semgrep")
     assert "javascript" in listed.out and "13 need semgrep" in listed.out
+    rows = json.loads(run("code-shield", "--list", "--no-semgrep", "--json").out)
+    assert len(rows) == len(listed.out.splitlines()) - 1
+    assert {row["language"]: row["not_applied"] for row in rows}["javascript"] == 13
     path.write_bytes(b"\xff")
     for more in (str(path), "--language=c"):  # which it would not look at
         assert run("code-shield", "--list", more).code == 2

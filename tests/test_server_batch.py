@@ -217,6 +217,26 @@ def test_lines_may_be_added(model: Path, tmp_path: Path) -> None:
     assert [line["custom_id"] for line in answers(target)] == ["a", "b"]
 
 
+def test_requests_that_were_edited_are_told(model: Path, tmp_path: Path) -> None:
+    """Their lines stay, errors too; without its line a request is asked again."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bad, good = request("b", max_tokens="many"), request("b", max_tokens=2)
+    run(model, write(source, request("a", max_tokens=2), bad), target)
+    again = run(model, source, target)
+    assert "0 answered, 0 failed, 2 were there (1 of them failed: without" in again.output
+    assert "warning" not in again.output
+    before = target.read_bytes()
+    edited = run(model, write(source, request("a", max_tokens=2), good), target)
+    assert "1 request has another content than when the line in" in " ".join(edited.output.split())
+    assert target.read_bytes() == before
+    target.write_bytes(b"".join(line for line in before.splitlines(True) if b'"custom_id":"a"' in line))
+    assert "1 answered, 0 failed, 1 were there\n" in run(model, source, target).output
+    assert {line["custom_id"]: line["response"]["status_code"] for line in answers(target)} == {
+        "a": 200,
+        "b": 200,
+    }
+
+
 def test_what_is_not_an_output_stays(model: Path, tmp_path: Path) -> None:
     source, target = write(tmp_path / "in.jsonl", request("a")), tmp_path / "diary.txt"
     target.write_text("Dear diary")

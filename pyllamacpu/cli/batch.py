@@ -12,6 +12,7 @@ from pyllamacpu.cli.options import disk_options, force_option, option_files
 from pyllamacpu.cli.param_types import SIZE, Whole
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
 from pyllamacpu.cli.shield_options import shield_options, take_shield
+from pyllamacpu.cli.wrapping import say
 from pyllamacpu.progress import notify, progress_line
 
 _positive = Whole(min=1)
@@ -68,6 +69,13 @@ def batch(**given: Any) -> None:
             from pyllamacpu.server.ray_batch import run_on_ray
 
             counts = run_on_ray(given["cluster"], given["source"], given["target"], inputs, options, show)
-    kept = f", {counts.kept} were there" if counts.kept else ""
+    failed = f" ({counts.kept_failed} of them failed: without their lines they are asked again)"
+    kept = f", {counts.kept} were there{failed if counts.kept_failed else ''}" if counts.kept else ""
     blocked = f" ({counts.blocked} of them blocked)" if counts.blocked else ""
+    if counts.changed:
+        what = "1 request has" if counts.changed == 1 else f"{counts.changed} requests have"
+        say(
+            f"warning: {given['source']}: {what} another content than when the line in {given['target']} was "
+            "written, which stays; to ask again, give another custom_id or remove that line"
+        )
     notify(f"{given['target']}: {counts.answered} answered{blocked}, {counts.failed} failed{kept}")

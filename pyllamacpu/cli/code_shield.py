@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ def code_shield(**parameters: Any) -> None:
       pyllamacpu code-shield --list
     """
     from pyllamacpu.safety import CodeShield
+    from pyllamacpu.safety.code_shield.scan import coverage
 
     shield = CodeShield(
         "cyberseceval" if parameters["all_rules"] else "codeshield", None if parameters["semgrep"] else False
@@ -49,7 +51,8 @@ def code_shield(**parameters: Any) -> None:
     if parameters["listed"] and any(parameters[name] is not None for name in ("file", "language")):
         raise click.UsageError("--list takes no file and no --language")
     if parameters["listed"]:
-        click.echo(_coverage(shield))
+        rows = coverage(shield.rules, shield.semgrep is not None)
+        click.echo(_as_json(rows) if parameters["as_json"] else _as_table(rows))
         return
     file = parameters["file"] or Path("-")
     result = shield.scan(_text(file), _language(parameters["language"], file.suffix))
@@ -91,10 +94,12 @@ def _as_text(result: CodeShieldScanResult) -> str:
     return "\n".join(lines)
 
 
-def _coverage(shield: Any) -> str:
-    from pyllamacpu.safety.code_shield.scan import coverage
+def _as_json(rows: Iterable[tuple[str, int, int]]) -> str:
+    keys = ("language", "rules", "not_applied")
+    return json.dumps([dict(zip(keys, row, strict=True)) for row in rows])
 
-    rows = coverage(shield.rules, shield.semgrep is not None)
+
+def _as_table(rows: Iterable[tuple[str, int, int]]) -> str:
     lines = [f"{'language':14} {'rules':>5}  not applied"]
     lines += [f"{name:14} {n:5}  {f'{left} need semgrep' if left else ''}".rstrip() for name, n, left in rows]
     return "\n".join(lines)

@@ -348,6 +348,10 @@ def translate(command: click.Command, name: str, args: Sequence[str], context: c
     return _Translator(command, name, args, context).run()
 
 
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and len(word) > 1
+
+
 class _Translator:
     def __init__(
         self, command: click.Command, name: str, args: Sequence[str], context: click.Context
@@ -361,6 +365,7 @@ class _Translator:
         self.foreign = _EVERYWHERE | _PER_COMMAND.get(name, {}) | self.per_request
         self.rest = list(args)
         self.result = Translation()
+        self.given: dict[str, str] = {}  # options of our own by their parameters' names, as they were spelled
         self.repo: str | None = None
         self.hub_file: str | None = None
 
@@ -383,6 +388,9 @@ class _Translator:
         if self.hub_file is not None and self.repo is None:
             raise click.UsageError("-hff names a file of the repository in -hf: give both", ctx=self.context)
         if self.repo is not None:
+            model = self.own["--model"]
+            if (given := self.given.get(model.name or "")) and not model.multiple:
+                raise click.UsageError(f"give one model: {given} or -hf {self.repo}", ctx=self.context)
             repo = self.repo if "://" in self.repo or self.repo.startswith("hf.co/") else f"hf.co/{self.repo}"
             yield from ("--model", f"{repo.partition(':')[0]}/{self.hub_file}" if self.hub_file else repo)
 
@@ -404,7 +412,10 @@ class _Translator:
     def _own(self, name: str, equals: str, value: str) -> None:
         option = self.own[name]
         n_values = 0 if option.is_flag or option.count else option.nargs
-        if not equals:
+        self.given[option.name or name] = name
+        if not equals and option._flag_needs_value and (not self.rest or _is_option(self.rest[0])):
+            self.result.args.append(f"{name}={option.flag_value}")  # what follows may be left out
+        elif not equals:
             self.result.args += [name, *self._values(n_values)]
         elif name.startswith("--") or not n_values:
             self.result.args.append(f"{name}={value}")
@@ -433,6 +444,7 @@ class _Translator:
         elif name == _OFFLINE:
             os.environ["HF_HUB_OFFLINE"] = "1"
         elif _RENAMED.get(name) in self.own:
+            self.given[self.own[_RENAMED[name]].name or name] = name
             self.result.args += [_RENAMED[name], self._value(name, given)]
         elif name in self.foreign:
             self._ignore(name, given)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from pyllamacpu.cli.loading_options import expert_memory_option, override_option
+from pyllamacpu.cli.options import CACHE_TYPES
 from pyllamacpu.cli.tables import print_table
 from pyllamacpu.errors import ModelError
 from pyllamacpu.progress import visible
@@ -33,6 +34,15 @@ Examples:
 """
 
 
+_SECTIONS = ("metadata", "tensors", "memory", "plan", "template")
+_WHOLE = ("plan", "template")  # that are printed as they are, so without anything else
+
+
+def _kv_type(*names: str, what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    known = click.Choice(CACHE_TYPES, False)
+    return click.option(*names, type=known, default="f16", show_default=True, help=f"Type of cached {what}.")
+
+
 class MemoryOptions(NamedTuple):
     """What the memory that a model needs depends on, beside its context."""
 
@@ -43,48 +53,46 @@ class MemoryOptions(NamedTuple):
 
 @click.command(epilog=EPILOG)
 @click.argument("model", required=False)
-@click.option("--metadata", "sections", flag_value="metadata", help="Only the metadata.")
-@click.option("--tensors", "sections", flag_value="tensors", help="Only the tensors.")
-@click.option("--memory", "sections", flag_value="memory", help="Only the memory needed per context length.")
-@click.option("--plan", "sections", flag_value="plan", help="Only the ops that a step runs, one by one.")
-@click.option("--template", "sections", flag_value="template", help="Only the chat template, as it is.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
+@click.option("--metadata", is_flag=True, help="Only the metadata.")
+@click.option("--tensors", is_flag=True, help="Only the tensors.")
+@click.option("--memory", is_flag=True, help="Only the memory needed per context length.")
+@click.option("--plan", is_flag=True, help="Only the ops that a step runs, one by one.")
+@click.option("--template", is_flag=True, help="Only the chat template, as it is.")
+@click.option("--json", "as_json", is_flag=True, help="That, or everything, as one JSON object.")
 @click.option("--full", is_flag=True, help="Long arrays and strings in full.")
-@click.option(
-    "-ctk", "--type-k", "--cache-type-k", default="f16", show_default=True, help="Type of cached keys."
-)
-@click.option(
-    "-ctv", "--type-v", "--cache-type-v", default="f16", show_default=True, help="Type of cached values."
-)
+@_kv_type("-ctk", "--type-k", "--cache-type-k", what="keys")
+@_kv_type("-ctv", "--type-v", "--cache-type-v", what="values")
 @expert_memory_option
 @override_option
 def show(
     model: str | None,
-    sections: str | None,
     as_json: bool,
     full: bool,
     type_k: str,
     type_v: str,
     expert_memory: int | None,
     kv_overrides: Overrides | None,
+    **given: bool,
 ) -> None:
     """Show what is in MODEL: metadata, tensors, types, sizes, and the memory it needs.
 
     MODEL is a file, a name from `pyllamacpu list` or hf.co/user/repo; the starter model if none is given.
     """
     from pyllamacpu.gguf.reader import GGUFFile
-    from pyllamacpu.model.config import kv_type
     from pyllamacpu.store.resolve import resolve_model
 
-    kv_type(type_k), kv_type(type_v)  # a wrong name is an error before anything is printed
+    sections = [name for name in _SECTIONS if given[name]]
+    if not as_json and len(sections) > 1 and (whole := [name for name in _WHOLE if given[name]]):
+        raise click.UsageError(f"--{whole[0]} is printed as it is: give it alone, or --json")
     stated = MemoryOptions(type_k, type_v, expert_memory)
     with GGUFFile.open(resolve_model(model), kv_overrides) as file:
-        if sections == "template":
+        if as_json:
+            found = _sections(file, sections, full, stated) if sections else _everything(file, full, stated)
+            click.echo(json.dumps(found, indent=2))
+        elif "template" in sections:
             click.echo(visible(_template(file), sys.stdout))
-        elif sections == "plan":
+        elif "plan" in sections:
             click.echo(_plan(file))
-        elif as_json:
-            click.echo(json.dumps(_everything(file, full, stated), indent=2))
         else:
             _print_sections(file, sections, full, stated)
 
@@ -191,6 +199,22 @@ def _context_lengths(n_ctx_train: int) -> Iterator[int]:
     yield n_ctx_train
 
 
+def _sections(file: GGUFFile, sections: Sequence[str], full: bool, stated: MemoryOptions) -> dict[str, Any]:
+    """Those of what `--json` prints. Raises ModelError for one that the file does not have."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        "metadata": lambda: {"metadata": _metadata(file, full)},
+        "tensors": lambda: {"tensors": _tensors(file), "types": _types(file)},
+        "memory": lambda: {"memory": _memory(file, stated)},
+        "plan": lambda: {"plan": _plan(file).split("\n")},
+        "template": lambda: {"template": _template(file)},
+    }
+    return {key: value for name in sections for key, value in found[name]().items()}
+
+
+def _metadata(file: GGUFFile, full: bool) -> dict[str, Any]:
+    return {key: _json_value(file.metadata[key], full) for key in file.metadata}
+
+
 def _everything(file: GGUFFile, full: bool, stated: MemoryOptions) -> dict[str, Any]:
     try:
         memory: list[dict[str, int]] | None = _memory(file, stated)
@@ -199,7 +223,7 @@ def _everything(file: GGUFFile, full: bool, stated: MemoryOptions) -> dict[str, 
         memory, note = None, str(error)
     return {
         "file": {**_facts(file), "packed_weights": _packed(file)},
-        "metadata": {key: _json_value(file.metadata[key], full) for key in file.metadata},
+        "metadata": _metadata(file, full),
         "tensors": _tensors(file),
         "types": _types(file),
         "memory": memory,
@@ -246,20 +270,20 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _print_sections(file: GGUFFile, sections: str | None, full: bool, stated: MemoryOptions) -> None:
-    if sections is None:
+def _print_sections(file: GGUFFile, sections: Sequence[str], full: bool, stated: MemoryOptions) -> None:
+    if not sections:
         facts = _facts(file)
         facts |= {key: binary_bytes(facts[key]) for key in ("bytes", "tensor_bytes")}
         facts["packed_weights"] = _packed_text(file)
         print_table("File", ("", ""), [(key.replace("_", " "), _text(facts[key], True)) for key in facts])
-    if sections in (None, "metadata"):
+    if not sections or "metadata" in sections:
         values = file.metadata
         rows = [(_printable(key), values.describe(key), _text(values[key], full)) for key in values]
         print_table("Metadata", ("key", "type", "value"), rows)
-    if sections in (None, "tensors"):
+    if not sections or "tensors" in sections:
         _print_tensors(file)
-    if sections in (None, "memory"):
-        _print_memory(file, stated, alone=sections is not None)
+    if not sections or "memory" in sections:
+        _print_memory(file, stated, alone=bool(sections))
 
 
 def _print_tensors(file: GGUFFile) -> None:

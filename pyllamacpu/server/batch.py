@@ -39,6 +39,8 @@ class BatchCounts:
     """Lines of the output."""
 
     kept: int = 0  # of earlier runs
+    kept_failed: int = 0  # of those, errors
+    changed: int = 0  # of those, lines for requests that have another content now
     answered: int = 0
     blocked: int = 0  # of those, answers that the shield ended, or did not let begin
     failed: int = 0
@@ -52,8 +54,9 @@ class BatchRun:
     """The lines that are left, and the output that gets a line for each."""
 
     def __init__(self, source: Path, output: BatchOutput, show: OnCount) -> None:
-        self.total = sum(1 for _ in read_lines(source, output.finished))
-        self.counts = BatchCounts(kept=output.finished.n_lines)
+        changed: set[str] = set()
+        self.total = sum(1 for _ in read_lines(source, output.finished, changed))
+        self.counts = BatchCounts(output.finished.n_lines, output.finished.n_failed, len(changed))
         self._lines = read_lines(source, output.finished)
         self._output, self._show = output, show
 

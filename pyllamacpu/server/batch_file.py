@@ -42,8 +42,9 @@ class Finished:
     """What the output has. A refused duplicate does not answer the line that had its custom_id first."""
 
     ids: set[str] = field(default_factory=set)
-    custom_ids: set[str] = field(default_factory=set)
+    custom_ids: dict[str, str] = field(default_factory=dict)  # with the ids of their lines
     n_lines: int = 0
+    n_failed: int = 0  # of the lines
 
     def add(self, line: dict[str, Any]) -> None:
         self.n_lines += 1
@@ -51,7 +52,9 @@ class Finished:
         refusal, custom_id = line.get("error"), line.get("custom_id")
         duplicate = isinstance(refusal, dict) and refusal.get("code") == _DUPLICATE
         if isinstance(custom_id, str) and not duplicate:
-            self.custom_ids.add(custom_id)
+            self.custom_ids[custom_id] = str(line["id"])
+        response = line.get("response")
+        self.n_failed += not isinstance(response, dict) or response.get("status_code") != 200
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,10 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise OptionError(f"{path}: {read_problem(error)}") from error
 
 
-def read_lines(path: Path, finished: Finished) -> Iterator[Line]:
-    """The lines of the input that have none in the output."""
+def read_lines(path: Path, finished: Finished, changed: set[str] | None = None) -> Iterator[Line]:
+    """The lines of the input that have none in the output. Of those that have one, but had another content
+    then, `changed` gets the custom_ids.
+    """
     times: Counter[bytes] = Counter()
     seen: set[str] = set()
     for number, raw in _raw_lines(path):
@@ -95,6 +100,8 @@ def read_lines(path: Path, finished: Finished) -> Iterator[Line]:
         name = hashlib.sha256(digest + str(times[digest]).encode()).hexdigest()
         line = _read_line(f"batch_req_{name[:24]}", number, raw, seen)
         if line.refusal is None and line.custom_id in finished.custom_ids:
+            if changed is not None and finished.custom_ids[line.custom_id] != line.id:
+                changed.add(line.custom_id)
             continue
         if line.id not in finished.ids:
             yield line
