@@ -277,6 +277,13 @@ def test_the_sum_and_the_limit_are_shown(
     assert "0 files, 0 B" in run("panels", "--remove-all").stderr
 
 
+def test_a_folder_that_is_not_there(model: Path, tmp_path: Path, home: Path, run: Run) -> None:
+    for folder, says in ((tmp_path / "none", "there is no such folder"), (model, "is not a folder")):
+        result = run("panels", str(folder))
+        assert result.exit_code == 1 and f"{folder}: {says}" in f"{result.exception}{result.output}"
+    assert run("panels").exit_code == 0  # the usual one need not be there
+
+
 def test_removing_all_of_the_folder_that_is_named(
     model: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

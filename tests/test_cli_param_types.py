@@ -53,6 +53,12 @@ def test_a_number_beyond_all_is_wrong_usage(command: str, option: str) -> None:
         assert CliRunner().invoke(cli, [command, option, text, "-p", "x"]).exit_code == 2
 
 
+@pytest.mark.parametrize("command", ["chat", "complete", "serve", "batch"])
+def test_a_limit_without_its_folder_is_wrong_usage(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--cache-disk-limit", "1GB", "x", "y"])
+    assert result.exit_code == 2 and "name the folder too, with --cache-disk" in result.output
+
+
 @pytest.mark.parametrize("command", ["chat", "complete", "serve", "batch", "image", "guard", "prompt-guard"])
 def test_threads_beyond_those_of_a_pool_are_wrong_usage(command: str) -> None:
     result = CliRunner().invoke(cli, [command, "-t", "513", "x", "y"])

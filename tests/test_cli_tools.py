@@ -301,6 +301,19 @@ def test_nobody_is_asked_where_nobody_is(
     assert result.code == 2 and "--allow-tools runs them unasked" in " ".join(result.err.split())
     for option in (["--allow-tools"], ["--tool-choice", "required"]):
         assert run("chat", "-m", "m.gguf", *option, stdin=b"x").code == 2
+    for choice in ("nosuch", ""):
+        result = run(
+            "chat",
+            "-m",
+            "m.gguf",
+            "--tools",
+            "tools.py",
+            "--allow-tools",
+            "--tool-choice",
+            choice,
+            stdin=b"x",
+        )
+        assert result.code == 2 and "allowed: auto, required, weather, add, shout" in result.err
     both = ["--tools", "tools.py", "--allow-tools", "-j", "{}"]
     assert run("chat", "-m", "m.gguf", *both, stdin=b"x").code == 2
     result = run("chat", "-m", "m.gguf", "--tools", "missing.py", "--allow-tools", stdin=b"x")

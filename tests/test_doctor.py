@@ -271,6 +271,15 @@ def test_json_is_whole_and_true(run: Run, cli_home: Path) -> None:
     assert isinstance(found["advice"], list) and found["versions"]["python"]
 
 
+def test_a_file_is_no_place_for_the_store(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("PYLLAMACPU_HOME", str(home))
+        found = json.loads(run("doctor", "--json", "--no-measure").out)
+        assert found["store_writable"] is False
+        assert any("cannot be written; set PYLLAMACPU_HOME" in line for line in found["advice"])
+
+
 def test_text_is_plain_when_piped(run: Run, cli_home: Path) -> None:
     out = run("doctor", "--no-measure").out
     assert "\x1b" not in out and "Measured" not in out

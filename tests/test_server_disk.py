@@ -46,13 +46,9 @@ def test_a_restart_changes_no_bit(path: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_told_of_at_once(path: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for more, message in (
-        (["--cache-disk", str(tmp_path / "file")], "File exists"),
-        (["--cache-disk-limit", "100"], "--cache-disk"),
-    ):
-        result = CliRunner().invoke(cli, ["serve", "-m", str(path), "--port", "0", *more])
-        assert result.exit_code != 0
-        assert message in str(result.exception)
+    given = ["--port", "0", "--cache-disk", str(tmp_path / "file")]
+    result = CliRunner().invoke(cli, ["serve", "-m", str(path), *given])
+    assert result.exit_code != 0 and "File exists" in str(result.exception)
 
 
 def test_complete_and_chat_keep_prompts_too(path: Path, tmp_path: Path) -> None:

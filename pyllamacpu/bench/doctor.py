@@ -120,7 +120,7 @@ def _writable(folder: Path) -> bool:
     """Whether files can be made in `folder`, which need not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def advice(report: Report) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from pyllamacpu.cli.disk_options import disk_options
 from pyllamacpu.cli.images import image_access, served_image_options
-from pyllamacpu.cli.options import disk_options, force_option, option_files
+from pyllamacpu.cli.options import force_option, option_files
 from pyllamacpu.cli.param_types import SIZE, Whole
 from pyllamacpu.cli.serve import _models, adapter_options, engine_options, pool_options, served_models
 from pyllamacpu.cli.shield_options import shield_options, take_shield

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
+from pyllamacpu.cli.disk_options import disk_options
 from pyllamacpu.cli.loading_options import loading_options
-from pyllamacpu.cli.param_types import SIZE, THREADS, Whole
+from pyllamacpu.cli.param_types import THREADS, Whole
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
@@ -98,16 +99,6 @@ def draft_source(draft: str | None, draft_model: str | None) -> str | None:
     return str(resolve_model(draft_model))
 
 
-disk_options = options(
-    click.option(
-        "--cache-disk",
-        type=click.Path(path_type=Path),
-        metavar="DIR",
-        help="Keep keys and values there too: a prompt is not read again after a restart. Private, shared by "
-        "the processes that name it, safe to delete.",
-    ),
-    click.option("--cache-disk-limit", type=SIZE, metavar="SIZE", help="Of that folder.  [default: 8GiB]"),
-)
 precision_option = click.option(
     "--precision",
     type=click.Choice(PRECISIONS, False),

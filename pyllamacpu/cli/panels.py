@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import one_line
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def panels(folder: Path | None, check: bool, remove_unused: bool, remove_all: bo
     from pyllamacpu.model.kept_panels import kept_files
     from pyllamacpu.store.paths import usual_pack_folder
 
+    if folder is not None and not folder.is_dir():
+        raise OptionError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
     place = folder or usual_pack_folder().path
     found = kept_files(place)
     if not found:

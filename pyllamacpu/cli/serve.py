@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.adapter_options import adapter_files, named_adapter
+from pyllamacpu.cli.disk_options import disk_options
 from pyllamacpu.cli.images import image_access, served_image_options
 from pyllamacpu.cli.loading_options import loading, loading_options
 from pyllamacpu.cli.options import (
     CACHE_TYPES,
-    disk_options,
     draft_options,
     draft_source,
     force_option,
@@ -308,8 +308,6 @@ def _checked_folder(folder: Path | None, limit_bytes: int | None) -> Path | None
     """Raises OptionError for a folder that cannot be used."""
     from pyllamacpu.engine.page_files import open_page_files
 
-    if folder is None and limit_bytes is not None:
-        raise OptionError("--cache-disk-limit: name the folder too, with --cache-disk")
     open_page_files(folder, limit_bytes)
     return folder
 

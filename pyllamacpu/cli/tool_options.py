@@ -50,4 +50,8 @@ def take_tools(parameters: dict[str, Any]) -> Toolbox | None:
     from pyllamacpu.cli.tool_files import load_tools
     from pyllamacpu.cli.toolbox import Toolbox
 
-    return Toolbox(load_tools(file), choice or "auto", unasked)
+    tools = load_tools(file)
+    allowed = ("auto", "required", *(tool.name for tool in tools))
+    if choice is not None and choice not in allowed:
+        raise click.UsageError(f"--tool-choice {choice!r}: allowed: {', '.join(allowed)}")
+    return Toolbox(tools, "auto" if choice is None else choice, unasked)
