@@ -140,14 +140,18 @@ def test_interrupts_at_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("letters")
-@pytest.mark.parametrize("key", [InterruptedLine(""), KeyboardInterrupt()])
-def test_an_interrupt_in_a_message_of_several_lines_does_not_leave(key: KeyboardInterrupt) -> None:
+@pytest.mark.parametrize("keys", [("",), ()])
+def test_an_interrupt_in_a_message_of_several_lines_does_not_leave(keys: tuple[str, ...]) -> None:
     """It is not one at an empty prompt, whatever was pressed before it, or is after it."""
-    chat, out, _ = repl(Script(key, '"""', "one", key, "Hi"))
+
+    def key() -> KeyboardInterrupt:
+        return InterruptedLine(*keys) if keys else KeyboardInterrupt()
+
+    chat, out, _ = repl(Script(key(), '"""', "one", key(), "Hi"))
     assert chat.run() == 0 and out.getvalue() == "ok\n"
     assert [turn.user for turn in chat.session.turns] == ["Hi"]
-    assert repl(Script('"""', key, key, "Hi"))[0].run() == 0
-    assert repl(Script('"""', key, key, key, "Hi"))[0].run() == 130
+    assert repl(Script('"""', key(), key(), "Hi"))[0].run() == 0
+    assert repl(Script('"""', key(), key(), key(), "Hi"))[0].run() == 130
 
 
 @pytest.mark.usefixtures("letters")
