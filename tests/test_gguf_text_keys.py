@@ -95,7 +95,7 @@ def test_commands_end_with_a_line(command: str, key: str, value: Any, plain: Pat
         "quantize": [str(tmp_path / "q.gguf"), "Q8_0"],
         "convert": ["-o", str(tmp_path / "{name}.gguf")],
     }
-    bench = ["bench", "-m", str(path), "-p", "1", "-n", "0", "-r", "1", "--no-limits", "--image"]
+    bench = ["bench", "-m", str(path), "-r", "1", "--no-limits", "--image"]
     args = bench if command == "bench" else [command, str(path), *more[command]]
     result = CliRunner().invoke(cli, args, standalone_mode=False)
     assert result.exception is None or isinstance(result.exception, PyllamacpuError), result.exception

@@ -1,4 +1,7 @@
-"""`serve --cache-disk`: a server that is started again goes on with the pages of the one before."""
+"""`serve --cache-disk`: a server that is started again goes on with the pages of the one before.
+
+Covers cli/disk_options.py.
+"""
 
 from __future__ import annotations
 
