@@ -36,8 +36,8 @@ SHAPES = ("gqa3", "mixed_q4_k_m")
 LENGTH = 150
 
 
-def write_adapter(path: Path, engine: Engine, rank: int, seed: int, every: int = 1) -> Path:
-    """For every `every`-th of the model's matrices, and its embedding."""
+def write_adapter(path: Path, engine: Engine, rank: int, seed: int, every: int = 1, part: str = "") -> Path:
+    """For every `every`-th of the model's matrices, and its embedding, with `part` in their names."""
     rng = np.random.default_rng(seed)
     build = Build()
     for key, text in (
@@ -48,19 +48,21 @@ def write_adapter(path: Path, engine: Engine, rank: int, seed: int, every: int =
         build.add_string(key, text.encode())
     build.add("adapter.lora.alpha", F32, build.pack("f", 2.0 * rank))
     kinds = (Matrix, Experts)
-    for name in [name for name, w in engine.model.weights.items() if isinstance(w, kinds)][::every]:
+    names = [name for name, w in engine.model.weights.items() if isinstance(w, kinds) and part in name]
+    for name in names[::every]:
         weight = engine.model.weights[name]
         first = weight[0] if isinstance(weight, Experts) else weight
         n = (len(weight),) if isinstance(weight, Experts) else ()
         a = rng.standard_normal((*n, rank, first.cols)) / first.cols**0.5
         b = rng.standard_normal((*n, first.rows, rank)) * 0.05
-        for part, values in (("a", a), ("b", b)):
+        for side, values in (("a", a), ("b", b)):
             raw = np.ascontiguousarray(values, np.float32).tobytes()
-            build.add_tensor(f"{name}.lora_{part}", values.shape[::-1], 0, raw)
+            build.add_tensor(f"{name}.lora_{side}", values.shape[::-1], 0, raw)
     table = engine.model.weights.table("token_embd.weight")
-    for part, shape in (("a", (table.rows, rank)), ("b", (table.cols, rank))):
+    for side, shape in (("a", (table.rows, rank)), ("b", (table.cols, rank))):
         raw = (rng.standard_normal(shape) * 0.1).astype(np.float32).tobytes()
-        build.add_tensor(f"token_embd.weight.lora_{part}", shape[::-1], 0, raw)
+        if part in "token_embd.weight":
+            build.add_tensor(f"token_embd.weight.lora_{side}", shape[::-1], 0, raw)
     path.write_bytes(build.bytes())
     return path
 

@@ -8,7 +8,7 @@ from plan_harness import Floats, Plan, assert_same_bits, matrix, random, vector
 
 from pyllamacpu.errors import NativeError
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.graph.adapters import GraphAdapters, with_adapters
+from pyllamacpu.graph.adapters import GraphAdapters, check_all_changed, with_adapters
 from pyllamacpu.graph.ops import Op, Tensor
 from pyllamacpu.graph.passes import with_groups
 from pyllamacpu.graph.recorder import Recorder
@@ -146,8 +146,25 @@ def test_the_pass_keeps_products_whole_and_adds_one_op_for_neighbours() -> None:
     assert [op.name for op in ops] == ["embed", "adapter_down", "matmul"]
     assert ops[1].values["matrices"] == [pair.a, None, None, None, pair.a, pair.a]
     assert ops[2].values["up"] == [pair.b, None, None, None, pair.b, pair.b]
-    with pytest.raises(NativeError, match="1 weights that adapters change"):
-        recorder_ops(recorder, GraphAdapters(1, {id(pair.a): [pair]}))
+
+
+def test_every_changed_weight_is_in_some_plan_of_the_model() -> None:
+    """Of several plans none has to have all."""
+    *_, pair = low_rank(1, 4, rows=32)
+    weights = [matrix(random(i, 32, WIDTH), name=str(i)) for i in range(3)]
+    plans = []
+    for weight in weights[:2]:
+        recorder = Recorder()
+        x = recorder.embed(Table("t", 1, WIDTH, TensorType.F32, np.zeros(4 * WIDTH, np.uint8)))
+        recorder.linear(x, weight)
+        plans.append(recorder)
+    adapters = GraphAdapters(1, {id(weight): [pair] for weight in weights[:2]})
+    changed = [recorder_ops(plan, adapters) for plan in plans]
+    assert [[op.name for op in ops] for ops in changed] == [["embed", "adapter_down", "matmul"]] * 2
+    check_all_changed(changed, adapters)
+    for missing in ((changed[:1], adapters), (changed, GraphAdapters(1, {id(weights[2]): [pair]}))):
+        with pytest.raises(NativeError, match="1 weights that adapters change"):
+            check_all_changed(*missing)
 
 
 def recorder_ops(recorder: Recorder, adapters: GraphAdapters) -> list[Op]:

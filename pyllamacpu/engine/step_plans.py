@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pyllamacpu.graph.adapters import GraphAdapters
+from pyllamacpu.graph.adapters import GraphAdapters, check_all_changed
 from pyllamacpu.graph.compiled import CompiledPlan
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.passes import InputSquares
@@ -67,13 +67,18 @@ def step_plans(
     exact: bool = False,
 ) -> StepPlans:
     """spaces: the shapes of the KV spaces' pages. With `sums` every step runs every layer. exact: see
-    NativePlan.
+    NativePlan. Raises NativeError when adapters change a weight that is in none of the plans.
     """
-    whole = NativePlan(recorded(model, sums, adapters), pool, spaces, n_batch, n_ctx, exact)
-    if model.record_image is None or model.record_without_images is None:
-        return StepPlans(whole)
-    text, image = None, recorded(model, None, adapters, model.record_image)
-    if sums is None:
-        compiled = recorded(model, None, adapters, model.record_without_images)
-        text = NativePlan(compiled, pool, spaces, n_batch, n_ctx, exact)
-    return StepPlans(whole, text, NativePlan(image, pool, spaces, n_batch, MAX_IMAGE_POSITIONS, exact))
+    whole, text, image = recorded(model, sums, adapters), None, None
+    if model.record_image is not None and model.record_without_images is not None:
+        image = recorded(model, None, adapters, model.record_image)
+        if sums is None:
+            text = recorded(model, None, adapters, model.record_without_images)
+    if adapters is not None:
+        check_all_changed((plan.ops for plan in (whole, text, image) if plan is not None), adapters)
+
+    def native(plan: CompiledPlan | None, n_most: int) -> NativePlan | None:
+        return None if plan is None else NativePlan(plan, pool, spaces, n_batch, n_most, exact)
+
+    of_steps = NativePlan(whole, pool, spaces, n_batch, n_ctx, exact)
+    return StepPlans(of_steps, native(text, n_ctx), native(image, MAX_IMAGE_POSITIONS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,19 +30,23 @@ class GraphAdapters:
 
 def with_adapters(ops: list[Op], adapters: GraphAdapters) -> list[Op]:
     """Before each product of changed weights all its A's in one op; the B's are the product's own. It is
-    otherwise as it was, so rows that use no adapter keep their bits.
-
-    Raises NativeError when a changed weight is in no product that can be changed.
+    otherwise as it was, so rows that use no adapter keep their bits. A plan may lack some of the weights: see
+    `check_all_changed`.
     """
     result: list[Op] = []
-    left = set(adapters.pairs)
     for op in ops:
-        changed = {id(w) for w in _weights(op) if id(w) in adapters.pairs}
-        left -= changed
+        changed = any(id(w) in adapters.pairs for w in _weights(op))
         result += _CHANGED[op.name](op, adapters, result) if changed else [op]
+    return result
+
+
+def check_all_changed(plans: Iterable[Iterable[Op]], adapters: GraphAdapters) -> None:
+    """Raises NativeError when a weight that adapters change is in none of a model's plans, in no product that
+    can be changed.
+    """
+    left = set(adapters.pairs) - {id(w) for ops in plans for op in ops for w in _weights(op)}
     if left:
         raise NativeError(f"{len(left)} weights that adapters change are in no product that they can change")
-    return result
 
 
 def _weights(op: Op) -> list[Matrix | Table]:
