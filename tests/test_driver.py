@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine
 from watched_requests import GREEDY, Row, Watched, prompt
 
+from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.driver import Driver
 from pyllamacpu.engine.generate import Request
 from pyllamacpu.engine.scheduler import Scheduler
@@ -51,6 +55,69 @@ def test_a_stream_goes_ahead_only_so_far() -> None:
     assert slow.handle.is_finished
     assert engine.cache.pages_in_use <= evaluated
     unasked.close()
+
+
+class SlowEngine(FakeEngine):
+    """Whose steps take a while, so that threads meet."""
+
+    def step(self, entries: Sequence[Entry], buffer: np.ndarray) -> np.ndarray:
+        time.sleep(0.002)
+        return super().step(entries, buffer)
+
+
+def test_steps_and_those_who_pause_them_take_turns() -> None:
+    """Nobody waits until an answer is written, and answers are written whatever pauses come."""
+    engine = SlowEngine(n_ctx=1024)
+    driver, ended, waited = Driver(Scheduler(engine, None)), threading.Event(), [0, 0]
+
+    def answer(first: int) -> None:
+        stream = driver.submit(Request(prompt(5, first), GREEDY, 1000, endless=True))
+        while not ended.is_set():
+            stream.next()
+        stream.close()
+
+    def pause(i: int) -> None:
+        for _ in range(30):
+            before = len(engine.steps)
+            with driver.paused():
+                waited[i] = max(waited[i], len(engine.steps) - before)
+                now = len(engine.steps)
+                time.sleep(0.002)
+                assert len(engine.steps) == now
+
+    answers = [threading.Thread(target=answer, args=(i + 6,)) for i in range(2)]
+    pauses = [threading.Thread(target=pause, args=(i,)) for i in range(2)]
+    for thread in (*answers, *pauses):
+        thread.start()
+    for thread in pauses:
+        thread.join(60)
+    n_steps = len(engine.steps)
+    ended.set()
+    for thread in answers:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert max(waited) <= 50  # of more than 1,000, had they to wait for the end
+    assert n_steps >= 30
+
+
+def test_an_interrupt_while_steps_are_to_be_paused_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = Driver(Scheduler(FakeEngine(n_ctx=256), None))
+    stream = driver.submit(Request(prompt(5), GREEDY, 50))
+    driver._leader = -1  # of another thread
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver._idle, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt), driver.paused():
+        pass
+    driver._leader = None
+    assert stream.next().text
+    with driver.paused():
+        pass
+    assert stream.next().text
 
 
 def test_closing_ends_those_who_wait() -> None:

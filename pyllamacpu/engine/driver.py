@@ -17,6 +17,7 @@ from pyllamacpu.engine.handle import Event, Handle
 from pyllamacpu.engine.leaving import Leaving
 from pyllamacpu.engine.prefix_cache import PrefixCache
 from pyllamacpu.engine.scheduler import Scheduler
+from pyllamacpu.engine.session import Session
 from pyllamacpu.errors import RequestCancelled
 from pyllamacpu.forks import call_in_child, fork_safe_lock
 
@@ -34,6 +35,12 @@ class Stream:
         self._changed = threading.Condition(driver._lock)
         self._waiting = False
         self._pause()
+
+    @property
+    def session(self) -> Session | None:
+        """That the request was given."""
+        request = self.handle.request
+        return request.session if isinstance(request, Request) else None
 
     def _pause(self) -> None:
         enough = self._ahead is not None and len(self._events) >= self._ahead
@@ -101,6 +108,8 @@ class Driver:
         self._streams: dict[Handle, Stream] = {}
         self._leader: int | None = None  # the thread that steps, or keeps others from stepping
         self._idle = threading.Condition(self._lock)
+        self._n_pausing = 0  # threads that wait to keep others from stepping
+        self._steps_first = False  # a step is due before the next of them
         self._undelivered: deque[Event] = deque()
         self._closed: Exception | None = None
         call_in_child(self._lose_threads)
@@ -123,20 +132,29 @@ class Driver:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No other thread steps meanwhile."""
+        """No other thread steps meanwhile. Steps and those who pause them take turns."""
         if self._is_leader():
             yield
             return
-        with self._lock:
-            while self._leader is not None:
-                self._idle.wait()
-            self._leader = threading.get_ident()
         try:
+            self._pause_steps()
             yield
         finally:
             with self._lock:
-                self._resign()
+                if self._is_leader():
+                    self._steps_first = True
+                    self._resign()
                 self._call_leader()
+
+    def _pause_steps(self) -> None:
+        with self._lock:
+            self._n_pausing += 1
+            try:
+                while self._leader is not None or (self._steps_first and self._next_leader() is not None):
+                    self._idle.wait()
+                self._leader = threading.get_ident()
+            finally:
+                self._n_pausing -= 1
 
     @property
     def prefixes(self) -> PrefixCache:
@@ -166,7 +184,7 @@ class Driver:
                 while not stream._events:
                     if stream.handle not in self._streams:
                         raise self._closed or RequestCancelled("the request was cancelled")
-                    if self._leader is None:
+                    if self._leader is None and (self._steps_first or not self._n_pausing):
                         self._lead()
                     else:
                         stream._changed.wait()
@@ -182,6 +200,7 @@ class Driver:
     def _lead(self) -> None:
         """One step, with the lock released meanwhile."""
         self._leader = threading.get_ident()
+        self._steps_first = False
         try:
             self._lock.release()
             try:
@@ -194,6 +213,7 @@ class Driver:
 
     def _lose_threads(self) -> None:
         """In a forked child: the other threads, and the requests that they waited for, are not here."""
+        self._n_pausing = 0
         if self._leader is None or self._is_leader():
             return
         self._leader = None
@@ -204,7 +224,7 @@ class Driver:
     def _resign(self) -> None:
         self._leader = None
         self._scheduler.settle()
-        self._idle.notify()
+        self._idle.notify_all()
 
     def _deliver(self) -> None:
         while self._undelivered:
@@ -216,13 +236,16 @@ class Driver:
                 stream._changed.notify()
             self._undelivered.popleft()
 
+    def _next_leader(self) -> Stream | None:
+        """A stream whose thread waits."""
+        return next((s for s in self._streams.values() if s._waiting and not s._events), None)
+
     def _call_leader(self) -> None:
-        """Wakes a thread that waits with nobody to step for it."""
+        """Wakes a thread that waits with nobody to step for it, and those who wait to pause."""
         if self._leader is None:
-            for stream in self._streams.values():
-                if stream._waiting and not stream._events:
-                    stream._changed.notify()
-                    return
+            if (stream := self._next_leader()) is not None:
+                stream._changed.notify()
+            self._idle.notify_all()
 
     def _forget(self, stream: Stream) -> None:
         with self._lock:
