@@ -16,6 +16,7 @@ import pickle
 import random
 import subprocess
 import sys
+import threading
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,42 @@ def test_a_cache_lets_the_oldest_go(llm: Llama, tmp_path: Path, kind: str) -> No
     assert [9, 9] in cache and [BOS, 6] not in cache
     with pytest.raises(KeyError):
         cache[[BOS, 6]]
+
+
+def test_a_cache_in_memory_in_many_threads() -> None:
+    def state(key: tuple[int, ...]) -> llama_cpp.LlamaState:
+        none = np.zeros((0, 4), np.float32)
+        return llama_cpp.LlamaState(np.array(key, np.intc), none, len(key), b"x" * 100, 100, 1)
+
+    cache = llama_cpp.LlamaRAMCache(20_000)
+    errors: list[Exception] = []
+
+    def work(seed: int) -> None:
+        numbers = np.random.default_rng(seed)
+        try:
+            for _ in range(300):
+                key = tuple(numbers.integers(0, 3, 8).tolist())
+                cache[key] = state(key)
+                assert cache.cache_size <= 20_000
+                cache.__contains__(key[:3])
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    for twin in (pickle.loads(pickle.dumps(cache)), copy.deepcopy(cache), copy.copy(cache)):
+        assert list(twin.cache_state) == list(cache.cache_state)
+        twin[(9,)] = state((9,))
+        assert (9,) not in cache.cache_state
 
 
 def test_damaged_files_of_a_cache_are_as_if_not_there(llm: Llama, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.errors import OptionError, OutputError
 from pyllamacpu.files import PartialFile
+from pyllamacpu.forks import fork_safe_lock
 
 Key = tuple[int, ...]
 CAPACITY = 2 << 30  # bytes
@@ -65,31 +66,46 @@ def _nearest(keys: Iterable[Key], key: Key) -> Key | None:
 
 
 class LlamaRAMCache(BaseLlamaCache):
-    """States in memory; the least recently used go when they take more than `capacity_bytes`."""
+    """States in memory; the least recently used go when they take more than `capacity_bytes`. Threads may
+    share one.
+    """
 
     def __init__(self, capacity_bytes: int = CAPACITY) -> None:
         super().__init__(capacity_bytes)
         self.cache_state: OrderedDict[Key, LlamaState] = OrderedDict()
+        self._lock = fork_safe_lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+            return {**state, "cache_state": self.cache_state.copy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=fork_safe_lock())
 
     @property
     def cache_size(self) -> int:
-        return sum(state.llama_state_size for state in self.cache_state.values())
+        with self._lock:
+            return sum(state.llama_state_size for state in self.cache_state.values())
 
     def _find_longest_prefix_key(self, key: Key) -> Key | None:
-        return _nearest(self.cache_state, key)
+        with self._lock:
+            return _nearest(self.cache_state, key)
 
     def __getitem__(self, key: Sequence[int]) -> LlamaState:
-        found = self._find_longest_prefix_key(tuple(key))
-        if found is None:
-            raise KeyError("no state begins with these tokens")
-        self.cache_state.move_to_end(found)
-        return self.cache_state[found]
+        with self._lock:
+            found = self._find_longest_prefix_key(tuple(key))
+            if found is None:
+                raise KeyError("no state begins with these tokens")
+            self.cache_state.move_to_end(found)
+            return self.cache_state[found]
 
     def __setitem__(self, key: Sequence[int], value: LlamaState) -> None:
-        self.cache_state[tuple(key)] = value
-        self.cache_state.move_to_end(tuple(key))
-        while self.cache_state and self.cache_size > self.capacity_bytes:
-            self.cache_state.popitem(last=False)
+        with self._lock:
+            self.cache_state[tuple(key)] = value
+            self.cache_state.move_to_end(tuple(key))
+            while self.cache_state and self.cache_size > self.capacity_bytes:
+                self.cache_state.popitem(last=False)
 
 
 LlamaCache = LlamaRAMCache
