@@ -10,9 +10,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyllamacpu.api.busy import closed_error
 from pyllamacpu.api.llama import Llama
 from pyllamacpu.api.responses import Response
-from pyllamacpu.api.tokens import closed_error
 from pyllamacpu.engine.driver import Cancellation
 
 Result = TypeVar("Result")

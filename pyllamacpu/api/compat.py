@@ -162,3 +162,12 @@ def close_name(name: str, known: Iterable[str]) -> str:
     """A hint at the name that may have been meant, or ""."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a chat handler is called with: the method's arguments by name."""
+    inner = ("self", "sampling")
+    rest = {name: value for name, value in arguments.items() if name not in inner}
+    if rest["parallel_tool_calls"] is None:
+        del rest["parallel_tool_calls"]  # which llama-cpp-python's handlers do not take
+    return {**rest, **arguments["sampling"]}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
-from pyllamacpu.api.compat import as_functions, warn_once
+from pyllamacpu.api.compat import as_functions, handler_arguments, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden, refuse_images
 from pyllamacpu.api.prompts import (
     as_texts,
+    chat_ends,
     listed_tokens,
     stop_strings,
     stop_token_ids,
@@ -23,6 +24,7 @@ from pyllamacpu.api.prompts import (
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
+from pyllamacpu.api.state import LlamaState
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
 from pyllamacpu.engine.generate import (
@@ -131,11 +133,14 @@ class Completions(Tokens):
             self.load_state(state.without_random_numbers())
 
     def _cached(self, ids: Sequence[int], events: Iterator[TextEvent]) -> Iterator[TextEvent]:
-        """The events of an answer to `ids`, begun with what the cache has; at their end it gets the state."""
+        """The events of an answer to `ids`, begun with what the cache has."""
         self._look_up(ids)
         yield from events
+
+    def _store(self, state: LlamaState) -> None:
+        """Puts what an answer left into the cache."""
         if self.cache is not None:
-            self.cache[tuple(self._session.tokens)] = self.save_state().without_random_numbers()
+            self.cache[state.tokens] = state.without_random_numbers()
 
     # Generating text
 
@@ -193,10 +198,19 @@ class Completions(Tokens):
             raise OptionError("the prompt is empty: give at least one token")
         token_limit(len(request.prompt), max_tokens, self.engine.n_ctx)
         TextDecoder(self.text_tokenizer, request.stop)
-        by_hand = is_overridden(self, Tokens, "generate", "eval", "sample")
-        made = events_by_hand(self, request) if by_hand else self._events(request, on_prompt, ahead)
+        return self._answer_events(request, on_prompt, ahead)
+
+    def _answer_events(
+        self, request: Request, on_prompt: Callable[[int, int], None] | None, ahead: int | None
+    ) -> Iterator[TextEvent]:
+        """From the scheduler, or a program's own methods; begun with what the cache has."""
+        is_cached = self.cache is not None and not stand_for_images(request.prompt)
+        save = self._store if is_cached else None
+        if is_overridden(self, Tokens, "generate", "eval", "sample"):
+            made = events_by_hand(self, request, save)
+        else:
+            made = self._events(request, on_prompt, ahead, save)
         events = self._log_timings(made)
-        is_cached = self.cache is not None and not stand_for_images(prompt)
         return self._cached(request.prompt, events) if is_cached else events
 
     def _log_timings(self, events: Iterator[TextEvent]) -> Iterator[TextEvent]:
@@ -306,7 +320,7 @@ class Completions(Tokens):
         those of `tool_choice` for certain, one of them unless `parallel_tool_calls`; False: never more. The
         rest is `create_completion`'s. Raises TemplateError, and OptionError for what cannot be enforced.
         """
-        given = _handler_arguments(locals())
+        given = handler_arguments(locals())
         if handler := self._registered_handler():
             return handler(llama=self, **given)
         from pyllamacpu.api.tool_answers import with_calls
@@ -319,7 +333,7 @@ class Completions(Tokens):
         offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
         ids, images = self.chat_prompt(tokenizer, template, messages, offer)
-        ends, n_top = _ends(stop, template), listed_tokens(logprobs, top_logprobs)
+        ends, n_top = chat_ends(stop, template), listed_tokens(logprobs, top_logprobs)
         if is_overridden(self, Completions, "create_completion"):
             own = {"seed": seed, "model": model, "logprobs": n_top, "logits_processor": logits_processor}
             more = {"stop": ends, "max_tokens": max_tokens, "grammar": offer.form or form, "stream": stream}
@@ -484,17 +498,3 @@ class Completions(Tokens):
         texts = as_texts("input", input)
         vectors, n_tokens = self.embed(texts, return_count=True)
         return responses.embedding_response(model or self.model_path, vectors, n_tokens)
-
-
-def _ends(stop: str | Sequence[str] | None, template: ChatTemplate) -> list[str]:
-    """What ends an answer of a chat: the caller's texts and the template's."""
-    return [*stop_strings(stop), *template.stop_strings]
-
-
-def _handler_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What a chat handler is called with: the method's arguments by name."""
-    inner = ("self", "sampling")
-    rest = {name: value for name, value in arguments.items() if name not in inner}
-    if rest["parallel_tool_calls"] is None:
-        del rest["parallel_tool_calls"]  # which llama-cpp-python's handlers do not take
-    return {**rest, **arguments["sampling"]}

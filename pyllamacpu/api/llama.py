@@ -184,7 +184,7 @@ class Llama(Completions):
         self._use_adapters(lambda: self.engine.load_adapters(checked))
 
     def _use_adapters(self, change: Callable[[], None]) -> None:
-        with self._busy:
+        with self._at_rest():
             session = self._changing()
             change()
             session.truncate(0)

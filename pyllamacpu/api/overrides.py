@@ -7,7 +7,7 @@ or `generate` are a program's own, they are called for one token at a time, as l
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -50,8 +50,10 @@ def generate_by_hand(
         ids = [token, *(more or ())]
 
 
-def events_by_hand(llama: Any, request: Request) -> Iterator[TextEvent]:
-    """The text events of a request, by calling `generate`."""
+def events_by_hand(
+    llama: Any, request: Request, save: Callable[[Any], None] | None = None
+) -> Iterator[TextEvent]:
+    """The text events of a request, by calling `generate`; `save` gets the state behind the last one."""
     _refuse_form(request.grammar)
     refuse_images(request.prompt, "generate, eval or sample")
     generation = Generation(request, llama.text_tokenizer, llama.n_vocab(), llama.n_ctx())
@@ -67,6 +69,8 @@ def events_by_hand(llama: Any, request: Request) -> Iterator[TextEvent]:
         generation.reason = "stop"  # of the program's own, or a criterion's
     n, seconds = generation.n_generated, time.monotonic() - started
     yield generation.last_event(GenerationStats(len(request.prompt), 0, n, 0.0, seconds))
+    if save is not None:
+        save(llama.save_state())
 
 
 def _refuse_form(form: object) -> None:

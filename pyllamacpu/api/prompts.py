@@ -91,6 +91,11 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if stop is None else tuple(as_texts("stop", stop))
 
 
+def chat_ends(stop: str | Sequence[str] | None, template: ChatTemplate) -> list[str]:
+    """What ends an answer of a chat: the caller's texts and the template's."""
+    return [*stop_strings(stop), *template.stop_strings]
+
+
 def as_texts(name: str, value: str | Iterable[str]) -> list[str]:
     """One text or several, as a list. Raises OptionError for anything else."""
     if isinstance(value, str):

@@ -6,12 +6,14 @@ import random
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyllamacpu.api.busy import Busy, closed_error
 from pyllamacpu.api.caches import BaseLlamaCache
 from pyllamacpu.api.compat import as_functions
 from pyllamacpu.api.grammar import chosen_grammar
@@ -27,7 +29,6 @@ from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
 from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
-from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -38,33 +39,6 @@ if TYPE_CHECKING:
     from pyllamacpu.engine.page_files import PageFiles
 
 STREAMED_AHEAD = 2  # events of a stream that may lie unread before it is passed over
-
-
-class Busy:
-    """Guards the session; entering it when the model has been closed raises ModelError."""
-
-    def __init__(self) -> None:
-        self.lock = fork_safe_lock()
-        self.closed = False
-
-    def __enter__(self) -> None:
-        self.lock.acquire()
-        try:
-            self.check()
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def check(self) -> None:
-        if self.closed:
-            raise closed_error()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
-
-
-def closed_error() -> ModelError:
-    return ModelError("this Llama has been closed; open the model again")
 
 
 class Tokens(ImageCalls):
@@ -91,6 +65,7 @@ class Tokens(ImageCalls):
         self._busy = Busy()
         self.cache: BaseLlamaCache | None = None
         self._stream: Stream | None = None  # the request that works on the session, or did
+        self._to_save: set[Session] = set()  # of requests whose sessions are saved when they end
         self._step_sampler = StepSampler()
         self._grammars: GrammarCompiler | None = None
         self.set_seed(seed)
@@ -141,18 +116,36 @@ class Tokens(ImageCalls):
         assert self.engine is not None
         return self._own_session
 
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """For `with`: no other thread steps or changes the session meanwhile."""
+        assert self.engine is not None
+        with self._driver.paused(), self._busy:
+            yield
+
     def _changing(self) -> Session:
-        """The session, for changing: a fork of it while a request works on it."""
+        """The session, for changing: a fork of it while a request works on it. Only at rest."""
         session, stream = self._session, self._stream
-        if stream is not None and not stream.handle.is_finished:
-            with self._driver.paused():
-                self._own_session = session.fork()
-                stream.handle.forget_session()
+        is_used = stream is not None and not stream.handle.is_finished
+        if is_used or session in self._to_save:
+            self._own_session = session.fork()
+            self._abandon(session, stream)
         self._stream = None
         return self._own_session
 
-    def _submit(self, request: Request, ahead: int | None) -> Stream:
-        """Hands a request to the scheduler. Its sequence becomes the session."""
+    def _abandon(self, session: Session, stream: Stream | None) -> None:
+        """The session is no longer this object's."""
+        if session in self._to_save:
+            return
+        if stream is not None and not stream.handle.is_finished:
+            stream.handle.forget_session()
+        else:
+            session.close()
+
+    def _submit(self, request: Request, ahead: int | None, is_saved: bool = False) -> Stream:
+        """Hands a request to the scheduler. Its sequence becomes the session. is_saved: it is left as it is
+        until it is taken out of `_to_save`.
+        """
         with self._busy:
             old = self._session
             if self._stream is None:  # moved by hand: the scheduler has not seen its pages
@@ -160,10 +153,9 @@ class Tokens(ImageCalls):
             session = _new_session(self.engine, self._logits_all)
             session.inherit_scores(old, common_prefix(list(old.tokens), list(request.prompt)))
             stream = self._driver.submit(replace(request, session=session), ahead)
-            if self._stream is not None and not self._stream.handle.is_finished:
-                self._stream.handle.forget_session()
-            else:
-                old.close()
+            self._abandon(old, self._stream)
+            if is_saved:
+                self._to_save.add(session)
             self._own_session, self._stream = session, stream
         return stream
 
@@ -174,7 +166,7 @@ class Tokens(ImageCalls):
 
     @n_tokens.setter
     def n_tokens(self, n: int) -> None:
-        with self._busy:
+        with self._at_rest():
             if not hasattr(n, "__index__") or not 0 <= n <= self.n_tokens:
                 raise OptionError(f"n_tokens can only be set to 0 to {self.n_tokens}, not {n!r:.80}")
             self._changing().truncate(n)
@@ -182,14 +174,15 @@ class Tokens(ImageCalls):
     @property
     def input_ids(self) -> npt.NDArray[np.intc]:
         """(n_ctx,): the evaluated tokens, then zeros."""
-        ids = np.zeros(self._session.n_ctx, np.intc)
-        ids[: self.n_tokens] = self._session.visible_tokens
+        tokens = self._session.visible_tokens
+        ids = np.zeros(max(len(tokens), self.n_ctx()), np.intc)
+        ids[: len(tokens)] = tokens
         return ids
 
     @input_ids.setter
     def input_ids(self, ids: npt.ArrayLike) -> None:
         """The first `n_tokens` of them become the evaluated tokens; those that differ are evaluated."""
-        with self._busy:
+        with self._at_rest():
             wanted = np.asarray(ids).tolist()[: self.n_tokens]
             n = common_prefix(self._session.visible_tokens, wanted)
             more = self._checked_ids(wanted[n:])
@@ -212,16 +205,8 @@ class Tokens(ImageCalls):
         Otherwise (n_tokens, n_vocab), at least one row, of which only the last is filled. `sample` draws from
         what is written into the last row.
         """
-        session = self._session
-        if session.scores is not None:
-            if session.last is not None:
-                session.last = session.scores[len(session) - 1]
-            return session.scores
-        rows = np.zeros((max(len(session), 1), session.n_vocab), np.float32)
-        if session.last is not None:
-            rows[-1] = session.last
-            session.last = rows[-1]
-        return rows
+        with self._at_rest():
+            return self._session.writable_scores()
 
     @scores.setter
     def scores(self, rows: npt.ArrayLike) -> None:
@@ -237,21 +222,22 @@ class Tokens(ImageCalls):
 
     @property
     def _scores(self) -> Logits:
-        return self.scores[: self.n_tokens]
+        with self._at_rest():
+            return self.scores[: self.n_tokens]
 
     @property
     def eval_logits(self) -> deque[list[float]]:
         """Logits behind the evaluated tokens; without logits_all only behind the last one."""
-        session = self._session
-        if session.scores is not None:
-            return deque(session.scores[: len(session)].tolist(), maxlen=session.n_ctx)
-        return deque([] if session.last is None else [session.last.tolist()], maxlen=1)
+        with self._at_rest():
+            session = self._session
+            rows = saved_scores(session).tolist()
+            return deque(rows, maxlen=1 if session.scores is None else session.n_ctx)
 
     # Calls
 
     def reset(self) -> None:
         """Forgets all tokens."""
-        with self._busy:
+        with self._at_rest():
             self._changing().truncate(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
@@ -259,7 +245,7 @@ class Tokens(ImageCalls):
 
         Raises TokenizerError for ids outside the vocabulary, ContextError when they do not fit.
         """
-        with self._busy:
+        with self._at_rest():
             session = self._changing()
             session.append(self._checked_ids(tokens))
 
@@ -279,7 +265,7 @@ class Tokens(ImageCalls):
         held: Any = ()  # while they are read
         if images:
             ids, held = self.vision.prompt(ids, images)
-        with self._busy:
+        with self._at_rest():
             sequence = self.engine.sequence()
             try:
                 return np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
@@ -311,22 +297,14 @@ class Tokens(ImageCalls):
             raise OptionError("grammar: a single token has no form; give it to generate() or a completion")
         warn_retired(tfs_z, penalize_nl)
         options = self._options("sample", sampling, self._seed)
-        with self._busy:
+        with self._at_rest():
             session = self._session
-            row = session.last if idx is None or idx == len(session) - 1 else self._row(session, idx)
+            row = session.row(idx)
             if row is None:
                 raise OptionError("there are no logits to sample from: call eval() first")
             return self._step_sampler.sample(
                 session, row, options, self.text_tokenizer, as_functions("logits_processor", logits_processor)
             )
-
-    def _row(self, session: Session, idx: int) -> Logits:
-        if session.scores is None or not 0 <= idx < len(session):
-            raise OptionError(
-                f"idx={idx}: only the last position has logits, unless the model is opened with logits_all"
-            )
-        row: Logits = session.scores[idx]
-        return row
 
     @with_sampling(
         "tokens top_k top_p min_p typical_p temp repeat_penalty reset frequency_penalty "
@@ -372,12 +350,12 @@ class Tokens(ImageCalls):
         return self._generate(request, reset)
 
     def _generate(self, request: Request, reset: bool) -> Generator[int, Sequence[int] | None, None]:
-        with self._busy:
-            if not reset:
+        if not reset:
+            with self._at_rest():
                 before = self._session.sequence
                 images = tuple(before.images.values())
                 request = replace(request, prompt=[*before.tokens, *request.prompt], images=images)
-            stream = self._submit(request, ahead=0)
+        stream = self._submit(request, ahead=0)
         try:
             while (event := stream.next().text) is not None and event.finish_reason is None:
                 more = yield event.tokens[0]
@@ -388,10 +366,16 @@ class Tokens(ImageCalls):
             stream.close()
 
     def _events(
-        self, request: Request, on_prompt: Callable[[int, int], None] | None, ahead: int | None
+        self,
+        request: Request,
+        on_prompt: Callable[[int, int], None] | None,
+        ahead: int | None,
+        save: Callable[[LlamaState], None] | None = None,
     ) -> Iterator[TextEvent]:
-        """The text events of a request."""
-        stream = self._submit(replace(request, progress=on_prompt is not None), ahead)
+        """The text events of a request; `save` gets the state behind the last one."""
+        request = replace(request, progress=on_prompt is not None)
+        stream = self._submit(request, ahead, is_saved=save is not None)
+        session = stream.session
         try:
             while True:
                 event = stream.next()
@@ -400,9 +384,14 @@ class Tokens(ImageCalls):
                 if event.text is not None:
                     yield event.text
                 if event.is_last:
-                    return
+                    break
+            if save is not None and session is not None:
+                with self._at_rest():
+                    state = self._state_of(session)
+                save(state)
         finally:
             stream.close()
+            self._to_save.discard(session)
 
     def compiled(self, grammar: Grammar | None) -> CompiledGrammar | None:
         """`grammar` for this vocabulary. Raises OptionError for what cannot be enforced."""
@@ -435,20 +424,23 @@ class Tokens(ImageCalls):
 
     def save_state(self) -> LlamaState:
         """The session with its cache, its logits and the random numbers, as a picklable value."""
-        with self._busy:
-            session = self._session
-            data = session.save()
-            return LlamaState(
-                input_ids=np.array(session.visible_tokens, np.intc),
-                scores=saved_scores(session),
-                n_tokens=len(session),
-                llama_state=data,
-                llama_state_size=len(data),
-                seed=self._seed,
-                model=self._fingerprint(),
-                seeds=self._seeds.getstate(),
-                sampler=self._step_sampler.get_state(),
-            )
+        with self._at_rest():
+            return self._state_of(self._session)
+
+    def _state_of(self, session: Session) -> LlamaState:
+        """Only at rest."""
+        data = session.save()
+        return LlamaState(
+            input_ids=np.array(session.visible_tokens, np.intc),
+            scores=saved_scores(session),
+            n_tokens=len(session),
+            llama_state=data,
+            llama_state_size=len(data),
+            seed=self._seed,
+            model=self._fingerprint(),
+            seeds=self._seeds.getstate(),
+            sampler=self._step_sampler.get_state(),
+        )
 
     def load_state(self, state: LlamaState) -> None:
         """Goes on where `save_state` was called.
@@ -456,7 +448,7 @@ class Tokens(ImageCalls):
         Raises ModelError for one of another model, cache type or precision, OptionError for no saved state.
         """
         state = check_state(state, self.n_vocab(), self.engine.n_embeddings)
-        with self._busy:
+        with self._at_rest():
             if state.model and state.model != self._fingerprint():
                 raise ModelError(
                     f"the state is of another model, cache type or precision: {state.model}, "
@@ -476,7 +468,8 @@ class Tokens(ImageCalls):
 
     def close(self) -> None:
         """Frees the model. Calling it again does nothing."""
-        with self._busy.lock:
+        steps = nullcontext() if self._parts.engine is None else self._driver.paused()
+        with steps, self._busy.lock:
             if not self._busy.closed:
                 self._busy.closed = True
                 if self._parts.engine is not None:

@@ -131,8 +131,8 @@ class Handle:
     @property
     def n_reusable(self) -> int:
         """Tokens that need not be evaluated if they are found; the last one's logits are needed."""
-        n = len(self.history) - 1
-        return n if self._session is None or self._session.scores is None else min(n, self._session.n_scored)
+        n, session = len(self.history) - 1, self._session  # which another thread may take away
+        return n if session is None or session.scores is None else min(n, session.n_scored)
 
     @property
     def n_tokens_most(self) -> int:
@@ -172,8 +172,8 @@ class Handle:
         """The token behind the first `n` came true: the next one is to be chosen from the row behind it."""
         assert self._row is not None
         self._row += 1
-        if self._session is not None:
-            self._session.follow(n, logits[self._row : self._row + 1, : self._session.n_vocab])
+        if (session := self._session) is not None:
+            session.follow(n, logits[self._row : self._row + 1, : session.n_vocab])
 
     def no_row(self, n: int) -> None:
         """No more tokens can be chosen before the next step; of those evaluated, the first `n` are chosen."""

@@ -94,6 +94,32 @@ class Session:
         # A copy: the engine's own array belongs to whichever sequence is evaluated next.
         self.last = np.array(logits[-1], np.float32)
 
+    def row(self, position: int | None) -> Logits | None:
+        """The logits that follow the token at a position, those of the newest for None; there may be none.
+
+        Raises OptionError for one whose logits are not kept.
+        """
+        if position is None or position == len(self) - 1:
+            return self.last
+        if self.scores is None or not 0 <= position < len(self):
+            raise OptionError(
+                f"idx={position}: only the last position has logits, unless the model is opened with "
+                "logits_all"
+            )
+        row: Logits = self.scores[position]
+        return row
+
+    def writable_scores(self) -> Logits:
+        """`scores`, or (n_tokens, n_vocab) with the last row filled; `last` is what is written there."""
+        rows = self.scores
+        if rows is None:
+            rows = np.zeros((max(len(self), 1), self.n_vocab), np.float32)
+            if self.last is not None:
+                rows[-1] = self.last
+        if self.last is not None:
+            self.last = rows[-1 if self.scores is None else len(self) - 1]
+        return rows
+
     def inherit_scores(self, other: Session, n: int) -> None:
         """Takes over the logits that follow the first `n` tokens, which are the other's too."""
         if self.scores is not None and other.scores is not None:
