@@ -16,6 +16,7 @@ from tiny_llama import N_VOCAB, ROOT, llm, no_text, nothing_was_warned_of, path,
 from tiny_model import BOS, write_model
 
 from pyllamacpu import Llama, LogitsProcessorList, StoppingCriteriaList
+from pyllamacpu.api.caches import LlamaRAMCache
 from pyllamacpu.errors import (
     ContextError,
     ModelError,
@@ -129,6 +130,49 @@ def test_a_state_survives_pickling_and_another_object(path: Path, llm: Llama) ->
         assert np.array_equal(other.scores[-1], llm.logits([BOS, 9, 8, 7, 6])[-1])
         other.load_state(state)
         assert [text_of(other("hello", temperature=3.0)) for _ in range(2)] == answers
+
+
+def test_a_state_without_all_logits_where_all_are_kept(path: Path, llm: Llama) -> None:
+    """They are computed again, and the object goes on as the one that was saved."""
+    tokens = [BOS, *range(6, 40)]
+    llm.eval(tokens)
+    llm.scores[-1, 9] += 1  # what a program writes there is in the state
+    llm.set_seed(3)
+    llm.sample(temp=2.0)
+    state = llm.save_state()
+    expected = [llm.sample(temp=2.0) for _ in range(3)]
+    with Llama(str(path), n_ctx=128, n_batch=16, kv_type="f32", logits_all=True) as other:
+        other.eval([BOS, 7])
+        other.load_state(state)
+        assert other.n_tokens == len(tokens) and other.eval_tokens == llm.eval_tokens
+        assert [other.sample(temp=2.0) for _ in range(3)] == expected
+        assert np.array_equal(other.scores[len(tokens) - 1], llm.scores[-1])
+        rows = llm.logits([*tokens, 9])
+        assert np.array_equal(other.scores[: len(tokens) - 1], rows[: len(tokens) - 1])
+        other.eval([9])
+        assert np.array_equal(other.scores[len(tokens)], rows[-1])
+        other.n_tokens = 20
+        assert np.array_equal(other.scores[19], rows[19])
+        again = other.save_state()
+        assert again.all_scores is not None and again.n_tokens == 20
+    llm.load_state(again)  # and the other way round
+    assert llm.n_tokens == 20 and np.array_equal(llm.scores[-1], rows[19])
+
+
+def test_a_cached_state_without_all_logits_where_all_are_kept(path: Path, llm: Llama) -> None:
+    """It is of no use, and nothing is forgotten for it."""
+    llm.eval([BOS, *range(6, 40)])
+    cache = LlamaRAMCache()
+    cache[[BOS, *range(6, 40)]] = llm.save_state()
+    prompt, greedy = [BOS, *range(6, 41)], SamplingOptions(temperature=0.0)
+    expected = [e.tokens for e in llm.stream(prompt, greedy, 3)]
+    with Llama(str(path), n_ctx=128, kv_type="f32", logits_all=True) as other:
+        other.eval([BOS, 6, 7])
+        other.set_cache(cache)
+        other.load_state = lambda _: pytest.fail("loaded")  # type: ignore[assignment,misc]
+        events = list(other.stream(prompt, greedy, 3))
+        assert [e.tokens for e in events] == expected
+        assert np.array_equal(other.scores[: other.n_tokens], llm.logits(other.input_ids[: other.n_tokens]))
 
 
 def test_states_that_do_not_fit(path: Path, tmp_path: Path, llm: Llama) -> None:

@@ -129,6 +129,8 @@ class Completions(Tokens):
             return
         if is_of_other_adapters(state.llama_state, self._session.sequence.adapters):
             return  # `set_adapters` was called since
+        if self._logits_all and state.all_scores is None:
+            return  # all its tokens would have to be evaluated again
         if common_prefix(state.tokens, tuple(ids)) > common_prefix(tuple(self._session.tokens), tuple(ids)):
             self.load_state(state.without_random_numbers())
 

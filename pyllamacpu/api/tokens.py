@@ -443,7 +443,8 @@ class Tokens(ImageCalls):
         )
 
     def load_state(self, state: LlamaState) -> None:
-        """Goes on where `save_state` was called.
+        """Goes on where `save_state` was called. With logits_all, the tokens of a state without all logits
+        are evaluated again.
 
         Raises ModelError for one of another model, cache type or precision, OptionError for no saved state.
         """

@@ -154,8 +154,8 @@ class Session:
         return out.getvalue()
 
     def load(self, data: bytes, tokens: Sequence[int], last: Logits | None, scores: Logits | None) -> None:
-        """Becomes what `save` returned, with its logits. The rows in `scores` are needed only with
-        keep_all.
+        """Becomes what `save` returned, with its logits. With keep_all, where the rows in `scores` are not
+        given, the tokens are evaluated again.
         """
         self.last, self.n_scored = None, 0
         source = io.BytesIO(data)
@@ -167,11 +167,15 @@ class Session:
             self.sequence.truncate(0)
             raise ModelError("the saved state is damaged: its cache holds other tokens than it says")
         if self.scores is not None and len(tokens):
-            if scores is None:  # kept without them: read again when logits are asked for
+            if scores is None:
+                again = list(self.tokens)
                 self.sequence.truncate(0)
-                return
-            self.scores[: len(tokens)] = scores
-            self.n_scored = len(tokens)
+                self.append(again)
+                last = self.last if last is None else last
+            else:
+                self.scores[: len(tokens)] = scores
+                self.n_scored = len(tokens)
+            self.scores[len(tokens) - 1] = last
         self.last = None if last is None else last.copy()
 
     def close(self) -> None:
