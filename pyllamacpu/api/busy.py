@@ -7,7 +7,8 @@ from pyllamacpu.forks import fork_safe_lock
 
 
 class Busy:
-    """Guards the session; entering it when the model has been closed raises ModelError.
+    """`lock` guards the session. It has no `with` of its own: an interrupt may come when a method of Python
+    begins, and would leave it locked.
 
     Whoever holds it neither waits for a step nor runs one, unless steps are paused: processors and criteria,
     which a step calls, may want it themselves.
@@ -17,20 +18,10 @@ class Busy:
         self.lock = fork_safe_lock()
         self.closed = False
 
-    def __enter__(self) -> None:
-        self.lock.acquire()
-        try:
-            self.check()
-        except BaseException:
-            self.lock.release()
-            raise
-
     def check(self) -> None:
+        """Raises ModelError when the model has been closed."""
         if self.closed:
             raise closed_error()
-
-    def __exit__(self, *_: object) -> None:
-        self.lock.release()
 
 
 def closed_error() -> ModelError:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,10 @@ from pyllamacpu.api.state import LlamaState, check_state, saved_scores
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
+from pyllamacpu.engine.handle import Handle
 from pyllamacpu.engine.session import Logits, Session
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
-from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import ModelError, OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -64,15 +66,15 @@ class Tokens(ImageCalls):
         self.last_n_tokens_size = last_n_tokens_size
         self._busy = Busy()
         self.cache: BaseLlamaCache | None = None
-        self._stream: Stream | None = None  # the request that works on the session, or did
-        self._to_save: set[Session] = set()  # of requests whose sessions are saved when they end
+        self._handle: Handle | None = None  # the request that works on the session, or did
+        self._to_save: WeakSet[Session] = WeakSet()  # of requests whose sessions are saved when they end
         self._step_sampler = StepSampler()
         self._grammars: GrammarCompiler | None = None
         self.set_seed(seed)
         if parts.engine is not None:
             parts.engine.cache.limit_bytes = kv_limit(parts.engine, kv_bytes)
             self._driver = Driver(make_scheduler(parts.engine, parts.tokenizer, disk, drafts=parts.drafts))
-            self._own_session = _new_session(parts.engine, logits_all)
+            self._own_session = Session(parts.engine, keep_all=logits_all)
 
     # The session
 
@@ -120,25 +122,25 @@ class Tokens(ImageCalls):
     def _at_rest(self) -> Iterator[None]:
         """For `with`: no other thread steps or changes the session meanwhile."""
         assert self.engine is not None
-        with self._driver.paused(), self._busy:
+        with self._driver.paused(), self._busy.lock:
+            self._busy.check()
             yield
 
     def _changing(self) -> Session:
         """The session, for changing: a fork of it while a request works on it. Only at rest."""
-        session, stream = self._session, self._stream
-        is_used = stream is not None and not stream.handle.is_finished
-        if is_used or session in self._to_save:
+        session, handle = self._session, self._handle
+        if session in self._to_save or (handle is not None and not handle.is_finished):
             self._own_session = session.fork()
-            self._abandon(session, stream)
-        self._stream = None
+            self._abandon(session, handle)
+        self._handle = None
         return self._own_session
 
-    def _abandon(self, session: Session, stream: Stream | None) -> None:
+    def _abandon(self, session: Session, handle: Handle | None) -> None:
         """The session is no longer this object's."""
         if session in self._to_save:
             return
-        if stream is not None and not stream.handle.is_finished:
-            stream.handle.forget_session()
+        if handle is not None and not handle.is_finished:
+            handle.forget_session()
         else:
             session.close()
 
@@ -146,18 +148,24 @@ class Tokens(ImageCalls):
         """Hands a request to the scheduler. Its sequence becomes the session. is_saved: it is left as it is
         until it is taken out of `_to_save`.
         """
-        with self._busy:
-            old = self._session
-            if self._stream is None:  # moved by hand: the scheduler has not seen its pages
-                self._driver.prefixes.insert(old.sequence)
-            session = _new_session(self.engine, self._logits_all)
-            session.inherit_scores(old, common_prefix(list(old.tokens), list(request.prompt)))
-            stream = self._driver.submit(replace(request, session=session), ahead)
-            self._abandon(old, self._stream)
-            if is_saved:
-                self._to_save.add(session)
-            self._own_session, self._stream = session, stream
-        return stream
+        stream = None
+        try:
+            with self._busy.lock:
+                old = self._session
+                if self._handle is None:  # moved by hand: the scheduler has not seen its pages
+                    self._driver.prefixes.insert(old.sequence)
+                session = Session(self.engine, keep_all=self._logits_all)
+                session.inherit_scores(old, common_prefix(list(old.tokens), list(request.prompt)))
+                if is_saved:
+                    self._to_save.add(session)
+                stream = self._driver.submit(replace(request, session=session), ahead)
+                before, self._own_session, self._handle = self._handle, session, stream.handle
+                self._abandon(old, before)
+            return stream
+        except BaseException:  # an interrupt, whose traceback may be kept
+            if stream is not None:
+                stream.close()
+            raise
 
     @property
     def n_tokens(self) -> int:
@@ -355,15 +363,17 @@ class Tokens(ImageCalls):
                 before = self._session.sequence
                 images = tuple(before.images.values())
                 request = replace(request, prompt=[*before.tokens, *request.prompt], images=images)
-        stream = self._submit(request, ahead=0)
+        stream = None
         try:
+            stream = self._submit(request, ahead=0)
             while (event := stream.next().text) is not None and event.finish_reason is None:
                 more = yield event.tokens[0]
                 if more is not None:
                     with self._driver.paused():
                         stream.handle.push(self._checked_ids(more))
         finally:
-            stream.close()
+            if stream is not None:
+                stream.close()
 
     def _events(
         self,
@@ -374,9 +384,10 @@ class Tokens(ImageCalls):
     ) -> Iterator[TextEvent]:
         """The text events of a request; `save` gets the state behind the last one."""
         request = replace(request, progress=on_prompt is not None)
-        stream = self._submit(request, ahead, is_saved=save is not None)
-        session = stream.session
+        stream = session = None
         try:
+            stream = self._submit(request, ahead, is_saved=save is not None)
+            session = stream.session
             while True:
                 event = stream.next()
                 if event.progress is not None and on_prompt is not None:
@@ -390,8 +401,10 @@ class Tokens(ImageCalls):
                     state = self._state_of(session)
                 save(state)
         finally:
-            stream.close()
-            self._to_save.discard(session)
+            if stream is not None:
+                stream.close()
+            if session is not None:
+                self._to_save.discard(session)
 
     def compiled(self, grammar: Grammar | None) -> CompiledGrammar | None:
         """`grammar` for this vocabulary. Raises OptionError for what cannot be enforced."""
@@ -477,13 +490,3 @@ class Tokens(ImageCalls):
                     self._driver.close(closed_error())
                     self._own_session.close()
                 self._parts.close()
-
-
-def _new_session(engine: Any, keep_all: bool) -> Session:
-    try:
-        return Session(engine, keep_all=keep_all)
-    except MemoryError:
-        raise ContextError(
-            f"logits_all needs {engine.n_ctx} x {engine.n_vocab} float32 values, more than fit in memory: "
-            "lower n_ctx"
-        ) from None

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from pyllamacpu.engine.generate import HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Handle
@@ -29,12 +29,17 @@ class Stream:
 
     def __init__(self, driver: Driver, handle: Handle, ahead: int | None) -> None:
         self.handle = handle
-        self._driver = driver
+        self._driver = driver  # which does not hold the stream: only whoever reads it does
         self._ahead = ahead
         self._events: deque[Event] = deque()
         self._changed = threading.Condition(driver._lock)
         self._waiting = False
         self._pause()
+
+    def __del__(self) -> None:
+        """Nobody is left to read it: its maker was interrupted before it could close it."""
+        if hasattr(self, "_driver") and not self.handle.is_finished:
+            self._driver._scheduler.cancel(self.handle)
 
     @property
     def session(self) -> Session | None:
@@ -105,7 +110,7 @@ class Driver:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._lock = fork_safe_lock()
-        self._streams: dict[Handle, Stream] = {}
+        self._streams: WeakValueDictionary[Handle, Stream] = WeakValueDictionary()
         self._leader: int | None = None  # the thread that steps, or keeps others from stepping
         self._idle = threading.Condition(self._lock)
         self._n_pausing = 0  # threads that wait to keep others from stepping
@@ -121,10 +126,21 @@ class Driver:
         with self._lock:
             if self._closed is not None:
                 raise self._closed
-            stream = Stream(self, self._scheduler.submit(request), ahead)
-            self._streams[stream.handle] = stream
+            stream = self._new_stream(request, ahead)
         if (cancellation := getattr(_current, "cancellation", None)) is not None:
             cancellation.add(stream)
+        return stream
+
+    def _new_stream(self, request: Request | HiddenRequest, ahead: int | None) -> Stream:
+        owner = object()
+        try:
+            stream = Stream(self, self._scheduler.submit(request, owner), ahead)
+        except BaseException:  # an interrupt: the scheduler may have taken it on
+            for handle in self._scheduler.unfinished():
+                if handle.owner is owner:
+                    self._scheduler.cancel(handle)
+            raise
+        self._streams[stream.handle] = stream
         return stream
 
     def _is_leader(self) -> bool:
@@ -133,16 +149,20 @@ class Driver:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """No other thread steps meanwhile. Steps and those who pause them take turns."""
-        if self._is_leader():
+        me = threading.get_ident()
+        if self._leader == me:
             yield
             return
         try:
             self._pause_steps()
             yield
         finally:
+            was_paused = self._leader == me
+            if was_paused:
+                self._leader = None  # at once: an interrupt may come at any call
             with self._lock:
-                if self._is_leader():
-                    self._steps_first = True
+                self._steps_first |= was_paused
+                if self._leader is None:
                     self._resign()
                 self._call_leader()
 
@@ -199,16 +219,22 @@ class Driver:
 
     def _lead(self) -> None:
         """One step, with the lock released meanwhile."""
-        self._leader = threading.get_ident()
         self._steps_first = False
+        self._leader = threading.get_ident()
         try:
-            self._lock.release()
             try:
+                self._lock.release()
                 self._undelivered.extend(self._scheduler.step())
             finally:
-                self._lock.acquire()
+                try:
+                    self._lock.acquire()
+                except BaseException:  # an interrupt, before it was had or after
+                    if not self._lock._is_owned():  # type: ignore[attr-defined]
+                        self._lock.acquire()
+                    raise
             self._deliver()
         finally:
+            self._leader = None  # at once: an interrupt may come at any call
             self._resign()
 
     def _lose_threads(self) -> None:

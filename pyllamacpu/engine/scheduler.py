@@ -88,7 +88,6 @@ class Scheduler:
         self._speculation = None if drafts is None else Speculation(drafts, self.costs.rows)
         self.n_steps = self.n_evaluated = 0  # steps, and the tokens in them
         self._n_submitted = 0
-        self._any_cancelled = False
         self._arrived: deque[Handle] = deque()
         self._waiting: list[Handle] = []
         self._running: list[Handle] = []
@@ -120,7 +119,7 @@ class Scheduler:
         """Ends a request before the next step, and a step that is for cancelled requests only. There is no
         event for it.
         """
-        handle.cancelled = self._any_cancelled = True
+        handle.cancelled = True
 
     def nested(self) -> Scheduler:
         """A scheduler for requests that are made in the middle of a step of this one."""
@@ -178,10 +177,8 @@ class Scheduler:
         """Carries out what was submitted and cancelled since the last step, as each step does first."""
         while self._arrived:
             self._waiting.append(self._arrived.popleft())
-        if self._any_cancelled:
-            self._any_cancelled = False
-            for handle in [h for h in self._unfinished() if h.cancelled]:
-                self._leave(handle)
+        for handle in [h for h in self._unfinished() if h.cancelled]:  # also what an interrupt left here
+            self._leave(handle)
 
     # Ending
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.token_ids import check_length
-from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.errors import ContextError, ModelError, OptionError
 
 Logits = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -36,20 +36,31 @@ class Session:
     """A sequence of an engine, the logits (n_vocab,) that follow its last token, and optionally all of its
     logits.
 
-    `last` is None while nothing has been evaluated since the sequence was cut or loaded. With `keep_all`,
+    `last` is None while nothing has been evaluated since the sequence was cut or loaded, and where a step was
+    interrupted before its logits came here. With `keep_all`,
     `scores` (n_ctx, n_vocab) holds the logits that follow each token, `n_scored` of them from the start.
     """
 
     def __init__(
         self, engine: LogitsEngine, sequence: KVSequence | None = None, keep_all: bool = False
     ) -> None:
+        """Raises ContextError when memory has no room for all logits."""
         self.engine = engine
         self.sequence: KVSequence = engine.sequence() if sequence is None else sequence
         self.n_ctx: int = engine.n_ctx
         self.n_vocab: int = engine.n_vocab
-        self.last: Logits | None = None
-        self.scores: Logits | None = np.zeros((self.n_ctx, self.n_vocab), np.float32) if keep_all else None
+        self._last: Logits | None = None
+        self._last_at = 0  # how many tokens they follow
+        self.scores: Logits | None = _room(self.n_ctx, self.n_vocab) if keep_all else None
         self.n_scored = 0
+
+    @property
+    def last(self) -> Logits | None:
+        return self._last if self._last_at == len(self) else None
+
+    @last.setter
+    def last(self, row: Logits | None) -> None:
+        self._last, self._last_at = row, len(self)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -84,7 +95,7 @@ class Session:
                     self.sequence.truncate(self.sequence.reusable(start))
                     self.n_scored = min(self.n_scored, len(self))
             raise
-        self.follow(start, logits)
+        self.follow(len(self) - len(logits), logits)
 
     def follow(self, start: int, logits: Logits) -> None:
         """Keeps the logits (n, n_vocab) that follow the tokens from `start` on, or the last (1, n_vocab)."""
@@ -92,7 +103,7 @@ class Session:
             self.scores[start : start + len(logits)] = logits
             self.n_scored = start + len(logits)
         # A copy: the engine's own array belongs to whichever sequence is evaluated next.
-        self.last = np.array(logits[-1], np.float32)
+        self._last, self._last_at = np.array(logits[-1], np.float32), start + len(logits)
 
     def row(self, position: int | None) -> Logits | None:
         """The logits that follow the token at a position, those of the newest for None; there may be none.
@@ -133,12 +144,12 @@ class Session:
         if n < len(self):
             kept, n_scored = self.sequence.reusable(n), min(self.n_scored, n)
             lost = list(self.tokens[kept:n])
+            self.last, self.n_scored = None, min(self.n_scored, kept)  # should what follows fail
             self.sequence.truncate(kept)
-            self.last, self.n_scored = None, min(self.n_scored, kept)  # should evaluating fail
             if lost:
                 self.engine.eval(self.sequence, lost, logits="none")
             self.n_scored = n_scored
-            self.last = None if self.scores is None or n == 0 else self.scores[n - 1].copy()
+            self.last = self.scores[n - 1].copy() if self.scores is not None and 0 < n == n_scored else None
 
     def fork(self) -> Session:
         """An independent session with the same tokens; the cache pages are shared."""
@@ -180,6 +191,15 @@ class Session:
 
     def close(self) -> None:
         self.sequence.close()
+
+
+def _room(n_ctx: int, n_vocab: int) -> Logits:
+    try:
+        return np.zeros((n_ctx, n_vocab), np.float32)
+    except MemoryError:
+        raise ContextError(
+            f"logits_all needs {n_ctx} x {n_vocab} float32 values, more than fit in memory: lower n_ctx"
+        ) from None
 
 
 def _shifted(on_progress: Progress, start: int) -> Progress:
