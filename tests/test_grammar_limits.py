@@ -195,6 +195,41 @@ def test_bombs_are_refused_or_harmless(compiler: GrammarCompiler, make: Callable
     assert time.thread_time() - started < SECONDS
 
 
+ENDLESS: dict[str, Callable[[], Grammar]] = {  # texts that can go on in one way only, without an end
+    "title": lambda: Grammar.text('root ::= title "\\n"\ntitle ::= [A-Z] "\\n"+'),
+    "anything": lambda: Grammar.text('root ::= x "b"\nx ::= [^a] "b"+'),
+    "letters": lambda: Grammar.text('root ::= x "."\nx ::= [a-z]+ "."+'),
+    "recursive": lambda: Grammar.text('root ::= "a" (root | "b" x)\nx ::= "b" x | "b"'),
+    "lexeme": lambda: Grammar.text('start: x "b"\nx: /[^a]b+/'),
+    "own options": lambda: Grammar.text('%llguidance {"no_forcing": false}\nstart: x "b"\nx: /[^a]b+/'),
+    "within": lambda: Grammar.text('start: a\na: %lark {\nstart: x "b"\nx: /[^a]b+/\n}'),
+    "rule": lambda: Grammar.text('start: "a" start // as long as it may be'),
+    "regex": lambda: Grammar.regex("[^a]b+b"),
+    "pattern": lambda: Grammar.json_schema({"type": "string", "pattern": '^[^"a]b+b$'}),
+    "schema": lambda: Grammar.json_schema({"$defs": {"a": {"prefixItems": [{"$ref": "#/$defs/a"}]}}}),
+    "ends in quotes": lambda: Grammar.json_schema({"type": "array", "items": {"pattern": '[^a]"+$'}}),
+}
+
+
+@pytest.mark.parametrize("make", ENDLESS.values(), ids=ENDLESS)
+def test_texts_without_an_end_are_left_to_the_limit(
+    compiler: GrammarCompiler, make: Callable[[], Grammar]
+) -> None:
+    """What may come next is told without following it to its end."""
+    started = time.thread_time()
+    try:
+        constraint = compiler.compile(make()).start()
+        for _ in range(40):
+            tokens = np.flatnonzero(np.unpackbits(constraint.mask().view(np.uint8), bitorder="little"))
+            tokens = tokens[tokens > 2]
+            if constraint.is_complete or not len(tokens):
+                break
+            constraint.accept(int(tokens[0]))
+    except OptionError:
+        pass
+    assert time.thread_time() - started < SECONDS
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

@@ -33,6 +33,10 @@ _MAX_SOURCE = 1 << 18
 _ARGUMENTS = re.compile(r"#(?:/anyOf/(\d+))?/properties/parameters")  # of one of the tools
 _SLICES = [rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in ("10", "")]
 _MAX_FORCED = 128  # bytes of a text without a choice that are tokenized at a time
+_LARK_START = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)  # GBNF may have a rule `start ::=` too
+# Without this, text that a grammar leaves no choice about is followed to its end before the next token: that end
+# may never come (`x "b"` with x: /[^a]b+/, which takes every b). The last of such lines counts.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 
@@ -98,9 +102,7 @@ class Grammar:
     @classmethod
     def text(cls, source: str) -> Grammar:
         """GBNF (llama.cpp's notation, `root ::= …`) or Lark (`start: …`), whichever it is."""
-        from llguidance.gbnf_to_lark import is_lark_syntax
-
-        return cls("lark" if is_lark_syntax(source) else "gbnf", source)
+        return cls("lark" if _LARK_START.search(source) else "gbnf", source)
 
 
 class ToolSchemaError(OptionError):
@@ -263,9 +265,9 @@ def _definition(grammar: Grammar) -> str:
     if grammar.kind == "tool_calls":
         return LLMatcher.grammar_from_lark(_calls_in_lark(**json.loads(grammar.source)))
     if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.source)
+        return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
     try:
-        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source))
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source) + _NO_FORCING)
     except Exception as error:  # a converter's own classes
         raise OptionError(_first_line(str(error))) from None
 
