@@ -34,8 +34,8 @@ _ARGUMENTS = re.compile(r"#(?:/anyOf/(\d+))?/properties/parameters")  # of one o
 _SLICES = [rf'[^"\\\x00-\x1F\x7F]{{1,{most}}}' for most in ("10", "")]
 _MAX_FORCED = 128  # bytes of a text without a choice that are tokenized at a time
 _LARK_START = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)  # GBNF may have a rule `start ::=` too
-# Without this, text that a grammar leaves no choice about is followed to its end before the next token: that end
-# may never come (`x "b"` with x: /[^a]b+/, which takes every b). The last of such lines counts.
+# Without this, text that a grammar leaves no choice about is followed to its end before the next token: that
+# end may never come (`x "b"` with x: /[^a]b+/, which takes every b). The last of such lines counts.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
@@ -192,9 +192,9 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
 
     if len(grammar.source) > _MAX_SOURCE:
         raise OptionError(f"{grammar.name}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
-    if grammar.kind in ("regex", "lark", "gbnf"):
+    if grammar.kind in ("regex", "lark"):
         check_repeats(grammar.source, grammar.name)
-    if grammar.kind in ("lark", "gbnf"):
+    if grammar.kind == "lark":
         check_length(grammar.source, grammar.name)
     try:
         limits = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
@@ -252,7 +252,8 @@ def _error_of(schema: Any) -> str:
 def _definition(grammar: Grammar) -> str:
     """The grammar in llguidance's own form."""
     from llguidance import LLMatcher
-    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    from pyllamacpu.sampling.gbnf_lark import gbnf_to_lark
 
     if grammar.kind == "json_schema":
         options: Any = _JSON_OPTIONS
@@ -266,10 +267,7 @@ def _definition(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_lark(_calls_in_lark(**json.loads(grammar.source)))
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
-    try:
-        return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source) + _NO_FORCING)
-    except Exception as error:  # a converter's own classes
-        raise OptionError(_first_line(str(error))) from None
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source) + _NO_FORCING)
 
 
 def _calls_in_lark(call: dict[str, Any], several: bool, or_text: bool) -> str:
