@@ -57,7 +57,7 @@ class Reference:
 
 Expression = Chars | Sequence | Choice | Repeat | Reference
 
-ANY = Chars(((0, _SURROGATES[0] - 1), (_SURROGATES[1] + 1, _LAST)))
+ANY = Chars(((1, _SURROGATES[0] - 1), (_SURROGATES[1] + 1, _LAST)))  # NUL, as for llama.cpp, only if named
 
 
 def parse_gbnf(source: str) -> dict[str, Expression]:
@@ -85,8 +85,8 @@ def united(ranges: Ranges) -> Ranges:
 
 
 def _others(ranges: Ranges) -> Ranges:
-    """All characters but these."""
-    start, found = 0, []
+    """All characters but these (and NUL)."""
+    start, found = 1, []
     for low, high in united(ranges):
         found.append((start, low - 1))
         start = high + 1

@@ -1,7 +1,7 @@
 """The automaton of some lexemes that a lexer reads at once: what may go on where one of them could end.
 
-Positions are those of Glushkov's construction: the characters of the lexemes with all repeats written out. Sets
-of positions, of lexemes and of characters are ints, one bit for each.
+Positions are those of Glushkov's construction: the characters of the lexemes with all repeats written out.
+Sets of positions, of lexemes and of characters are ints, one bit for each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The expressions of a GBNF grammar as a graph in which equal parts are one node, numbered so that parts come
-before what they are part of. Rules that do not lead back to themselves are put in place of their names; so are
-those that are repeats written as recursion (`ws ::= ([ \\t\\n] ws)?`). What remains of names is recursion.
+"""The expressions of a GBNF grammar as a graph in which equal parts are one node, numbered so that parts
+come before what they are part of. Rules that do not lead back to themselves are put in place of their names;
+so are those that are repeats written as recursion (`ws ::= ([ \\t\\n] ws)?`). What remains of names is
+recursion.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def _length(expression: Expression, lengths: dict[str, int]) -> int:
     if isinstance(expression, Repeat):
         return min(_length(expression.part, lengths) * expression.least, _HUGE) if expression.least else 0
     found = [_length(part, lengths) for part in expression.parts]
-    return min(min(found), _HUGE) if isinstance(expression, Choice) else min(sum(found), _HUGE)
+    return min(min(found) if isinstance(expression, Choice) else sum(found), _HUGE)
 
 
 class _Builder:

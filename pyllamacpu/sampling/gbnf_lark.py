@@ -1,4 +1,6 @@
-"""GBNF in llguidance's dialect of Lark (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md)."""
+"""GBNF in llguidance's dialect of Lark
+(https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
+"""
 
 from __future__ import annotations
 

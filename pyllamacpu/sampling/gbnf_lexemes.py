@@ -1,22 +1,24 @@
 """Which parts of a grammar llguidance's lexer may read as one lexeme without a change of the language.
 
 That lexer reads the longest lexeme of those allowed at a place, and does not go back: where one of them could
-end, but some can go on with the next byte, they go on. Lexemes that end at the same byte are all considered. A
-lexeme per character is therefore exact, and slow: the parser has work for every character of every token. Larger
-lexemes are exact where this holds of each set of lexemes that begin with a common character:
+end, but some can go on with the next byte, they go on. Lexemes that end at the same byte are all considered.
+A lexeme per character is therefore exact, and slow: the parser has work for every character of every token.
+Larger lexemes are exact where this holds of each set of lexemes that begin with a common character:
 
     wherever one of them, x, has ended, none of the set goes on with a byte that begins what may follow x.
 
 For then the lexer, which reads a text of the grammar along one of its derivations, ends x where that does: it
 has not ended before (it goes on while x does), and the next byte is nobody's. (Lexemes that begin with other
-characters are out after the first one.) So no text is lost; and none is gained, as what the parser accepts is a
-derivation. "Byte that begins" makes a difference: the lexer goes on with the first byte of a character and cannot
-take that back if the second is another.
+characters are out after the first one.) So no text is lost; and none is gained, as what the parser accepts is
+a derivation. "Byte that begins" makes a difference: the lexer goes on with the first byte of a character, and
+cannot take that back if the second is another.
 
 Each part without recursion is tried whole, then cut where it could go on too far, until all of them fit.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from pyllamacpu.sampling.gbnf_automaton import Automaton, TooLarge
 from pyllamacpu.sampling.gbnf_graph import EMPTY, Graph
@@ -67,8 +69,7 @@ class Lexemes:
         return (1 << self._index[high + 1]) - (1 << self._index[low])
 
     def _characters_by_first_byte(self) -> list[int]:
-        edges = sorted(set(_FIRST_BYTES))
-        return [self._mask(low, high - 1) for low, high in zip(edges, edges[1:], strict=False)]
+        return [self._mask(low, high - 1) for low, high in pairwise(sorted(set(_FIRST_BYTES)))]
 
     def _blurred(self, mask: int) -> int:
         """All characters that begin with the first byte of one of these."""
@@ -189,6 +190,6 @@ class Lexemes:
         if not node.parts or self._is_large(n) or (node.least, node.most, node.kind) == (0, 1, "repeat"):
             return node.parts
         optional = self._graph.repeat(self._graph.nonempty(n), 0, 1)
-        if optional == n or optional == EMPTY or self._graph.weight[optional] > _MAX_WEIGHT:
+        if optional in (n, EMPTY) or self._graph.weight[optional] > _MAX_WEIGHT:
             return node.parts
         return (optional,)

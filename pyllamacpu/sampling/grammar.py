@@ -37,6 +37,8 @@ _LARK_START = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)  # GBNF may have a
 # Without this, text that a grammar leaves no choice about is followed to its end before the next token: that
 # end may never come (`x "b"` with x: /[^a]b+/, which takes every b). The last of such lines counts.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
+# Of the parser for a mask, where characters may be lexemes (the library's own limit is 50,000): up to 50 ms.
+_GBNF_ITEMS = 500_000
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 
@@ -197,7 +199,11 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
     if grammar.kind == "lark":
         check_length(grammar.source, grammar.name)
     try:
-        limits = LLParserLimits(precompute_large_lexemes=False, verbose_errors=False)
+        limits = LLParserLimits(
+            precompute_large_lexemes=False,
+            verbose_errors=False,
+            step_max_items=_GBNF_ITEMS if grammar.kind == "gbnf" else None,
+        )
         matcher = LLMatcher(vocabulary, _definition(grammar), log_level=0, limits=limits)
     except ValueError as error:  # OptionError is one
         raise _refusal(grammar, str(error)) from None
