@@ -1,5 +1,5 @@
-"""Grammars in GBNF and texts, for tools/make_gbnf_fixtures.py and test_gbnf.py. The first four are llama.cpp's
-own (MIT licence): arithmetic.gbnf, json.gbnf, chess.gbnf and most of c.gbnf.
+"""Grammars in GBNF and texts, for tools/make_gbnf_fixtures.py and test_gbnf.py. The first four are those of
+llama.cpp (MIT licence): arithmetic.gbnf, json.gbnf, chess.gbnf and most of c.gbnf.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def test_texts_that_llama_cpp_accepts(
 ) -> None:
     """With as large lexemes as there may be, and with none but characters."""
     if in_characters:
-        monkeypatch.setattr("pyllamacpu.sampling.gbnf_lexemes._MAX_WEIGHT", 0)
+        monkeypatch.setattr("pyllamacpu.sampling.gbnf_lexemes._MAX_ROUNDS", 0)
     assert llm.text_tokenizer is not None
     compiled = GrammarCompiler(llm.text_tokenizer).compile(Grammar.text(grammar))
     assert {text: accepted(compiled.start(), text) for text in VERDICTS[grammar]} == VERDICTS[grammar]
@@ -277,6 +277,21 @@ def test_too_much_work_is_an_error_of_the_one_request(llm: Llama) -> None:
         assert "grammar: " in str(error) or "gbnf: " in str(error)
     assert time.thread_time() - started < 3
     assert llm("x", grammar=LlamaGrammar.from_string('root ::= "abc"'))["choices"][0]["text"] == "abc"
+
+
+@pytest.mark.parametrize("fuel", [1, 100, 1000])
+def test_what_is_too_much_for_the_lexer_is_read_in_characters(
+    llm: Llama, fuel: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the start, or from where the lexer gives up."""
+    pattern = "([a-z ]*[ai][a-z ]{8}){5}"
+    monkeypatch.setattr("pyllamacpu.sampling.grammar._GBNF_FUEL", fuel)
+    assert llm.text_tokenizer is not None
+    compiled = GrammarCompiler(llm.text_tokenizer).compile(Grammar.text(f"root ::= {pattern}"))
+    for text in ("a1", "iiiiiiii " * 5 + "a", "a new kind of text " * 6, "abcdefghi" * 5 + "j"):
+        constraint = compiled.start()
+        assert accepted(constraint, text) == bool(re.fullmatch(pattern, text))
+        assert constraint._spare is None or text == "a1"
 
 
 def test_large_grammars_are_translated_soon() -> None:

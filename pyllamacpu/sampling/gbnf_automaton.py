@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from pyllamacpu.sampling.gbnf_graph import Graph
+from pyllamacpu.sampling.gbnf_graph import Graph, TooLarge
 
 _MAX_POSITIONS = 4000
 _MAX_STATES = 400
-
-
-class TooLarge(Exception):
-    """More positions or states than are looked at."""
+_MAX_WORK = 200_000  # positions and sets of characters looked at
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -34,6 +31,7 @@ class Automaton:
         self._next: list[int] = []  # the positions after it
         self._owner: list[tuple[int, int]] = []  # the lexeme, and the part of it
         self._first, self._last = 0, 0
+        self._work = 0
         for lexeme in lexemes:
             self._add_lexeme(lexeme)
 
@@ -57,11 +55,17 @@ class Automaton:
             for p in bits(state & self._last):
                 ending |= follow[self._owner[p][0]]
             ending = blurred(ending)
+            self._spend(after.bit_count())
             for p in bits(after) if ending else ():
                 if self._char[p] & ending:
                     found.setdefault(*self._owner[p])
             open_.extend(self._steps(after))
         return found
+
+    def _spend(self, work: int) -> None:
+        self._work += work
+        if self._work > _MAX_WORK:
+            raise TooLarge
 
     def _after(self, state: int) -> int:
         after = 0
@@ -74,6 +78,7 @@ class Automaton:
         blocks: list[tuple[int, int]] = []  # characters without overlap, and the positions they lead to
         for p in bits(positions):
             rest, bit = self._char[p], 1 << p
+            self._spend(len(blocks))
             split: list[tuple[int, int]] = []
             for chars, state in blocks:
                 if both := chars & rest:

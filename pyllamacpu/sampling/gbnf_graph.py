@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling import gbnf
@@ -16,7 +16,10 @@ from pyllamacpu.sampling.gbnf import Chars, Choice, Expression, Ranges, Referenc
 
 _MAX_LENGTH = 200_000  # characters of the shortest text
 _MAX_NODES = 200_000
+_MAX_WORK = 2_000_000  # parts looked at to settle what depends on itself
+_MAX_OPTIONAL = 50  # parts of a sequence, each of which may be empty
 _HUGE = 1 << 40
+T = TypeVar("T")
 EMPTY = 0  # the node of the empty text
 
 
@@ -28,6 +31,10 @@ class Node:
     least: int = 1
     most: int | None = 1
     name: str = ""
+
+
+class TooLarge(Exception):
+    """Something has more parts than are looked at."""
 
 
 class Graph:
@@ -44,7 +51,7 @@ class Graph:
         self.depth: list[int] = []
         self.rules: dict[str, int] = {}
         self._ids: dict[Node, int] = {}
-        self._nullable_rules: set[str] = set()
+        self._nonempty: dict[int, int] = {}
         self.add(Node("sequence"))
 
     def add(self, node: Node) -> int:
@@ -64,7 +71,7 @@ class Graph:
 
     def _is_nullable(self, node: Node) -> bool:
         if node.kind == "rule":
-            return node.name in self._nullable_rules
+            return node.name in self.rules and self.nullable[self.rules[node.name]]
         if node.kind == "choice":
             return any(self.nullable[part] for part in node.parts)
         return node.kind != "chars" and (node.least == 0 or all(self.nullable[part] for part in node.parts))
@@ -91,19 +98,35 @@ class Graph:
 
     def settle_nullable(self) -> None:
         """Finds which rules may be empty, once they are all there."""
-        while True:
-            found = {name for name, n in self.rules.items() if self.nullable[n]}
-            if found == self._nullable_rules:
-                return
-            self._nullable_rules = found
-            for n, node in enumerate(self.nodes):
-                self.nullable[n] = self._is_nullable(node)
+        self.settle(self.nullable, lambda n: self._is_nullable(self.nodes[n]))
+
+    def settle(self, values: list[T], value: Callable[[int], T]) -> None:
+        """Gives every node its value, which depends on those of its parts, until none changes."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for n, node in enumerate(self.nodes):
+            for part in (self.rules[node.name],) if node.kind == "rule" else node.parts:
+                users[part].append(n)
+        open_, work = dict.fromkeys(range(len(self.nodes))), 0
+        while open_:
+            n = next(iter(open_))
+            del open_[n]
+            work = _more(work, 1 + len(self.nodes[n].parts))
+            if (found := value(n)) != values[n]:
+                values[n] = found
+                open_.update(dict.fromkeys(users[n]))
 
     def nonempty(self, n: int) -> int:
-        """A node of the same texts but the empty one; EMPTY if that is the only one. For regular nodes."""
+        """A node of the same texts but the empty one; EMPTY if that is the only one. For regular nodes that
+        are not deep. Raises TooLarge.
+        """
+        if (found := self._nonempty.get(n)) is None:
+            found = self._nonempty[n] = self._without_empty(n) if self.nullable[n] else n
+        return found
+
+    def _without_empty(self, n: int) -> int:
         node = self.nodes[n]
-        if not self.nullable[n]:
-            return n
+        if len(node.parts) > _MAX_OPTIONAL:
+            raise TooLarge
         if node.kind == "repeat":
             return self.repeat(self.nonempty(node.parts[0]), 1, node.most)
         if node.kind == "choice":
@@ -123,13 +146,16 @@ def build_graph(rules: dict[str, Expression]) -> tuple[Graph, int]:
     """The graph and the node of `root`. Raises OptionError for a grammar without a text, or without a short
     one.
     """
-    lengths = _shortest(rules)
+    reached = _reached(rules)
+    lengths = _shortest(rules, reached)
     if lengths["root"] >= _HUGE:
         raise OptionError("the rule 'root' has no finite text")
     for name, length in lengths.items():
         if _MAX_LENGTH < length < _HUGE:
             raise OptionError(f"no text of the rule {name!r:.80} is shorter than {_MAX_LENGTH} characters")
-    return _Builder(rules, {name for name, length in lengths.items() if length < _HUGE}).build()
+    finite = {name for name, length in lengths.items() if length < _HUGE}
+    used = {name: set(names) & finite for name, names in reached.items() if name in finite}
+    return _Builder(rules, used).build()
 
 
 def _references(expression: Expression) -> set[str]:
@@ -142,21 +168,44 @@ def _references(expression: Expression) -> set[str]:
     return set().union(*(_references(part) for part in expression.parts))
 
 
-def _shortest(rules: dict[str, Expression]) -> dict[str, int]:
+def _reached(rules: dict[str, Expression]) -> dict[str, list[str]]:
+    """The rules that root leads to, and what they name; what is named comes first, but for recursion."""
+    found = {"root": sorted(_references(rules["root"]))}
+    done: dict[str, list[str]] = {}
+    path = [("root", iter(found["root"]))]
+    while path:
+        name, names = path[-1]
+        if (other := next((other for other in names if other not in found), None)) is None:
+            done[name] = found[name]
+            path.pop()
+        else:
+            found[other] = sorted(_references(rules[other]))
+            path.append((other, iter(found[other])))
+    return done
+
+
+def _shortest(rules: dict[str, Expression], reached: dict[str, list[str]]) -> dict[str, int]:
     """The number of characters of the shortest text of each rule; _HUGE for none."""
-    lengths = dict.fromkeys(rules, _HUGE)
-    users: dict[str, set[str]] = {name: set() for name in rules}
-    for name, expression in rules.items():
-        for used in _references(expression):
-            users[used].add(name)
-    waiting = dict.fromkeys(rules)
+    lengths = dict.fromkeys(reached, _HUGE)
+    users: dict[str, list[str]] = {name: [] for name in reached}
+    for name, names in reached.items():
+        for used in names:
+            users[used].append(name)
+    waiting, work = dict.fromkeys(reached), 0
     while waiting:
         name = next(iter(waiting))
         del waiting[name]
+        work = _more(work, 1 + len(reached[name]))
         if (length := _length(rules[name], lengths)) < lengths[name]:
             lengths[name] = length
             waiting.update(dict.fromkeys(users[name]))
     return lengths
+
+
+def _more(work: int, parts: int) -> int:
+    if work + parts > _MAX_WORK:
+        raise OptionError("its rules depend on each other in too many ways")
+    return work + parts
 
 
 def _length(expression: Expression, lengths: dict[str, int]) -> int:
@@ -171,22 +220,29 @@ def _length(expression: Expression, lengths: dict[str, int]) -> int:
 
 
 class _Builder:
-    """`finite`: the names of the rules that have a text."""
+    """`used`: the rules that have a text, and which of those each names."""
 
-    def __init__(self, rules: dict[str, Expression], finite: set[str]) -> None:
-        self._rules, self._finite = rules, finite
+    def __init__(self, rules: dict[str, Expression], used: dict[str, set[str]]) -> None:
+        self._rules, self._used = rules, used
         self._graph = Graph()
         self._done: dict[str, int] = {}  # rules without recursion
 
     def build(self) -> tuple[Graph, int]:
-        waiting = self._reached()
-        while waiting:
-            again = [name for name in waiting if not self._put_in_place(name, waiting[name])]
-            if len(again) == len(waiting):
-                break
-            waiting = {name: waiting[name] for name in again}
+        users: dict[str, list[str]] = {name: [] for name in self._used}
+        for name, used in self._used.items():
+            for other in sorted(used - {name}):
+                users[other].append(name)
+        missing = {name: len(used - {name}) for name, used in self._used.items()}
+        ready = [name for name, n in missing.items() if n == 0]
+        while ready:
+            name = ready.pop()
+            if self._put_in_place(name, name in self._used[name]):
+                for user in users[name]:
+                    missing[user] -= 1
+                    if missing[user] == 0:
+                        ready.append(user)
         graph = self._graph
-        for name in waiting:
+        for name in (name for name in self._used if name not in self._done):
             node = self._node(self._rules[name])
             assert node is not None
             graph.rules[name] = node
@@ -195,21 +251,10 @@ class _Builder:
             return graph, self._done["root"]
         return graph, graph.add(Node("rule", name="root"))
 
-    def _reached(self) -> dict[str, set[str]]:
-        """The rules that root leads to, and what they name; the last found first."""
-        found: dict[str, set[str]] = {}
-        open_ = ["root"]
-        while open_:
-            if (name := open_.pop()) not in found and name in self._finite:
-                found[name] = _references(self._rules[name]) & self._finite
-                open_.extend(sorted(found[name]))
-        return dict(reversed(found.items()))
-
-    def _put_in_place(self, name: str, used: set[str]) -> bool:
-        if not used - {name} <= self._done.keys():
-            return False
+    def _put_in_place(self, name: str, names_itself: bool) -> bool:
+        """Whether a rule that names others in place, or itself, can do without its name."""
         expression = self._rules[name]
-        if name in used:
+        if names_itself:
             solved = _without_recursion(expression, name)
             if solved is None:
                 return False
@@ -224,7 +269,7 @@ class _Builder:
         if isinstance(expression, Chars):
             return self._graph.add(Node("chars", ranges=expression.ranges)) if expression.ranges else None
         if isinstance(expression, Reference):
-            if expression.name not in self._finite:
+            if expression.name not in self._used:
                 return None
             found = self._done.get(expression.name)
             return self._graph.add(Node("rule", name=expression.name)) if found is None else found

@@ -13,18 +13,19 @@ from pyllamacpu.sampling.gbnf_lexemes import Lexemes
 _MAX_DEPTH = 20  # of groups in a rule
 
 
-def gbnf_to_lark(source: str) -> str:
-    """A grammar of the same texts. Raises OptionError with the line of what is wrong."""
+def gbnf_to_lark(source: str, in_characters: bool = False) -> str:
+    """A grammar of the same texts. `in_characters`: without larger lexemes, which is slower, but the lexer
+    has little to do. Raises OptionError with the line of what is wrong.
+    """
     graph, root = build_graph(parse_gbnf(source))
-    return _Writer(graph, root).text()
+    return _Writer(graph, root, Lexemes(graph, root, in_characters)).text()
 
 
 class _Writer:
     """Lexemes are terminals `T3`; nodes that are used more than once, and deep ones, are rules `n7`."""
 
-    def __init__(self, graph: Graph, root: int) -> None:
-        self._graph, self._root = graph, root
-        self._lexemes = Lexemes(graph, root)
+    def __init__(self, graph: Graph, root: int, lexemes: Lexemes) -> None:
+        self._graph, self._root, self._lexemes = graph, root, lexemes
         uses = Counter(part for n in self._lexemes.live for part in self._inside(n))
         self._shared = {n for n, times in uses.items() if times > 1} | set(graph.rules.values())
         self._open: list[int] = []

@@ -20,33 +20,39 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from pyllamacpu.sampling.gbnf_automaton import Automaton, TooLarge
-from pyllamacpu.sampling.gbnf_graph import EMPTY, Graph
+from pyllamacpu.sampling.gbnf_automaton import Automaton
+from pyllamacpu.sampling.gbnf_graph import EMPTY, Graph, TooLarge
 
 _MAX_WEIGHT = 10_000  # characters of a lexeme
 _MAX_DEPTH = 150
 _MAX_ROUNDS = 60
+_MAX_TOO_LARGE = 10  # sets of lexemes whose automaton is
 # Where the first byte of UTF-8 changes, beyond ASCII.
 _FIRST_BYTES = [*range(0x80, 0x800, 0x40), *range(0x800, 0x10000, 0x1000), 0x1000]
 _FIRST_BYTES += [*range(0x10000, 0x110000, 0x40000), 0x110000]
 
 
 class Lexemes:
-    """`live`: the nodes that stay in the grammar. A node in them `is_lexeme`, or is made of `parts`."""
+    """`live`: the nodes that stay in the grammar. A node in them `is_lexeme`, or is made of `parts`.
+    `in_characters`: no lexeme is larger than one.
+    """
 
-    def __init__(self, graph: Graph, root: int) -> None:
+    def __init__(self, graph: Graph, root: int, in_characters: bool = False) -> None:
         self._graph, self._root = graph, root
         self._cut: dict[int, tuple[int, ...]] = {}
-        self._only_characters = False
+        self._n_too_large = 0
+        self._in_characters = in_characters
         self._bounds = sorted(
             {0, *_FIRST_BYTES, *(e for n in graph.nodes for low, high in n.ranges for e in (low, high + 1))}
         )
         self._index = {bound: i for i, bound in enumerate(self._bounds)}
         self._groups = self._characters_by_first_byte()
         self._chars: dict[int, int] = {}
-        self._first: list[int] = []
-        self._first_of_rules: dict[str, int] = dict.fromkeys(graph.rules, 0)
-        self._find_first()
+        for n, node in enumerate(graph.nodes):
+            if node.kind == "chars":
+                self._add_chars(n)
+        self._first = [0] * len(graph.nodes)
+        graph.settle(self._first, self._find_first)
         self.live: dict[int, int] = {}  # and the characters that may follow each
         self._fit()
 
@@ -61,7 +67,7 @@ class Lexemes:
 
     def _is_large(self, n: int) -> bool:
         graph = self._graph
-        return self._only_characters or graph.weight[n] > _MAX_WEIGHT or graph.depth[n] > _MAX_DEPTH
+        return self._in_characters or graph.weight[n] > _MAX_WEIGHT or graph.depth[n] > _MAX_DEPTH
 
     # Characters as ints: one bit for each range that all classes of the grammar treat alike
 
@@ -78,34 +84,28 @@ class Lexemes:
                 mask |= group
         return mask
 
-    def _find_first(self) -> None:
-        while True:
-            self._first = []
-            for n in range(len(self._graph.nodes)):
-                self._add_first(n)
-            found = {name: self._first[n] for name, n in self._graph.rules.items()}
-            if found == self._first_of_rules:
-                return
-            self._first_of_rules = found
+    def _add_chars(self, n: int) -> None:
+        self._chars[n] = 0
+        for low, high in self._graph.nodes[n].ranges:
+            self._chars[n] |= self._mask(low, high)
 
-    def _add_first(self, n: int) -> None:
+    def _find_first(self, n: int) -> int:
+        """The first characters of a node, by those of its parts."""
         node = self._graph.nodes[n]
-        mask = 0
-        if node.kind == "chars":
-            for low, high in node.ranges:
-                mask |= self._mask(low, high)
-            self._chars[n] = mask
-        elif node.kind == "rule":
-            mask = self._first_of_rules[node.name]
+        if node.kind == "rule":
+            return self._first[self._graph.rules[node.name]]
+        mask = self._chars.get(n, 0)
         for part in node.parts:
             mask |= self._first[part]
             if node.kind == "sequence" and not self._graph.nullable[part]:
                 break
-        self._first.append(mask)
+        return mask
 
     def _first_of(self, n: int) -> int:
-        while len(self._first) <= n:  # nodes made since
-            self._add_first(len(self._first))
+        for made in range(len(self._first), n + 1):  # since
+            if self._graph.nodes[made].kind == "chars":
+                self._add_chars(made)
+            self._first.append(self._find_first(made))
         return self._first[n]
 
     # Cutting
@@ -118,9 +118,11 @@ class Lexemes:
                 cuts.update(self._cuts(group))
             if not cuts:
                 return
+            if self._n_too_large > _MAX_TOO_LARGE:
+                break
             for n, part in cuts.items():
                 self._cut[n] = self._pieces(n, part)
-        self._only_characters = True
+        self._in_characters = True
         self._cut = {}
         self._find_live()
 
@@ -138,7 +140,8 @@ class Lexemes:
         try:
             return Automaton(self._graph, group, self._chars).cuts(self.live, self._blurred)
         except TooLarge:
-            return {max(large, key=lambda n: self._graph.weight[n]): -1}
+            self._n_too_large += 1
+            return dict.fromkeys(large, -1)
 
     def _sharing_a_first_character(self) -> list[list[int]]:
         found: list[tuple[int, list[int]]] = []
@@ -189,7 +192,10 @@ class Lexemes:
         node = self._graph.nodes[n]
         if not node.parts or self._is_large(n) or (node.least, node.most, node.kind) == (0, 1, "repeat"):
             return node.parts
-        optional = self._graph.repeat(self._graph.nonempty(n), 0, 1)
+        try:
+            optional = self._graph.repeat(self._graph.nonempty(n), 0, 1)
+        except TooLarge:
+            return node.parts
         if optional in (n, EMPTY) or self._graph.weight[optional] > _MAX_WEIGHT:
             return node.parts
         return (optional,)

@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,8 +37,9 @@ _LARK_START = re.compile(r"^\s*start\s*:(?!:)", re.MULTILINE)  # GBNF may have a
 # Without this, text that a grammar leaves no choice about is followed to its end before the next token: that
 # end may never come (`x "b"` with x: /[^a]b+/, which takes every b). The last of such lines counts.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
-# Of the parser for a mask, where characters may be lexemes (the library's own limit is 50,000): up to 50 ms.
-_GBNF_ITEMS = 500_000
+# Of GBNF for a mask: the parser's items, where characters may be lexemes, and the lexer's fuel, where one
+# lexeme may be a whole grammar. The library's own limits are 50,000 and 200,000; these take 50 and 10 ms.
+_GBNF_ITEMS, _GBNF_FUEL = 500_000, 2_000_000
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 
@@ -116,22 +117,42 @@ class ToolSchemaError(OptionError):
 
 
 class Constraint:
-    """How far one answer has come in its grammar."""
+    """How far one answer has come in its grammar. `spare` gives a matcher of the same language that has other
+    limits, for when the lexer has reached its own.
+    """
 
-    def __init__(self, matcher: LLMatcher, words: int) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, words: int, spare: Callable[[], LLMatcher] | None = None) -> None:
+        self._matcher, self._spare = matcher, spare
+        self._tokens: list[int] = []
         self._mask = np.zeros(words, np.int32)
 
     def mask(self) -> Mask:
         """The tokens that may come next; the array is filled anew by the next call. Raises OptionError."""
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        if self._uses_spare():
+            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
         return self._mask
 
     def accept(self, token: int) -> None:
         """`token` has come. Raises OptionError for one that was not allowed."""
-        self._matcher.consume_token(token)
+        if not self._matcher.consume_token(token) and self._uses_spare():
+            self._matcher.consume_token(token)
         self._check()
+        if self._spare is not None:
+            self._tokens.append(token)
+
+    def _uses_spare(self) -> bool:
+        """Whether there was a reason to, and a spare."""
+        if self._spare is None or not self._matcher.is_error():
+            return False
+        if "lexer error" not in self._matcher.get_error():
+            return False
+        try:
+            self._matcher, self._spare = self._spare(), None
+        except OptionError:
+            return False
+        return self._matcher.consume_tokens(self._tokens)
 
     @property
     def is_complete(self) -> bool:
@@ -149,10 +170,23 @@ class CompiledGrammar:
     def __init__(self, matcher: LLMatcher, words: int) -> None:
         self._matcher, self._words = matcher, words
         self._lock = threading.Lock()
+        self._spare: CompiledGrammar | Callable[[], CompiledGrammar] | None = None
 
     def start(self) -> Constraint:
         with self._lock:
-            return Constraint(self._matcher.deep_copy(), self._words)
+            spare = None if self._spare is None else self._start_spare
+            return Constraint(self._matcher.deep_copy(), self._words, spare)
+
+    def has_spare(self, make: Callable[[], CompiledGrammar]) -> None:
+        """`make`: compiles the same language for other limits."""
+        self._spare = make
+
+    def _start_spare(self) -> LLMatcher:
+        with self._lock:
+            if not isinstance(self._spare, CompiledGrammar):
+                assert self._spare is not None
+                self._spare = self._spare()
+            return self._spare.start()._matcher
 
 
 class GrammarCompiler:
@@ -190,21 +224,43 @@ class GrammarCompiler:
 
 
 def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
-    from llguidance import LLMatcher, LLParserLimits
-
     if len(grammar.source) > _MAX_SOURCE:
         raise OptionError(f"{grammar.name}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
     if grammar.kind in ("regex", "lark"):
         check_repeats(grammar.source, grammar.name)
     if grammar.kind == "lark":
         check_length(grammar.source, grammar.name)
+    if grammar.kind != "gbnf":
+        return _compile_as(grammar, vocabulary, _definition)
+
+    def in_characters() -> CompiledGrammar:
+        return _compile_as(grammar, vocabulary, lambda grammar: _gbnf_definition(grammar, True))
+
+    try:
+        compiled = _compile_as(grammar, vocabulary, _gbnf_definition)
+    except OptionError as error:
+        if "lexer error" not in str(error):
+            raise
+        return in_characters()
+    compiled.has_spare(in_characters)
+    return compiled
+
+
+def _compile_as(
+    grammar: Grammar, vocabulary: LLTokenizer, definition: Callable[[Grammar], str]
+) -> CompiledGrammar:
+    """`definition` tells it in llguidance's own form."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    is_gbnf = grammar.kind == "gbnf"
     try:
         limits = LLParserLimits(
             precompute_large_lexemes=False,
             verbose_errors=False,
-            step_max_items=_GBNF_ITEMS if grammar.kind == "gbnf" else None,
+            step_max_items=_GBNF_ITEMS if is_gbnf else None,
+            step_lexer_fuel=_GBNF_FUEL if is_gbnf else None,
         )
-        matcher = LLMatcher(vocabulary, _definition(grammar), log_level=0, limits=limits)
+        matcher = LLMatcher(vocabulary, definition(grammar), log_level=0, limits=limits)
     except ValueError as error:  # OptionError is one
         raise _refusal(grammar, str(error)) from None
     if matcher.is_error():
@@ -255,11 +311,17 @@ def _error_of(schema: Any) -> str:
     return "\n".join(messages)
 
 
-def _definition(grammar: Grammar) -> str:
-    """The grammar in llguidance's own form."""
+def _gbnf_definition(grammar: Grammar, in_characters: bool = False) -> str:
     from llguidance import LLMatcher
 
     from pyllamacpu.sampling.gbnf_lark import gbnf_to_lark
+
+    return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source, in_characters) + _NO_FORCING)
+
+
+def _definition(grammar: Grammar) -> str:
+    """The grammar in llguidance's own form."""
+    from llguidance import LLMatcher
 
     if grammar.kind == "json_schema":
         options: Any = _JSON_OPTIONS
@@ -271,9 +333,7 @@ def _definition(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_lark(f"start: {texts}")
     if grammar.kind == "tool_calls":
         return LLMatcher.grammar_from_lark(_calls_in_lark(**json.loads(grammar.source)))
-    if grammar.kind == "lark":
-        return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source) + _NO_FORCING)
+    return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
 
 
 def _calls_in_lark(call: dict[str, Any], several: bool, or_text: bool) -> str:
