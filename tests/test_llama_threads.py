@@ -165,6 +165,40 @@ def test_a_step_that_calls_the_model_and_a_call_that_waits_for_the_step(
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("logits_all", [False, True])
+def test_drafted_tokens_are_not_there_until_they_come_true(path: Path, logits_all: bool) -> None:
+    """What a processor sees of its model, while tokens that are evaluated ahead wait to be verified."""
+    options: dict[str, Any] = {"n_ctx": 128, "n_threads": 1, "kv_type": "f32", "logits_all": logits_all}
+    prompt = [BOS, *[6] * 32]
+    ahead: list[int] = []
+    stopped: list[int] = []
+
+    def look(ids: Any, row: Any) -> Any:
+        n = llm.n_tokens
+        state, rows = llm.save_state(), llm.scores
+        assert list(state.tokens) == llm._input_ids.tolist() == list(llm.eval_tokens) == ids.tolist()
+        assert n == len(ids) == state.n_tokens
+        assert np.array_equal(state.scores[-1], row) and np.array_equal(rows[n - 1], row)
+        assert np.array_equal(llm._scores[-1], row) and np.array_equal(llm.eval_logits[-1], row)
+        other.load_state(state)
+        assert other.n_tokens == n
+        ahead.append(len(llm._own_session.sequence) - n)
+        if ahead[-1] and not stopped:  # the request goes on with a session of its own
+            llm.eval([9])
+            assert llm.n_tokens == n + 1
+            assert np.array_equal(llm.scores[n], llm.logits([*ids.tolist(), 9])[-1])
+            llm.load_state(state)
+            stopped.append(n)
+        return row
+
+    with Llama(str(path), draft_model="lookup", **options) as llm, Llama(str(path), **options) as other:
+        given: dict[str, Any] = {"max_tokens": 60, "temperature": 0.0, "logit_bias": {6: 99.0}}
+        wanted = other(prompt, **given)["choices"]  # guesses come true
+        found = llm(prompt, **given, logits_processor=lambda i, row: row if stopped else look(i, row))
+        assert found["choices"] == wanted
+        assert stopped
+
+
 # Caches
 
 

@@ -59,7 +59,9 @@ class Handle:
         self.n_cached = 0  # prompt tokens that were found in the prefix cache
         self._generation = generation
         self._session = request.session if isinstance(request, Request) else None
-        self._sequence: Any = None if self._session is None else self._session.sequence
+        self._sequence: Any = None
+        if self._session is not None:
+            self._sequence, self._session.history = self._session.sequence, self.history
         self._states: list[Floats] = []  # hidden states, of the tokens that were evaluated
         self._passed_over = 0  # steps since it got a chunk of its prompt
         self._row: int | None = None  # of the scheduler's logits: a token is to be chosen from it

@@ -189,6 +189,8 @@ class Scheduler:
             self.prefixes.insert(handle._sequence)
         if handle._session is None and handle._sequence is not None:
             handle._sequence.close()
+        if (session := handle._session) is not None:
+            session.history = None
         handle.state, handle._row = "finished", None
         if handle.drafts is not None:
             handle.drafts.drafter.close()

@@ -49,6 +49,9 @@ class Session:
         self.sequence: KVSequence = engine.sequence() if sequence is None else sequence
         self.n_ctx: int = engine.n_ctx
         self.n_vocab: int = engine.n_vocab
+        self.history: Sequence[int] | None = (
+            None  # of a request at work: what is evaluated ahead is not in it
+        )
         self._last: Logits | None = None
         self._last_at = 0  # how many tokens they follow
         self.scores: Logits | None = _room(self.n_ctx, self.n_vocab) if keep_all else None
@@ -64,8 +67,9 @@ class Session:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The tokens evaluated so far."""
-        return self.sequence.tokens
+        """The tokens evaluated so far; of drafted ones those that came true."""
+        tokens, n = self.sequence.tokens, len(self)
+        return tokens if len(tokens) == n else tokens[:n]
 
     @property
     def visible_tokens(self) -> list[int]:
@@ -74,7 +78,8 @@ class Session:
         return list(self.tokens) if images is None else images.visible(self.tokens)
 
     def __len__(self) -> int:
-        return len(self.sequence)
+        n = len(self.sequence)
+        return n if (history := self.history) is None else min(n, len(history))
 
     def append(self, tokens: Sequence[int], on_progress: Progress | None = None) -> None:
         """Evaluates `tokens` behind the sequence. Raises ContextError when they do not fit."""
@@ -153,15 +158,26 @@ class Session:
 
     def fork(self) -> Session:
         """An independent session with the same tokens; the cache pages are shared."""
-        other = Session(self.engine, self.sequence.fork(), keep_all=self.scores is not None)
-        other.last = self.last
-        other.inherit_scores(self, len(self))
+        other = Session(self.engine, self._text_sequence(), keep_all=self.scores is not None)
+        other.last = self.last if len(other) == len(self) else None
+        other.inherit_scores(self, len(other))
         return other
+
+    def _text_sequence(self) -> KVSequence:
+        """A fork of the sequence, without what is drafted."""
+        n, sequence = len(self), self.sequence.fork()
+        sequence.truncate(sequence.reusable(n))
+        return sequence
 
     def save(self) -> bytes:
         """Tokens, keys and values as bytes."""
         out = io.BytesIO()
-        self.sequence.save(out)
+        if len(self) == len(self.sequence):
+            self.sequence.save(out)
+            return out.getvalue()
+        sequence = self._text_sequence()
+        sequence.save(out)
+        sequence.close()
         return out.getvalue()
 
     def load(self, data: bytes, tokens: Sequence[int], last: Logits | None, scores: Logits | None) -> None:
