@@ -1,5 +1,7 @@
-"""GBNF means what it does to llama.cpp. Covers sampling/gbnf.py, gbnf_graph.py, gbnf_automaton.py,
-gbnf_lexemes.py and gbnf_lark.py.
+"""GBNF means what it does to llama.cpp.
+
+Covers sampling/gbnf.py, sampling/gbnf_graph.py, sampling/gbnf_automaton.py, sampling/gbnf_lexemes.py and
+sampling/gbnf_lark.py.
 """
 
 from __future__ import annotations

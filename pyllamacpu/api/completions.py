@@ -474,9 +474,7 @@ class Completions(Tokens):
         vectors, n_tokens = [], 0
         for ids in self.tokenize_all(texts):
             if not ids:
-                raise OptionError(
-                    "there is nothing to embed: the text is empty and this model puts no BOS before it"
-                )
+                raise OptionError("nothing to embed: the text is empty and this model puts no BOS before it")
             if truncate and len(ids) > self.n_ctx():
                 warn_once("truncate", f"embed() leaves out a text's tokens behind the first {self.n_ctx()}")
                 ids = ids[: self.n_ctx()]
