@@ -26,6 +26,7 @@ from pyllamacpu.sampling.gbnf_graph import EMPTY, Graph, TooLarge
 _MAX_WEIGHT = 10_000  # characters of a lexeme
 _MAX_DEPTH = 150
 _MAX_ROUNDS = 60
+_MAX_WORK = 1_000_000  # parts looked at for what may follow them
 _MAX_TOO_LARGE = 10  # sets of lexemes whose automaton is
 # Where the first byte of UTF-8 changes, beyond ASCII.
 _FIRST_BYTES = [*range(0x80, 0x800, 0x40), *range(0x800, 0x10000, 0x1000), 0x1000]
@@ -40,7 +41,7 @@ class Lexemes:
     def __init__(self, graph: Graph, root: int, in_characters: bool = False) -> None:
         self._graph, self._root = graph, root
         self._cut: dict[int, tuple[int, ...]] = {}
-        self._n_too_large = 0
+        self._n_too_large = self._work = 0
         self._in_characters = in_characters
         self._bounds = sorted(
             {0, *_FIRST_BYTES, *(e for n in graph.nodes for low, high in n.ranges for e in (low, high + 1))}
@@ -111,20 +112,29 @@ class Lexemes:
     # Cutting
 
     def _fit(self) -> None:
+        try:
+            if not self._in_characters and self._all_fit():
+                return
+        except TooLarge:
+            pass
+        self._in_characters = True
+        self._cut = {}
+        self._find_live()
+
+    def _all_fit(self) -> bool:
+        """Whether cutting has come to an end."""
         for _ in range(_MAX_ROUNDS):
             self._find_live()
             cuts: dict[int, int] = {}
             for group in self._sharing_a_first_character():
                 cuts.update(self._cuts(group))
             if not cuts:
-                return
+                return True
             if self._n_too_large > _MAX_TOO_LARGE:
                 break
             for n, part in cuts.items():
                 self._cut[n] = self._pieces(n, part)
-        self._in_characters = True
-        self._cut = {}
-        self._find_live()
+        return False
 
     def _pieces(self, n: int, part: int) -> tuple[int, ...]:
         node = self._graph.nodes[n]
@@ -159,15 +169,20 @@ class Lexemes:
         return [group for _, group in found]
 
     def _find_live(self) -> None:
+        """Raises TooLarge, but not for characters alone, for which it does not matter what follows."""
         self.live = {}
         open_ = [(self._root, 0)]
         while open_:
             n, follow = open_.pop()
-            if (before := self.live.get(n)) is not None and before | follow == before:
+            before = self.live.get(n)
+            if before is not None and (self._in_characters or before | follow == before):
                 continue
             self.live[n] = follow = (before or 0) | follow
             if not self.is_lexeme(n):
                 open_ += self._inside(n, follow)
+                self._work += len(self.parts(n))
+            if self._work > _MAX_WORK and not self._in_characters:
+                raise TooLarge
 
     def _inside(self, n: int, follow: int) -> list[tuple[int, int]]:
         """The parts of a node and the characters that may follow them."""
