@@ -17,7 +17,7 @@ from tiny_model import PIECES, write_model
 from pyllamacpu import Llama
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar, GrammarCompiler
-from pyllamacpu.sampling.grammar_limits import check_length, check_repeats
+from pyllamacpu.sampling.grammar_limits import check_chains, check_length, check_repeats
 from pyllamacpu.sampling.schemas import prepared
 
 SECONDS = 2.0  # of this thread's time, for a grammar and 40 tokens
@@ -138,6 +138,10 @@ def doubled(n: int) -> str:
     return "\n".join(["root ::= a", *rules, f'{chr(97 + n)} ::= "x"'])
 
 
+def chain(n: int, start: str, sign: str) -> str:
+    return start + "".join(f'r{i} {sign} r{i + 1} | "x" r{i + 1}\n' for i in range(n)) + f'r{n} {sign} "y"\n'
+
+
 def nested(depth: int) -> Any:
     schema: Any = {"type": "string"}
     for _ in range(depth):
@@ -175,6 +179,11 @@ BOMBS: dict[str, Callable[[], Grammar]] = {
     "repeated": lambda: Grammar.text('root ::= a{900}\na ::= b{900}\nb ::= "x"{900}'),
     "ambiguous": lambda: Grammar.text('start: x*\nx: ("a" | "aa" | "aaa")+'),
     "recursion": lambda: Grammar.text('start: start start | "a"'),
+    "chain": lambda: Grammar.text(chain(8000, "start: r0\n", ":")),
+    "chain of GBNF": lambda: Grammar.text(chain(8000, "root ::= r0\n", "::=")),
+    "chain of terminals": lambda: Grammar.text(
+        chain(8000, "start: R0\n", ":").replace("r", "R").replace("staRt", "start")
+    ),
     "nested groups": lambda: Grammar.text("root ::= " + "(" * 500 + '"a"' + ")" * 500),
 }
 
@@ -228,6 +237,14 @@ def test_texts_without_an_end_are_left_to_the_limit(
     except OptionError:
         pass
     assert time.thread_time() - started < SECONDS
+
+
+def test_chains_of_rules_are_counted() -> None:
+    check_chains(chain(1400, "start: r0\n", ":"), "lark")
+    check_chains("start: " + " | ".join(f"r{i}" for i in range(5000)) + "\n" + 'r1: "x"\n' * 5000, "lark")
+    for source in (chain(1500, "start: r0\n", ":"), chain(1500, "start: r1500\n", ":") + 'r1500: "x" r0\n'):
+        with pytest.raises(OptionError, match="lark: more than 1500 rules are one in another"):
+            check_chains(source, "lark")
 
 
 @pytest.mark.parametrize(

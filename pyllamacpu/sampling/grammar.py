@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.sampling.grammar_limits import check_length, check_repeats
+from pyllamacpu.sampling.grammar_limits import check_chains, check_length, check_repeats
 from pyllamacpu.sampling.rows import Mask
 from pyllamacpu.text.tokenizer import Tokenizer
 
@@ -229,6 +229,7 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
     if grammar.kind in ("regex", "lark"):
         check_repeats(grammar.source, grammar.name)
     if grammar.kind == "lark":
+        check_chains(grammar.source, grammar.name)
         check_length(grammar.source, grammar.name)
     if grammar.kind != "gbnf":
         return _compile_as(grammar, vocabulary, _definition)
@@ -262,7 +263,7 @@ def _compile_as(
         )
         matcher = LLMatcher(vocabulary, definition(grammar), log_level=0, limits=limits)
     except ValueError as error:  # OptionError is one
-        raise _refusal(grammar, str(error)) from None
+        raise _refusal(grammar, str(error).removeprefix(f"{grammar.kind}: ")) from None
     if matcher.is_error():
         raise _refusal(grammar, matcher.get_error())
     if warnings := matcher.get_grammar_warnings():
@@ -316,7 +317,9 @@ def _gbnf_definition(grammar: Grammar, in_characters: bool = False) -> str:
 
     from pyllamacpu.sampling.gbnf_lark import gbnf_to_lark
 
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.source, in_characters) + _NO_FORCING)
+    lark = gbnf_to_lark(grammar.source, in_characters)
+    check_chains(lark, grammar.kind)
+    return LLMatcher.grammar_from_lark(lark + _NO_FORCING)
 
 
 def _definition(grammar: Grammar) -> str:

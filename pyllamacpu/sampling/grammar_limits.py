@@ -1,16 +1,17 @@
-"""Grammars that would take minutes to build, found before they are built: repeats of repeats in regular
-expressions, and rules whose shortest text is enormous.
+"""Grammars that would take minutes to build, or end the process, found before they are built: repeats of
+repeats in regular expressions, rules whose shortest text is enormous, and long chains of rules.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from pyllamacpu.errors import OptionError
 
 MAX_REPEATS = 10_000  # of one character, by all repeats around it; the automaton has as many states
 _MAX_LENGTH = 200_000  # parts of the shortest text
+_MAX_CHAIN = 1500  # rules, one in another; llguidance's stack (8 MB) ends between 2000 and 4000
 _COUNT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _RULE = re.compile(r"^[ \t]*[?!]?([A-Za-z_][\w-]*)(?:\.\d+)?[ \t]*(?:::=|:(?!:))", re.MULTILINE)
 _QUOTED = re.compile(r'"(?:\\.|[^"\\\n])*"|\[(?:\\.|[^\]\\\n])*\]|/(?:\\.|[^/\\\n])+/')
@@ -73,7 +74,7 @@ def check_length(source: str, name: str) -> None:
 def _shortest(rule: str, bodies: Mapping[str, list[str]], lengths: dict[str, int], depth: int) -> int:
     if rule not in lengths:
         lengths[rule] = 1  # of a rule within itself
-        if depth < 200:
+        if depth < 100:
             lengths[rule] = min(_part(part, bodies, lengths, depth) for part in bodies[rule])
     return lengths[rule]
 
@@ -84,3 +85,51 @@ def _part(part: str, bodies: Mapping[str, list[str]], lengths: dict[str, int], d
     n = sum(_shortest(name, bodies, lengths, depth + 1) for name in _NAME.findall(part) if name in bodies)
     repeats = max((int(match[1][:9]) for match in _COUNT.finditer(part)), default=1)
     return min(max(n, 1) * max(repeats, 1), _MAX_LENGTH + 1)
+
+
+def check_chains(lark: str, name: str) -> None:
+    """Raises OptionError for a grammar in Lark that has too many rules one in another: llguidance follows
+    them by recursion, which would overflow its stack. Of rules that name each other, all count.
+    """
+    found = list(_RULE.finditer(lark))
+    ends = [*(match.start() for match in found), len(lark)][1:]
+    uses: dict[str, set[str]] = {match[1]: set() for match in found}
+    for match, end in zip(found, ends, strict=True):
+        uses[match[1]] |= set(_NAME.findall(_QUOTED.sub(" . ", lark[match.end() : end]))) & uses.keys()
+    users: dict[str, set[str]] = {rule: set() for rule in uses}
+    for rule, used in uses.items():
+        for other in used:
+            users[other].add(rule)
+    cycle: dict[str, int] = {}  # which rules name each other (Kosaraju's algorithm)
+    chains: list[int] = []
+    for rule in reversed(_after_their_parts(uses, uses)):
+        if rule not in cycle:
+            members = _after_their_parts(users, [rule], cycle)
+            cycle.update(dict.fromkeys(members, len(chains)))
+            before = (chains[cycle[u]] for m in members for u in users[m] if cycle[u] != len(chains))
+            chains.append(len(members) + max(before, default=0))
+    if max(chains, default=0) > _MAX_CHAIN:
+        raise OptionError(f"{name}: more than {_MAX_CHAIN} rules are one in another")
+
+
+def _after_their_parts(
+    uses: Mapping[str, set[str]], starts: Iterable[str], without: Container[str] = ()
+) -> list[str]:
+    """Whatever is reached, each after what it uses."""
+    order: list[str] = []
+    seen: set[str] = set()
+    for start in starts:
+        if start in seen:
+            continue
+        seen.add(start)
+        path = [(start, iter(uses[start]))]
+        while path:
+            rule, others = path[-1]
+            other = next((other for other in others if other not in seen and other not in without), None)
+            if other is None:
+                order.append(rule)
+                path.pop()
+            else:
+                seen.add(other)
+                path.append((other, iter(uses[other])))
+    return order
