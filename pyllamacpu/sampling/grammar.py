@@ -40,6 +40,7 @@ _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 # Of GBNF for a mask: the parser's items, where characters may be lexemes, and the lexer's fuel, where one
 # lexeme may be a whole grammar. The library's own limits are 50,000 and 200,000; these take 50 and 10 ms.
 _GBNF_ITEMS, _GBNF_FUEL = 500_000, 2_000_000
+_GBNF_ROW = 5_000  # items of one character (the library: 2000)
 # White space between the parts of JSON: without a bound a model can write it for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n]{0,2}", "lenient": False}
 
@@ -258,6 +259,7 @@ def _compile_as(
         limits = LLParserLimits(
             precompute_large_lexemes=False,
             verbose_errors=False,
+            max_items_in_row=_GBNF_ROW if is_gbnf else None,
             step_max_items=_GBNF_ITEMS if is_gbnf else None,
             step_lexer_fuel=_GBNF_FUEL if is_gbnf else None,
         )
