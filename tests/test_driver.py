@@ -107,7 +107,7 @@ def test_an_interrupt_while_steps_are_to_be_paused_leaves_nobody_waiting(
     stream = driver.submit(Request(prompt(5), GREEDY, 50))
     driver._leader = -1  # of another thread
 
-    def interrupted() -> None:
+    def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(driver._idle, "wait", interrupted)

@@ -25,6 +25,7 @@ from watched_requests import GREEDY, prompt
 from pyllamacpu import Llama
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.generate import Request
+from pyllamacpu.engine.handle import Event
 from pyllamacpu.engine.scheduler import Scheduler
 
 FILES = ("tokens.py", "busy.py", "driver.py", "scheduler.py", "handle.py", "session.py", "contextlib.py")
@@ -139,3 +140,28 @@ def test_an_interrupt_while_a_stream_is_made(monkeypatch: pytest.MonkeyPatch) ->
     scheduler.settle()
     assert scheduler.unfinished() == []
     assert kept.value is not None  # with the frames of its traceback
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_call_of_a_step_loses_no_request() -> None:
+    """Those of other threads go on: each comes to its end, with a last event."""
+    for at in count(1):
+        engine = FakeEngine(n_ctx=256)
+        engine.cache.limit_bytes = 3 * engine.cache.page_bytes  # one of them is sent back to wait
+        scheduler = Scheduler(engine, None)
+        handles = [scheduler.submit(Request(prompt(30 + i, 5 + i), GREEDY, 5)) for i in range(3)]
+        events: list[Event] = []
+
+        def step(scheduler: Scheduler = scheduler, events: list[Event] = events) -> None:
+            for _ in range(12):
+                events.extend(scheduler.step())
+
+        goes_on = interrupted(step, at)
+        step()
+        step()
+        assert {event.handle for event in events if event.is_last} == set(handles), at
+        assert scheduler.unfinished() == [], at
+        scheduler.close()
+        if not goes_on:
+            break
+    assert at > 100

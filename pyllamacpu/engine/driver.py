@@ -21,6 +21,8 @@ from pyllamacpu.engine.session import Session
 from pyllamacpu.errors import RequestCancelled
 from pyllamacpu.forks import call_in_child, fork_safe_lock
 
+_LOOK_AGAIN = 0.5  # seconds: an interrupt may come to the thread that is about to wake another
+
 
 class Stream:
     """The events of one request, for one thread to wait for. `ahead`: how many may lie unread before the
@@ -171,7 +173,7 @@ class Driver:
             self._n_pausing += 1
             try:
                 while self._leader is not None or (self._steps_first and self._next_leader() is not None):
-                    self._idle.wait()
+                    self._idle.wait(_LOOK_AGAIN)
                 self._leader = threading.get_ident()
             finally:
                 self._n_pausing -= 1
@@ -207,7 +209,7 @@ class Driver:
                     if self._leader is None and (self._steps_first or not self._n_pausing):
                         self._lead()
                     else:
-                        stream._changed.wait()
+                        stream._changed.wait(_LOOK_AGAIN)
                 event = stream._events.popleft()
                 if event.is_last:
                     self._streams.pop(stream.handle, None)

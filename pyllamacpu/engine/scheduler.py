@@ -176,7 +176,9 @@ class Scheduler:
     def settle(self) -> None:
         """Carries out what was submitted and cancelled since the last step, as each step does first."""
         while self._arrived:
-            self._waiting.append(self._arrived.popleft())
+            if self._arrived[0] not in self._waiting:  # not as an interrupt has left it
+                self._waiting.append(self._arrived[0])
+            self._arrived.popleft()
         for handle in [h for h in self._unfinished() if h.cancelled]:  # also what an interrupt left here
             self._leave(handle)
 
@@ -191,15 +193,14 @@ class Scheduler:
             handle._sequence.close()
         if (session := handle._session) is not None:
             session.history = None
-        handle.state, handle._row = "finished", None
         if handle.drafts is not None:
             handle.drafts.drafter.close()
-        self._running = [h for h in self._running if h is not handle]
-        self._waiting = [h for h in self._waiting if h is not handle]
+        running, waiting = ([h for h in hs if h is not handle] for hs in (self._running, self._waiting))
+        handle.state, handle._row, self._running, self._waiting = "finished", None, running, waiting
 
     def _fail(self, handle: Handle, error: Exception) -> None:
+        self._events.append(Event(handle, error=error))  # first: an interrupt may come
         self._leave(handle, keep_pages=False)
-        self._events.append(Event(handle, error=error))
 
     def _finish(self, handle: Handle) -> None:
         generation, request, now = handle._generation, handle.request, time.perf_counter()
@@ -214,8 +215,8 @@ class Scheduler:
             request.n_image,
             sum(image.take_seconds() for image in request.images),
         )
-        self._leave(handle)
         self._events.append(Event(handle, text=generation.last_event(stats)))
+        self._leave(handle)
 
     # Admission
 
@@ -236,7 +237,6 @@ class Scheduler:
             page_seconds = self.costs.seconds(StepSize(prompt=PAGE))
             if self.disk is not None and begin_reading(self.disk, handle, page_seconds, self.on_loaded):
                 continue
-            self._waiting.remove(handle)
             self._begin(handle)
 
     def _fits(self, handle: Handle, claiming: Sequence[Handle]) -> bool:
@@ -246,8 +246,8 @@ class Scheduler:
 
     def _begin(self, handle: Handle) -> None:
         handle._admitted_at = handle._admitted_at or time.perf_counter()
-        handle.state = "reading"
-        self._running.append(handle)
+        waiting, running = [h for h in self._waiting if h is not handle], [*self._running, handle]
+        handle.state, self._waiting, self._running = "reading", waiting, running  # no interrupt comes between
         if handle._generation is not None:
             handle.hold_images()
             n = self.prefixes.extend(handle.sequence, handle.history[: handle.n_reusable])
@@ -265,10 +265,10 @@ class Scheduler:
             self.prefixes.insert(handle.sequence)
         handle.sequence.truncate(0)
         handle._states.clear()
-        handle.state, handle._looked_up = "waiting", False
-        self._running.remove(handle)
-        self._waiting.append(handle)
-        self._waiting.sort(key=lambda h: h.number)
+        handle._looked_up = False
+        waiting = sorted([*self._waiting, handle], key=lambda h: h.number)
+        running = [h for h in self._running if h is not handle]
+        handle.state, self._waiting, self._running = "waiting", waiting, running
 
     def _reserve(self, handle: Handle, n: int) -> bool:
         """Makes room for `n` more tokens, at the expense of the youngest request if there is no other way;
