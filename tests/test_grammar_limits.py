@@ -4,13 +4,16 @@ with the keyword and the path. Covers sampling/schemas.py, sampling/grammar_limi
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tiny_model import PIECES, write_model
 
@@ -188,19 +191,30 @@ BOMBS: dict[str, Callable[[], Grammar]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def ends() -> Iterator[None]:
+    """A mask that is never found ends the tests; nothing else would."""
+    faulthandler.dump_traceback_later(300, exit=True, file=2)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def write(compiler: GrammarCompiler, grammar: Grammar, choose: Callable[[npt.NDArray[np.intp]], int]) -> None:
+    """Up to 40 of the tokens that may come next."""
+    constraint = compiler.compile(grammar).start()
+    for _ in range(40):
+        tokens = np.flatnonzero(np.unpackbits(constraint.mask().view(np.uint8), bitorder="little"))
+        tokens = tokens[tokens > 2]
+        if constraint.is_complete or not len(tokens):
+            break
+        constraint.accept(choose(tokens))
+
+
 @pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
 def test_bombs_are_refused_or_harmless(compiler: GrammarCompiler, make: Callable[[], Grammar]) -> None:
     random, started = np.random.default_rng(1), time.thread_time()
-    try:
-        constraint = compiler.compile(make()).start()
-        for _ in range(40):
-            tokens = np.flatnonzero(np.unpackbits(constraint.mask().view(np.uint8), bitorder="little"))
-            tokens = tokens[tokens > 2]
-            if constraint.is_complete or not len(tokens):
-                break
-            constraint.accept(int(random.choice(tokens)))
-    except OptionError:
-        pass
+    with suppress(OptionError):
+        write(compiler, make(), lambda tokens: int(random.choice(tokens)))
     assert time.thread_time() - started < SECONDS
 
 
@@ -226,16 +240,8 @@ def test_texts_without_an_end_are_left_to_the_limit(
 ) -> None:
     """What may come next is told without following it to its end."""
     started = time.thread_time()
-    try:
-        constraint = compiler.compile(make()).start()
-        for _ in range(40):
-            tokens = np.flatnonzero(np.unpackbits(constraint.mask().view(np.uint8), bitorder="little"))
-            tokens = tokens[tokens > 2]
-            if constraint.is_complete or not len(tokens):
-                break
-            constraint.accept(int(tokens[0]))
-    except OptionError:
-        pass
+    with suppress(OptionError):
+        write(compiler, make(), lambda tokens: int(tokens[0]))
     assert time.thread_time() - started < SECONDS
 
 

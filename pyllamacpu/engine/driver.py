@@ -230,7 +230,7 @@ class Driver:
             finally:
                 try:
                     self._lock.acquire()
-                except BaseException:  # an interrupt, before it was had or after
+                except BaseException:  # an interrupt, before it was had or after: asked as Condition asks
                     if not self._lock._is_owned():  # type: ignore[attr-defined]
                         self._lock.acquire()
                     raise
