@@ -314,7 +314,7 @@ def test_nobody_is_asked_where_nobody_is(
             stdin=b"x",
         )
         assert result.code == 2 and "allowed: auto, required, weather, add, shout" in result.err
-    both = ["--tools", "tools.py", "--allow-tools", "-j", "{}"]
+    both = ["--tools", "tools.py", "--allow-tools", "--grammar", 'root ::= "a"']
     assert run("chat", "-m", "m.gguf", *both, stdin=b"x").code == 2
     result = run("chat", "-m", "m.gguf", "--tools", "missing.py", "--allow-tools", stdin=b"x")
     assert result.code == 1 and result.err.count("\n") == 1 and "missing.py" in result.err

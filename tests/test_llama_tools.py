@@ -251,11 +251,32 @@ def test_a_programs_own_completions_give_calls_too(tmp_path: Path) -> None:
             assert streamed(llm, **more)[1][0]["function"] == call["function"]
 
 
-def test_json_that_was_asked_for_is_never_a_call(llm: Llama) -> None:
-    schema = {"const": {"name": "weather", "parameters": {}}}
-    form = {"type": "json_object", "schema": schema}
-    message = chat(llm, tools=[WEATHER], response_format=form)["choices"][0]["message"]
-    assert json.loads(message["content"]) == schema["const"] and "tool_calls" not in message
+ANSWER: Any = {"type": "json_object", "schema": {"const": {"n": 1}}}
+
+
+def test_json_that_was_asked_for_beside_tools(llm: Llama) -> None:
+    """The answer is of the schema, or calls: what the model wants, and nothing else."""
+    seen = set()
+    for seed in range(40):
+        more: Any = {"tools": [WEATHER], "response_format": ANSWER, "seed": seed, "temperature": 3.0}
+        message = chat(llm, **more)["choices"][0]["message"]
+        if calls := message.get("tool_calls"):
+            assert {call["function"]["name"] for call in calls} == {"weather"} and message["content"] is None
+        else:
+            assert json.loads(message["content"]) == {"n": 1}
+        seen.add(bool(calls))
+    assert seen == {True, False}
+
+
+def test_a_call_that_must_come_is_all_of_the_answer(llm: Llama) -> None:
+    choice = chat(llm, tools=[WEATHER], tool_choice="required", response_format=ANSWER)["choices"][0]
+    assert choice["message"]["tool_calls"] and choice["finish_reason"] == "tool_calls"
+
+
+def test_a_form_beside_tools_that_cannot_be_enforced(llm: Llama) -> None:
+    for schema in ({"properties": {"a": {"pattern": "(?=x)"}}}, {"properties": {"a": {"multipleOf": 0}}}):
+        with pytest.raises(OptionError, match=r"^json_schema: #/properties/a"):
+            chat(llm, tools=[WEATHER], response_format={"type": "json_object", "schema": schema})
 
 
 def test_a_named_tool_may_be_strict(llm: Llama) -> None:

@@ -198,6 +198,34 @@ def test_calls_become_messages_where_a_template_takes_one(source: str, named: bo
     assert len(messages) == 5 and len(messages[1]["tool_calls"]) == 2
 
 
+@pytest.mark.parametrize("role", ["function", "tool"])
+def test_the_older_form_of_calls_is_read(role: str) -> None:
+    """OpenAI's `function_call`, whose results are `function`'s: both as tool calls, with ids."""
+    call = {"name": "f", "arguments": '{"a": "one"}'}
+    older = {"role": "assistant", "content": None, "function_call": call}
+    messages = [*user("x"), older, {"role": role, "name": "f", "content": "A"}, *user("y")]
+    source = ONE_CALL.replace("{{ m.content", "{{ m.tool_call_id }}{{ m.content")
+    template = ChatTemplate(source)
+    assert template.render(messages) == '<user>x<assistant>f{"a": "one"}<tool>call00000A<user>y'
+    assert missing_messages("xAy", messages) == [1]
+    both = {**older, "tool_calls": [{"id": "a", "type": "function", "function": call}]}
+    assert [c["id"] for c in MessageForms([both], template.abilities).chosen[0]["tool_calls"]] == ["a"]
+    knows = source.replace("<{{ m.role }}>", "<{{ 'f' if m.role == 'function' else m.role }}>")
+    assert ("<f>" in ChatTemplate(knows).render(messages)) == (role == "function")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(TURNS), messages)
+
+
+def test_calls_without_ids_get_them() -> None:
+    """As many templates ask for; results that name none are given theirs in order."""
+    calls = [{"function": {"name": "f", "arguments": {"a": a}}} for a in ("one", "two")]
+    both = [{"role": "assistant", "tool_calls": calls}, result(None, "A"), result(None, "B")]
+    chosen = MessageForms([*user("x"), *both, *both], ChatTemplate(OBJECTS).abilities).chosen
+    assert [c["id"] for m in chosen for c in m.get("tool_calls", ())] == [f"call0000{i}" for i in range(4)]
+    assert [m["tool_call_id"] for m in chosen if m["role"] == "tool"] == [f"call0000{i}" for i in range(4)]
+
+
 def test_calls_stay_together_where_a_template_takes_several() -> None:
     messages = [*user("x"), called("one", "two"), result("one", "A"), result("two", "B")]
     forms = MessageForms(messages, ChatTemplate(OBJECTS).abilities).chosen

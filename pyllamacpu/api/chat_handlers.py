@@ -119,11 +119,9 @@ def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> 
         names = ("functions", "function_call", "tools", "tool_choice")
         about_tools = {name: options.pop(name, None) for name in names}
         made = chat_formatter(messages=messages, **about_tools)
-        response_format = options.pop("response_format", None)
-        grammar = chosen_grammar(options.pop("grammar", None), response_format)
+        grammar = chosen_grammar(options.pop("grammar", None), options.pop("response_format", None))
         several = options.pop("parallel_tool_calls", None)
-        asked = {**about_tools, "parallel_tool_calls": several, "response_format": response_format}
-        offer = checked_offer(grammar, asked)
+        offer = checked_offer(grammar, {**about_tools, "parallel_tool_calls": several})
         if not all(name in made.prompt for name in offer.names):
             raise OptionError("this chat format does not show the model any tools; leave them out")
         n_top = options.pop("top_logprobs", None) or 0

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.prompts import check_list
 from pyllamacpu.errors import OptionError, TemplateError
 from pyllamacpu.sampling.grammar import Grammar
@@ -32,7 +31,7 @@ class ChatTools:
     """`offered` in OpenAI's shape. `form`: of the answer, where calls must have one (`form_of_answer`).
     `forced`: one of them must be called. `most`: calls that may come at once. `as_function`: calls are told
     in the older shape, `function_call`, and when one is `named` in both. `may_call`: whether the answer may
-    be calls, which one with a `response_format` never is. `schema_field`: where the schema of a tool's
+    be calls. `schema_field`: where the schema of a tool's
     arguments stands in it.
     """
 
@@ -90,15 +89,22 @@ def checked_offer(form: Grammar | None, asked: Mapping[str, Any]) -> ChatTools:
     """`chosen_tools` of a chat's arguments, beside the form of its answer. Raises OptionError."""
     names = ("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls")
     offer = chosen_tools(*map(asked.get, names))
-    if form is None:
+    if form is None or not offer.offered:
         return offer
+    if form.kind == "json_schema":
+        return calls_or_json(offer, form)
     if offer.forced:
-        raise OptionError("a call that must come does not go with a grammar or response_format")
-    if chosen_grammar(None, asked.get("response_format")) is not None:
-        return replace(offer, may_call=False, form=None)
+        raise OptionError("a call that must come does not go with a grammar")
     if offer.form is not None:
         raise OptionError("strict tools and parallel_tool_calls=False do not go with a grammar")
     return offer
+
+
+def calls_or_json(offer: ChatTools, form: Grammar) -> ChatTools:
+    """Of an answer that is calls or JSON of a schema. A call that must come is all of the answer."""
+    if offer.forced:
+        return offer
+    return replace(offer, form=form_of_answer(offer.offered, False, offer.most is None, form))
 
 
 def choose(offered: tuple[Tool, ...], choice: Any, as_function: bool, parallel: bool | None) -> ChatTools:
@@ -165,9 +171,12 @@ def _tool(value: Any, where: str) -> Tool:
     return {"type": "function", "function": dict(function)}
 
 
-def form_of_answer(tools: Sequence[Tool], forced: bool, several: bool) -> Grammar:
-    """Calls of these, with arguments of their schemas; unless `forced`, or a text. The JSON of a call is at
-    the beginning of the answer then, and a text does not begin with a brace.
+def form_of_answer(
+    tools: Sequence[Tool], forced: bool, several: bool, or_json: Grammar | None = None
+) -> Grammar:
+    """Calls of these, with arguments of their schemas; unless `forced`, or a text, or if there is `or_json`,
+    JSON of that schema. The JSON of a call is at the beginning of the answer then, and a text does not begin
+    with a brace.
     """
     alone = len(tools) == 1
     try:
@@ -175,7 +184,7 @@ def form_of_answer(tools: Sequence[Tool], forced: bool, several: bool) -> Gramma
     except RecursionError:
         raise OptionError("tools: a schema is nested too deep") from None
     form = forms[0] if alone else {"anyOf": forms}
-    return Grammar.tool_calls(form, several, not forced)
+    return Grammar.tool_calls(form, several, not forced and or_json is None, or_json)
 
 
 def _form(function: Mapping[str, Any], where: str) -> dict[str, Any]:

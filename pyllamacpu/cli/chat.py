@@ -92,8 +92,10 @@ def chat(context: click.Context, /, **parameters: Any) -> None:
     unchosen = unchosen_options(own, parameters)
     sampling, parameters["form"] = take_sampling(parameters, own), take_grammar(parameters)
     parameters["toolbox"] = take_tools(parameters)
-    if parameters["toolbox"] and parameters["form"]:
-        raise click.UsageError("--tools does not go with a grammar or a schema: an answer has one form")
+    if (form := parameters["form"]) and (toolbox := parameters["toolbox"]):
+        if form.kind != "json_schema":
+            raise click.UsageError("--tools goes with a JSON schema, not with a grammar")
+        toolbox.answers_in(form)
     choice.check_name()
     message = _first_message(parameters, interactive)
     timings, choice = choice.verbose, replace(choice, verbose=False)  # one line, behind the answer

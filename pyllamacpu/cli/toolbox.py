@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 
-from pyllamacpu.api.tools import ChatTools, choose
+from pyllamacpu.api.tools import ChatTools, calls_or_json, choose
 from pyllamacpu.cli.session import Event, Notice, Question
 from pyllamacpu.cli.tool_files import PythonTool
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.text.call_forms import ToolCall
 
 _MAX_RESULT = 1 << 14  # characters of a result that go to the model
@@ -32,6 +33,10 @@ class Toolbox:
             raise OptionError(f"--tool-choice {choice}: allowed: auto, required, {', '.join(self._tools)}")
         self.first = choose(offered, {"name": choice} if named else choice, False, None)
         self.later: ChatTools = choose(offered, "auto", False, None)
+
+    def answers_in(self, form: Grammar) -> None:
+        """Answers that call nothing are JSON of this schema."""
+        self.first, self.later = calls_or_json(self.first, form), calls_or_json(self.later, form)
 
     def run(self, call: ToolCall) -> Generator[Event, None, str]:
         """What the model gets for a call. The person is asked by a `Question`."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.images.parts import has_image
+from pyllamacpu.text.messages import calls_of
 
 Role = Literal["user", "agent"]
 
@@ -85,7 +86,7 @@ def _read(i: int, message: Any) -> tuple[str, str, list[Any]]:
             f"messages[{i}]: a guard's prompt has no place for the role {message.get('role')!r:.40}; it "
             "reads user and assistant"
         )
-    content, calls = message.get("content"), message.get("tool_calls") or ()
+    content, calls = message.get("content"), calls_of(message) or ()
     parts: Sequence[Any] = content if isinstance(content, (list, tuple)) else [{"text": content}]
     if content is None and calls:
         parts = ()

@@ -91,14 +91,19 @@ class Grammar:
         return cls("choice", json.dumps(list(texts)))
 
     @classmethod
-    def tool_calls(cls, call: Mapping[str, Any], several: bool, or_text: bool) -> Grammar:
+    def tool_calls(
+        cls, call: Mapping[str, Any], several: bool, or_text: bool, or_json: Grammar | None = None
+    ) -> Grammar:
         """A call in JSON, of the schema `call`; `several`: or more of them, a line or a semicolon between
-        two; `or_text`: or a text that does not begin as a call does, with a brace.
+        two; `or_text`: or a text that does not begin as a call does, with a brace; `or_json`: or an answer of
+        that schema.
         """
         from pyllamacpu.sampling.schemas import prepared
 
         try:
-            parts = {"call": prepared(call), "several": several, "or_text": or_text}
+            parts: dict[str, Any] = {"call": prepared(call), "several": several, "or_text": or_text}
+            if or_json is not None:
+                parts |= {"answer": json.loads(or_json.source), "answer_name": or_json.name}
             return cls("tool_calls", json.dumps(parts))
         except (ValueError, TypeError, RecursionError) as error:
             raise OptionError(f"tools: {error}") from None
@@ -284,15 +289,15 @@ def _compile_as(
 
 def _refusal(grammar: Grammar, message: str) -> OptionError:
     """The error of a grammar that cannot be enforced; for a schema, with the path and the keyword."""
-    schema: Any = None
-    if grammar.kind == "json_schema":
-        schema = json.loads(grammar.source)
-    elif grammar.kind == "tool_calls":
-        schema = json.loads(grammar.source)["call"]
-    if not isinstance(schema, dict):
+    if grammar.kind not in ("json_schema", "tool_calls"):
         return OptionError(f"{grammar.name}: {_first_line(message)}")
     from pyllamacpu.sampling.schemas import where_refused
 
+    schema: Any = json.loads(grammar.source)
+    if grammar.kind == "tool_calls":
+        answer, name, schema = schema.get("answer", {}), schema.get("answer_name"), schema["call"]
+        if _error_of(answer):
+            return OptionError(f"{name}: {where_refused(answer, _error_of)}")
     found = where_refused(schema, _error_of)
     if grammar.kind == "tool_calls" and (arguments := _ARGUMENTS.match(found)):
         call = schema if arguments[1] is None else schema["anyOf"][int(arguments[1])]
@@ -341,11 +346,25 @@ def _definition(grammar: Grammar) -> str:
     return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
 
 
-def _calls_in_lark(call: dict[str, Any], several: bool, or_text: bool) -> str:
-    start = "call (/[;\\n] ?/ call)*" if several else "call"
-    text = r"/(?s:([ \t\r\n]*[^ \t\r\n{].*)?)/"
-    schema = json.dumps({**call, "x-guidance": _JSON_OPTIONS})
-    return f"start: {start}{' | text' if or_text else ''}\ntext: {text}\ncall: %json {schema}\n"
+def _calls_in_lark(
+    call: dict[str, Any],
+    several: bool,
+    or_text: bool,
+    answer: dict[str, Any] | None = None,
+    answer_name: str = "",
+) -> str:
+    rules = {"call": f"%json {_in_lark(call)}"}
+    if or_text:
+        rules["text"] = r"/(?s:([ \t\r\n]*[^ \t\r\n{].*)?)/"
+    if answer is not None:
+        rules["answer"] = f"%json {_in_lark(answer)}"
+    calls = "call (/[;\\n] ?/ call)*" if several else "call"
+    start = " | ".join([calls, *(name for name in rules if name != "call")])
+    return "\n".join([f"start: {start}", *(f"{name}: {rule}" for name, rule in rules.items()), ""])
+
+
+def _in_lark(schema: dict[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
 
 
 class _Tokens:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from pyllamacpu.api.tools import ChatTools, check_parameters, choose
+from pyllamacpu.api.tools import ChatTools, calls_or_json, check_parameters, choose
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar, ToolSchemaError
 from pyllamacpu.server.errors import HTTPError
@@ -50,13 +50,16 @@ def make_tools(
 
 
 def beside_form(fields: Fields, tools: ChatTools, form: Grammar | None) -> ChatTools:
-    """The tools of an answer that may have a form: they are shown, and it is never a call then, as with the
-    `response_format` of the Python API. Raises HTTPError where a call must come.
+    """The tools of an answer that may have a form: beside JSON of a schema the answer is that, or calls.
+    Other forms it always has: tools are shown then, and it is never a call. Raises HTTPError where a call
+    must come.
     """
     if form is None or not tools.offered:
         return tools
+    if form.kind == "json_schema":
+        return calls_or_json(tools, form)
     if tools.forced:
-        raise fields.wrong("tool_choice", "a call that must come does not go with a form of the answer")
+        raise fields.wrong("tool_choice", f"a call that must come does not go with {form.name}")
     return replace(tools, may_call=False, form=None)
 
 

@@ -28,6 +28,7 @@ _ARGUMENTS_TEXT = json.dumps(_ARGUMENTS)
 _PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was printed instead of read
 _PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
 _TOOL_ROLES = ("tool", "ipython", "function")
+_KNOWN_AS = {"developer": "system", "function": "tool"}  # by templates that do not know them
 _NO_ROLE = "prbrole"  # of which no template has heard
 _QUESTION = {"role": "user", "content": "x"}
 _STRING = {"type": "string", "description": "x"}
@@ -144,9 +145,10 @@ class Abilities:
         """Whether this role is more to the template than any word: it is shown in another way."""
 
         def ask() -> bool:
-            own = self._render(_conversation(role, _WORD))
+            said = _conversation(role, _WORD)
+            own = self._render(said)
             try:
-                other = self._render(_conversation(_NO_ROLE, _WORD))
+                other = self._render([{**m, "role": _NO_ROLE} if m["role"] == role else m for m in said])
             except RenderError as error:
                 if error.kind == "stopped":
                     raise
@@ -233,6 +235,7 @@ class MessageForms:
 
     What the caller gave stays where the template can take it. Fields that are null or empty are left out.
     Several messages of the system's at the beginning are one where the template takes only one.
+    OpenAI's older `function_call` and its results (role `function`) are tool calls and theirs.
     Calls that the template does not show are written in the content as JSON; several in a message, where it
     takes only one, become messages of their own, each before its result.
     Raises TemplateError for messages that are not mappings with a role, and for parts that a template for
@@ -242,6 +245,7 @@ class MessageForms:
     def __init__(self, messages: Iterable[Message], abilities: Abilities) -> None:
         self._abilities = abilities
         self.chosen = [self._formed(message, i) for i, message in enumerate(messages)]
+        _give_ids(self.chosen)
         self._join_systems()
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.chosen)
         if several and abilities.needs_single_calls():
@@ -254,6 +258,9 @@ class MessageForms:
             )
         copy = {key: value for key, value in deepcopy(dict(message)).items() if not _empty(key, value)}
         copy["role"] = role = self._role(copy["role"])
+        if calls := calls_of(copy):
+            copy["tool_calls"] = calls
+        copy.pop("function_call", None)
         if isinstance(copy.get("tool_calls"), list) and not self._abilities.shows_calls():
             copy = _with_written_calls(copy)
         if copy.get("content") is None:
@@ -281,13 +288,13 @@ class MessageForms:
             self.chosen[:n] = [{**self.chosen[0], "content": joined}]
 
     def _role(self, role: Any) -> Any:
-        """`developer` is `system` where the template does not know it: an unknown role it may print as it is,
-        or take for the user's.
+        """`developer` is `system`, and `function` is `tool`, where the template does not know it: an unknown
+        role it may print as it is, or take for the user's.
         """
-        if role != "developer" or not self._can_read("system"):
+        known = _KNOWN_AS.get(role) if isinstance(role, str) else None
+        if known is None or not self._can_read(known):
             return role
-        known = self._can_read("developer") and self._abilities.knows_role("developer")
-        return role if known else "system"
+        return role if self._can_read(role) and self._abilities.knows_role(role) else known
 
     def _can_read(self, role: str) -> bool:
         return self._abilities.reads_text(role) or self._abilities.reads_parts(role)
@@ -310,6 +317,35 @@ class MessageForms:
         if isinstance(arguments, Mapping) and not can.reads_argument_objects() and can.reads_argument_text():
             return json.dumps(arguments, ensure_ascii=False)
         return arguments
+
+
+def calls_of(message: Message) -> Any:
+    """A message's tool calls, OpenAI's older `function_call` among them."""
+    calls, call = message.get("tool_calls"), message.get("function_call")
+    if not isinstance(call, Mapping) or not call or not isinstance(calls or [], list):
+        return calls
+    functions = [each.get("function") for each in calls or () if isinstance(each, Mapping)]
+    more = [] if call in functions else [{"type": "function", "function": dict(call)}]
+    return [*(calls or ()), *more]
+
+
+def _give_ids(messages: Sequence[dict[str, Any]]) -> None:
+    """Calls without an id, as OpenAI's older form and Ollama have them, get one of nine characters, for which
+    some templates ask; the results behind them name it, in their order.
+    """
+    given = 0
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] in _TOOL_ROLES:
+            if waiting and not message.get("tool_call_id"):
+                message["tool_call_id"] = waiting.pop(0)
+            continue
+        waiting = []
+        for call in message.get("tool_calls") or ():
+            if isinstance(call, dict) and isinstance(call.get("function"), dict) and not call.get("id"):
+                call["id"] = f"call{given:05d}"
+                waiting.append(call["id"])
+                given += 1
 
 
 def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -412,7 +448,7 @@ def _texts(message: Message) -> list[str]:
     texts = [content] if isinstance(content, str) else []
     if isinstance(content, list):
         texts = [part if isinstance(part, str) else part.get("text", "") for part in content if part]
-    for call in message.get("tool_calls") or ():
+    for call in calls_of(message) or ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         if isinstance(function, Mapping):
             arguments = function.get("arguments")
