@@ -1,6 +1,6 @@
 """Attention of all kinds, against numpy: over pages and other spaces, and among the tokens of a batch.
 
-Covers csrc/exec/attention.c, rotation.c, self_attention.c, disentangled_attention.c, tile_attention.c. Each
+Covers csrc/exec/attention.c, self_attention.c, disentangled_attention.c, tile_attention.c. Each
 is also run on other threads, and most with the tokens in other batches: the same bits.
 """
 

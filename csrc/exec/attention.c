@@ -70,7 +70,7 @@ static int load_rows(const attention_job *job, const pl_group *g, int head, pl_i
             for (int d = 0; shrink && d < head_dim; d++)
                 scaled[d] *= shrink[d];
             if (job->space->k.rotation)
-                pl_rotate(scaled, head_dim, job->space->k.rotation);
+                job->plan->kernels->rotate(scaled, head_dim, job->space->k.rotation);
             s->pos[rows] = g->keys < 0 ? b->positions[t] : (int32_t)g->keys - 1;
             s->lo[rows] = g->keys < 0 ? first_key(job->op, b->positions[t]) : 0;
         }
@@ -96,7 +96,7 @@ static void write_rows(const attention_job *job, const pl_group *g, int head, in
         for (int d = 0; shift && s->pos[r] >= 0 && d < v_dim; d++)
             out[d] += shift[d];
         if (job->space->v.rotation)
-            pl_rotate(out, v_dim, job->space->v.rotation);
+            job->plan->kernels->rotate(out, v_dim, job->space->v.rotation);
     }
 }
 

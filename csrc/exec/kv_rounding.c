@@ -60,7 +60,7 @@ static void turn_both(float *s, int n, int run)
 {
     for (int side = 0; side < 2; side++) {
         for (int i = 0; i < n; i++)
-            pl_rotate(s + (int64_t)i * n, n, run);
+            pl_kernels_current()->rotate(s + (int64_t)i * n, n, run);
         for (int i = 0; i < n; i++)
             for (int j = 0; j < i; j++) {
                 float x = s[i * n + j];
@@ -170,8 +170,8 @@ int pl_cache_shape_keys(pl_cache *c, int layer, int head, const pl_key_statistic
     }
     memcpy(mean, x->mean, sizeof(float) * (size_t)n);
     memcpy(first, x->first, sizeof(float) * (size_t)n);
-    pl_rotate(mean, n, c->k.rotation);
-    pl_rotate(first, n, c->k.rotation);
+    pl_kernels_current()->rotate(mean, n, c->k.rotation);
+    pl_kernels_current()->rotate(first, n, c->k.rotation);
     move_mean(mean, first, n);
     return PL_OK;
 }
@@ -186,10 +186,7 @@ static float *shift_at(const pl_cache *c, int layer, int head)
     return c->shifts + ((int64_t)layer * c->kv_heads + head) * c->v.head_dim;
 }
 
-const float *pl_value_shift_of(const pl_cache *c, int layer, int head)
-{
-    return c->shifts ? shift_at(c, layer, head) : NULL;
-}
+const float *pl_value_shift_of(const pl_cache *c, int layer, int head) { return c->shifts ? shift_at(c, layer, head) : NULL; }
 
 int pl_cache_shift_values(pl_cache *c, int layer, int head, const float *mean, const float *first)
 {
@@ -205,8 +202,8 @@ int pl_cache_shift_values(pl_cache *c, int layer, int head, const float *mean, c
     float *shift = shift_at(c, layer, head), turned[PL_MAX_HEAD_DIM];
     memcpy(shift, mean, sizeof(float) * (size_t)n);
     memcpy(turned, first, sizeof(float) * (size_t)n);
-    pl_rotate(shift, n, c->v.rotation);
-    pl_rotate(turned, n, c->v.rotation);
+    pl_kernels_current()->rotate(shift, n, c->v.rotation);
+    pl_kernels_current()->rotate(turned, n, c->v.rotation);
     move_mean(shift, turned, n);
     return PL_OK;
 }

@@ -47,12 +47,12 @@ const char *check_rope_store(const pl_plan *plan, const pl_op *op)
 }
 
 /* A head as its tile keeps it: x itself, or turned, less what its cache takes off. */
-static const float *turned_head(const pl_kv_tile *tile, const float *x, const float *shift, float *turned)
+static const float *turned_head(const pl_plan *plan, const pl_kv_tile *tile, const float *x, const float *shift, float *turned)
 {
     if (!tile->rotation)
         return x;
     memcpy(turned, x, sizeof(float) * (size_t)tile->head_dim);
-    pl_rotate(turned, tile->head_dim, tile->rotation);
+    plan->kernels->rotate(turned, tile->head_dim, tile->rotation);
     for (int d = 0; shift && d < tile->head_dim; d++)
         turned[d] -= shift[d];
     return turned;
@@ -79,7 +79,7 @@ static void store_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t t0, 
             const float *key = pl_row(plan, f->k, t0 + i) + head * dim;
             for (int d = 0; d < dim; d++)
                 turned[i][d] = key[d] * rounding.stretch[d];
-            pl_rotate(turned[i], dim, c->k.rotation);
+            plan->kernels->rotate(turned[i], dim, c->k.rotation);
             for (int d = 0; d < dim; d++)
                 turned[i][d] -= rounding.mean[d];
             keys[i] = (pl_key_store){key_tile(plan, f, t0 + i, head), plan->batch.positions[t0 + i] % PL_TILE, turned[i]};
@@ -119,9 +119,9 @@ int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
             uint8_t *tile = key_tile(plan, f, t, h);
             float turned[PL_MAX_HEAD_DIM], *v = pl_row(plan, f->v, t) + h * v_dim;
             if (!pl_key_rounding_of(c, f->layer, (int)h).factors)
-                plan->kernels->store_k(&c->k, tile, slot, turned_head(&c->k, x, NULL, turned));
+                plan->kernels->store_k(&c->k, tile, slot, turned_head(plan, &c->k, x, NULL, turned));
             const float *shift = pl_value_shift_of(c, f->layer, (int)h);
-            plan->kernels->store_v(&c->v, tile + c->k.bytes, slot, turned_head(&c->v, v, shift, turned));
+            plan->kernels->store_v(&c->v, tile + c->k.bytes, slot, turned_head(plan, &c->v, v, shift, turned));
         }
         if (c->rounding)
             store_all_rounded(plan, f, begin, end, heads);

@@ -18,9 +18,6 @@ struct pl_cache {
     float *shifts;                  /* of values (kv_rounding.c); NULL: none was given */
 };
 
-/* rotation.c: turns a head in place, `run` neighbouring elements together, by a matrix that is its own inverse. */
-void pl_rotate(float *x, int head_dim, int run);
-
 static inline int64_t pl_cache_offset(const struct pl_cache *c, int layer, int head)
 {
     return ((int64_t)layer * c->kv_heads + head) * (c->k.bytes + c->v.bytes);

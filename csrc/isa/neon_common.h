@@ -52,6 +52,10 @@ PL_INLINE vf vf_lut16_f(const float *table, vf index) /* index: whole, 0 ... 15 
     x = vld1q_lane_f32(table + vgetq_lane_u32(i, 2), x, 2);
     return vld1q_lane_f32(table + vgetq_lane_u32(i, 3), x, 3);
 }
+PL_INLINE vf vf_swap(vf a, const int distance) /* lane l from l ^ distance */
+{
+    return distance == 1 ? vrev64q_f32(a) : vextq_f32(a, a, 2);
+}
 PL_INLINE vf first_pairs(vf a, vf b) /* the low (of last_pairs: the high) halves of a and b */
 {
     return vreinterpretq_f32_f64(vtrn1q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));

@@ -41,6 +41,7 @@ PL_INLINE vf vf_pick_less(vf a, vf b, vf x, vf y) { return a < b ? x : y; }     
 PL_INLINE unsigned vf_mask_not_above(vf a, vf b) { return a <= b; }                 /* bit l: a <= b in lane l */
 PL_INLINE vf vf_lut16_f(const float *table, vf index) { return table[(int)index]; } /* index: whole, 0 ... 15 */
 PL_INLINE vf vf_gather(const float *p, const int32_t *at) { return p[*at]; }
+PL_INLINE vf vf_swap(vf a, const int distance) { return (void)distance, a; }        /* lane l from l ^ distance */
 PL_INLINE void vf_transpose(vf *r) { (void)r; }                                     /* VL registers of VL lanes */
 PL_INLINE vf vf_exp2i(vf n) { return pl_f32_from_bits((uint32_t)((int32_t)n + 127) << 23); }
 PL_INLINE vf vf_scale2(vf p, vf n) { return p * vf_exp2i(n); }

@@ -94,6 +94,12 @@ PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
     __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), lane);
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(below));
 }
+PL_INLINE vf vf_swap(vf a, const int distance) /* lane l from l ^ distance */
+{
+    return distance == 1   ? _mm256_permute_ps(a, 0xb1)
+           : distance == 2 ? _mm256_permute_ps(a, 0x4e)
+                           : _mm256_permute2f128_ps(a, a, 1);
+}
 PL_INLINE float vf_hsum(vf a)
 {
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

@@ -89,6 +89,15 @@ PL_INLINE vf vf_select_below(int first, int limit, vf x, vf y)
         _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(first));
     return _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(limit)), y, x);
 }
+PL_INLINE vf vf_swap(vf a, const int distance) /* lane l from l ^ distance */
+{
+    switch (distance) {
+    case 1: return _mm512_permute_ps(a, 0xb1);
+    case 2: return _mm512_permute_ps(a, 0x4e);
+    case 4: return _mm512_shuffle_f32x4(a, a, 0xb1);
+    default: return _mm512_shuffle_f32x4(a, a, 0x4e);
+    }
+}
 PL_INLINE float vf_hsum(vf a)
 {
     __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));

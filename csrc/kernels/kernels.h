@@ -47,7 +47,7 @@ extern int pl_gemv_asks;
 typedef struct {
     int type; /* one of exec/kv_types.def */
     int head_dim;
-    int rotation;   /* this many neighbouring dims are turned together (exec/rotation.c); 0: as they are */
+    int rotation;   /* this many neighbouring dims are turned together (kernels/rotation.inc); 0: as they are */
     int64_t bytes;  /* of one head's tile, 64-byte aligned */
     int64_t scales; /* offset of the scales (quantized kinds), else 0 */
 } pl_kv_tile;
@@ -117,6 +117,7 @@ typedef struct {
     KERNEL(void, silu_mul, (const float *gate, const float *up, float *y, int64_t n)) /* n padded to 16 */ \
     KERNEL(void, add, (const float *a, const float *b, float *y, int64_t n)) \
     KERNEL(void, rope, (float *x, const float *cos_sin, int n_heads, int head_dim, int rope_dim)) \
+    KERNEL(void, rotate, (float *x, int head_dim, int run)) /* in place */ \
     KERNEL(void, store_k, (const pl_kv_tile *, uint8_t *tile, int slot, const float *k)) \
     /* 4-bit keys of one head, rounded one dim after another as exec/kv_rounding.c has it */ \
     KERNEL(void, store_keys, (const pl_kv_tile *, const float *factors, const pl_key_store *keys, int n_keys)) \

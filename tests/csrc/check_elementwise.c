@@ -1,4 +1,5 @@
-/* quantize (bit for bit), rms_norm, layer_norm, gelu, silu_mul, add and rope against double precision. */
+/* quantize (bit for bit), rms_norm, layer_norm, gelu, silu_mul, add and rope against double precision; rotate
+ * bit for bit. */
 #include "check.h"
 
 static size_t floats(int n) { return sizeof(float) * (size_t)n; }
@@ -327,6 +328,33 @@ static void check_rope(int n_heads, int head_dim, int rope_dim)
     guarded_free(tiers[0], table);
 }
 
+/* Hadamard's matrix of `run` rows times each part of x: sums and differences of halves, twice as long from round to round. */
+static void check_rotate(int head_dim, int run)
+{
+    begin_case("rotate head_dim=%d run=%d", head_dim, run);
+    float *x = random_row(head_dim, 5), *want = random_row(head_dim, 5);
+    memcpy(want, x, floats(head_dim));
+    for (int half = 1; half < run; half *= 2)
+        for (int i = 0; i < head_dim; i++)
+            if (!(i & half)) {
+                const float low = want[i], high = want[i + half];
+                want[i] = low + high;
+                want[i + half] = low - high;
+            }
+    for (int i = 0; i < head_dim; i++)
+        want[i] *= 1.0f / sqrtf((float)run);
+    for (int k = 0; k < n_tiers; k++) {
+        float *y = guarded(floats(head_dim), odd());
+        memcpy(y, x, floats(head_dim));
+        tiers[k]->rotate(y, head_dim, run);
+        if (memcmp(y, want, floats(head_dim)) != 0)
+            fail(tiers[k], "other bits");
+        guarded_free(tiers[k], y);
+    }
+    guarded_free(tiers[0], want);
+    guarded_free(tiers[0], x);
+}
+
 void check_elementwise(void)
 {
     static const int sizes[] = {1, 8, 15, 16, 17, 48, 64, 100, 576, 1000, 4096};
@@ -350,4 +378,7 @@ void check_elementwise(void)
     for (int i = 0; i < COUNT(dims); i++)
         for (int part = 1; part <= 2; part++)
             check_rope(1 + random_below(5), dims[i], dims[i] / part / 2 * 2);
+    static const int heads[] = {4, 8, 12, 16, 20, 24, 32, 64, 80, 96, 128, 192, 256, 576};
+    for (int i = 0; i < COUNT(heads); i++)
+        check_rotate(heads[i], heads[i] & -heads[i]);
 }

@@ -160,6 +160,27 @@ static void check_nan(const pl_kernels *tier, const pl_kv_tile *tile)
     guarded_free(tier, bytes);
 }
 
+/* One element that is inf or NaN makes its block of 32 NaN, and no other. */
+static void check_spoilt(const pl_kernels *tier, const pl_kv_tile *tile, store_fn *store, read_fn *read, const float *values)
+{
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    const int dim = tile->head_dim, at = random_below(dim);
+    uint8_t *bytes = guarded((size_t)tile->bytes, 0);
+    float *x = guarded(sizeof(float) * (size_t)dim, 4), want[1024];
+    memset(bytes, 0, (size_t)tile->bytes);
+    memcpy(x, values, sizeof(float) * (size_t)dim);
+    kv_expected(tile->type, dim, x, want);
+    x[at] = bad[random_below(COUNT(bad))];
+    store(tile, bytes, 3, x);
+    for (int i = 0; i < dim; i++) {
+        float got = read(tile, bytes, 3, i);
+        if (i / 32 == at / 32 ? !isnan(got) : got != want[i])
+            fail(tier, "%g at %d: dim %d stored as %g", (double)x[at], at, i, (double)got);
+    }
+    guarded_free(tier, x);
+    guarded_free(tier, bytes);
+}
+
 /* What each code should be: the nearest to what is wanted of its dim, given the errors of those before it. Tiers may round
  * sums differently, so a code may be as far off as those allow. */
 static void check_rounded(const pl_kernels *tier, const pl_kv_tile *tile, const uint8_t *bytes, int slot, const float *x,
@@ -245,7 +266,10 @@ void check_kv(void)
                 for (int i = 0; i < n_tiers; i++) {
                     check_store(tiers[i], &tile, tiers[i]->store_k, kv_key, "key", x);
                     check_store(tiers[i], &tile, tiers[i]->store_v, kv_value, "value", x);
-                    if (!is_quantized(tile.type))
+                    if (is_quantized(tile.type)) {
+                        check_spoilt(tiers[i], &tile, tiers[i]->store_k, kv_key, x);
+                        check_spoilt(tiers[i], &tile, tiers[i]->store_v, kv_value, x);
+                    } else
                         check_nan(tiers[i], &tile);
                 }
                 guarded_free(tiers[0], x);

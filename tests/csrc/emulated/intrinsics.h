@@ -156,6 +156,15 @@ PL_INLINE emulated_m512 emulated_shuffle_f32x4(emulated_m512 a, emulated_m512 b,
     return emulated_loadu_ps(to);
 }
 
+PL_INLINE emulated_m512 emulated_permute_ps(emulated_m512 a, int order)
+{
+    float from[16], to[16];
+    emulated_storeu_ps(from, a);
+    for (int i = 0; i < 16; i++)
+        to[i] = from[i / 4 * 4 + (order >> (2 * (i % 4)) & 3)];
+    return emulated_loadu_ps(to);
+}
+
 PL_INLINE emulated_m512 emulated_castps256_ps512(__m256 x) { return (emulated_m512){{x, _mm256_castsi256_ps(_mm256_set1_epi8(0x5a))}}; }
 PL_INLINE emulated_m512i emulated_castsi256_si512(__m256i x) { return (emulated_m512i){{x, _mm256_set1_epi8(0x5a)}}; }
 PL_INLINE emulated_m512i emulated_inserti64x4(emulated_m512i a, __m256i x, int half)
