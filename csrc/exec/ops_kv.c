@@ -73,7 +73,7 @@ static void store_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t t0, 
     const int dim = c->k.head_dim;
     float turned[PL_STORE_KEYS][PL_SHAPED_DIM];
     pl_key_store keys[PL_STORE_KEYS];
-    for (int n; rounding.factors && t0 < t1; t0 += n) {
+    for (int n; t0 < t1; t0 += n) {
         n = t1 - t0 < PL_STORE_KEYS ? (int)(t1 - t0) : PL_STORE_KEYS;
         for (int i = 0; i < n; i++) {
             const float *key = pl_row(plan, f->k, t0 + i) + head * dim;
@@ -88,44 +88,53 @@ static void store_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t t0, 
     }
 }
 
-/* Those among items [begin, end), which are the heads of token after token, queries before keys. */
-static void store_all_rounded(pl_plan *plan, const pl_op_rope_store *f, int64_t begin, int64_t end, int64_t heads)
+/* Keys and values of tokens [t0, t1) of a KV head. */
+static void store_head(pl_plan *plan, const pl_op_rope_store *f, int64_t t0, int64_t t1, int head)
 {
-    for (int head = 0; head < plan->spaces[f->space]->kv_heads; head++) {
-        const int64_t item = f->n_heads + head; /* of token 0 */
-        store_rounded(plan, f, (begin - item + heads - 1) / heads, (end - item + heads - 1) / heads, head);
+    const pl_cache *c = plan->spaces[f->space];
+    const int is_rounded = pl_key_rounding_of(c, f->layer, head).factors != NULL;
+    const float *shift = pl_value_shift_of(c, f->layer, head);
+    float turned[PL_MAX_HEAD_DIM];
+    if (is_rounded)
+        store_rounded(plan, f, t0, t1, head);
+    for (int64_t t = t0; t < t1; t++) {
+        const int slot = plan->batch.positions[t] % PL_TILE;
+        uint8_t *tile = key_tile(plan, f, t, head);
+        const float *k = pl_row(plan, f->k, t) + head * c->k.head_dim, *v = pl_row(plan, f->v, t) + head * c->v.head_dim;
+        if (!is_rounded)
+            plan->kernels->store_k(&c->k, tile, slot, turned_head(plan, &c->k, k, NULL, turned));
+        plan->kernels->store_v(&c->v, tile + c->k.bytes, slot, turned_head(plan, &c->v, v, shift, turned));
     }
 }
 
+/* Tokens that are stored head by head: keys of neighbouring positions share cache lines, and those that are rounded dim after dim
+ * are so side by side. Tokens of a sequence each share nothing. */
+static int64_t tokens_of_group(const pl_batch *b)
+{
+    return b->n_tokens >= 4 * PL_TILE ? PL_TILE : b->n_tokens >= 2 * b->n_sequences ? PL_STORE_KEYS : 1;
+}
+
+/* Items are the heads of group after group, queries before keys. */
 int64_t run_rope_store(pl_plan *plan, const pl_op *op, pl_work_queue *queue)
 {
     const pl_op_rope_store *f = &op->rope_store;
-    const pl_batch *b = &plan->batch;
     const pl_cache *c = plan->spaces[f->space];
-    const int k_dim = c->k.head_dim, v_dim = c->v.head_dim, rope_dim = f->rope >= 0 ? (int)plan->buffers[f->rope].width : 0;
-    int64_t begin, end, heads = f->n_heads + c->kv_heads, n = b->n_tokens * heads;
-    /* Keys of neighbouring positions share cache lines: a long prompt is cut into pages. */
-    while (PL_TAKE(n, pl_unit(b->n_tokens, heads), b->n_tokens >= 4 * PL_TILE ? heads * PL_TILE : (heads + 3) / 4)) {
+    const int dim = c->k.head_dim, rope_dim = f->rope >= 0 ? (int)plan->buffers[f->rope].width : 0;
+    const int64_t tokens = plan->batch.n_tokens, heads = f->n_heads + c->kv_heads;
+    const int64_t group = tokens_of_group(&plan->batch), groups = (tokens + group - 1) / group;
+    int64_t begin, end;
+    while (PL_TAKE(groups * heads, pl_unit(tokens, heads), tokens >= 4 * PL_TILE ? heads : (heads + 3) / 4)) {
         for (int64_t item = begin; item < end; item++) {
-            int64_t t = item / heads, h = item % heads;
-            const float *table = rope_dim ? pl_row(plan, f->rope, t) : NULL;
-            float *x = h < f->n_heads ? pl_row(plan, f->q, t) + h * k_dim : pl_row(plan, f->k, t) + (h - f->n_heads) * k_dim;
-            if (table)
-                plan->kernels->rope(x, table, 1, k_dim, rope_dim);
-            h -= f->n_heads;
-            if (h < 0)
-                continue;
-            const int slot = b->positions[t] % PL_TILE;
-            uint8_t *tile = key_tile(plan, f, t, h);
-            float turned[PL_MAX_HEAD_DIM], *v = pl_row(plan, f->v, t) + h * v_dim;
-            if (!pl_key_rounding_of(c, f->layer, (int)h).factors)
-                plan->kernels->store_k(&c->k, tile, slot, turned_head(plan, &c->k, x, NULL, turned));
-            const float *shift = pl_value_shift_of(c, f->layer, (int)h);
-            plan->kernels->store_v(&c->v, tile + c->k.bytes, slot, turned_head(plan, &c->v, v, shift, turned));
+            const int64_t t0 = item / heads * group, t1 = t0 + group < tokens ? t0 + group : tokens;
+            const int h = (int)(item % heads), kv_head = h - f->n_heads;
+            for (int64_t t = t0; rope_dim && t < t1; t++) {
+                float *x = kv_head < 0 ? pl_row(plan, f->q, t) + h * dim : pl_row(plan, f->k, t) + kv_head * dim;
+                plan->kernels->rope(x, pl_row(plan, f->rope, t), 1, dim, rope_dim);
+            }
+            if (kv_head >= 0)
+                store_head(plan, f, t0, t1, kv_head);
         }
-        if (c->rounding)
-            store_all_rounded(plan, f, begin, end, heads);
         PL_DONE();
     }
-    return n;
+    return groups * heads;
 }
