@@ -137,8 +137,10 @@ def _continue(
         grammar=parameters["form"],
         **more,
     )
-    said = _said(before + behind, parameters)
-    last = shown.events(start() if shield is None else shield.answer(said, len(tokens), start))
+    if shield is None:
+        last = shown.events(start())
+    else:
+        last = shown.events(shield.answer(_said(before + behind, parameters), len(tokens), start))
     shown.end(behind if parameters["display_prompt"] else "")
     if last.finish_reason == "loop":
         click.echo("[stopped: the text repeats itself; --no-stop-loops lets it]", err=True)

@@ -55,12 +55,14 @@ shield_options = options(
 
 def take_shield(parameters: dict[str, Any]) -> ShieldOptions | None:
     """What the two options ask for; they leave the parameters. Raises click.UsageError, StoreError."""
+    guard, names = parameters.pop("guard"), parameters.pop("shield")
+    policy = {name: parameters.pop(f"guard_{name}") for name in ("category", "exclude", "threshold")}
+    if guard is None and names is None and not any(policy.values()):
+        return None
     from pyllamacpu.safety.scanners.models import PROMPT_GUARD_VARIABLE
     from pyllamacpu.safety.shield import ShieldOptions
     from pyllamacpu.safety.shield_scanners import SCANNERS
 
-    guard, names = parameters.pop("guard"), parameters.pop("shield")
-    policy = {name: parameters.pop(f"guard_{name}") for name in ("category", "exclude", "threshold")}
     given = _once("--shield", (_named_model(text) for text in (names or "").split(",") if text.strip()))
     known = (*SCANNERS, "guard")
     if names is not None and not given:
