@@ -16,7 +16,7 @@ from tiny_llama import N_VOCAB, ROOT, llm, no_text, nothing_was_warned_of, path,
 from tiny_model import BOS, write_model
 
 from pyllamacpu import Llama, LogitsProcessorList, StoppingCriteriaList
-from pyllamacpu.api.caches import LlamaRAMCache
+from pyllamacpu.api.caches import LlamaDiskCache, LlamaRAMCache
 from pyllamacpu.errors import (
     ContextError,
     ModelError,
@@ -187,6 +187,36 @@ def test_states_that_do_not_fit(path: Path, tmp_path: Path, llm: Llama) -> None:
         other.load_state(state)
 
 
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_states_of_models_that_differ_in_what_no_name_tells(
+    path: Path, tmp_path: Path, llm: Llama, kind: str
+) -> None:
+    """Rope's stretching, constants that are overridden, the weights of another model with the same name. A
+    cache is as exact.
+    """
+    llm.eval([BOS] * 50)
+    cache = LlamaRAMCache() if kind == "ram" else LlamaDiskCache(str(tmp_path / "kept"))
+    cache[[BOS] * 50] = llm.save_state()
+    state = cache[[BOS] * 50]
+    tuned = write_model(tmp_path / "tuned.gguf", seed=5)
+    others: list[dict[str, Any]] = [
+        {"model_path": str(path), "rope_freq_scale": 0.5},
+        {"model_path": str(path), "kv_overrides": {"llama.attention.layer_norm_rms_epsilon": 0.01}},
+        {"model_path": str(tuned)},
+    ]
+    for options in others:
+        with Llama(n_ctx=128, kv_type="f32", **options) as other:
+            with pytest.raises(ModelError, match="another model"):
+                other.load_state(state)
+            assert other.n_tokens == 0
+    copied = tmp_path / "copied.gguf"
+    copied.write_bytes(path.read_bytes())
+    for earlier in (state, dataclasses.replace(state, weights="")):  # as older versions have written it
+        with Llama(str(copied), n_ctx=64, kv_type="f32") as other:
+            other.load_state(earlier)
+            assert other.n_tokens == 50
+
+
 def test_a_state_of_nothing(llm: Llama) -> None:
     state = llm.save_state()
     llm.eval([BOS])
@@ -212,6 +242,7 @@ def test_a_state_of_nothing(llm: Llama) -> None:
         ("scores", np.zeros((1, 1), np.float32)),
         ("seed", "1"),
         ("seeds", (1, 2)),
+        ("weights", b""),
         ("sampler", [1]),
         ("sampler", {"options": None, "state": {}, "accepted": []}),
     ],

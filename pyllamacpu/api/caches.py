@@ -187,7 +187,7 @@ class LlamaDiskCache(BaseLlamaCache):
 
 
 def _pack(state: LlamaState) -> dict[str, Any]:
-    facts = {"model": state.model, "seed": state.seed}
+    facts = {"model": state.model, "seed": state.seed, "weights": state.weights}
     return {
         "input_ids": state.input_ids[: state.n_tokens],
         "scores": state.scores,
@@ -200,7 +200,14 @@ def _unpack(arrays: Any) -> LlamaState:
     facts, data = json.loads(str(arrays["facts"])), arrays["llama_state"].tobytes()
     ids = arrays["input_ids"]
     return LlamaState(
-        ids, arrays["scores"], len(ids), data, len(data), facts["seed"], model=tuple(facts["model"])
+        ids,
+        arrays["scores"],
+        len(ids),
+        data,
+        len(data),
+        facts["seed"],
+        model=tuple(facts["model"]),
+        weights=facts.get("weights", ""),
     )
 
 

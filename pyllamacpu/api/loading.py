@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.drafts import source_of_drafts
+from pyllamacpu.api.state import weights_digest
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.pages import PAGE
@@ -102,6 +103,12 @@ class LoadedModel:
         template = choose_template(self.metadata, self.chat_template)
         warn_of_foreign_tokens(template, self.tokenizer)
         return template
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Tells the model apart from others in saved states; made when one is first saved or loaded."""
+        assert self.engine is not None
+        return weights_digest(self.file, self.engine.config)
 
     def with_template(self, chosen: str | Format | None) -> LoadedModel:
         """The same model with another way to make prompts. Raises TemplateError."""

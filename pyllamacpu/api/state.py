@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.engine.session import Logits, Session
-from pyllamacpu.errors import OptionError
+from pyllamacpu.errors import ModelError, OptionError
+from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.model.config import ModelConfig
 
 
 @dataclass(eq=False)
@@ -25,6 +28,7 @@ class LlamaState:
     model: what it fits: only the same model with the same cache types and precision. () is not compared.
     seeds: where the series of seeds for coming calls is; None leaves it where it is.
     sampler: options and state of the sampler behind `Llama.sample`.
+    weights: `weights_digest` of the model. "" is not compared.
     """
 
     input_ids: npt.NDArray[np.intc]
@@ -36,6 +40,7 @@ class LlamaState:
     model: tuple[Any, ...] = ()
     seeds: tuple[Any, ...] | None = None
     sampler: Any = None
+    weights: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -70,12 +75,47 @@ def check_state(state: Any, n_vocab: int, n_ids: int) -> LlamaState:
         "llama_state": lambda: isinstance(state.llama_state, bytes),
         "scores": lambda: _is_logits(state.scores, (len(state.scores), n_vocab)),
         "seed": lambda: type(state.seed) is int and -1 <= state.seed < 1 << 64,
+        "weights": lambda: isinstance(state.weights, str),
         "seeds": lambda: state.seeds is None or _are_seeds(state.seeds),
     }
     for name, sound in checks.items():
         if not _holds(sound):
             raise OptionError(f"the saved state is damaged, or not of this program: its {name}")
     return state
+
+
+def check_same_model(state: LlamaState, fingerprint: tuple[Any, ...], weights: str) -> None:
+    """Raises ModelError for a state of another model than the one that these tell. What the state does not
+    say is not compared.
+    """
+    if state.model and state.model != fingerprint:
+        raise ModelError(
+            f"the state is of another model, cache type or precision: {state.model}, here {fingerprint}"
+        )
+    if state.weights and state.weights != weights:
+        raise ModelError(
+            "the state is of another model: its weights, or constants such as those of rope, are not the same"
+        )
+
+
+def weights_digest(file: GGUFFile, config: ModelConfig) -> str:
+    """Tells models apart whose keys and values differ: by constants such as rope's, which options override,
+    by types, and by a sample of every tensor. Raises GGUFError when the file was cut short.
+    """
+    found = hashlib.sha256(repr(list(_facts(config))).encode())
+    for name, info in sorted(file.tensors.items()):
+        found.update(repr((name, info.shape, info.type.name)).encode())
+        found.update(file.sample(name))
+    return found.hexdigest()[:32]
+
+
+def _facts(config: Any) -> Iterator[tuple[str, Any]]:
+    """What a config says beside the defaults: a constant that a later version adds changes nothing."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name == "n_ctx_train" or (field.default is not MISSING and value == field.default):
+            continue
+        yield field.name, list(_facts(value)) if is_dataclass(value) else value
 
 
 def saved_scores(session: Session) -> Logits:

@@ -23,7 +23,7 @@ from pyllamacpu.api.loading import LoadedModel, kv_limit, make_scheduler
 from pyllamacpu.api.overrides import generate_by_hand, is_overridden
 from pyllamacpu.api.prompts import warn_retired
 from pyllamacpu.api.sampling_arguments import SamplingKeywords, sampling_options, with_sampling
-from pyllamacpu.api.state import LlamaState, check_state, saved_scores
+from pyllamacpu.api.state import LlamaState, check_same_model, check_state, saved_scores
 from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
@@ -453,6 +453,7 @@ class Tokens(ImageCalls):
             model=self._fingerprint(),
             seeds=self._seeds.getstate(),
             sampler=self._step_sampler.get_state(),
+            weights=self._parts.weights_digest,
         )
 
     def load_state(self, state: LlamaState) -> None:
@@ -463,11 +464,7 @@ class Tokens(ImageCalls):
         """
         state = check_state(state, self.n_vocab(), self.engine.n_embeddings)
         with self._at_rest():
-            if state.model and state.model != self._fingerprint():
-                raise ModelError(
-                    f"the state is of another model, cache type or precision: {state.model}, "
-                    f"here {self._fingerprint()}"
-                )
+            check_same_model(state, self._fingerprint(), self._parts.weights_digest)
             session = self._changing()
             check_length(state.n_tokens, session.n_ctx)
             session.load(state.llama_state, state.tokens, state.last, state.all_scores)

@@ -110,6 +110,20 @@ class GGUFFile:
             for source in self._sources:
                 source.release(0, source.size)
 
+    def sample(self, name: str, n_bytes: int = 64) -> bytes:
+        """Bytes of the tensor as they stand in the file, from its beginning and its middle: enough to tell
+        models apart. Raises GGUFError when they are no longer there.
+        """
+        info = self._info(name)
+        source = self._sources[info.part]
+        middle = info.offset + info.n_bytes // 2
+        found = b"".join(
+            source.bytes[start : min(start + n_bytes, info.offset + info.n_bytes)].tobytes()
+            for start in (info.offset, middle)
+        )
+        source.check_intact()
+        return found
+
     @property
     def statuses(self) -> tuple[os.stat_result, ...]:
         """What the system said about each part when it was opened."""
