@@ -164,6 +164,18 @@ def test_a_saved_state_has_its_images(llm: Llama, words: Path) -> None:
             other.load_state(state)
 
 
+def test_a_session_that_gave_its_pages_away_reads_its_images_again(llm: Llama) -> None:
+    ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)
+    list(llm.stream(ids, max_tokens=3, images=held))
+    seen = llm.input_ids.tolist()
+    llm.eval([20])
+    expected = llm.scores[-1].copy()
+    llm.n_tokens -= 1
+    assert llm._session.park() and llm.input_ids.tolist() == seen
+    llm.eval([20])
+    assert np.array_equal(llm.scores[-1], expected)
+
+
 def test_pages_on_the_disk_go_by_what_images_show(words: Path, tmp_path: Path) -> None:
     found = []
     for before in (None, OTHER):

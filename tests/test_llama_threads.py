@@ -229,7 +229,7 @@ def test_a_cache_gets_the_state_of_the_answer_itself(llm: Llama, path: Path) -> 
             assert key[: len(llm.tokenize(b"hello"))] == tuple(llm.tokenize(b"hello"))
             assert np.array_equal(state.scores, llm.logits(key)[-len(state.scores) :])
             llm.load_state(state)
-            assert not list(llm._to_save)
+            assert not any(session.to_save for session in llm._driver.sessions)
 
 
 def test_threads_that_share_a_cache(llm: Llama) -> None:

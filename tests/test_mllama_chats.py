@@ -199,6 +199,16 @@ def test_a_saved_state_goes_on(llm: Llama) -> None:
     assert penalised["usage"]["prompt_tokens"] == first["usage"]["prompt_tokens"]
 
 
+def test_a_session_that_gave_its_pages_away_goes_on(llm: Llama) -> None:
+    llm.create_chat_completion(asked(PICTURE), max_tokens=3, temperature=0.0)
+    llm.eval([9])
+    expected = llm.scores[-1].copy()
+    llm.n_tokens -= 1
+    assert llm._session.park()
+    llm.eval([9])
+    assert np.array_equal(llm.scores[-1], expected)
+
+
 def test_a_state_that_is_loaded_asks_for_its_image(llm: Llama) -> None:
     """Tokens behind an image read its states, which are not part of a saved state."""
     ids, held = llm.chat_prompt(llm._text(), llm._chat_template(), asked(PICTURE), NO_TOOLS)

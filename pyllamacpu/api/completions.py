@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,11 @@ from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
-from pyllamacpu.engine.generate import (
-    HiddenRequest,
-    Request,
-    TextDecoder,
-    TextEvent,
-    token_limit,
-)
+from pyllamacpu.engine.generate import HiddenRequest, Request, TextDecoder, TextEvent, token_limit
 from pyllamacpu.engine.pages import is_of_other_adapters
 from pyllamacpu.engine.pooling import own_pooling, pool
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix, stand_for_images
-from pyllamacpu.errors import OptionError, TokenizerError
+from pyllamacpu.errors import ContextError, OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
@@ -132,7 +127,8 @@ class Completions(Tokens):
         if self._logits_all and state.all_scores is None:
             return  # all its tokens would have to be evaluated again
         if common_prefix(state.tokens, tuple(ids)) > common_prefix(tuple(self._session.tokens), tuple(ids)):
-            self.load_state(state.without_random_numbers())
+            with suppress(ContextError):  # others have the room now: the prompt is read instead
+                self.load_state(state.without_random_numbers())
 
     def _cached(self, ids: Sequence[int], events: Iterator[TextEvent]) -> Iterator[TextEvent]:
         """The events of an answer to `ids`, begun with what the cache has."""

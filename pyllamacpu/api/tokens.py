@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +27,9 @@ from pyllamacpu.engine.driver import Driver, Stream
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.generate import Request, StepSampler, TextEvent
 from pyllamacpu.engine.handle import Handle
-from pyllamacpu.engine.session import Logits, Session
+from pyllamacpu.engine.session import Logits, Session, park_one
 from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix
-from pyllamacpu.errors import ModelError, OptionError, TokenizerError
+from pyllamacpu.errors import ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import CompiledGrammar, Grammar, GrammarCompiler
 from pyllamacpu.sampling.options import MAX_SEED, RANDOM_SEED, SamplingOptions
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -67,7 +66,6 @@ class Tokens(ImageCalls):
         self._busy = Busy()
         self.cache: BaseLlamaCache | None = None
         self._handle: Handle | None = None  # the request that works on the session, or did
-        self._to_save: WeakSet[Session] = WeakSet()  # of requests whose sessions are saved when they end
         self._step_sampler = StepSampler()
         self._grammars: GrammarCompiler | None = None
         self.set_seed(seed)
@@ -75,6 +73,7 @@ class Tokens(ImageCalls):
             parts.engine.cache.limit_bytes = kv_limit(parts.engine, kv_bytes)
             self._driver = Driver(make_scheduler(parts.engine, parts.tokenizer, disk, drafts=parts.drafts))
             self._own_session = Session(parts.engine, keep_all=logits_all)
+            self._driver.sessions.add(self._own_session)
 
     # The session
 
@@ -129,15 +128,16 @@ class Tokens(ImageCalls):
     def _changing(self) -> Session:
         """The session, for changing: a fork of it while a request works on it. Only at rest."""
         session, handle = self._session, self._handle
-        if session in self._to_save or (handle is not None and not handle.is_finished):
+        if session.to_save or (handle is not None and not handle.is_finished):
             self._own_session = session.fork()
+            self._driver.sessions.add(self._own_session)
             self._abandon(session, handle)
         self._handle = None
         return self._own_session
 
     def _abandon(self, session: Session, handle: Handle | None) -> None:
         """The session is no longer this object's."""
-        if session in self._to_save:
+        if session.to_save:
             return
         if handle is not None and not handle.is_finished:
             handle.forget_session()
@@ -146,7 +146,7 @@ class Tokens(ImageCalls):
 
     def _submit(self, request: Request, ahead: int | None, is_saved: bool = False) -> Stream:
         """Hands a request to the scheduler. Its sequence becomes the session. is_saved: it is left as it is
-        until it is taken out of `_to_save`.
+        until its `to_save` is taken back.
         """
         stream = None
         try:
@@ -156,8 +156,7 @@ class Tokens(ImageCalls):
                     self._driver.prefixes.insert(old.sequence)
                 session = Session(self.engine, keep_all=self._logits_all)
                 session.inherit_scores(old, common_prefix(list(old.tokens), list(request.prompt)))
-                if is_saved:
-                    self._to_save.add(session)
+                session.to_save = is_saved
                 stream = self._driver.submit(replace(request, session=session), ahead)
                 before, self._own_session, self._handle = self._handle, session, stream.handle
                 self._abandon(old, before)
@@ -274,12 +273,18 @@ class Tokens(ImageCalls):
         if images:
             ids, held = self.vision.prompt(ids, images)
         with self._at_rest():
-            sequence = self.engine.sequence()
-            try:
-                return np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
-            finally:
-                sequence.close()
-                del held
+            found = None
+            while found is None:
+                sequence = self.engine.sequence()
+                try:
+                    found = np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
+                except ContextError:
+                    if not park_one(self._driver.sessions):
+                        raise
+                finally:
+                    sequence.close()
+            del held
+            return found
 
     @with_sampling(
         "top_k top_p min_p typical_p temp repeat_penalty frequency_penalty presence_penalty tfs_z "
@@ -360,7 +365,7 @@ class Tokens(ImageCalls):
     def _generate(self, request: Request, reset: bool) -> Generator[int, Sequence[int] | None, None]:
         if not reset:
             with self._at_rest():
-                before = self._session.sequence
+                before = self._session
                 images = tuple(before.images.values())
                 request = replace(request, prompt=[*before.tokens, *request.prompt], images=images)
         stream = None
@@ -404,7 +409,7 @@ class Tokens(ImageCalls):
             if stream is not None:
                 stream.close()
             if session is not None:
-                self._to_save.discard(session)
+                session.to_save = False
 
     def compiled(self, grammar: Grammar | None) -> CompiledGrammar | None:
         """`grammar` for this vocabulary. Raises OptionError for what cannot be enforced."""

@@ -184,6 +184,11 @@ class Driver:
         return self._scheduler.prefixes
 
     @property
+    def sessions(self) -> WeakSet[Session]:
+        """Those whose pages may be taken for requests, while no request works on them."""
+        return self._scheduler.sessions
+
+    @property
     def n_evaluated(self) -> int:
         """Tokens that were evaluated so far."""
         return self._scheduler.n_evaluated

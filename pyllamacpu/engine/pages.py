@@ -51,6 +51,7 @@ class KVCache:
         self.limit_bytes = limit_bytes
         self.on_full: Callable[[int], bool] | None = None
         self.let_go: Callable[[int], bool] | None = None  # likewise, of images' pages, which are asked first
+        self.on_shared: Callable[[int, int], bool] | None = None  # may leave a page to its sequence
         self.images: ImageIds | None = None  # what tokens below zero stand for
         # Reentrant: a sequence that becomes garbage meanwhile is released by the same thread.
         self.lock = fork_safe_lock()
@@ -153,6 +154,22 @@ class KVCache:
     def is_shared(self, page: int, space: int = 0) -> bool:
         return self._counts[space][page] > 1
 
+    def own(self, page: int, space: int = 0) -> int:
+        """The page itself if nobody else uses it, else a copy. Without room for one, the prefix cache is
+        asked to do without the page. Raises ContextError.
+        """
+        if not self.is_shared(page, space):
+            return page
+        try:
+            return self.copy(page, space)
+        except ContextError:
+            if self.on_shared is None or not self.on_shared(page, space):
+                raise
+        return page
+
+    def n_users(self, page: int, space: int = 0) -> int:
+        return self._counts[space][page]
+
     def copy(self, page: int, space: int = 0) -> int:
         self.share(page, space)  # `on_full` must not let go of it
         try:
@@ -200,8 +217,7 @@ class _PageTable:
         ones.
         """
         first, pages = start // PAGE, self.pages
-        if first < len(pages) and self.cache.is_shared(pages[first], self.space):
-            own = self.cache.copy(pages[first], self.space)
+        if first < len(pages) and (own := self.cache.own(pages[first], self.space)) != pages[first]:
             self._replace(first, own)
         while len(pages) * PAGE < end:
             self.push(self.cache.new_page(self.space))

@@ -67,7 +67,7 @@ class PrefixCache:
         self._roots: dict[Root, Node] = {}
         # Least recently used first. Whoever uses a page uses those before it, so children stand first.
         self._recent: OrderedDict[Node, None] = OrderedDict()
-        cache.on_full = self.evict
+        cache.on_full, cache.on_shared = self.evict, self.leave
         self.on_insert: Callable[[list[Node], Root], None] | None = None  # called with the full pages
 
     def __len__(self) -> int:
@@ -212,6 +212,16 @@ class PrefixCache:
                 self._remove(leaf)
                 freed += self._cache.page_bytes
         return freed > 0
+
+    def leave(self, page: int, space: int) -> bool:
+        """Leaves a page that is here and with one sequence to that sequence; False if it is not so."""
+        i = self._cache.token_spaces.index(space)
+        with self._cache.lock:
+            leaf = next((n for n in self._recent if not n.children and n.pages[i] == page), None)
+            if leaf is None or self._cache.n_users(page, space) != 2:
+                return False
+            self._remove(leaf)
+        return True
 
     def _oldest_leaf(self) -> Node | None:
         return next((n for n in self._recent if not n.children and not self._is_pinned(n)), None)

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from pyllamacpu.engine.handle import Event, Floats, Handle, step_size
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
+from pyllamacpu.engine.session import Session, park_one
 from pyllamacpu.engine.speculation import Speculation, most_drafted
 from pyllamacpu.engine.token_ids import check_ids, check_length
 from pyllamacpu.errors import ContextError, OptionError, RequestCancelled
@@ -94,6 +96,7 @@ class Scheduler:
         self._events: list[Event] = []
         self._chosen: deque[tuple[Handle, int | Exception]] = deque()  # tokens that are yet to be taken
         self._logits = engine.logits_buffer(1)
+        self.sessions: WeakSet[Session] = WeakSet()  # whose pages others may have while they rest
 
     def submit(self, request: Request | HiddenRequest, owner: Any = None) -> Handle:
         """Takes on a request; its events come from later steps. `owner` is kept at the handle.
@@ -123,7 +126,9 @@ class Scheduler:
 
     def nested(self) -> Scheduler:
         """A scheduler for requests that are made in the middle of a step of this one."""
-        return Scheduler(self.engine, self.tokenizer, self.itl_target, self.prefixes)  # without a disk
+        inner = Scheduler(self.engine, self.tokenizer, self.itl_target, self.prefixes)  # without a disk
+        inner.sessions = self.sessions
+        return inner
 
     @property
     def has_work(self) -> bool:
@@ -132,7 +137,6 @@ class Scheduler:
 
     @property
     def n_running(self) -> int:
-        """Requests whose prompts are read or whose answers are written."""
         return len(self._running)
 
     @property
@@ -193,6 +197,7 @@ class Scheduler:
             handle._sequence.close()
         if (session := handle._session) is not None:
             session.history = None
+            self.sessions.add(session)
         if handle.drafts is not None:
             handle.drafts.drafter.close()
         running, waiting = ([h for h in hs if h is not handle] for hs in (self._running, self._waiting))
@@ -253,9 +258,6 @@ class Scheduler:
             n = self.prefixes.extend(handle.sequence, handle.history[: handle.n_reusable])
             handle.n_cached = handle.n_cached or min(n, len(handle.request.prompt))
 
-    def _youngest(self) -> Handle:
-        return max(self._running, key=lambda h: h.number)
-
     def _preempt(self, handle: Handle) -> None:
         """Sends a running request back to wait. It goes on later where it was: its pages are left in the
         prefix cache, and what is gone by then is evaluated again.
@@ -271,7 +273,7 @@ class Scheduler:
         handle.state, self._waiting, self._running = "waiting", waiting, running
 
     def _reserve(self, handle: Handle, n: int) -> bool:
-        """Makes room for `n` more tokens, at the expense of the youngest request if there is no other way;
+        """Makes room for `n` more tokens, at the expense of sessions that rest, or of the youngest request;
         False when it cannot run in this step.
         """
         while handle.is_running:
@@ -280,10 +282,12 @@ class Scheduler:
                 return True
             except ContextError as error:
                 handle.sequence.trim()
+                if park_one(self.sessions):
+                    continue
                 if len(self._running) == 1:
                     self._fail(handle, error)
                 else:
-                    self._preempt(self._youngest())
+                    self._preempt(max(self._running, key=lambda h: h.number))
         return False
 
     # A step

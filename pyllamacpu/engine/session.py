@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ class Session:
     `last` is None while nothing has been evaluated since the sequence was cut or loaded, and where a step was
     interrupted before its logits came here. With `keep_all`,
     `scores` (n_ctx, n_vocab) holds the logits that follow each token, `n_scored` of them from the start.
+
+    While no request works on it, its pages may be taken for others (`park`): the tokens stay, and are
+    evaluated again before the next change.
     """
 
     def __init__(
@@ -52,6 +55,9 @@ class Session:
         self.history: Sequence[int] | None = (
             None  # of a request at work: what is evaluated ahead is not in it
         )
+        self.to_save = False  # it is left as it is until its owner has saved it
+        self._parked: list[int] | None = None  # the tokens, while their pages are let go
+        self._saved: bytes | None = None  # what `save` gives of a parked session
         self._last: Logits | None = None
         self._last_at = 0  # how many tokens they follow
         self.scores: Logits | None = _room(self.n_ctx, self.n_vocab) if keep_all else None
@@ -68,8 +74,13 @@ class Session:
     @property
     def tokens(self) -> Sequence[int]:
         """The tokens evaluated so far; of drafted ones those that came true."""
-        tokens, n = self.sequence.tokens, len(self)
+        tokens, n = self._all_tokens, len(self)
         return tokens if len(tokens) == n else tokens[:n]
+
+    @property
+    def _all_tokens(self) -> list[int]:
+        tokens = self.sequence.tokens  # first: another thread may park it meanwhile
+        return tokens if (parked := self._parked) is None else parked
 
     @property
     def visible_tokens(self) -> list[int]:
@@ -78,8 +89,39 @@ class Session:
         return list(self.tokens) if images is None else images.visible(self.tokens)
 
     def __len__(self) -> int:
-        n = len(self.sequence)
+        n = len(self._all_tokens)
         return n if (history := self.history) is None else min(n, len(history))
+
+    @property
+    def images(self) -> dict[bytes, Any]:
+        """The images, by their digests, whose rows are among the tokens."""
+        return self.sequence.images
+
+    def park(self) -> bool:
+        """Lets go of the pages, so that others have room; whether there were any. Only between steps."""
+        if self.history is not None or self._parked is not None or not self.sequence.tokens:
+            return False
+        if self.to_save:
+            self._saved = self.save()
+        images, tokens = self.sequence.images, self.sequence.tokens
+        self._parked = tokens
+        self.sequence.tokens = []  # not emptied: another thread may be reading the list
+        self.sequence.close()
+        self.sequence.images = images
+        return True
+
+    def _unpark(self) -> None:
+        """Evaluates the tokens again, if their pages were let go. Raises ContextError: it stays parked."""
+        if self._parked is None:
+            return
+        images = self.sequence.images
+        try:
+            self.engine.eval(self.sequence, self._parked, logits="none")
+        except BaseException:
+            self.sequence.close()
+            self.sequence.images = images
+            raise
+        self._parked = self._saved = None
 
     def append(self, tokens: Sequence[int], on_progress: Progress | None = None) -> None:
         """Evaluates `tokens` behind the sequence. Raises ContextError when they do not fit."""
@@ -88,6 +130,7 @@ class Session:
         start = len(self)
         check_length(start + len(tokens), self.n_ctx)
         progress = None if on_progress is None else _shifted(on_progress, start)
+        self._unpark()
         self.last = None
         mode = "last" if self.scores is None else "all"
         try:
@@ -147,6 +190,9 @@ class Session:
         were let go (`Sequence.reusable`).
         """
         if n < len(self):
+            if self._parked is not None and n == 0:
+                self._parked = self._saved = None
+            self._unpark()
             kept, n_scored = self.sequence.reusable(n), min(self.n_scored, n)
             lost = list(self.tokens[kept:n])
             self.last, self.n_scored = None, min(self.n_scored, kept)  # should what follows fail
@@ -165,12 +211,16 @@ class Session:
 
     def _text_sequence(self) -> KVSequence:
         """A fork of the sequence, without what is drafted."""
+        self._unpark()
         n, sequence = len(self), self.sequence.fork()
         sequence.truncate(sequence.reusable(n))
         return sequence
 
     def save(self) -> bytes:
         """Tokens, keys and values as bytes."""
+        if self._saved is not None:
+            return self._saved
+        self._unpark()
         out = io.BytesIO()
         if len(self) == len(self.sequence):
             self.sequence.save(out)
@@ -184,7 +234,8 @@ class Session:
         """Becomes what `save` returned, with its logits. With keep_all, where the rows in `scores` are not
         given, the tokens are evaluated again.
         """
-        self.last, self.n_scored = None, 0
+        self._parked = self._saved = self.last = None
+        self.n_scored = 0
         source = io.BytesIO(data)
         self.sequence.load(source)
         if source.read(1):
@@ -206,7 +257,13 @@ class Session:
         self.last = None if last is None else last.copy()
 
     def close(self) -> None:
+        self._parked = self._saved = None
         self.sequence.close()
+
+
+def park_one(sessions: Iterable[Session]) -> bool:
+    """Lets go of the pages of one session that no request works on; False when there is none."""
+    return any(session.park() for session in list(sessions))
 
 
 def _room(n_ctx: int, n_vocab: int) -> Logits:
