@@ -97,6 +97,7 @@ class LetterLlama:
         end_tokens: Iterable[int] = (),
         stop_loops: bool = False,
         grammar: Any = None,
+        n_said: int = 0,
     ) -> Iterator[Piece]:
         self.calls.append((tokens, options, max_tokens, stop))
         self.loops = stop_loops

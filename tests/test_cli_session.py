@@ -59,9 +59,16 @@ class LetterEngine:
         return [ord(letter) for letter in frame + "<a>"]
 
     def stream(
-        self, prompt: list[int], options: Any, max_tokens: int | None, stop: Sequence[str], on_prompt: Any
+        self,
+        prompt: list[int],
+        options: Any,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        on_prompt: Any,
+        n_said: int,
     ) -> Iterator[Piece]:
         self.prompts.append("".join(map(chr, prompt)))
+        assert n_said == len(self.prompts[-1]) - 3 - self.prompts[-1].rfind("<a>")
         self.options.append(options)
         assert len(prompt) < self.size, "the session let a prompt through that does not fit"
         if on_prompt:

@@ -13,12 +13,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from test_cli_session import LetterEngine, said, session
+from tiny_model import EOS, byte, vocabulary
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, OWN_SETTINGS, run_command
+from pyllamacpu.cli.saved_chat import Turn
 from pyllamacpu.cli.session import ChatSession, Notice
+from pyllamacpu.engine.driver import Driver
+from pyllamacpu.engine.generate import Request
+from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import OptionError, PyllamacpuError
 from pyllamacpu.sampling.options import OPTION_ALIASES, SamplingOptions
+from pyllamacpu.text import load_tokenizer
 
 # Turns that are dropped for room
 
@@ -212,3 +219,44 @@ def test_a_quote_that_is_not_closed(value: str) -> None:
         run_command(chat, f"/set dry_sequence_breaker {value}")
     run_command(chat, "/set dry_sequence_breaker '\"' '\\\\'")
     assert chat.options.dry_sequence_breakers == ('"', "\\")
+
+
+# Answers that are cut inside a character
+
+
+class ByteEngine(LetterEngine):
+    """Says UTF-8 byte by byte, as models do with letters that are no token of theirs."""
+
+    def __init__(self, answer: bytes, n_ctx: int) -> None:
+        super().__init__(n_ctx=n_ctx)
+        made = load_tokenizer(vocabulary())
+        assert made is not None
+        self.tokenizer, self.answer, self.n_streams = made, [*map(byte, answer), EOS], 0
+
+    def stream(self, prompt: list[int], options: Any, max_tokens: int | None, *rest: Any) -> Iterator[Any]:
+        n_said = rest[2]
+        self.n_streams += 1
+        engine = FakeEngine(self.answer[n_said:], n_prompt=len(prompt), n_ctx=self.size)
+        request = Request(prompt, SamplingOptions(temperature=0.0), max_tokens, n_said=n_said)
+        stream = Driver(Scheduler(engine, self.tokenizer)).submit(request)
+        while not (event := stream.next()).is_last:
+            yield event.text
+        yield event.text
+
+
+def test_a_context_that_fills_up_inside_a_character_loses_none() -> None:
+    answer = "日本語😀" * 20
+    chat = ChatSession(ByteEngine(answer.encode(), 300), SamplingOptions())
+    chat.turns = [Turn("x" * 20, "y" * 20) for _ in range(3)]
+    assert said(chat.ask("Hi")) == answer == chat.turns[-1].assistant
+    assert chat.n_dropped and chat.engine.n_streams > 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_an_answer_is_continued_inside_a_character(n: int) -> None:
+    answer = "é日😀"
+    chat = ChatSession(ByteEngine(answer.encode(), 500), SamplingOptions(), max_tokens=n)
+    shown = said(chat.ask("Hi"))
+    while chat.is_resumable:
+        shown += said(chat.resume())
+    assert shown == answer == chat.turns[-1].assistant

@@ -14,6 +14,7 @@ from pyllamacpu.engine.generate import (
     GenerationStats,
     Request,
     StepSampler,
+    TextDecoder,
     TextEvent,
     token_limit,
 )
@@ -373,3 +374,42 @@ def test_criteria_see_arrays_of_their_own(n: int) -> None:
     engine = FakeEngine(n_ctx=512)
     tokens = tokens_of(run(engine, None, Request([BOS], GREEDY, max_tokens=n, criteria=(look,))))
     assert [ids.tolist() for ids in seen] == [[BOS, *tokens[:i]] for i in range(n)]
+
+
+# Answers that are gone on with
+
+
+@pytest.mark.parametrize("text", ["日本 é 😀 end", "😀\u200d😀", "aé"])
+def test_an_answer_that_was_cut_inside_a_character_goes_on_with_it(tokenizer: Tokenizer, text: str) -> None:
+    script = bytes_script(text.encode())
+    for n in range(1, len(script)):
+        engine = FakeEngine(script, n_prompt=2)
+        first = run(engine, tokenizer, Request([BOS, 6], GREEDY, n))
+        assert tokens_of(first) == script[:n]
+        prompt = [BOS, 6, *script[:n]]
+        rest = run(engine, tokenizer, Request(prompt, GREEDY, n_said=n))
+        assert text_of(first) + text_of(rest) == text, n
+
+
+def test_a_stop_string_that_an_answer_was_cut_in_is_found(tokenizer: Tokenizer) -> None:
+    """What was shown of it stays; what only looked like one comes once."""
+    for text, shown in (("one END two", "one EN"), ("one ENtwo", "one ENtwo"), ("one EEND", "one EEN")):
+        script = bytes_script(text.encode())
+        n = text.rindex("EN") + 2
+        engine = FakeEngine(script, n_prompt=1)
+        first = run(engine, tokenizer, Request([BOS], GREEDY, n, stop=("END",)))
+        rest = run(engine, tokenizer, Request([BOS, *script[:n]], GREEDY, stop=("END",), n_said=n))
+        assert text_of(first) + text_of(rest) == shown
+        assert rest[-1].stop_string == ("END" if "END" in text else None)
+
+
+def test_stop_strings_that_were_set_later_do_not_end_what_was_said(tokenizer: Tokenizer) -> None:
+    decoder = TextDecoder(tokenizer, ["b", "cd"])
+    decoder.go_on(bytes_script(b"abc"))
+    assert "".join(map(decoder.push, bytes_script(b"xyd"))) == "xyd" and not decoder.stopped
+
+
+@pytest.mark.parametrize("n_said", [-1, 3])
+def test_more_tokens_said_than_there_are(n_said: int) -> None:
+    with pytest.raises(OptionError, match=f"n_said={n_said}: the prompt has 2 tokens"):
+        Request([BOS, 6], GREEDY, n_said=n_said)

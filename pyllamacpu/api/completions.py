@@ -159,17 +159,19 @@ class Completions(Tokens):
         grammar: Grammar | None = None,
         images: Sequence[Any] = (),
         ahead: int | None = STREAMED_AHEAD,
+        n_said: int = 0,
     ) -> Iterator[TextEvent]:
         """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
         statistics.
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
         holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
-        `penalize_prompt`: penalties count the prompt's tokens too.
-        `grammar`: the form that the answer must have; it ends with it. `images`: those that the prompt's
-        placeholders, or its tokens for an image each, stand for, in any form that `logits` takes.
-        `ahead`: events that may be made before they are asked for, while others wait for theirs; None:
-        any number. The arguments are checked at once, the work begins with the first event.
+        `penalize_prompt`: penalties count the prompt's tokens too. `grammar`: the form that the answer must
+        have; it ends with it. `images`: those that the prompt's placeholders, or its tokens for an image
+        each, stand for, in any form that `logits` takes. `ahead`: events that may be made before they are
+        asked for, while others wait for theirs; None: any number. `n_said`: how many of the prompt's last
+        tokens began this answer, maybe ending inside a character or a stop string. The arguments are checked
+        at once, the work begins with the first event.
         """
         if not isinstance(options, (SamplingOptions, type(None))):
             raise OptionError(f"options={options!r:.80}: give SamplingOptions")
@@ -190,6 +192,7 @@ class Completions(Tokens):
             end_tokens=frozenset(check_tokens(end_tokens, 1 << 31)),
             stop_loops=stop_loops,
             penalize_prompt=penalize_prompt,
+            n_said=n_said,
             grammar=self.compiled(chosen_grammar(grammar)),
         )
         if not request.prompt:

@@ -150,6 +150,7 @@ class ChatEngine:
         max_tokens: int | None,
         stop: Sequence[str],
         on_prompt: OnPrompt | None,
+        n_said: int = 0,
     ) -> Iterator[Any]:
         """The answer as the engine's text events; the chat format's own ends stop it too."""
         from pyllamacpu.api.prompts import stop_token_ids
@@ -166,5 +167,6 @@ class ChatEngine:
             end_tokens=ends,
             stop_loops=self.stop_loops,
             grammar=self.form,
+            n_said=n_said,
             **more,
         )

@@ -71,6 +71,7 @@ class Engine(AdapterHolder, Protocol):
         max_tokens: int | None,
         stop: Sequence[str],
         on_prompt: OnPrompt | None,
+        n_said: int,  # of the prompt's last tokens, which the answer began with
     ) -> Iterator[Any]: ...
 
 
@@ -341,7 +342,8 @@ class ChatSession:
                 yield Notice("the context is full: the model no longer sees the beginning of this answer")
             budget = None if self.max_tokens is None else self.max_tokens - answer.n_new
             options = self._seeded(answer)
-            start = partial(self.engine.stream, prompt, options, budget, self.stop, on_prompt)
+            said = len(answer.tokens) - answer.n_unseen
+            start = partial(self.engine.stream, prompt, options, budget, self.stop, on_prompt, said)
             for event in self._shielded(answer, len(prompt), start):
                 answer.first_event = answer.first_event or time.perf_counter()
                 answer.tokens.extend(event.tokens)

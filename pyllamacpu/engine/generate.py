@@ -103,7 +103,12 @@ class Request:
     adapters: AdapterScales | None = None  # that the model is changed by; None: the engine's own choice
     draft: bool = True  # guess tokens ahead, where the scheduler knows how; endless ones are never guessed
     images: tuple[EmbeddedImage, ...] = ()  # whose ids are in the prompt
+    n_said: int = 0  # of the prompt's last tokens: an answer's beginning, which may end inside a character
     session: Session | None = None  # an empty one, which the answer leaves to its owner with its last logits
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.n_said, "__index__") or not 0 <= self.n_said <= len(self.prompt):
+            raise OptionError(f"n_said={self.n_said!r:.80}: the prompt has {len(self.prompt)} tokens")
 
     @property
     def n_image(self) -> int:
@@ -222,6 +227,7 @@ class TextDecoder:
         self._n_vocab = 0 if tokenizer is None else tokenizer.n_vocab
         self._stream = None if tokenizer is None else StreamDecoder(tokenizer)
         self._matcher = StopMatcher(stop)
+        self._n_known = 0  # characters that come next, and are known
 
     @property
     def stopped(self) -> bool:
@@ -237,11 +243,26 @@ class TextDecoder:
         """The text that `token` completes. Ids of padding rows, behind the vocabulary, have none."""
         if self._stream is None or token >= self._n_vocab:
             return ""
-        return self._matcher.push(self._stream.push(token))[0]
+        return self._new(self._matcher.push(self._stream.push(token))[0])
 
     def finish(self) -> str:
         """The text that was held back. The bytes of a character that never became whole are left out."""
-        return "" if self.stopped else self._matcher.flush()
+        return "" if self.stopped else self._new(self._matcher.flush())
+
+    def _new(self, text: str) -> str:
+        n = min(self._n_known, len(text))
+        self._n_known -= n
+        return text[n:]
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """The text begins with `tokens`, and is known as far as `push` and `finish` give it. A character or a
+        stop string that they begin is completed by what follows.
+        """
+        for token in tokens:
+            self.push(token)
+            if self.stopped:  # as nothing stopped there before: the stop strings are others now
+                self._matcher.reset()
+        self._n_known = self._matcher.n_held
 
 
 @dataclass
@@ -310,6 +331,7 @@ class Generation:
         self._request = request
         self._has_text = tokenizer is not None and not request.endless
         self._decoder = TextDecoder(None if request.endless else tokenizer, request.stop)
+        self._decoder.go_on(request.prompt[len(request.prompt) - request.n_said :])
         self._ends = request.end_tokens
         if tokenizer is not None and (not request.endless or request.grammar is not None):
             self._ends |= tokenizer.eog

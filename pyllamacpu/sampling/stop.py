@@ -36,6 +36,11 @@ class StopMatcher:
         self._fail = self._link()
         self.reset()
 
+    @property
+    def n_held(self) -> int:
+        """Characters that are held back."""
+        return len(self._held)
+
     def reset(self) -> None:
         """Ready for a new text."""
         self._state = 0
