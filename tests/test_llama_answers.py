@@ -156,6 +156,25 @@ def test_logprobs_and_echo(llm: Llama) -> None:
     assert [value for lp in streamed for value in lp["text_offset"]] == plain["text_offset"]
 
 
+@pytest.mark.parametrize("prompt", ["", "hello", "hello<FILL_ME>e", [BOS, PRE], [PIECES.index("▁hello")]])
+@pytest.mark.parametrize("suffix", [None, "the"])
+def test_echoed_prompts_in_streams_and_around_holes(llm: Llama, prompt: Any, suffix: str | None) -> None:
+    """Each is the same in pieces and as a whole; offsets are places in the text of the choice. The tokens
+    around a hole are not those of the prompt, and have no place in it.
+    """
+    options: dict[str, Any] = {"suffix": suffix, "echo": True, "logprobs": 1, "max_tokens": 5, "seed": 1}
+    (whole,) = llm(prompt, **options)["choices"]
+    table = whole["logprobs"]
+    pieces = [chunk["choices"][0] for chunk in llm(prompt, stream=True, **options)]
+    assert "".join(piece["text"] for piece in pieces) == whole["text"]
+    for name, column in table.items():
+        assert [value for piece in pieces for value in (piece["logprobs"] or {}).get(name, ())] == column
+    shown = prompt if isinstance(prompt, str) else llm.detokenize([BOS, *prompt]).decode()
+    assert whole["text"].startswith(shown)
+    if suffix is not None or "<FILL_ME>" in prompt:
+        assert len(table["tokens"]) == 5 and table["text_offset"][0] == len(shown)
+
+
 def test_filling_in_the_middle(llm: Llama) -> None:
     seen: list[list[int]] = []
 

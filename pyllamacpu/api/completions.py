@@ -36,7 +36,7 @@ from pyllamacpu.errors import ContextError, OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.sampling.sampler import LogitsProcessor, TokenLogprobs, top_logprobs
-from pyllamacpu.text.infill import infill_prompt, prompt_with_hole
+from pyllamacpu.text.infill import fills_in, infill_prompt, prompt_with_hole
 from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ class Completions(Tokens):
         ahead: int | None = STREAMED_AHEAD,
         n_said: int = 0,
     ) -> Iterator[TextEvent]:
-        """The continuation of `prompt_tokens` as text events; the last has the finish reason and the
-        statistics.
+        """The continuation of `prompt_tokens` as text events; the last has finish reason and statistics.
 
         `on_prompt(done, total)` is called while the prompt is read. `max_tokens` None: as many as the context
         holds. `stop_loops` ends an answer that repeats a passage again and again, with the reason "loop".
@@ -264,8 +263,10 @@ class Completions(Tokens):
         options = self._options("create_completion", sampling, self._next_seed() if seed is None else seed)
         n_top = None if logprobs is None else token_count("logprobs", logprobs)
         ids, appended = self._completion_prompt(prompt, suffix)
-        text = prompt if isinstance(prompt, str) else self._text().decode(ids)
-        plan = replace(self._completion_plan(model, text, ids, echo, n_top), after=appended)
+        filled = fills_in(self._text(), prompt, suffix)  # the text of `ids` is not that of the prompt
+        text = prompt if isinstance(prompt, str) else self._text().decode(prompt if filled else ids)
+        plan = self._completion_plan(model, text, ids, echo and not filled, n_top)
+        plan = replace(plan, before=text if echo else "", after=appended)
         if plan.logprobs is not None and plan.first_logprobs:
             plan.logprobs.echo(text, plan.first_logprobs, spelled=isinstance(prompt, str))
         events = self.stream(
@@ -403,14 +404,13 @@ class Completions(Tokens):
         return self._answer(plan, events, stream, responses.whole_chat, responses.chat_chunks)
 
     def _completion_plan(
-        self, model: str | None, text: str, ids: Sequence[int], echo: bool, n_top: int | None
+        self, model: str | None, text: str, ids: Sequence[int], lists_prompt: bool, n_top: int | None
     ) -> Plan:
         return Plan(
             heading=Heading(model or self.model_path),
             n_prompt=len(ids),
-            before=text if echo else "",
-            logprobs=None if n_top is None else LogprobWriter(self._text(), 0 if echo else len(text)),
-            first_logprobs=self._prompt_logprobs(ids, n_top) if echo and n_top is not None else (),
+            logprobs=None if n_top is None else LogprobWriter(self._text(), 0 if lists_prompt else len(text)),
+            first_logprobs=self._prompt_logprobs(ids, n_top) if lists_prompt and n_top is not None else (),
         )
 
     def _completion_prompt(self, prompt: str | Sequence[int], suffix: str | None) -> tuple[list[int], str]:

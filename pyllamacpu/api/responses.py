@@ -183,7 +183,7 @@ def whole_completion(plan: Plan, events: Iterable[TextEvent]) -> Response:
 
 def completion_chunks(plan: Plan, events: Iterable[TextEvent]) -> Iterator[Response]:
     """The answer piece by piece; the last piece has no text but the finish reason."""
-    if plan.before:
+    if plan.before or plan.first_logprobs:
         yield _chunk(plan, plan.before, plan.first_logprobs)
     reason: FinishReason | None = None
     for event in events:

@@ -20,6 +20,12 @@ def can_fill_in(tokenizer: Tokenizer) -> bool:
     return {"pre", "suf", "mid"} <= tokenizer.fim.keys()
 
 
+def fills_in(tokenizer: Tokenizer, prompt: str | Sequence[int], suffix: str | None) -> bool:
+    """Whether a completion of these is written into a hole, so that its tokens are not those of `prompt`."""
+    has_hole = suffix is not None or (isinstance(prompt, str) and HOLE in prompt)
+    return has_hole and can_fill_in(tokenizer)
+
+
 def infill_prompt(
     tokenizer: Tokenizer, prefix: str | bytes | Sequence[int], suffix: str | bytes, suffix_first: bool = False
 ) -> list[int] | None:
