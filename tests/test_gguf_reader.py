@@ -62,6 +62,29 @@ def test_types_and_raw_bytes_of_values(tmp_path: Path) -> None:
             file.metadata["missing"]
 
 
+def test_samples_of_tensors_leave_nothing_in_memory(tmp_path: Path) -> None:
+    names = [f"t{i}" for i in range(64)]
+    build = Build()
+    for i, name in enumerate(names):
+        build.add_tensor(name, (256, 64), int(TensorType.F32), np.full(256 * 64, i, "<f4").tobytes())
+    with GGUFFile.open(saved(tmp_path / "m.gguf", build)) as file:
+        mapped = mapped_bytes()
+        for i, name in enumerate(names):
+            assert file.sample(name, 8) == np.full(4, i, "<f4").tobytes()
+        assert mapped_bytes() < mapped + file.n_bytes // 4
+    with GGUFFile.open(saved(tmp_path / "m.gguf", small_file())) as file:
+        whole = file.data("c").tobytes()
+        assert file.sample("c") == whole + whole[len(whole) // 2 :]
+        with pytest.raises(GGUFError, match="no tensor"):
+            file.sample("d")
+
+
+def mapped_bytes() -> int:
+    """Of files, that are in this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile"))
+
+
 def test_data_is_a_read_only_view_that_outlives_the_file(tmp_path: Path) -> None:
     file = GGUFFile.open(saved(tmp_path / "m.gguf", small_file()))
     view = file.data("a")

@@ -122,6 +122,7 @@ class GGUFFile:
             for start in (info.offset, middle)
         )
         source.check_intact()
+        self.release(name)  # the system maps much around each place that is read
         return found
 
     @property
