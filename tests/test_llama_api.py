@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from store_build import cache_file
 from tiny_llama import N_VOCAB, ROOT, llm, no_text, nothing_was_warned_of, path, text_of  # noqa: F401
-from tiny_model import BOS, DIM, EOS, PIECES, byte
+from tiny_model import BOS, DIM, EOS, PIECES, byte, write_model
 
 import pyllamacpu
 import pyllamacpu.api.compat
@@ -401,3 +401,28 @@ def test_limits_of_eval_and_logits(llm: Llama) -> None:
     assert llm.n_tokens == 100
     llm.eval([])
     assert llm.n_tokens == 100
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tokenizer__ggml__scores": None},
+        {"tokenizer__ggml__padding_token_id": 9999},
+        {"tokenizer__ggml__add_eos_token": True},
+        {"tokenizer__ggml__precompiled_charsmap": np.zeros(4, np.uint8)},
+        {"tokenizer__ggml__model": "gpt2", "tokenizer__ggml__merges": ["h e"]},
+    ],
+)
+def test_warnings_about_a_tokenizer_name_the_file_once(tmp_path: Path, keys: dict[str, Any]) -> None:
+    odd = write_model(tmp_path / "odd.gguf", **keys)
+    with pytest.warns(UserWarning) as caught:
+        Llama(str(odd), vocab_only=True).close()
+    for warning in caught:
+        assert str(warning.message).startswith(f"{odd}: ") and str(warning.message).count(str(odd)) == 1
+
+
+def test_a_chat_with_a_closed_model(path: Path) -> None:
+    llm = Llama(str(path))
+    llm.close()
+    with pytest.raises(ModelError, match="closed"):
+        llm.create_chat_completion([{"role": "user", "content": "x"}])

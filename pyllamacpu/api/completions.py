@@ -435,6 +435,7 @@ class Completions(Tokens):
         return self.tokenize(to_bytes(prompt), special=True) if isinstance(prompt, str) else prompt
 
     def _chat_template(self) -> ChatTemplate:
+        self._busy.check()
         template = self.template
         if template is None:
             raise TokenizerError(f"{self.model_path}: this file has no tokenizer, so there is no chat")

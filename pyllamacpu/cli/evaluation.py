@@ -97,7 +97,7 @@ def tokenizer_of(engine: Engine) -> Tokenizer:
     if tokenizer is None:
         raise ModelError(f"{path}: this file has no tokenizer, so it cannot be measured on a text")
     for warning in tokenizer.warnings:
-        click.echo(f"warning: {one_line(warning)}", err=True)
+        click.echo(f"warning: {path}: {one_line(warning)}", err=True)
     return tokenizer
 
 

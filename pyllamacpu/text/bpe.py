@@ -64,8 +64,8 @@ class ByteLevelTokenizer(Tokenizer):
         if known is None:
             fault = "no pre-tokenizer" if self.pre is None else f"an unknown pre-tokenizer, {self.pre!r}"
             self.warnings.append(
-                f"{vocab.path}: the file names {fault} (tokenizer.ggml.pre); text is split the default way "
-                "and the model may answer worse. Convert the model again"
+                f"the file names {fault} (tokenizer.ggml.pre); text is split the default way and the "
+                "model may answer worse. Convert the model again"
             )
         key = "tokenizer.ggml.merges"
         if key not in metadata:

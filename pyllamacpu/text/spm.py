@@ -85,8 +85,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._strip_spaces = flag(metadata, "remove_extra_whitespaces", False, vocab.path)
         if "tokenizer.ggml.precompiled_charsmap" in metadata:  # which the library reads unchecked
             self.warnings.append(
-                f"{vocab.path}: tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized "
-                "before it is tokenized, as Llama's own tokenizers do it"
+                "tokenizer.ggml.precompiled_charsmap is ignored: text is not normalized before it is "
+                "tokenized, as Llama's own tokenizers do it"
             )
         self._type_byte_pieces()
         self._byte_ids = self._find_bytes()
@@ -129,8 +129,8 @@ class SentencePieceTokenizer(Tokenizer):
         if key in metadata:
             return scores_of_merges(string_list(metadata[key], key, path), self.vocab.ids())
         self.warnings.append(
-            f"{path}: tokenizer.ggml.scores ranks no token above another; the order of the ids is used "
-            "instead, as in SentencePiece's own models. Convert the model again if words come out odd"
+            "tokenizer.ggml.scores ranks no token above another; the order of the ids is used instead, "
+            "as in SentencePiece's own models. Convert the model again if words come out odd"
         )
         return [-float(i) for i in range(n)]
 

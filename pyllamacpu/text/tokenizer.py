@@ -32,7 +32,7 @@ class Tokenizer(ABC):
     `bos`, `eos`, `eot`, `eom`, `nl`, `unk`, `pad` (None when the vocabulary has none), `fim` (role → id for
     fill-in-the-middle: pre, suf, mid, pad, rep, sep), `eog` (every id that ends a generation), `add_bos` and
     `add_eos` (what `encode(add_special=True)` adds), and `warnings`: sentences that the program must show
-    to its user.
+    to its user, beside the file's name.
     """
 
     kind: str

@@ -334,7 +334,8 @@ def _spare_id(
     try:
         return _special_id(metadata, keys, n_tokens, None, path)
     except _OutsideError as error:
-        warnings.append(f"{error}; until then the file counts as having no such token")
+        fault = str(error).removeprefix(f"{path}: ")  # whoever shows warnings says of which file they are
+        warnings.append(f"{fault}; until then the file counts as having no such token")
         return None
 
 
