@@ -152,3 +152,27 @@ def test_a_limit_of_just_so_many_pages_is_enough(path: Path, n_prompt: int) -> N
     with opened(path, 2) as llm:
         for _ in range(2):
             assert llm(prompt, max_tokens=5, temperature=0.0)["choices"] == expected["choices"]
+
+
+@pytest.mark.parametrize("at", ["before", "between"])
+def test_an_interrupt_while_pages_are_let_go_doubles_no_tokens(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with opened(path) as llm:
+        expected = llm.logits([*OTHER, 7])[-1]
+        llm.eval(OTHER)
+        session = llm._session
+        with monkeypatch.context() as patch:
+            if at == "before":
+                patch.setattr(session, "_let_go", interrupt)
+            else:
+                patch.setattr(session.sequence, "truncate", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.park()
+        assert list(llm.eval_tokens) == OTHER
+        llm.eval([7])
+        assert list(llm.eval_tokens) == [*OTHER, 7]
+        assert np.array_equal(llm.scores[llm.n_tokens - 1], expected)

@@ -103,23 +103,25 @@ class Session:
             return False
         if self.to_save:
             self._saved = self.save()
-        images, tokens = self.sequence.images, self.sequence.tokens
-        self._parked = tokens
-        self.sequence.tokens = []  # not emptied: another thread may be reading the list
-        self.sequence.close()
-        self.sequence.images = images
+        self._parked = self.sequence.tokens
+        self._let_go()
         return True
+
+    def _let_go(self) -> None:
+        """An empty sequence, which still has its images."""
+        self.sequence.tokens = []  # not emptied: another thread may be reading the list
+        self.sequence.truncate(0)
+        self.sequence.image_keys = None
 
     def _unpark(self) -> None:
         """Evaluates the tokens again, if their pages were let go. Raises ContextError: it stays parked."""
         if self._parked is None:
             return
-        images = self.sequence.images
+        self._let_go()  # should an interrupt have kept `park` from it
         try:
             self.engine.eval(self.sequence, self._parked, logits="none")
         except BaseException:
-            self.sequence.close()
-            self.sequence.images = images
+            self._let_go()
             raise
         self._parked = self._saved = None
 
