@@ -101,8 +101,10 @@ class Session:
         """Lets go of the pages, so that others have room; whether there were any. Only between steps."""
         if self.history is not None or self._parked is not None or not self.sequence.tokens:
             return False
-        if self.to_save:
-            self._saved = self.save()
+        try:
+            self._saved = self.save() if self.to_save else None
+        except MemoryError:
+            return False
         self._parked = self.sequence.tokens
         self._let_go()
         return True
