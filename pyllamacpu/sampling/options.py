@@ -84,6 +84,8 @@ DETAIL_OPTIONS = {
 }
 """For each option that switches something on, those that then say how."""
 
+_MOST = 1e28  # that a logit may be raised by: sums and multiples of it are float32 still
+
 _RANGES: dict[str, tuple[float, float]] = {
     "top_p": (0.0, 1.0),
     "min_p": (0.0, 1.0),
@@ -95,9 +97,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "dynatemp_range": (0.0, math.inf),
     "dynatemp_exponent": (0.0, math.inf),
     "repeat_penalty": (1e-30, 1e30),
-    "presence_penalty": (-math.inf, math.inf),
-    "frequency_penalty": (-math.inf, math.inf),
-    "dry_multiplier": (-math.inf, math.inf),
+    "presence_penalty": (-_MOST, math.inf),
+    "frequency_penalty": (-_MOST, math.inf),
+    "dry_multiplier": (-_MOST, math.inf),
     "dry_base": (0.0, math.inf),
     "mirostat_tau": (0.0, math.inf),
     "mirostat_eta": (0.0, math.inf),
@@ -151,8 +153,8 @@ def _bias_pair(token: Any, bias: Any) -> tuple[int, float]:
         pair = int(token), -math.inf if bias is False else float(bias)
     except (TypeError, ValueError):
         raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: token id to number") from None
-    if pair[0] < 0 or math.isnan(pair[1]) or pair[1] == math.inf:
-        raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: id >= 0, bias a finite number or -inf")
+    if pair[0] < 0 or math.isnan(pair[1]) or pair[1] > _MOST:
+        raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: id >= 0, bias -inf to {_MOST:g}")
     return pair
 
 
