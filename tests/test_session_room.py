@@ -106,6 +106,33 @@ def test_a_session_that_cannot_come_back_stays_as_it_is(path: Path) -> None:
         assert list(llm.eval_tokens) == [*OTHER, 7]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda llm: llm.save_state(),
+        lambda llm: llm.eval([7]),
+        lambda llm: setattr(llm, "n_tokens", 60),
+        lambda llm: llm.logits(OTHER),
+    ],
+)
+def test_a_session_comes_back_beside_an_answer_that_waits_for_it(
+    path: Path, call: Callable[[Llama], object]
+) -> None:
+    with opened(path) as fresh:
+        expected = streamed(fresh(TEXT, stream=True, **LONG))
+    with opened(path, 6) as llm:
+        stream = llm(TEXT, stream=True, **LONG)
+        answer = next(stream)["choices"][0]["text"]
+        evaluate(llm)
+        while not llm._session._parked:
+            answer += next(stream)["choices"][0]["text"]
+        call(llm)
+        assert list(llm.eval_tokens)[:60] == OTHER[:60]
+        llm.eval([8])
+        assert np.array_equal(llm.scores[llm.n_tokens - 1], llm.logits(list(llm.eval_tokens))[-1])
+        assert answer + streamed(stream) == expected
+
+
 def test_logits_have_the_room_of_the_session(path: Path) -> None:
     with opened(path) as llm:
         expected = llm.logits(OTHER)

@@ -185,7 +185,7 @@ class Llama(Completions):
 
     def _use_adapters(self, change: Callable[[], None]) -> None:
         with self._at_rest():
-            session = self._changing()
+            session = self._changing(anew=True)
             change()
             session.truncate(0)
             session.sequence.adapters = self.engine.default_adapters

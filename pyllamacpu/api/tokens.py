@@ -125,9 +125,13 @@ class Tokens(ImageCalls):
             self._busy.check()
             yield
 
-    def _changing(self) -> Session:
-        """The session, for changing: a fork of it while a request works on it. Only at rest."""
+    def _changing(self, anew: bool = False) -> Session:
+        """The session, for changing: a fork of it while a request works on it. Only at rest. anew: its tokens
+        are not needed.
+        """
         session, handle = self._session, self._handle
+        if not anew:
+            session.unpark(self._driver.make_room)
         if session.to_save or (handle is not None and not handle.is_finished):
             self._own_session = session.fork()
             self._driver.sessions.add(self._own_session)
@@ -245,7 +249,7 @@ class Tokens(ImageCalls):
     def reset(self) -> None:
         """Forgets all tokens."""
         with self._at_rest():
-            self._changing().truncate(0)
+            self._changing(anew=True).truncate(0)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Evaluates token ids behind those evaluated before.
@@ -279,7 +283,7 @@ class Tokens(ImageCalls):
                 try:
                     found = np.ascontiguousarray(self.engine.eval(sequence, ids, logits="all"))
                 except ContextError:
-                    if not park_one(self._driver.sessions):
+                    if not (park_one(self._driver.sessions) or self._driver.make_room()):
                         raise
                 finally:
                     sequence.close()
@@ -447,7 +451,7 @@ class Tokens(ImageCalls):
 
     def _state_of(self, session: Session) -> LlamaState:
         """Only at rest."""
-        data = session.save()
+        data = session.save(self._driver.make_room)
         return LlamaState(
             input_ids=np.array(session.visible_tokens, np.intc),
             scores=saved_scores(session),
@@ -470,7 +474,7 @@ class Tokens(ImageCalls):
         state = check_state(state, self.n_vocab(), self.engine.n_embeddings)
         with self._at_rest():
             check_same_model(state, self._fingerprint(), self._parts.weights_digest)
-            session = self._changing()
+            session = self._changing(anew=True)
             check_length(state.n_tokens, session.n_ctx)
             session.load(state.llama_state, state.tokens, state.last, state.all_scores)
             if state.seeds is not None:

@@ -188,6 +188,10 @@ class Driver:
         """Those whose pages may be taken for requests, while no request works on them."""
         return self._scheduler.sessions
 
+    def make_room(self) -> bool:
+        """Sends a request back to wait, inside `paused`; False when there is none."""
+        return self._scheduler.make_room()
+
     @property
     def n_evaluated(self) -> int:
         """Tokens that were evaluated so far."""

@@ -14,6 +14,7 @@ from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextE
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.speculation import DraftedAnswer
 from pyllamacpu.engine.token_ids import stand_for_images
+from pyllamacpu.errors import ContextError
 
 RESERVED = 256  # tokens of an answer that must fit before its request is admitted
 
@@ -198,3 +199,10 @@ def step_size(work: list[tuple[Handle, int]]) -> StepSize:
     decoding = sum(n for h, n in work if n == 1 or h.draft)
     positions = sum(n * len(h.sequence) for h, n in work)
     return StepSize(sum(n for _, n in work) - decoding, decoding, positions)
+
+
+def too_long(handle: Handle, n_ctx: int) -> ContextError:
+    """The error of a request whose history does not fit in the context."""
+    return ContextError(
+        f"{len(handle.history)} tokens do not fit in the context of {n_ctx}: ask for fewer or raise n_ctx"
+    )

@@ -21,7 +21,7 @@ from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
-from pyllamacpu.engine.handle import Event, Floats, Handle, step_size
+from pyllamacpu.engine.handle import Event, Floats, Handle, step_size, too_long
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
@@ -76,8 +76,7 @@ class Scheduler:
     ) -> None:
         """itl_target: seconds that a step may take while an answer is being written. prefixes: another
         scheduler's of the same engine, to share them. max_running: requests at a time; None: as a step holds.
-        drafts: where guesses of the next tokens come from, which steps then verify; None: no guesses.
-        disk: where pages of `prefixes` are kept too; closed with the scheduler.
+        drafts: what guesses tokens ahead. disk: where `prefixes` are kept too; closed with the scheduler.
         """
         self.engine = engine
         self.tokenizer = tokenizer
@@ -272,6 +271,13 @@ class Scheduler:
         running = [h for h in self._running if h is not handle]
         handle.state, self._waiting, self._running = "waiting", waiting, running
 
+    def make_room(self) -> bool:
+        """Sends the youngest request back to wait, where one can be; it loses nothing. Between steps."""
+        ready = [] if self._chosen else [h for h in self._running if h._row is None]
+        if ready:
+            self._preempt(max(ready, key=lambda h: h.number))
+        return bool(ready)
+
     def _reserve(self, handle: Handle, n: int) -> bool:
         """Makes room for `n` more tokens, at the expense of sessions that rest, or of the youngest request;
         False when it cannot run in this step.
@@ -306,7 +312,7 @@ class Scheduler:
             if handle.paused:
                 continue
             if len(handle.history) > n_ctx:
-                self._fail(handle, _full(handle, n_ctx))
+                self._fail(handle, too_long(handle, n_ctx))
             elif unread == 1 and handle.state == "decoding":
                 decoding.append(handle)
             else:
@@ -492,9 +498,3 @@ class Scheduler:
 def _generation(handle: Handle) -> Generation:
     assert handle._generation is not None
     return handle._generation
-
-
-def _full(handle: Handle, n_ctx: int) -> ContextError:
-    return ContextError(
-        f"{len(handle.history)} tokens do not fit in the context of {n_ctx}: ask for fewer or raise n_ctx"
-    )

@@ -115,13 +115,21 @@ class Session:
         self.sequence.truncate(0)
         self.sequence.image_keys = None
 
-    def _unpark(self) -> None:
-        """Evaluates the tokens again, if their pages were let go. Raises ContextError: it stays parked."""
-        if self._parked is None:
-            return
+    def unpark(self, make_room: Callable[[], bool] = lambda: False) -> None:
+        """Evaluates the tokens again, if their pages were let go. `make_room` is asked for pages until it
+        returns False. Raises ContextError: it stays parked.
+        """
+        while self._parked is not None:
+            try:
+                self._evaluate_again(self._parked)
+            except ContextError:
+                if not make_room():
+                    raise
+
+    def _evaluate_again(self, tokens: list[int]) -> None:
         self._let_go()  # should an interrupt have kept `park` from it
         try:
-            self.engine.eval(self.sequence, self._parked, logits="none")
+            self.engine.eval(self.sequence, tokens, logits="none")
         except BaseException:
             self._let_go()
             raise
@@ -134,7 +142,7 @@ class Session:
         start = len(self)
         check_length(start + len(tokens), self.n_ctx)
         progress = None if on_progress is None else _shifted(on_progress, start)
-        self._unpark()
+        self.unpark()
         self.last = None
         mode = "last" if self.scores is None else "all"
         try:
@@ -196,7 +204,7 @@ class Session:
         if n < len(self):
             if self._parked is not None and n == 0:
                 self._parked = self._saved = None
-            self._unpark()
+            self.unpark()
             kept, n_scored = self.sequence.reusable(n), min(self.n_scored, n)
             lost = list(self.tokens[kept:n])
             self.last, self.n_scored = None, min(self.n_scored, kept)  # should what follows fail
@@ -215,16 +223,16 @@ class Session:
 
     def _text_sequence(self) -> KVSequence:
         """A fork of the sequence, without what is drafted."""
-        self._unpark()
+        self.unpark()
         n, sequence = len(self), self.sequence.fork()
         sequence.truncate(sequence.reusable(n))
         return sequence
 
-    def save(self) -> bytes:
-        """Tokens, keys and values as bytes."""
+    def save(self, make_room: Callable[[], bool] = lambda: False) -> bytes:
+        """Tokens, keys and values as bytes. `make_room`: as `unpark` asks for it."""
         if self._saved is not None:
             return self._saved
-        self._unpark()
+        self.unpark(make_room)
         out = io.BytesIO()
         if len(self) == len(self.sequence):
             self.sequence.save(out)
