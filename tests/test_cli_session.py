@@ -461,6 +461,9 @@ def test_system_undo_clear_stats_help_bye() -> None:
     assert chat.turns == []
     assert "/regen" in run_command(chat, "/help").text
     assert run_command(chat, "/bye").leave and run_command(chat, "/exit").leave
+    for line in ("/clear now", "/undo 2", "/bye x", "/exit 1", "/stats all", "/continue 5", "/regen it"):
+        with pytest.raises(OptionError, match="stands alone, without"):
+            run_command(chat, line)
 
 
 def test_regen_command_streams() -> None:

@@ -376,6 +376,9 @@ def test_idx_needs_logits_all(llm: Llama) -> None:
     assert llm.sample(temp=0.0, idx=1) == llm.sample(temp=0.0)
     with pytest.raises(OptionError, match="logits_all"):
         llm.sample(idx=0)
+    for idx in ("a", 1.0, True):
+        with pytest.raises(OptionError, match="give a position"):
+            llm.sample(idx=idx)  # type: ignore[arg-type]
 
 
 def test_logits_of_a_fresh_sequence_leave_the_kept_one(llm: Llama) -> None:

@@ -312,6 +312,8 @@ class Tokens(ImageCalls):
         """
         if grammar is not None:
             raise OptionError("grammar: a single token has no form; give it to generate() or a completion")
+        if idx is not None and (isinstance(idx, bool) or not isinstance(idx, (int, np.integer))):
+            raise OptionError(f"idx={idx!r:.80}: give a position, a whole number")
         warn_retired(tfs_z, penalize_nl)
         options = self._options("sample", sampling, self._seed)
         with self._at_rest():

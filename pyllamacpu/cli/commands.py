@@ -90,6 +90,11 @@ def run_command(session: ChatSession, line: str, on_prompt: OnPrompt | None = No
         near = difflib.get_close_matches(name.lower(), [known for known in _HANDLERS if len(known) > 2], 1)
         hint = f"did you mean {near[0]}?" if near else "/help lists the commands"
         raise OptionError(f"unknown command {name}; {hint} (a space in front sends it as a message)")
+    if handler in _ALONE and rest.strip():
+        raise OptionError(
+            f"{name.lower()} stands alone, without {rest.strip()!r:.60} (a space in front sends the line "
+            "as a message)"
+        )
     return handler(session, rest.strip(), on_prompt)
 
 
@@ -318,4 +323,5 @@ _HANDLERS: dict[str, Handler] = {
     "/exit": _bye,
     "/quit": _bye,
 }
+_ALONE = (_clear, _regen, _continue, _undo, _stats, _bye)
 COMMAND_NAMES = tuple(_HANDLERS)
