@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_oracle import HOSTILE, PRES, fixture, load
 
-from pyllamacpu.text.bpe import BYTE_LETTERS, from_letters, to_letters
+from pyllamacpu.text.bpe import BYTE_LETTERS, from_letters, n_malformed, to_letters
 from pyllamacpu.text.bpe_words import PRE_TOKENIZERS, RULES, PreTokenizer
 from pyllamacpu.text.merges import Merges, split_words
 from pyllamacpu.text.vocab import string_lines
@@ -247,3 +247,10 @@ def test_threads_share_a_tokenizer() -> None:
 
 def test_spelling_in_byte_letters() -> None:
     assert from_letters(to_letters(bytes(range(256)))) == bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    "lines, n", [(b"a b\nc d\n", 0), (b"a b c\nx\n", 2), (b" a\na \n\nq w\n", 3), (b"", 0)]
+)
+def test_merges_that_join_nothing_are_counted(lines: bytes, n: int) -> None:
+    assert n_malformed(lines) == n

@@ -51,6 +51,17 @@ def from_letters(piece: str) -> bytes:
         return b"".join(own if byte is None else bytes((byte,)) for own, byte in encoded)
 
 
+def n_malformed(merges: bytes) -> int:
+    """How many of these lines are not two words with one space between them."""
+    letters = np.frombuffer(merges, np.uint8)
+    ends, spaces = np.flatnonzero(letters == ord("\n")), np.flatnonzero(letters == ord(" "))
+    begins = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
+    first = np.searchsorted(spaces, begins)
+    alone = np.searchsorted(spaces, ends) - first == 1
+    at = spaces[first[alone]]
+    return len(ends) - int(np.count_nonzero((at > begins[alone]) & (at < ends[alone] - 1)))
+
+
 class ByteLevelTokenizer(Tokenizer):
     """`kind` gpt2. `pre` names the pre-tokenizer; a name that is not known warns and uses the default one."""
 
@@ -71,6 +82,11 @@ class ByteLevelTokenizer(Tokenizer):
         if key not in metadata:
             raise TokenizerError(f"{vocab.path}: {key} is missing; convert the model again")
         self._merge_lines = string_lines(metadata[key], key, vocab.path)
+        if n := n_malformed(self._merge_lines):
+            self.warnings.append(
+                f"{n} of the file's merges ({key}) are not two pieces with a space between them, and join "
+                "nothing. Convert the model again"
+            )
 
     def _encode_plain(self, text: bytes, follows_special: bool) -> list[int]:
         if self._words.rule is not None:
