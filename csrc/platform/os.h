@@ -1,5 +1,5 @@
-/* What differs between operating systems: threads that sleep and wake, aligned memory. os_posix.c is the only
- * implementation so far; a port to Windows is a second file like it. */
+/* What differs between operating systems: threads that sleep and wake, aligned memory, files. os_posix.c is the only
+ * implementation so far; a port to Windows is a second file like it, and one like mapping.c. */
 #ifndef PL_OS_H
 #define PL_OS_H
 #include <stddef.h>
