@@ -9,7 +9,7 @@ import click
 
 from pyllamacpu.cli.adapter_options import adapter_files
 from pyllamacpu.cli.loading_options import loading, loading_options
-from pyllamacpu.cli.options import CACHE_TYPES, model_option, options, precision_option
+from pyllamacpu.cli.options import CACHE_TYPES, Decorator, model_option, options, precision_option
 from pyllamacpu.cli.param_types import LARGEST, THREADS, Whole
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.progress import one_line
@@ -28,9 +28,11 @@ def _chunks(_context: click.Context, _option: click.Parameter, given: int) -> in
     return given
 
 
-text_option = click.option(
-    "-f", "--file", type=click.Path(path_type=Path), help="The text (- is stdin); tasks for the choices."
-)
+def model_and_text(text: str) -> Decorator[Any]:
+    """The options -m, and -f with this help."""
+    return options(model_option, click.option("-f", "--file", type=click.Path(path_type=Path), help=text))
+
+
 run_options = options(
     click.option(
         "-c", "--ctx-size", type=_positive, default=512, show_default=True, help="Tokens of a window."
@@ -38,8 +40,22 @@ run_options = options(
     click.option(
         "--chunks", type=int, default=-1, callback=_chunks, help="Windows at most; -1 is all of the text."
     ),
-    click.option("-b", "--batch-size", type=_positive, default=2048, help="Tokens of a step at most."),
-    click.option("-ub", "--ubatch-size", type=_positive, default=512, help="The same; the smaller counts."),
+    click.option(
+        "-b",
+        "--batch-size",
+        type=_positive,
+        default=2048,
+        show_default=True,
+        help="Tokens of a step at most.",
+    ),
+    click.option(
+        "-ub",
+        "--ubatch-size",
+        type=_positive,
+        default=512,
+        show_default=True,
+        help="The same; the smaller counts.",
+    ),
     click.option("-t", "--threads", type=THREADS, help="CPU threads; else all cores."),
     click.option(
         "-ctk",
@@ -56,7 +72,6 @@ run_options = options(
     loading_options,
     precision_option,
 )
-model_and_text = options(model_option, text_option)
 
 
 def engine_options(given: dict[str, Any], width: int) -> dict[str, Any]:

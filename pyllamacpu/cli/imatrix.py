@@ -83,7 +83,7 @@ _COLLECTING = options(
 
 
 @click.command(epilog=EPILOG)
-@model_and_text
+@model_and_text("The text (- is stdin).")
 @run_options
 @_COLLECTING
 def imatrix(**given: Any) -> None:

@@ -76,7 +76,7 @@ _TASKS = options(
 
 
 @click.command(epilog=EPILOG)
-@model_and_text
+@model_and_text("The text (- is stdin), or the tasks of --hellaswag and --winogrande.")
 @lora_option
 @run_options
 @click.option(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--no-parse-special", is_flag=True, help="Special tokens spelled in the text are plain text.")
 @click.option("--show-count", is_flag=True, help="Print the number of tokens at the end.")
 @click.option(
-    "-e/--no-escape",
+    "-e/ ",
     "--escape/--no-escape",
     default=None,
     help=r"Read \n, \t, \xHH ... (on for -p, off for files).",
