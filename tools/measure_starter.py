@@ -4,8 +4,8 @@
 
 For each setting: how many of the answers ended within 400 tokens, how many were in the language of the
 question (or in English), how many that have a fact in them had the right one, and how many ran into a loop
-(see pyllamacpu/sampling/loops.py). `pyllamacpu.store.starter.STARTER` has the settings that were chosen with
-it. On 2026-11-29, of 60 answers of SmolLM2-135M-Instruct Q4_1 (facts: of 12), top-p 0.9:
+(see pyllamacpu/sampling/loops.py). `pyllamacpu.store.starter_model.STARTER` has the settings that were
+chosen with it. On 2026-11-29, of 60 answers of SmolLM2-135M-Instruct Q4_1 (facts: of 12), top-p 0.9:
 
     temperature  penalty  system prompt               ended  looped  language  facts  tokens (median)
     0.2          1.0      the template's own             45      14        57      -       86

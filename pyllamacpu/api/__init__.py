@@ -25,8 +25,8 @@ What is good to know:
 - `embed` gives the mean of a text's final states unless the file or `pooling_type` says otherwise (0 none,
   2 first, 3 last). A text longer than the context loses its end, with a UserWarning, or with
   `truncate=False` is an error.
-- Options about GPUs, mmap, NUMA and the like are accepted; one that asks for something that will not
-  happen is reported by a `UserWarning`, once, and so is a keyword that nobody knows.
+- Options about GPUs, mmap and the like are accepted; one that asks for something that will not happen is
+  reported by a `UserWarning`, once, and so is a keyword that nobody knows. `numa` counts, for the process.
 - Penalties count the answer's tokens, as in llama-cpp-python; with DRY the prompt's too. `stream` and the
   command line count the prompt, as llama-cli does. A bare `sample` counts what was evaluated, where
   llama-cpp-python counts nothing. A temperature below 0 draws from all tokens.

@@ -64,7 +64,7 @@ class Outputs:
 
 
 class Engine:
-    """A model ready to run. Not thread-safe: one step at a time (`step` holds a lock, so calls queue)."""
+    """A model ready to run. Steps run one at a time: a lock makes those of several threads wait."""
 
     _n_looked_up = 0  # tokens, since the file's pages were released
 

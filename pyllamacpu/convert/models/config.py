@@ -1,8 +1,8 @@
 """config.json of Hugging Face folders, and which architectures can be converted.
 
 The meaning of the keys and the defaults of missing ones are transformers' (LlamaConfig, MistralConfig,
-MixtralConfig). A key
-that is not known here and is not off is an error, because it may change what the model computes.
+MixtralConfig). A key that is not known here and is not off is an error, because it may change what the model
+computes.
 """
 
 from __future__ import annotations
