@@ -33,13 +33,6 @@ SPACES = (KVSpace("a", 2, 2, 8, 12), KVSpace("b", 1, 1, 16, 16))
 WIDTHS = (32, 16, 24)
 DIM = sum(WIDTHS)
 N_CTX = 64
-POINTERS = {
-    lib.PL_FIELD_MATRIX,
-    lib.PL_FIELD_MATRICES,
-    lib.PL_FIELD_VECTOR,
-    lib.PL_FIELD_TABLE,
-    lib.PL_FIELD_SUMS,
-}
 SCALES_OF = np.array([[0.5, 0.0], [0.0, -2.0]] * 8, np.float32)  # of adapters
 SCALES = ffi.cast("const float *", SCALES_OF.ctypes.data)
 NUMBERS = (-(2**31), -3, -2, -1, 0, 1, 2, 3, 7, 8, 16, 31, 32, 64, 1000, 2**24, 2**31 - 1)

@@ -188,10 +188,8 @@ static inline float pl_f16_to_f32(uint16_t h)
 
 static inline float pl_bf16_to_f32(uint16_t b) { return pl_f32_from_bits((uint32_t)b << 16); }
 
-/* 2^(e - 127). 255 is NaN in the MX specification; GGUF's own tools read it as 2^128, which here is inf. */
-static inline float pl_e8m0_to_f32(uint8_t e) { return pl_f32_from_bits(e ? (uint32_t)e << 23 : 0x00400000u); }
-
-/* 2^(e - 128), finite for every e: the scale of MXFP4 with its values doubled to integers. */
+/* 2^(e - 128), finite for every e: the scale of MXFP4 with its values doubled to integers. (255 is NaN in the MX specification;
+ * GGUF's own tools read it as a number, too.) */
 static inline float pl_e8m0_to_f32_half(uint8_t e)
 {
     return pl_f32_from_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);

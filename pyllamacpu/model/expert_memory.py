@@ -53,7 +53,6 @@ class ExpertMemory:
         self.limit_bytes = limit_bytes
         self.n_bytes = 0  # of slots and of readers' buffers
         self.n_matrices = 0
-        self._n_readers = n_readers
         files = _opened(file)
         plain, direct = zip(*files, strict=True)
         handle = lib.pl_expert_memory_new(list(plain), list(direct), len(files), n_readers)

@@ -190,7 +190,6 @@ def _read_llama(config: Fields, arch: str) -> ModelShape:
         mlp_bias=config.flag("mlp_bias") and usual.has_biases,
         tied=config.flag("tie_word_embeddings") or arch == "LlamaModel",
         sliding_window=window,
-        has_output=arch != "LlamaModel",
         notes=(*rope.notes, *notes),
     )
 

@@ -60,7 +60,6 @@ class ModelShape:
     cross_layers: tuple[int, ...] = ()
     extra_rows: int = 0
     vision: VisionShape | None = None
-    has_output: bool = True
     image_token: int = 0  # that images' rows take the place of, where it is not the released one; 0: it is
     notes: tuple[str, ...] = ()
 
