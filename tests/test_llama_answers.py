@@ -1,6 +1,7 @@
 """The `Llama` class: completions, chats and embeddings, in the shapes of the OpenAI API.
 
-Covers api/completions.py, api/prompts.py, api/responses.py, api/sampling_arguments.py, engine/pooling.py.
+Covers api/completions.py, api/embeddings.py, api/prompts.py, api/responses.py, api/sampling_arguments.py,
+engine/pooling.py.
 """
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)

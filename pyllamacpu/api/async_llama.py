@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from pyllamacpu.api.busy import closed_error
 from pyllamacpu.api.llama import Llama
 from pyllamacpu.api.responses import Response
 from pyllamacpu.engine.driver import Cancellation
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from pyllamacpu.api.call_types import ChatKeywords, CompletionKeywords, Prompt
+    from pyllamacpu.llama_cpp.llama_types import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        Completion,
+        CompletionChunk,
+    )
 
 Result = TypeVar("Result")
 
@@ -60,14 +72,42 @@ class AsyncLlama:
     (`aclose`).
     """
 
-    def __init__(self, model_path: str, **options: Any) -> None:
+    def __init__(self, model_path: str | os.PathLike[str], **options: Any) -> None:
         self.llama = Llama(model_path, **options)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="AsyncLlama")
 
+    @overload
+    async def create_completion(
+        self, prompt: Prompt, *more: Any, stream: Literal[False] = False, **given: Unpack[CompletionKeywords]
+    ) -> Completion: ...
+    @overload
+    async def create_completion(
+        self, prompt: Prompt, *more: Any, stream: Literal[True], **given: Unpack[CompletionKeywords]
+    ) -> AsyncGenerator[CompletionChunk, None]: ...
+    @overload
+    async def create_completion(
+        self, prompt: Prompt, *more: Any, stream: bool, **given: Unpack[CompletionKeywords]
+    ) -> Completion | AsyncGenerator[CompletionChunk, None]: ...
     async def create_completion(self, *args: Any, **options: Any) -> Any:
         """`Llama.create_completion`; with `stream` an asynchronous generator of chunks."""
         return await self._answer(self.llama.create_completion, *args, **options)
 
+    @overload
+    async def create_chat_completion(
+        self,
+        messages: Sequence[Any],
+        *more: Any,
+        stream: Literal[False] = False,
+        **given: Unpack[ChatKeywords],
+    ) -> ChatCompletion: ...
+    @overload
+    async def create_chat_completion(
+        self, messages: Sequence[Any], *more: Any, stream: Literal[True], **given: Unpack[ChatKeywords]
+    ) -> AsyncGenerator[ChatCompletionChunk, None]: ...
+    @overload
+    async def create_chat_completion(
+        self, messages: Sequence[Any], *more: Any, stream: bool, **given: Unpack[ChatKeywords]
+    ) -> ChatCompletion | AsyncGenerator[ChatCompletionChunk, None]: ...
     async def create_chat_completion(self, *args: Any, **options: Any) -> Any:
         """`Llama.create_chat_completion`; with `stream` an asynchronous generator of chunks."""
         return await self._answer(self.llama.create_chat_completion, *args, **options)

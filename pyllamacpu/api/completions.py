@@ -1,4 +1,4 @@
-"""What the `Llama` class does with text: tokenization, completions, chats and embeddings."""
+"""What the `Llama` class does with text: tokenization, completions and chats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pyllamacpu.api import responses
 from pyllamacpu.api.caches import BaseLlamaCache
@@ -14,7 +14,6 @@ from pyllamacpu.api.compat import as_functions, handler_arguments, warn_once
 from pyllamacpu.api.grammar import chosen_grammar
 from pyllamacpu.api.overrides import events_by_hand, is_overridden, refuse_images
 from pyllamacpu.api.prompts import (
-    as_texts,
     chat_ends,
     listed_tokens,
     stop_strings,
@@ -24,14 +23,13 @@ from pyllamacpu.api.prompts import (
     warn_retired,
 )
 from pyllamacpu.api.responses import Heading, LogprobWriter, Plan, Response
-from pyllamacpu.api.sampling_arguments import SamplingKeywords, with_sampling
+from pyllamacpu.api.sampling_arguments import SamplingKeywords, answering
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.api.tokenizers import BaseLlamaTokenizer, LlamaTokenizer
 from pyllamacpu.api.tokens import STREAMED_AHEAD, Tokens
-from pyllamacpu.engine.generate import HiddenRequest, Request, TextDecoder, TextEvent, token_limit
+from pyllamacpu.engine.generate import Request, TextDecoder, TextEvent, token_limit
 from pyllamacpu.engine.pages import is_of_other_adapters
-from pyllamacpu.engine.pooling import own_pooling, pool
-from pyllamacpu.engine.token_ids import check_length, check_tokens, common_prefix, stand_for_images
+from pyllamacpu.engine.token_ids import check_tokens, common_prefix, stand_for_images
 from pyllamacpu.errors import ContextError, OptionError, TokenizerError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
@@ -42,6 +40,13 @@ from pyllamacpu.text.tokenizer import Tokenizer, to_bytes
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyllamacpu.api.call_types import ChatKeywords, CompletionKeywords, Prompt
+    from pyllamacpu.llama_cpp.llama_types import (
+        ChatCompletion,
+        ChatCompletionChunk,
+        Completion,
+        CompletionChunk,
+    )
     from pyllamacpu.text.template import ChatTemplate
 
 Answer = Response | Iterator[Response]
@@ -55,7 +60,6 @@ class Completions(Tokens):
     chat_format: str | None
     spm_infill: bool = False
     verbose: bool = False
-    pooling: int = -1
     _tokenizer_given: BaseLlamaTokenizer | None = None
 
     @property
@@ -220,7 +224,19 @@ class Completions(Tokens):
                 print(responses.timings_text(event.stats), file=sys.stderr)
             yield event
 
-    @with_sampling(
+    @overload
+    def create_completion(
+        self, prompt: Prompt, *more: Any, stream: Literal[False] = False, **given: Unpack[CompletionKeywords]
+    ) -> Completion: ...
+    @overload
+    def create_completion(
+        self, prompt: Prompt, *more: Any, stream: Literal[True], **given: Unpack[CompletionKeywords]
+    ) -> Iterator[CompletionChunk]: ...
+    @overload
+    def create_completion(
+        self, prompt: Prompt, *more: Any, stream: bool, **given: Unpack[CompletionKeywords]
+    ) -> Completion | Iterator[CompletionChunk]: ...
+    @answering(
         "prompt suffix max_tokens temperature top_p min_p typical_p logprobs echo stop "
         "frequency_penalty presence_penalty repeat_penalty top_k stream seed tfs_z mirostat_mode "
         "mirostat_tau mirostat_eta model stopping_criteria logits_processor grammar logit_bias"
@@ -283,11 +299,39 @@ class Completions(Tokens):
         )
         return self._answer(plan, events, stream, responses.whole_completion, responses.completion_chunks)
 
+    @overload
+    def __call__(
+        self, prompt: Prompt, *more: Any, stream: Literal[False] = False, **given: Unpack[CompletionKeywords]
+    ) -> Completion: ...
+    @overload
+    def __call__(
+        self, prompt: Prompt, *more: Any, stream: Literal[True], **given: Unpack[CompletionKeywords]
+    ) -> Iterator[CompletionChunk]: ...
+    @overload
+    def __call__(
+        self, prompt: Prompt, *more: Any, stream: bool, **given: Unpack[CompletionKeywords]
+    ) -> Completion | Iterator[CompletionChunk]: ...
     def __call__(self, prompt: str | Sequence[int], *args: Any, **kwargs: Any) -> Any:
         """The same as `create_completion`."""
         return self.create_completion(prompt, *args, **kwargs)
 
-    @with_sampling(
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[Any],
+        *more: Any,
+        stream: Literal[False] = False,
+        **given: Unpack[ChatKeywords],
+    ) -> ChatCompletion: ...
+    @overload
+    def create_chat_completion(
+        self, messages: Sequence[Any], *more: Any, stream: Literal[True], **given: Unpack[ChatKeywords]
+    ) -> Iterator[ChatCompletionChunk]: ...
+    @overload
+    def create_chat_completion(
+        self, messages: Sequence[Any], *more: Any, stream: bool, **given: Unpack[ChatKeywords]
+    ) -> ChatCompletion | Iterator[ChatCompletionChunk]: ...
+    @answering(
         "messages functions function_call tools tool_choice temperature top_p top_k min_p typical_p "
         "stream stop seed response_format max_tokens presence_penalty frequency_penalty "
         "repeat_penalty tfs_z mirostat_mode mirostat_tau mirostat_eta model logits_processor grammar "
@@ -449,52 +493,3 @@ class Completions(Tokens):
         rows = self.logits(ids)
         shown = range(1 if ids[0] == self._text().bos else 0, len(ids))
         return tuple(ids[i] if i == shown.start else top_logprobs(rows[i - 1], ids[i], n) for i in shown)
-
-    # Embeddings
-
-    def pooling_type(self) -> int:
-        """How `embed` joins the vectors of a text."""
-        return own_pooling(self._parts.metadata) if self.pooling == -1 else self.pooling
-
-    def embed(
-        self,
-        input: str | Sequence[str],
-        normalize: bool = False,
-        truncate: bool = True,
-        return_count: bool = False,
-    ) -> Any:
-        """The embedding of a text as a list of n_embd floats, or a list of them for a list of texts.
-
-        The mean of the final hidden states, unless the file or `pooling_type` says otherwise (0: a vector for
-        each token). With `normalize` its length is 1. A text longer than the context loses its end, with a
-        UserWarning, or without `truncate` raises ContextError. With `return_count`, a pair of the result and
-        the number of tokens.
-        """
-        texts = as_texts("input", input)
-        vectors, n_tokens = [], 0
-        for ids in self.tokenize_all(texts):
-            if not ids:
-                raise OptionError("nothing to embed: the text is empty and this model puts no BOS before it")
-            if truncate and len(ids) > self.n_ctx():
-                warn_once("truncate", f"embed() leaves out a text's tokens behind the first {self.n_ctx()}")
-                ids = ids[: self.n_ctx()]
-            check_length(len(ids), self.n_ctx())
-            n_tokens += len(ids)
-            vectors.append(pool(self._hidden(ids), self.pooling_type(), normalize))
-        result = vectors[0] if isinstance(input, str) else vectors
-        return (result, n_tokens) if return_count else result
-
-    def _hidden(self, ids: Sequence[int]) -> Any:
-        """States (n_tokens, dim) after the final norm."""
-        assert self.engine is not None
-        stream = self._driver.submit(HiddenRequest(ids))
-        try:
-            return stream.next().hidden
-        finally:
-            stream.close()
-
-    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Response:
-        """Embeddings in the OpenAI API's shape."""
-        texts = as_texts("input", input)
-        vectors, n_tokens = self.embed(texts, return_count=True)
-        return responses.embedding_response(model or self.model_path, vectors, n_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,10 @@ class LlamaGrammar:
         return cls(text)
 
     @classmethod
-    def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
-        """JSON that fits a schema, which is given as text."""
+    def from_json_schema(
+        cls, json_schema: str | Mapping[str, Any] | bool, verbose: bool = True
+    ) -> LlamaGrammar:
+        """JSON that fits a schema, which may be given as text."""
         return cls(Grammar.json_schema(json_schema))
 
     @classmethod
@@ -54,7 +56,7 @@ class LlamaGrammar:
         return cls(Grammar.regex(pattern))
 
     @classmethod
-    def from_choice(cls, texts: list[str]) -> LlamaGrammar:
+    def from_choice(cls, texts: Sequence[str]) -> LlamaGrammar:
         """One of some texts."""
         return cls(Grammar.choice(texts))
 

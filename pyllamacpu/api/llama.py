@@ -1,6 +1,7 @@
 """The `Llama` class: the Python API, with the names and answers of llama-cpp-python's.
 
-This module opens models and tells facts about them; text is in `completions`, token ids are in `tokens`.
+This module opens models and tells facts about them; text is in `completions` and `embeddings`, token ids are
+in `tokens`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.api.compat import check_foreign_options, warn_once
-from pyllamacpu.api.completions import Completions
+from pyllamacpu.api.embeddings import Embeddings
 from pyllamacpu.api.loading import model_file, open_model, text_metadata
 from pyllamacpu.api.opening import (
     adapter_files,
@@ -35,7 +36,7 @@ from pyllamacpu.model.lora import Adapter
 from pyllamacpu.sampling.options import MAX_SEED
 
 
-class Llama(Completions):
+class Llama(Embeddings):
     """A model of the Llama family, loaded from a GGUF file.
 
         with Llama("model.gguf", n_ctx=4096) as llm:

@@ -107,6 +107,11 @@ def with_sampling(order: str, **defaults: Any) -> Callable[[Method], Method]:
     return decorate
 
 
+def answering(order: str, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`with_sampling` for a method whose overloads say what it takes, also in this order, and gives."""
+    return with_sampling(order, **defaults)
+
+
 def _canonical(name: str) -> str:
     return OPTION_ALIASES.get(name, name)
 

@@ -71,7 +71,10 @@ class CreateCompletionResponse(TypedDict):
     usage: NotRequired[CompletionUsage]
 
 
-Completion = CompletionChunk = CreateCompletionStreamResponse = CreateCompletionResponse
+# Each in a line of its own: mypy takes no other assignments for types.
+CreateCompletionStreamResponse = CreateCompletionResponse
+Completion = CreateCompletionResponse
+CompletionChunk = CreateCompletionResponse
 
 
 # Tools
@@ -246,14 +249,14 @@ ChatCompletion = CreateChatCompletionResponse
 
 
 class ChatCompletionMessageToolCallChunkFunction(TypedDict):
-    name: str | None
+    name: NotRequired[str | None]  # in a call's first piece, as are its id and type
     arguments: str
 
 
 class ChatCompletionMessageToolCallChunk(TypedDict):
     index: int
     id: NotRequired[str]
-    type: Literal["function"]
+    type: NotRequired[Literal["function"]]
     function: ChatCompletionMessageToolCallChunkFunction
 
 
@@ -261,7 +264,7 @@ class ChatCompletionStreamResponseDeltaEmpty(TypedDict):
     pass
 
 
-ChatCompletionStreamResponseDeltaFunctionCall = ChatCompletionResponseFunctionCall
+ChatCompletionStreamResponseDeltaFunctionCall = ChatCompletionMessageToolCallChunkFunction
 
 
 class ChatCompletionStreamResponseDelta(TypedDict):
@@ -273,7 +276,7 @@ class ChatCompletionStreamResponseDelta(TypedDict):
 
 class ChatCompletionStreamResponseChoice(TypedDict):
     index: int
-    delta: ChatCompletionStreamResponseDelta | ChatCompletionStreamResponseDeltaEmpty
+    delta: ChatCompletionStreamResponseDelta  # {} is one, too
     finish_reason: Literal["stop", "length", "tool_calls", "function_call"] | None
     logprobs: NotRequired[ChatCompletionLogprobs | None]
 
@@ -286,7 +289,8 @@ class CreateChatCompletionStreamResponse(TypedDict):
     choices: list[ChatCompletionStreamResponseChoice]
 
 
-ChatCompletionChunk = ChatCompletionStreamResponse = CreateChatCompletionStreamResponse
+ChatCompletionStreamResponse = CreateChatCompletionStreamResponse
+ChatCompletionChunk = CreateChatCompletionStreamResponse
 ChatCompletionChunkChoice = ChatCompletionStreamResponseChoice
 ChatCompletionChunkDelta = ChatCompletionStreamResponseDelta
 ChatCompletionChunkDeltaEmpty = ChatCompletionStreamResponseDeltaEmpty
