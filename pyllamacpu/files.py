@@ -24,7 +24,8 @@ from pyllamacpu.errors import CheckpointError, OutputError
 from pyllamacpu.units import decimal_bytes
 
 _LOCK_POLL = 0.02  # seconds
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+"""To open a file that is not there yet."""
 _UNFOLLOWED = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _ATTEMPTS = 16  # at a name of its own for a new file
@@ -204,7 +205,7 @@ class PartialFile:
         for _ in range(_ATTEMPTS):
             path = part_path(self.target)
             with self._reported(), contextlib.suppress(FileExistsError):
-                file: BinaryIO = os.fdopen(os.open(path, _EXCLUSIVE, mode), "wb")
+                file: BinaryIO = os.fdopen(os.open(path, EXCLUSIVE, mode), "wb")
                 if lock_file(file) is not False and path.exists():
                     return path, file
                 file.close()  # another process took it for a leftover just now

@@ -1,7 +1,7 @@
 """DeBERTa classifiers: logits as transformers computes them, the same bits whatever is beside a sequence.
 
-Covers model/deberta.py, model/deberta_attention.py, engine/encoder.py, convert/models/deberta.py,
-convert/classifier.py.
+Covers model/deberta.py, model/deberta_attention.py, model/layer_norm.py, engine/encoder.py,
+convert/models/deberta.py, convert/classifier.py.
 """
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.errors import OptionError
 from pyllamacpu.text.infill import prompt_with_hole
+from pyllamacpu.text.messages import TOOL_ROLES
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pyllamacpu.text.template import ChatTemplate
 
 CheckIds = Callable[[Iterable[int]], list[int]]  # raises TokenizerError
-
-_RESULT_ROLES = ("tool", "ipython", "function")
 
 
 def text_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int], check: CheckIds) -> list[int]:
@@ -67,7 +66,7 @@ def _check_content(message: Mapping[str, Any], index: int, with_images: bool) ->
     image silently, and print anything else as Python writes it. Results of tools may be what they are.
     """
     content = message.get("content")
-    if not isinstance(content, (str, list, tuple, type(None))) and message["role"] not in _RESULT_ROLES:
+    if not isinstance(content, (str, list, tuple, type(None))) and message["role"] not in TOOL_ROLES:
         given = type(content).__name__
         raise OptionError(f"messages[{index}]: content must be a text or a list of parts, not {given}")
     for part in content if isinstance(content, (list, tuple)) else ():

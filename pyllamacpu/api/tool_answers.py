@@ -10,11 +10,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pyllamacpu.api.responses import Response
 from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.text.call_forms import ToolCall
 from pyllamacpu.text.tool_calls import Part, ToolCallDelta
-
-Response = dict[str, Any]
 
 
 def with_calls(answer: Any, offer: ChatTools) -> Any:

@@ -15,9 +15,10 @@ import click
 from pyllamacpu.cli.adapter_options import adapter_files, lora_option
 from pyllamacpu.cli.images import mmproj_option
 from pyllamacpu.cli.loading_options import loading, loading_options, say_threads
-from pyllamacpu.cli.options import CACHE_TYPES, PRECISIONS, force_option, option_files, options
+from pyllamacpu.cli.options import CACHE_TYPES, force_option, option_files, options
 from pyllamacpu.cli.param_types import MAX_THREADS, Number
 from pyllamacpu.cli.wrapping import say, terminal_width
+from pyllamacpu.engine.precision import PRECISIONS
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import write_whole
 from pyllamacpu.progress import clear_line, count_bar, is_terminal, visible

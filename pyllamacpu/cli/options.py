@@ -17,6 +17,7 @@ from pyllamacpu.cli.disk_options import disk_options
 from pyllamacpu.cli.loading_options import loading_options
 from pyllamacpu.cli.param_types import THREADS, Whole
 from pyllamacpu.cli.wrapping import say
+from pyllamacpu.engine.precision import PRECISIONS
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import read_problem
 from pyllamacpu.sampling.options import SamplingOptions  # imports nothing heavy, as sampler.py does
@@ -30,7 +31,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
-PRECISIONS = ("fast", "exact")  # of engine/precision.py
 _SMALLER_CONTEXTS = (32768, 8192, 2048)  # tokens
 _BIAS = re.compile(r"(\d{1,18})([+-])(inf|\d+(?:\.\d*)?|\.\d+)\Z", re.IGNORECASE)
 _ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{1,2})|(.))", re.DOTALL)

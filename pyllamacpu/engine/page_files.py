@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import lock_file, make_private_folder, open_regular, part_path, remove_leftovers
+from pyllamacpu.files import (
+    EXCLUSIVE,
+    lock_file,
+    make_private_folder,
+    open_regular,
+    part_path,
+    remove_leftovers,
+)
 from pyllamacpu.forks import fork_safe_lock
 
 log = logging.getLogger("pyllamacpu.engine")
@@ -37,7 +44,6 @@ _KEPT = 15 / 16  # of the limit, after making room
 _SCANS = 64  # to a limit: bytes of others are noticed after so large a part of it was written here
 _REST = 30.0  # seconds without writing after it failed
 _QUIET = 600.0  # seconds without a second line in the log about the same trouble
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass
@@ -288,7 +294,7 @@ def _write_whole(path: Path, buffers: Sequence[Any], used_ns: int) -> None:
     its checksum tells.
     """
     part = part_path(path)
-    with open(os.open(part, _NEW, 0o600), "wb", buffering=0) as file:
+    with open(os.open(part, EXCLUSIVE, 0o600), "wb", buffering=0) as file:
         try:
             lock_file(file)  # until it has its name: it is no killed run's
             for buffer in buffers:

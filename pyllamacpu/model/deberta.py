@@ -17,6 +17,7 @@ from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.deberta_attention import DebertaAttention
 from pyllamacpu.model.kv_space import KVSpace
+from pyllamacpu.model.layer_norm import layer_norm
 from pyllamacpu.model.weights import TensorSpec, Vector, Weights, padded_vector
 from pyllamacpu.native import lib
 
@@ -106,23 +107,20 @@ def _attention(config: ModelConfig) -> DebertaAttention:
 def record(plan: Recorder, config: ModelConfig, weights: Weights) -> None:
     c = config
     buckets = padded_vector("buckets", _attention(c).bucket_table(c.n_ctx_train))
-    x = _norm(plan, c, weights, plan.embed(weights.table("token_embd.weight")), "token_embd_norm")
+    x = layer_norm(
+        plan, weights, "token_embd_norm", plan.embed(weights.table("token_embd.weight")), c.norm_eps
+    )
     for i in range(c.n_layers):
         w = weights.under(f"blk.{i}.")
         a = _attend(plan, c, w, x, buckets, wanted=i == c.n_layers - 1)
         if i == c.n_layers - 1:  # from here on only the rows that are asked for
             a, x = plan.select(a), plan.select(x)
-        x = _norm(plan, c, w, x + plan.linear(a, *w.linear("attn_output")), "attn_output_norm")
+        x = layer_norm(plan, w, "attn_output_norm", x + plan.linear(a, *w.linear("attn_output")), c.norm_eps)
         h = plan.op("gelu", x=plan.linear(x, *w.linear("ffn_up")), tanh=0)
-        x = _norm(plan, c, w, x + plan.linear(h, *w.linear("ffn_down")), "layer_output_norm")
+        x = layer_norm(plan, w, "layer_output_norm", x + plan.linear(h, *w.linear("ffn_down")), c.norm_eps)
     pooled = plan.op("gelu", x=plan.linear(x, *weights.linear("cls")), tanh=0)
     matrix, bias = weights.linear("cls.output")
     plan.op("matmul", x=pooled, matrix=[matrix], bias=[bias], out=[lib.PL_LOGITS], rows=lib.PL_ROWS_LOGITS)
-
-
-def _norm(plan: Recorder, c: ModelConfig, weights: Weights, x: Tensor, name: str) -> Tensor:
-    weight, bias = weights.vector(f"{name}.weight"), weights.vector(f"{name}.bias")
-    return plan.op("layer_norm", x=x, weight=weight, bias=bias, eps=c.norm_eps)
 
 
 def _attend(plan: Recorder, c: ModelConfig, w: Weights, x: Tensor, buckets: Vector, wanted: bool) -> Tensor:

@@ -27,11 +27,11 @@ import numpy as np
 
 from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.reader import TensorInfo
-from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
+from pyllamacpu.model.layer_norm import layer_norm
 from pyllamacpu.model.ranges import NORM_EPS
-from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
-from pyllamacpu.model.weights import Table, TensorSpec, Weights
+from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers, no_rows
+from pyllamacpu.model.weights import TensorSpec, Weights
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
     from pyllamacpu.graph.ops import Tensor
@@ -224,15 +224,15 @@ def _older_name(name: str, prefix: str, c: MllamaVisionConfig, found: Mapping[st
 def record_tiles(plan: Recorder, config: MllamaVisionConfig, weights: Weights, n_tiles: int) -> None:
     """Rows of `input_rows` become the states of an image of `n_tiles` tiles."""
     c = config
-    rows = plan.embed(_no_rows(_input_width(c)))
+    rows = plan.embed(no_rows(_input_width(c)))
     patches, positions, tiles, kept = _columns(plan, rows, (c.patch_values, c.width, c.width, 1))
     x = plan.linear(patches, weights.matrix("v.patch_embd.weight")) + positions
-    x = plan.op("scale_rows", x=_layer_norm(plan, c, weights, "v.pre_ln", x), factors=kept)
+    x = plan.op("scale_rows", x=layer_norm(plan, weights, "v.pre_ln", x, c.norm_eps), factors=kept)
     states = []
     for i in range(c.n_layers):
         states += [plan.select(x)] if i in c.states else []
         x = _layer(plan, c, weights.under(f"v.blk.{i}."), x, n_tiles)
-    x = _layer_norm(plan, c, weights, "v.post_ln", x) + tiles
+    x = layer_norm(plan, weights, "v.post_ln", x, c.norm_eps) + tiles
     for i in range(c.n_global_layers):
         x = _layer(plan, c, weights.under(f"v.global.blk.{i}."), x, n_tiles, gated=True)
     found = [plan.select(x)]
@@ -252,7 +252,7 @@ def _layer(
 ) -> Tensor:
     a = plan.linear(_attention(plan, c, w, x, n_tiles), *w.linear("attn_output"))
     x = x + _gated(plan, w, "attn_gate", a, gated)
-    h = plan.linear(_layer_norm(plan, c, w, "ffn_norm", x), *w.linear("ffn_up"))
+    h = plan.linear(layer_norm(plan, w, "ffn_norm", x, c.norm_eps), *w.linear("ffn_up"))
     h = plan.linear(plan.op("gelu", x=h, tanh=0), *w.linear("ffn_down"))
     return x + _gated(plan, w, "ffn_gate", h, gated)
 
@@ -262,7 +262,7 @@ def _gated(plan: Recorder, w: Weights, gate: str, x: Tensor, gated: bool) -> Ten
 
 
 def _attention(plan: Recorder, c: MllamaVisionConfig, w: Weights, x: Tensor, n_tiles: int) -> Tensor:
-    h = _layer_norm(plan, c, w, "attn_norm", x)
+    h = layer_norm(plan, w, "attn_norm", x, c.norm_eps)
     q, k, v = (plan.linear(h, *w.linear(f"attn_{part}")) for part in "qkv")
     after = c.computed_tiles(n_tiles) - n_tiles
     return plan.op(
@@ -279,16 +279,6 @@ def _attention(plan: Recorder, c: MllamaVisionConfig, w: Weights, x: Tensor, n_t
         padding_weight=c.padding // (c.tile_rows - c.rows_per_tile),
         tile_weight=(c.max_tiles - n_tiles) // after if after else 1,
     )
-
-
-def _layer_norm(plan: Recorder, c: MllamaVisionConfig, w: Weights, name: str, x: Tensor) -> Tensor:
-    weight, bias = w.vector(f"{name}.weight"), w.vector(f"{name}.bias")
-    return plan.op("layer_norm", x=x, weight=weight, bias=bias, eps=c.norm_eps)
-
-
-def _no_rows(width: int) -> Table:
-    """All rows are given as embeddings."""
-    return Table("zeros", 1, width, TensorType.F32, np.zeros(4 * width, np.uint8))
 
 
 def _max_rows(config: MllamaVisionConfig, n_tiles: int) -> int:

@@ -30,13 +30,14 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.metadata import architecture_of, text_of
+from pyllamacpu.gguf.types import TensorType
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
     from pyllamacpu.graph.recorder import Recorder
     from pyllamacpu.images.picture import Picture
     from pyllamacpu.images.tiles import Tiles
-    from pyllamacpu.model.weights import TensorSpec, Weights
+    from pyllamacpu.model.weights import Table, TensorSpec, Weights
 
 Floats = npt.NDArray[np.float32]
 
@@ -131,6 +132,13 @@ def tower_architecture(kind: str | None, where: object) -> TowerArchitecture:
         said = "holds no vision tower" if kind is None else f"is a vision tower of the kind {kind!r:.40}"
         raise ModelError(f"{where}: {said}; towers of {', '.join(TOWERS)} models can be run")
     return cast(TowerArchitecture, import_module(TOWERS[kind]))
+
+
+def no_rows(width: int) -> Table:
+    """The embedding of a part whose rows are all given: id 0 is a row of `width` zeros."""
+    from pyllamacpu.model.weights import Table
+
+    return Table("zeros", 1, width, TensorType.F32, np.zeros(4 * width, np.uint8))
 
 
 def given_numbers(more: Mapping[str, Any], key: str) -> list[int]:

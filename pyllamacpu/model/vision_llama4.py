@@ -17,10 +17,10 @@ import numpy as np
 
 from pyllamacpu.errors import ImageError
 from pyllamacpu.gguf.reader import TensorInfo
-from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.model.layer_norm import layer_norm
 from pyllamacpu.model.ranges import NORM_EPS, ROPE_THETA, SHUFFLE_RATIO
-from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers
-from pyllamacpu.model.weights import Table, TensorSpec, Vector, Weights, padded_vector
+from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers, no_rows
+from pyllamacpu.model.weights import TensorSpec, Vector, Weights, padded_vector
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
     from pyllamacpu.graph.ops import Tensor
@@ -188,20 +188,20 @@ def _ollama_name(name: str) -> str:
 def record_encoder(plan: Recorder, config: Llama4VisionConfig, weights: Weights) -> None:
     """Patches (n_patches, 3 * size * size), then a row of zeros for the class token, become their states."""
     c = config
-    x = plan.linear(plan.embed(_no_rows(c.patch_values)), weights.matrix("v.patch_embd.weight"))
+    x = plan.linear(plan.embed(no_rows(c.patch_values)), weights.matrix("v.patch_embd.weight"))
     x = x + plan.op("position_rows", table=_positions(c, weights), width=c.width)
-    x = _layer_norm(plan, c, weights, "v.pre_ln", x)
+    x = layer_norm(plan, weights, "v.pre_ln", x, c.norm_eps)
     rope = plan.op("position_rows", table=_angles(c), width=c.head_dim)
     for i in range(c.n_layers):
         w = weights.under(f"v.blk.{i}.")
         x = x + plan.linear(_attention(plan, c, w, rope, x), *w.linear("attn_out"))
-        h = plan.linear(_layer_norm(plan, c, w, "ln2", x), *w.linear("ffn_up"))
+        h = plan.linear(layer_norm(plan, w, "ln2", x, c.norm_eps), *w.linear("ffn_up"))
         x = x + plan.linear(plan.op("gelu", x=h, tanh=0), *w.linear("ffn_down"))
-    plan.output_hidden(_layer_norm(plan, c, weights, "v.post_ln", plan.select(x)))
+    plan.output_hidden(layer_norm(plan, weights, "v.post_ln", plan.select(x), c.norm_eps))
 
 
 def _attention(plan: Recorder, c: Llama4VisionConfig, w: Weights, rope: Tensor, x: Tensor) -> Tensor:
-    h = _layer_norm(plan, c, w, "ln1", x)
+    h = layer_norm(plan, w, "ln1", x, c.norm_eps)
     q, k, v = (plan.linear(h, *w.linear(name)) for name in ("attn_q", "attn_k", "attn_v"))
     for rotated in (q, k):
         plan.op("rope", x=rotated, rope=rope, n_heads=c.n_heads)
@@ -211,7 +211,7 @@ def _attention(plan: Recorder, c: Llama4VisionConfig, w: Weights, rope: Tensor, 
 
 def record_projector(plan: Recorder, config: Llama4VisionConfig, weights: Weights) -> None:
     """Groups of patches (n, shuffle^2 * width) become rows of the text model's width."""
-    x = plan.embed(_no_rows(config.width * config.shuffle**2))
+    x = plan.embed(no_rows(config.width * config.shuffle**2))
     for name in ("mm.model.mlp.1", "mm.model.mlp.2"):
         x = plan.op("gelu", x=plan.linear(x, weights.matrix(f"{name}.weight")), tanh=0)
     plan.output_hidden(plan.linear(x, weights.matrix("mm.model.fc.weight")))
@@ -221,16 +221,6 @@ PARTS = {
     "encoder": TowerPart(record_encoder, lambda config: config.n_patches + 1),
     "projector": TowerPart(record_projector, lambda config: config.rows_per_tile),
 }
-
-
-def _layer_norm(plan: Recorder, c: Llama4VisionConfig, w: Weights, name: str, x: Tensor) -> Tensor:
-    weight, bias = w.vector(f"{name}.weight"), w.vector(f"{name}.bias")
-    return plan.op("layer_norm", x=x, weight=weight, bias=bias, eps=c.norm_eps)
-
-
-def _no_rows(width: int) -> Table:
-    """What id 0 stands for: a row of zeros. All others are given as embeddings."""
-    return Table("zeros", 1, width, TensorType.F32, np.zeros(4 * width, np.uint8))
 
 
 def _positions(c: Llama4VisionConfig, weights: Weights) -> Vector:

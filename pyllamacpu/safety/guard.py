@@ -145,7 +145,7 @@ class Guard:
     @property
     def reads_images(self) -> bool:
         """Whether the model has a vision tower at hand."""
-        return self.llm._parts.vision is not None
+        return self.llm.reads_images
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids of the guard's question about the messages. Raises TemplateError."""

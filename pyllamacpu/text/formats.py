@@ -19,7 +19,7 @@ class Format:
     stop_strings: tuple[str, ...] = ()
 
 
-def _one_line(source: str) -> str:
+def joined_lines(source: str) -> str:
     """Templates are written on several lines for reading; line breaks and indents are not part of them."""
     return "".join(line.strip() for line in source.splitlines())
 
@@ -41,7 +41,7 @@ _ALTERNATE = """
 """
 
 LLAMA2 = Format(
-    _one_line(
+    joined_lines(
         _TAKE_SYSTEM
         + _ALTERNATE
         + r"""
@@ -60,7 +60,7 @@ LLAMA2 = Format(
 )
 
 LLAMA3 = Format(
-    _one_line(
+    joined_lines(
         r"""
 {{- bos_token -}}
 {%- for m in messages -%}
@@ -73,7 +73,7 @@ LLAMA3 = Format(
 )
 
 LLAMA4 = Format(
-    _one_line(
+    joined_lines(
         r"""
 {{- bos_token -}}
 {%- for m in messages -%}
@@ -86,7 +86,7 @@ LLAMA4 = Format(
 )
 
 CODELLAMA_70B = Format(
-    _one_line(
+    joined_lines(
         r"""
 {{- bos_token -}}
 {%- for m in messages -%}
@@ -100,7 +100,7 @@ CODELLAMA_70B = Format(
 )
 
 VICUNA = Format(
-    _one_line(
+    joined_lines(
         _TAKE_SYSTEM
         + r"""
 {{- bos_token -}}
@@ -122,7 +122,7 @@ VICUNA = Format(
 )
 
 ALPACA = Format(
-    _one_line(
+    joined_lines(
         _TAKE_SYSTEM
         + r"""
 {{- bos_token -}}
@@ -143,7 +143,7 @@ ALPACA = Format(
 )
 
 CHATML = Format(
-    _one_line(
+    joined_lines(
         r"""
 {%- for m in messages -%}
   {{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' -}}
@@ -156,7 +156,7 @@ CHATML = Format(
 )
 
 MISTRAL = Format(
-    _one_line(
+    joined_lines(
         _TAKE_SYSTEM
         + _ALTERNATE
         + r"""
@@ -176,7 +176,7 @@ MISTRAL = Format(
 )
 
 ZEPHYR = Format(
-    _one_line(
+    joined_lines(
         r"""
 {%- for m in messages -%}
   {{- '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' -}}

@@ -27,7 +27,7 @@ _ARGUMENTS = {"prbkey": _WORD}
 _ARGUMENTS_TEXT = json.dumps(_ARGUMENTS)
 _PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was printed instead of read
 _PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
-_TOOL_ROLES = ("tool", "ipython", "function")
+TOOL_ROLES = ("tool", "ipython", "function")
 _KNOWN_AS = {"developer": "system", "function": "tool"}  # by templates that do not know them
 _NO_ROLE = "prbrole"  # of which no template has heard
 _QUESTION = {"role": "user", "content": "x"}
@@ -224,7 +224,7 @@ def _conversation(role: str, content: Any) -> list[dict[str, Any]]:
         return [message]
     if role == "assistant":
         return [dict(_QUESTION), message, dict(_QUESTION)]
-    if role in _TOOL_ROLES:
+    if role in TOOL_ROLES:
         answer = {**message, "tool_call_id": "prb123456", "name": "prbfn"}
         return [dict(_QUESTION), _with_call(dict(_ARGUMENTS), content=""), answer]
     return [message, dict(_QUESTION)]
@@ -336,7 +336,7 @@ def _give_ids(messages: Sequence[dict[str, Any]]) -> None:
     given = 0
     waiting: list[str] = []
     for message in messages:
-        if message["role"] in _TOOL_ROLES:
+        if message["role"] in TOOL_ROLES:
             if waiting and not message.get("tool_call_id"):
                 message["tool_call_id"] = waiting.pop(0)
             continue
@@ -360,7 +360,7 @@ def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(calls) < 2:
             found.append(message)
             continue
-        end = next((i for i in range(at, len(messages)) if messages[i]["role"] not in _TOOL_ROLES), None)
+        end = next((i for i in range(at, len(messages)) if messages[i]["role"] not in TOOL_ROLES), None)
         results = list(messages[at:end])
         at += len(results)
         ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyllamacpu.text.formats import Format
+from pyllamacpu.text.formats import Format, joined_lines
 
 _SPLIT = """
 {%- set found = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | list -%}
@@ -63,11 +63,7 @@ class Turns:
             "{%- endif -%}{%- endfor -%}",
             f"{{%- if add_generation_prompt -%}}{{{{- {_text(self.answer)} -}}}}{{%- endif -%}}",
         )
-        return Format(_joined("".join(lines)), stop_strings=self.stop)
-
-
-def _joined(source: str) -> str:
-    return "".join(line.strip() for line in source.splitlines())
+        return Format(joined_lines("".join(lines)), stop_strings=self.stop)
 
 
 def _headed(user: str, assistant: str, end: str, colon: str = ": ", answer: str = ":", **more: str) -> Turns:
@@ -187,7 +183,7 @@ _WITH_SYSTEM = """
 
 _OTHERS: dict[str, Format] = {
     "llama-2": Format(
-        _joined(
+        joined_lines(
             _SPLIT
             + r"""
 {%- set system = found | join('\n\n') -%}
@@ -203,7 +199,7 @@ _OTHERS: dict[str, Format] = {
         )
     ),
     "llama-3": Format(
-        _joined(
+        joined_lines(
             r"""
 {%- for m in messages if m['role'] in ['system', 'user', 'assistant'] -%}
   {{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + '<|eot_id|>' -}}
@@ -214,7 +210,7 @@ _OTHERS: dict[str, Format] = {
         stop_strings=("<|eot_id|>",),
     ),
     "mistral-instruct": Format(
-        _joined(
+        joined_lines(
             _SPLIT
             + _WITH_SYSTEM
             + r"""
@@ -228,7 +224,7 @@ _OTHERS: dict[str, Format] = {
         stop_strings=("</s>",),
     ),
     "saiga": Format(
-        _joined(
+        joined_lines(
             r"""
 {%- for m in messages if m['role'] in ['system', 'user', 'assistant', 'bot'] -%}
   {{- '<s>' + ('bot' if m['role'] == 'assistant' else m['role']) + '\n' + m['content'] + '</s>' -}}
@@ -238,7 +234,7 @@ _OTHERS: dict[str, Format] = {
         )
     ),
     "gemma": Format(
-        _joined(
+        joined_lines(
             _SPLIT
             + _WITH_SYSTEM
             + r"""
@@ -255,7 +251,7 @@ _OTHERS: dict[str, Format] = {
         stop_strings=("<end_of_turn>\n",),
     ),
     "chatml-function-calling": Format(
-        _joined(
+        joined_lines(
             r"""
 {%- for m in messages -%}
   {{- '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' -}}

@@ -55,8 +55,8 @@ def special_keys(
     roles: dict[str, int] = {}
     for role in _ROLES:
         for text in (
-            _content(tokenizer_config.get(f"{role}_token")),
-            _content(special_map.get(f"{role}_token")),
+            token_text(tokenizer_config.get(f"{role}_token")),
+            token_text(special_map.get(f"{role}_token")),
         ):
             if text in ids:
                 roles.setdefault(role, ids[text])
@@ -85,7 +85,7 @@ def _roles_to_deny(table: TokenTable, roles: Mapping[str, int]) -> list[str]:
     return [role for role, token in _USUAL_IDS.items() if role not in roles and token in taken]
 
 
-def _content(value: Any) -> str | None:
+def token_text(value: Any) -> str | None:
     """A special token is its text, or an object with it."""
     if isinstance(value, dict):
         value = value.get("content")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.convert.formats.json_file import MAX_BYTES, read_json, read_optional_json
+from pyllamacpu.convert.tokenizers.special_tokens import token_text
 from pyllamacpu.convert.tokenizers.token_table import AddedToken, TokenTable
 from pyllamacpu.convert.tokenizers.tokenizer_json import read_tokenizer_json
 from pyllamacpu.errors import CheckpointError
@@ -39,7 +40,7 @@ def read_vocab_merges(folder: Path, pre: str | None = None) -> TokenTable:
     if "<0x00>" not in vocab and any(space in text for text in vocab):
         values, note = _byte_level(model, config)
     elif "<0x00>" in vocab:
-        unknown = _text(config.get("unk_token")) or "<unk>"
+        unknown = token_text(config.get("unk_token")) or "<unk>"
         normalizer = {"type": "Prepend", "prepend": "▁"}
         note = "SentencePiece's are"
         values = {"model": {**model, "byte_fallback": True, "unk_token": unknown}, "normalizer": normalizer}
@@ -85,16 +86,10 @@ def _merges(path: Path) -> list[str]:
 
 def _special(vocab: Mapping[str, Any], *configs: Mapping[str, Any]) -> list[AddedToken]:
     """Tokens of the vocabulary that have a role, or are named as special ones."""
-    named = [_text(config.get(role)) for config in configs for role in _ROLES]
+    named = [token_text(config.get(role)) for config in configs for role in _ROLES]
     for config in configs:
         more = config.get("additional_special_tokens")
-        named += [_text(item) for item in (more if isinstance(more, list) else [])]
+        named += [token_text(item) for item in (more if isinstance(more, list) else [])]
     named.append(_GPT2_END)
     texts = dict.fromkeys(text for text in named if text in vocab and text is not None)
     return [AddedToken(vocab[text], text, True) for text in texts]
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
