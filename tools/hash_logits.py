@@ -67,7 +67,8 @@ def main() -> None:
         print(isa_selected(), digest.hexdigest())
         return
     for tier in isa_names():
-        command = [sys.executable, __file__, "--this-tier", *(f"--model={path}" for path in arguments.model)]
+        files = [f"--model={path}" for path in arguments.model]
+        command = [sys.executable, "-W", "ignore", __file__, "--this-tier", *files]  # long contexts are meant
         subprocess.run(command, check=True, env=os.environ | {"PYLLAMACPU_ISA": tier})
 
 
