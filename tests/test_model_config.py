@@ -7,7 +7,7 @@ import pytest
 from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
-from pyllamacpu.model.config import ModelConfig, RopeScaling
+from pyllamacpu.model.config import ModelConfig, RopeScaling, kv_type
 from pyllamacpu.model.rope import inverse_frequencies
 
 SMALL: dict[str, Any] = {
@@ -82,7 +82,6 @@ def test_per_layer_arrays(kind: Any) -> None:
     assert made.kv_heads == (2, 6, 3) and made.ffn_dim == (64, 96, 64)
     assert [made.layer_kv_heads(i) for i in range(3)] == [2, 6, 3] and made.layer_heads(2) == 6
     assert made.layer_ffn_dim(1) == 96
-    assert made.kv_bytes_per_token("f32", "f16") == (2 + 6 + 3) * 16 * 6
 
 
 def test_where_the_vocabulary_size_comes_from() -> None:
@@ -201,17 +200,11 @@ def test_other_architectures(arch: Any) -> None:
         ModelConfig.from_metadata(SMALL | {"general.architecture": arch}, {})
 
 
-def test_kv_bytes() -> None:
-    made = config(attention__head_count_kv=2, attention__key_length=64)
-    heads = 3 * 2
-    assert made.kv_bytes_per_token() == heads * 2 * 128
-    assert made.kv_bytes_per_token("f32", "bf16") == heads * (256 + 128)
-    assert made.kv_bytes_per_token(TensorType.Q8_0, "q4_0") == heads * (68 + 36)
-    odd = config(attention__head_count_kv=2, attention__key_length=40)
-    assert odd.kv_bytes_per_token("q8_0", "f16") == heads * (68 + 96)  # padded to 64 and to 48 elements
+def test_types_of_keys_and_values() -> None:
+    assert kv_type("bf16") is kv_type(TensorType.BF16) is TensorType.BF16
     for kind in ("q4_k", "none", TensorType.I8):
         with pytest.raises(OptionError):
-            made.kv_bytes_per_token(kind, "f16")
+            kv_type(kind)
 
 
 def test_configs_are_frozen() -> None:

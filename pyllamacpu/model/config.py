@@ -142,17 +142,6 @@ class ModelConfig:
         """What query times key is multiplied by."""
         return self.attention_scale or 1.0 / math.sqrt(self.head_dim)
 
-    def kv_bytes_per_token(self, type_k: str | TensorType = "f16", type_v: str | TensorType = "f16") -> int:
-        """Bytes of keys and values that one token keeps in all layers.
-
-        Types: those of `kv_types`; heads are padded to a multiple of 16, or of 32 for the quantized ones.
-        """
-        per_head = lib.pl_kv_row_bytes(kv_type(type_k), self.head_dim)
-        per_head += lib.pl_kv_row_bytes(kv_type(type_v), self.value_dim)
-        to_images = self.mllama.cross if self.mllama else ()
-        layers = (layer for layer in range(self.n_layers) if layer not in to_images)
-        return int(per_head) * sum(map(self.layer_kv_heads, layers))
-
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> ModelConfig:
         """The config of a GGUF file. Raises ModelError that names the key and its value; OptionError for an
