@@ -7,16 +7,27 @@ prints it as one line and exits with 1; anything that is not a `PyllamacpuError`
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 
 class PyllamacpuError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They go between processes (pickle), whatever made them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
-class GGUFError(PyllamacpuError):
-    """A model file that is damaged, truncated or not GGUF. `path` is the file, `reason` what is wrong with
-    it.
-    """
+def _unpickled(
+    kind: type[PyllamacpuError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> PyllamacpuError:
+    """An error as it was, without its constructor, which takes other arguments than `args`."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
+
+
+class _FileError(PyllamacpuError):
+    """`path` is the file, `reason` what is wrong with it."""
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -24,27 +35,23 @@ class GGUFError(PyllamacpuError):
         self.reason = reason
 
 
-class CheckpointError(PyllamacpuError):
+class GGUFError(_FileError):
+    """A model file that is damaged, truncated or not GGUF. `path` is the file, `reason` what is wrong with
+    it.
+    """
+
+
+class CheckpointError(_FileError):
     """A checkpoint (safetensors, torch, Meta, quantized) that is damaged, incomplete or of an unknown kind,
     or weights of any source that are no numbers. `path` is the file or folder, `reason` what is wrong
     with it.
     """
 
-    def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
 
-
-class OutputError(PyllamacpuError):
+class OutputError(_FileError):
     """A file that cannot be written, or must not be: an input, a folder, a disk without room. `path` is the
     file, `reason` why.
     """
-
-    def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
 
 
 class ModelError(PyllamacpuError):
@@ -53,15 +60,10 @@ class ModelError(PyllamacpuError):
     """
 
 
-class AdapterError(PyllamacpuError):
+class AdapterError(_FileError):
     """An adapter that cannot be applied: damaged, of another kind, or of another model. `path` is the file,
     `reason` what is wrong with it.
     """
-
-    def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = str(path)
-        self.reason = reason
 
 
 class TokenizerError(PyllamacpuError, ValueError):
