@@ -37,8 +37,9 @@ class Session:
     logits.
 
     `last` is None while nothing has been evaluated since the sequence was cut or loaded, and where a step was
-    interrupted before its logits came here. With `keep_all`,
-    `scores` (n_ctx, n_vocab) holds the logits that follow each token, `n_scored` of them from the start.
+    interrupted before its logits came here. With `keep_all`, `scores` (n_ctx, n_vocab) holds the logits that
+    follow each token, `n_scored` of them from the start. `history`: the tokens of a request at work, among
+    which what is evaluated ahead is not.
 
     While no request works on it, its pages may be taken for others (`park`): the tokens stay, and are
     evaluated again before the next change.
@@ -52,9 +53,7 @@ class Session:
         self.sequence: KVSequence = engine.sequence() if sequence is None else sequence
         self.n_ctx: int = engine.n_ctx
         self.n_vocab: int = engine.n_vocab
-        self.history: Sequence[int] | None = (
-            None  # of a request at work: what is evaluated ahead is not in it
-        )
+        self.history: Sequence[int] | None = None
         self.to_save = False  # it is left as it is until its owner has saved it
         self._parked: list[int] | None = None  # the tokens, while their pages are let go
         self._saved: bytes | None = None  # what `save` gives of a parked session

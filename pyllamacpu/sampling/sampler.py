@@ -236,7 +236,8 @@ class Sampler:
     def sample(self, logits: npt.ArrayLike) -> int:
         """The next token for `logits` (n_vocab,) float32, which stay as they are. It is yet to be accepted.
 
-        Raises NativeError when a logit is NaN or +inf, or when every token is excluded.
+        Raises NativeError when a logit is NaN or +inf, NoTokenError when every token is excluded, OptionError
+        for another shape.
         """
         row = self.processed(logits)
         token = lib.pl_sample(self._state, ffi.from_buffer("float[]", row), self.n_vocab)
