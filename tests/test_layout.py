@@ -242,3 +242,31 @@ def test_docstrings_of_tests_name_modules_that_exist() -> None:
         covered = re.findall(r"Covers ([^.]*\.py(?:[^.]*\.py)*)\.", text)
         named = {file for found in covered for file in re.findall(r"[\w/]+\.py\b", found)}
         assert named <= there, f"{path.name} names {sorted(named - there)}"
+
+
+def test_c_names_files_that_exist() -> None:
+    """In comments and READMEs of csrc/: such names go stale when a file moves."""
+    files = [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix != ".pyc"]
+    there = {path.name for path in (*files, *(ROOT / "tests" / "csrc").rglob("*.*"))}
+    found: dict[str, str] = {}
+    for path in files:
+        text = re.sub(r"#include <.*>", "", path.read_text(encoding="utf-8"))
+        found |= dict.fromkeys(re.findall(r"\b\w+\.(?:c|h|inc|def)\b", text), path.name)
+    assert len(found) > 50
+    assert {name: path for name, path in found.items() if name not in there} == {}
+
+
+def test_links_of_readmes_lead_somewhere() -> None:
+    pages = [path for path in ROOT.rglob("*.md") if "build" not in path.parts]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    ]
+    inner = [(page, link) for page, link in links if "://" not in link]
+    assert len(inner) > 5
+    for page, link in inner:
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.M) if heading else []
+        anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
+        assert not heading or heading in anchors, f"{page.name}: {link}"

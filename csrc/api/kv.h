@@ -2,7 +2,7 @@
 #define PL_API_KV_H
 #include "api/status.h"
 
-/* ---- KV cache (cache.c) ---- */
+/* ---- KV cache (pages.c, kv_tile.c) ---- */
 
 #define PL_PAGE_POSITIONS 32
 #define PL_MAX_HEAD_DIM 1024

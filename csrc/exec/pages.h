@@ -1,6 +1,6 @@
 /* Where keys and values lie in a page: for each layer and KV head the key tile, then the value tile. */
-#ifndef PL_CACHE_H
-#define PL_CACHE_H
+#ifndef PL_PAGES_H
+#define PL_PAGES_H
 #include "kernels/kernels.h"
 #include "platform/os.h"
 

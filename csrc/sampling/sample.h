@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 #include "platform/threads.h"
 
-/* Inside of the sampler: what sample.c, sample_select.c, sample_steps.c and sample_history.c share.
+/* Inside of the sampler: what the files of this folder share.
  *
  * A row of logits is first DENSE: ids are implicit, -inf means "no candidate". The first step that removes tokens
  * turns it into a LIST of candidates. Everything that must look at the whole vocabulary is in sample_select.c, and in
