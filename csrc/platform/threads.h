@@ -36,7 +36,6 @@ void pl_pool_notify(pl_pool *pool);
  * `next` holds the round's number above the index, so that a thread which is late by a round takes nothing. */
 typedef struct {
     _Alignas(64) _Atomic uint64_t next;
-    _Alignas(64) _Atomic int64_t done;
 } pl_counter;
 
 #define PL_ROUND_SHIFT 40
@@ -45,10 +44,9 @@ typedef struct {
 
 static inline void pl_counter_open(pl_counter *counter, uint64_t round)
 {
-    atomic_store_explicit(&counter->done, 0, memory_order_relaxed);
     atomic_store_explicit(&counter->next, round << PL_ROUND_SHIFT, memory_order_release);
 }
-/* Takes [begin, end), `grain` items; each item taken is later reported by pl_done. */
+/* Takes [begin, end), `grain` items. All are done when all threads have left the job (pl_pool_run). */
 static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_t grain, int64_t *begin, int64_t *end)
 {
     uint64_t seen = atomic_load_explicit(&counter->next, memory_order_acquire);
@@ -62,10 +60,6 @@ static inline int pl_take(pl_counter *counter, uint64_t round, int64_t n, int64_
                                                   memory_order_acquire))
             return 1;
     }
-}
-static inline void pl_done(pl_counter *counter, int64_t items)
-{
-    atomic_fetch_add_explicit(&counter->done, items, memory_order_acq_rel);
 }
 
 #endif
