@@ -99,6 +99,31 @@ def test_prose_is_not_code_and_fences_say_what_is() -> None:
     assert found("The key is AIza" + "a" * 35 + "\n```\nx\n```") == ["1 ALL-R-011"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("> ```c\n> gets(b);\n> ```\n", "2 bugprone-gets"),
+        (">> ```python\n>> import os\n>> os.system(x)\n>> ```\n", "3 insecure-os-system-use"),
+        ("- ```c\n  gets(b);\n  ```\n", "2 bugprone-gets"),
+        ("10) ```c\n    gets(b);\n    ```\n", "2 bugprone-gets"),
+        ("> * ```c\n>   gets(b);\n>   ```\n", "2 bugprone-gets"),
+        (" " * 16 + "```c\n" + " " * 16 + "gets(b);\n" + " " * 16 + "```\n", "2 bugprone-gets"),
+        ("~~~c `x`\ngets(b);\n~~~\n", "2 bugprone-gets"),
+        ("``` {.c}\ngets(b);\n```\n", "2 bugprone-gets"),
+        *((f"{blank}```c\ngets(b);\n```\n", "2 bugprone-gets") for blank in "\ufeff\xa0\u200b\u2003\v"),
+        *((f"```c\nint x;\n{line}\ngets(b);\n```\n", "4 bugprone-gets") for line in ("``` (", "```!")),
+        *((f"```c\nint x;\n{line}\ngets(b);\n```\n", "4 bugprone-gets") for line in ("    ```", "> ```")),
+        ("> ```c\n> int x;\n\n```\ngets(b);\n```\n", "5 bugprone-gets"),  # with the quote, the block ends
+        ("```js\nlet x\n``` then\n```py\nimport os\nos.system(x)\n```\n", "6 insecure-os-system-use"),
+    ],
+)
+def test_fences_wherever_they_stand(answer: str, wanted: str) -> None:
+    """Code behind a fence that is not seen would be prose, as soon as the text has other fences."""
+    assert found(answer) == [wanted]
+    assert found(f"{answer}\nNever call gets(b).\n\n```text\nhi\n```\n> Nor gets(b).\n") == [wanted]
+    assert code_parts(f"Hm.\n{answer}")[-1].first_line <= answer.count("\n") + 1
+
+
 def test_code_in_arguments_of_tools() -> None:
     call = json.dumps({"name": "run", "arguments": {"code": 'import os\nos.system("ls " + name)'}})
     assert found(call) == ["2 insecure-os-system-use"]
@@ -158,7 +183,8 @@ def test_all_rules_are_there() -> None:
      '"' * 50_000, "-" * 100_000, "x: " * 20_000, "\n" * 100_000, "#\n" * 20_000,
      "eval(" * 3000 + ")" * 3000, '"' + '\\"' * 100_000 + "\n", "```" + "a" * 100_000 + "`",
      "```" + " " * 100_000 + "`", "```python\n" + "a" * 100_000 + " $\n",
-     "```python\n" + "a." * 50_000 + " $"],
+     "```python\n" + "a." * 50_000 + " $", "\n".join(">" * i + "```c" for i in range(1000)),
+     ">" * 100_000 + "```c\n" * 9, "- " * 50_000 + "x", "> ```c\n" + "> ```py x\n> y\n" * 20_000],
 )  # fmt: skip
 def test_hostile_texts_end_in_time(text: str) -> None:
     start = time.monotonic()

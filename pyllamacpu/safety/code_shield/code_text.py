@@ -10,8 +10,15 @@ import regex
 
 from pyllamacpu.safety.code_shield.issues import Language
 
-# Possessive, so that no text takes more than time in proportion to its length.
-_FENCE = regex.compile(r"^[ \t]{0,12}+(`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[^\n`]*+$", regex.MULTILINE)
+# Possessive, so that no text takes more than time in proportion to its length. Before a fence stand marks of
+# lists and quotes, and what looks like nothing; what follows backticks in their line holds none.
+_FENCE = regex.compile(
+    r"^(?P<before>(?:[^\S\n]|\p{Cf}|>|(?:[-*+]|\d{1,9}+[.)])(?=[^\S\n]))*+)"
+    r"(?P<mark>`{3,}+(?=[^\n`]*+$)|~{3,}+)(?P<info>[^\n]*+)$",
+    regex.MULTILINE,
+)
+_WORD = regex.compile(r"[ \t{]*+([\w+#.-]*+)")  # of a fence's line: the language
+_MOST_DEEPER = 3  # columns that a closing fence may stand deeper than the opening one
 _QUOTED = regex.compile(r'"((?:[^"\\\n]|\\.)*+)("|\\?\Z)?')  # also what the text ends in
 _CUT_ESCAPE = regex.compile(r"\\u[0-9A-Fa-f]{0,3}\Z")
 _PYTHON_TAG = "<|python_tag|>"  # before what Llama 3 writes for an interpreter
@@ -56,25 +63,107 @@ def code_parts(text: str, language: Language | None = None) -> list[CodePart]:
     return [*parts, *(inner for part in parts for inner in _strings(part))]
 
 
+@dataclass(frozen=True)
+class _Fence:
+    """A line of backticks or tildes. `begin`, `end`: of the line; `column`, where the mark stands in it."""
+
+    begin: int
+    end: int
+    mark: str
+    language: Language | None
+    is_bare: bool  # nothing follows the mark
+    column: int
+    n_quotes: int  # marks of quotes before it
+    is_item: bool  # the mark of a list's item stands before it
+
+    def is_closed_by(self, other: _Fence) -> bool:
+        """As CommonMark has it: anything else is a line of the code."""
+        return (
+            other.is_bare
+            and other.mark.startswith(self.mark)
+            and not other.is_item
+            and other.n_quotes <= self.n_quotes
+            and other.column <= self.column + _MOST_DEEPER
+        )
+
+
+def _fences(text: str) -> Iterator[_Fence]:
+    for found in _FENCE.finditer(text):
+        before, mark, info = found["before"], found["mark"], found["info"]
+        yield _Fence(
+            found.start(),
+            min(found.end() + 1, len(text)),
+            mark,
+            language_named(_WORD.match(info)[1]),
+            not info.strip(" \t"),
+            len(before.expandtabs(4)),
+            before.count(">"),
+            any(c in "-*+.)" for c in before),
+        )
+
+
 def _fenced(text: str) -> Iterator[CodePart]:
-    """A fence that nothing closes goes on to the end: more may come."""
-    begin, opened, language, lines = 0, "", None, _Lines(text)
-    fences = list(_FENCE.finditer(text))
+    """A fence that nothing closes goes on to the end, or to that of its quote: more may come."""
+    begin, opened, lines = 0, None, _Lines(text)
+    inside: list[_Fence] = []  # of other languages, within the block
+    fences = list(_fences(text))
     for fence in fences:
-        mark, word = fence[1], fence[2]
-        if opened and not (mark.startswith(opened) and not word):
-            continue  # within the block
-        yield from _part(lines, begin, fence.start(), language, prose=not opened)
-        begin = min(fence.end() + 1, len(text))
-        language = None if opened else language_named(word)
-        opened = "" if opened else mark
-    yield from _part(lines, begin, len(text), language, bool(fences) and not opened, is_open=True)
+        since = inside[-1].begin if inside else begin
+        if opened and (end := _end_of_quote(text, opened, since, fence)) is not None:
+            yield from _block(lines, opened, end, inside)
+            begin, opened, inside = end, None, []
+        if opened and not opened.is_closed_by(fence):
+            inside.append(fence)
+            continue
+        if opened:
+            yield from _block(lines, opened, fence.begin, inside)
+        else:
+            yield from _part(lines, begin, fence.begin, None, prose=True)
+        begin, opened, inside = fence.end, None if opened else fence, []
+    if opened:
+        yield from _block(lines, opened, len(text), inside, is_open=True)
+    else:
+        yield from _part(lines, begin, len(text), None, prose=bool(fences), is_open=True)
+
+
+def _end_of_quote(text: str, opened: _Fence, since: int, fence: _Fence) -> int | None:
+    """Where the quote ends that a block stands in: with it, the block. None: not from `since` to `fence`."""
+    if not opened.n_quotes:
+        return None
+    outside = regex.compile(rf"^(?!(?:[^\S\n]*+>){{{opened.n_quotes}}})", regex.MULTILINE)
+    found = outside.search(text, since, fence.begin)
+    if found is not None and found.start() < fence.begin:
+        return int(found.start())
+    return fence.begin if fence.n_quotes < opened.n_quotes else None
+
+
+def _block(
+    lines: _Lines, opened: _Fence, end: int, inside: list[_Fence], is_open: bool = False
+) -> Iterator[CodePart]:
+    """The code behind a fence. Blocks that begin within it, as nothing has closed it, are judged too as what
+    they say.
+    """
+    yield from _part(lines, opened.end, end, opened.language, False, is_open, opened.n_quotes)
+    ends = [*(fence.begin for fence in inside[1:]), end]
+    for fence, its_end in zip(inside, ends, strict=False):
+        if fence.language not in (None, opened.language):
+            yield from _part(lines, fence.end, its_end, fence.language, False, is_open, fence.n_quotes)
 
 
 def _part(
-    lines: _Lines, begin: int, end: int, language: Language | None, prose: bool, is_open: bool = False
+    lines: _Lines,
+    begin: int,
+    end: int,
+    language: Language | None,
+    prose: bool,
+    is_open: bool = False,
+    n_quotes: int = 0,
 ) -> Iterator[CodePart]:
-    if (text := lines.text[begin:end]).strip():
+    """Without the marks of the quotes that it stands in."""
+    text = lines.text[begin:end]
+    if n_quotes:
+        text = regex.sub(rf"^(?:[^\S\n]*+>){{{n_quotes}}} ?", "", text, flags=regex.MULTILINE)
+    if text.strip():
         yield CodePart(text, language, lines.number(begin), prose, is_open)
 
 
