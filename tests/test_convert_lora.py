@@ -1,6 +1,6 @@
 """PEFT adapters: names, the order of rows, and that base plus adapter is what merging gives.
 
-Covers convert/lora.py, convert/lora_config.py, convert/lora_pairs.py.
+Covers convert/lora.py, convert/lora_config.py, convert/lora_experts.py, convert/lora_pairs.py.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf import GGUFFile
 
 RANK = 4
+MIXTRAL = Path(__file__).parent / "fixtures" / "mixtral" / "tiny"
 PREFIX = "base_model.model.model.layers.{}.{}.lora_{}.weight"
 TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 CONFIG = {
@@ -190,8 +191,63 @@ def products(path: Path) -> dict[str, Any]:
         found = {}
         for name in names:
             a, b = values(file, f"{name}.lora_a"), values(file, f"{name}.lora_b")
-            found[name] = file.metadata["adapter.lora.alpha"] / a.shape[0] * b @ a
+            found[name] = file.metadata["adapter.lora.alpha"] / a.shape[-2] * b @ a
         return found
+
+
+EXPERT = "base_model.model.model.layers.{}.block_sparse_moe.experts.{}.{}.lora_{}.weight"
+MIXTRAL_SIZES = {"w1": ("gate", 96, 64), "w2": ("down", 64, 96), "w3": ("up", 96, 64)}
+
+
+def expert_tensors() -> Arrays:
+    """Of a part of the experts of layers 0 and 2, each of its own rank."""
+    rng, found = np.random.default_rng(4), {}
+    for layer, expert, rank in ((0, 0, 3), (0, 5, 8), (2, 1, 2)):
+        for part, (_, n_out, n_in) in MIXTRAL_SIZES.items():
+            for side, shape in (("A", (rank, n_in)), ("B", (n_out, rank))):
+                values = rng.standard_normal(shape).astype(np.float32)
+                found[EXPERT.format(layer, expert, part, side)] = values
+    return found
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_adapters_of_single_experts(tmp_path: Path, stabilised: bool) -> None:
+    """The file has one pair for all experts of a layer: alpha / rank is still that of each."""
+    tensors, patterns = expert_tensors(), {"experts.5.w2": 3}
+    folder = write_adapter(tmp_path / "lora", tensors, use_rslora=stabilised, alpha_pattern=patterns)
+    found = products(convert(folder, "f32", base=MIXTRAL))
+    assert found.keys() == {
+        f"blk.{layer}.ffn_{ours}_exps.weight" for layer in (0, 2) for ours, _, _ in MIXTRAL_SIZES.values()
+    }
+    for layer in (0, 2):
+        for part, (ours, n_out, n_in) in MIXTRAL_SIZES.items():
+            for expert in range(6):
+                wanted = np.zeros((n_out, n_in), np.float32)
+                if (name := EXPERT.format(layer, expert, part, "A")) in tensors:
+                    a, b = tensors[name], tensors[EXPERT.format(layer, expert, part, "B")]
+                    alpha = 3 if (expert, part) == (5, "w2") else 8
+                    wanted = alpha / (len(a) ** 0.5 if stabilised else len(a)) * b @ a
+                assert np.abs(found[f"blk.{layer}.ffn_{ours}_exps.weight"][expert] - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({EXPERT.format(0, 6, "w1", "A"): (3, 64), EXPERT.format(0, 6, "w1", "B"): (96, 3)}, "6 experts"),
+        ({EXPERT.format(0, 1, "w1", "A"): (3, 64)}, "only one of A and B"),
+        ({EXPERT.format(0, 0, "w1", "A"): (3, 65)}, "do not fit"),
+        ({EXPERT.format(0, 0, "w1", "A"): (4, 64)}, "do not fit"),
+        ({EXPERT.format(1, 0, "w1", "A"): (4, 9), EXPERT.format(1, 0, "w1", "B"): (9, 4)}, "do not fit"),
+        ({EXPERT.format(7, 0, "w1", "A"): (4, 64), EXPERT.format(7, 0, "w1", "B"): (96, 4)}, "no layers.7"),
+    ],
+)
+def test_adapters_of_experts_that_do_not_fit(
+    tmp_path: Path, change: dict[str, tuple[int, ...]], says: str
+) -> None:
+    tensors = expert_tensors() | {name: np.ones(shape, np.float32) for name, shape in change.items()}
+    folder = write_adapter(tmp_path / "lora", tensors)
+    with pytest.raises(CheckpointError, match=says):
+        plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=MIXTRAL))
 
 
 PATTERNS = {"v_proj": 3, "layers.0.self_attn.q_proj": 20, r"model\.layers\.1\.mlp\..*": 5, "proj": 0}

@@ -21,6 +21,7 @@ from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conv
 from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
 from pyllamacpu.convert.lora_config import Scaling, base_name, read_scaling
+from pyllamacpu.convert.lora_experts import ranks_in_file, with_stacks
 from pyllamacpu.convert.lora_pairs import WEIGHT_FILES, Pair, check_copies, read_pairs
 from pyllamacpu.convert.models.config import read_config
 from pyllamacpu.convert.models.fields import Fields
@@ -84,7 +85,8 @@ def _scaled(scaling: Scaling, pairs: Mapping[str, Pair]) -> tuple[float, dict[st
 
     Readers take alpha 0 for "not scaled", so an adapter without effect gets a B of zeros instead.
     """
-    wanted = {name: scaling.of(pair.module, pair.rank) * pair.rank for name, pair in pairs.items()}
+    ranks = ranks_in_file(pairs)
+    wanted = {name: scaling.of(pair.module, pair.rank) * ranks[name] for name, pair in pairs.items()}
     alphas = set(wanted.values())
     alpha = alphas.pop() if len(alphas) == 1 else scaling.alpha or max(wanted.values())
     alpha = alpha or 1.0
@@ -158,9 +160,9 @@ def _items(
     source: Path, shape: ModelShape, pairs: Mapping[str, Pair], kind: TensorType
 ) -> list[OutputTensor]:
     sized = replace(shape, vocab_size=shape.vocab_size or _rows_of_embedding(pairs), tied=False)
-    known = {slot.source: slot for slot in slots(sized) if len(slot.shape) == 2}
+    known = {slot.source: slot for slot in slots(sized) if len(slot.shape) >= 2}
     items = []
-    for name, pair in sorted(pairs.items()):
+    for name, pair in sorted(with_stacks(source, pairs, shape.n_experts).items()):
         slot = known.get(name)
         if slot is None:
             raise CheckpointError(source, f"the base model has no {name} that a GGUF adapter could change")
@@ -182,14 +184,16 @@ def _rows_of_embedding(pairs: Mapping[str, Pair]) -> int:
 def _item_pair(
     source: Path, slot: Slot, a: LazyTensor, b: LazyTensor, kind: TensorType
 ) -> list[OutputTensor]:
-    """lora_a (rank, in), lora_b (out, rank); of the embedding lora_a (rows, rank), lora_b (dim, rank)."""
-    n_out, n_in = slot.shape
+    """lora_a (rank, in), lora_b (out, rank); of the embedding lora_a (rows, rank), lora_b (dim, rank); of
+    experts one for each.
+    """
+    *experts, n_out, n_in = slot.shape
     embedding = slot.name == "token_embd.weight"
-    rank = a.shape[0]
+    rank = a.shape[-2]
     # PEFT's Embedding looks rows up in A and multiplies them by B: W^T = B A with A (rank, rows), B (dim,
     # rank).
     wanted = ((rank, n_out), (n_in, rank)) if embedding else ((rank, n_in), (n_out, rank))
-    if (a.shape, b.shape) != wanted:
+    if (a.shape, b.shape) != tuple((*experts, *sizes) for sizes in wanted):
         raise CheckpointError(
             source,
             f"{slot.source}: A {a.shape} and B {b.shape} do not fit the base model's {slot.shape}; wrong "
