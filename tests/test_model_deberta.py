@@ -23,6 +23,7 @@ from pyllamacpu.engine.encoder import Encoder
 from pyllamacpu.errors import CheckpointError, ContextError, ModelError, OptionError, TokenizerError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.gguf.writer import GGUFWriter
 from pyllamacpu.model.deberta_attention import DebertaAttention
 from pyllamacpu.model.weights import Matrix
 
@@ -155,6 +156,23 @@ def test_what_is_no_window_is_refused(encoder: Encoder) -> None:
     assert encoder.logits([]).shape == (0, 3)
     with pytest.raises(TokenizerError, match="whole numbers"):
         encoder.logits([5])  # type: ignore[list-item]
+
+
+def test_numbers_that_say_nothing_are_an_error(file: Path, tmp_path: Path) -> None:
+    """They are below any threshold: an attack would pass."""
+    damaged = tmp_path / "damaged.gguf"
+    with (
+        GGUFFile.open(file) as whole,
+        GGUFWriter(damaged, str(whole.metadata["general.architecture"])) as out,
+    ):
+        out.copy_metadata(whole.metadata, skip=("general.architecture",))
+        for name, info in whole.tensors.items():
+            values = whole.data(name).view(np.float32).reshape(info.shape)
+            out.add_array(name, values * np.float32(3e38) if name == "cls.output.weight" else values)
+    model = Encoder.open(damaged, n_threads=1)
+    with pytest.raises(ModelError, match=r"damaged\.gguf: the model's output is NaN or infinite"):
+        model.logits([[5, 6, 7]])
+    model.close()
 
 
 def test_it_is_no_model_to_chat_with(file: Path, starter_model: Path, run: Callable[..., Result]) -> None:

@@ -99,7 +99,7 @@ class Encoder:
         """(n, n_labels): of each sequence of token ids. As many at a time as a step takes.
 
         Raises ContextError for a sequence that is too long, OptionError for an empty one, TokenizerError for
-        ids that there are not.
+        ids that there are not, ModelError when a logit is not a finite number.
         """
         checked = [self._checked(ids) for ids in sequences]
         result = np.empty((len(checked), len(self.labels)), np.float32)
@@ -111,6 +111,11 @@ class Encoder:
                 stop += 1
             result[start:stop] = self._step(checked[start:stop])
             start = stop
+        if not np.isfinite(result).all():
+            raise ModelError(
+                f"{self.file.paths[0]}: the model's output is NaN or infinite, which says nothing of a text: "
+                "its weights are damaged, or too large"
+            )
         return result
 
     def _checked(self, ids: Seq[int]) -> list[int]:
