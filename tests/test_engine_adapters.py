@@ -284,6 +284,7 @@ def merged(engine: Engine, name: str, adapter: Path, scale: float) -> npt.NDArra
 def test_scales(engine: Engine) -> None:
     loaded = engine.adapters
     assert [(a.name, scale) for a, scale in loaded.scales([(1, 2), (0, 0.0)])] == [("two", 2.0)]
+    assert [scale for _, scale in loaded.scales([(0, np.float32(0.5)), (1, np.int64(2))])] == [0.5, 2.0]
     for given, says in (
         ([(2, 1.0)], "no adapter 2; those loaded are 0 to 1"),
         ([(0, 1.0), (0, 2.0)], "given twice"),

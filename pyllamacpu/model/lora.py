@@ -97,7 +97,11 @@ def load_adapter(path: str | os.PathLike[str], arch: str, weights: Weights, pool
 
 def check_scale(scale: object) -> float:
     """Raises OptionError unless it is a number that an adapter may be scaled by."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) <= MAX_SCALE:
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, (int, float, np.integer, np.floating))
+        or not abs(scale) <= MAX_SCALE
+    ):
         raise OptionError(
             f"the scale of an adapter is {scale!r}: must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}"
         )

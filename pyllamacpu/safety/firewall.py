@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 from typing_extensions import Self
 
 from pyllamacpu.errors import OptionError
@@ -243,7 +244,11 @@ def _check_models(prompt_guard: Any, alignment: Any, code_shield: Any) -> None:
 
 def _check_choices(threshold: Any, patterns: Any) -> None:
     """Raises OptionError. A threshold that is not a number, or above 1, would let everything pass."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+    if (
+        isinstance(threshold, bool)
+        or not isinstance(threshold, (int, float, np.integer, np.floating))
+        or not 0 <= threshold <= 1
+    ):
         raise OptionError(f"prompt_guard_threshold={threshold!r:.60}: give a number from 0 to 1")
     if patterns is not None and not (
         isinstance(patterns, Mapping) and all(isinstance(x, str) for pair in patterns.items() for x in pair)

@@ -74,7 +74,7 @@ class Guard:
         threshold: float = 0.5,
         **options: Any,
     ) -> None:
-        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+        if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
         self.threshold = float(threshold)
         self._opened_here = not isinstance(model, Llama)

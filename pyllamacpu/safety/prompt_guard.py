@@ -71,7 +71,7 @@ class PromptGuard:
         pack_cache: str | os.PathLike[str] | bool | None = None,
         pack_cache_limit: int | None = None,
     ) -> None:
-        if not isinstance(threshold, (int, float)) or not 0 < threshold < 1:
+        if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
         self.threshold = float(threshold)
         self.indirect = bool(indirect)

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+
 from pyllamacpu.errors import OptionError
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.safety.firewall_types import Message, ScanDecision, ScanResult, ScanStatus, Trace
@@ -25,7 +27,9 @@ class Scanner(ABC):
     """Judges messages. One instance serves a whole firewall, several messages at a time."""
 
     def __init__(self, scanner_name: str, block_threshold: float = 1.0) -> None:
-        is_number = isinstance(block_threshold, (int, float)) and math.isfinite(block_threshold)
+        is_number = isinstance(block_threshold, (int, float, np.integer, np.floating)) and math.isfinite(
+            block_threshold
+        )
         if isinstance(block_threshold, bool) or not is_number:  # nan would let everything pass
             raise OptionError(f"block_threshold={block_threshold!r:.60}: give a number")
         self.name = scanner_name
