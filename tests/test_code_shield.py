@@ -121,7 +121,16 @@ def test_fences_wherever_they_stand(answer: str, wanted: str) -> None:
     """Code behind a fence that is not seen would be prose, as soon as the text has other fences."""
     assert found(answer) == [wanted]
     assert found(f"{answer}\nNever call gets(b).\n\n```text\nhi\n```\n> Nor gets(b).\n") == [wanted]
-    assert code_parts(f"Hm.\n{answer}")[-1].first_line <= answer.count("\n") + 1
+
+
+def test_a_block_ends_with_its_quote() -> None:
+    assert found("> ```c\n> gets(a);\n\nNever call gets(b).\n") == ["2 bugprone-gets"]
+    parts = code_parts("> ```c\n> gets(a);\nNever call gets(b).\n")
+    assert [(part.text, part.is_prose, part.is_open) for part in parts] == [
+        ("gets(a);\n", False, False),
+        ("Never call gets(b).\n", True, True),
+    ]
+    assert [part.text for part in code_parts("> ```c\n> gets(a);\n>  x\n")] == ["gets(a);\n x\n"]
 
 
 def test_code_in_arguments_of_tools() -> None:

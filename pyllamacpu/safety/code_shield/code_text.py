@@ -121,20 +121,26 @@ def _fenced(text: str) -> Iterator[CodePart]:
             yield from _part(lines, begin, fence.begin, None, prose=True)
         begin, opened, inside = fence.end, None if opened else fence, []
     if opened:
-        yield from _block(lines, opened, len(text), inside, is_open=True)
-    else:
-        yield from _part(lines, begin, len(text), None, prose=bool(fences), is_open=True)
+        end = _end_of_quote(text, opened, inside[-1].begin if inside else begin)
+        yield from _block(lines, opened, len(text) if end is None else end, inside, is_open=end is None)
+        if end is None:
+            return
+        begin = end
+    yield from _part(lines, begin, len(text), None, prose=bool(fences), is_open=True)
 
 
-def _end_of_quote(text: str, opened: _Fence, since: int, fence: _Fence) -> int | None:
-    """Where the quote ends that a block stands in: with it, the block. None: not from `since` to `fence`."""
+def _end_of_quote(text: str, opened: _Fence, since: int, fence: _Fence | None = None) -> int | None:
+    """Where the quote ends that a block stands in: with it, the block. None: not from `since` to `fence`, or
+    to the end.
+    """
     if not opened.n_quotes:
         return None
     outside = regex.compile(rf"^(?!(?:[^\S\n]*+>){{{opened.n_quotes}}})", regex.MULTILINE)
-    found = outside.search(text, since, fence.begin)
-    if found is not None and found.start() < fence.begin:
+    limit = len(text) if fence is None else fence.begin
+    found = outside.search(text, since, limit)
+    if found is not None and found.start() < limit:
         return int(found.start())
-    return fence.begin if fence.n_quotes < opened.n_quotes else None
+    return fence.begin if fence is not None and fence.n_quotes < opened.n_quotes else None
 
 
 def _block(
