@@ -105,17 +105,36 @@ def test_pixels_that_are_no_numbers() -> None:
         from_pil(Image.fromarray(np.float32([[0, np.nan]])), where="photo")
 
 
-@pytest.mark.parametrize(("bits", "value", "raw"), [(1, 1, 0b10 << 6), (2, 1, 0b0110 << 4), (4, 3, 0x3F)])
-def test_a_transparent_grey_of_few_bits(bits: int, value: int, raw: int) -> None:
-    """As its PNG says it: a sample, not a level."""
-
+def png_of(head: bytes, transparent: bytes, rows: bytes) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+    chunks = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+def test_a_transparent_colour_of_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bits of its samples count, also those that the picture does not keep."""
+    levels = np.random.default_rng(3).choice([0, 0x0102, 0x0103, 0x0201, 0xFFFF], (40, 31, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    data = png_of(
+        struct.pack(">IIBBBBB", 31, 40, 16, 2, 0, 0, 0), struct.pack(">HHH", 0x0102, 0, 0x0103), rows
+    )
+    hidden = (levels == [0x0102, 0, 0x0103]).all(-1, keepdims=True)
+    wanted = np.where(hidden, 255, levels >> 8)
+    assert hidden.any() and np.array_equal(decode(data).pixels, wanted)
+    with pytest.raises(ImageError, match=r"photo.*truncated"):
+        decode(data[:-200], where="photo")
+    monkeypatch.setattr("pyllamacpu.images.picture.MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="too large"):
+        decode(data)
+
+
+@pytest.mark.parametrize(("bits", "value", "raw"), [(1, 1, 0b10 << 6), (2, 1, 0b0110 << 4), (4, 3, 0x3F)])
+def test_a_transparent_grey_of_few_bits(bits: int, value: int, raw: int) -> None:
+    """As its PNG says it: a sample, not a level."""
     head = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
-    chunks = [(b"IHDR", head), (b"tRNS", struct.pack(">H", value))]
-    chunks += [(b"IDAT", zlib.compress(bytes([0, raw]))), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+    data = png_of(head, struct.pack(">H", value), bytes([0, raw]))
     first, second = decode(data).pixels[0, :, 0]
     assert first == 255 and second == {1: 0, 2: 170, 4: 255}[bits]
 

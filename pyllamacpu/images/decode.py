@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,8 @@ def decode(data: bytes, *, orient: bool = True, where: str = "image") -> Picture
     check_cost(kind, data, where)
     with _reported(where, kind):
         image = _open(kind, _Counted(data, where, _BMP_READS if kind == "BMP" else MAX_READS))
-        if kind == "PNG" and image.mode == "L" and isinstance(image.info.get("transparency"), int):
-            image.info["transparency"] *= 255 // ((1 << data[_PNG_BITS]) - 1)  # Pillow scales pixels alone
+        if kind == "PNG":
+            _fit_transparent_colour(image, data, where)
     return from_pil(image, orient=orient, where=where)
 
 
@@ -54,6 +54,34 @@ def from_pil(image: Image, *, orient: bool = True, where: str = "image") -> Pict
             pixels = np.ascontiguousarray(_oriented(pixels, _orientation(image)))
         pixels.flags.writeable = False  # so that it is not copied
         return Picture(pixels)
+
+
+def _fit_transparent_colour(image: Image, data: bytes, where: str) -> None:
+    """Makes a PNG's transparent colour one of its pixels' colours: Pillow scales greys of few bits and cuts
+    colours of 16, and leaves that one as it stands in the file.
+    """
+    colour, bits = image.info.get("transparency"), data[_PNG_BITS]
+    if image.mode == "L" and isinstance(colour, int):
+        image.info["transparency"] = colour * (255 // ((1 << bits) - 1))
+    elif image.mode == "RGB" and isinstance(colour, tuple) and bits == 16:
+        check_size(*image.size, where)
+        low: Any = _open("PNG", _Counted(data, where, MAX_READS))
+        low.tile = [(*tile[:3], "RGB;16L") for tile in low.tile]  # the other byte of each sample
+        with _refusing_truncated():
+            image.load()
+            low.load()
+        is_seen = np.zeros(image.size[::-1], bool)
+        for part, shift in ((image, 8), (low, 0)):
+            for channel, level in enumerate(colour):
+                is_seen |= np.asarray(part.getchannel(channel)) != (level >> shift & 255)
+        del image.info["transparency"]
+        image.putalpha(_mask(is_seen))
+
+
+def _mask(is_seen: NDArray[np.bool_]) -> Image:
+    from PIL import Image as PillowImage
+
+    return PillowImage.fromarray(np.where(is_seen, 255, 0).astype(np.uint8))
 
 
 class _Counted(BytesIO):
