@@ -11,6 +11,10 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6)
 /* More tokens are faster with tiles: of codes that are put together of two parts, and where scales are for 16 k. */
 #define SMALL_BATCH_MOST(f) ((((f)->max_code > 15 && !(f)->is_signed) || (f)->scales_per_32 == 2) ? 8 : PL_SMALL_BATCH)
+/* Codes that are put together of two parts: of 3 bits, and of 5 and 6. */
+#define SMALL_BATCH_IN_ORDER(f, n) \
+    ((f)->max_code == 7 ? (n) > 2 : ((f)->max_code == 31 || (f)->max_code == 63) && (n) > 4)
+#define vi_in_order(x) __asm__ volatile("" : "+x"(x) : : "memory")
 
 #define KV_WHOLE 1 /* attention: vpdpwssd multiplies two of a lane and adds them to a sum, for which avx2 takes two instructions */
 #define OWN_ATTENTION 1
