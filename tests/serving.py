@@ -19,8 +19,9 @@ from pyllamacpu import Llama
 from pyllamacpu.api.loading import LoadOptions
 from pyllamacpu.server.access import AccessOptions
 from pyllamacpu.server.app import ServeOptions, Server, make_app
-from pyllamacpu.server.models import PoolOptions, ServedFile
+from pyllamacpu.server.models import PoolOptions
 from pyllamacpu.server.run import make_server
+from pyllamacpu.server.served_files import ServedFile
 
 PATIENCE = 60.0  # seconds
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -128,9 +129,9 @@ def head(*lines: str, path: str = "/health", method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
-def hold(running: Running, n: int, max_tokens: int = 4000) -> list[socket.socket]:
+def hold(running: Running, n: int, max_tokens: int = 4000, **more: Any) -> list[socket.socket]:
     """`n` streams that nobody reads."""
-    body = json.dumps({**LONG, "stream": True, "max_tokens": max_tokens}).encode()
+    body = json.dumps({**LONG, "stream": True, "max_tokens": max_tokens, **more}).encode()
     request = head(
         "Host: localhost", f"Content-Length: {len(body)}", path="/v1/chat/completions", method="POST"
     )

@@ -20,7 +20,8 @@ from pyllamacpu.api.loading import LoadOptions
 from pyllamacpu.cli.serve import _models
 from pyllamacpu.errors import OptionError
 from pyllamacpu.server.app import ServeOptions
-from pyllamacpu.server.models import PoolOptions, ServedAdapter, ServedFile
+from pyllamacpu.server.models import PoolOptions
+from pyllamacpu.server.served_files import ServedAdapter, ServedFile
 
 PROMPT: dict[str, Any] = {"prompt": "hello the world", "n_predict": 8, "temperature": 0, "ignore_eos": True}
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}

@@ -1,11 +1,13 @@
 """Several models of one server: loaded when asked for, turns in little memory.
 
-Covers server/models.py.
+Covers server/models.py, server/served_files.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import PATIENCE, Running, hold, serving, tiny_path, wait_until
+from serving import PATIENCE, Running, head, hold, serving, tiny_path, wait_until
 from tiny_model import write_model
 
 import pyllamacpu.server.app
@@ -26,7 +28,8 @@ from pyllamacpu.cli.serve import pool_options, serve
 from pyllamacpu.errors import OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.server.app import ServeOptions
-from pyllamacpu.server.models import PoolOptions, ServedAdapter, ServedFile, check_names
+from pyllamacpu.server.models import ModelPool, PoolOptions
+from pyllamacpu.server.served_files import ServedAdapter, ServedFile, check_names
 
 CONTEXT = 1 << 16  # so that held streams do not end by themselves: fast machines make 4000 tokens in a second
 
@@ -128,6 +131,99 @@ def test_models_take_turns_in_little_memory(path: Path, tmp_path: Path) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         assert statuses == [200, 200]
+
+
+def slow_loads(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[threading.Event, threading.Event]:
+    """Loads of the model `name` set the first event, and wait for the second."""
+    begun, go = threading.Event(), threading.Event()
+    load = ModelPool._load
+
+    def slow(pool: ModelPool, source: ServedFile) -> Any:
+        if source.name == name:
+            begun.set()
+            assert go.wait(PATIENCE)
+        return load(pool, source)
+
+    monkeypatch.setattr(ModelPool, "_load", slow)
+    return begun, go
+
+
+def test_a_client_that_leaves_while_its_model_is_loaded(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next one gets that model; it was loaded twice, and the second, closed, was used: no answer came."""
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    begun, go = slow_loads(monkeypatch, "two")
+    caplog.set_level(logging.INFO)
+    with serving(("one", path), ("two", other)) as running:
+        pool = running.server.service.models  # type: ignore[union-attr]
+        body = b'{"model":"two","prompt":"x","max_tokens":2}'
+        request = (
+            head("Host: localhost", f"Content-Length: {len(body)}", path="/v1/completions", method="POST")
+            + body
+        )
+        with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+            leaving.sendall(request)
+            assert begun.wait(PATIENCE)
+        wait_until(lambda: pool._late is not None)
+        threading.Timer(0.2, go.set).start()
+        for _ in range(2):
+            answer = running.post("/v1/completions", model="two", prompt="x", max_tokens=2)
+            assert answer.status_code == 200, answer.text
+        assert caplog.text.count(f"loading {other}") == 1 and set(pool.loaded) == {"one", "two"}
+
+
+def test_a_model_that_was_made_anew_while_it_was_loaded(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request gets the new one."""
+    old, new = (ServedFile("two", write_model(tmp_path / f"{seed}.gguf", seed=seed)) for seed in (5, 6))
+    begun, go = slow_loads(monkeypatch, "two")
+    with serving(("one", path)) as running:
+        pool = running.server.service.models  # type: ignore[union-attr]
+        known = [old]
+        monkeypatch.setattr(pool, "files", lambda: [*pool.configured, *known])
+        body = {"model": "two", "prompt": "x", "max_tokens": 2}
+        first = threading.Thread(target=running.post, args=("/v1/completions",), kwargs=body)
+        first.start()
+        assert begun.wait(PATIENCE)
+        known[:] = [new]
+        asyncio.run_coroutine_threadsafe(pool.forget("two"), pool.thread._loop).result(PATIENCE)
+        go.set()
+        first.join()
+        assert running.post("/v1/completions", **body).status_code == 200
+        assert pool.loaded["two"].source == new
+
+
+def test_an_idle_model_that_is_wanted_again_while_another_one_is_freed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_model(tmp_path / "other.gguf", seed=5)
+    begun, go = threading.Event(), asyncio.Event()
+    free = ModelPool._free
+
+    async def slow(pool: ModelPool, model: Any) -> None:
+        begun.set()
+        await go.wait()
+        await free(pool, model)
+
+    with serving(("one", path), ("two", other)) as running:
+        pool = running.server.service.models  # type: ignore[union-attr]
+        for name in ("one", "two"):
+            assert running.post("/v1/completions", model=name, prompt="x", max_tokens=1).status_code == 200
+        monkeypatch.setattr(ModelPool, "_free", slow)
+        for model in pool.loaded.values():
+            model.keep_alive = 0.0
+        assert begun.wait(PATIENCE)
+        last = next(iter(pool.loaded))
+        held = hold(running, 1, CONTEXT - 100, model=last)
+        pool.thread._loop.call_soon_threadsafe(go.set)
+        try:
+            wait_until(lambda: len(pool.loaded) == 1)
+            running.get("/health")
+            assert last in pool.loaded and pool.loaded[last].n_users == 1
+        finally:
+            held[0].close()
 
 
 @pytest.mark.parametrize("expert_memory", [None, 1 << 20])

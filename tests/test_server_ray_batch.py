@@ -20,8 +20,8 @@ from tiny_model import write_model
 
 from pyllamacpu.cli.main import cli
 from pyllamacpu.errors import ModelError, OptionError, StoreError
-from pyllamacpu.server.models import ServedFile
 from pyllamacpu.server.ray_cluster import ClusterModel, connected
+from pyllamacpu.server.served_files import ServedFile
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ from pyllamacpu.errors import OptionError, PyllamacpuError
 
 if TYPE_CHECKING:
     from pyllamacpu.server.app import ServeOptions
-    from pyllamacpu.server.models import PoolOptions, ServedFile
+    from pyllamacpu.server.models import PoolOptions
+    from pyllamacpu.server.served_files import ServedFile
 
 _positive = Whole(min=1)
 
@@ -256,7 +257,7 @@ def _options(parameters: dict[str, Any]) -> ServeOptions:
 
 def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
     """Those that are served, with their adapters. Raises StoreError, OptionError."""
-    from pyllamacpu.server.models import ServedAdapter, check_names, served_file
+    from pyllamacpu.server.served_files import ServedAdapter, check_names, served_file
 
     models = [served_file(text) for text in parameters["models"] or (None,)]
     applied = not parameters["lora_init_without_apply"]

@@ -39,7 +39,8 @@ from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.images import NO_URLS, ImageAccess, with_pictures
 from pyllamacpu.server.metrics import Metrics
-from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
+from pyllamacpu.server.models import ModelPool, PoolOptions
+from pyllamacpu.server.served_files import ServedFile
 
 log = logging.getLogger("pyllamacpu.server")
 

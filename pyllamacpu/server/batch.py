@@ -19,7 +19,8 @@ from pyllamacpu.server.batch_engine import BatchEngine, batch_engine
 from pyllamacpu.server.batch_file import BATCH_OUTPUT, BatchOutput, Line, read_lines
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.images import NO_URLS, ImageAccess
-from pyllamacpu.server.models import PoolOptions, ServedFile
+from pyllamacpu.server.models import PoolOptions
+from pyllamacpu.server.served_files import ServedFile
 
 
 @dataclass(frozen=True)

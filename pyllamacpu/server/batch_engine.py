@@ -18,7 +18,8 @@ from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.images import NO_URLS, ImageAccess, with_pictures
 from pyllamacpu.server.metrics import Metrics
-from pyllamacpu.server.models import ModelPool, PoolOptions, ServedFile
+from pyllamacpu.server.models import ModelPool, PoolOptions
+from pyllamacpu.server.served_files import ServedFile
 
 ENDPOINTS = {**openai.ENDPOINTS, "/v1/responses": responses.answer}
 """What answers a body, by the `url` of a batch's line."""

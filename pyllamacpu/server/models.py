@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,16 +18,17 @@ from pyllamacpu.engine.engine import Engine
 from pyllamacpu.engine.page_files import open_page_files
 from pyllamacpu.engine.pooling import own_pooling
 from pyllamacpu.engine.scheduler import ITL_TARGET, Scheduler
-from pyllamacpu.engine.weight_bytes import has_experts, weight_bytes
-from pyllamacpu.errors import ContextError, OptionError
+from pyllamacpu.engine.weight_bytes import has_experts
+from pyllamacpu.errors import ContextError
 from pyllamacpu.limits import memory_usable
 from pyllamacpu.model.lora import AdapterScales
 from pyllamacpu.sampling.grammar import GrammarCompiler
 from pyllamacpu.server.engine_thread import EngineThread
 from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.server.served_files import ServedFile, bytes_of, own_adapters
 from pyllamacpu.store import list_models
-from pyllamacpu.store.created import ModelCard, adapters_of, card_of
-from pyllamacpu.store.resolve import model_files, own_sampling, resolve_model
+from pyllamacpu.store.created import ModelCard
+from pyllamacpu.store.resolve import model_files, own_sampling
 from pyllamacpu.text import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
@@ -40,95 +41,6 @@ STAY_SECONDS = 2.0  # that a model stays at the least, when others want its plac
 _STAY_LOADS = 5  # the same, in times that loading it took
 ROOM_SECONDS = 30.0  # that a request waits for the place of models in use, since a user of them last went
 _MEMORY_SHARE = 0.9  # of the memory for weights, unless a limit is given
-
-
-@dataclass(frozen=True)
-class ServedAdapter:
-    """A LoRA adapter beside a model. `applied`: to requests that do not say which adapters they want."""
-
-    name: str
-    path: Path
-    scale: float = 1.0
-    applied: bool = True
-
-
-@dataclass(frozen=True)
-class ServedFile:
-    """A model that can be asked for by its name, and the `adapters` that are loaded with it. The name of an
-    adapter stands for its `base` with this one alone, which is number `adapter` there. given: the store's or
-    hub's name of it, or "".
-    """
-
-    name: str
-    path: Path
-    given: str = ""
-    adapters: tuple[ServedAdapter, ...] = ()
-    base: ServedFile | None = None
-    adapter: int = 0
-
-    @property
-    def with_adapters(self) -> list[ServedFile]:
-        """The model, and one for each of its adapters."""
-        own = [ServedFile(a.name, self.path, base=self, adapter=i) for i, a in enumerate(self.adapters)]
-        return [self, *own]
-
-    def weight_bytes(self, expert_memory: int | None = None) -> int:
-        """Of the model and its adapters; of experts that stay in the file, the memory for some. Raises
-        GGUFError, ModelError.
-        """
-        adapters = _bytes_of(adapter.path for adapter in self.adapters)
-        if expert_memory is None:
-            return _bytes_of(model_files(self.path)) + adapters
-        return weight_bytes(self.path, expert_memory) + adapters
-
-    @property
-    def card(self) -> ModelCard | None:
-        """What belongs to the name of a model that was created here. Raises StoreError."""
-        return card_of(self.path)
-
-    def is_called(self, name: str) -> bool:
-        return _plain_name(name) in map(_plain_name, (self.name, self.path.name))
-
-    @property
-    def modified(self) -> float:
-        """Seconds since 1970."""
-        try:
-            card = self.card  # the weights may be another model's too
-            return self.path.stat().st_mtime if card is None else card.created
-        except OSError:
-            return 0.0
-
-
-def _bytes_of(paths: Iterable[Path]) -> int:
-    """0 when one is gone."""
-    try:
-        return sum(path.stat().st_size for path in paths)
-    except OSError:
-        return 0
-
-
-def served_file(text: str | None) -> ServedFile:
-    """`NAME=MODEL`, or a model that is called by its own name; None: the starter model. Raises StoreError."""
-    name, equals, model = (text or "").partition("=")
-    if text is not None and (not equals or Path(text).exists()):
-        name, model = "", text
-    path = resolve_model(None if text is None else model)
-    given = "" if Path(model).expanduser().exists() else model
-    name = name or given or path.stem
-    return ServedFile(name, path, given, own_adapters(name, path))
-
-
-def check_names(models: Sequence[ServedFile]) -> None:
-    """Raises OptionError where a name stands for two models or adapters: one could not be asked for."""
-    names = [_plain_name(file.name) for model in models for file in model.with_adapters]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise OptionError(f"two models or adapters are called {twice}: give one another name, as NAME=FILE")
-
-
-def own_adapters(name: str, path: Path) -> tuple[ServedAdapter, ...]:
-    """Those that a model was created with, which are always applied."""
-    return tuple(ServedAdapter(f"{name}-adapter-{i}", file) for i, file in enumerate(adapters_of(path)))
 
 
 @dataclass(frozen=True)
@@ -249,6 +161,7 @@ class ModelPool:
         self.failed: str | None = None  # why the default model could not be loaded when it was last tried
         self.ready = False  # the default model has been loaded once
         self._loading = asyncio.Lock()
+        self._late: asyncio.Future[Model] | None = None  # being loaded for a client that has left
         self._n_waiting = 0  # requests for a model that is to be loaded, or that gives way
         self._room_wanted = False  # a model waits for the place of those that are loaded
         self._left = asyncio.Event()  # a user of a model has gone
@@ -311,14 +224,24 @@ class ModelPool:
                 await self._free(model)
 
     async def _ensure(self, source: ServedFile) -> Model:
-        if (model := self.loaded.get(source.name)) is not None and not self._gives_way(model):
+        if (model := self._current(source)) is not None and not self._gives_way(model):
             return model
         self._n_waiting += 1
         try:
             async with self._loading:
-                return self.loaded.get(source.name) or await self._bring(source)
+                if self._late is not None:  # it may be this model, and takes memory
+                    await asyncio.wait([self._late])
+                if (model := self._current(source)) is not None:
+                    return model
+                await self.forget(source.name)
+                return await self._bring(source)
         finally:
             self._n_waiting -= 1
+
+    def _current(self, source: ServedFile) -> Model | None:
+        """The loaded model, unless it is another one that had the name before."""
+        model = self.loaded.get(source.name)
+        return model if model is not None and model.source == source else None
 
     async def _bring(self, source: ServedFile) -> Model:
         """Loads a model. One at a time."""
@@ -333,6 +256,7 @@ class ModelPool:
         try:
             model = await asyncio.shield(loading)
         except asyncio.CancelledError:  # who asked first has gone; others may want it
+            self._late = loading
             loading.add_done_callback(self._keep_late)
             raise
         self._keep(model)
@@ -343,13 +267,11 @@ class ModelPool:
         return model
 
     def _keep_late(self, loading: asyncio.Future[Model]) -> None:
+        self._late = None
         if not loading.cancelled() and loading.exception() is None:
             self._keep(loading.result())
 
     def _keep(self, model: Model) -> None:
-        if model.name in self.loaded:
-            model.parts.close()
-            return
         self.thread.add(model.scheduler)
         self.loaded[model.name] = model
         if model.source == self.default:
@@ -405,7 +327,7 @@ class ModelPool:
         draft = self._draft(source)
         if draft == "lookup" or not isinstance(draft, (str, Path)) or not Path(draft).exists():
             return 0
-        return _bytes_of(model_files(Path(draft)))
+        return bytes_of(model_files(Path(draft)))
 
     def _gives_way(self, model: Model) -> bool:
         """Whether new users of a loaded model wait, because another one is to have its place."""
@@ -465,9 +387,9 @@ class ModelPool:
 
     async def unload_idle(self) -> None:
         """Unloads models whose time has come."""
-        now = time.monotonic()
-        for model in [m for m in self.loaded.values() if m.n_users == 0 and m.idle_until <= now]:
-            await self.unload(model)
+        for model in list(self.loaded.values()):  # one may be wanted again while another is freed
+            if model.n_users == 0 and model.idle_until <= time.monotonic():
+                await self.unload(model)
 
     async def close(self) -> None:
         for model in list(self.loaded.values()):
@@ -483,10 +405,6 @@ def _smaller(*sizes: int) -> int:
 def _no_room() -> HTTPError:
     words = "there is no memory for this model while the others are in use"
     return HTTPError(words, status=503, retry_after=5)
-
-
-def _plain_name(name: str) -> str:
-    return name.lower().removesuffix(":latest").removesuffix(".gguf")
 
 
 def _notes(parts: LoadedModel) -> list[str]:

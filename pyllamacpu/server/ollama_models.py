@@ -25,8 +25,9 @@ from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, find_file_type
 from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
-from pyllamacpu.server.models import Model, ServedFile
+from pyllamacpu.server.models import Model
 from pyllamacpu.server.ollama_shapes import Report, downloads, model_name, progress, timestamp
+from pyllamacpu.server.served_files import ServedFile
 from pyllamacpu.store import resolve_model
 from pyllamacpu.store.blobs import remove_unused
 from pyllamacpu.store.created import NAME, ModelCard, created_dir, link_files, make_model, remove_model

@@ -31,7 +31,7 @@ from pyllamacpu.server import http
 from pyllamacpu.server.access import AccessControl, AccessOptions, Message
 from pyllamacpu.server.app import ServeOptions, Server, add_errors, make_app
 from pyllamacpu.server.errors import HTTPError
-from pyllamacpu.server.models import PoolOptions, check_names, served_file
+from pyllamacpu.server.models import PoolOptions
 from pyllamacpu.server.prefix_routing import prompt_keys
 from pyllamacpu.server.ray_cluster import (
     ClusterModel,
@@ -41,6 +41,7 @@ from pyllamacpu.server.ray_cluster import (
     live_nodes,
     node_options,
 )
+from pyllamacpu.server.served_files import check_names, served_file
 from pyllamacpu.store.paths import pack_folder
 
 log = logging.getLogger("pyllamacpu.server")

@@ -16,7 +16,8 @@ from typing import Any
 from pyllamacpu import __version__
 from pyllamacpu.errors import ModelError, OptionError, PyllamacpuError, StoreError
 from pyllamacpu.files import read_problem
-from pyllamacpu.server.models import PoolOptions, ServedFile
+from pyllamacpu.server.models import PoolOptions
+from pyllamacpu.server.served_files import ServedFile
 from pyllamacpu.store import model_files, resolve_model
 
 _CONNECT_SECONDS = 5.0
