@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import pickle
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,40 @@ def test_temperature(t: float, order: str) -> None:
     logits = row(12, 777)
     pairs = pairs_of(logits) if order == "temperature" else ref_top_k(pairs_of(logits), 40)
     same(logits, ref_temperature(pairs, t if t > 1e-20 else 0), samplers=order, temperature=t)
+
+
+@pytest.mark.parametrize("order", ["temperature", "temperature;top_k;top_p", "top_k;temperature", "min_p"])
+@pytest.mark.parametrize("bias", [1e28, -1e28])
+@pytest.mark.parametrize("mirostat", [0, 1, 2])
+def test_quotients_that_are_no_floats_leave_the_best_token(order: str, bias: float, mirostat: int) -> None:
+    """Divided by a tiny temperature they were infinite: an error, or 0 / 0."""
+    logits = row(12, 777)
+    biases = dict.fromkeys(range(777), bias) if bias < 0 else {7: bias, 8: bias / 2}
+    options = {"samplers": order, "temperature": 1e-12, "logit_bias": biases, "mirostat": mirostat}
+    sampler = Sampler(SamplingOptions(seed=1, **options), 777)
+    best = 7 if bias > 0 else int(np.argmax(logits + np.float32(bias)))
+    if order != "min_p" or mirostat:
+        assert sampler.candidates(logits).ids.tolist() == [best]
+    assert sampler.sample(logits) in ([best] if bias > 0 else range(777))
+
+
+@pytest.mark.parametrize("before", ["", "top_k;"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"samplers": "penalties", "repeat_penalty": 1e-30, "logit_bias": {5: 1e28}},
+        {"samplers": "penalties", "repeat_penalty": 1e-30, "frequency_penalty": -1e28},
+        {"samplers": "dry", "dry_multiplier": -1e28, "dry_base": 1e9, "dry_allowed_length": 1},
+    ],
+)
+def test_penalties_that_raise_logits_beyond_all_floats(before: str, options: dict[str, Any]) -> None:
+    options = {**options, "samplers": before + options["samplers"], "temperature": 0.5}
+    sampler = Sampler(SamplingOptions(seed=1, **options), 100, lambda token: b"x", n_ctx=64)
+    sampler.accept_prompt([5, 6, 7, 5, 6, 7, 5, 6, 7])
+    logits = row(12, 100)
+    logits[:10] += 50
+    logits[20] = -np.inf
+    assert sampler.sample(logits) in (5, 6, 7)
 
 
 @pytest.mark.parametrize("spread, exponent", [(0.5, 1.0), (0.8, 2.0), (2.0, 0.5)])

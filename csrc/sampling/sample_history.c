@@ -1,5 +1,6 @@
 /* What the sampler remembers: the tokens accepted so far, and the two steps that look back on them. */
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,12 +144,16 @@ void pl_history_push(pl_history *h, int32_t token)
         h->n++;
 }
 
+/* A logit that penalties below 0 raised: to the largest number at most, unless it was infinite before. */
+static float raised(float before, float x) { return x > FLT_MAX && before < INFINITY ? FLT_MAX : x; }
+
 /* Repeat penalty (https://arxiv.org/abs/1909.05858; a logit <= 0 is multiplied, so that it does not rise), then the
  * frequency and presence penalties. */
 static float penalized(const pl_sampler_params *o, float logit, int32_t count)
 {
     float x = logit <= 0.0f ? logit * (float)o->repeat_penalty : logit / (float)o->repeat_penalty;
-    return x - ((float)count * (float)o->frequency_penalty + (float)o->presence_penalty);
+    x = raised(logit, x);
+    return raised(x, x - ((float)count * (float)o->frequency_penalty + (float)o->presence_penalty));
 }
 
 int pl_apply_penalties(pl_sampler *s)
@@ -264,7 +269,7 @@ static float dry_penalty(const pl_sampler_params *o, int32_t repeat)
         if (largest > 0 && exponent > largest)
             exponent = largest;
     }
-    return (float)(o->dry_multiplier * pow(o->dry_base, exponent));
+    return (float)fmax(o->dry_multiplier * pow(o->dry_base, exponent), -FLT_MAX);
 }
 
 /* Don't repeat yourself, https://github.com/oobabooga/text-generation-webui/pull/5677: a token that would extend a
@@ -280,12 +285,16 @@ int pl_apply_dry(pl_sampler *s)
         return PL_OK;
     int rc = c->dense ? pl_make_writable(c) : PL_OK;
     if (!rc && c->dense)
-        for (int32_t i = 0; i < d->n_touched; i++)
-            c->work[d->touched[i]] -= dry_penalty(&s->o, d->repeat[d->touched[i]]);
+        for (int32_t i = 0; i < d->n_touched; i++) {
+            float *x = &c->work[d->touched[i]];
+            *x = raised(*x, *x - dry_penalty(&s->o, d->repeat[d->touched[i]]));
+        }
     if (!rc && !c->dense)
         for (int32_t i = 0; i < c->list.n; i++)
-            if (d->repeat[c->list.id[i]])
-                c->list.logit[i] -= dry_penalty(&s->o, d->repeat[c->list.id[i]]);
+            if (d->repeat[c->list.id[i]]) {
+                float *x = &c->list.logit[i];
+                *x = raised(*x, *x - dry_penalty(&s->o, d->repeat[c->list.id[i]]));
+            }
     for (int32_t i = 0; i < d->n_touched; i++)
         d->repeat[d->touched[i]] = 0;
     c->list.sorted = false;

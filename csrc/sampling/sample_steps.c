@@ -16,6 +16,7 @@ enum {
 
 static const double LN2 = 0.69314718055994530942;
 static const float COLDEST = 1e-20f;
+static const float COLD = 1e-6f; /* from here down the quotients of large biases may be infinite */
 
 static uint64_t rotl(uint64_t x, int k) { return (x << k) | (x >> (64 - k)); }
 
@@ -269,18 +270,41 @@ static int step_xtc(pl_sampler *s)
     return PL_OK;
 }
 
-/* Divides the logits; at 0 (or so near to it that the quotients could overflow) only the best token stays. */
+/* Whether the quotient of the best candidate is infinite: no other is near enough to it to count. */
+static int overflows(pl_candidates *c, float t, bool *yes)
+{
+    *yes = false;
+    if (t >= COLD)
+        return PL_OK;
+    float best = -INFINITY;
+    if (c->dense) {
+        int rc = pl_scan(c);
+        if (rc)
+            return rc;
+        best = c->max;
+    }
+    for (int32_t i = 0; !c->dense && i < c->list.n; i++)
+        best = c->list.logit[i] > best ? c->list.logit[i] : best;
+    *yes = isfinite(best) && !isfinite(best / t);
+    return PL_OK;
+}
+
+/* Divides the logits; at 0, or so near to it that the quotients are not numbers, only the best token stays. */
 int pl_step_temperature(pl_sampler *s, double temperature)
 {
     pl_candidates *c = &s->c;
     float t = (float)temperature;
-    if (t < COLDEST)
+    bool too_cold = t < COLDEST;
+    int rc = too_cold ? PL_OK : overflows(c, t, &too_cold);
+    if (rc)
+        return rc;
+    if (too_cold)
         return pl_keep_top(c, 1);
     if (t == 1.0f)
         return PL_OK;
     if (c->dense) {
         bool scanned = c->scanned;
-        int rc = pl_make_writable(c);
+        rc = pl_make_writable(c);
         if (rc)
             return rc;
         for (int32_t i = 0; i < c->n; i++)
