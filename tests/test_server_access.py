@@ -128,6 +128,23 @@ def test_only_this_machine_without_a_key(capfd: pytest.CaptureFixture[str]) -> N
 # Limits and malformed requests
 
 
+def test_targets_that_are_whole_urls(path: Path) -> None:
+    """As a proxy's clients send them; the URL's host counts, not the header's."""
+    with serving(("tiny", path), access=AccessOptions(keys=("key",))) as running:
+
+        def asked(target: str, *more: str) -> bytes:
+            return running.whole(head("Connection: close", *more, path=target)).partition(b"\r\n")[0]
+
+        here = f"http://127.0.0.1:{running.port}"
+        wait_until(lambda: running.get("/health").status_code == 200)
+        assert asked(f"{here}/health", "Host: evil.example").endswith(b"200 OK")
+        assert asked(here, "Host: localhost").endswith(b"200 OK")
+        assert asked("http://evil.example/health", "Host: localhost").startswith(b"HTTP/1.1 403")
+        assert asked(f"{here}/v1/models", "Host: localhost").startswith(b"HTTP/1.1 401")
+        key = "Authorization: Bearer key"
+        assert asked(f"{here}/v1/models/tiny?a=b", "Host: localhost", key).endswith(b"200 OK")
+
+
 @pytest.mark.parametrize(
     "body, says",
     [

@@ -38,6 +38,7 @@ _CORS = {
     "access-control-max-age": "600",
 }
 _HEADERS = "authorization, content-type, x-api-key, anthropic-version"  # for a preflight that names none
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _HEADER_NAMES = re.compile(r"[\w!#$%&'*+.^`|~-]+(?:[ \t]*,[ \t]*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
 
 
@@ -71,6 +72,7 @@ class AccessControl:
             return
         if scope["type"] != "http":  # there are no web sockets here
             return
+        scope = _origin_form(scope)
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
@@ -212,6 +214,20 @@ class HeadAsGet:
 
         await self._app(inner, receive, answer)
         return is_taken
+
+
+def _origin_form(scope: Scope) -> Scope:
+    """`scope` as if its target were a path: clients of proxies name the whole URL (RFC 9112, 3.2.2), whose
+    host stands for that of the Host header.
+    """
+    found = _ABSOLUTE.fullmatch(scope["path"])
+    if found is None:
+        return scope
+    host, path = found[1].encode("utf-8", "replace"), found[2] or "/"
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"host"]
+    target = _ABSOLUTE.fullmatch(scope["raw_path"].decode("latin-1"))
+    raw = path.encode() if target is None else (target[2] or "/").encode("latin-1")
+    return {**scope, "path": path, "raw_path": raw, "headers": [(b"host", host), *headers]}
 
 
 def _preflight(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
