@@ -130,6 +130,36 @@ def test_pull_tells_of_bytes(client: ollama.Client, path: Path, monkeypatch: pyt
     assert {step.digest for step in steps} == {digest} and steps[0].status == f"pulling {'a' * 12}"
 
 
+def test_what_is_pulled_anew_is_loaded_anew(
+    client: ollama.Client, running: Running, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = home / "models" / "stored-Q4_1.gguf"
+    old = client.generate("stored-Q4_1", "hello the", raw=True, options=GREEDY).response
+
+    def download(*_: Any, **__: Any) -> Path:
+        write_model(home / "new.gguf", seed=11).replace(stored)
+        return stored
+
+    client.pull("stored-Q4_1")
+    service = running.server.service
+    assert service is not None and "stored-Q4_1" in service.models.loaded  # nothing new
+    monkeypatch.setattr("pyllamacpu.server.ollama_models.resolve_model", download)
+    client.pull("stored-Q4_1")
+    assert client.generate("stored-Q4_1", "hello the", raw=True, options=GREEDY).response != old
+
+
+@pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": []}])
+def test_nothing_to_embed_loads_the_model(running: Running, empty: dict[str, Any]) -> None:
+    """As an empty prompt of /api/generate does."""
+    answer = running.post("/api/embed", model="stored-Q4_1", keep_alive=0, **empty)
+    assert answer.status_code == 200 and answer.json()["embeddings"] == []
+    service = running.server.service
+    assert service is not None
+    wait_until(lambda: "stored-Q4_1" not in service.models.loaded)
+    answer = running.post("/api/embeddings", model="stored-Q4_1", prompt=empty.get("input") or "")
+    assert answer.json()["embedding"] == [] and "stored-Q4_1" in service.models.loaded
+
+
 def test_a_file_of_the_folder_is_not_a_name(
     client: ollama.Client, path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,7 +278,10 @@ async def _vectors(
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
         fields.ignore("options")
         fields.finish(strict)
-        vectors, n_tokens = await service.embed(model, inputs, truncate=truncate, where=where)
+        vectors: list[Any] = []
+        n_tokens = 0
+        if inputs:  # else only the model is to be loaded (or unloaded)
+            vectors, n_tokens = await service.embed(model, inputs, truncate=truncate, where=where)
         return http.json_response(
             {
                 "model": model.name,
@@ -292,12 +295,17 @@ async def _vectors(
 
 async def _embed(service: Service, fields: Fields, strict: bool) -> Response:
     """Texts that are too long are cut unless `truncate` is false, as Ollama does it."""
-    inputs = read_inputs(fields)
+    inputs = [] if fields.raw("input") in (None, "", []) else read_inputs(fields)
     return await _vectors(service, fields, strict, inputs, lambda v: {"embeddings": v}, cut=True)
 
 
 async def _embeddings(service: Service, fields: Fields, strict: bool) -> Response:
-    inputs = read_inputs(fields, "prompt", at_most=1)
+    inputs = [] if fields.raw("prompt") in (None, "") else read_inputs(fields, "prompt", at_most=1)
     return await _vectors(
-        service, fields, strict, inputs, lambda vectors: {"embedding": vectors[0]}, "prompt"
+        service,
+        fields,
+        strict,
+        inputs,
+        lambda vectors: {"embedding": vectors[0] if vectors else []},
+        "prompt",
     )

@@ -5,6 +5,7 @@ Models are only ever named, never given as paths: only files of the store are de
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -74,7 +75,8 @@ def router(service: Service, strict: bool) -> APIRouter:
         fields.finish(strict)
         if not (parse_hub_ref(name) or NAME.match(name)):
             raise fields.wrong("model", f"{name!r:.80} is not the name of a model")
-        return await http.answer(request, progress(partial(_pull, name), stream))
+        loop = asyncio.get_running_loop()
+        return await http.answer(request, progress(partial(_pull, service, name, loop), stream))
 
     @routes.delete("/api/delete")
     async def delete(request: Request) -> Response:
@@ -121,10 +123,8 @@ def _files(file: ServedFile) -> list[Path]:
 
 def _digest(file: ServedFile) -> str:
     """Of what a model is: its files as the disk knows them, and its card."""
-    stats = [path.stat() for path in _files(file)]
-    known = [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in stats]
     card = file.card
-    words = json.dumps([file.name, known, None if card is None else asdict(card)], sort_keys=True)
+    words = json.dumps([file.name, _known(file), None if card is None else asdict(card)], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()
 
 
@@ -230,12 +230,23 @@ def _shown(value: Any, verbose: bool) -> Any:
 # Changes
 
 
-def _pull(name: str, report: Report) -> None:
+def _pull(service: Service, name: str, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+    """In a thread. A loaded model whose file is another one now is loaded anew by the next request."""
     report("pulling manifest")
+    before = {model.name: _known(model.source) for model in list(service.models.loaded.values())}
     path = resolve_model(name, refresh=True, paths=False, on_download=downloads(report))
     for part in model_files(path):
         downloads(report)(digest_of(part.resolve().name), part.stat().st_size, part.stat().st_size)
+    for model in list(service.models.loaded.values()):
+        if model.source.path.resolve() == path.resolve() and before.get(model.name) != _known(model.source):
+            asyncio.run_coroutine_threadsafe(service.models.forget(model.name), loop).result()
     report("writing manifest")
+
+
+def _known(file: ServedFile) -> list[tuple[int, ...]]:
+    """A model's files as the disk knows them."""
+    stats = [path.stat() for path in _files(file)]
+    return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in stats]
 
 
 def _check_stored(service: Service, file: ServedFile) -> None:
