@@ -55,6 +55,22 @@ def test_a_stream_adds_up(running: Running) -> None:
     assert chunks[-1]["tokens_predicted"] == 8
 
 
+@pytest.mark.parametrize("stop", [[], ["the"], ["e"]])
+@pytest.mark.parametrize("form", ["the the", "thé"])
+def test_tokens_and_probabilities_of_a_stream_add_up(running: Running, stop: list[str], form: str) -> None:
+    """Also those of tokens without a text: the halves of a letter, and what a stop string took."""
+    for limit in range(1, 8):
+        body = {"prompt": "hello", "n_probs": 1, "return_tokens": True, "stop": stop, "n_predict": limit}
+        body |= {"json_schema": {"const": form}, "temperature": 0}
+        whole = running.post("/completion", **body).json()
+        lines = running.post("/completion", **body, stream=True).text.split("\n\n")
+        parts = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        rows = [row["id"] for part in parts for row in part.get("completion_probabilities", ())]
+        assert rows == [row["id"] for row in whole["completion_probabilities"]] == whole["tokens"]
+        assert [token for part in parts for token in part["tokens"]] == whole["tokens"]
+        assert "".join(part["content"] for part in parts) == whole["content"]
+
+
 def test_forbidden_tokens_are_json(running: Running) -> None:
     """Every number of the answer is one that JSON has."""
     bias = [[token, False] for token in range(200)]
@@ -130,6 +146,22 @@ def test_tokens_and_templates(running: Running, llm: Llama) -> None:
     assert running.post("/detokenize", tokens=[10**6]).status_code == 400
     prompt = running.post("/apply-template", messages=[{"role": "user", "content": "hi"}]).json()["prompt"]
     assert prompt == "user: hi\nassistant:"
+
+
+def test_a_prompt_that_does_not_open_the_answer(running: Running) -> None:
+    question = [{"role": "user", "content": "hello"}]
+    opened, left = (
+        running.post("/apply-template", messages=question, add_generation_prompt=opens).json()["prompt"]
+        for opens in (True, False)
+    )
+    assert opened.startswith(left) and len(left) < len(opened)
+    counts = [
+        running.post(
+            "/v1/chat/completions", messages=question, max_tokens=1, add_generation_prompt=opens
+        ).json()["usage"]["prompt_tokens"]
+        for opens in (True, False)
+    ]
+    assert counts[0] > counts[1]
 
 
 def test_a_template_that_shows_no_tools_is_applied_as_chat_applies_it(running: Running) -> None:

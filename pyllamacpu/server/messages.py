@@ -27,6 +27,11 @@ def read_messages(fields: Fields, name: str = "messages", own_images: bool = Fal
     return messages if own_images else images_after_results(messages)
 
 
+def opens_answer(fields: Fields) -> bool:
+    """Whether the prompt ends with the beginning of the assistant's turn, as llama.cpp and vLLM name it."""
+    return fields.flag("add_generation_prompt", True)
+
+
 def template_extra(fields: Fields) -> dict[str, Any]:
     """Variables for the chat template, as llama.cpp and vLLM name them. Raises HTTPError."""
     value = fields.raw("chat_template_kwargs")

@@ -30,7 +30,7 @@ from pyllamacpu.server.fields import Fields, wrong
 from pyllamacpu.server.generation import Answers, Generate, Service
 from pyllamacpu.server.images import SentImage, shown_messages
 from pyllamacpu.server.line_limits import LineLimits
-from pyllamacpu.server.messages import read_messages, template_extra
+from pyllamacpu.server.messages import opens_answer, read_messages, template_extra
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.prompts import Text, about
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
@@ -158,16 +158,18 @@ async def _detokenize(service: Service, fields: Fields, strict: bool) -> Respons
 async def _apply_template(service: Service, fields: Fields, strict: bool) -> Response:
     async with service.models.use(fields.text("model")) as model:
         messages = shown_messages(read_messages(fields))
-        offered, extra = read_tools(fields).offered, template_extra(fields)
+        offered, extra, opens = read_tools(fields).offered, template_extra(fields), opens_answer(fields)
         fields.finish(strict)
-        prompt = await service.off_loop(_rendered, model, messages, offered, extra)
+        prompt = await service.off_loop(_rendered, model, messages, offered, extra, opens)
         return http.json_response({"prompt": prompt})
 
 
-def _rendered(model: Model, messages: Sequence[Any], offered: Sequence[Any], extra: Mapping[str, Any]) -> str:
+def _rendered(
+    model: Model, messages: Sequence[Any], offered: Sequence[Any], extra: Mapping[str, Any], opens: bool
+) -> str:
     with about("messages"):
         shown = shown_tools(model.template, model.conversation(messages), offered, **extra)
-        return model.template.render(*shown, **extra)
+        return model.template.render(*shown, opens, **extra)
 
 
 async def _embedding(service: Service, fields: Fields, strict: bool) -> Response:
@@ -344,23 +346,25 @@ class _Shape:
     def whole(self, index: int, events: Sequence[TextEvent]) -> dict[str, Any]:
         limits = self._requests[index].limits
         text = "".join(event.text for event in events)
-        return self.final(index, events, text if limits is None else limits.within(text))
+        shown: dict[str, Any] = {"content": text if limits is None else limits.within(text)}
+        if self._return_tokens:
+            shown["tokens"] = [token for event in events for token in event.tokens]
+        return self.final(index, events, shown | self._probabilities(events))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         sent: dict[int, list[TextEvent]] = {}
         async for index, event in self._answers.pieces():
             sent.setdefault(index, []).append(event)
-            if event.finish_reason is None or event.text:
+            if event.finish_reason is None or event.text or event.tokens:
                 piece = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
                 yield http.sse(piece | self._probabilities([event]))
             if event.finish_reason is not None:
-                yield http.sse(self.final(index, sent.pop(index), ""))
+                yield http.sse(self.final(index, sent.pop(index), {}))
 
-    def final(self, index: int, events: Sequence[TextEvent], text: str) -> dict[str, Any]:
-        """The answer, or with an empty text the end of a stream."""
+    def final(self, index: int, events: Sequence[TextEvent], said: dict[str, Any]) -> dict[str, Any]:
+        """The answer, or with nothing `said` the end of a stream."""
         last, answers = events[-1], self._answers
         assert last.stats is not None
-        tokens = [token for event in events for token in event.tokens]
         by_word = "word" if last.stop_string is not None else "eos"
         kind = {"length": "limit", "loop": "loop", "content_filter": "content_filter"}.get(
             str(last.finish_reason), by_word
@@ -368,8 +372,8 @@ class _Shape:
         limits = self._requests[index].limits
         shown = {
             "index": index,
-            "content": text,
-            "tokens": tokens if self._return_tokens else [],
+            "content": "",
+            "tokens": [],
             "stop": True,
             "model": answers.model.name,
             "tokens_predicted": last.stats.n_generated,
@@ -383,7 +387,7 @@ class _Shape:
             "generation_settings": self._settings,
             "prompt": self._shown_prompt(index),
             "timings": timings(last.stats),
-            **(self._probabilities(events) if text else {}),
+            **said,
         }
         return _selected(shown, self._wanted) if self._wanted else shown
 

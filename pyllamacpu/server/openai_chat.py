@@ -13,7 +13,7 @@ from pyllamacpu.server.endings import openai_reason
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Answers, Generate
 from pyllamacpu.server.logprobs import read_logprobs
-from pyllamacpu.server.messages import read_messages, template_extra
+from pyllamacpu.server.messages import opens_answer, read_messages, template_extra
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint
 from pyllamacpu.server.prompts import Chat
@@ -45,7 +45,7 @@ class ChatCompletion(Endpoint):
         form = openai_grammar(fields)
         self.tools = beside_form(fields, self.tools, form)
         request = Generate(
-            Chat(messages, tools=self.tools, extra=template_extra(fields)),
+            Chat(messages, tools=self.tools, extra=template_extra(fields), opens_answer=opens_answer(fields)),
             read_sampling(fields, model),
             max_tokens=_limit(fields),
             stop=fields.strings("stop"),

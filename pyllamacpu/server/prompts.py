@@ -44,6 +44,7 @@ class Chat:
     beginning: str = ""
     tools: ChatTools = NO_TOOLS
     extra: Mapping[str, Any] = field(default_factory=dict)  # variables of the template
+    opens_answer: bool = True  # the prompt ends with the beginning of the assistant's turn
     where: str = "messages"
 
     @property
@@ -137,7 +138,15 @@ def _encode_messages(
     model: Model, chat: Chat, messages: Sequence[Mapping[str, Any]], markers: Mapping[str, int]
 ) -> list[int]:
     shown, tools = shown_tools(model.template, messages, chat.tools.offered, **chat.extra)
-    return encode_chat(model.tokenizer, model.template, shown, tools, markers=markers or None, **chat.extra)
+    return encode_chat(
+        model.tokenizer,
+        model.template,
+        shown,
+        tools,
+        add_generation_prompt=chat.opens_answer,
+        markers=markers or None,
+        **chat.extra,
+    )
 
 
 def _encode_conversation(
