@@ -18,7 +18,7 @@ from test_cli_session import LetterEngine, said, session
 from tiny_model import EOS, byte, vocabulary
 
 from pyllamacpu.cli.commands import COMMAND_NAMES, OWN_SETTINGS, run_command
-from pyllamacpu.cli.saved_chat import Turn
+from pyllamacpu.cli.saved_chat import Turn, read_saved
 from pyllamacpu.cli.session import ChatSession, Notice
 from pyllamacpu.engine.driver import Driver
 from pyllamacpu.engine.generate import Request
@@ -90,6 +90,37 @@ def test_continue_leaves_the_prompt_as_it_was() -> None:
 
 
 # Saved conversations
+
+
+CALL: dict[str, Any] = {
+    "role": "assistant",
+    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "a", "content": "3"}
+OLD_CALL = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [CALL, RESULT],
+        [CALL | {"content": None}, RESULT],
+        [CALL | {"content": None}, RESULT | {"content": None}],
+        [CALL | {"content": None}, RESULT | {"content": [{"type": "text", "text": "3"}]}],
+        [OLD_CALL, {"role": "function", "name": "f", "content": "3"}],
+    ],
+)
+def test_messages_of_the_api_are_loaded(steps: list[dict[str, Any]], tmp_path: Path) -> None:
+    talk = [
+        {"role": "developer", "content": [{"type": "text", "text": "Short."}]},
+        {"role": "user", "content": "Sum?"},
+        *steps,
+        {"role": "assistant", "content": [{"type": "text", "text": "3."}]},
+    ]
+    (tmp_path / "talk.json").write_text(json.dumps(talk))
+    system, turns = read_saved(tmp_path / "talk.json")
+    assert system == "Short." and [turn.assistant for turn in turns] == ["3."]
+    assert [step["content"] for step in turns[0].steps] == ["", "3" if steps[1]["content"] else ""]
 
 
 def test_an_unfinished_answer_is_saved_as_such(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from pyllamacpu.cli.images import ImageFile, image_content, read_content
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import FileKind, open_regular, read_problem
+from pyllamacpu.text.messages import TOOL_ROLES, calls_of
 
 _MAX_SAVED = 1 << 28  # bytes of a saved conversation
 
@@ -83,7 +84,7 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
     expected: tuple[str, ...] = ("system", "user")
     for number, message in enumerate(messages, 1):
         role, text, images = _message(message, number, path)
-        if expected == ("assistant",) and (step := _step(message, f"{path}: message {number}")):
+        if expected == ("assistant",) and (step := _step(message, text, f"{path}: message {number}")):
             turns[-1].steps.append(step)
             continue
         if role not in expected:
@@ -100,13 +101,13 @@ def conversation(content: object, path: Path) -> tuple[str | None, list[Turn]]:
     return system, turns
 
 
-def _step(message: Any, where: str) -> dict[str, Any] | None:
+def _step(message: Any, text: str, where: str) -> dict[str, Any] | None:
     """A message that is a call or its result, as chat templates take it; None for any other. Raises
     OptionError for calls that are none.
     """
-    calls = message.get("tool_calls") if message["role"] == "assistant" else None
+    calls = calls_of(message) if message["role"] == "assistant" else None
     if not calls:
-        return dict(message) if message["role"] == "tool" else None
+        return {**message, "content": text} if message["role"] in TOOL_ROLES else None
     for call in calls if isinstance(calls, list) else [None]:
         function = call.get("function") if isinstance(call, dict) else None
         parts = function if isinstance(function, dict) else {}
@@ -115,13 +116,18 @@ def _step(message: Any, where: str) -> dict[str, Any] | None:
                 f'{where}: "tool_calls" must be a list of calls, each with a "function" that has a '
                 '"name" and "arguments"; correct it, or leave it out'
             )
-    return dict(message)
+    return {**message, "content": text}
 
 
 def _message(message: object, number: int, path: Path) -> tuple[str, str, list[ImageFile]]:
     """Role, text and images of one saved message."""
     role = message.get("role") if isinstance(message, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(role, str) or not (isinstance(content, str) or (role == "user" and content)):
+    if isinstance(message, dict) and content is None and (role in TOOL_ROLES or calls_of(message)):
+        content = ""
+    if not isinstance(role, str) or not (isinstance(content, str) or content):
         raise OptionError(f"{path}: message {number} needs a role and a content, both text")
-    return role, *read_content(content, f"{path}: message {number}")
+    text, images = read_content(content, f"{path}: message {number}")
+    if images and role != "user":
+        raise OptionError(f"{path}: message {number} is from {role}, and only the user's have images")
+    return "system" if role == "developer" else role, text, images
