@@ -58,6 +58,9 @@ class LetterTokenizer:
     def token_id(self, piece: str) -> int | None:
         return 2 if piece == "</s>" else None
 
+    def fewest_tokens(self, text: str | bytes) -> int:
+        return len(text) // len(b"</s>")
+
     def encode(self, text: str | bytes, add_special: bool = True, parse_special: bool = False) -> list[int]:
         content = text.encode() if isinstance(text, str) else text
         content = content.replace(b"</s>", b"\2") if parse_special else content

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_letters import LetterLlama, Piece, Result, cli_home, letters, run  # noqa: F401
+from cli_letters import LetterLlama, LetterTokenizer, Piece, Result, cli_home, letters, run  # noqa: F401
 
 import pyllamacpu
 from pyllamacpu.cli.output import Screen
@@ -53,6 +53,15 @@ def test_complete(
     result = run("complete", "-m", "m.gguf", *args, stdin=stdin)
     assert (result.code, result.out, result.err) == (0, out, "")
     assert letters.made[0].calls[0][0] == [1, *prompt]
+
+
+def test_a_prompt_that_cannot_fit_is_not_encoded(
+    letters: type[LetterLlama], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("long.txt").write_bytes(b"x" * 5000)
+    monkeypatch.setattr(LetterTokenizer, "encode", None)
+    result = run("complete", "-m", "m.gguf", "-f", "long.txt")
+    assert result.code == 1 and result.err.startswith("error: 1250 tokens do not fit in the context of 1000")
 
 
 def test_complete_options(letters: type[LetterLlama], run: Callable[..., Result]) -> None:

@@ -214,6 +214,11 @@ def test_a_vocabulary_needs_no_weights(source: Path) -> None:
     with GGUFFile.open(conversion.output.paths[0]) as file:
         assert not file.tensors
         assert file.metadata["llama.block_count"] == 2
+    said = "--outtype q4_0 has no effect with --vocab-only, which writes no tensors"
+    assert said in plan(source, vocab_only=True, outtype="q4_0").notes
+    assert said in plan(conversion.output.paths[0], vocab_only=True, outtype="q4_0").notes
+    with pytest.raises(OptionError, match="q4_9"):
+        plan(source, vocab_only=True, outtype="q4_9")
     (source / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):
         plan(source, vocab_only=True)

@@ -115,7 +115,9 @@ def _continue(
     """Print the prompt and its continuation as it comes. False when the shield blocked it."""
     from pyllamacpu.cli.commands import usage_text
     from pyllamacpu.cli.usage import context_full
+    from pyllamacpu.engine.token_ids import check_length
 
+    check_length(tokenizer_of(llm).fewest_tokens(prompt), llm.n_ctx())  # before it takes minutes
     images: tuple[Any, ...] = ()
     if parameters["images"]:
         tokens, images = _with_images(llm, prompt, parameters)

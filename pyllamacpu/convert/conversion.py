@@ -11,6 +11,7 @@ from pyllamacpu.convert.target_path import target_path
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import GGUF_FILE, InputFiles
 from pyllamacpu.gguf.keys import KeyValue
+from pyllamacpu.quantize.file_types import parse_file_type
 from pyllamacpu.weights.output import ModelOutput, Progress, SplitLimits, divide, part_paths
 from pyllamacpu.weights.stream import OutputTensor
 
@@ -75,6 +76,7 @@ def build_conversion(
 ) -> Conversion:
     """Metadata edited, tensors divided among files, names given to these. Raises OptionError, OutputError."""
     keys = options.metadata_edits.apply(keys)
+    notes = (*notes, *_without_effect(options))
     values = {key.name: key.value for key in keys}
     path = target_path(options.outfile, _name(values.get("general.name")) or source.stem, type_name)
     parts = divide(tensors, options.limits)
@@ -84,6 +86,14 @@ def build_conversion(
     output = ModelOutput(paths, keys, parts, InputFiles(inputs), protected, options.force)
     output.check_paths()
     return Conversion(output, type_name, (*notes, *output.notes), options.threads)
+
+
+def _without_effect(options: ConvertOptions) -> list[str]:
+    """Notes. Raises OptionError for a type that there is not, also where none is needed."""
+    if not options.vocab_only or options.outtype.strip().lower() == "auto":
+        return []
+    parse_file_type(options.outtype)
+    return [f"--outtype {options.outtype} has no effect with --vocab-only, which writes no tensors"]
 
 
 def _protected(source: Path, options: ConvertOptions) -> list[Path]:
