@@ -198,7 +198,7 @@ def test_a_model_that_was_made_anew_while_it_was_loaded(
 def test_an_idle_model_that_is_wanted_again_while_another_one_is_freed(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = write_model(tmp_path / "other.gguf", seed=5)
+    other = write_model(tmp_path / "other.gguf", seed=5, n_ctx=CONTEXT)
     begun, go = threading.Event(), asyncio.Event()
     free = ModelPool._free
 
@@ -207,7 +207,7 @@ def test_an_idle_model_that_is_wanted_again_while_another_one_is_freed(
         await go.wait()
         await free(pool, model)
 
-    with serving(("one", path), ("two", other)) as running:
+    with serving(("one", path), ("two", other), n_ctx=CONTEXT) as running:
         pool = running.server.service.models  # type: ignore[union-attr]
         for name in ("one", "two"):
             assert running.post("/v1/completions", model=name, prompt="x", max_tokens=1).status_code == 200
