@@ -145,6 +145,23 @@ def test_targets_that_are_whole_urls(path: Path) -> None:
         assert asked(f"{here}/v1/models/tiny?a=b", "Host: localhost", key).endswith(b"200 OK")
 
 
+def test_empty_lines_before_a_request(running: Running) -> None:
+    """Some clients send one behind a body: their next request got no answer."""
+    body = b'{"content":"hello"}'
+    first = head("Host: localhost", f"Content-Length: {len(body)}", path="/tokenize", method="POST") + body
+    last = head("Host: localhost.", "Connection: close")
+    assert running.whole(b"\r\n" + last).endswith(b'{"status":"ok"}')
+    for between in (b"\r\n", b"\r\n\r\n"):
+        assert running.whole(first + between + last).count(b"HTTP/1.1 200 OK") == 2
+        with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as connection:
+            connection.sendall(first)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            for byte in between + last:
+                connection.sendall(bytes([byte]))
+            with connection.makefile("rb") as file:
+                assert file.read().endswith(b'{"status":"ok"}')
+
+
 @pytest.mark.parametrize(
     "body, says",
     [

@@ -358,6 +358,12 @@ def test_what_asks_for_nothing_is_no_fault(running: Running) -> None:
         assert response.status_code == 400 and response.json()["error"]["param"] == next(iter(loud))
 
 
+def test_no_alternatives_need_no_logprobs(running: Running) -> None:
+    for given, status in (({"top_logprobs": 0}, 200), ({"logprobs": False, "top_logprobs": 1}, 400)):
+        answer = running.post("/v1/chat/completions", messages=QUESTION, max_tokens=1, **given)
+        assert answer.status_code == status, answer.text
+
+
 def test_seeds_of_64_bits(running: Running) -> None:
     """Each is a seed: the same answer for the same one, and others for others, whichever bits differ."""
     body: Any = {"messages": QUESTION, "max_tokens": 12, "ignore_eos": True, "temperature": 2}

@@ -250,7 +250,8 @@ def _check_length(headers: dict[str, str], limit: float) -> None:
 def host_name(header: str) -> str | None:
     """The host of a Host header, without its port; None for what is none."""
     try:
-        return urlsplit(f"//{header}").hostname
+        name = urlsplit(f"//{header}").hostname
+        return name and name.removesuffix(".")  # which only says that the name is whole
     except ValueError:
         return None
 

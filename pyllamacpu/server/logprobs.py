@@ -22,7 +22,7 @@ _CHUNK = 32  # tokens: what runs beside the prompt waits for no more
 def read_logprobs(fields: Fields) -> int | None:
     """Alternatives beside each token, from `logprobs` and `top_logprobs`; None without log-probabilities."""
     wanted, n_top = fields.flag("logprobs"), fields.integer("top_logprobs", 0, MAX_TOP)
-    if n_top is not None and not wanted:
+    if n_top and not wanted:
         raise fields.wrong("top_logprobs", "needs logprobs to be true")
     return (n_top or 0) if wanted else None
 

@@ -49,10 +49,17 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-            self._head = data[:_MAX_LINE]
+            self._head = data[:_MAX_LINE].lstrip(b"\r\n")
             self._impatience.cancel()
             self._impatience = self.loop.call_later(HEADER_SECONDS, self._give_up)
         super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Empty lines before a request are none (RFC 9112, 2.2): some clients send one behind a body."""
+        if self.conn.their_state is h11.IDLE:
+            while self.conn.trailing_data[0][:2] == b"\r\n":
+                self.conn._receive_buffer.maybe_extract_lines()
+        super().handle_events()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._impatience.cancel()
