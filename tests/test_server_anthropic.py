@@ -67,6 +67,8 @@ def test_an_answer_goes_on_where_it_was_begun(client: anthropic.Anthropic) -> No
     text = ask(client, max_tokens=40).content[0].text
     begun = [*QUESTION, {"role": "assistant", "content": text[:6]}]
     rest = ask(client, begun, max_tokens=8)
+    long = [{"role": "user", "content": "hello the world " * 20000}]
+    assert client.messages.count_tokens(model="tiny", messages=long).input_tokens > 20000  # to know how long
     counted = client.messages.count_tokens(model="tiny", messages=begun).input_tokens
     assert counted > client.messages.count_tokens(model="tiny", messages=QUESTION).input_tokens
     assert rest.usage.input_tokens + rest.usage.cache_read_input_tokens == counted

@@ -121,10 +121,10 @@ def _encode(
 
 
 def count_tokens(model: Model, chat: Chat, access: ImageAccess) -> int:
-    """Of its prompt, for which no image is embedded."""
+    """Of its prompt, for which no image is embedded; also of one that is too long for the context."""
     if not (sent := chat.images):
-        return len(prompt_ids(model, chat))
-    check_fits(model, chat)
+        with about(chat.where):
+            return len(_encode(model, chat, access)[0])
     vision = model.vision(sent[0].where)
 
     def count(picture: Picture) -> int:
