@@ -156,8 +156,11 @@ def test_empty_lines_before_a_request(running: Running) -> None:
         with socket.create_connection(("127.0.0.1", running.port), timeout=PATIENCE) as connection:
             connection.sendall(first)
             assert connection.recv(15) == b"HTTP/1.1 200 OK"
-            for byte in between + last:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in between:  # each alone
                 connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+            connection.sendall(last)
             with connection.makefile("rb") as file:
                 assert file.read().endswith(b'{"status":"ok"}')
 

@@ -56,9 +56,9 @@ class Protocol(H11Protocol):
 
     def handle_events(self) -> None:
         """Empty lines before a request are none (RFC 9112, 2.2): some clients send one behind a body."""
-        if self.conn.their_state is h11.IDLE:
-            while self.conn.trailing_data[0][:2] == b"\r\n":
-                self.conn._receive_buffer.maybe_extract_lines()
+        waiting = self.conn.trailing_data[0] if self.conn.their_state is h11.IDLE else b""
+        if n_empty := len(waiting) - len(waiting.lstrip(b"\r\n")):
+            self.conn._receive_buffer.maybe_extract_at_most(n_empty)
         super().handle_events()
 
     def connection_lost(self, exc: Exception | None) -> None:
