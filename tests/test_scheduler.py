@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from fake_engine import FakeEngine
 from tiny_model import write_model
 from watched_requests import GREEDY, Watched, finish, prompt
 
+from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.engine import Engine
-from pyllamacpu.engine.generate import HiddenRequest, Request
-from pyllamacpu.engine.handle import Handle
+from pyllamacpu.engine.generate import HiddenRequest, Request, ScoreRequest
+from pyllamacpu.engine.handle import SCORED, Handle
 from pyllamacpu.engine.pages import PAGE
 from pyllamacpu.engine.scheduler import Scheduler
 from pyllamacpu.errors import ContextError
-from pyllamacpu.sampling.sampler import SamplingOptions
+from pyllamacpu.sampling.sampler import SamplingOptions, top_logprobs
 
 
 def stormy(scheduler: Scheduler, requests: list[Watched], seed: int) -> set[int]:
@@ -145,6 +147,36 @@ def test_hidden_states_are_requests_too(tiny: Path) -> None:
     assert watched.answer == answer
     assert np.array_equal(found[handles[0]], expected[0])
     assert np.array_equal(found[handles[2]], expected[1])
+    engine.close()
+
+
+@pytest.mark.parametrize("n_pages", [20, 4])
+def test_scores_are_requests_too(tiny: Path, n_pages: int) -> None:
+    """The same bits beside others, and where memory is short; few rows of logits at a time."""
+    engine = Engine.open(tiny, n_ctx=256, n_batch=100, n_threads=1)
+    texts = [prompt(30, 6), prompt(90, 7), prompt(1, 8), prompt(70, 9)]
+    expected = [
+        [top_logprobs(row, token, 3) for row, token in zip(rows, text[1:], strict=False)]
+        for text, rows in ((text, engine.step([Entry(engine.sequence(), text, "all")])) for text in texts)
+    ]
+    watched = Watched(prompt(50), 8, 3)
+    answer = watched.alone(Scheduler(engine, None))
+    gc.collect()
+    engine.cache.limit_bytes = n_pages * engine.cache.page_bytes
+    scheduler = Scheduler(engine, None)
+    handles = [scheduler.submit(watched.request())]
+    handles += [scheduler.submit(ScoreRequest(text, n_best=3)) for text in texts]
+    found = {}
+    for event in finish(scheduler):
+        assert event.error is None
+        if event.handle is handles[0]:
+            watched.take(event)
+        else:
+            assert event.is_last
+            found[event.handle] = event.scores
+    assert watched.answer == answer
+    assert [found[handle] for handle in handles[1:]] == expected
+    assert len(scheduler._logits) <= SCORED + len(handles)
     engine.close()
 
 

@@ -336,6 +336,7 @@ def test_apply_template_has_the_variables_too(running: Running) -> None:
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the " * 400}]}, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the " * 99}] * 9}, "messages"),
         ("/v1/responses", {"input": "the " * 400}, "input"),
+        ("/v1/responses/input_tokens", {"input": []}, "input"),
         ("/v1/embeddings", {"input": ["x", "the " * 400]}, "input"),
         ("/v1/embeddings", {"input": [[1, 100000]]}, "input"),
         ("/completion", {"prompt": ["x", [5, 100000]]}, "prompt[1]"),
@@ -355,6 +356,29 @@ def test_what_asks_for_nothing_is_no_fault(running: Running) -> None:
     for loud in ({"reasoning_effort": "low"}, {"verbosity": "high"}):
         response = running.post("/v1/chat/completions", **short, **loud)
         assert response.status_code == 400 and response.json()["error"]["param"] == next(iter(loud))
+
+
+def test_scored_prompts_wait_for_pages_as_others_do(running: Running) -> None:
+    """They held pages beside the scheduler: where memory was short all were refused, and others with them."""
+
+    def ask(i: int) -> Any:
+        more = {"echo": True, "logprobs": 2} if i % 3 else {}
+        body = {"prompt": [5 + i, *[7, 8, 9] * 25], "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+        answer = running.post("/v1/completions", **body, **more)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"]
+
+    alone = list(map(ask, range(12)))
+    service = running.server.service
+    assert service is not None
+    (model,) = service.models.loaded.values()
+    cache = model.engine.cache
+    limit, cache.limit_bytes = cache.limit_bytes, 4 * cache.page_bytes
+    try:
+        with ThreadPoolExecutor(12) as workers:
+            assert list(workers.map(ask, range(12))) == alone
+    finally:
+        cache.limit_bytes = limit
 
 
 def test_no_alternatives_need_no_logprobs(running: Running) -> None:

@@ -124,6 +124,13 @@ class HiddenRequest:
     adapters: AdapterScales | None = None  # as of a Request
 
 
+@dataclass(frozen=True)
+class ScoreRequest(HiddenRequest):
+    """Asks for the log-probabilities of a text's own tokens behind the first, each beside the `n_best`."""
+
+    n_best: int = 0
+
+
 def make_sampler(
     options: SamplingOptions,
     n_vocab: int,

@@ -10,12 +10,15 @@ import numpy.typing as npt
 
 from pyllamacpu.engine.batch import Entry, Wanted
 from pyllamacpu.engine.cost_model import StepSize
-from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, TextEvent
+from pyllamacpu.engine.generate import Generation, HiddenRequest, Request, ScoreRequest, TextEvent
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.speculation import DraftedAnswer
 from pyllamacpu.engine.token_ids import stand_for_images
 from pyllamacpu.errors import ContextError
+from pyllamacpu.sampling.rows import top_logprobs_rows
+from pyllamacpu.sampling.sampler import TokenLogprobs
 
+SCORED = 32  # tokens that are scored in one step: each has a row of logits
 RESERVED = 256  # tokens of an answer that must fit before its request is admitted
 
 Floats = npt.NDArray[np.float32]
@@ -24,19 +27,20 @@ State = Literal["waiting", "reading", "decoding", "finished"]
 
 class Event(NamedTuple):
     """What happened to a request: one of a piece of text, progress (prompt tokens read, all of them), hidden
-    states (n_tokens, dim), or an error.
+    states (n_tokens, dim), scores of tokens, or an error.
     """
 
     handle: Handle
     text: TextEvent | None = None
     progress: tuple[int, int] | None = None
     hidden: Floats | None = None
+    scores: list[TokenLogprobs] | None = None
     error: Exception | None = None
 
     @property
     def is_last(self) -> bool:
         ended = self.text is not None and self.text.finish_reason is not None
-        return ended or self.hidden is not None or self.error is not None
+        return ended or not (self.hidden is None and self.scores is None and self.error is None)
 
 
 class Handle:
@@ -63,7 +67,7 @@ class Handle:
         self._sequence: Any = None
         if self._session is not None:
             self._sequence, self._session.history = self._session.sequence, self.history
-        self._states: list[Floats] = []  # hidden states, of the tokens that were evaluated
+        self._states: list[Any] = []  # hidden states, or scores, of the tokens that were evaluated
         self._passed_over = 0  # steps since it got a chunk of its prompt
         self._row: int | None = None  # of the scheduler's logits: a token is to be chosen from it
         self.drafts: DraftedAnswer | None = None
@@ -91,6 +95,11 @@ class Handle:
     def sequence(self) -> KVSequence:
         sequence: KVSequence = self._sequence
         return sequence
+
+    @property
+    def generation(self) -> Generation:
+        assert self._generation is not None
+        return self._generation
 
     @property
     def unread(self) -> int:
@@ -147,6 +156,8 @@ class Handle:
         """The next `n` tokens, and what is wanted of them."""
         start, history, session = len(self.sequence), self.history, self._session
         tokens = history[start : start + n]
+        if isinstance(self.request, ScoreRequest):
+            return Entry(self.sequence, tokens, "all")
         if self._generation is None:
             return Entry(self.sequence, tokens, "none", "all")
         wanted: Wanted = "last" if start + n == len(history) else "none"
@@ -155,6 +166,25 @@ class Handle:
         if session is not None and session.scores is not None:
             wanted = "all"
         return Entry(self.sequence, tokens, wanted)
+
+    def take_states(self, pool: Any, hidden: Floats, logits: Floats) -> None:
+        """Of the tokens that a step has evaluated. Raises what is wrong with the logits."""
+        if not isinstance(self.request, ScoreRequest):
+            self._states.append(hidden)
+            return
+        n = len(self.sequence)
+        following = self.history[n + 1 - len(logits) : n + 1]
+        counts = [self.request.n_best] * len(following)
+        for entry in top_logprobs_rows(pool, logits, range(len(following)), following, counts):
+            if isinstance(entry, Exception):
+                raise entry
+            self._states.append(entry)
+
+    def states(self) -> Event:
+        """What was asked for, when all is read."""
+        if isinstance(self.request, ScoreRequest):
+            return Event(self, scores=self._states)
+        return Event(self, hidden=np.concatenate(self._states))
 
     def verify(self, token: int | Exception) -> bool:
         """Whether the token that is chosen was evaluated ahead, as a draft. If not, what was is dropped."""
@@ -192,6 +222,17 @@ class Handle:
     def forget_session(self) -> None:
         """Nobody wants the session that the request was given any more."""
         self._session = None
+
+
+def within_rows(handles: Sequence[Handle], counts: Sequence[int]) -> list[int]:
+    """The tokens that a step reads of each: at most `counts`, of texts that are scored `SCORED` in all."""
+    left, found = SCORED, []
+    for handle, n in zip(handles, counts, strict=True):
+        if isinstance(handle.request, ScoreRequest):
+            n = min(n, left)
+            left -= n
+        found.append(n)
+    return found
 
 
 def step_size(work: list[tuple[Handle, int]]) -> StepSize:

@@ -13,15 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-import numpy as np
-
 from pyllamacpu.engine.admission import begin_reading, fits
 from pyllamacpu.engine.batch import Entry, n_wanted
 from pyllamacpu.engine.chunks import Unread, share_budget
 from pyllamacpu.engine.cost_model import CostModel, StepSize
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
-from pyllamacpu.engine.handle import Event, Floats, Handle, step_size, too_long
+from pyllamacpu.engine.handle import Event, Floats, Handle, step_size, too_long, within_rows
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
@@ -330,7 +328,7 @@ class Scheduler:
         drafted = [(h, h.drafts) for h, _ in work if h.drafts is not None]
         for handle, drafts in drafted:
             room = self.engine.n_ctx - len(handle.history)
-            drafts.room = most_drafted(_generation(handle).n_left, room)
+            drafts.room = most_drafted(handle.generation.n_left, room)
         others = len(work) - len(drafted)
         speculation.plan([drafts for _, drafts in drafted], others, self.engine.n_batch)
         for handle, drafts in drafted:
@@ -360,7 +358,7 @@ class Scheduler:
             budget = min(budget, self.costs.prompt_budget(self.itl_target, size, depth))
         prompts = [Unread(len(h.sequence), h.unread, h._passed_over) for h in reading]
         work = []
-        for handle, n in zip(reading, share_budget(prompts, budget), strict=True):
+        for handle, n in zip(reading, within_rows(reading, share_budget(prompts, budget)), strict=True):
             handle._passed_over = 0 if n else handle._passed_over + 1
             if n and handle.is_running and self._reserve(handle, n):
                 work.append((handle, n))
@@ -391,8 +389,9 @@ class Scheduler:
             if handle._generation is not None:
                 self._advance(handle, at - 1 if n_rows else None, n_rows)
             else:
-                states += n
-                self._take_hidden(handle, hidden[states - n : states])
+                n_states = 0 if n_rows else n
+                states += n_states
+                self._take_states(handle, hidden[states - n_states : states], self._logits[at - n_rows : at])
         self._sample_all([h for h, _ in work if h._row is not None])
         if self._speculation is not None:
             self._count_drafts(self._speculation, [h for h, _ in work])
@@ -415,11 +414,16 @@ class Scheduler:
         for handle, n in work:
             self._evaluate([(handle, n)])
 
-    def _take_hidden(self, handle: Handle, states: Floats) -> None:
-        handle._states.append(states)
+    def _take_states(self, handle: Handle, hidden: Floats, logits: Floats) -> None:
+        try:
+            with self.engine.exclusive():
+                handle.take_states(self.engine.pool, hidden, logits[:, : self.engine.n_vocab])
+        except Exception as error:
+            self._fail(handle, error)
+            return
         if handle.unread == 0:
             self._leave(handle)
-            self._events.append(Event(handle, hidden=np.concatenate(handle._states)))
+            self._events.append(handle.states())
 
     def _advance(self, handle: Handle, row: int | None, n_rows: int) -> None:
         """Tokens of a request were evaluated; the last of its `n_rows` rows of logits is `row`."""
@@ -447,7 +451,7 @@ class Scheduler:
         self._take_chosen()
         masks: dict[Handle, Mask | None] = {}  # of those that go on
         for handle in handles:
-            generation = _generation(handle)
+            generation = handle.generation
             if handle._row is None:
                 continue
             try:
@@ -460,7 +464,7 @@ class Scheduler:
         if not masks:
             return
         rows = [h._row for h in masks if h._row is not None]
-        samplers = [_generation(h).sampler for h in masks]
+        samplers = [h.generation.sampler for h in masks]
         with self.engine.exclusive():
             tokens = sample_rows(self.engine.pool, samplers, self._logits, rows, list(masks.values()))
         self._chosen.extend(zip(masks, tokens, strict=True))
@@ -474,7 +478,7 @@ class Scheduler:
             self._chosen.popleft()
 
     def _take(self, handle: Handle, token: int | Exception) -> None:
-        generation, n = _generation(handle), len(handle.history)
+        generation, n = handle.generation, len(handle.history)
         is_drafted = handle.verify(token)
         try:
             if isinstance(token, Exception):
@@ -493,8 +497,3 @@ class Scheduler:
     def _row_of(self, handle: Handle) -> Floats:
         row: Floats = self._logits[handle._row, : self.engine.n_vocab]
         return row
-
-
-def _generation(handle: Handle) -> Generation:
-    assert handle._generation is not None
-    return handle._generation
