@@ -107,6 +107,15 @@ def test_a_first_chat(starter_model: Path, chat: Callable[..., Person], width: i
     assert person.leave() == 0
 
 
+def test_ctrl_z_is_no_letter_of_the_line(chat: Callable[..., Person]) -> None:
+    person = chat()  # in a session of its own, which a kernel does not suspend
+    person.wait_for(">>>")
+    person.type("/sys\x1atem\r")
+    person.wait_for("template's own")
+    person.wait_for(">>>")
+    assert person.leave() == 0
+
+
 def test_an_entry_of_the_history_is_a_whole_message(chat: Callable[..., Person], tmp_path: Path) -> None:
     person = chat("-n", "1")
     for prompt, line in ((">>>", '"""'), ("...", "one"), ("...", 'two"""'), (">>>", "/help")):

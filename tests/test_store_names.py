@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,16 @@ def test_a_whole_name_wins_over_longer_ones() -> None:
     short = store_file("Gamma.gguf")
     store_file("Gamma-large.gguf")
     assert resolve_model("gamma") == short
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="needs files whose names differ in case only")
+def test_a_file_s_exact_name_wins_over_names_that_differ_in_case() -> None:
+    for name in ("Up.gguf", "up.GGUF"):
+        store_file(name)
+    for name, file in (("Up.gguf", "Up.gguf"), ("up.GGUF", "up.GGUF"), ("up", "up.GGUF")):
+        assert resolve_model(name) == models_dir() / file
+    with pytest.raises(StoreError, match="several"):
+        resolve_model("UP.gguf")
 
 
 def test_a_directory_of_the_same_name_does_not_hide_a_model(

@@ -62,6 +62,7 @@ def line_reader() -> tuple[ReadLine, Remember]:
         key_bindings=keys,
         completer=completer(),
         complete_while_typing=False,
+        enable_suspend=True,  # Ctrl-Z, as in a shell; else it is a character of the line
         output=create_output(stdout=draw_on),
     )
 

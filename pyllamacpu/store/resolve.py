@@ -237,10 +237,11 @@ def _stored_name(name: str, files: dict[str, Path]) -> str | None:
     """The stored model that is meant: the whole name in any case, else the only one that begins with it."""
     from pyllamacpu.store import catalogue
 
-    wanted = name.lower().removesuffix(_SUFFIX)
     starter = STARTER.filename.removesuffix(_SUFFIX)
-    if name in files:
-        return name
+    bare = name[: -len(_SUFFIX)] if name.lower().endswith(_SUFFIX) else name
+    if (exact := next((known for known in (name, bare) if known in files), None)) is not None:
+        return exact
+    wanted = bare.lower()
     known = dict.fromkeys([*files, starter])
     whole = [other for other in known if other.lower() == wanted]
     # A few letters are not enough to begin a download: the starter model counts from its family's name on.
