@@ -23,7 +23,6 @@ PL_TARGET_BEGIN("avx2,fma,f16c")
      : (f)->is_signed && (f)->type != PL_TYPE_Q8_0                        ? 16 \
                                                                           : PL_SMALL_BATCH)
 #define SMALL_BATCH_IN_ORDER(f, n) ((f)->max_code == 31 ? (n) > 2 : (f)->max_code == 7 && (n) > 4) /* of two parts */
-#define vi_in_order(x) __asm__ volatile("" : "+x"(x) : : "memory")
 
 #include "x86_256.h"
 

@@ -14,7 +14,6 @@ PL_TARGET_BEGIN("avx2,fma,f16c,avxvnni")
 /* Codes that are put together of two parts: of 3 bits, and of 5 and 6. */
 #define SMALL_BATCH_IN_ORDER(f, n) \
     ((f)->max_code == 7 ? (n) > 2 : ((f)->max_code == 31 || (f)->max_code == 63) && (n) > 4)
-#define vi_in_order(x) __asm__ volatile("" : "+x"(x) : : "memory")
 
 #define KV_WHOLE 1 /* attention: vpdpwssd multiplies two of a lane and adds them to a sum, for which avx2 takes two instructions */
 #define OWN_ATTENTION 1

@@ -189,6 +189,9 @@ PL_INLINE vi vi_here(vi x)
     return x;
 }
 #define vi_here(x) vi_here(x)
+#ifndef vi_in_order
+#define vi_in_order(x) __asm__ volatile("" : "+x"(x) : : "memory")
+#endif
 /* Two bytes for every lane, as int16. */
 PL_INLINE vi vi_load_u8_pairs(const uint8_t *p) { return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p)); }
 PL_INLINE vi vi_load_i8_16(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }

@@ -7,7 +7,9 @@
 #define WEIGHTS_LOCALITY 2 /* where the CPU follows a stream by itself: lines asked for into L1 wait in its few buffers (Zen 4) */
 #define SMALL_BATCH_STEPS(STEP) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(8)
 #define SMALL_BATCH_IN_ORDER(f, n) ((f)->max_code == 63 && (n) == 8)
+#ifndef vi_in_order
 #define vi_in_order(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#endif
 #define FLOAT_TOKENS 12      /* 2 panels x 12 tokens: 24 sums; with 6, loads of weights and activations were the limit */
 #define FLOAT_STREAMS 4
 #define FLOAT_STEPS(STEP) STEP(12) STEP(4) STEP(3) STEP(2) STEP(1)

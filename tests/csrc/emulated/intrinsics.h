@@ -7,6 +7,8 @@
 #define EMULATED_INTRINSICS_H
 #include "isa.h"
 
+#define vi_in_order(x) ((void)0) /* no register holds a register of 512 bits */
+
 PL_TARGET_BEGIN("avx2,fma,f16c")
 
 typedef struct {
