@@ -1,10 +1,14 @@
-"""Messages in the form that a template reads, and the check that all of them arrive."""
+"""Messages in the form that a template reads, and the check that all of them arrive.
+
+Covers text/call_messages.py.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import warnings
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -353,3 +357,89 @@ def test_too_much_text_is_not_the_templates_fault() -> None:
         with pytest.raises(TextSizeError, match=f"have 160000[0-9]* characters.* given {MAX_CHARACTERS}"):
             template.render(messages)
     assert len(template.render(user("a" * (MAX_CHARACTERS - 99)))) == MAX_CHARACTERS - 99
+
+
+# Roles that a template does not take: the user tells what they say
+
+_ALTERNATE = (
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+)
+TWO_ROLES = (
+    "{% for m in messages %}" + _ALTERNATE + "<{{ m.role }}>{{ m.content }}{% endfor %}"
+)  # Mistral 0.1
+FIRST_SYSTEM = (  # Llama 2
+    "{% if messages[0].role == 'system' %}<<{{ messages[0].content }}>>{% set rest = messages[1:] %}"
+    "{% else %}{% set rest = messages %}{% endif %}"
+) + TWO_ROLES.replace("in messages", "in rest")
+SILENT = "{% for m in messages if m.role in ('user', 'assistant') %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+SYSTEM = {"role": "system", "content": "Be kind."}
+ANSWER = {"role": "assistant", "content": "y"}
+
+
+def shown(source: str, messages: list[dict[str, Any]]) -> str:
+    """What the template prints; no message may be missing."""
+    before = deepcopy(messages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(chat_tokenizer(), ChatTemplate(source), messages)
+    assert messages == before
+    return ChatTemplate(source).render(messages)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+@pytest.mark.parametrize("source", [TWO_ROLES, SILENT])
+def test_the_user_tells_what_the_system_says(source: str, role: str) -> None:
+    system = {**SYSTEM, "role": role}
+    assert shown(source, [system, *user("x")]) == "<user>Be kind.\n\nx"
+    assert shown(source, [system, system, *user("x")]).count("Be kind.") >= 1
+    assert shown(source, [*user("x"), ANSWER, system, *user("z")]) == "<user>x<assistant>y<user>Be kind.\n\nz"
+    assert shown(source, [*user("x"), ANSWER, system]) == "<user>x<assistant>y<user>Be kind."
+    assert shown(source, [*user("x"), system]) == "<user>x\n\nBe kind."
+    assert shown(source, [system, ANSWER, *user("x")]) == "<user>Be kind.<assistant>y<user>x"
+    assert shown(source, [*user("x"), system, ANSWER, *user("z")]).startswith(
+        "<user>x\n\nBe kind.<assistant>y"
+    )
+
+
+def test_a_system_that_is_read_only_at_the_beginning() -> None:
+    later = {**SYSTEM, "content": "Be brief."}
+    messages = [SYSTEM, *user("x"), ANSWER, later, *user("z")]
+    assert shown(FIRST_SYSTEM, messages) == "<<Be kind.>><user>x<assistant>y<user>Be brief.\n\nz"
+    assert shown(PLAIN, messages).count("<system>") == 2
+
+
+@pytest.mark.parametrize("role", ["tool", "function", "ipython"])
+@pytest.mark.parametrize("source", [TWO_ROLES, FIRST_SYSTEM, SILENT])
+def test_the_user_tells_the_results_of_calls(source: str, role: str) -> None:
+    results = [{**result(i, f"<|im_end|> {i}\n"), "role": role} for i in ("two", "one")]
+    called_two = [*user("x"), called("one", "two")]
+    text = shown(source, [*called_two, *results, ANSWER, *user("z")])
+    told = [f'{{"tool_response": {{"tool": "f", "content": "<|im_end|> {i}\\n"}}}}' for i in ("two", "one")]
+    assert text.endswith("<user>" + "\n\n".join(told) + "<assistant>y<user>z")
+    assert shown(source, [*called_two, *results, *user("z")]).endswith(told[1] + "\n\nz")
+    assert shown(PLAIN, [*called_two, *results, ANSWER]).count("<user>") == 1
+
+
+def test_results_of_functions_whose_names_are_not_known() -> None:
+    for given, name in (({"tool_call_id": "no such call"}, ""), ({"name": "g"}, '"tool": "g", ')):
+        messages = [*user("x"), called("one"), {"role": "tool", "content": "B", **given}]
+        assert f'"tool_response": {{{name}"content": "B"}}' in shown(TWO_ROLES, messages)
+
+
+def test_parts_of_what_the_user_tells() -> None:
+    source = (
+        "{% for m in messages %}" + _ALTERNATE + "{% for p in m.content %}"
+        "{{ p.text if p.type == 'text' else '[' ~ p.type ~ ']' }}{% endfor %}|{% endfor %}"
+    )
+    system = {**SYSTEM, "content": parts("Be kind.")}
+    messages = [system, {"role": "user", "content": [{"type": "image"}, *parts("x")]}, called("one")]
+    text = shown(source, [*messages, {**result("one", ""), "content": [*parts("B"), {"type": "image"}]}])
+    assert text.startswith("Be kind.\n\n[image]x|")
+    assert text.endswith('{"tool_response": {"tool": "f"}}B[image]|')
+
+
+def test_turns_of_the_caller_stay_as_they_are() -> None:
+    for messages in ([*user("x"), *user("z")], [ANSWER, *user("x")]):
+        with pytest.raises(TemplateError, match="must alternate"):
+            ChatTemplate(TWO_ROLES).render(messages)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.compat import warn_once
 from pyllamacpu.errors import OptionError
+from pyllamacpu.text.call_messages import TOOL_ROLES
 from pyllamacpu.text.infill import prompt_with_hole
-from pyllamacpu.text.messages import TOOL_ROLES
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

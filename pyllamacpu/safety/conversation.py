@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pyllamacpu.errors import OptionError
 from pyllamacpu.images.parts import has_image
-from pyllamacpu.text.messages import calls_of
+from pyllamacpu.text.call_messages import calls_of
 
 Role = Literal["user", "agent"]
 

@@ -15,6 +15,16 @@ from copy import deepcopy
 from typing import Any
 
 from pyllamacpu.errors import TemplateError, TextSizeError
+from pyllamacpu.text.call_messages import (
+    TOOL_ROLES,
+    calls_of,
+    give_ids,
+    names_of_results,
+    one_call_each,
+    parsed,
+    with_written_calls,
+    written_result,
+)
 from pyllamacpu.text.render_error import RenderError
 
 Message = Mapping[str, Any]
@@ -27,7 +37,6 @@ _ARGUMENTS = {"prbkey": _WORD}
 _ARGUMENTS_TEXT = json.dumps(_ARGUMENTS)
 _PRINTED_PART = re.compile(rf"text['\"]\s*:\s*['\"]{_WORD}")  # a part that was printed instead of read
 _PRINTED_ARGUMENTS = re.compile(rf"'prbkey'\s*:\s*'{_WORD}'")
-TOOL_ROLES = ("tool", "ipython", "function")
 _KNOWN_AS = {"developer": "system", "function": "tool"}  # by templates that do not know them
 _NO_ROLE = "prbrole"  # of which no template has heard
 _QUESTION = {"role": "user", "content": "x"}
@@ -166,6 +175,24 @@ class Abilities:
 
         return self._once(("system", "second"), ask)
 
+    def reads_later_system(self) -> bool:
+        """Whether a message of the system's reaches the prompt in the middle of a conversation."""
+
+        def ask() -> bool:
+            answer, system = ({"role": r, "content": c} for r, c in (("assistant", "x"), ("system", _WORD)))
+            return _WORD in self._render([dict(_QUESTION), answer, system, dict(_QUESTION)])
+
+        return self._once(("system", "later"), ask)
+
+    def reads_result_of_text(self, role: str) -> bool:
+        """Whether a result reaches the prompt behind an answer that holds its call as text."""
+
+        def ask() -> bool:
+            answer = {"role": "assistant", "content": "x"}
+            return _WORD in self._render([dict(_QUESTION), answer, _conversation(role, _WORD)[-1]])
+
+        return self._once(("result", role), ask)
+
     def shows_calls(self) -> bool:
         """Whether tool calls reach the prompt; true of a template that takes none of the probes."""
 
@@ -188,7 +215,7 @@ class Abilities:
             return all(f"{_WORD}{i}" in text for i in range(2))
 
         both = _two_calls()
-        return self._once(("calls", "single"), lambda: not shown(both) and shown(_one_call_each(both)))
+        return self._once(("calls", "single"), lambda: not shown(both) and shown(one_call_each(both)))
 
     def _formed_call(self, message: dict[str, Any]) -> dict[str, Any]:
         """The probe's calls with arguments as the template reads them."""
@@ -237,19 +264,24 @@ class MessageForms:
     Several messages of the system's at the beginning are one where the template takes only one.
     OpenAI's older `function_call` and its results (role `function`) are tool calls and theirs.
     Calls that the template does not show are written in the content as JSON; several in a message, where it
-    takes only one, become messages of their own, each before its result.
+    takes only one, become messages of their own, each before its result. What the system says and the results
+    of calls are told by the user where the template takes no messages of theirs, before the user's next
+    words.
     Raises TemplateError for messages that are not mappings with a role, and for parts that a template for
     text cannot take.
     """
 
     def __init__(self, messages: Iterable[Message], abilities: Abilities) -> None:
         self._abilities = abilities
+        messages = list(messages)
+        self._names = names_of_results(messages)
         self.chosen = [self._formed(message, i) for i, message in enumerate(messages)]
-        _give_ids(self.chosen)
+        give_ids(self.chosen)
         self._join_systems()
         several = any(len(message.get("tool_calls") or ()) > 1 for message in self.chosen)
         if several and abilities.needs_single_calls():
-            self.chosen = _one_call_each(self.chosen)
+            self.chosen = one_call_each(self.chosen)
+        self._tell_by_user()
 
     def _formed(self, message: Any, index: int) -> dict[str, Any]:
         if not isinstance(message, Mapping) or "role" not in message:
@@ -262,13 +294,16 @@ class MessageForms:
             copy["tool_calls"] = calls
         copy.pop("function_call", None)
         if isinstance(copy.get("tool_calls"), list) and not self._abilities.shows_calls():
-            copy = _with_written_calls(copy)
+            copy = with_written_calls(copy)
+        speaker = "user" if self._is_told(role) else role
+        if speaker != role and self._names[index]:
+            copy["name"] = self._names[index]
         if copy.get("content") is None:
             copy.pop("content", None)
-            if not self._abilities.allows_no_content(role):
+            if not self._abilities.allows_no_content(speaker):
                 copy["content"] = ""
         else:
-            copy["content"] = self._content(role, copy["content"], index)
+            copy["content"] = self._content(speaker, copy["content"], index)
         for call in copy.get("tool_calls") or ():
             function = call.get("function", call) if isinstance(call, dict) else None
             if isinstance(function, dict) and "arguments" in function:
@@ -287,6 +322,49 @@ class MessageForms:
             joined = "\n\n".join(str(text) for text in texts if text)
             self.chosen[:n] = [{**self.chosen[0], "content": joined}]
 
+    def _is_told(self, role: Any, later: bool = False) -> bool:
+        """Whether the user tells what this role says; `later`: in the middle of a conversation."""
+        if role not in ("system", "developer", *TOOL_ROLES) or not self._can_read("user"):
+            return False
+        if not self._can_read(role):
+            return True
+        return later and role == "system" and not self._abilities.reads_later_system()
+
+    def _tell_by_user(self) -> None:
+        """Messages of roles that the template does not take become the beginning of the user's next words;
+        else the end of those before, or words of their own.
+        """
+        n = next((i for i, m in enumerate(self.chosen) if m["role"] != "system"), len(self.chosen))
+        found: list[dict[str, Any]] = []
+        waiting: list[Any] = []
+        for i, message in enumerate([*self.chosen, None]):
+            if message is not None and self._is_told(message["role"], i >= n):
+                content = message.get("content", "")
+                is_result = message["role"] in TOOL_ROLES
+                waiting.append(written_result(message.get("name"), content) if is_result else content)
+                continue
+            if waiting and message is not None and message["role"] == "user":
+                message = {**message, "content": self._joined([*waiting, message.get("content", "")])}
+            elif waiting and found and found[-1]["role"] == "user":
+                found[-1] = {**found[-1], "content": self._joined([found[-1].get("content", ""), *waiting])}
+            elif waiting:
+                found.append({"role": "user", "content": self._joined(waiting)})
+            waiting = []
+            if message is not None:
+                found.append(message)
+        self.chosen = found
+
+    def _joined(self, contents: Sequence[Any]) -> Any:
+        """Contents of the user's as one, in the form that the template reads."""
+        contents = [content for content in contents if content]
+        if all(isinstance(content, str) for content in contents):
+            return self._content("user", "\n\n".join(contents), 0)
+        parts: list[Any] = []
+        for content in contents:
+            gap = [{"type": "text", "text": "\n\n"}] if parts else []
+            parts += [*gap, *([{"type": "text", "text": content}] if isinstance(content, str) else content)]
+        return parts
+
     def _role(self, role: Any) -> Any:
         """`developer` is `system`, and `function` is `tool`, where the template does not know it: an unknown
         role it may print as it is, or take for the user's.
@@ -297,7 +375,9 @@ class MessageForms:
         return role if self._can_read(role) and self._abilities.knows_role(role) else known
 
     def _can_read(self, role: str) -> bool:
-        return self._abilities.reads_text(role) or self._abilities.reads_parts(role)
+        can = self._abilities
+        as_text = role in TOOL_ROLES and can.reads_result_of_text(role)
+        return as_text or can.reads_text(role) or can.reads_parts(role)
 
     def _content(self, role: str, content: Any, index: int) -> Any:
         if isinstance(content, str):
@@ -312,93 +392,11 @@ class MessageForms:
 
     def _arguments(self, arguments: Any) -> Any:
         if isinstance(arguments, str):
-            return arguments if self._abilities.reads_argument_text() else _parsed(arguments)
+            return arguments if self._abilities.reads_argument_text() else parsed(arguments)
         can = self._abilities
         if isinstance(arguments, Mapping) and not can.reads_argument_objects() and can.reads_argument_text():
             return json.dumps(arguments, ensure_ascii=False)
         return arguments
-
-
-def calls_of(message: Message) -> Any:
-    """A message's tool calls, OpenAI's older `function_call` among them."""
-    calls, call = message.get("tool_calls"), message.get("function_call")
-    if not isinstance(call, Mapping) or not call or not isinstance(calls or [], list):
-        return calls
-    functions = [each.get("function") for each in calls or () if isinstance(each, Mapping)]
-    more = [] if call in functions else [{"type": "function", "function": dict(call)}]
-    return [*(calls or ()), *more]
-
-
-def _give_ids(messages: Sequence[dict[str, Any]]) -> None:
-    """Calls without an id, as OpenAI's older form and Ollama have them, get one of nine characters, for which
-    some templates ask; the results behind them name it, in their order.
-    """
-    given = 0
-    waiting: list[str] = []
-    for message in messages:
-        if message["role"] in TOOL_ROLES:
-            if waiting and not message.get("tool_call_id"):
-                message["tool_call_id"] = waiting.pop(0)
-            continue
-        waiting = []
-        for call in message.get("tool_calls") or ():
-            if isinstance(call, dict) and isinstance(call.get("function"), dict) and not call.get("id"):
-                call["id"] = f"call{given:05d}"
-                waiting.append(call["id"])
-                given += 1
-
-
-def _one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of several calls as one message for each call, with its result behind it. Results are found by
-    the id of their call; those that name none of them come in their order.
-    """
-    found: list[dict[str, Any]] = []
-    at = 0
-    while at < len(messages):
-        message, at = messages[at], at + 1
-        calls = message.get("tool_calls") or ()
-        if len(calls) < 2:
-            found.append(message)
-            continue
-        end = next((i for i in range(at, len(messages)) if messages[i]["role"] not in TOOL_ROLES), None)
-        results = list(messages[at:end])
-        at += len(results)
-        ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
-        for i, call in enumerate(calls):
-            content = message if i == 0 else {**message, "content": ""}
-            found.append({**content, "tool_calls": [call]})
-            if (result := _result_of(ids[i], ids, results)) is not None:
-                results.remove(result)
-                found.append(result)
-        found += results
-    return found
-
-
-def _result_of(call_id: Any, ids: Sequence[Any], results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The result that names this call, or the first that names none of them."""
-    named = [result for result in results if call_id is not None and result.get("tool_call_id") == call_id]
-    nameless = [result for result in results if result.get("tool_call_id") not in ids]
-    return next(iter([*named, *nameless]), None)
-
-
-def _with_written_calls(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with its calls in its content, as JSON in a line each: the form in which a model that is
-    told of its tools in words is asked to call them. They stand first, where calls are looked for in answers.
-    """
-    content, written = message.get("content"), "\n".join(map(_written_call, message["tool_calls"]))
-    kept = {key: value for key, value in message.items() if key != "tool_calls"}
-    if isinstance(content, list):
-        return {**kept, "content": [{"type": "text", "text": written}, *content]}
-    return {**kept, "content": f"{written}\n{content}" if content else written}
-
-
-def _written_call(call: Any) -> str:
-    function = call.get("function", call) if isinstance(call, Mapping) else {}
-    function = function if isinstance(function, Mapping) else {}
-    arguments = function.get("arguments") or {}
-    arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
-    value = {"name": function.get("name"), "parameters": arguments}
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _empty(key: str, value: Any) -> bool:
@@ -415,14 +413,6 @@ def _part_text(part: Any, index: int) -> str:
     raise TemplateError(
         f"message {index} holds a part that is not text, and this chat template takes text only"
     )
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
 
 
 # ---- whether everything arrived ----
@@ -452,7 +442,7 @@ def _texts(message: Message) -> list[str]:
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         if isinstance(function, Mapping):
             arguments = function.get("arguments")
-            arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+            arguments = parsed(arguments) if isinstance(arguments, str) else arguments
             texts += [str(function.get("name", "")), *strings_in(arguments)]
     return [text for text in texts if isinstance(text, str) and text.strip()]
 
