@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from copy import deepcopy
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -443,3 +444,27 @@ def test_turns_of_the_caller_stay_as_they_are() -> None:
     for messages in ([*user("x"), *user("z")], [ANSWER, *user("x")]):
         with pytest.raises(TemplateError, match="must alternate"):
             ChatTemplate(TWO_ROLES).render(messages)
+
+
+# What templates are given beside the messages
+
+
+def test_a_template_that_asks_for_functions_and_the_time() -> None:
+    """Firefunction 2's."""
+    source = "{{ messages[0].content + '|' + functions + '|' + datetime }}"
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    first, told, now = ChatTemplate(source).render(user("x"), tools).split("|")
+    assert first == "x" and json.loads(told) == [function] and datetime.fromisoformat(now)
+    assert ChatTemplate(source).render(user("x")).startswith("x|[]|")
+    assert ChatTemplate(source).render(user("x"), functions="F", datetime="T") == "x|F|T"
+    with pytest.raises(TemplateError, match="nothing_else"):
+        ChatTemplate(source + "{{ 'a' + nothing_else }}").render(user("x"))
+    assert ChatTemplate("{{ functions is defined }}").render(user("x"), tools) == "False"
+
+
+def test_what_map_gives_is_a_list_in_json() -> None:
+    source = "{{ tools | map(attribute='function') | tojson }}{{ [1, 2] | select('odd') | tojson }}"
+    assert ChatTemplate(source).render(user("x"), [{"function": {"name": "f"}}]) == '[{"name": "f"}][1]'
+    with pytest.raises(TemplateError, match="stopped"):
+        ChatTemplate("{{ range(99999) | map('string') | tojson }}" * 50).render(user("x"))

@@ -47,6 +47,10 @@ CALLS: list[tuple[str, list[tuple[str, Any]]]] = [
     ('```json\n<|python_tag|>{"name": "add"}\n```', [("add", {})]),
     (r"[add(a='\d', b=[(1, -2.5)])]", [("add", {"a": r"\d", "b": [[1, -2.5]]})]),
     (json.dumps([{"name": n, "arguments": p} for n, p in TWO], ensure_ascii=False), TWO),
+    ("\n".join(f"<tool_call>\n{json.dumps({'name': n, 'arguments': p})}\n</tool_call>" for n, p in TWO), TWO),
+    (f"<tool_call>{json.dumps([{'name': n, 'arguments': p} for n, p in TWO])}</tool_call>", TWO),
+    (f" functools[{', '.join(json.dumps({'name': n, 'arguments': p}) for n, p in TWO)}]", TWO),
+    (' functools[{"name": "add", "arguments": "{\\"a\\": 1}"}]', [("add", {"a": 1})]),
 ]  # fmt: skip
 
 PROSE = [
@@ -71,6 +75,10 @@ PROSE = [
     "[add(a=1e999)]",
     "[add(a='\\ud800')]",
     "[# add\nadd()]",
+    '<tool_call>{"name": "steal", "arguments": {}}</tool_call>',
+    "<tool_calls> are written in tags",
+    "functools is a module",
+    "functools[add(a=1)]",
 ]
 
 

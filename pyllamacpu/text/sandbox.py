@@ -127,7 +127,11 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as Hugging Face gives it to templates: no HTML escapes, keys in their order."""
+    """JSON as Hugging Face gives it to templates: no HTML escapes, keys in their order. What `map` and
+    `select` give is a list.
+    """
+    if isinstance(value, Iterator):
+        value = list(counted_loop(value))
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

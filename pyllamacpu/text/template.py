@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -99,7 +101,12 @@ class ChatTemplate:
             "tools": deepcopy(list(tools)) if tools else None,
             "add_generation_prompt": add_generation_prompt,
         }
-        text = template.render(values)
+        try:
+            text = template.render(values)
+        except RenderError as error:
+            if error.kind != "failed" or "'functions'" not in error.words or "functions" in extra:
+                raise
+            text = template.render({**_firefunction(tools), **values})
         return self._edit(text) if self._edit else text
 
     def edited(self, edit: Callable[[str], str]) -> ChatTemplate:
@@ -147,3 +154,10 @@ class ChatTemplate:
             "failed": f"fails{where}",
         }[error.kind]
         return TemplateError(f"{self.name} {said}: {error.words}; {ADVICE}")
+
+
+def _firefunction(tools: Sequence[Any] | None) -> dict[str, Any]:
+    """What Firefunction 2's template cannot do without: functions as JSON, and the time."""
+    functions = [tool.get("function", tool) if isinstance(tool, Mapping) else tool for tool in tools or ()]
+    now = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    return {"functions": json.dumps(functions, ensure_ascii=False, indent=4), "datetime": now}

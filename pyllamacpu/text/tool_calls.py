@@ -3,7 +3,8 @@
 An answer is text, or calls and what the model wrote behind them: calls begin it. JSON in the middle of prose
 stays prose, and a name that was not offered is no call. The forms are those of Llama 3.1 to 4, as their
 prompt formats and their models' habits have them: JSON objects one after the other or in a list, and those of
-`call_forms`; in a code fence or between python tags.
+`call_forms`; in a code fence, between python tags or the tags of Hermes and SmolLM2, or in Firefunction 2's
+list.
 
 A call in JSON begins when its name is known and its arguments open: from then on its arguments come as they
 are written, and nothing takes it back. What does not go on as calls do, and all behind it, is text. The other
@@ -21,7 +22,8 @@ from typing import NamedTuple
 from pyllamacpu.text.call_forms import NoCall, ToolCall, calls_of
 from pyllamacpu.text.json_scanner import SPACE, JsonScanner, is_json_object
 
-_TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
+_TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>", "<tool_call>", "</tool_call>")
+_LIST = "functools["
 _FUNCTION = "<function="
 _FENCE = "```"
 _FENCE_LINE = re.compile(r"```[\w-]*[ \t]*\n")
@@ -211,8 +213,10 @@ class ToolCallReader:
             c = yield from self._fence_line((yield))
             c = yield from self._opening(c)
         if c not in "{[":
-            yield from self._one_of(c, [f"{name}.call(" for name in self._names])
-            yield from self._hold()
+            mark = yield from self._one_of(c, [_LIST, *(f"{name}.call(" for name in self._names)])
+            if mark != _LIST:
+                yield from self._hold()
+            c = "["
         if c == "[":
             c = yield from self._space((yield))
             if c != "{":
