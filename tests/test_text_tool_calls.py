@@ -18,6 +18,7 @@ NAMES = ["get_weather", "add", "brave_search", "math.log"]
 PARIS = [("get_weather", {"city": "Paris"})]
 TWO = [("add", {"a": 1, "b": -2}), ("get_weather", {"city": "São 'P'"})]
 
+WEATHER = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
 CALLS: list[tuple[str, list[tuple[str, Any]]]] = [
     ('{"name": "get_weather", "parameters": {"city": "Paris"}}', PARIS),
     ('\n {"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}}\n', PARIS),
@@ -50,6 +51,7 @@ CALLS: list[tuple[str, list[tuple[str, Any]]]] = [
     ("\n".join(f"<tool_call>\n{json.dumps({'name': n, 'arguments': p})}\n</tool_call>" for n, p in TWO), TWO),
     (f"<tool_call>{json.dumps([{'name': n, 'arguments': p} for n, p in TWO])}</tool_call>", TWO),
     (f" functools[{', '.join(json.dumps({'name': n, 'arguments': p}) for n, p in TWO)}]", TWO),
+    (f"<tool_call>{WEATHER}</tool_call> <tool_call>\n[{WEATHER}]", PARIS * 2),
     (' functools[{"name": "add", "arguments": "{\\"a\\": 1}"}]', [("add", {"a": 1})]),
 ]  # fmt: skip
 
@@ -83,7 +85,6 @@ PROSE = [
 
 
 # What comes behind a call that has begun: (text, calls with whether they are whole, the text behind them).
-WEATHER = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
 BEGUN: list[tuple[str, list[tuple[str, str, bool]], str]] = [
     (f"{WEATHER} is it.", [("get_weather", '{"city": "Paris"}', True)], " is it."),
     (f"{WEATHER}\n[1]", [("get_weather", '{"city": "Paris"}', True)], "\n[1]"),
@@ -103,6 +104,30 @@ BEGUN: list[tuple[str, list[tuple[str, str, bool]], str]] = [
         "[",
     ),
 ]
+
+
+TAGGED = f"<tool_call>\n{WEATHER}\n</tool_call>"
+SAID = [
+    (f"Let me look.\n{TAGGED}", 1, "Let me look.\n"),
+    (f"Let me look.\n{TAGGED}\n{TAGGED}\n", 2, "Let me look.\n"),
+    (f"a {TAGGED} b < <{TAGGED}", 2, "a \n b < <"),
+    (f"a <tool_call>[{WEATHER}, {WEATHER}]</tool_call>", 2, "a "),
+    (f"<tool_call>{{}}</tool_call> {TAGGED}", 1, "<tool_call>{}</tool_call> "),
+    (f"a <tool_call>\n```{WEATHER}", 0, f"a <tool_call>\n```{WEATHER}"),
+    (f"a <|python_tag|>{WEATHER} <tool_c", 0, f"a <|python_tag|>{WEATHER} <tool_c"),
+    (f"{WEATHER}\n</tool_call> That is all.", 1, "\n That is all."),
+]
+
+
+@pytest.mark.parametrize("text, n_calls, rest", SAID, ids=[text[:40] for text, _, _ in SAID])
+def test_a_tag_begins_calls_in_the_middle_of_a_text(text: str, n_calls: int, rest: str) -> None:
+    weather = ToolCall("get_weather", '{"city": "Paris"}')
+    for size in (1, 2, 7, len(text)):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert read_pieces(pieces) == (rest, [weather] * n_calls)
+    at_most_one = read_answer(text, NAMES, 1)
+    assert at_most_one.calls == [weather] * min(n_calls, 1)
+    assert read_pieces([text], plain=True).calls == ([weather] if text.startswith("{") else [])
 
 
 def found(text: str) -> list[tuple[str, Any]]:
@@ -188,7 +213,8 @@ def test_any_text_gives_the_same_however_it_is_cut() -> None:
         text = "".join(chance.choices(parts, k=chance.randint(1, 5)))
         whole = read_answer(text, NAMES)
         n_calls += bool(whole.calls)
-        assert whole.text in text and (whole.calls or whole.text == text)
+        letters = iter(text)
+        assert all(c in letters for c in whole.text) and (whole.calls or whole.text == text)
         pieces = []
         while sum(map(len, pieces)) < len(text):
             at = sum(map(len, pieces))

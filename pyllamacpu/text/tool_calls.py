@@ -1,10 +1,10 @@
 """Tool calls in what a model writes, as it comes.
 
 An answer is text, or calls and what the model wrote behind them: calls begin it. JSON in the middle of prose
-stays prose, and a name that was not offered is no call. The forms are those of Llama 3.1 to 4, as their
-prompt formats and their models' habits have them: JSON objects one after the other or in a list, and those of
-`call_forms`; in a code fence, between python tags or the tags of Hermes and SmolLM2, or in Firefunction 2's
-list.
+stays prose, unless the tag `<tool_call>` stands before it, and a name that was not offered is no call. The
+forms are those of Llama 3.1 to 4, as their prompt formats and their models' habits have them: JSON objects
+one after the other or in a list, and those of `call_forms`; in a code fence, between python tags or the tags
+of Hermes and SmolLM2, or in Firefunction 2's list.
 
 A call in JSON begins when its name is known and its arguments open: from then on its arguments come as they
 are written, and nothing takes it back. What does not go on as calls do, and all behind it, is text. The other
@@ -22,7 +22,9 @@ from typing import NamedTuple
 from pyllamacpu.text.call_forms import NoCall, ToolCall, calls_of
 from pyllamacpu.text.json_scanner import SPACE, JsonScanner, is_json_object
 
-_TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>", "<tool_call>", "</tool_call>")
+_CALL_TAG = "<tool_call>"
+_TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>", _CALL_TAG, "</tool_call>")
+_ANY_TAG = re.compile("|".join(map(re.escape, _TAGS)))
 _LIST = "functools["
 _FUNCTION = "<function="
 _FENCE = "```"
@@ -123,21 +125,39 @@ class ToolCallReader:
 
     def push(self, text: str) -> list[Part]:
         """The parts that `text` completes."""
-        for i, c in enumerate(text):
+        at = 0
+        while at < len(text):
             if self._machine is None:
-                self._text(text[i:])
-                break
+                tag = text.find("<", at) if self._may_call else -1
+                self._text(text[at:] if tag < 0 else text[at:tag])
+                if tag < 0:
+                    break
+                at, self._machine = tag, self._tagged()
+                next(self._machine)
             if self._at_end:
-                self._held += text[i:]
+                self._held += text[at:]
                 break
+            c = text[at]
+            at += 1
             self._held += c
             try:
                 self._machine.send(c)
             except NoCall:
-                self._machine = None
-                self._text(self._take() + text[i + 1 :])
-                break
+                if c == "<" and len(self._held) > 1:  # it may begin a tag
+                    at, self._held = at - 1, self._held[:-1]
+                self._stop()
         return self._take_parts()
+
+    @property
+    def _may_call(self) -> bool:
+        """Whether a call may still come, behind a tag."""
+        return bool(self._names) and not self._plain and self.n_calls != self._most
+
+    def _stop(self) -> None:
+        """What is held is text, without the tags between calls."""
+        held, self._machine = self._take(), None
+        self._text(_ANY_TAG.sub("", held) if self._between else held)
+        self._between = False
 
     def finish(self) -> list[Part]:
         """The parts of what was held back, at the end of the answer."""
@@ -160,7 +180,9 @@ class ToolCallReader:
 
     def _text(self, text: str) -> None:
         self._put_piece()
-        if text:
+        if text and self._parts and isinstance(last := self._parts[-1], str):
+            self._parts[-1] = last + text
+        elif text:
             self._parts.append(text)
 
     # Calls
@@ -227,21 +249,32 @@ class ToolCallReader:
             yield from self._call()
         yield from self._more(fenced)
 
+    def _tagged(self) -> Generator[None, str, None]:
+        """Calls in the middle of a text, behind the tag of calls."""
+        yield from self._one_of((yield), [_CALL_TAG])
+        c = yield from self._space((yield))
+        if c == "[":
+            c = yield from self._space((yield))
+            yield from self._list(c)
+        elif c == "{":
+            yield from self._call()
+        else:
+            raise NoCall
+        yield from self._more(False)
+
     def _more(self, fenced: bool) -> Generator[None, str, None]:
         """Behind the first value."""
         while True:
             self._take()
             c = yield from self._separators((yield), fenced)
-            if self.n_calls == self._most:
+            if self.n_calls == self._most or c not in "{[":
                 raise NoCall
             self._between = False
             if c == "{":
                 yield from self._call()
-            elif c == "[":
+            else:
                 c = yield from self._space((yield))
                 yield from self._list(c)
-            else:
-                raise NoCall
 
     def _list(self, c: str) -> Generator[None, str, str]:
         """Calls behind the "[" of a list, to its end."""
