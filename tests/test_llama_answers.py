@@ -339,7 +339,7 @@ def test_chat_formats(path: Path) -> None:
     with Llama(str(path), chat_format="llama2") as llm:
         prompt = "[INST] <<SYS>>\nbe kind\n<</SYS>>\n\nhello [/INST]"
         assert chat(llm)["choices"][0]["message"]["content"] == greedy(llm, prompt, 6)
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    turns = [{"role": role, "content": role} for role in ("assistant", "user")]
     with Llama(str(path), chat_template="{{ messages[-1].content }}") as llm:
         assert chat(llm)["choices"][0]["message"]["content"] == greedy(llm, "be kind\n\nhello", 6)
         with pytest.warns(UserWarning, match="leaves out all or some of message 0"):

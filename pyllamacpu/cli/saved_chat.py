@@ -11,7 +11,7 @@ from typing import Any
 from pyllamacpu.cli.images import ImageFile, image_content, read_content
 from pyllamacpu.errors import OptionError
 from pyllamacpu.files import FileKind, open_regular, read_problem
-from pyllamacpu.text.messages import TOOL_ROLES, calls_of
+from pyllamacpu.text.call_messages import TOOL_ROLES, calls_of
 
 _MAX_SAVED = 1 << 28  # bytes of a saved conversation
 
