@@ -286,7 +286,6 @@ _PATHS = (
     "//etc/passwd",
     "/v1/models/" + "x" * 10_000,
     "/%ff%fe",
-    "http://evil.example/v1/models",
 )
 
 
@@ -295,6 +294,7 @@ async def stranger(server: Server) -> None:
     key = server.random.choice(("", "wrong", server.key + "x", "ü"))
     await server.refused(server.request("/v1/models", key=key))
     await server.refused(server.request("/v1/models", host="evil.example"))
+    await server.refused(server.request("http://evil.example/v1/models"))
     foreign = server.request("/v1/models").replace(b"\r\n", b"\r\nOrigin: http://evil.example\r\n", 1)
     await server.refused(foreign)
 
