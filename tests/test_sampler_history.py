@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,3 +171,22 @@ def test_history_is_bounded_and_checked() -> None:
     assert sampler.history[-1] == 499
     with pytest.raises(OptionError, match="n_ctx"):
         Sampler(SamplingOptions(repeat_penalty=1.1, repeat_last_n=-1), 1000)
+
+
+@pytest.mark.parametrize("before", ["", "top_k;"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"samplers": "penalties", "repeat_penalty": 1e-30, "logit_bias": {5: 1e28}},
+        {"samplers": "penalties", "repeat_penalty": 1e-30, "frequency_penalty": -1e28},
+        {"samplers": "dry", "dry_multiplier": -1e28, "dry_base": 1e9, "dry_allowed_length": 1},
+    ],
+)
+def test_penalties_that_raise_logits_beyond_all_floats(before: str, options: dict[str, Any]) -> None:
+    options = {**options, "samplers": before + options["samplers"], "temperature": 0.5}
+    sampler = Sampler(SamplingOptions(seed=1, **options), 100, lambda token: b"x", n_ctx=64)
+    sampler.accept_prompt([5, 6, 7, 5, 6, 7, 5, 6, 7])
+    logits = row(12, 100)
+    logits[:10] += 50
+    logits[20] = -np.inf
+    assert sampler.sample(logits) in (5, 6, 7)
