@@ -7,8 +7,7 @@ The names below are imported when they are first used, so that `import pyllamacp
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # typing's, without importing it: see cli/interrupts.py
 
 __version__ = "0.1.0"
 
@@ -49,6 +48,8 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -1,6 +1,6 @@
 """The command line as a whole: help, usage, errors and exit codes.
 
-Covers __main__.py.
+Covers __main__.py, cli/interrupts.py.
 """
 
 # ruff: noqa: F811 (fixtures are imported and then used as arguments)
@@ -247,6 +247,46 @@ def test_interrupt_ends_a_completion_quietly(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("at", ["click", "pyllamacpu.cli.main", "pyllamacpu.cli.show", "numpy"])
+def test_interrupts_while_modules_are_imported_end_it_quietly(at: str, tmp_path: Path) -> None:
+    """As a hand does it: the signal comes while that module is looked for."""
+    script = (
+        "import os, runpy, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {at!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "sys.argv = ['pyllamacpu', 'show', 'x.gguf']\n"
+        "runpy.run_module('pyllamacpu', run_name='__main__', alter_sys=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b"", b"")
+
+
+def test_nothing_is_imported_before_interrupts_are_quiet() -> None:
+    script = (
+        "import sys, signal\nbefore = set(sys.modules)\nimport pyllamacpu.__main__\n"
+        "names = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "assert names <= {'pyllamacpu', '__future__'}, names\n"
+        "assert 'pyllamacpu.cli.main' not in sys.modules"
+    )
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=60)
+
+
+def test_ignored_interrupts_stay_ignored() -> None:
+    """As a shell starts what is to run in the background."""
+    script = (
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nsys.argv = ['x', '--version']\n"
+        "import pyllamacpu.__main__\ntry: pyllamacpu.__main__.main()\n"
+        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN"
+    )
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT)}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=60, capture_output=True)
 
 
 # What a newcomer meets

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from pyllamacpu import __version__
+from pyllamacpu.cli.interrupts import INTERRUPTED, interrupts_raise
 from pyllamacpu.cli.llama_cpp_options import command_for, translate
 from pyllamacpu.cli.streams import STREAM_FAILS, give_up, open_streams
 from pyllamacpu.cli.wrapping import say
@@ -45,7 +46,6 @@ _COMMANDS = {
 
 _COMMAND = "pyllamacpu.command"  # where the context of the chosen command is
 _LONG = 400  # characters: more than any command's first sentence
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _READER_GONE = 141  # 128 + SIGPIPE
 
 
@@ -82,6 +82,7 @@ class _LazyGroup(click.Group):
             if near := get_close_matches(args[0], _COMMANDS, 1):
                 ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]}?")
         name, command, rest = super().resolve_command(ctx, args)
+        interrupts_raise()  # its module is imported
         if name is None or command is None or ctx.resilient_parsing:
             return name, command, rest
         own = click.Context(command, ctx, name, **command.context_settings)
@@ -156,17 +157,17 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    if not open_streams():
-        sys.exit(_fail("standard output is closed, so nothing can be printed; > /dev/null is a place"))
-    warnings.showwarning = _show_warning
     try:
+        if not open_streams():
+            sys.exit(_fail("standard output is closed, so nothing can be printed; > /dev/null is a place"))
+        warnings.showwarning = _show_warning
         code = _run(args)
         sys.stdout.flush()
     except (BrokenPipeError, _ReaderGone):
         give_up(sys.stdout)
         code = _READER_GONE
     except KeyboardInterrupt:
-        code = _INTERRUPTED
+        code = INTERRUPTED
     except OSError as error:
         give_up(sys.stdout)
         code = _fail(f"{STREAM_FAILS}: {error.strerror}")
@@ -179,7 +180,7 @@ def _run(args: Sequence[str] | None) -> int:
         result = cli.main(args, prog_name="pyllamacpu", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.Abort:
-        return _INTERRUPTED
+        return INTERRUPTED
     except click.UsageError as error:
         if isinstance(error, _BARE) and error.ctx:  # click 8.2 has made help without arguments an error
             click.echo(error.ctx.get_help())
