@@ -20,6 +20,7 @@ from pyllamacpu.engine.cost_model import CostModel, StepSize
 from pyllamacpu.engine.drafts import DraftSource
 from pyllamacpu.engine.generate import Generation, GenerationStats, HiddenRequest, Request
 from pyllamacpu.engine.handle import Event, Floats, Handle, step_size, too_long, within_rows
+from pyllamacpu.engine.interrupts import Uninterrupted
 from pyllamacpu.engine.pages import PAGE, KVCache
 from pyllamacpu.engine.pages import Sequence as KVSequence
 from pyllamacpu.engine.prefix_cache import PrefixCache
@@ -28,7 +29,7 @@ from pyllamacpu.engine.speculation import Speculation, most_drafted
 from pyllamacpu.engine.token_ids import check_ids, check_length
 from pyllamacpu.errors import ContextError, OptionError, RequestCancelled
 from pyllamacpu.native import ending_when
-from pyllamacpu.sampling.rows import Mask, sample_rows
+from pyllamacpu.sampling.rows import Mask, prepare_rows
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -463,19 +464,19 @@ class Scheduler:
                 self._fail(handle, error)
         if not masks:
             return
-        rows = [h._row for h in masks if h._row is not None]
-        samplers = [h.generation.sampler for h in masks]
+        samplers, rows = zip(*((h.generation.sampler, h._row) for h in masks), strict=True)
         with self.engine.exclusive():
-            tokens = sample_rows(self.engine.pool, samplers, self._logits, rows, list(masks.values()))
-        self._chosen.extend(zip(masks, tokens, strict=True))
+            sample = prepare_rows(samplers, self._logits, rows, list(masks.values()))
+            with Uninterrupted():  # else random numbers would be drawn for nothing
+                self._chosen.extend(zip(masks, sample(self.engine.pool), strict=True))
         self._take_chosen()
 
     def _take_chosen(self) -> None:
         while self._chosen:
-            handle, token = self._chosen[0]
-            if handle.is_running:  # not cancelled after an interrupt
-                self._take(handle, token)
-            self._chosen.popleft()
+            with Uninterrupted():
+                handle, token = self._chosen.popleft()
+                if handle.is_running:  # not cancelled after an interrupt
+                    self._take(handle, token)
 
     def _take(self, handle: Handle, token: int | Exception) -> None:
         generation, n = handle.generation, len(handle.history)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,18 @@ def sample_rows(
     are allowed: for the others a logit counts as -inf (after the processors). An error is a NativeError, or
     what a processor raised, and concerns only its row. OptionError for arguments that do not fit.
     """
+    return prepare_rows(samplers, logits, rows, masks)(pool)
+
+
+def prepare_rows(
+    samplers: Sequence[Sampler],
+    logits: npt.NDArray[np.float32],
+    rows: Sequence[int],
+    masks: Sequence[Mask | None] | None = None,
+) -> Callable[[Any], list[int | Exception]]:
+    """`sample_rows` but for the pool, which the result takes: processors, which are others' code, have run
+    then, and the samplers' states change in that call only.
+    """
     n = len(samplers)
     if len(rows) != n or (masks is not None and len(masks) != n):
         raise OptionError(f"{n} samplers need as many rows and masks")
@@ -79,14 +91,18 @@ def sample_rows(
     found = _Rows(logits, rows, max((s.n_vocab for s in samplers), default=1))
     errors = _process(samplers, logits, rows, found)
     pointers = ffi.NULL if masks is None else _mask_pointers(masks, samplers, found.keep)
-    tokens = ffi.new("int32_t[]", n)
     states = ffi.new("pl_sampler *[]", [sampler.handle for sampler in samplers])
-    code = lib.pl_sample_rows(pool or ffi.NULL, states, found.pointers(), pointers, n, tokens)
-    check(code, f"sampling {n} rows")
-    results: list[int | Exception] = [t if t >= 0 else sampling_error(t) for t in ffi.unpack(tokens, n)]
-    for i, error in errors.items():
-        results[i] = error
-    return results
+
+    def sample(pool: Any) -> list[int | Exception]:
+        tokens = ffi.new("int32_t[]", n)
+        code = lib.pl_sample_rows(pool or ffi.NULL, states, found.pointers(), pointers, n, tokens)
+        check(code, f"sampling {n} rows")
+        results: list[int | Exception] = [t if t >= 0 else sampling_error(t) for t in ffi.unpack(tokens, n)]
+        for i, error in errors.items():
+            results[i] = error
+        return results
+
+    return sample
 
 
 def _process(
