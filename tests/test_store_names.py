@@ -57,6 +57,21 @@ def test_a_file_s_exact_name_wins_over_names_that_differ_in_case() -> None:
         resolve_model("UP.gguf")
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="needs files whose names differ in case only")
+def test_files_whose_suffixes_differ_in_case_do_not_hide_one_another() -> None:
+    files = [store_file(name) for name in ("Up.gguf", "Up.GGUF", "Up.Gguf", "sub/Down.GGUF")]
+    names = [model.name for model in list_models()]
+    assert sorted(names) == ["Up", "Up.GGUF", "Up.Gguf", "sub/Down"]
+    assert sorted(resolve_model(name) for name in names) == sorted(files)
+    assert resolve_model("Up.gguf") == resolve_model("up.gguf") == files[0]
+    assert resolve_model("sub/Down.gguf") == files[3]
+    files[0].unlink()
+    with pytest.raises(StoreError, match=r"several models: Up.GGUF, Up.Gguf"):
+        resolve_model("up")
+    files[2].unlink()
+    assert [model.name for model in list_models()] == ["sub/Down", "Up"]
+
+
 def test_a_directory_of_the_same_name_does_not_hide_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def list_models() -> list[StoredModel]:
     """All models in the store and in the hub's cache, by name."""
     from pyllamacpu.store.hub import cached_models
 
-    stored = [_entry(_store_name(path), model_files(path)) for path in _store_files()]
+    stored = [_entry(name, model_files(path)) for name, path in _store_files().items()]
     stored += [_created_entry(name, path) for name, path in created_models().items()]
     cached = [_entry(str(reference), parts) for reference, parts in cached_models()]
     return sorted((entry for entry in stored + cached if entry), key=lambda entry: entry.name.lower())
@@ -136,15 +137,19 @@ def _directory_hint(path: Path) -> str:
     return f"{path} is a directory; {hint}"
 
 
-def _store_files() -> list[Path]:
-    """The first files of all models in the store."""
-    files = (path for path in models_dir().rglob("*") if is_model(path.name) and path.is_file())
-    return sorted(path for path in files if not path.name.startswith("."))
-
-
-def _store_name(path: Path) -> str:
-    """A stored model's name: its path inside the store, without the suffix."""
-    return path.relative_to(models_dir()).as_posix()[: -len(_SUFFIX)]
+def _store_files() -> dict[str, Path]:
+    """The first files of all models in the store, by name: the path inside the store without `.gguf`. One
+    that ends in other letters (`M.GGUF`) has them in its name where it would be another's without.
+    """
+    store, found = models_dir(), {}
+    paths = sorted(path for path in store.rglob("*") if is_model(path.name) and path.is_file())
+    paths = [path for path in paths if not path.name.startswith(".")]
+    names = {path: path.relative_to(store).as_posix() for path in paths}
+    plain = Counter(name[: -len(_SUFFIX)] for name in names.values())
+    for path, name in names.items():
+        bare = name[: -len(_SUFFIX)]
+        found[bare if plain[bare] == 1 or name.endswith(_SUFFIX) else name] = path
+    return found
 
 
 def is_starter(name: str | None) -> bool:
@@ -230,7 +235,7 @@ def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
 
 def _store_index() -> dict[str, Path]:
     """All that has a plain name here; a file of the store goes before a created model."""
-    return {**created_models(), **{_store_name(path): path for path in _store_files()}}
+    return {**created_models(), **_store_files()}
 
 
 def _stored_name(name: str, files: dict[str, Path]) -> str | None:
