@@ -306,6 +306,44 @@ def test_large_grammars_are_translated_soon() -> None:
     assert time.thread_time() - started < 5
 
 
+OPTIONAL = {
+    "[a-c]?": ("", "a", "b", "c"),
+    '"d"?': ("", "d"),
+    '("e" [ab])?': ("", "ea", "eb"),
+    '("jk" | "j" [ab])?': ("", "jk", "ja", "jb"),
+    '("" | "g"{0,2})': ("", "g", "gg"),
+}
+
+
+def matches(parts: list[str], text: str) -> bool:
+    ends = {0}
+    for part in parts:
+        ends = {end + len(word) for end in ends for word in OPTIONAL[part] if text.startswith(word, end)}
+    return len(text) in ends
+
+
+@pytest.mark.parametrize("form", ["{0}", "[(] root [)] | {0}", '[(] root [)] | ({0} "-")+'])
+def test_hundreds_of_optional_parts(compiler: GrammarCompiler, form: str) -> None:
+    """llama.cpp takes them too."""
+    rng = random.Random(len(form))
+    parts = rng.choices(list(OPTIONAL), k=300)
+    grammar = "root ::= " + form.format(" ".join(parts))
+    # One lexeme: in characters a parser has too many items when the vocabulary has words of such letters.
+    assert len(re.findall(r"^T\d+: /.{99}", gbnf_to_lark(grammar), re.MULTILINE)) == 1
+    compiled = compiler.compile(Grammar.text(grammar))
+    found = set()
+    for n in (0, 1, 2, 5, 20, 150, 300) * 6:
+        words = (rng.choice(OPTIONAL[part]) for part in rng.choices(parts, k=n) if rng.random() < 0.6)
+        own = (rng.choice(OPTIONAL[part]) for part in parts[:n])
+        text = "".join(rng.choice([words, own]))
+        wanted = matches(parts, text)
+        text += "-" * ("-" in form)
+        depth = rng.choice([0, 0, 2]) if "root" in form else 0
+        assert accepted(compiled.start(), "(" * depth + text + ")" * depth) == wanted, text
+        found.add(wanted)
+    assert found == {True, False}
+
+
 def test_masks_of_recursive_grammars_are_soon_there(llm: Llama, compiler: GrammarCompiler) -> None:
     constraint = compiler.compile(Grammar.text(JSON)).start()
     started = time.thread_time()

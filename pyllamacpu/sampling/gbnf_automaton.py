@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pyllamacpu.sampling.gbnf_graph import Graph, TooLarge
 
 _MAX_POSITIONS = 4000
-_MAX_STATES = 400
-_MAX_WORK = 200_000  # positions and sets of characters looked at
+_MAX_STATES = 1000
+_MAX_WORK = 500_000  # positions and sets of characters looked at
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -75,9 +75,11 @@ class Automaton:
 
     def _steps(self, positions: int) -> set[int]:
         """The states after one character of these positions."""
-        blocks: list[tuple[int, int]] = []  # characters without overlap, and the positions they lead to
+        alike: dict[int, int] = {}  # positions of the same characters
         for p in bits(positions):
-            rest, bit = self._char[p], 1 << p
+            alike[self._char[p]] = alike.get(self._char[p], 0) | 1 << p
+        blocks: list[tuple[int, int]] = []  # characters without overlap, and the positions they lead to
+        for rest, bit in alike.items():
             self._spend(len(blocks))
             split: list[tuple[int, int]] = []
             for chars, state in blocks:
@@ -110,6 +112,8 @@ class Automaton:
 
     def _build(self, n: int) -> tuple[bool, int, int]:
         """Whether it may be empty, its first positions and its last."""
+        if (original := self._graph.may_be_empty.get(n)) is not None:  # which has fewer positions
+            return False, *self._build(original)[1:]
         node = self._graph.nodes[n]
         if node.kind == "chars":
             if len(self._char) == _MAX_POSITIONS:

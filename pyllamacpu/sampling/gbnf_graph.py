@@ -17,7 +17,6 @@ from pyllamacpu.sampling.gbnf import Chars, Choice, Expression, Ranges, Referenc
 _MAX_LENGTH = 200_000  # characters of the shortest text
 _MAX_NODES = 200_000
 _MAX_WORK = 2_000_000  # parts looked at to settle what depends on itself
-_MAX_OPTIONAL = 50  # parts of a sequence, each of which may be empty
 _HUGE = 1 << 40
 T = TypeVar("T")
 EMPTY = 0  # the node of the empty text
@@ -52,6 +51,7 @@ class Graph:
         self.rules: dict[str, int] = {}
         self._ids: dict[Node, int] = {}
         self._nonempty: dict[int, int] = {}
+        self.may_be_empty: dict[int, int] = {}  # of what `nonempty` has made: what it was made of
         self.add(Node("sequence"))
 
     def add(self, node: Node) -> int:
@@ -117,26 +117,34 @@ class Graph:
 
     def nonempty(self, n: int) -> int:
         """A node of the same texts but the empty one; EMPTY if that is the only one. For regular nodes that
-        are not deep. Raises TooLarge.
+        are not deep.
         """
         if (found := self._nonempty.get(n)) is None:
             found = self._nonempty[n] = self._without_empty(n) if self.nullable[n] else n
+            if found > n:  # made for it, and no part of it
+                self.may_be_empty.setdefault(found, n)
         return found
 
     def _without_empty(self, n: int) -> int:
         node = self.nodes[n]
-        if len(node.parts) > _MAX_OPTIONAL:
-            raise TooLarge
         if node.kind == "repeat":
             return self.repeat(self.nonempty(node.parts[0]), 1, node.most)
         if node.kind == "choice":
             parts = (self.nonempty(part) for part in node.parts)
             return self._choice_or_empty(tuple(part for part in parts if part != EMPTY))
-        starts = []
-        for i, part in enumerate(node.parts):
-            if (first := self.nonempty(part)) != EMPTY:
-                starts.append(self.sequence((first, *node.parts[i + 1 :])))
-        return self._choice_or_empty(tuple(starts))
+        # All parts may be empty. Two by two, `a b` becomes `a' b | b'`, and so on with the pairs: n log n
+        # parts, where one alternative for each part that may be the first of the text would take n * n.
+        pairs = [(part, self.nonempty(part)) for part in node.parts]
+        while len(pairs) > 1:
+            halves = list(zip(pairs[::2], [*pairs[1::2], (EMPTY, EMPTY)], strict=False))
+            pairs = [self._joined(first, second) for first, second in halves]
+        return pairs[0][1] if pairs else EMPTY
+
+    def _joined(self, first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
+        """Two nodes as one, each with what it is without the empty text."""
+        whole = self.sequence((first[0], second[0]))
+        starts = () if first[1] == EMPTY else (self.sequence((first[1], second[0])),)
+        return whole, self._choice_or_empty(starts + (() if second[1] == EMPTY else (second[1],)))
 
     def _choice_or_empty(self, parts: tuple[int, ...]) -> int:
         return self.choice(parts) if parts else EMPTY
