@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.ecma_regex import rust_pattern
 from pyllamacpu.sampling.grammar_limits import check_repeats
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -59,6 +60,7 @@ def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     def prepare(node: Mapping[str, Any], where: str) -> dict[str, Any]:
         kept = {key: value for key, value in node.items() if value not in _NOTHING.get(key, ())}
         _check_sizes(kept, where)
+        _translate_patterns(kept)
         for path, child in list(_children(kept)):
             if isinstance(child, Mapping):
                 _replace(kept, path, prepare(child, _below(where, path)))
@@ -161,6 +163,13 @@ def _check_sizes(schema: Mapping[str, Any], where: str) -> None:
     is_number = isinstance(step, (int, float)) and not isinstance(step, bool) and abs(step) < 1e300
     if is_number and Fraction(str(step)).numerator > _MAX_MULTIPLE:
         raise OptionError(f"{where}: multipleOf: {step} is too large, beyond {_MAX_MULTIPLE} steps")
+
+
+def _translate_patterns(schema: dict[str, Any]) -> None:
+    if isinstance(pattern := schema.get("pattern"), str):
+        schema["pattern"] = rust_pattern(pattern)
+    if isinstance(patterns := schema.get("patternProperties"), Mapping):
+        schema["patternProperties"] = {rust_pattern(str(key)): value for key, value in patterns.items()}
 
 
 def _exclude_each_other(alternatives: Any, root: Mapping[str, Any]) -> bool:
