@@ -293,6 +293,7 @@ def test_wrong_calls(engine: Engine) -> None:
         ({"n_threads": -2}, OptionError, "n_threads is -2"),
         ({"n_threads": 10**6}, OptionError, "n_threads is"),
         ({"type_k": "q4_k"}, OptionError, "KV cache cannot be q4_k"),
+        ({"type_v": "q9"}, OptionError, "KV cache cannot be q9; use one of f32, .*q4_0$"),
     ],
 )
 def test_wrong_options(options: dict[str, object], error: type[Exception], message: str) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,36 @@ def test_a_schema_that_holds_itself_is_an_error() -> None:
     schema["properties"] = {"a": schema}
     with pytest.raises(OptionError, match="json_schema"):
         Grammar.json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "number", "minimum": float("inf")}, "a number is infinite"),
+        ('{"type": "number", "maximum": 1e999}', "a number is infinite"),
+        ({"const": {1}}, "set is nothing that JSON has"),
+        ({"pattern": b"x"}, "bytes is nothing that JSON has"),
+    ],
+)
+def test_what_is_not_json_is_refused_in_words(schema: Any, says: str) -> None:
+    with pytest.raises(OptionError, match=f"json_schema: {says}"):
+        Grammar.json_schema(schema)
+
+
+def test_keys_that_are_numbers_and_other_mappings_are_taken(compiler: GrammarCompiler) -> None:
+    schema: Any = MappingProxyType({"type": "object", "properties": MappingProxyType({1: {"const": 2}})})
+    grammar = Grammar.json_schema(schema)
+    assert json.loads(grammar.source)["properties"] == {"1": {"const": 2}}
+    compiler.compile(grammar)
+
+
+def test_refusals_of_patterns_and_files_say_why(compiler: GrammarCompiler, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"regex: .*unclosed group"):
+        compiler.compile(Grammar.regex("a(b"))
+    with pytest.raises(OptionError, match=r"x.gbnf: no such file$"):
+        LlamaGrammar.from_file(tmp_path / "x.gbnf")
+    with pytest.raises(OptionError, match="null"):
+        LlamaGrammar.from_file("a\0b")
 
 
 def test_grammars_are_compiled_once(compiler: GrammarCompiler) -> None:

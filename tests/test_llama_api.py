@@ -180,6 +180,8 @@ def test_memory_nodes_are_used_as_asked_for(path: Path, given: object, strategy:
 def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         Llama(str(tmp_path / "missing.gguf"))
+    with pytest.raises(OptionError, match="model_path is empty"):
+        Llama(" ")
     (tmp_path / "text.gguf").write_text("hello")
     with pytest.raises(GGUFError):
         Llama(str(tmp_path / "text.gguf"))

@@ -52,6 +52,12 @@ def test_bad_options_name_themselves(name: str, value: object) -> None:
         SamplingOptions(**{name: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", [1.5, 2**31, "x", True])
+def test_ranges_of_whole_numbers_are_exact(value: object) -> None:
+    with pytest.raises(OptionError, match=r"allowed: whole numbers from -2147483648 to 2147483647$"):
+        SamplingOptions(top_k=value)  # type: ignore[arg-type]
+
+
 def test_option_names() -> None:
     options = SamplingOptions.from_mapping(
         {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.files import read_problem
 from pyllamacpu.sampling.grammar import Grammar
 
 
@@ -37,8 +39,8 @@ class LlamaGrammar:
             raise OptionError(f"file={file!r:.80}: give the path of a grammar file")
         try:
             text = Path(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"{file}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise OptionError(f"{os.fsdecode(file)}: {read_problem(error)}") from error
         if not text.strip():
             raise OptionError(f"{file}: there is no grammar in it")
         return cls(text)

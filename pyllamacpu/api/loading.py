@@ -151,6 +151,8 @@ def model_file(path: str | os.PathLike[str]) -> str:
 
 def open_model(path: str, options: LoadOptions) -> LoadedModel:
     """Opens `path`. Raises any PyllamacpuError but StoreError."""
+    if not path.strip():
+        raise OptionError("model_path is empty: give the path of a GGUF file, or the name of a model")
     if not os.path.exists(path):
         raise OptionError(f"{path}: no such file; give the path of a GGUF file")
     file = GGUFFile.open(path, options.kv_overrides)

@@ -17,7 +17,7 @@ from pyllamacpu.errors import ModelError, OptionError
 from pyllamacpu.gguf.metadata import architecture_of
 from pyllamacpu.gguf.overrides import check_used, is_overridden
 from pyllamacpu.gguf.reader import TensorInfo
-from pyllamacpu.gguf.types import TensorType, parse_type
+from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.architectures import DEBERTA
 from pyllamacpu.model.architectures import known as known_architectures
 from pyllamacpu.model.deberta_attention import DebertaAttention, read_deberta_attention
@@ -201,10 +201,11 @@ def kv_types() -> list[TensorType]:
 
 def kv_type(name: str | TensorType) -> TensorType:
     """A type for keys or values in the cache. Raises OptionError for any but those of `kv_types`."""
-    kind = name if isinstance(name, TensorType) else parse_type(name)
-    if lib.pl_kv_row_bytes(kind, 1) < 0:
+    kind = name if isinstance(name, TensorType) else TensorType.__members__.get(name.strip().upper())
+    if kind is None or lib.pl_kv_row_bytes(kind, 1) < 0:
         known = ", ".join(kind.name.lower() for kind in kv_types())
-        raise OptionError(f"the KV cache cannot be {kind.name.lower()}; use one of {known}")
+        said = name.name.lower() if isinstance(name, TensorType) else name
+        raise OptionError(f"the KV cache cannot be {said:.80}; use one of {known}")
     return kind
 
 

@@ -402,4 +402,7 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 def _first_line(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("error: ")), None)
+    if reason and "regex parse error" in lines[0]:  # below the drawing of its place
+        return f"{lines[0].split(' (in regex)')[0]}: {reason.removeprefix('error: ')}"[:300]
     return lines[0][:300] if lines else "it cannot be used"

@@ -177,6 +177,8 @@ def parse_logit_bias(
 def _number(name: str, value: Any, kind: type, low: float, high: float) -> Any:
     """`value` as `kind` inside [low, high], or OptionError that names the option, the value and the range."""
     bounds = "any finite number" if low == -math.inf and high == math.inf else f"{low:g} to {high:g}"
+    if kind is int:
+        bounds = f"whole numbers from {low} to {high}"
     number = None if isinstance(value, bool) else _convert(value, kind)
     if number is None or not math.isfinite(number) or not low <= number <= high:
         raise OptionError(f"{name}: {value!r} is out of range; allowed: {bounds}")

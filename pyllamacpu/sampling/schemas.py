@@ -5,6 +5,7 @@ refused, and where a schema is refused is found. An object with `properties` has
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -53,8 +54,10 @@ def _children(schema: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]
 def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     """`schema` without what asks for nothing, with `additionalProperties: false` for objects that list their
     properties and say nothing of others, and with anyOf for a oneOf whose alternatives exclude each other by
-    the value of a property. Raises OptionError for automata that would be too large.
+    the value of a property. Raises OptionError for automata that would be too large, ValueError and TypeError
+    for what JSON does not have.
     """
+    schema = _as_json(schema)
     combined = _combined(schema)
 
     def prepare(node: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -71,6 +74,23 @@ def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
         return kept
 
     return prepare(schema, "#")
+
+
+def _as_json(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with texts for keys, and lists and dicts alone. Raises ValueError, TypeError."""
+
+    def plain(value: object) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{type(value).__name__} is nothing that JSON has")
+        return dict(value)
+
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(plain(schema), default=plain, allow_nan=False))
+    except ValueError as error:
+        if "Out of range" in str(error):
+            raise ValueError("a number is infinite, too large, or NaN") from None
+        raise
+    return found
 
 
 def _lists_all_keys(schema: Mapping[str, Any]) -> bool:
