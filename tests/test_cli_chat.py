@@ -102,6 +102,24 @@ def test_end_of_input_ends_the_chat(letters: type[LetterLlama], run: Callable[..
     assert letters.made[0].calls == []
 
 
+@pytest.mark.parametrize("typed", [b"a\xff\n", b"/system \xc3\n", b'"""\nx\n\xfe"""\n'])
+def test_a_typed_line_that_is_not_utf_8_is_told_and_not_sent(
+    typed: bytes, letters: type[LetterLlama], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    result = run("chat", "-m", "m.gguf", stdin=typed + b"two\n", terminal=True)
+    assert result.code == 0
+    assert "the line is not UTF-8: byte 0x" in result.out + result.err
+    assert len(letters.made[0].calls) == 1
+
+
+@pytest.mark.usefixtures("letters")
+def test_utf_8_from_a_terminal_of_another_encoding_is_text() -> None:
+    loop, _, _ = repl(Script("é日".encode().decode("ascii", "surrogateescape")))
+    assert loop.run() == 0
+    assert loop.session.turns[0].user == "é日"
+
+
 class Script:
     """Lines as a person types them; exceptions are keys."""
 

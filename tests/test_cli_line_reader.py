@@ -57,6 +57,12 @@ def test_the_history_keeps_messages_not_lines() -> None:
     assert set(asyncio.run(loaded())) == {"three", '"""\none\ntwo"""'}
 
 
+def test_the_history_takes_bytes_that_are_no_text() -> None:
+    _, remember = message_history()
+    remember("caf\udcc3\udca9 \udcff")
+    assert list(message_history()[0].load_history_strings()) == ["café \ufffd"]
+
+
 def test_the_history_is_its_owners(cli_home: Path) -> None:  # noqa: F811
     message_history()[1]("secret")
     assert (cli_home / "chat_history").stat().st_mode & 0o777 == 0o600

@@ -182,7 +182,7 @@ def message_history() -> tuple[History, Remember]:
             if not self.is_kept:
                 return
             try:
-                kept.store_string(string)
+                kept.store_string(string.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
             except OSError as error:  # the disk is full, or a limit of this user is reached
                 self.is_kept = False
                 say(f"warning: {path}: {read_problem(error)}; messages are remembered until this chat ends")

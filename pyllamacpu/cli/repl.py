@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyllamacpu.cli.commands import is_command, run_command
+from pyllamacpu.cli.commands import FILE_COMMANDS, is_command, run_command
 from pyllamacpu.cli.images import dropped_images, unshown_picture
 from pyllamacpu.cli.line_reader import InterruptedLine, ReadLine, Remember, keys_not_shown
+from pyllamacpu.cli.options import checked_argument
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.saved_chat import Turn
 from pyllamacpu.cli.session import ChatSession, Event
@@ -31,6 +32,13 @@ def read_message(read_line: ReadLine, remember: Remember = lambda _: None) -> st
             raise InterruptedLine(_QUOTES + text) from None
     remember(_QUOTES + text)
     return text.rstrip()[: -len(_QUOTES)].strip("\n")
+
+
+def _as_text(line: str) -> str:
+    """A line in which bytes that the terminal's encoding does not know (lone surrogates) are UTF-8 all the
+    same. Raises OptionError where they are not; names of files may be any bytes.
+    """
+    return line if line.split(" ", 1)[0] in FILE_COMMANDS else checked_argument(line, "the line")
 
 
 class Repl:
@@ -75,7 +83,7 @@ class Repl:
         """Carry out one message or command; False when the chat is over. Errors become a line."""
         before = self._last_turn()
         try:
-            line = self._without_images(line)
+            line = self._without_images(_as_text(line))
             if not line.strip():
                 return True
             if not is_command(line):

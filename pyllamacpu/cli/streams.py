@@ -27,10 +27,12 @@ def open_streams() -> bool:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
+    # A terminal that cannot show a character shows `?` instead of failing; bytes that are no character when
+    # they are typed are found where the line is used.
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "replace"), (sys.stdin, "surrogateescape")):
         reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure:  # a terminal that cannot show a character shows `?` instead of failing
-            reconfigure(errors="replace")
+        if reconfigure:
+            reconfigure(errors=errors)
     return printed
 
 
