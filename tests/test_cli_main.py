@@ -46,6 +46,18 @@ def test_every_help_shows_an_example(name: str, run: Callable[..., Result]) -> N
     assert re.search(rf"Examples?:\n\s+.*pyllamacpu {name}", result.out)
 
 
+def test_help_is_a_command_too(run: Callable[..., Result]) -> None:
+    assert run("help") == run("--help")
+    assert run("help", "show") == run("show", "--help")
+    assert run("help", "--help") == run("--help")
+    assert run("help", "nothing").code == 2
+
+
+@pytest.mark.parametrize(("name", "ours"), [("models", "list"), ("ls", "list"), ("download", "pull")])
+def test_names_of_other_programs_for_commands(name: str, ours: str, run: Callable[..., Result]) -> None:
+    assert run(name, "--help").out == run(ours, "--help").out
+
+
 def test_version_is_the_packages(run: Callable[..., Result]) -> None:
     assert run("--version").out == f"pyllamacpu {pyllamacpu.__version__}\n"
 

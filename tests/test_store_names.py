@@ -72,6 +72,16 @@ def test_files_whose_suffixes_differ_in_case_do_not_hide_one_another() -> None:
     assert [model.name for model in list_models()] == ["sub/Down", "Up"]
 
 
+def test_links_that_lead_nowhere_are_told_and_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").symlink_to("gone.gguf")
+    with pytest.raises(StoreError, match=r"model.gguf: a symbolic link to gone.gguf, which is not there"):
+        resolve_model(str(tmp_path / "model.gguf"))
+    (tmp_path / "folder-model.gguf").mkdir()
+    (tmp_path / "my-model.gguf").touch()
+    with pytest.raises(StoreError, match=r"no such file; did you mean [^ ]*/my-model.gguf\?$"):
+        resolve_model(str(tmp_path / "modell.gguf"))
+
+
 def test_a_directory_of_the_same_name_does_not_hide_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,8 @@ _PROGRAMS = {
     "llama-imatrix": "imatrix",
     "llama-tokenize": "tokenize",
     "ls": "list",
+    "models": "list",
+    "download": "pull",
 }
 _OTHER_COMMAND = {
     "chat": (("-no-cnv", "--no-conversation"), "complete"),

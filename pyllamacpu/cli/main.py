@@ -75,6 +75,11 @@ class _LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command, and its arguments in our words: lines may come from llama.cpp's documentation."""
+        if args[0] == "help":
+            args = [*args[1:2], "--help"]
+            if len(args) == 1:
+                click.echo(ctx.get_help())
+                ctx.exit()
         typed, args = args[0], [command_for(args[0], args[1:]), *args[1:]]
         if args[0] not in _COMMANDS:
             from difflib import get_close_matches

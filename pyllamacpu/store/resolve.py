@@ -265,6 +265,8 @@ def _unknown(name: str, path: Path) -> str:
     """One line for a name that means nothing: what is near, and what to do."""
     if _is_directory(path):
         return _directory_hint(path)
+    if os.path.islink(path):
+        return f"{name}: a symbolic link to {os.readlink(path)}, which is not there; give another path"
     if name.lower().startswith(("http://", "https://")):
         return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
     from pyllamacpu.store import catalogue
@@ -307,7 +309,7 @@ def _near_files(path: Path) -> list[str]:
     import difflib
 
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(_SUFFIX)]
+        names = [entry.name for entry in path.parent.iterdir() if is_model(entry.name) and _is_file(entry)]
     except (OSError, ValueError):
         return []
     return [str(path.parent / name) for name in difflib.get_close_matches(path.name, names, 3, _CUTOFF)]
