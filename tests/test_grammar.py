@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_letters import Result, cli_home, run  # noqa: F401
+from test_gbnf import accepted
 from tiny_model import EOS, PIECES, byte, write_model
 
 from pyllamacpu import Llama, LlamaGrammar
@@ -153,6 +154,27 @@ def test_a_schema_that_holds_itself_is_an_error() -> None:
     schema["properties"] = {"a": schema}
     with pytest.raises(OptionError, match="json_schema"):
         Grammar.json_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(1, 1.5), (0, 0.5), (0, 1), (-1.5, -1), (-0.5, 0), (10, 10.25), (0.5, 1), (-2, -1.5), (-1, 1)],
+)
+@pytest.mark.parametrize("exclusive", [("", ""), ("Minimum", ""), ("", "Maximum"), ("Minimum", "Maximum")])
+def test_the_ends_of_ranges(
+    compiler: GrammarCompiler, low: float, high: float, exclusive: tuple[str, str]
+) -> None:
+    lows, highs = exclusive
+    keys = {"exclusiveMinimum" if lows else "minimum": low, "exclusiveMaximum" if highs else "maximum": high}
+    schema = {"type": ["number", "null"], **keys}
+    middle = (low + high) / 2
+    for value in (low, high, middle, low - 1, high + 1, low - 0.25, high + 0.25, low + 0.125, high - 0.125):
+        wanted = (low < value if lows else low <= value) and (value < high if highs else value <= high)
+        for text in {f"{value:g}", f"-{value:g}".replace("--", "")} if value == 0 else {f"{value:g}"}:
+            if text == "-0" and wanted:
+                continue  # another spelling of 0, which need not come
+            constraint = compiler.compile(Grammar.json_schema(schema)).start()
+            assert accepted(constraint, text) == wanted, text
 
 
 @pytest.mark.parametrize(

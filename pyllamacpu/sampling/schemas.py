@@ -6,6 +6,7 @@ refused, and where a schema is refused is found. An object with `properties` has
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
@@ -31,6 +32,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {  # values that ask for nothing
 }
 _OWN_KEYS = ("properties", "patternProperties", "additionalProperties", "unevaluatedProperties")
 _SHAPING = {*_OWN_KEYS, "allOf", "anyOf", "oneOf", "$ref", "if", "then", "else", "not", "dependentSchemas"}
+_LEAST = 1e-15  # what is nearer to 0 has very many digits
 _MAX_MULTIPLE = 5_000  # states, too
 _MAX_OPTIONAL = 400  # properties of one object, which may come in any choice
 _MAX_TRIES = 200  # subschemas that are tried to find the one that is refused
@@ -64,6 +66,7 @@ def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in node.items() if value not in _NOTHING.get(key, ())}
         _check_sizes(kept, where)
         _translate_patterns(kept)
+        _move_exclusive_ends(kept)
         for path, child in list(_children(kept)):
             if isinstance(child, Mapping):
                 _replace(kept, path, prepare(child, _below(where, path)))
@@ -190,6 +193,33 @@ def _translate_patterns(schema: dict[str, Any]) -> None:
         schema["pattern"] = rust_pattern(pattern)
     if isinstance(patterns := schema.get("patternProperties"), Mapping):
         schema["patternProperties"] = {rust_pattern(str(key)): value for key, value in patterns.items()}
+
+
+def _move_exclusive_ends(schema: dict[str, Any]) -> None:
+    """llguidance lets the whole number of an exclusive end come when the other end is less than 1 farther
+    from 0: (1, 1.5) had 1 in it. The float behind it, as an inclusive end, bounds the same floats.
+    """
+    if schema.get("type") == "integer":
+        return
+    for sign, own, exclusive, others in (
+        (1, "minimum", "exclusiveMinimum", ("maximum", "exclusiveMaximum")),
+        (-1, "maximum", "exclusiveMaximum", ("minimum", "exclusiveMinimum")),
+    ):
+        end, far = _bound(schema, exclusive, sign), [_bound(schema, key, sign) for key in others]
+        nearest = min((value for value in far if value is not None), default=None)
+        if end is None or nearest is None or end < 0 or end != int(end) or not end < nearest < end + 1:
+            continue
+        moved = max(math.nextafter(end, math.inf), _LEAST)
+        if moved < nearest and moved > (_bound(schema, own, sign) or 0):
+            del schema[exclusive]
+            schema[own] = sign * moved
+
+
+def _bound(schema: Mapping[str, Any], key: str, sign: int) -> float | None:
+    value = schema.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) >= 2**53:
+        return None
+    return sign * float(value)
 
 
 def _exclude_each_other(alternatives: Any, root: Mapping[str, Any]) -> bool:
