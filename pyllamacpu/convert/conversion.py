@@ -12,6 +12,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.files import GGUF_FILE, InputFiles
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.quantize.file_types import parse_file_type
+from pyllamacpu.weights.opens import why_it_would_not_open
 from pyllamacpu.weights.output import ModelOutput, Progress, SplitLimits, divide, part_paths
 from pyllamacpu.weights.stream import OutputTensor
 
@@ -75,7 +76,10 @@ def build_conversion(
     notes: tuple[str, ...],
 ) -> Conversion:
     """Metadata edited, tensors divided among files, names given to these. Raises OptionError, OutputError."""
-    keys = options.metadata_edits.apply(keys)
+    edited = options.metadata_edits.apply(keys)
+    if edited != keys and not options.vocab_only:
+        _check_edited(keys, edited, tensors)
+    keys = edited
     notes = (*notes, *_without_effect(options))
     values = {key.name: key.value for key in keys}
     path = target_path(options.outfile, _name(values.get("general.name")) or source.stem, type_name)
@@ -86,6 +90,14 @@ def build_conversion(
     output = ModelOutput(paths, keys, parts, InputFiles(inputs), protected, options.force)
     output.check_paths()
     return Conversion(output, type_name, (*notes, *output.notes), options.threads)
+
+
+def _check_edited(keys: list[KeyValue], edited: list[KeyValue], tensors: list[OutputTensor]) -> None:
+    """Raises OptionError for edits with which a model can no longer be opened."""
+    declared = [(tensor.name, tensor.shape, tensor.kind) for tensor in tensors]
+    reason = why_it_would_not_open(edited, declared)
+    if reason and not why_it_would_not_open(keys, declared):
+        raise OptionError(f"--metadata, --remove-metadata: what they make could not be opened: {reason}")
 
 
 def _without_effect(options: ConvertOptions) -> list[str]:

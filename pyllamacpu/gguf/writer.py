@@ -176,6 +176,14 @@ class GGUFWriter:
         """Of the whole file, as far as it is declared."""
         return self._padded(len(self._header())) + self._data_bytes
 
+    def write_hollow(self, path: Path) -> None:
+        """Writes what is declared so far to another file, with zeros in the place of tensors: it opens as
+        the file itself would, and takes hardly any space. Raises OSError.
+        """
+        with open(path, "wb") as file:
+            file.write(self._header())
+            file.truncate(self.n_bytes)
+
     def close(self) -> None:
         """Writes what is left, checks that all tensors are whole, and gives the file its name."""
         publish_all([self])

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from pyllamacpu.files import InputFiles
-from pyllamacpu.gguf.keys import KeyValue, metadata_keys
 from pyllamacpu.quantize.plan import PlannedTensor, QuantizePlan, check_importance
 from pyllamacpu.weights.gguf_tensors import gguf_tensor
 from pyllamacpu.weights.output import ModelOutput, Progress, part_paths
@@ -42,19 +41,10 @@ def quantized_output(
     for tensor in plan.tensors:
         parts[tensor.source.part if split else 0].append(_output_tensor(plan, tensor))
     paths = part_paths(out, plan.n_parts, always_numbered=split)
-    return ModelOutput(paths, _metadata(plan), parts, InputFiles(plan.file.paths), protected, force)
+    return ModelOutput(paths, plan.metadata(), parts, InputFiles(plan.file.paths), protected, force)
 
 
 def _output_tensor(plan: QuantizePlan, tensor: PlannedTensor) -> OutputTensor:
     importance = partial(plan.importance, tensor) if tensor.changed else None
     rows = gguf_tensor(plan.file, tensor.source)
     return OutputTensor(tensor.name, rows, tensor.kind, tensor.source.shape, importance)
-
-
-def _metadata(plan: QuantizePlan) -> list[KeyValue]:
-    """The source's, then what is added; how the source was split and aligned does not matter."""
-    added = plan.added_metadata()
-    dropped = (*added, "general.alignment")
-    keys = metadata_keys(plan.file.metadata)
-    kept = [key for key in keys if key.name not in dropped and not key.name.startswith("split.")]
-    return [*kept, *added.values()]

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError, ModelError, OptionError
-from pyllamacpu.gguf.keys import KeyValue
+from pyllamacpu.gguf.keys import KeyValue, metadata_keys
 from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.quantize.file_types import FILE_TYPE_KEY, FileType, file_type_keys, guessed_number
 from pyllamacpu.quantize.imatrix import Imatrix
+from pyllamacpu.quantize.prune import kept_names, pruned_keys
 from pyllamacpu.quantize.recipes import (
     FLOATS,
     Choice,
@@ -39,6 +39,7 @@ from pyllamacpu.quantize.recipes import (
     role_of,
 )
 from pyllamacpu.weights.blocks import can_quantize, needs_importance
+from pyllamacpu.weights.opens import why_it_would_not_open
 
 
 def parse_override(text: str) -> KeyValue:
@@ -147,6 +148,11 @@ class QuantizePlan:
         """(matrices, cols) float32 of a tensor, or None. Raises GGUFError for another size."""
         return _importance(self.settings.imatrix, tensor.source, self.settings.imatrix_name)
 
+    def metadata(self) -> list[KeyValue]:
+        """The source's, then what is added."""
+        added = self.added_metadata()
+        return [*(key for key in _own_keys(self.file) if key.name not in added), *added.values()]
+
     def added_metadata(self) -> dict[str, KeyValue]:
         """The keys that are not the source's, in the order that they are written in, after all others."""
         found = [
@@ -155,12 +161,46 @@ class QuantizePlan:
             *_imatrix_keys(self.settings),
         ]
         if self.settings.prune:
-            found += _pruned_keys(self.file.metadata, self.traits, self.settings.prune, self.n_layers)
+            found += pruned_keys(self.file, self.traits.arch, self.traits.n_layers, self.settings.prune)
         keys: dict[str, KeyValue] = {}
         for override in found:
             keys.pop(override.name, None)
             keys[override.name] = override
         return keys
+
+
+def _check_opens(plan: QuantizePlan) -> None:
+    """Raises OptionError where what the user changes makes a model that cannot be opened any more."""
+    file, settings = plan.file, plan.settings
+    if not (settings.overrides or settings.prune):
+        return
+    reason = why_it_would_not_open(plan.metadata(), [(t.name, t.source.shape, t.kind) for t in plan.tensors])
+    if not reason:
+        return
+    before = [(info.name, info.shape, info.type) for info in file.tensors.values()]
+    if not why_it_would_not_open(list(_own_keys(file)), before):
+        options = [
+            name
+            for name, given in (("--override-kv", settings.overrides), ("--prune-layers", settings.prune))
+            if given
+        ]
+        raise OptionError(f"{', '.join(options)}: the result could not be opened: {reason}")
+
+
+def _own_keys(file: GGUFFile) -> Iterator[KeyValue]:
+    """The source's; how it was split and aligned does not matter."""
+    for key in metadata_keys(file.metadata):
+        if key.name != "general.alignment" and not key.name.startswith("split."):
+            yield key
+
+
+def _traits(file: GGUFFile, settings: Settings) -> ModelTraits:
+    """With what is overridden. Raises ModelError; OptionError where it is the overrides that are wrong."""
+    own = ModelTraits.of(file.metadata)
+    try:
+        return ModelTraits.of({**file.metadata, **{item.name: item.value for item in settings.overrides}})
+    except ModelError as error:
+        raise OptionError(f"--override-kv: the result would be no {own.arch} model: {error}") from error
 
 
 def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
@@ -169,8 +209,8 @@ def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
     Raises OptionError, ModelError or GGUFError for whatever would go wrong later, but for importance that is
     missing altogether, which a dry run may leave for later.
     """
-    traits = ModelTraits.of({**file.metadata, **{item.name: item.value for item in settings.overrides}})
-    names = _renamed(file, traits, settings.prune)
+    traits = _traits(file, settings)
+    names = kept_names(file.tensors, traits.n_layers, settings.prune)
     order = file_order(names)
     if settings.keep_split:
         infos = {new: file.tensors[old] for new, old in names.items()}
@@ -182,7 +222,7 @@ def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
     tensors = tuple(PlannedTensor(name, file.tensors[names[name]], chosen[name]) for name in order)
     _check_types(file, tensors, settings)
     lacking = _without_importance(tensors, settings)
-    return QuantizePlan(
+    plan = QuantizePlan(
         file,
         settings,
         traits,
@@ -194,6 +234,8 @@ def make_plan(file: GGUFFile, settings: Settings) -> QuantizePlan:
         _notes(file, tensors, settings),
         (*_unused_patterns(described, settings), *_missed_layers(tensors, settings)),
     )
+    _check_opens(plan)
+    return plan
 
 
 def check_importance(plan: QuantizePlan) -> None:
@@ -211,22 +253,6 @@ def check_importance(plan: QuantizePlan) -> None:
 
 def _tensor(name: str, info: TensorInfo) -> SourceTensor:
     return SourceTensor(name, info.shape, info.type)
-
-
-def _renamed(file: GGUFFile, traits: ModelTraits, prune: Collection[int]) -> dict[str, str]:
-    """New names of the tensors that stay, each with its old name: layers move up where others are gone."""
-    wrong = [layer for layer in prune if not 0 <= layer < traits.n_layers]
-    if wrong or (prune and len(prune) >= traits.n_layers):
-        raise OptionError(
-            f"--prune-layers: the model has layers 0 to {traits.n_layers - 1}, and one must stay"
-        )
-    found = {}
-    for name in file.tensors:
-        layer = layer_of(name)
-        if layer not in prune:
-            moved = layer - sum(gone < layer for gone in prune)
-            found[re.sub(r"^blk\.\d+\.", f"blk.{moved}.", name) if moved != layer else name] = name
-    return found
 
 
 def _check_types(file: GGUFFile, tensors: tuple[PlannedTensor, ...], settings: Settings) -> None:
@@ -341,19 +367,6 @@ def _imatrix_keys(settings: Settings) -> list[KeyValue]:
     found.append(KeyValue(f"{prefix}entries_count", len(matrix.entries), ValueType.UINT32))
     if matrix.chunk_count > 0:
         found.append(KeyValue(f"{prefix}chunks_count", matrix.chunk_count, ValueType.UINT32))
-    return found
-
-
-def _pruned_keys(
-    metadata: Mapping[str, Any], traits: ModelTraits, prune: Collection[int], n_layers: int
-) -> list[KeyValue]:
-    """The number of layers, and the values that there are one of per layer."""
-    found = [KeyValue(f"{traits.arch}.block_count", n_layers, ValueType.UINT32)]
-    for key in metadata:
-        value = metadata[key] if key.startswith(f"{traits.arch}.") else None
-        if isinstance(value, np.ndarray) and len(value) == traits.n_layers:
-            kept = [item for layer, item in enumerate(value) if layer not in prune]
-            found.append(KeyValue(key, np.array(kept, value.dtype)))
     return found
 
 
