@@ -1,7 +1,11 @@
-"""The hub's models, through a server of our own and the cache. Covers store/watched.py."""
+"""The hub's models, through a server of our own and the cache.
+
+Covers store/watched.py and store/hub_errors.py.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import threading
@@ -59,6 +63,8 @@ class FakeHub(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     asked: list[tuple[str, str, str | None]]
     status = 200
+    file_status = 200  # of the contents of files
+    damaged = False
     seconds = 0.0  # after each piece
 
     def do_HEAD(self) -> None:
@@ -81,7 +87,10 @@ class FakeHub(BaseHTTPRequestHandler):
         elif path.startswith("/user/repo/resolve/") and (name := path.split("/", 5)[5]) in self.files:
             content = self.files[name]
             headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.commit}
-            self._send(200, content, headers, body)
+            if body and self.damaged:
+                content = content[::-1]
+            status = self.file_status if body else 200
+            self._send(status, content if status == 200 else b"", headers, body)
         else:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
 
@@ -206,6 +215,75 @@ def test_hub_errors_are_one_line(server: type[FakeHub], status: int, name: str, 
     with pytest.raises(StoreError) as caught:
         resolve_model(name)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_file_that_came_damaged_is_refused_and_removed(server: type[FakeHub], watch: bool) -> None:
+    """Of the right size, with bytes of something else: the hub's client would keep it."""
+    server.damaged = True
+    on_download = (lambda *_: None) if watch else None
+    with pytest.raises(StoreError, match=r"x-Q4_K_M\.gguf: SHA-256 is [0-9a-f]{64}, expected .*again"):
+        resolve_model("hf.co/user/repo", on_download=on_download)
+    assert list_models() == [] and not [*hub_cache_dir().rglob("blobs/*")]
+    server.damaged = False
+    assert resolve_model("hf.co/user/repo", on_download=on_download).read_bytes() == b"four bits"
+
+
+def test_a_file_that_came_damaged_into_a_folder(server: type[FakeHub], tmp_path: Path) -> None:
+    server.damaged = True
+    with pytest.raises(StoreError, match="SHA-256"):
+        download("user/repo", ["x-Q8_0.gguf"], local_dir=tmp_path)
+    assert not (tmp_path / "x-Q8_0.gguf").exists()
+    server.damaged = False
+    assert download("user/repo", ["x-Q8_0.gguf"], local_dir=tmp_path).read_bytes() == b"eight bits"
+
+
+def test_only_what_came_now_is_compared(server: type[FakeHub]) -> None:
+    """Reading all of a large file that is there already takes long, and nobody asked for it."""
+    path = resolve_model("hf.co/user/repo")
+    path.resolve().write_bytes(b"4444 bits")
+    assert resolve_model("hf.co/user/repo", refresh=True).read_bytes() == b"4444 bits"
+
+
+@pytest.mark.parametrize(
+    "status, says",
+    [
+        (401, "wants to know who asks; set HF_TOKEN"),
+        (403, "set HF_TOKEN"),
+        (404, "no such file or revision"),
+        (500, "the hub is out of order .*; try again later"),
+        (503, "the hub is out of order .*; try again later"),
+    ],
+)
+def test_what_a_server_answers_is_not_the_network(server: type[FakeHub], status: int, says: str) -> None:
+    server.file_status = status
+    with pytest.raises(StoreError, match=says) as caught:
+        resolve_model("hf.co/user/repo")
+    assert "check the network" not in str(caught.value)
+
+
+def test_a_refusal_is_not_answered_from_the_cache(
+    server: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another file of the repository is taken when the hub cannot be asked, and only then, and said."""
+    path = cache_file("user/repo", "x-Q8_0.gguf")
+    server.file_status = 401
+    with pytest.raises(StoreError, match="HF_TOKEN"):
+        resolve_model("hf.co/user/repo")
+    server.file_status = 500
+    assert resolve_model("hf.co/user/repo") == path
+    assert "x-Q8_0.gguf is taken from the cache" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_the_network(server: type[FakeHub], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_file("user/repo", "x-Q8_0.gguf")
+
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", full)
+    with pytest.raises(StoreError, match=r"cannot write .*: No space left on device; set HF_HOME"):
+        resolve_model("hf.co/user/repo")
 
 
 def test_download_by_patterns(server: type[FakeHub], tmp_path: Path) -> None:

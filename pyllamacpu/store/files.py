@@ -45,6 +45,23 @@ def install_stream(
             raise StoreError(f"{target.name}: SHA-256 is {digest.hexdigest()}, expected {sha256}")
 
 
+def check_content(path: Path, sha256: str) -> None:
+    """Removes a file that came with another content than that of the hex digest `sha256`. Raises StoreError
+    then.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path.name}: SHA-256 is {digest.hexdigest()}, expected {sha256}: damaged, and removed; "
+            "fetch it again"
+        )
+
+
 def _at_least(done: int, size: int) -> str:
     return f"more than {size}" if done > size else str(done)
 

@@ -10,17 +10,19 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from pyllamacpu.errors import PyllamacpuError, StoreError
+from pyllamacpu.errors import StoreError
+from pyllamacpu.progress import notify
+from pyllamacpu.store.files import check_content
+from pyllamacpu.store.hub_errors import NoConnection, typed_errors
 from pyllamacpu.store.network import reachable, split_address, without_secrets
 from pyllamacpu.store.paths import hub_cache_dir
 from pyllamacpu.store.quants import choose_file, is_model, matching_files, part_names
-from pyllamacpu.store.watched import OnDownload, watched
+from pyllamacpu.store.watched import OnDownload, sha256_of, watched
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -123,42 +125,68 @@ def download(
     if one and not any(mark in (patterns[0] or "") for mark in "*?["):
         return fetch(HubRef(repo, filename=patterns[0]))
     api = _connect(repo)
-    with _typed_errors(repo, repo):
+    with typed_errors(repo, repo):
         there = api.list_repo_files(repo, revision=None)
         names = [name for pattern in patterns for name in matching_files(there, pattern, repo)]
         folder = None if local_dir is None else Path(local_dir)
         cache = hub_cache_dir() if cache_dir is None else Path(cache_dir)
-        paths = [api.hf_hub_download(repo, name, local_dir=folder, cache_dir=cache) for name in names]
-    return Path(paths[0])
+        wanted = HubRef(repo)
+        paths = [_download_file(api, wanted, name, None, cache, folder) for name in names]
+    return paths[0]
 
 
 def _download(reference: HubRef, on_download: OnDownload | None = None) -> Path:
     """Ask the hub for its files, choose, and download every part; without a connection take the cache."""
     try:
         api = _connect(str(reference))
-        with _typed_errors(str(reference), reference.repo):
+        with typed_errors(str(reference), reference.repo):
             wanted = _wanted_files(api, reference)
-            paths = [_download_file(api, reference, name, on_download) for name in wanted]
-    except _NoConnection:
+            paths = [_download_file(api, reference, name, on_download, hub_cache_dir()) for name in wanted]
+    except NoConnection as error:
         if path := _cached_choice(reference, exact=False):
+            notify(f"note: {error}; {path.name} is taken from the cache")
             return path
         raise
-    return Path(paths[0])
+    return paths[0]
 
 
-def _download_file(api: HfApi, reference: HubRef, name: str, on_download: OnDownload | None) -> str:
-    repo, revision, cache = reference.repo, reference.revision, hub_cache_dir()
-
-    def download() -> str:
-        return str(api.hf_hub_download(repo, name, revision=revision, cache_dir=cache))
-
-    if on_download is None:
-        return download()
+def _download_file(
+    api: HfApi,
+    reference: HubRef,
+    name: str,
+    on_download: OnDownload | None,
+    cache: Path,
+    folder: Path | None = None,
+) -> Path:
+    """A file of the repository in the hub's cache (or in `folder`). What was not there before is compared
+    with the digest that the hub gives, where it gives one: its client compares sizes only.
+    """
     from huggingface_hub import hf_hub_url
 
+    repo, revision = reference.repo, reference.revision
     known = api.get_hf_file_metadata(url=hf_hub_url(repo, name, revision=revision, endpoint=api.endpoint))
-    folder = cache / f"models--{repo.replace('/', '--')}" / "blobs"
-    return watched(download, folder, known.etag or "", known.size or 0, on_download)
+    etag, blobs = known.etag or "", cache / f"models--{repo.replace('/', '--')}" / "blobs"
+    before = _written(blobs / etag if folder is None else folder / name)
+
+    def download() -> str:
+        return str(api.hf_hub_download(repo, name, revision=revision, cache_dir=cache, local_dir=folder))
+
+    if on_download is None:
+        path = Path(download())
+    else:
+        path = Path(watched(download, blobs, etag, known.size or 0, on_download))
+    if (sha256 := sha256_of(etag)) and _written(path) != before:
+        check_content(path, sha256)
+    return path
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Which file it is, and when it was written; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def hub_endpoint() -> str:
@@ -176,7 +204,7 @@ def _connect(name: str) -> HfApi:
         given = without_secrets(hub_endpoint())
         raise StoreError(f"HF_ENDPOINT={given} is not an address such as https://huggingface.co")
     if not reachable(hub_endpoint()):
-        raise _NoConnection(f"{name}: no connection to {address.hostname}; check the network")
+        raise NoConnection(f"{name}: no connection to {address.hostname}; check the network")
     import logging
 
     import huggingface_hub
@@ -189,32 +217,6 @@ def _connect(name: str) -> HfApi:
     return huggingface_hub.HfApi(endpoint=endpoint, token=token)
 
 
-class _NoConnection(StoreError):
-    """The hub could not be asked, so what it would have answered is not known."""
-
-
-@contextmanager
-def _typed_errors(name: str, repo: str) -> Iterator[None]:
-    """Makes StoreErrors that begin with `name` of the errors that the hub's client raises in the block."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except PyllamacpuError:
-        raise
-    except errors.GatedRepoError as error:
-        raise StoreError(
-            f"{name}: access is restricted; accept the terms at https://huggingface.co/{repo} "
-            "and set HF_TOKEN to your access token"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise StoreError(f"{name}: no such repository (or a private one: set HF_TOKEN)") from error
-    except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise StoreError(f"{name}: no such file or revision in the repository") from error
-    except Exception as error:  # the HTTP library differs between versions, and so do its errors
-        raise _NoConnection(f"{name}: cannot download ({_first_line(error)}); check the network") from error
-
-
 def _wanted_files(api: HfApi, reference: HubRef) -> list[str]:
     """The repository's files to download: the chosen one with all its parts."""
     if reference.filename:
@@ -224,11 +226,6 @@ def _wanted_files(api: HfApi, reference: HubRef) -> list[str]:
     if missing := sorted(set(wanted) - set(there)):
         raise StoreError(f"{reference}: the repository lacks {missing[0]}, a part of the model")
     return wanted
-
-
-def _first_line(error: Exception) -> str:
-    lines = without_secrets(str(error).strip()).splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
 def _cached_choice(reference: HubRef, exact: bool) -> Path | None:

@@ -16,9 +16,13 @@ in all.
 """
 
 
+def sha256_of(etag: str) -> str:
+    """The hub calls large files by their SHA-256; empty for others."""
+    return etag if _SHA256.match(etag) else ""
+
+
 def digest_of(etag: str) -> str:
-    """The hub calls large files by their SHA-256."""
-    return f"sha256:{etag}" if _SHA256.match(etag) else ""
+    return f"sha256:{etag}" if sha256_of(etag) else ""
 
 
 def watched(download: Callable[[], str], folder: Path, etag: str, total: int, tell: OnDownload) -> str:
