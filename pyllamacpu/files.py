@@ -50,9 +50,9 @@ def begins_with(*magics: bytes) -> Callable[[Path], bool]:
 
 
 def read_start(path: Path, n_bytes: int) -> bytes:
-    """The first bytes of a file; none of one that cannot be read."""
+    """The first bytes of a regular file; none of one that cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             return file.read(n_bytes)
     except OSError:
         return b""
@@ -67,6 +67,17 @@ def open_regular(path: Path, flags: int = 0) -> int:
         return file
     os.close(file)
     raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file. Raises OSError, also for a named pipe or a device, which could have no
+    end; ValueError for more than `max_bytes`.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {decimal_bytes(max_bytes)}")
+    return content
 
 
 GGUF_FILE = FileKind("a GGUF file", begins_with(b"GGUF"))

@@ -6,11 +6,15 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pyllamacpu.errors import CheckpointError, OutputError
+from pyllamacpu.cli.saved_chat import read_saved
+from pyllamacpu.convert.formats.json_file import read_json
+from pyllamacpu.errors import CheckpointError, OutputError, PyllamacpuError
+from pyllamacpu.evaluate.logits_file import LogitsFile
 from pyllamacpu.files import (
     GGUF_FILE,
     InputFiles,
@@ -22,6 +26,9 @@ from pyllamacpu.files import (
     remove_leftovers,
     write_whole,
 )
+from pyllamacpu.gguf import GGUFFile
+from pyllamacpu.quantize.imatrix import is_imatrix, read_imatrix
+from pyllamacpu.store.created import card_of
 
 
 def names(folder: Path) -> list[str]:
@@ -303,6 +310,40 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
             check_output(tmp_path / name, in_place=True)
     allowed = True
     check_output(tmp_path / "log", in_place=True)
+
+
+READERS = {
+    "a card": lambda path: card_of(path.with_name("x.gguf")),
+    "a config": read_json,
+    "an importance matrix": read_imatrix,
+    "logits": LogitsFile.open,
+    "a model": GGUFFile.open,
+    "a saved chat": read_saved,
+    "an importance matrix, perhaps": lambda path: is_imatrix(path) or read_imatrix(path),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("reader", READERS.values(), ids=list(READERS))
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
+def test_what_is_no_file_is_an_error_at_once(
+    reader: Callable[[Path], object], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody will ever write to the pipe, and the device has no end."""
+    monkeypatch.setenv("PYLLAMACPU_HOME", str(tmp_path))
+    path = tmp_path / "created" / "0123456789abcdef" / "card.json"
+    path.parent.mkdir(parents=True)
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "loop":
+            path.symlink_to(path)
+        case _:
+            path.mkdir()
+    with pytest.raises(PyllamacpuError):
+        reader(path)
 
 
 def test_a_text_with_a_name_that_is_not_text_is_written(tmp_path: Path) -> None:

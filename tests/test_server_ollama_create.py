@@ -353,7 +353,19 @@ def test_split_models_keep_their_parts(home: Path, tmp_path: Path, path: Path) -
     assert len(list(made.parent.glob("*.gguf"))) == len(parts)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"name": "../x"}', '{"name": "a", "odd": 1}', '{"name": 3}'])
+DAMAGED_CARDS = [
+    "", "[]", '{"name": "../x"}', '{"name": "a", "odd": 1}', '{"name": 3}',
+    '{"name": "a", "created": Infinity}',
+    '{"name": "a", "created": NaN}', '{"name": "a", "created": 1' + "0" * 400 + "}",
+    '{"name": "a", "created": -1}', '{"name": "a", "license": [5]}', '{"name": "a", "messages": [5]}',
+    '{"name": "a", "messages": [{"role": 3}]}', '{"name": "a", "parameters": {"stop": 5}}',
+    '{"name": "a", "parameters": {"stop": "ab"}}', '{"name": "a", "parameters": {"stop": [1]}}',
+    '{"name": "a", "parameters": {"num_ctx": true}}', '{"name": "a", "parameters": {"num_ctx": -4}}',
+    '{"name": "a", "parameters": {"num_predict": "x"}}', '{"name": "a", "parameters": {"temperature": {}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED_CARDS)
 def test_damaged_cards(home: Path, path: Path, content: str) -> None:
     made = make_model(ModelCard("one"), lambda target: link_files([path], target))
     (made.parent / "card.json").write_text(content, encoding="utf-8")

@@ -22,7 +22,7 @@ import numpy as np
 from pyllamacpu.api.state import LlamaState
 from pyllamacpu.engine.token_ids import common_prefix
 from pyllamacpu.errors import OptionError, OutputError
-from pyllamacpu.files import PartialFile
+from pyllamacpu.files import PartialFile, open_regular
 from pyllamacpu.forks import fork_safe_lock
 
 Key = tuple[int, ...]
@@ -214,7 +214,7 @@ def _unpack(arrays: Any) -> LlamaState:
 def _read(path: Path, make: Callable[[Any], Any]) -> Any:
     """What `make` makes of the arrays of a file; None if it is damaged or gone."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return make(arrays)
     except Exception:  # of zip, zlib, numpy or JSON: whatever a damaged file makes them run into
         return None

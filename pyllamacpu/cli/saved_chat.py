@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyllamacpu.cli.images import ImageFile, image_content, read_content
 from pyllamacpu.errors import OptionError
-from pyllamacpu.files import FileKind, open_regular, read_problem
+from pyllamacpu.files import FileKind, read_problem, read_regular
 from pyllamacpu.text.call_messages import TOOL_ROLES, calls_of
 
 _MAX_SAVED = 1 << 28  # bytes of a saved conversation
@@ -64,11 +63,7 @@ def is_saved_chat(path: Path) -> bool:
 
 def _read(path: Path) -> str:
     """The text of a regular file. Raises OSError, ValueError for more than a conversation has."""
-    with os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(_MAX_SAVED + 1)
-    if len(content) > _MAX_SAVED:
-        raise ValueError(f"it is larger than {_MAX_SAVED >> 20} MiB")
-    return content.decode("utf-8")
+    return read_regular(path, _MAX_SAVED).decode("utf-8")
 
 
 SAVED_CHAT = FileKind("a saved conversation", is_saved_chat)

@@ -27,7 +27,7 @@ from pyllamacpu.evaluate.perplexity import Progress as OnWindow
 from pyllamacpu.evaluate.rows import Doubles, Floats
 from pyllamacpu.evaluate.statistics import mean
 from pyllamacpu.evaluate.windows import Block, Steps, Windows, blocks, windows
-from pyllamacpu.files import FileKind, PartialFile, begins_with, check_output, read_problem
+from pyllamacpu.files import FileKind, PartialFile, begins_with, check_output, open_regular, read_problem
 
 MAGIC = b"_logits_"
 DEPTH = 16.0  # nats below the largest logit that are kept apart
@@ -96,7 +96,7 @@ class LogitsFile:
     def open(cls, path: Path) -> LogitsFile:
         """Raises OptionError for any other file, and for a damaged one."""
         try:
-            with open(path, "rb") as file:
+            with os.fdopen(open_regular(path), "rb") as file:
                 header = file.read(_HEADER.size)
                 size = os.fstat(file.fileno()).st_size
         except OSError as error:

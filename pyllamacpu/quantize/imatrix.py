@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyllamacpu.errors import GGUFError
-from pyllamacpu.files import FileKind, check_output, read_problem, read_start, write_whole
+from pyllamacpu.files import FileKind, check_output, open_regular, read_problem, read_start, write_whole
 from pyllamacpu.gguf.file_kinds import IMATRIX, stored_kind
 from pyllamacpu.gguf.metadata import MAX_ENTRIES
 from pyllamacpu.gguf.reader import GGUFFile
@@ -80,7 +80,7 @@ class Imatrix:
 def read_imatrix(path: str | os.PathLike[str]) -> Imatrix:
     """Reads either format. Raises GGUFError for a file that is damaged, empty or something else."""
     try:
-        with open(path, "rb") as file:
+        with os.fdopen(open_regular(Path(path)), "rb") as file:
             begins = file.read(4)
     except OSError as error:
         raise GGUFError(path, read_problem(error, "cannot be opened: ")) from error

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OutputError, StoreError
-from pyllamacpu.files import check_space, lock_file, sync_directory
+from pyllamacpu.files import check_space, lock_file, read_regular, sync_directory
 from pyllamacpu.store.paths import store_home
 from pyllamacpu.store.quants import part_names, split_part
 
@@ -27,6 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,120}\Z", re.ASCII)
 _CARD = "card.json"
 _ADAPTERS = "adapters"
 _MAX_CARD = 16 << 20  # bytes
+_MAX_TIME = 253402300799.0  # the last second of the year 9999
+_WHOLE = {"num_ctx": 1, "num_predict": -2}  # the least of each
 _MODEL = re.compile(r"[0-9a-f]{16}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16}\.part")
 _GONE = re.compile(r"\.[0-9a-f]{16}\.gone")
@@ -248,9 +250,7 @@ def _weights(folder: Path) -> Path | None:
 def _read(path: Path) -> ModelCard:
     """Raises StoreError."""
     try:
-        if path.stat().st_size > _MAX_CARD:
-            raise StoreError(f"{path}: too large for the card of a model")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path, _MAX_CARD))
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"{path}: the card of a model cannot be read: {error}") from error
     if not isinstance(values, dict) or not _is_card(values):
@@ -260,7 +260,29 @@ def _read(path: Path) -> ModelCard:
 
 def _is_card(values: dict[str, Any]) -> bool:
     known = values.keys() <= _TYPES.keys() and bool(NAME.match(str(values.get("name", ""))))
-    return known and all(isinstance(value, _TYPES[key]) for key, value in values.items())
+    if not known or not all(isinstance(value, _TYPES[key]) for key, value in values.items()):
+        return False
+    messages, parameters = values.get("messages", []), values.get("parameters", {})
+    return (
+        _are_texts(values.get("license", []))
+        and all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in messages)
+        and all(_is_parameter(key, value) for key, value in parameters.items())
+        and 0 <= values.get("created", 0) <= _MAX_TIME
+    )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_parameter(name: str, value: object) -> bool:
+    """Whether it has the type that it was written with; what a sampler makes of a number is the sampler's."""
+    if name == "stop":
+        return _are_texts(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    lowest = _WHOLE.get(name)
+    return lowest is None or (isinstance(value, int) and value >= lowest)
 
 
 def _values(card: ModelCard) -> dict[str, Any]:

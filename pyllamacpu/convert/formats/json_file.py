@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import CheckpointError
-from pyllamacpu.files import read_problem
+from pyllamacpu.files import read_problem, read_regular
 
 MAX_BYTES = 1 << 28
 
@@ -17,12 +17,11 @@ def read_json(path: Path) -> dict[str, Any]:
     anything else.
     """
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_BYTES:
-            raise CheckpointError(path, f"has {n_bytes >> 20} MB, too many for a config file")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
+        content = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
         raise CheckpointError(path, read_problem(error, "cannot be read: ")) from error
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             path, f"is not sound JSON: {error or 'nested too deep'}; download it again"
