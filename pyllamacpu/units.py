@@ -1,11 +1,16 @@
-"""Bytes in words: how many there are, and how many were asked for."""
+"""Bytes, durations and switches in words: what there is, and what was asked for."""
 
 from __future__ import annotations
 
+import os
 import re
 
 from pyllamacpu.errors import OptionError
 
+SWITCH_WORDS = dict.fromkeys(("", "0", "no", "off", "false"), False) | dict.fromkeys(
+    ("1", "yes", "on", "true"), True
+)
+"""What variables of the environment may say, in any case, to be off or on."""
 _PREFIXES = "KMGT"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE)
 _MOST = 1 << 63  # bytes, which no machine has
@@ -49,3 +54,14 @@ def duration(seconds: float) -> str:
     minutes, left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
+
+
+def environment_switch(name: str) -> bool:
+    """Whether a variable of the environment is on; off where it is not set. Raises OptionError for a word
+    that says neither.
+    """
+    found = os.environ.get(name, "")
+    try:
+        return SWITCH_WORDS[found.lower()]
+    except KeyError:
+        raise OptionError(f"{name}={found:.80}: give 1 (on) or 0 (off)") from None

@@ -15,7 +15,7 @@ from mllama_models import RATIOS, VISION, processed
 from pyllamacpu import Llama
 from pyllamacpu.engine.batch import Entry
 from pyllamacpu.engine.tower import TowerFile
-from pyllamacpu.errors import ImageError, ModelError
+from pyllamacpu.errors import ImageError, ModelError, OptionError
 from pyllamacpu.gguf.reader import GGUFFile
 
 __all__ = ["llm", "mllama"]
@@ -39,6 +39,15 @@ def test_padding_that_one_row_stands_for_is_as_if_it_were_all_computed(
         for ratio in ((1, 1), (1, 3), (2, 2)):
             image = processed(3, ratio)
             assert difference(llm.image_features(image), whole.image_features(image)) < 1e-5
+
+
+def test_the_switch_for_all_padding_takes_words(mllama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAMACPU_WHOLE_TILES", "false")
+    with opened(mllama) as llm:
+        assert not llm.vision.opened.config.whole_tiles
+    monkeypatch.setenv("PYLLAMACPU_WHOLE_TILES", "perhaps")
+    with pytest.raises(OptionError, match="PYLLAMACPU_WHOLE_TILES=perhaps"), opened(mllama):
+        pass
 
 
 def test_a_tower_in_eight_bits_keeps_its_states(tmp_path: Path, llm: Llama) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.units import binary_bytes, decimal_bytes, duration, parse_bytes
+from pyllamacpu.units import binary_bytes, decimal_bytes, duration, environment_switch, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,20 @@ def test_as_text() -> None:
         *("12 B", "2 KiB", "1.25 MiB", "3 GiB", "1 TiB")
     ]
     assert [duration(n) for n in (0.2, 61, 3723)] == ["0:00", "1:01", "1:02:03"]
+
+
+@pytest.mark.parametrize(
+    ("text", "on"),
+    [("", False), ("0", False), ("False", False), ("OFF", False), ("no", False), ("1", True), ("TRUE", True)],
+)
+def test_switches_of_the_environment(text: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYLLAMACPU_WHOLE_TILES", text)
+    assert environment_switch("PYLLAMACPU_WHOLE_TILES") is on
+
+
+def test_a_switch_that_says_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYLLAMACPU_WHOLE_TILES", raising=False)
+    assert not environment_switch("PYLLAMACPU_WHOLE_TILES")
+    monkeypatch.setenv("PYLLAMACPU_WHOLE_TILES", "maybe")
+    with pytest.raises(OptionError, match=r"PYLLAMACPU_WHOLE_TILES=maybe: give 1 \(on\) or 0 \(off\)"):
+        environment_switch("PYLLAMACPU_WHOLE_TILES")

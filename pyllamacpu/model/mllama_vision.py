@@ -17,7 +17,6 @@ values for the tiles that an image lacks: transformers adds those, released chec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from pyllamacpu.model.layer_norm import layer_norm
 from pyllamacpu.model.ranges import NORM_EPS
 from pyllamacpu.model.towers import Floats, RunPart, TowerKeys, TowerPart, given_numbers, no_rows
 from pyllamacpu.model.weights import TensorSpec, Weights
+from pyllamacpu.units import environment_switch
 
 if TYPE_CHECKING:  # models describe, the engine runs: it imports them, not the other way round
     from pyllamacpu.graph.ops import Tensor
@@ -130,7 +130,7 @@ def read_config(keys: TowerKeys) -> MllamaVisionConfig:
         norm_eps=keys.real("attention.layer_norm_epsilon", *NORM_EPS, 1e-5),
         states=_states(keys),
         max_tiles=keys.whole("max_num_tiles", TILES, high=MOST_TILES),
-        whole_tiles=os.environ.get(WHOLE_TILES_VARIABLE, "0") not in ("", "0"),
+        whole_tiles=environment_switch(WHOLE_TILES_VARIABLE),
     )
     if config.image_size % config.patch_size or config.grid > 1 << 10:
         raise keys.error("image_size", config.image_size, "must be whole patches")

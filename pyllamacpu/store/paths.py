@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.units import parse_bytes
+from pyllamacpu.units import SWITCH_WORDS, parse_bytes
 
 PACK_VARIABLE = "PYLLAMACPU_PACK_CACHE"
 PACK_LIMIT_VARIABLE = "PYLLAMACPU_PACK_CACHE_LIMIT"
-_WORDS = dict.fromkeys(("", "0", "no", "off", "false"), False) | dict.fromkeys(
-    ("1", "yes", "on", "true"), True
-)
 PACK_LIMIT = 64 << 30  # bytes of packed weights in a folder, unless another limit is given
 
 
@@ -87,7 +84,7 @@ def _pack_limit(given: Any) -> int:
 def _pack_path(given: Any) -> Path | None:
     if given is None:
         found = os.environ.get(PACK_VARIABLE, "")
-        given = _WORDS.get(found.lower(), found)
+        given = SWITCH_WORDS.get(found.lower(), found)
     if isinstance(given, bool):
         return panels_dir() if given else None
     if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
