@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrup
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import warnings
@@ -16,6 +17,7 @@ import click
 from pyllamacpu import __version__
 from pyllamacpu.cli.interrupts import INTERRUPTED, interrupts_raise
 from pyllamacpu.cli.llama_cpp_options import command_for, translate
+from pyllamacpu.cli.signals import Ended, end_by, ended_by_signals
 from pyllamacpu.cli.streams import STREAM_FAILS, give_up, open_streams
 from pyllamacpu.cli.wrapping import say
 from pyllamacpu.errors import PyllamacpuError
@@ -166,8 +168,14 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         if not open_streams():
             sys.exit(_fail("standard output is closed, so nothing can be printed; > /dev/null is a place"))
         warnings.showwarning = _show_warning
-        code = _run(args)
-        sys.stdout.flush()
+        with ended_by_signals():
+            code = _run(args)
+            sys.stdout.flush()
+    except Ended as ended:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        end_by(ended.number)
+        code = 128 + ended.number
     except (BrokenPipeError, _ReaderGone):
         give_up(sys.stdout)
         code = _READER_GONE
