@@ -63,9 +63,12 @@ def open_regular(path: Path, flags: int = 0) -> int:
     OSError, also for what is not a regular file.
     """
     file = os.open(path, _READ | flags)
-    if stat.S_ISREG(os.fstat(file).st_mode):
+    mode = os.fstat(file).st_mode
+    if stat.S_ISREG(mode):
         return file
     os.close(file)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 

@@ -342,7 +342,8 @@ def test_what_is_no_file_is_an_error_at_once(
             path.symlink_to(path)
         case _:
             path.mkdir()
-    with pytest.raises(PyllamacpuError):
+    says = "irectory|a folder" if kind == "folder" else "regular file|symbolic links"
+    with pytest.raises(PyllamacpuError, match=says):
         reader(path)
 
 
