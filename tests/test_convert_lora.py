@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from checkpoint_build import write_safetensors
 from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_checkpoint
+from mllama_models import save_hf
 from test_convert_llama4 import values
 from test_convert_models import convert
 from torch_build import write_torch
 
+from pyllamacpu.convert.checkpoint import open_checkpoint
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
 from pyllamacpu.errors import CheckpointError, OptionError
@@ -25,6 +27,8 @@ from pyllamacpu.gguf import GGUFFile
 RANK = 4
 MIXTRAL = Path(__file__).parent / "fixtures" / "mixtral" / "tiny"
 PREFIX = "base_model.model.model.layers.{}.{}.lora_{}.weight"
+VISION = "base_model.model.vision_model.transformer.layers.0.self_attn.q_proj."
+TWICE = "model.layers.0.self_attn.q_proj.lora_A.weight"
 TARGETS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 CONFIG = {
     "peft_type": "LORA",
@@ -153,6 +157,19 @@ def test_rows_that_are_no_blocks_become_f16(tmp_path: Path, base: Path) -> None:
         ),
         ({}, {PREFIX.format(0, "self_attn.q_proj", "A"): (RANK, DIM + 1)}, "do not fit"),
         ({}, {PREFIX.format(7, "self_attn.q_proj", "A"): (RANK, DIM)}, "has no layers.7"),
+        ({}, {VISION + "lora_A.weight": (RANK, DIM)}, r"has no vision_model.*merge_and_unload"),
+        ({}, {PREFIX.format(0, "self_attn.q_proj", "A"): (0, DIM)}, r"shape \(0, 64\).*rank 1 or more"),
+        ({}, {PREFIX.format(0, "self_attn.q_proj", "B"): (1, DIM, RANK)}, "are matrices"),
+        ({}, {TWICE: (RANK, DIM)}, rf"and {TWICE} are of the same weight"),
+        ({}, {TWICE.replace(".weight", ".default.weight"): (RANK, DIM)}, "holds 2 adapters"),
+        ({}, {TWICE.replace("lora_A.weight", "lora_a"): (DIM, RANK)}, "are of the same weight"),
+        ({"r": 16}, {}, r"state rank 16 for model\.layers\.0.* have rank 4"),
+        ({"r": 0}, {}, "r is 0: must be a whole number from 1"),
+        ({"rank_pattern": {"layers.1.mlp.down_proj": 7}}, {}, r"rank 7 for model\.layers\.1\.mlp\.down_proj"),
+        ({"rank_pattern": {"down_proj": "4"}}, {}, r"rank_pattern\.down_proj.*must be a whole number"),
+        ({"rank_pattern": [4]}, {}, "rank_pattern.*must be an object"),
+        ({"lora_alpha": 1e30}, {}, "damaged"),
+        ({"lora_alpha": -1e-30}, {}, "damaged"),
     ],
 )
 def test_what_an_adapter_cannot_say(
@@ -196,6 +213,7 @@ def products(path: Path) -> dict[str, Any]:
 
 
 EXPERT = "base_model.model.model.layers.{}.block_sparse_moe.experts.{}.{}.lora_{}.weight"
+EXPERT_RANKS = {"layers.0.+experts.0.w.": 3, "layers.0.+experts.5.w.": 8, "layers.2.+experts.1.w.": 2}
 MIXTRAL_SIZES = {"w1": ("gate", 96, 64), "w2": ("down", 64, 96), "w3": ("up", 96, 64)}
 
 
@@ -214,7 +232,8 @@ def expert_tensors() -> Arrays:
 def test_adapters_of_single_experts(tmp_path: Path, stabilised: bool) -> None:
     """The file has one pair for all experts of a layer: alpha / rank is still that of each."""
     tensors, patterns = expert_tensors(), {"experts.5.w2": 3}
-    folder = write_adapter(tmp_path / "lora", tensors, use_rslora=stabilised, alpha_pattern=patterns)
+    more = {"alpha_pattern": patterns, "rank_pattern": EXPERT_RANKS}
+    folder = write_adapter(tmp_path / "lora", tensors, use_rslora=stabilised, **more)
     found = products(convert(folder, "f32", base=MIXTRAL))
     assert found.keys() == {
         f"blk.{layer}.ffn_{ours}_exps.weight" for layer in (0, 2) for ours, _, _ in MIXTRAL_SIZES.values()
@@ -261,7 +280,11 @@ def test_alpha_and_rank_of_single_modules(tmp_path: Path, base: Path, stabilised
     rng = np.random.default_rng(3)
     for part, shape in (("A", (7, FFN)), ("B", (DIM, 7))):
         tensors[PREFIX.format(1, "mlp.down_proj", part)] = rng.standard_normal(shape).astype(np.float32)
-    config = {"alpha_pattern": PATTERNS, "rank_pattern": {"down_proj": 7}, "use_rslora": stabilised}
+    config = {
+        "alpha_pattern": PATTERNS,
+        "rank_pattern": {"layers.1.mlp.down_proj": 7},
+        "use_rslora": stabilised,
+    }
     found = products(convert(write_adapter(tmp_path / "lora", tensors, **config), "f32", base=base))
     assert len(found) == 2 * len(TARGETS)
     for layer in range(2):
@@ -315,6 +338,41 @@ def test_copies_that_are_none(tmp_path: Path, base: Path, rows: int, says: str) 
     folder = with_base_layers(tmp_path, **changed)
     with pytest.raises(CheckpointError, match=says):
         plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base))
+
+
+def test_copies_that_are_twice(tmp_path: Path, base: Path) -> None:
+    again = {"lm_head.weight": weights(BY_NAME["biases"])["lm_head.weight"]}
+    folder = with_base_layers(tmp_path, **again)
+    with pytest.raises(CheckpointError, match="are of the same weight"):
+        plan_conversion(folder, ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base))
+
+
+def test_copies_of_an_embedding_with_rows_of_images(tmp_path: Path) -> None:
+    """That of Llama 3.2 Vision has 8 rows more than there are tokens to answer with."""
+    save_hf(tmp_path / "base")
+    name = "language_model.model.embed_tokens"
+    copy = open_checkpoint(tmp_path / "base").tensors[f"{name}.weight"]
+    n_rows, dim = copy.shape
+    tensors = {
+        f"base_model.model.{name}.lora_embedding_A": np.ones((RANK, n_rows), np.float32),
+        f"base_model.model.{name}.lora_embedding_B": np.ones((dim, RANK), np.float32),
+        f"base_model.model.{name}.base_layer.weight": copy.read(0, n_rows),
+    }
+    path = convert(write_adapter(tmp_path / "lora", tensors), "f32", base=tmp_path / "base")
+    with GGUFFile.open(path) as file:
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+    assert shapes == {
+        "token_embd.weight.lora_a": (n_rows, RANK),
+        "token_embd.weight.lora_b": (dim, RANK),
+    }
+
+
+def test_a_stated_rank_may_be_ignored(tmp_path: Path, base: Path) -> None:
+    folder = write_adapter(tmp_path / "lora", adapter_tensors(), r=16)
+    options = ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base, ignored_config=frozenset(["r"]))
+    plan_conversion(folder, options).run()
+    with GGUFFile.open(tmp_path / "x.gguf") as file:
+        assert file.metadata["adapter.lora.alpha"] == 8
 
 
 def test_a_merged_model_with_a_config_left_behind(tmp_path: Path, base: Path) -> None:

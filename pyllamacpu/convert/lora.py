@@ -20,7 +20,7 @@ from pyllamacpu.convert.checkpoint import holds_model, open_checkpoint
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
 from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
-from pyllamacpu.convert.lora_config import Scaling, base_name, read_scaling
+from pyllamacpu.convert.lora_config import Scaling, base_name, check_ranks, read_scaling
 from pyllamacpu.convert.lora_experts import ranks_in_file, with_stacks
 from pyllamacpu.convert.lora_pairs import WEIGHT_FILES, Pair, check_copies, read_pairs
 from pyllamacpu.convert.models.config import read_config
@@ -33,6 +33,7 @@ from pyllamacpu.errors import CheckpointError, OptionError
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.gguf.values import ValueType
+from pyllamacpu.model.lora import MAX_ALPHA, MIN_ALPHA
 from pyllamacpu.quantize.file_types import file_type_keys
 from pyllamacpu.weights.lazy_ops import map_rows, take_rows, transpose
 from pyllamacpu.weights.lazy_tensor import LazyTensor
@@ -68,6 +69,12 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
         notes = (*notes, "the folder holds a whole model too: only the adapter is converted")
     kind = _kind(options.outtype, checkpoint.tensors)
     alpha, pairs = _scaled(scaling, found.pairs)
+    if not MIN_ALPHA <= abs(alpha) <= MAX_ALPHA:
+        raise CheckpointError(
+            source / CONFIG,
+            f"scales its product by {alpha:g} / rank: no adapter of use has an alpha beyond {MIN_ALPHA:g} to "
+            f"{MAX_ALPHA:g}; the file is damaged",
+        )
     keys = [
         KeyValue("general.architecture", shape.arch),
         *general_keys(source, {}, {}, "", options.name, kind="adapter"),
@@ -77,6 +84,7 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
         *file_type_keys(_NUMBERS[kind]),
     ]
     items = _items(source, shape, pairs, kind)
+    check_ranks(config, {pair.module: pair.rank for pair in pairs.values()})
     return build_conversion(source, checkpoint.files, options, kind.name, keys, items, notes)
 
 
@@ -165,7 +173,11 @@ def _items(
     for name, pair in sorted(with_stacks(source, pairs, shape.n_experts).items()):
         slot = known.get(name)
         if slot is None:
-            raise CheckpointError(source, f"the base model has no {name} that a GGUF adapter could change")
+            raise CheckpointError(
+                source,
+                f"the base model has no {name} that a GGUF adapter could change: give its own base with "
+                "--base, or merge the adapter into its base (merge_and_unload), convert that",
+            )
         if name == "lm_head.weight" and shape.tied:
             raise CheckpointError(source, "it changes lm_head, which the base model ties to the embedding")
         if pair.a is None or pair.b is None:

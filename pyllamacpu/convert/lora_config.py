@@ -9,9 +9,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pyllamacpu.convert.models.fields import Fields, words
+from pyllamacpu.errors import CheckpointError
 
 # What does not change what an adapter computes: training, bookkeeping, and what its tensors tell themselves.
 _HARMLESS = words(
@@ -49,6 +51,8 @@ _REPEATED_GROUP = re.compile(r"\)[*+{]")  # may take exponential time
 _MAX_PATTERN, _MAX_REPEATS = 500, 2  # characters; each repeat is a power of the length of the name
 _MAX_MODULE = 200  # characters of a name that patterns are tried on
 
+Patterns = tuple[tuple[re.Pattern[str], float], ...]
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -58,16 +62,15 @@ class Scaling:
 
     alpha: float
     stabilised: bool = False
-    patterns: tuple[tuple[re.Pattern[str], float], ...] = ()
+    patterns: Patterns = ()
     factor: float | None = None
 
     def of(self, module: str, rank: int) -> float:
         """Of a module by its name in the base model, such as model.layers.0.self_attn.q_proj."""
         if self.factor is not None:
             return self.factor
-        patterns = self.patterns if len(module) <= _MAX_MODULE else ()
-        found = (alpha for pattern, alpha in patterns if pattern.fullmatch(module))
-        return next(found, self.alpha) / (math.sqrt(rank) if self.stabilised else rank)
+        alpha = _matching(self.patterns, module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.stabilised else rank)
 
 
 def is_mlx_config(values: Mapping[str, Any]) -> bool:
@@ -87,7 +90,7 @@ def read_scaling(config: Fields) -> Scaling:
     config.only(_HARMLESS, _CANNOT)
     _check_init(config)
     alpha = config.real("lora_alpha")
-    return Scaling(alpha, config.flag("use_rslora"), _patterns(config))
+    return Scaling(alpha, config.flag("use_rslora"), _patterns(config, "alpha_pattern"))
 
 
 def _check_init(config: Fields) -> None:
@@ -115,12 +118,37 @@ def _check_init(config: Fields) -> None:
     )
 
 
-def _patterns(config: Fields) -> tuple[tuple[re.Pattern[str], float], ...]:
-    """alpha_pattern: the first expression that is the end of a module's name counts, as in PEFT."""
-    stated = config.get("alpha_pattern", {})
+def check_ranks(config: Fields, ranks: Mapping[str, int]) -> None:
+    """That `ranks`, those of the tensors by the names of their modules, are those that r and rank_pattern
+    state: alpha is divided by them, so a file that says both says two scales. Raises CheckpointError.
+    """
+    if is_mlx_config(config.values) or config.get("r") is None:
+        return
+    usual = config.whole("r", low=1)
+    patterns = _patterns(config, "rank_pattern")
+    for module, rank in ranks.items():
+        stated = _matching(patterns, module, usual)
+        if stated != rank:
+            raise CheckpointError(
+                config.path,
+                f"r and rank_pattern state rank {stated:g} for {module}, and its tensors have rank {rank}: "
+                "one of the two files is of another adapter; if the tensors are right, say --ignore-config r",
+            )
+
+
+def _matching(patterns: Patterns, module: str, usual: float) -> float:
+    """The value of the first expression that is the end of a module's name, as in PEFT."""
+    tried = patterns if len(module) <= _MAX_MODULE else ()
+    return next((value for pattern, value in tried if pattern.fullmatch(module)), usual)
+
+
+def _patterns(config: Fields, name: str) -> Patterns:
+    """alpha_pattern or rank_pattern."""
+    stated = config.get(name, {})
     if not isinstance(stated, dict):
-        raise config.error("alpha_pattern", stated, "must be an object")
-    inner = Fields(config.path, stated, "alpha_pattern.")
+        raise config.error(name, stated, "must be an object")
+    inner = Fields(config.path, stated, f"{name}.")
+    read = inner.real if name == "alpha_pattern" else partial(inner.whole, low=1)
     found = []
     for key in stated:
         if (
@@ -130,7 +158,7 @@ def _patterns(config: Fields) -> tuple[tuple[re.Pattern[str], float], ...]:
         ):
             raise inner.error(key, stated[key], "the expression is too complex")
         try:
-            found.append((re.compile(rf"(.*\.)?({key})"), inner.real(key)))
+            found.append((re.compile(rf"(.*\.)?({key})"), read(key)))
         except (re.error, RecursionError, OverflowError) as error:
             raise inner.error(key, stated[key], f"is not a regular expression: {error}") from error
     return tuple(found)

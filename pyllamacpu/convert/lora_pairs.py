@@ -57,19 +57,25 @@ def read_pairs(source: Path, tensors: Mapping[str, LazyTensor]) -> AdapterTensor
     copies: dict[str, LazyTensor] = {}
     layered = set()
     adapters = set()
+    seen: dict[str, str] = {}
     for name, tensor in tensors.items():
         match = _PEFT.fullmatch(name) or _MLX.fullmatch(name)
-        if match and len(tensor.shape) == 2 and tensor.n_elements:
-            module = match["module"]
-            pair = pairs.setdefault(plain_name(module) + ".weight", Pair(_module(module)))
+        if match:
+            _check_matrix(source, name, tensor)
+            module, weight = match["module"], plain_name(match["module"]) + ".weight"
+            adapters.add(match.groupdict().get("adapter"))
+            _check_first(
+                source, seen, f"{weight}.{match['part'].lower()}.{match.groupdict().get('adapter')}", name
+            )
+            pair = pairs.setdefault(weight, Pair(_module(module)))
             value = transpose(tensor) if match["part"] in "ab" else tensor
             if match["part"] in "Aa":
                 pair.a = value
             else:
                 pair.b = value
-            adapters.add(match.groupdict().get("adapter"))
         elif ".lora_" not in name and name.endswith((".weight", ".bias")):
             plain = plain_name(name)
+            _check_first(source, seen, plain.replace(".base_layer.", "."), name)
             copies[plain.replace(".base_layer.", ".")] = tensor
             layered |= {plain.replace(".base_layer.", ".")} if ".base_layer." in plain else set()
         else:
@@ -83,6 +89,21 @@ def read_pairs(source: Path, tensors: Mapping[str, LazyTensor]) -> AdapterTensor
             else CheckpointError(source, "holds no LoRA tensors")
         )
     return AdapterTensors(pairs, copies, frozenset(layered))
+
+
+def _check_matrix(source: Path, name: str, tensor: LazyTensor) -> None:
+    if len(tensor.shape) != 2 or not tensor.n_elements:
+        raise CheckpointError(
+            source, f"{name} has the shape {tensor.shape}: A and B of a LoRA are matrices, of rank 1 or more"
+        )
+
+
+def _check_first(source: Path, seen: dict[str, str], key: str, name: str) -> None:
+    """Raises CheckpointError when the tensor `key` was there before, under another name."""
+    if (before := seen.setdefault(key, name)) != name:
+        raise CheckpointError(
+            source, f"{before} and {name} are of the same weight, and which of them counts is not certain"
+        )
 
 
 def _module(name: str) -> str:
@@ -105,7 +126,7 @@ def check_copies(source: Path, found: AdapterTensors, shape: ModelShape, base: P
     for name, tensor in found.copies.items():
         if name.endswith(".bias") and all_zero(tensor):
             continue
-        rows = shape.vocab_size
+        rows = shape.n_embeddings if name == "embed_tokens.weight" else shape.vocab_size
         if name in ("embed_tokens.weight", "lm_head.weight") and rows and tensor.n_rows != rows:
             raise CheckpointError(
                 source,
