@@ -100,6 +100,29 @@ def test_the_other_dialects_too(running: Running, path: str, body: dict[str, Any
     assert refused.status_code == 400 and "lora" in refused.text
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "vector"),
+    [
+        ("/v1/embeddings", "input", lambda a: a["data"][0]["embedding"]),
+        ("/embedding", "content", lambda a: a[0]["embedding"][0]),
+        ("/api/embed", "input", lambda a: a["embeddings"][0]),
+        ("/api/embeddings", "prompt", lambda a: a["embedding"]),
+    ],
+)
+def test_embeddings_too(paths: list[Path], running: Running, path: str, field: str, vector: Any) -> None:
+    def ask(**more: Any) -> Any:
+        answer = running.post(path, **{"model": "tiny", field: "hello"} | more)
+        assert answer.status_code == 200, answer.text
+        return vector(answer.json())
+
+    plain, second = ask(lora=[]), ask(lora=[{"id": 1, "scale": 8}])
+    assert second == ask(model="other") != plain != ask()
+    with Llama(paths[0], n_ctx=256, n_threads=1, kv_type="f32", lora_path=[(paths[2], 8.0)]) as llm:
+        assert np.allclose(second, llm.embed("hello", normalize=True), atol=1e-6)
+    refused = running.post(path, **{"model": "tiny", field: "hello", "lora": [{"id": 7, "scale": 1}]})
+    assert refused.status_code == 400 and "lora[0].id" in refused.text
+
+
 def test_openais_dialect_too(running: Running) -> None:
     names = {entry["id"] for entry in running.get("/v1/models").json()["data"]}
     assert {"tiny", "a", "other"} <= names
@@ -123,6 +146,8 @@ def test_openais_dialect_too(running: Running) -> None:
         for name in ("tiny", "other")
     )
     assert first[1:3] != second[1:3]
+    asked = running.post("/v1/completions", model="tiny", lora=[{"id": 1, "scale": 8}], **echo).json()
+    assert asked["choices"][0]["logprobs"]["token_logprobs"][1:3] == second[1:3]
 
 
 def test_the_scales_of_all_requests(paths: list[Path], running: Running) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from fastapi.responses import Response
 
 from pyllamacpu.server import http
+from pyllamacpu.server.adapters import read_lora
 from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.openai_endpoint import NO_EFFECT
@@ -27,9 +28,10 @@ async def answer_embeddings(service: Service, fields: Fields, strict: bool) -> R
         dimensions = fields.integer("dimensions", 1, BIG)
         if dimensions not in (None, model.engine.dim):
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
+        adapters = read_lora(fields, model)
         fields.ignore(*NO_EFFECT)
         fields.finish(strict)
-        vectors, n_tokens = await service.embed(model, inputs)
+        vectors, n_tokens = await service.embed(model, inputs, adapters=adapters)
         shown = [_base64(v) for v in vectors] if form == "base64" else vectors
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]
         counts = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}

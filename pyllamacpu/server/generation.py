@@ -265,10 +265,12 @@ class Service:
         truncate: bool = False,
         by_token: bool = False,
         where: str = "input",
+        adapters: AdapterScales | None = None,
     ) -> tuple[list[Any], int]:
         """A vector for each input, of length 1 if `normalize`, and the number of tokens. All inputs run in
         one batch. `truncate`: a text that is too long loses its end. `by_token`: with pooling "none" there
         is a vector for each token; without it that is an error. `where`: the inputs' field.
+        `adapters`: as of an answer's request.
         """
         if model.pooling == NONE and not by_token:
             raise HTTPError("with --pooling none a text has no one vector: ask /embedding for its tokens'")
@@ -278,7 +280,7 @@ class Service:
             vectors: dict[int, Any] = {}
             try:
                 for i, prompt in enumerate(prompts):
-                    stream.submit(i, HiddenRequest(prompt, model.adapters))
+                    stream.submit(i, HiddenRequest(prompt, model.adapters if adapters is None else adapters))
                 for _ in prompts:
                     i, event = await stream.next()
                     assert event.hidden is not None

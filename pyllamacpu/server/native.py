@@ -180,8 +180,11 @@ async def _embedding(service: Service, fields: Fields, strict: bool) -> Response
         kind = fields.integer("embd_normalize", -1, 2, -1 if by_token else 2)
         if kind not in (-1, 2):
             raise fields.wrong("embd_normalize", "allowed: -1 (none) and 2 (Euclidean)")
+        adapters = read_lora(fields, model)
         fields.finish(strict)
-        vectors, _ = await service.embed(model, inputs, normalize=kind == 2, by_token=True, where=where)
+        vectors, _ = await service.embed(
+            model, inputs, normalize=kind == 2, by_token=True, where=where, adapters=adapters
+        )
         rows = vectors if by_token else [[vector] for vector in vectors]
         return http.json_response([{"index": i, "embedding": row} for i, row in enumerate(rows)])
 

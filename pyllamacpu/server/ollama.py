@@ -276,12 +276,15 @@ async def _vectors(
         truncate = fields.flag("truncate", cut)
         if fields.integer("dimensions", 1, BIG) not in (None, model.engine.dim):
             raise fields.wrong("dimensions", f"this model's vectors have {model.engine.dim}")
+        adapters = read_lora(fields, model)
         fields.ignore("options")
         fields.finish(strict)
         vectors: list[Any] = []
         n_tokens = 0
         if inputs:  # else only the model is to be loaded (or unloaded)
-            vectors, n_tokens = await service.embed(model, inputs, truncate=truncate, where=where)
+            vectors, n_tokens = await service.embed(
+                model, inputs, truncate=truncate, where=where, adapters=adapters
+            )
         return http.json_response(
             {
                 "model": model.name,
