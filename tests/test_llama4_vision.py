@@ -282,6 +282,10 @@ def test_towers_that_are_missing_or_of_another_model(llama4_vision: Path, tmp_pa
         opened(alone, mmproj=alone)
     with pytest.raises(ModelError, match="a vision tower without its text model"):
         opened(tower)
+    ours = tmp_path / "ours.gguf"  # of the text model's architecture
+    plan_conversion(FOLDER / "meta", ConvertOptions(outfile=str(ours), outtype="f16", mmproj=True)).run()
+    with pytest.raises(ModelError, match=r"ours\.gguf: is a vision tower without its text model"):
+        opened(ours)
 
 
 def test_the_tower_alone(tmp_path: Path) -> None:

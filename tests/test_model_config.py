@@ -200,6 +200,21 @@ def test_other_architectures(arch: Any) -> None:
         ModelConfig.from_metadata(SMALL | {"general.architecture": arch}, {})
 
 
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({"general.type": "adapter"}, "is a LoRA adapter and not a model.*--lora"),
+        ({"general.type": "mmproj"}, "is a vision tower without its text model"),
+        ({"general.architecture": "clip"}, "is a vision tower without its text model"),
+        ({"general.type": "imatrix", "general.architecture": None}, "is an importance matrix.*--imatrix"),
+        ({"imatrix.chunk_count": 3}, "is an importance matrix"),
+    ],
+)
+def test_files_that_hold_something_else(stated: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        ModelConfig.from_metadata({"general.architecture": "llama"} | stated, {})
+
+
 def test_types_of_keys_and_values() -> None:
     assert kv_type("bf16") is kv_type(TensorType.BF16) is TensorType.BF16
     for kind in ("q4_k", "none", TensorType.I8):

@@ -20,6 +20,7 @@ from pyllamacpu import Llama
 from pyllamacpu.engine.engine import Engine
 from pyllamacpu.errors import AdapterError, ModelError, OptionError
 from pyllamacpu.model.lora import load_adapter
+from pyllamacpu.safety import PromptGuard
 
 LOGITS = FIXTURES / "lora" / "logits.npz"
 
@@ -189,5 +190,26 @@ def test_arguments_of_llama(tmp_path: Path) -> None:
         Llama(model, n_threads=1, lora_path=model)
     with pytest.raises(ModelError, match="is a LoRA adapter and not a model"):
         Llama(good, n_threads=1)
+    with pytest.raises(ModelError, match=r"good\.gguf: is a LoRA adapter and not a model"):
+        Llama(model, n_threads=1, draft_model=str(good))
+    with pytest.raises(ModelError, match="is a LoRA adapter and not a model"):
+        PromptGuard(good)
+    with pytest.warns(UserWarning, match="lora_scale does nothing without a lora_path"):
+        Llama(model, n_threads=1, lora_scale=0.5).close()
     with pytest.raises(AdapterError, match="pyllamacpu convert"):
         Llama(model, n_threads=1, lora_path=tmp_path)
+
+
+def test_adapters_that_are_loaded_later(tmp_path: Path) -> None:
+    good = adapter_file(tmp_path / "good.gguf", pair)
+    with Llama(model_for(tmp_path, "all"), n_threads=1) as llm:
+        llm.load_adapters(str(good))
+        llm.load_adapters(good)
+        llm.load_adapters([good, (good, 0.25)])
+        assert [scale for _, scale in llm.engine.default_adapters] == [1.0, 1.0, 1.0, 0.25]
+        for files in ({str(good): 0.5}, 3, None):
+            with pytest.raises(OptionError, match=r"^files=.*give a file, or a list of files"):
+                llm.load_adapters(files)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=r"files: 0\.5 is neither"):
+            llm.load_adapters((good, 0.5))  # type: ignore[arg-type]
+        assert len(llm.adapters) == 4

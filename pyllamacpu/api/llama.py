@@ -176,12 +176,18 @@ class Llama(Embeddings):
         chosen = engine.adapters.scales(scales.items())
         self._use_adapters(lambda: setattr(engine, "default_adapters", chosen))
 
-    def load_adapters(self, files: Iterable[tuple[str | os.PathLike[str], float]]) -> None:
-        """Loads LoRA adapters behind those that are loaded, and applies them at the scales given.
+    def load_adapters(
+        self,
+        files: str
+        | os.PathLike[str]
+        | Iterable[str | os.PathLike[str] | tuple[str | os.PathLike[str], float]],
+    ) -> None:
+        """Loads LoRA adapters behind those that are loaded, and applies them, at the scale 1 where none is
+        given beside a file.
 
         Raises AdapterError, GGUFError, OptionError; then nothing has changed.
         """
-        checked = adapter_files(list(files) if isinstance(files, Iterable) else files, None)
+        checked = adapter_files("files", files)
         self._use_adapters(lambda: self.engine.load_adapters(checked))
 
     def _use_adapters(self, change: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from pyllamacpu.gguf.overrides import Overrides
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import memory_usable
-from pyllamacpu.model.config import ModelConfig, kv_type
+from pyllamacpu.model.config import ModelConfig, check_is_model, kv_type
 from pyllamacpu.model.towers import TOWERS
 from pyllamacpu.text.load import load_tokenizer
 from pyllamacpu.text.tokenizer import Tokenizer
@@ -216,6 +216,7 @@ def open_drafts(file: GGUFFile, options: LoadOptions) -> DraftSource:
         raise OptionError(f"{path}: no such file; give the path of a draft model, or 'lookup'")
     draft = GGUFFile.open(path)
     try:
+        check_is_model(draft.metadata)
         if difference := vocabulary_difference(draft.metadata, file.metadata):
             raise OptionError(f"{path} cannot draft for {file.paths[0]}: {difference}")
         own = replace(options, adapters=(), expert_memory=None, rope_freq_base=0.0, rope_freq_scale=0.0)

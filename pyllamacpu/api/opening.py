@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyllamacpu.api.compat import warn_once
@@ -43,7 +43,7 @@ def load_options(given: Mapping[str, Any]) -> LoadOptions:
         rope_freq_scale=given["rope_freq_scale"],
         chat_template=template_choice(given["chat_format"], given["chat_template"]),
         vocab_only=given["vocab_only"],
-        adapters=adapter_files(given["lora_path"], given["lora_scale"]),
+        adapters=_adapters(given["lora_path"], given["lora_scale"]),
         expert_memory=_expert_bytes(given["expert_memory"]),
         kv_overrides=_overrides(given["kv_overrides"]),
         pack_cache=pack_folder(given["pack_cache"], given["pack_cache_limit"]),
@@ -69,19 +69,28 @@ def _overrides(given: Any) -> Overrides | None:
     return dict(given) if given is not None else None
 
 
-def adapter_files(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:
-    """LoRA files with their scales, of one path or a list of paths and (path, scale). Raises OptionError."""
+def _adapters(lora_path: Any, lora_scale: Any) -> tuple[tuple[str, float], ...]:
+    """Of these two arguments. Raises OptionError."""
     scale = check_scale(1.0 if lora_scale is None else lora_scale)
-    given = (
-        [] if lora_path is None else [lora_path] if isinstance(lora_path, (str, os.PathLike)) else lora_path
-    )
-    if not isinstance(given, (list, tuple)):
-        raise OptionError(f"lora_path={lora_path!r:.80}: give a file, or a list of files and (file, scale)")
+    if lora_path is None:
+        if scale != 1.0:
+            warn_once("lora_scale", "lora_scale does nothing without a lora_path")
+        return ()
+    return adapter_files("lora_path", lora_path, scale)
+
+
+def adapter_files(name: str, files: Any, scale: float = 1.0) -> tuple[tuple[str, float], ...]:
+    """LoRA files with their scales, of one path or a list of paths and (path, scale), which is the argument
+    `name`. Raises OptionError.
+    """
+    given = [files] if isinstance(files, (str, os.PathLike)) else files
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise OptionError(f"{name}={files!r:.80}: give a file, or a list of files and (file, scale)")
     found = []
     for item in given:
         path, own = item if isinstance(item, (list, tuple)) and len(item) == 2 else (item, scale)
         if not isinstance(path, (str, os.PathLike)):
-            raise OptionError(f"lora_path: {item!r:.80} is neither a file nor (file, scale)")
+            raise OptionError(f"{name}: {item!r:.80} is neither a file nor (file, scale)")
         if not os.path.exists(path):
             raise OptionError(f"{os.fsdecode(path)}: no such file; give the path of a LoRA adapter (GGUF)")
         found.append((os.fsdecode(path), check_scale(own)))

@@ -23,7 +23,7 @@ from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.graph.native_plan import NativePlan
 from pyllamacpu.graph.recorder import Recorder
 from pyllamacpu.model.architectures import DEBERTA
-from pyllamacpu.model.config import ModelConfig
+from pyllamacpu.model.config import ModelConfig, check_is_model
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import load
 from pyllamacpu.native import ffi, lib, thread_pool
@@ -48,6 +48,7 @@ class Encoder:
         as the longest sequence has, at the least. pack_cache: see `Engine`. Raises GGUFError,
         ModelError, OptionError.
         """
+        check_is_model(file.metadata)
         arch = architecture_of(file.metadata)
         if arch != DEBERTA:
             raise ModelError(

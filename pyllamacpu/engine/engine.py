@@ -40,7 +40,7 @@ from pyllamacpu.model.config import ModelConfig
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.expert_memory import ExpertMemory, reads_checked
 from pyllamacpu.model.kv_space import KVSpace
-from pyllamacpu.model.lora import AdapterScales, load_adapter, refuse_adapter
+from pyllamacpu.model.lora import AdapterScales, load_adapter
 from pyllamacpu.model.pack_cache import open_pack_cache
 from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
@@ -97,7 +97,6 @@ class Engine:
 
         Raises GGUFError, ModelError, OptionError; ContextError when the context cannot fit in memory.
         """
-        refuse_adapter(file)
         self.file = file
         self.config = _overridden(
             ModelConfig.from_metadata(file.metadata, file.tensors), rope_freq_base, rope_freq_scale

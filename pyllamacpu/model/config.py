@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from pyllamacpu.errors import ModelError, OptionError
-from pyllamacpu.gguf.metadata import architecture_of
+from pyllamacpu.gguf.file_kinds import IMATRIX, TOWER
+from pyllamacpu.gguf.metadata import architecture_of, text_of
 from pyllamacpu.gguf.overrides import check_used, is_overridden
 from pyllamacpu.gguf.reader import TensorInfo
 from pyllamacpu.gguf.types import TensorType
@@ -44,6 +45,14 @@ _MAX_CONTEXT = (1 << 31) - 1
 _NORM_EPS = {DEBERTA: "attention.layer_norm_epsilon"}  # norms that take the mean away too
 
 # Keys that would change the computation in ways no Llama needs, and the values at which they do not.
+# What else GGUF files hold, and what to do with it.
+_OTHER_KINDS = {
+    "adapter": "is a LoRA adapter and not a model: give it beside its model, with --lora (lora_path in "
+    "Python)",
+    IMATRIX: "is an importance matrix and not a model: `quantize` takes it, with --imatrix",
+    TOWER: "is a vision tower without its text model: give the text model's file as the model, and this one "
+    "as its mmproj",
+}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
@@ -147,6 +156,7 @@ class ModelConfig:
         """The config of a GGUF file. Raises ModelError that names the key and its value; OptionError for an
         overridden key that is none of the model's.
         """
+        check_is_model(metadata)
         keys = _Keys.of(metadata)
         keys.refuse_unknown_computation()
         n_layers = keys.whole("block_count", 1, _MAX_LAYERS)
@@ -209,6 +219,19 @@ def kv_type(name: str | TensorType) -> TensorType:
     return kind
 
 
+def check_is_model(metadata: Mapping[str, Any]) -> None:
+    """Raises ModelError that says what to do with a GGUF file that holds something else, whatever the
+    architecture is that it was made for.
+    """
+    kind = text_of(metadata, "general.type")
+    if "imatrix.chunk_count" in metadata:
+        kind = IMATRIX
+    elif architecture_of(metadata) == "clip":
+        kind = TOWER
+    if said := _OTHER_KINDS.get(kind or ""):
+        raise ModelError(f"{_where(metadata)}{said}")
+
+
 @dataclass(frozen=True)
 class _Keys:
     """The architecture's own metadata keys, read with their types and ranges checked."""
@@ -220,11 +243,6 @@ class _Keys:
     def of(cls, metadata: Mapping[str, Any]) -> _Keys:
         arch = metadata.get("general.architecture")
         if not isinstance(arch, str) or arch not in known_architectures():
-            if architecture_of(metadata) == "clip":
-                raise ModelError(
-                    f"{_where(metadata)}this is a vision tower without its text model: give the text model's "
-                    "file as the model, and this one as its mmproj"
-                )
             known = ", ".join(known_architectures())
             raise ModelError(
                 f"{_where(metadata)}general.architecture is {arch!r}; only {known} models can be run"

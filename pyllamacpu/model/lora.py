@@ -108,15 +108,6 @@ def check_scale(scale: object) -> float:
     return float(scale) + 0.0  # -0.0 is 0.0
 
 
-def refuse_adapter(file: GGUFFile) -> None:
-    """Raises ModelError for a file that is an adapter where a model is wanted."""
-    if text_of(file.metadata, "general.type") == "adapter":
-        raise ModelError(
-            f"{file.paths[0]}: is a LoRA adapter and not a model: give it beside its model, with --lora "
-            "(lora_path in Python)"
-        )
-
-
 def adapter_alpha(file: GGUFFile, arch: str) -> float:
     """adapter.lora.alpha, once it is certain that the file is a LoRA adapter of such a model."""
     path, get = file.paths[0], file.metadata.get
