@@ -229,6 +229,16 @@ def test_options(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert run(capsys, *complete, "abc<|image|>")[1] != first[1]
     assert run(capsys, *complete, "abc", "--suffix", "x")[0] == 2
 
+    assert run(capsys, *chat, "--image", photo.as_uri())[1] == found[1][1]
+    for odd, why in (
+        ("http://example.com/x.png", "http://example.com/x.png: URLs are not fetched here; download it"),
+        ("s3://bucket/x.png", "s3://bucket/x.png: s3:// is not read"),
+        ("", "'': no such file"),
+    ):
+        code, _, err = run(capsys, *chat, "--image", odd)
+        assert code == 1 and err.startswith(f"error: {why}"), err
+        code, _, err = run(capsys, "image", "-m", folder / "words.gguf", odd)
+        assert code == 1 and err.startswith(f"error: {why}"), err
     code, _, err = run(capsys, *chat, "--image", folder / "words.gguf")
     assert code == 1 and "words.gguf: is a model; JPEG, PNG" in err
     text = write_model(tmp_path / "text.gguf")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
 @model_option
 @mmproj_option
 @click.option("-t", "--threads", type=THREADS, help="CPU threads; without it the machine's cores.")
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @override_option
 @pack_option
 def image(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     model: str | None,
     mmproj: Path | None,
     threads: int | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from base64 import b64encode
@@ -34,7 +35,7 @@ image_option = click.option(
     "--image",
     "images",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     help="Show the model this image: JPEG, PNG, WebP, GIF or BMP (can be repeated).",
 )
 
@@ -76,11 +77,12 @@ class ImageFile:
     data: bytes = field(repr=False)
 
     @classmethod
-    def read(cls, path: Path) -> ImageFile:
-        """Raises ImageError."""
-        from pyllamacpu.images.sources import file_bytes
+    def read(cls, path: str | Path) -> ImageFile:
+        """Of a path, or of a file:// URL. Raises ImageError."""
+        from pyllamacpu.images.sources import file_bytes, local_path
 
-        return cls(str(path), file_bytes(path, str(path)))
+        found = local_path(str(path), str(path))
+        return cls(found, file_bytes(found, found or "''"))
 
     @classmethod
     def of_url(cls, url: str, where: str) -> ImageFile:
@@ -132,15 +134,15 @@ def tiles_text(tiles: Tiles) -> str:
     return f"{text} and the whole picture" if tiles.has_global else text
 
 
-def read_images(paths: Sequence[Path]) -> list[ImageFile]:
+def read_images(paths: Sequence[str]) -> list[ImageFile]:
     """The files of --image, which may be several with commas between, as llama.cpp takes them.
 
     Raises ImageError.
     """
-    found: list[Path] = []
+    found: list[str] = []
     for path in paths:
-        several = [Path(word) for word in str(path).split(",")]
-        found += several if not path.exists() and all(one.is_file() for one in several) else [path]
+        several = path.split(",")
+        found += several if not os.path.exists(path) and all(map(os.path.isfile, several)) else [path]
     return [ImageFile.read(path) for path in found]
 
 

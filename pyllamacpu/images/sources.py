@@ -28,10 +28,13 @@ _NOT_FETCHED = (
     "URLs are not fetched here; give the image itself as data:image/...;base64,..., or allow the host with "
     "--allow-image-hosts"
 )
+_DOWNLOAD = "URLs are not fetched here; download it and give the file, or data:image/...;base64,..."
 _KINDS = "a path, bytes, an open binary file, a data URL, a PIL image or a uint8 array (h, w, 3)"
 
 _QUOTED = {"%2B": "+", "%2F": "/", "%3D": "=", "%2D": "-", "%5F": "_", "%0A": "", "%0D": "", "%20": ""}
 _MAX_QUOTED = 1 << 20  # characters in which any letter may be written as %xx
+
+_NETWORK = ("data", "http", "https")  # schemes that `open_url` reads
 
 Fetch = Callable[[str], bytes]  # a URL's content; raises ImageError
 
@@ -51,12 +54,12 @@ def open_picture(
         return decode(bytes(source), orient=orient, where=where or "image")
     if isinstance(source, np.ndarray):
         return _of_array(np.asarray(source), where or "array")
-    if isinstance(source, str) and _scheme(source) in ("data", "http", "https"):
+    if isinstance(source, str) and _scheme(source) in (_NETWORK if fetch else ("data",)):
         return open_url(source, orient=orient, where=where, fetch=fetch)
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        if isinstance(path, str) and _scheme(path) == "file":
-            path = _path_of_url(path, where or _short(path))
+        if isinstance(path, str):
+            path = local_path(path, where or _short(path))
         name = where or _short(os.fsdecode(path)) or "''"
         return decode(file_bytes(path, name), orient=orient, where=name)
     pillow = sys.modules.get("PIL.Image")  # who has such an image has imported it
@@ -79,11 +82,23 @@ def open_url(
     name = where or ("data URL" if scheme == "data" else _short(url))
     if scheme == "data":
         return decode(data_url_bytes(url, name), orient=orient, where=name)
-    if scheme not in ("http", "https"):
+    if scheme not in _NETWORK:
         raise ImageError(name, "is not a URL of an image; give data:image/...;base64,...")
     if fetch is None:
         raise ImageError(name, _NOT_FETCHED)
     return decode(fetch(url), orient=orient, where=name)
+
+
+def local_path(text: str, where: str) -> str:
+    """The path in a path or a file:// URL. Raises ImageError for URLs of other kinds."""
+    scheme = _scheme(text)
+    if scheme == "file":
+        return _path_of_url(text, where)
+    if scheme in _NETWORK:
+        raise ImageError(where, _DOWNLOAD)
+    if scheme and not os.path.exists(text):
+        raise ImageError(where, f"{scheme}:// is not read; give the path of a file, or file:///...")
+    return text
 
 
 def decode_base64(text: str, where: str) -> bytes:
