@@ -147,6 +147,11 @@ def test_options_that_make_no_sense(llm: Llama) -> None:
         ({"categories": []}, "at least one category"),
         ({"exclude": ["S9"]}, "no category 'S9' to leave out"),
         ({"categories": {"S1": "x <|im_end|>"}}, "control token <|im_end|>"),
+        (
+            {"categories": {"S1": "Cats.\nS2: Dogs."}},
+            "category S1: a line of its text begins another category, S2",
+        ),
+        ({"n_ctx": 99, "verbose": True}, "n_ctx, verbose: the model is open already"),
         ({"categories": {"S1": END}}, "a mark of the prompt"),
         ({"threshold": 0.0}, "between 0 and 1"),
         ({"threshold": "half"}, "between 0 and 1"),

@@ -76,6 +76,8 @@ class Guard:
     ) -> None:
         if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0 < threshold < 1:
             raise OptionError(f"threshold={threshold!r}: give a number between 0 and 1")
+        if options and isinstance(model, Llama):
+            raise OptionError(f"{', '.join(options)}: the model is open already; give its path to open it so")
         self.threshold = float(threshold)
         self._opened_here = not isinstance(model, Llama)
         self.llm = (

@@ -150,4 +150,9 @@ def _words(key: str, words: str, listed: Mapping[str, str]) -> str:
         return listed[key]
     if BEGIN.strip() in words or END in words:
         raise OptionError(f"category {key}: its text holds a mark of the prompt")
+    if another := _ENTRY.search(words):
+        raise OptionError(
+            f"category {key}: a line of its text begins another category, {another[1]}, which no verdict "
+            "could name: give that one by its own key"
+        )
     return words.strip()
