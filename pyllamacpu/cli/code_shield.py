@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.cli.options import read_text
 from pyllamacpu.errors import OptionError
 
 if TYPE_CHECKING:
@@ -55,20 +55,13 @@ def code_shield(**parameters: Any) -> None:
         click.echo(_as_json(rows) if parameters["as_json"] else _as_table(rows))
         return
     file = parameters["file"] or Path("-")
-    result = shield.scan(_text(file), _language(parameters["language"], file.suffix))
+    result = shield.scan(read_text(file), _language(parameters["language"], file.suffix))
     if parameters["as_json"]:
         click.echo(json.dumps(asdict(result)))
         return
     click.echo(_as_text(result))
     for words in result.not_covered:
         click.echo(f"not covered: {words}", err=True)
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{path}: this is not UTF-8 (byte {error.start}): convert it first") from None
 
 
 def _language(given: str | None, suffix: str) -> str | None:

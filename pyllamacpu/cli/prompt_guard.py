@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.loading_options import override_option, pack_option
-from pyllamacpu.cli.options import read_bytes
+from pyllamacpu.cli.options import checked_argument, read_text
 from pyllamacpu.cli.param_types import MAX_THREADS, Whole
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def prompt_guard(context: click.Context, /, files: tuple[str, ...], **parameters
     if parameters["prompt"] is not None and files:
         raise click.UsageError("give the text as -p or as files, not both")
     names = files or ("-",)
-    texts = (
-        [parameters["prompt"]] if parameters["prompt"] is not None else [read_bytes(Path(f)) for f in names]
-    )
+    said = parameters["prompt"]
+    texts = [read_text(Path(name)) for name in names] if said is None else [checked_argument(said, "-p")]
     model = parameters["model"]
     passed_on = ("threshold", "indirect", "kv_overrides", "pack_cache")
     options = {name: parameters[name] for name in passed_on}
