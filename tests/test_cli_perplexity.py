@@ -164,7 +164,7 @@ def test_wrong_usage_is_one_line(folder: Path, run: Run, args: list[str], code: 
 def test_stored_windows_need_no_text(folder: Path, run: Run) -> None:
     stored = ["-m", str(folder / "a.gguf"), "--kl-divergence", "--kl-divergence-base", "/dev/null"]
     result = run("perplexity", *stored)
-    assert result.code == 1 and "is not a file of logits" in result.err
+    assert result.code == 1 and "/dev/null: not a regular file" in result.err
     for option in (["-c", "512"], ["--chunks", "-1"], ["--force"]):  # the defaults, but given
         result = run("perplexity", *stored, *option)
         assert result.code == 2 and option[0] in result.err
@@ -223,10 +223,19 @@ def test_copies_formats_and_merging(folder: Path, run: Run, tmp_path: Path) -> N
     again = run("imatrix", "--in-file", str(dat), "--in-file", str(dat), "-c", "64", "-o", str(both))
     assert again.code == 0
     assert read_imatrix(both).chunk_count == 10
+    twice = tmp_path / "twice.gguf"  # of files that say how long their windows are
+    assert run("imatrix", "--in-file", str(both), "--in-file", str(both), "-o", str(twice)).code == 0
+    assert (read_imatrix(twice).chunk_count, read_imatrix(twice).chunk_size) == (20, 64)
     more = ["imatrix", *text(folder), "--chunks", "1", "--in-file", str(both), "-o"]
     assert run(*more, str(both)).code == 1 and read_imatrix(both).chunk_count == 10
     assert run(*more, str(tmp_path / "more.gguf")).code == 0
     assert read_imatrix(tmp_path / "more.gguf").chunk_count == 11
+
+
+def test_no_more_windows_can_be_left_out_than_there_are(folder: Path, run: Run, tmp_path: Path) -> None:
+    result = run("imatrix", *text(folder), "--chunk", "10000", "-o", str(tmp_path / "i.gguf"))
+    assert result.code == 1 and "--chunk 10000: the text has " in result.err
+    assert "windows of 64 tokens" in result.err and not (tmp_path / "i.gguf").exists()
 
 
 def test_the_first_windows_can_be_left_out(folder: Path, run: Run, tmp_path: Path) -> None:

@@ -95,6 +95,16 @@ def test_without_a_card(tmp_path: Path) -> None:
     assert keys(tmp_path, {"_name_or_path": "/home/me/model"})["general.size_label"] == "42M"
 
 
+def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository(tmp_path: Path) -> None:
+    """And not by its commit, also where it is given by a link."""
+    folder = tmp_path / "models--some--Small-Llama-1B" / "snapshots" / ("0123456789" * 4)
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    for given in (folder, tmp_path / "link"):
+        found = keys(given)
+        assert (found["general.name"], found["general.organization"]) == ("Small Llama 1B", "Some")
+
+
 @pytest.mark.parametrize(
     "text", ["", "no front matter", "---\nlicense: mit\n", "---\n- a\n  - b\n: c\n---\n"]
 )

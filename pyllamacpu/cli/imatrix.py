@@ -105,7 +105,7 @@ def imatrix(**given: Any) -> None:
     if model is None:
         if not known:
             raise OptionError("there is no text: give one with -f FILE, or files to merge with --in-file")
-        _save(given, known, given["target"])
+        _save({**given, "ctx_size": _size_of(known, given)}, known, given["target"])
         return
     _collect(given, model, known)
 
@@ -155,11 +155,26 @@ def _windows(collector: Collector, content: bytes, given: dict[str, Any]) -> Win
     from pyllamacpu.evaluate.windows import check_context, windows
 
     tokenizer, n_ctx = tokenizer_of(collector.engine), given["ctx_size"]
-    tokens = text_tokens(tokenizer, content, given["parse_special"])[given["from_chunk"] * n_ctx :]
+    tokens = text_tokens(tokenizer, content, given["parse_special"])
+    if (first := given["from_chunk"]) and len(tokens) < (first + 1) * n_ctx:
+        raise OptionError(
+            f"--chunk {first}: the text has {len(tokens) // n_ctx} windows of {n_ctx} tokens, and none would "
+            "be left; give a smaller number, or a longer text"
+        )
+    tokens = tokens[first * n_ctx :]
     cut = windows(tokens, n_ctx, bos=window_bos(tokenizer), n_chunks=given["chunks"])
     check_context(collector.engine, n_ctx)
     click.echo(f"{cut.n_windows} windows of {n_ctx} tokens, {len(collector.names)} weights", err=True)
     return cut
+
+
+def _size_of(known: list[Imatrix], given: dict[str, Any]) -> int:
+    """Tokens of a window when files are merged without more: as the files say, unless -c does."""
+    sizes = {matrix.chunk_size for matrix in known if matrix.chunk_size}
+    source = click.get_current_context().get_parameter_source("ctx_size")
+    if len(sizes) != 1 or source is not click.core.ParameterSource.DEFAULT:
+        return int(given["ctx_size"])
+    return sizes.pop()
 
 
 def _own(given: dict[str, Any], collector: Collector) -> Imatrix:

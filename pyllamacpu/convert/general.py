@@ -91,6 +91,17 @@ def size_label(n_parameters: int, n_experts: int = 0, n_expert_parameters: int =
     return ""
 
 
+def _folder_name(folder: Path) -> str:
+    """What the folder is called; of a snapshot in the hub's cache (models--OWNER--NAME/snapshots/COMMIT), the
+    repository.
+    """
+    folder = folder.resolve()
+    owner = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and owner.startswith("models--"):
+        return owner.removeprefix("models--").replace("--", "/", 1)
+    return folder.name
+
+
 def general_keys(
     folder: Path,
     config: Mapping[str, Any],
@@ -102,7 +113,7 @@ def general_keys(
     """general.* but for the architecture and the file type. `name`: what the user calls it."""
     card = read_card(folder / "README.md")
     stated = str(config.get("_name_or_path") or "")
-    own = parse_name(folder.resolve().name)
+    own = parse_name(_folder_name(folder))
     hub = parse_name(stated) if stated.count("/") == 1 and not stated.startswith((".", "/")) else own
     found = [KeyValue("general.type", kind), *_sampling(generation)]
     found.append(
