@@ -45,6 +45,11 @@ def test_files_and_scales(files: list[str]) -> None:
     for text in ("no.gguf", f"{a}:x", f"{a}:nan", "no.gguf:2", ":1"):
         with pytest.raises(OptionError, match=r"no such file"):
             adapter_files([text])
+    for text in ("", ","):
+        with pytest.raises(OptionError, match=f"^--lora '{text}': names no file"):
+            adapter_files([a, text])
+    with pytest.raises(OptionError, match=r"^--lora .*a\.gguf:1e9: the scale of an adapter is"):
+        adapter_files([f"{a}:1e9"])
 
 
 def test_llama_cpps_name_is_read() -> None:

@@ -193,6 +193,8 @@ def test_the_commands_options(paths: list[Path]) -> None:
     assert model.adapters == (ServedAdapter("x", paths[1], 2.0), ServedAdapter("b", paths[2]))
     (model,) = _models({**given, "lora_init_without_apply": True})
     assert [adapter.applied for adapter in model.adapters] == [False, False]
+    with pytest.raises(OptionError, match="does nothing without --lora"):
+        _models({**given, "lora": [], "lora_init_without_apply": True})
     given["lora"].append(f"m={paths[1]}")
     with pytest.raises(OptionError, match="two models or adapters are called m"):
         _models({**given, "lora_init_without_apply": False})

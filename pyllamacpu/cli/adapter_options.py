@@ -41,7 +41,10 @@ def named_adapter(text: str) -> tuple[str, str, str]:
 def _parts(text: str) -> list[str]:
     path, _, scale = text.rpartition(":")
     single = os.path.exists(text) or (os.path.exists(path) and "," not in scale)
-    return [text] if single else [part for part in text.split(",") if part]
+    parts = [text] if single else [part for part in text.split(",") if part]
+    if not parts:
+        raise OptionError(f"--lora {text!r}: names no file; give a GGUF adapter, as FILE or FILE:SCALE")
+    return parts
 
 
 def _one(text: str) -> tuple[str, float]:
@@ -62,7 +65,12 @@ def _scale(number: str, text: str) -> float:
         scale = math.nan
     if not math.isfinite(scale):
         raise OptionError(f"--lora {text}: no such file, and {number!r} is not a scale")
-    return scale
+    from pyllamacpu.model.lora import check_scale  # which takes a while to come
+
+    try:
+        return check_scale(scale)
+    except OptionError as error:
+        raise OptionError(f"--lora {text}: {error}") from None
 
 
 class AdapterHolder(Protocol):

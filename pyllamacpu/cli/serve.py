@@ -261,6 +261,8 @@ def _models(parameters: dict[str, Any]) -> tuple[ServedFile, ...]:
 
     models = [served_file(text) for text in parameters["models"] or (None,)]
     applied = not parameters["lora_init_without_apply"]
+    if not applied and not parameters["lora"]:
+        raise OptionError("--lora-init-without-apply does nothing without --lora FILE")
     for text in parameters["lora"]:
         name, model, rest = named_adapter(text)
         i = next((i for i, file in enumerate(models) if not model or file.is_called(model)), None)
