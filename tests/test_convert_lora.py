@@ -6,6 +6,7 @@ Covers convert/lora.py, convert/lora_config.py, convert/lora_experts.py, convert
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from checkpoint_build import write_safetensors
 from convert_models import BY_NAME, DIM, FFN, VOCAB, Arrays, weights, write_checkpoint
+from lora_cases import BY_CASE, write_case
 from mllama_models import save_hf
 from test_convert_llama4 import values
 from test_convert_models import convert
@@ -365,6 +367,18 @@ def test_copies_of_an_embedding_with_rows_of_images(tmp_path: Path) -> None:
         "token_embd.weight.lora_a": (n_rows, RANK),
         "token_embd.weight.lora_b": (dim, RANK),
     }
+
+
+def test_an_embedding_that_stays_tied_to_the_output(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", BY_NAME["tied"])
+    case, options = BY_CASE["tied"], ConvertOptions(outfile=str(tmp_path / "x.gguf"), base=base)
+    assert plan_conversion(write_case(tmp_path / "looked up", case), options)
+    folder = write_case(tmp_path / "both", replace(case, more={"ensure_weight_tying": True}))
+    with pytest.raises(CheckpointError, match=r"ensure_weight_tying is true: .*merge_and_unload"):
+        plan_conversion(folder, options)
+    untied = write_checkpoint(tmp_path / "untied", BY_NAME["biases"])
+    folder = write_adapter(tmp_path / "lora", adapter_tensors(), ensure_weight_tying=True)
+    assert plan_conversion(folder, replace(options, base=untied))
 
 
 def test_a_stated_rank_may_be_ignored(tmp_path: Path, base: Path) -> None:

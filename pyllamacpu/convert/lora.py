@@ -20,7 +20,7 @@ from pyllamacpu.convert.checkpoint import holds_model, open_checkpoint
 from pyllamacpu.convert.conversion import Conversion, ConvertOptions, build_conversion
 from pyllamacpu.convert.formats.json_file import read_optional_json
 from pyllamacpu.convert.general import general_keys
-from pyllamacpu.convert.lora_config import Scaling, base_name, check_ranks, read_scaling
+from pyllamacpu.convert.lora_config import Scaling, base_name, check_ranks, check_tying, read_scaling
 from pyllamacpu.convert.lora_experts import ranks_in_file, with_stacks
 from pyllamacpu.convert.lora_pairs import WEIGHT_FILES, Pair, check_copies, read_pairs
 from pyllamacpu.convert.models.config import read_config
@@ -64,6 +64,7 @@ def plan_adapter(source: Path, options: ConvertOptions) -> Conversion:
     shape = read_config(base, base_config, "hf", options.ignored_config)
     checkpoint = open_checkpoint(_weights(source))
     found = read_pairs(source, checkpoint.tensors)
+    check_tying(config, "embed_tokens.weight" in found.pairs, shape.tied)
     notes = tuple(check_copies(source, found, shape, base.parent))
     if holds_model(source):
         notes = (*notes, "the folder holds a whole model too: only the adapter is converted")

@@ -136,6 +136,14 @@ def check_ranks(config: Fields, ranks: Mapping[str, int]) -> None:
             )
 
 
+def check_tying(config: Fields, changes_embedding: bool, is_tied: bool) -> None:
+    """Raises CheckpointError for an adapter of the embedding that counts for the tied output too: PEFT's own
+    changes what is looked up alone, and so do readers of GGUF.
+    """
+    if is_tied and changes_embedding and config.flag("ensure_weight_tying"):
+        raise config.error("ensure_weight_tying", True, _MERGE)
+
+
 def _matching(patterns: Patterns, module: str, usual: float) -> float:
     """The value of the first expression that is the end of a module's name, as in PEFT."""
     tried = patterns if len(module) <= _MAX_MODULE else ()
