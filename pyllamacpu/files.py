@@ -31,6 +31,7 @@ _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) |
 _ATTEMPTS = 16  # at a name of its own for a new file
 _MAX_NAME = 255 - len("..xxxxxxxx.part")  # bytes of a target's name that its temporary file has too
 _MAX_PICTURE = 16 << 20  # bytes that are searched for the signature of the library
+_PIECE = 1 << 20  # bytes that are read at once
 _NOT_ALLOWED = "{} permissions, or those of the disk, do not allow it"
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.part", re.DOTALL)
 
@@ -76,11 +77,14 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file. Raises OSError, also for a named pipe or a device, which could have no
     end; ValueError for more than `max_bytes`.
     """
+    pieces, n_bytes = [], 0
     with os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"it is larger than {decimal_bytes(max_bytes)}")
-    return content
+        while piece := file.read(_PIECE):  # a larger read takes that much memory before it begins
+            pieces.append(piece)
+            n_bytes += len(piece)
+            if n_bytes > max_bytes:
+                raise ValueError(f"it is larger than {decimal_bytes(max_bytes)}")
+    return b"".join(pieces)
 
 
 GGUF_FILE = FileKind("a GGUF file", begins_with(b"GGUF"))

@@ -85,6 +85,27 @@ def test_sharded(tmp_path: Path) -> None:
         assert "1 of its 2 files missing: m-00002" in text and "2 tensors are lost: b, c" in text
 
 
+def test_a_folder_that_holds_the_model_twice(tmp_path: Path) -> None:
+    """A note says which is read."""
+    index, whole = tmp_path / "model.safetensors.index.json", tmp_path / "model.safetensors"
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    write_safetensors(tmp_path / shards[0], {"a": SMALL["a"]})
+    write_safetensors(tmp_path / shards[1], {"b": SMALL["b"]})
+    write_index(index, {"a": shards[0], "b": shards[1]})
+    assert open_checkpoint(tmp_path).notes == ()
+    write_safetensors(whole, {"a": SMALL["a"]})
+    assert open_checkpoint(tmp_path).notes == (
+        "model.safetensors left alone: the model is read from model.safetensors.index.json",
+    )
+    index.unlink()
+    (note,) = open_checkpoint(tmp_path).notes
+    assert note == f"{shards[0]} and 1 more files left alone: the model is read from model.safetensors"
+    for shard in shards:
+        (tmp_path / shard).unlink()
+    write_index(index, {"a": whole.name})
+    assert open_checkpoint(tmp_path).notes == ()
+
+
 def test_index_that_lies(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "one.safetensors", {"a": SMALL["a"]})
     write_safetensors(tmp_path / "two.safetensors", {"a": SMALL["a"], "b": SMALL["b"]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +74,10 @@ def _open_folder(folder: Path) -> Checkpoint:
     for stem, kind in _WHOLE.items():
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            return _finish(folder, kind, read_indexed(index, _READERS[kind]))
+            return _finish(folder, kind, _beside(index, stem, read_indexed(index, _READERS[kind])))
         if (folder / stem).is_file():
-            return _finish(folder, kind, read_together([folder / stem], _READERS[kind]))
+            read = read_together([folder / stem], _READERS[kind])
+            return _finish(folder, kind, _beside(folder / stem, stem, read))
     if is_meta(folder):
         meta_tensors, params, ranks = read_meta(folder)
         return Checkpoint(folder, "meta", meta_tensors, params, tuple(ranks))
@@ -90,6 +91,19 @@ def _open_folder(folder: Path) -> Checkpoint:
     raise CheckpointError(
         folder, "holds no checkpoint: no *.safetensors, pytorch_model*.bin or consolidated.*.pth files"
     )
+
+
+def _beside(chosen: Path, stem: str, read: Sharded) -> Sharded:
+    """With a note where the folder holds the model once more: whole, or in numbered files."""
+    name, suffix = stem.rsplit(".", 1)
+    whole, numbered = chosen.parent / stem, f"{name}-*-of-*.{suffix}"
+    others = [path.name for path in (whole, *sorted(chosen.parent.glob(numbered))) if path.is_file()]
+    left = [other for other in others if chosen.parent / other not in read.files]
+    if not left:
+        return read
+    more = f" and {len(left) - 1} more files" if len(left) > 1 else ""
+    note = f"{left[0]}{more} left alone: the model is read from {chosen.name}"
+    return replace(read, notes=(*read.notes, note))
 
 
 def _open_file(path: Path) -> Checkpoint:
