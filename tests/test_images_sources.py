@@ -121,7 +121,12 @@ def test_base64_of_both_alphabets() -> None:
     assert plain != safe
     for text in (plain, safe, safe.rstrip("="), f" {safe[:7]}\r\n{safe[7:]}\n"):
         assert decode_base64(text, "x") == data
-    for text, said in ((plain[:4] + "-" + plain[5:], "both of its alphabets"), ("AAAAA", "last letter")):
+    for text, said in (
+        (plain[:4] + "-" + plain[5:], "both of its alphabets"),
+        ("AAAAA", "last letter"),
+        ("AAAA@", "has '@' in it"),
+        ("AA\u00e4A", "in it"),
+    ):
         with pytest.raises(ImageError, match=said):
             decode_base64(text, "x")
     quoted = plain.replace("+", "%2b").replace("/", "%2F").replace("A", "%41")

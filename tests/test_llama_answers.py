@@ -406,8 +406,8 @@ def test_the_shape_of_an_embedding_answer(llm: Llama) -> None:
 
 def test_texts_too_long_to_embed(llm: Llama) -> None:
     llm.eval([BOS, 9])
-    with pytest.raises(ContextError):
-        llm.embed("x" * 500, truncate=False)
+    with pytest.raises(ContextError, match=r"^input\[1\]: \d+ tokens do not fit"):
+        llm.embed(["x", "x" * 500], truncate=False)
     with pytest.warns(UserWarning, match="leaves out a text's tokens behind the first 128"):
         assert len(llm.embed("x" * 500)) == DIM
     assert llm.create_embedding("x" * 500)["usage"]["prompt_tokens"] == 128
@@ -415,6 +415,13 @@ def test_texts_too_long_to_embed(llm: Llama) -> None:
 
 
 # The starter model
+
+
+def test_a_text_without_tokens_is_named(starter: Llama) -> None:
+    with pytest.raises(OptionError, match=r"^input\[1\]: nothing to embed"):
+        starter.embed(["a", ""])
+    with pytest.raises(OptionError, match=r"^input: nothing to embed"):
+        starter.embed("")
 
 
 def test_the_starter_model_knows_paris(starter: Llama) -> None:

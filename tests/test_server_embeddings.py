@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,14 @@ def test_one_vector_of_a_text(path: Path, pooling: int | None) -> None:
         np.testing.assert_array_equal(ollamas[0], expected)
         (own,) = running.post("/embedding", content=TEXT).json()
         np.testing.assert_array_equal(own["embedding"], [expected])
+
+
+def test_which_text_is_too_long(path: Path) -> None:
+    with serving(("tiny", path)) as running:
+        for long in ("x" * 5000, [5] * 5000):
+            refused = running.post("/v1/embeddings", input=[TEXT, long])
+            assert refused.status_code == 400
+            assert re.match(r"input 1: \d+ tokens do not fit", refused.json()["error"]["message"])
 
 
 def test_a_vector_of_each_token(path: Path) -> None:

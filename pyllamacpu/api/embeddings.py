@@ -41,13 +41,16 @@ class Embeddings(Completions):
         """
         texts = as_texts("input", input)
         vectors, n_tokens = [], 0
-        for ids in self.tokenize_all(texts):
+        for i, ids in enumerate(self.tokenize_all(texts)):
+            which = "input" if isinstance(input, str) else f"input[{i}]"
             if not ids:
-                raise OptionError("nothing to embed: the text is empty and this model puts no BOS before it")
+                raise OptionError(
+                    f"{which}: nothing to embed: the text is empty and this model puts no BOS before it"
+                )
             if truncate and len(ids) > self.n_ctx():
                 warn_once("truncate", f"embed() leaves out a text's tokens behind the first {self.n_ctx()}")
                 ids = ids[: self.n_ctx()]
-            check_length(len(ids), self.n_ctx())
+            check_length(len(ids), self.n_ctx(), which)
             n_tokens += len(ids)
             vectors.append(pool(self._hidden(ids), self.pooling_type(), normalize))
         result = vectors[0] if isinstance(input, str) else vectors

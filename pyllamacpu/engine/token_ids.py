@@ -60,12 +60,13 @@ def stand_for_images(tokens: Sequence[int]) -> bool:
     return any(token < 0 for token in tokens)
 
 
-def check_length(n_tokens: int, n_ctx: int) -> None:
-    """Raises ContextError when `n_tokens` do not fit in the context."""
+def check_length(n_tokens: int, n_ctx: int, where: str = "") -> None:
+    """Raises ContextError when `n_tokens` do not fit in the context. `where`: the text."""
     if n_tokens > n_ctx:
-        raise ContextError(
+        said = (
             f"{n_tokens} tokens do not fit in the context of {n_ctx}: shorten the prompt or raise n_ctx (-c)"
         )
+        raise ContextError(f"{where}: {said}" if where else said)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

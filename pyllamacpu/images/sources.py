@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from base64 import b64decode
 from collections.abc import Callable
@@ -32,6 +33,7 @@ _DOWNLOAD = "URLs are not fetched here; download it and give the file, or data:i
 _KINDS = "a path, bytes, an open binary file, a data URL, a PIL image or a uint8 array (h, w, 3)"
 
 _QUOTED = {"%2B": "+", "%2F": "/", "%3D": "=", "%2D": "-", "%5F": "_", "%0A": "", "%0D": "", "%20": ""}
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]")
 _MAX_QUOTED = 1 << 20  # characters in which any letter may be written as %xx
 
 _NETWORK = ("data", "http", "https")  # schemes that `open_url` reads
@@ -112,6 +114,8 @@ def decode_base64(text: str, where: str) -> bytes:
         if "+" in compact or "/" in compact:
             raise ImageError(where, "is not base64: it has letters of both of its alphabets (+ / and - _)")
         compact = compact.replace("-", "+").replace("_", "/")
+    if odd := _NOT_BASE64.search(compact):
+        raise ImageError(where, f"is not base64: it has {odd[0]!r} in it")
     if len(compact.rstrip("=")) % 4 == 1:
         raise ImageError(where, "is not base64: its last letter is missing")
     try:

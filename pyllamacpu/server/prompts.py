@@ -213,8 +213,9 @@ def _embedding_prompts(
 ) -> list[list[int]]:
     prompts = []
     texts = [text for text in inputs if isinstance(text, str)]
-    for text in () if truncate else texts:
-        check_length(model.tokenizer.fewest_tokens(text), model.engine.n_ctx)
+    for i, given in enumerate(() if truncate else inputs):
+        if isinstance(given, str):
+            check_length(model.tokenizer.fewest_tokens(given), model.engine.n_ctx, f"input {i}")
     encoded = iter(model.tokenizer.encode_all(texts))
     for i, given in enumerate(inputs):
         ids = next(encoded) if isinstance(given, str) else list(given)
@@ -225,6 +226,6 @@ def _embedding_prompts(
         except TokenizerError as error:
             raise HTTPError(f"input {i}: {error}", param=where) from None
         ids = ids[: model.engine.n_ctx] if truncate else ids
-        check_length(len(ids), model.engine.n_ctx)
+        check_length(len(ids), model.engine.n_ctx, f"input {i}")
         prompts.append(ids)
     return prompts
