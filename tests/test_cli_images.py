@@ -24,7 +24,7 @@ from pyllamacpu.cli.main import main
 from pyllamacpu.cli.output import Screen
 from pyllamacpu.cli.repl import Repl
 from pyllamacpu.cli.session import ChatSession, Text
-from pyllamacpu.errors import ContextError, ImageError, OptionError
+from pyllamacpu.errors import ContextError, ImageError, OptionError, OutputError
 from pyllamacpu.sampling.options import SamplingOptions
 
 __all__ = ["llama4_vision"]
@@ -128,6 +128,18 @@ def test_files_that_are_not_shown_are_said(session: ChatSession, folder: Path, t
         assert not any("path" in note or "image" in note for note in screen.notes)
 
 
+def test_paths_behind_a_command_are_its_own(session: ChatSession, folder: Path) -> None:
+    screen = _Notes()
+    repl = Repl(session, lambda _: "", screen)
+    photo = folder / "a photo.png"
+    repl.handle(f"/system look at '{photo}'")
+    assert session.system == f"look at '{photo}'" and not session.images
+    repl.handle(f"/save '{photo}'")
+    assert "is not a saved conversation" in screen.notes[-1] and not session.images
+    repl.handle(f"/IMAGE '{photo}'")
+    assert [image.name for image in session.images] == ["a photo.png"]
+
+
 def test_a_model_without_a_tower_is_sent_paths(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "alone.gguf").write_bytes((folder / "words.gguf").read_bytes())
     screen = _Notes()
@@ -151,7 +163,13 @@ def test_images_go_with_the_next_message(session: ChatSession, folder: Path) -> 
     assert session.last.n_cached > 40  # the image is read once
     run_command(session, "/regen")
     assert session.context_used() > 60
-    run_command(session, f"/image {folder}/drawing.webp")
+    assert run_command(session, f"/image {(folder / 'drawing.webp').as_uri()}").text.startswith(
+        "drawing.webp: "
+    )
+    with pytest.raises(OutputError, match="is an input too"):
+        session.save(folder / "drawing.webp", force=True)
+    with pytest.raises(ImageError, match=r"http://x/y\.png: URLs are not fetched here"):
+        run_command(session, "/image http://x/y.png")
     run_command(session, "/image none")
     assert session.images == []
     for bad, reason in ((f"{folder}/none.png", "no such file"), (f"{folder}/words.gguf", "is a model")):
@@ -348,6 +366,23 @@ def test_an_image_is_shown_to_a_model_with_other_metadata(
     ):
         code, _, err = run(capsys, *usual, "--override-kv", f"{key}={value}")
         assert code == 1 and says in err, (key, err)
+
+
+def test_what_a_chat_has_read_is_never_saved_over(folder: Path, tmp_path: Path) -> None:
+    """Also what no option names as a path: an image by its URL, and the tower beside the model."""
+    args = ["chat", "-m", str(folder / "words.gguf"), "-c", "256", "-n", "4", "--chat-template", "llama4"]
+    photo, tower = folder / "a photo.png", folder / "mmproj-words.gguf"
+    before = photo.read_bytes(), tower.read_bytes()
+    person = Person([*args, "--image", photo.as_uri()], 300, tmp_path / "home")
+    try:
+        for path in (photo, tower):
+            person.wait_for(">>>")
+            person.type(f"/save --force '{path}'\r")
+            person.wait_for("is an input too")
+    finally:
+        person.process.kill()
+        person.process.wait()
+    assert (photo.read_bytes(), tower.read_bytes()) == before
 
 
 def test_a_file_dropped_on_a_terminal(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_letters import LetterLlama, Result, cli_home, letters, run  # noqa: F401
@@ -151,6 +152,18 @@ def test_convert_spares_the_whole_checkpoint(name: str, tmp_path: Path, run: Run
 
 
 # chat
+
+
+def test_save_spares_adapters_that_were_loaded_later(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.gguf"
+    path.write_bytes(b"GGUF")
+    adapter = SimpleNamespace(name="adapter", rank=4, pairs={}, path=path)
+    engine = SimpleNamespace(adapters=[], load_adapters=lambda files: engine.adapters.append((adapter, 1.0)))
+    chat = ChatSession(engine, SimpleNamespace())  # type: ignore[arg-type]
+    run_command(chat, f"/lora {path}")
+    with pytest.raises(OutputError, match="is an input too"):
+        run_command(chat, f"/save --force {path}")
+    assert path.read_bytes() == b"GGUF"
 
 
 def test_save_spares_files_that_are_no_conversation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyllamacpu.cli.grammar_options import grammar_options, take_grammar
-from pyllamacpu.cli.images import image_option, mmproj_option, read_images
+from pyllamacpu.cli.images import ImageFile, image_option, mmproj_option, read_images
 from pyllamacpu.cli.options import (
     ModelChoice,
     checked_argument,
@@ -32,6 +33,7 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.progress import one_line
 
 if TYPE_CHECKING:
+    from pyllamacpu.api.llama import Llama
     from pyllamacpu.cli.first_start import BetterModelOffer
     from pyllamacpu.cli.session import ChatSession
     from pyllamacpu.sampling.options import SamplingOptions
@@ -180,7 +182,6 @@ def _session(
         system=system if card is None or system is not None else card.system,
         max_tokens=limit if limit >= 0 else card.max_tokens if card else None,
         stop=stop or (card.stop if card else ()),
-        inputs=_inputs(engine.llm.model_path),
     )
     if card and card.messages:
         session.turns = conversation({"messages": list(card.messages)}, Path(engine.llm.model_path))[1]
@@ -192,14 +193,17 @@ def _session(
     session.images = read_images(parameters["images"])
     for image in session.images:
         engine.describe(image)  # what cannot be read is an error now
+    session.inputs = tuple(_inputs(engine.llm, session.images))
     return session
 
 
-def _inputs(model_path: str) -> list[Path]:
+def _inputs(llm: Llama, images: Sequence[ImageFile]) -> list[Path]:
     """What this chat reads, which /save does not write over."""
     from pyllamacpu.store import model_files
 
-    return [*model_files(Path(model_path)), *option_files()]
+    own = [Path(image.where) for image in images]  # which options may name by file:// URLs
+    own += [Path(llm.vision.path)] if llm.reads_images else []  # also one that was found beside the model
+    return [*model_files(Path(llm.model_path)), *option_files(), *own]
 
 
 def _better_model_offer(choice: ModelChoice) -> BetterModelOffer | None:

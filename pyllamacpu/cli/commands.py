@@ -80,6 +80,11 @@ def is_command(line: str) -> bool:
     return line.startswith("/")
 
 
+def is_known_command(line: str) -> bool:
+    """Whether a line names a command, and is not the path of a dropped file: what is behind it is its own."""
+    return line.split(" ", 1)[0].lower() in _HANDLERS
+
+
 def run_command(session: ChatSession, line: str, on_prompt: OnPrompt | None = None) -> Reply:
     """Carry out one command line. Raises OptionError with a hint for an unknown command or a bad value."""
     name, _, rest = line.strip().partition(" ")
@@ -159,7 +164,9 @@ def _open_end(session: ChatSession) -> str:
 
 
 def _lora(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
-    return Reply(lora_command(session.engine, rest))
+    said = lora_command(session.engine, rest)
+    session.inputs = (*session.inputs, *(adapter.path for adapter, _ in session.engine.adapters))
+    return Reply(said)
 
 
 def _image(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Reply:
@@ -169,7 +176,8 @@ def _image(session: ChatSession, rest: str, _on_prompt: OnPrompt | None) -> Repl
     if rest.lower() == "none":
         session.images.clear()
         return Reply("no image goes with the next message")
-    return Reply(session.attach(_path(rest, "/image")))
+    word = _word(rest, "/image")
+    return Reply(session.attach(word if "://" in word else expanded(word)))
 
 
 def _turns(session: ChatSession) -> str:
@@ -295,14 +303,19 @@ def _unquoted(text: str) -> str:
 
 
 def _path(rest: str, command: str) -> Path:
-    """The file that a command names, which may be quoted."""
+    """The file that a command names."""
+    return expanded(_word(rest, command))
+
+
+def _word(rest: str, command: str) -> str:
+    """What stands behind a command that names a file, which may be quoted. Raises OptionError for nothing."""
     if not rest:
         raise OptionError(f"{command} needs a file, as in {command} talk.json")
     try:
         words = shlex.split(rest)
     except ValueError:
         words = []
-    return expanded(words[0] if len(words) == 1 else rest)
+    return words[0] if len(words) == 1 else rest
 
 
 _HANDLERS: dict[str, Handler] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyllamacpu.cli.commands import FILE_COMMANDS, is_command, run_command
+from pyllamacpu.cli.commands import FILE_COMMANDS, is_command, is_known_command, run_command
 from pyllamacpu.cli.images import dropped_images, unshown_picture
 from pyllamacpu.cli.line_reader import InterruptedLine, ReadLine, Remember, keys_not_shown
 from pyllamacpu.cli.options import checked_argument
@@ -105,6 +105,8 @@ class Repl:
         """A line without the paths of images that were dropped on it, which go with the message. Raises
         ImageError, OptionError.
         """
+        if is_known_command(line):
+            return line
         paths, rest = dropped_images(line)
         if paths and (self.session.engine.reads_images or is_command(line)):
             for path in paths:

@@ -420,12 +420,14 @@ class ChatSession:
 
     # What commands change
 
-    def attach(self, path: Path) -> str:
-        """Let an image go with the next message; what it is to the model. Raises ImageError, OptionError."""
+    def attach(self, path: str | Path) -> str:
+        """Let an image (its path, or a file:// URL) go with the next message; what it is to the model. Raises
+        ImageError, OptionError.
+        """
         image = ImageFile.read(path)
         text = self.engine.describe(image)
         self.images.append(image)
-        self.inputs = (*self.inputs, path)
+        self.inputs = (*self.inputs, Path(image.where))
         return f"{text}, with the next message"
 
     def undo(self) -> Turn:
