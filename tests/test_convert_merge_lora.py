@@ -22,7 +22,7 @@ from pyllamacpu import Llama
 from pyllamacpu.convert import merge_lora
 from pyllamacpu.convert.conversion import ConvertOptions
 from pyllamacpu.convert.sources import plan_conversion
-from pyllamacpu.errors import AdapterError, GGUFError, OptionError, OutputError
+from pyllamacpu.errors import AdapterError, GGUFError, ModelError, OptionError, OutputError
 from pyllamacpu.gguf.reader import GGUFFile
 from pyllamacpu.model.dequantize import dequantize
 
@@ -81,6 +81,8 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     ):
         with pytest.raises(AdapterError, match=says):
             convert(model, "auto", adapters=((str(adapter), 1.0),))
+    with pytest.raises(ModelError, match=r"good\.gguf: is a LoRA adapter and not a model"):
+        convert(good, "auto", adapters=((str(good), 1.0),))
     for scale in (1e300, float("nan")):
         with pytest.raises(OptionError, match="the scale of an adapter is"):
             convert(model, "auto", adapters=((str(good), scale),))

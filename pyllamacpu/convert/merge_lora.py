@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import AdapterError
 from pyllamacpu.gguf.reader import GGUFFile
+from pyllamacpu.model.config import check_is_model
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.lora import adapter_alpha, adapter_names, check_scale
 from pyllamacpu.weights.lazy_tensor import Array, LazyTensor, computed
@@ -41,8 +42,10 @@ class Added:
 def read_added(base: GGUFFile, adapters: Sequence[tuple[str, float]]) -> dict[str, list[Added]]:
     """By the names of the base's tensors, what adapters (files and scales) add to them, in their order.
 
-    Raises AdapterError, GGUFError, OptionError.
+    Raises AdapterError, GGUFError, ModelError, OptionError.
     """
+    if adapters:
+        check_is_model(base.metadata)
     found: dict[str, list[Added]] = {}
     for path, scale in adapters:
         scale = check_scale(scale)
