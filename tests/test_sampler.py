@@ -166,6 +166,53 @@ def test_dynamic_temperature(n: int, spread: float, exponent: float) -> None:
     )
 
 
+SIGMA = {"top_n_sigma": 1.0}
+
+
+@pytest.mark.parametrize(
+    "before, options, counted",
+    [
+        ("top_n_sigma;", SIGMA, 500),
+        ("top_n_sigma;top_k;", SIGMA | {"top_k": 300}, 300),
+        ("top_k;top_n_sigma;", SIGMA | {"top_k": 300}, 300),
+        ("top_n_sigma;xtc;", SIGMA | {"xtc_probability": 1.0, "xtc_threshold": 0.1}, 500),
+        ("top_n_sigma;top_p;min_p;typ_p;", SIGMA | {"top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}, 500),
+        ("top_n_sigma;min_p;", SIGMA | {"min_p": 1e-9}, None),
+        ("top_n_sigma;min_p;", SIGMA | {"min_p": 1e-9, "min_keep": 200}, 200),
+        ("top_n_sigma;top_p;", SIGMA | {"top_p": 0.9}, None),
+        ("", {"logit_bias": dict.fromkeys(range(0, 500, 2), float("-inf"))}, 500),
+    ],
+)
+def test_dynamic_temperature_counts_what_llama_cpp_counts(
+    before: str, options: dict[str, object], counted: int | None
+) -> None:
+    """There a candidate at -inf (top-n-sigma's, a bias's) stays in the list until a step cuts it off: the
+    largest entropy is that of the whole list. Worked out here from the logits alone.
+    """
+    logits = row(21, 500)
+    x = logits.astype(np.float64)
+    if "logit_bias" in options:
+        x[::2] = -np.inf
+    else:
+        within = np.argsort(-x)[:300] if before.startswith("top_k") else np.arange(500)
+        x[x < x.max() - x[within].std()] = -np.inf
+    if "xtc" in before:
+        p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+        dropped = np.argsort(-p)[: int((p >= 0.1).sum()) - 1]
+        x[dropped], counted = -np.inf, 500 - len(dropped)
+    if "top_p;" in before and options["top_p"] == 0.9:
+        order = np.argsort(-x)
+        mass = np.cumsum(np.exp(x - x.max())[order]) / np.exp(x - x.max()).sum()
+        x[order[int((mass < 0.9).sum()) + 1 :]] = -np.inf
+    kept = x[x > -np.inf]
+    p = np.exp(kept - kept.max()) / np.exp(kept - kept.max()).sum()
+    h = -(p * np.log(p)).sum() / np.log(counted or len(kept))
+    t = 0.3 + (1.3 - 0.3) * h**1.5
+    expected = [(int(i), float(x[i] / t)) for i in np.flatnonzero(x > -np.inf)]
+    dynamic = {"temperature": 0.8, "dynatemp_range": 0.5, "dynatemp_exponent": 1.5}
+    same(logits, expected, samplers=before + "temperature", **options, **dynamic)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_default_chain(seed: int) -> None:
     logits = row(seed, 32000)

@@ -32,6 +32,7 @@ typedef struct {
     float *block_max; /* (n_blocks,) valid while `scanned` */
     float *heap;      /* (n_blocks,) scratch of the threshold search */
     int32_t n, n_blocks;
+    int32_t n_counted; /* candidates as llama.cpp counts them: with those at -inf that it has not cut off */
     float max;
     bool scanned;
     pl_list list;

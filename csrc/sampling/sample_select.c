@@ -37,6 +37,7 @@ void pl_candidates_set(pl_candidates *c, const float *row)
     c->row = row;
     c->dense = true;
     c->scanned = false;
+    c->n_counted = c->n;
     c->list.n = 0;
     c->list.sorted = false;
 }

@@ -265,6 +265,7 @@ static int step_xtc(pl_sampler *s)
     if (drop <= 0 || l->n - drop < s->o.min_keep)
         return PL_OK;
     l->n -= drop;
+    c->n_counted -= drop;
     memmove(l->id, l->id + drop, (size_t)l->n * sizeof *l->id);
     memmove(l->logit, l->logit + drop, (size_t)l->n * sizeof *l->logit);
     return PL_OK;
@@ -324,7 +325,8 @@ int pl_step_temperature(pl_sampler *s, double temperature)
     return finite ? PL_OK : PL_SAMPLE_ENAN;
 }
 
-/* Dynamic temperature: between temperature -/+ range, by how near the entropy is to its maximum. */
+/* Dynamic temperature: between temperature -/+ range, by how near the entropy is to its maximum, which is that of all
+ * candidates that llama.cpp counts. */
 static int step_temperature(pl_sampler *s)
 {
     pl_candidates *c = &s->c;
@@ -335,12 +337,26 @@ static int step_temperature(pl_sampler *s)
     if (rc || c->list.n <= 1)
         return rc;
     double low = fmax(0.0, s->o.temperature - range), high = s->o.temperature + range;
-    double h = entropy(c, pl_list_softmax(c)) / log((double)c->list.n);
+    double h = entropy(c, pl_list_softmax(c)) / log((double)c->n_counted);
     return pl_step_temperature(s, low + (high - low) * pow(fmin(h, 1.0), s->o.dynatemp_exponent));
 }
 
-/* The step at place `at` of the chain. */
-int pl_step_run(pl_sampler *s, int32_t at)
+/* Candidates that llama.cpp counts after a step: those at -inf stay in its list until a step cuts the list at a length
+ * or a probability. */
+static int32_t still_counted(const pl_sampler *s, int32_t step)
+{
+    const int32_t n = s->c.n_counted, left = s->c.list.n, least = at_most(s->o.min_keep, n);
+    const int32_t cut = left > least ? left : least;
+    switch (step) {
+    case PL_STEP_TOP_K: return s->o.top_k > 0 ? at_most(s->o.top_k, n) : n;
+    case PL_STEP_TYPICAL_P: return s->o.typical_p < 1.0 ? cut : n;
+    case PL_STEP_TOP_P: return s->o.top_p < 1.0 ? cut : n;
+    case PL_STEP_MIN_P: return s->o.min_p > 0.0 ? cut : n;
+    default: return n;
+    }
+}
+
+static int run_step(pl_sampler *s, int32_t at)
 {
     const bool min_p_follows = at + 1 < s->o.n_steps && s->o.steps[at + 1] == PL_STEP_MIN_P;
     switch (s->o.steps[at]) {
@@ -356,6 +372,15 @@ int pl_step_run(pl_sampler *s, int32_t at)
     case PL_STEP_ADAPTIVE_P: return PL_OK; /* it selects: pl_step_adaptive, after the chain */
     default: return PL_EINVAL;
     }
+}
+
+/* The step at place `at` of the chain. */
+int pl_step_run(pl_sampler *s, int32_t at)
+{
+    int rc = run_step(s, at);
+    if (!rc && !s->c.dense)
+        s->c.n_counted = still_counted(s, s->o.steps[at]);
+    return rc;
 }
 
 /* The k that Mirostat 1 derives from the Zipf exponent s of the m best candidates (n of them, sorted). */
