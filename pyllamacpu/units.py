@@ -65,3 +65,11 @@ def environment_switch(name: str) -> bool:
         return SWITCH_WORDS[found.lower()]
     except KeyError:
         raise OptionError(f"{name}={found:.80}: give 1 (on) or 0 (off)") from None
+
+
+def exact(number: float) -> str:
+    """A short text of this very number: bounds in messages are never rounded."""
+    short = f"{number:g}"
+    if float(short) == number:
+        return short
+    return str(int(number)) if isinstance(number, int) or float(number).is_integer() else repr(float(number))

@@ -127,3 +127,8 @@ def test_options_that_work_do_not_warn() -> None:
         {"samplers": "top_k;adaptive_p", "adaptive_target": 0.5, "adaptive_decay": 0.5},
     ):
         assert SamplingOptions(**options).warnings() == []
+
+
+def test_bounds_in_messages_are_not_rounded() -> None:
+    with pytest.raises(OptionError, match=r"allowed: -1 to 4294967295$"):
+        SamplingOptions(seed=2**32)

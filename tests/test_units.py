@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.units import binary_bytes, decimal_bytes, duration, environment_switch, parse_bytes
+from pyllamacpu.units import binary_bytes, decimal_bytes, duration, environment_switch, exact, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,20 @@ def test_a_switch_that_says_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYLLAMACPU_WHOLE_TILES", "maybe")
     with pytest.raises(OptionError, match=r"PYLLAMACPU_WHOLE_TILES=maybe: give 1 \(on\) or 0 \(off\)"):
         environment_switch("PYLLAMACPU_WHOLE_TILES")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (2**32 - 1, "4294967295"),
+        (4294967295.0, "4294967295"),
+        (2**64 - 1, "18446744073709551615"),
+        (2.0, "2"),
+        (0.1234567, "0.1234567"),
+        (1e15, "1e+15"),
+        (float("-inf"), "-inf"),
+        (65504.0, "65504"),
+    ],
+)
+def test_bounds_are_not_rounded(number: float, text: str) -> None:
+    assert exact(number) == text

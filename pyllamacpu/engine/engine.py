@@ -46,6 +46,7 @@ from pyllamacpu.model.registry import Model, architecture, load
 from pyllamacpu.model.weight_override import Blocks, override_weights
 from pyllamacpu.native import ffi, lib, thread_pool
 from pyllamacpu.topology import threads_usable
+from pyllamacpu.units import exact
 
 __all__ = ["DEFAULT_BATCH", "Engine", "Entry", "Outputs", "Wanted", "scratch_bytes"]
 
@@ -486,7 +487,7 @@ def _overridden(config: ModelConfig, base: float | None, scale: float | None) ->
     ):
         if value and not low <= value <= high:  # NaN is not either
             raise OptionError(
-                f"{name} is {value}: must be 0 (as the model has it) or from {low:g} to {high:g}"
+                f"{name} is {value}: must be 0 (as the model has it) or from {exact(low)} to {exact(high)}"
             )
     if base:
         config = replace(config, rope_theta=float(base))

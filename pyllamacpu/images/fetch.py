@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pyllamacpu.errors import ImageError, OptionError
 from pyllamacpu.images.addresses import is_disguised, is_public, resolve
+from pyllamacpu.units import exact
 
 MAX_BYTES = 32 << 20
 MAX_SECONDS = 15.0
@@ -48,7 +49,7 @@ class Fetcher:
         try:
             return self._fetch(parts, host, port, deadline, where)
         except TimeoutError as error:
-            raise ImageError(where, f"did not arrive within {self.max_seconds:g} s") from error
+            raise ImageError(where, f"did not arrive within {exact(self.max_seconds)} s") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ImageError(where, f"cannot be fetched: {reason}") from error

@@ -35,6 +35,7 @@ from pyllamacpu.model.ranges import (
     YARN_MULTIPLIER,
 )
 from pyllamacpu.native import lib
+from pyllamacpu.units import exact
 
 RopeKind: TypeAlias = Literal["none", "linear", "yarn"]
 PerLayer: TypeAlias = "int | tuple[int, ...]"  # one number for all layers, or one for each
@@ -271,7 +272,7 @@ class _Keys:
             fallback: float = self._default(key, default)
             return fallback
         if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
+            raise self.error(key, value, f"must be a number from {exact(low)} to {exact(high)}")
         return float(value)
 
     def per_layer(self, key: str, n_layers: int, default: PerLayer | None = None) -> PerLayer:
@@ -369,7 +370,7 @@ def _rope_scaling(keys: _Keys, n_ctx_train: int) -> RopeScaling:
     key = "rope.scale_linear" if keys.get("rope.scaling.factor") is None else "rope.scaling.factor"
     factor = keys.real(key, 0.0, ROPE_FACTOR[1], 0.0) or 1.0  # 0 means none
     if factor < ROPE_FACTOR[0]:
-        raise keys.error(key, factor, f"must be {ROPE_FACTOR[0]:g} or more")
+        raise keys.error(key, factor, f"must be {exact(ROPE_FACTOR[0])} or more")
     attn_factor = keys.real("rope.scaling.attn_factor", *ATTENTION_FACTOR, 1.0)
     if kind is None:
         kind = "none" if factor == 1.0 else "linear"

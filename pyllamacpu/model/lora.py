@@ -26,6 +26,7 @@ from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.model.dequantize import dequantize
 from pyllamacpu.model.weights import Experts, Matrix, Table, Vector, Weights
 from pyllamacpu.native import ffi, lib, pointer
+from pyllamacpu.units import exact
 
 MAX_RANK = 256
 MAX_SCALE = 1e4
@@ -103,7 +104,8 @@ def check_scale(scale: object) -> float:
         or not abs(scale) <= MAX_SCALE
     ):
         raise OptionError(
-            f"the scale of an adapter is {scale!r}: must be a number from -{MAX_SCALE:g} to {MAX_SCALE:g}"
+            f"the scale of an adapter is {scale!r}: must be a number from {exact(-MAX_SCALE)} "
+            f"to {exact(MAX_SCALE)}"
         )
     return float(scale) + 0.0  # -0.0 is 0.0
 
@@ -132,8 +134,8 @@ def adapter_alpha(file: GGUFFile, arch: str) -> float:
     ):
         raise AdapterError(
             path,
-            f"adapter.lora.alpha is {alpha!r}: must be 0, or a number of a size from {MIN_ALPHA:g} to "
-            f"{MAX_ALPHA:g}",
+            f"adapter.lora.alpha is {alpha!r}: must be 0, or a number of a size from {exact(MIN_ALPHA)} to "
+            f"{exact(MAX_ALPHA)}",
         )
     return float(alpha)
 

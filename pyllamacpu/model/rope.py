@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from pyllamacpu.errors import ModelError
 from pyllamacpu.model.config import ModelConfig, RopeScaling
+from pyllamacpu.units import exact
 
 
 def inverse_frequencies(
@@ -49,7 +50,9 @@ def _yarn_ramp(dim: int, theta: float, scaling: RopeScaling) -> npt.NDArray[np.f
     """
 
     if theta <= 1:
-        raise ModelError(f"YaRN needs a rope base above 1, not {theta:g}: in the file, or as rope_freq_base")
+        raise ModelError(
+            f"YaRN needs a rope base above 1, not {exact(theta)}: in the file, or as rope_freq_base"
+        )
 
     def pair_of(rotations: float) -> float:
         return dim * math.log(scaling.original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))

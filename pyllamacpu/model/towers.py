@@ -31,6 +31,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import ImageError, ModelError
 from pyllamacpu.gguf.metadata import architecture_of, text_of
 from pyllamacpu.gguf.types import TensorType
+from pyllamacpu.units import exact
 
 if TYPE_CHECKING:
     from pyllamacpu.gguf.reader import GGUFFile, TensorInfo
@@ -108,7 +109,7 @@ class TowerKeys:
         value = self.get(key)
         value = self._missing(key, default) if value is None else value
         if isinstance(value, (bool, str)) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
+            raise self.error(key, value, f"must be a number from {exact(low)} to {exact(high)}")
         return float(value)
 
 

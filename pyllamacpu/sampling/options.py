@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.units import exact
 
 RANDOM_SEED = -1
 MAX_SEED = 2**32 - 1
@@ -154,7 +155,7 @@ def _bias_pair(token: Any, bias: Any) -> tuple[int, float]:
     except (TypeError, ValueError):
         raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: token id to number") from None
     if pair[0] < 0 or math.isnan(pair[1]) or pair[1] > _MOST:
-        raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: id >= 0, bias -inf to {_MOST:g}")
+        raise OptionError(f"logit_bias: {token!r}: {bias!r}; allowed: id >= 0, bias -inf to {exact(_MOST)}")
     return pair
 
 
@@ -176,9 +177,10 @@ def parse_logit_bias(
 
 def _number(name: str, value: Any, kind: type, low: float, high: float) -> Any:
     """`value` as `kind` inside [low, high], or OptionError that names the option, the value and the range."""
-    bounds = "any finite number" if low == -math.inf and high == math.inf else f"{low:g} to {high:g}"
+    everything = (low, high) == (-math.inf, math.inf)
+    bounds = "any finite number" if everything else f"{exact(low)} to {exact(high)}"
     if kind is int:
-        bounds = f"whole numbers from {low} to {high}"
+        bounds = f"whole numbers from {exact(low)} to {exact(high)}"
     number = None if isinstance(value, bool) else _convert(value, kind)
     if number is None or not math.isfinite(number) or not low <= number <= high:
         raise OptionError(f"{name}: {value!r} is out of range; allowed: {bounds}")
@@ -328,12 +330,12 @@ class SamplingOptions:
         present = [n for n in names if n == "seed" or n in self.samplers]
         if self.xtc_probability > 0 and "seed" in present:
             present.remove("seed")
-        return [f"{name} does nothing at temperature {self.temperature:g}" for name in present]
+        return [f"{name} does nothing at temperature {exact(self.temperature)}" for name in present]
 
     def _warn_details(self) -> list[str]:
         defaults = {f.name: f.default for f in fields(self)}
         found = [
-            f"{name} does nothing while {switch} is {getattr(self, switch):g}"
+            f"{name} does nothing while {switch} is {exact(getattr(self, switch))}"
             for switch, names in DETAIL_OPTIONS.items()
             if getattr(self, switch) == defaults[switch]
             for name in self._in_order(set(names))
@@ -342,7 +344,7 @@ class SamplingOptions:
             found += self._warn_zero_windows()
         if self.xtc_probability > 0 and self.xtc_threshold > 0.5 and not self.mirostat:
             found.append(
-                f"xtc_probability does nothing with xtc_threshold {self.xtc_threshold:g} (above 0.5)"
+                f"xtc_probability does nothing with xtc_threshold {exact(self.xtc_threshold)} (above 0.5)"
             )
         if "adaptive_p" in self.samplers and self.adaptive_target < 0 and not self.mirostat:
             found.append("the sampler adaptive_p does nothing while adaptive_target is below 0")

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pyllamacpu.server.errors import HTTPError, as_http_error, error_body
+from pyllamacpu.units import exact
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -127,7 +128,7 @@ class AccessControl:
                 message = await asyncio.wait_for(receive(), self._options.body_seconds)
             except asyncio.TimeoutError:
                 seconds = self._options.body_seconds
-                raise HTTPError(f"the body did not come within {seconds:g} s", status=408) from None
+                raise HTTPError(f"the body did not come within {exact(seconds)} s", status=408) from None
             if message["type"] == "http.request":
                 size += len(message.get("body", b""))
                 complete = not message.get("more_body", False)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyllamacpu.sampling.stop import MAX_CHARACTERS
 from pyllamacpu.server.errors import HTTPError
+from pyllamacpu.units import exact
 
 log = logging.getLogger("pyllamacpu.server")
 
@@ -93,7 +94,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.wrong(name, f"must be a number, not {_kind(value)}")
         if not low <= value <= high:
-            raise self.wrong(name, f"{value!r} is out of range; allowed: {low:g} to {high:g}")
+            raise self.wrong(name, f"{value!r} is out of range; allowed: {exact(low)} to {exact(high)}")
         return float(value)
 
     def strings(self, name: str, at_most: int = 64) -> tuple[str, ...]:

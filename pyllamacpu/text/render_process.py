@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pyllamacpu.forks import fork_safe_lock
 from pyllamacpu.text.render import CompiledTemplate
 from pyllamacpu.text.render_error import RenderError
+from pyllamacpu.units import exact
 
 if TYPE_CHECKING:
     import subprocess
@@ -67,7 +68,7 @@ class RenderProcess:
         with self._lock:
             answer = self._exchange(data)
         if answer is None:
-            reason = f"it takes more than {self.cpu_seconds:g} seconds or {MEMORY >> 20} MB"
+            reason = f"it takes more than {exact(self.cpu_seconds)} seconds or {MEMORY >> 20} MB"
             raise RenderError("stopped", reason)
         if "error" in answer:
             raise RenderError(*answer["error"])

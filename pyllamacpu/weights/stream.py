@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pyllamacpu.errors import CheckpointError, ModelError
 from pyllamacpu.gguf.types import TensorType
 from pyllamacpu.limits import cpus_usable
+from pyllamacpu.units import exact
 from pyllamacpu.weights.blocks import READABLE, quantize
 from pyllamacpu.weights.finite import saturated, stored_finite
 from pyllamacpu.weights.lazy_ops import reshape
@@ -202,7 +203,7 @@ def _finite(job: _Job, stored: npt.NDArray[Any]) -> bool:
 def _check_half(job: _Job, values: Floats) -> None:
     if values.size and max(float(values.max()), -float(values.min())) >= _OVERFLOWS_F16:
         too_large = np.isfinite(values) & (np.abs(values) >= _OVERFLOWS_F16)
-        _refuse_where(too_large, job, values, f"F16 ends at {_MAX_F16:g}; choose BF16 or F32")
+        _refuse_where(too_large, job, values, f"F16 ends at {exact(_MAX_F16)}; choose BF16 or F32")
 
 
 def _check_scales(job: _Job, values: Floats) -> None:
@@ -210,7 +211,7 @@ def _check_scales(job: _Job, values: Floats) -> None:
     kind = job.tensor.kind
     largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
     if largest >= _MAX_F16:
-        reason = f"the scales of {kind.name} end at {_MAX_F16:g}; choose BF16 or F32"
+        reason = f"the scales of {kind.name} end at {exact(_MAX_F16)}; choose BF16 or F32"
         _refuse_where(np.abs(values) == np.float32(largest), job, values, reason)
 
 

@@ -21,6 +21,7 @@ from pyllamacpu.model.ranges import (
     YARN_EXTRAPOLATION,
     YARN_MULTIPLIER,
 )
+from pyllamacpu.units import exact
 
 # What work and memory grow with; far beyond any model.
 _HIGHEST = {
@@ -88,7 +89,7 @@ class Fields:
             low, high = _RANGES[key]
             (written,) = struct.unpack("<f", struct.pack("<f", value))
             if not low <= written <= high:
-                raise self.error(key, value, f"must be a number from {low:g} to {high:g}")
+                raise self.error(key, value, f"must be a number from {exact(low)} to {exact(high)}")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:

@@ -16,6 +16,7 @@ from pyllamacpu.model.llama4_attention import (
     Llama4Attention,
     every,
 )
+from pyllamacpu.units import exact
 
 PATCH_TOKEN = 200092  # <|patch|>
 
@@ -130,7 +131,7 @@ def read_attention(
     tuned = config.flag("attn_temperature_tuning", True)
     scale = config.real("attn_scale", TEMPERATURE_SCALE)
     if not 0 <= scale <= MAX_TEMPERATURE_SCALE:
-        raise config.error("attn_scale", scale, f"must be from 0 to {MAX_TEMPERATURE_SCALE:g}")
+        raise config.error("attn_scale", scale, f"must be from 0 to {exact(MAX_TEMPERATURE_SCALE)}")
     return Llama4Attention(
         chunked=tuple(names[kind] for kind in kinds) if chunk else (False,) * n_layers,
         roped=roped,

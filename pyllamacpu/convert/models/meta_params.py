@@ -9,6 +9,7 @@ from pyllamacpu.convert.models.llama4 import attention_notes, read_attention
 from pyllamacpu.convert.models.mllama import EXTRA_ROWS, meta_cross_layers, meta_vision
 from pyllamacpu.convert.models.rope import Rope
 from pyllamacpu.convert.models.shape import ModelShape, window_note
+from pyllamacpu.units import exact
 
 _READ = words(
     """
@@ -163,7 +164,8 @@ def _rope(params: Fields, dim: int, n_layers: int, llama4: bool) -> tuple[Rope, 
     if stated is not None:
         return rope, ()
     return rope, (
-        f"use_scaled_rope states no factor: {factor:g} is taken, with an original context of 8192 tokens",
+        f"use_scaled_rope states no factor: {exact(factor)} is taken, "
+        "with an original context of 8192 tokens",
     )
 
 

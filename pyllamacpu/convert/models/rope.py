@@ -18,6 +18,7 @@ from pyllamacpu.convert.models.fields import Fields
 from pyllamacpu.gguf.keys import KeyValue
 from pyllamacpu.gguf.values import ValueType
 from pyllamacpu.model.ranges import ATTENTION_FACTOR
+from pyllamacpu.units import exact
 
 RopeKind = Literal["none", "linear", "yarn", "llama3"]
 
@@ -108,7 +109,7 @@ def read_rope(config: Fields, n_ctx: int, default_theta: float = 10000.0) -> tup
     if kind == "llama3":
         low, high = given.real("low_freq_factor", 1.0), given.real("high_freq_factor", 4.0)
         if low <= 0 or high < low:
-            raise given.error("high_freq_factor", high, f"must be at least low_freq_factor, {low:g}")
+            raise given.error("high_freq_factor", high, f"must be at least low_freq_factor, {exact(low)}")
         return Rope(theta, "llama3", {}, factor, low, high, original), n_ctx
     return Rope(theta, "yarn", _yarn_values(given, factor), factor, original_context=original), n_ctx
 
@@ -148,8 +149,8 @@ def _dynamic(given: Fields, theta: float, original: int) -> Rope:
     """Dynamic NTK scaling changes nothing up to the original context, and cannot be stated beyond it."""
     factor = given.real("factor", 1.0)
     note = (
-        f"rope scaling 'dynamic' (factor {factor:g}) begins beyond {original} tokens and cannot be stated "
-        f"in a "
+        f"rope scaling 'dynamic' (factor {exact(factor)}) begins beyond {original} tokens and cannot be "
+        f"stated in a "
         f"GGUF file: the context length is {original}"
     )
     return Rope(theta, notes=(note,))
@@ -168,7 +169,7 @@ def _yarn_values(given: Fields, factor: float) -> dict[str, float]:
     if attention:  # readers multiply this by what they derive from the factor
         values["attn_factor"] = grown = attention / _magnitude(factor, 1.0)
         if not ATTENTION_FACTOR[0] <= grown <= ATTENTION_FACTOR[1]:
-            raise given.error("attention_factor", attention, f"is far from what factor {factor:g} gives")
+            raise given.error("attention_factor", attention, f"is far from what factor {exact(factor)} gives")
     for key in ("beta_fast", "beta_slow"):
         if given.get(key) is not None:
             values[f"yarn_{key}"] = given.real(key, 1.0)
