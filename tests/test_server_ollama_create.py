@@ -1,5 +1,5 @@
 """Models made through Ollama's client: create, blobs, copy. Covers server/ollama_create.py,
-server/model_making.py, store/created.py, store/blobs.py.
+server/model_making.py, store/created.py, store/model_names.py, store/blobs.py.
 """
 
 from __future__ import annotations
@@ -284,6 +284,86 @@ def test_a_copy_shares_the_weights(client: ollama.Client, path: Path) -> None:
     plain = client.chat("tiny", [SYSTEM, *QUESTION], options=GREEDY).message.content
     assert client.chat("second", QUESTION).message.content == plain
     assert created_models()["second"].stat().st_ino == path.stat().st_ino
+
+
+@pytest.mark.parametrize(
+    ("made", "listed", "asked"),
+    [
+        ("user/Mario:7b", "user/Mario:7b", ["user/mario:7b", "registry.ollama.ai/user/mario:7B"]),
+        ("user/mario:latest", "user/mario", ["user/mario", "USER/MARIO:latest"]),
+        ("library/mario", "mario", ["mario", "registry.ollama.ai/library/mario:latest"]),
+        ("my.host:8080/some_user/m:q-4", "my.host:8080/some_user/m:q-4", ["my.host:8080/some_user/m:q-4"]),
+    ],
+)
+def test_names_with_a_user_and_a_host(
+    client: ollama.Client, running: Running, made: str, listed: str, asked: list[str]
+) -> None:
+    """All endpoints take them, and none takes them for folders."""
+    client.create(made, from_="tiny", system="the hello", parameters=GREEDY)
+    assert names(client) == ["tiny", listed]
+    assert [entry.parent for entry in created_dir().glob("*/*.gguf")] == list(created_dir().iterdir())
+    plain = client.chat("tiny", [SYSTEM, *QUESTION], options=GREEDY).message.content
+    for name in asked:
+        assert client.chat(name, QUESTION).message.content == plain
+        assert client.show(name).parameters
+        assert client.pull(name).status == "success"
+    client.copy(asked[-1], "other/copy:v1")
+    client.create(asked[0], from_=made, system="world")  # made anew, not beside
+    assert len(created_models()) == 2
+    client.create("again/x", from_="other/copy:v1")
+    for name in ("other/copy:v1", "again/x", asked[-1]):
+        client.delete(name)
+    assert names(client) == ["tiny"] and list(created_dir().iterdir()) == []
+
+
+def test_names_that_no_model_has(running: Running, client: ollama.Client) -> None:
+    strange = (
+        "../x",
+        "a/../x",
+        "/x",
+        "a//x",
+        "a/b/c/d",
+        "a/",
+        ".x",
+        "a/.x",
+        "a b",
+        "a\\b",
+        "x" * 201,
+        "ü",
+        "a\n",
+    )
+    for name in (*strange, "hf.co/user/repo", "hf.co/x"):
+        refused = running.post("/api/create", model=name, **{"from": "tiny"})
+        assert refused.status_code == 400 and "name" in refused.json()["error"], name
+        refused = running.post("/api/copy", source="tiny", destination=name)
+        assert refused.status_code == 400 and "name" in refused.json()["error"], name
+    for name in strange:
+        assert running.post("/api/create", model="new", **{"from": name}).status_code == 400, name
+        assert running.post("/api/pull", model=name).status_code == 400, name
+        assert running.post("/api/show", model=name).status_code == 404, name
+    assert not created_models()
+
+
+def test_the_file_of_a_created_model_is_not_its_name(client: ollama.Client, running: Running) -> None:
+    client.create("user/x", from_="tiny", system="one")
+    with running.client() as http:
+        assert http.request("DELETE", "/api/delete", json={"model": "user-x"}).status_code == 404
+    client.create("user-x", from_="tiny", system="two")
+    assert client.show("user/x").modelfile != client.show("user-x").modelfile
+    client.delete("user-x")
+    assert list(created_models()) == ["user/x"]
+
+
+def test_names_are_not_looked_up_as_folders(
+    running: Running, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a folder of the server holds is not told."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "secret.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    for name in ("models", "models.gguf"):
+        refused = running.post("/api/pull", model=name, stream=False)
+        assert refused.status_code == 404 and "secret" not in refused.text and "director" not in refused.text
 
 
 def test_a_client_that_leaves_leaves_nothing(

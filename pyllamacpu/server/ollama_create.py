@@ -22,11 +22,10 @@ from pyllamacpu.server.fields import Fields
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.messages import read_messages
 from pyllamacpu.server.model_making import Recipe, Source, make
-from pyllamacpu.server.ollama_shapes import Report, model_name, progress
+from pyllamacpu.server.ollama_shapes import Report, model_name, new_name, progress, wanted_name
 from pyllamacpu.server.sampling_fields import BIG, WIDE, numbers
 from pyllamacpu.store.blobs import BlobWriter, blob_path
-from pyllamacpu.store.created import NAME, ModelCard, adapters_of, card_of
-from pyllamacpu.store.hub import parse_hub_ref
+from pyllamacpu.store.created import ModelCard, adapters_of, card_of
 
 # Parameters of a Modelfile that only touch speed and memory.
 NO_EFFECT = ("num_batch", "num_gpu", "main_gpu", "low_vram", "use_mmap", "use_mlock", "num_thread", "numa",
@@ -87,9 +86,7 @@ async def _take(request: Request, digest: str) -> None:
 
 
 async def _create(service: Service, fields: Fields, strict: bool) -> Response:
-    name = model_name(fields).removesuffix(":latest")
-    if not NAME.match(name):
-        raise fields.wrong("model", "a name has letters, digits and . _ - : only")
+    name = new_name(fields, "model", model_name(fields))
     for field, why in _NOT_HERE.items():
         fields.refuse(field, why, {}, [], "")
     source = await service.off_loop(_source, service, fields)
@@ -143,9 +140,7 @@ def _source(service: Service, fields: Fields) -> Source:
     if service.models.exists(parent):
         file = service.models.find(parent)
         return Source(file.name, file.path, card_of(file.path), adapters=adapters_of(file.path))
-    if not (parse_hub_ref(parent) or NAME.match(parent)):
-        raise fields.wrong("from", f"{parent!r:.80} is not the name of a model")
-    return Source(parent)
+    return Source(wanted_name(fields, "from", parent))
 
 
 def _sent_files(fields: Fields, values: Any, field: str) -> dict[str, Path]:

@@ -27,12 +27,19 @@ from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.generation import Service
 from pyllamacpu.server.models import Model
-from pyllamacpu.server.ollama_shapes import Report, downloads, model_name, progress, timestamp
+from pyllamacpu.server.ollama_shapes import (
+    Report,
+    downloads,
+    model_name,
+    new_name,
+    progress,
+    timestamp,
+    wanted_name,
+)
 from pyllamacpu.server.served_files import ServedFile
 from pyllamacpu.store import resolve_model
 from pyllamacpu.store.blobs import remove_unused
-from pyllamacpu.store.created import NAME, ModelCard, created_dir, link_files, make_model, remove_model
-from pyllamacpu.store.hub import parse_hub_ref
+from pyllamacpu.store.created import ModelCard, created_dir, link_files, make_model, remove_model
 from pyllamacpu.store.paths import models_dir
 from pyllamacpu.store.quants import quant_of
 from pyllamacpu.store.resolve import model_files, own_sampling
@@ -73,8 +80,7 @@ def router(service: Service, strict: bool) -> APIRouter:
         name, stream = model_name(fields), fields.flag("stream", True)
         fields.refuse("insecure", "only checked connections are made", False)
         fields.finish(strict)
-        if not (parse_hub_ref(name) or NAME.match(name)):
-            raise fields.wrong("model", f"{name!r:.80} is not the name of a model")
+        name = wanted_name(fields, "model", name)
         loop = asyncio.get_running_loop()
         return await http.answer(request, progress(partial(_pull, service, name, loop), stream))
 
@@ -93,10 +99,9 @@ def router(service: Service, strict: bool) -> APIRouter:
         if not source:
             raise fields.wrong("source", "is missing")
         file = await service.off_loop(service.models.find, source)
-        target = (fields.text("destination") or "").removesuffix(":latest")
+        target = fields.text("destination") or ""
         fields.finish(strict)
-        if not NAME.match(target):
-            raise fields.wrong("destination", "a name has letters, digits and . _ - : only")
+        target = new_name(fields, "destination", target)
         await service.off_loop(_copy, service, file, target)
         return Response(status_code=200)
 

@@ -19,6 +19,8 @@ from pyllamacpu.errors import Abandoned
 from pyllamacpu.server import http
 from pyllamacpu.server.errors import HTTPError, as_http_error
 from pyllamacpu.server.fields import Fields
+from pyllamacpu.store.hub import is_hub_name, parse_hub_ref
+from pyllamacpu.store.model_names import NAME_RULE, is_name, short_name
 
 NDJSON = "application/x-ndjson"
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)(ns|us|ms|s|m|h)")
@@ -33,6 +35,24 @@ def model_name(fields: Fields) -> str:
     if not name:
         raise fields.wrong("model", "is missing")
     return name
+
+
+def new_name(fields: Fields, field: str, name: str) -> str:
+    """A name for a model that is to be made, given in `field`. Raises HTTPError."""
+    short = short_name(name)
+    if not is_name(short):
+        raise fields.wrong(field, NAME_RULE)
+    if is_hub_name(short):
+        raise fields.wrong(field, f"{name!r:.80} is the name of a model on the hub")
+    return short
+
+
+def wanted_name(fields: Fields, field: str, name: str) -> str:
+    """The name of a model that may have to be fetched, given in `field`. Raises HTTPError, StoreError."""
+    short = short_name(name)
+    if not (is_name(short) or parse_hub_ref(short)):
+        raise fields.wrong(field, f"{name!r:.80} is not the name of a model")
+    return short
 
 
 def keep_alive(fields: Fields) -> float | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pyllamacpu.engine.weight_bytes import weight_bytes
 from pyllamacpu.errors import OptionError
-from pyllamacpu.store.created import ModelCard, adapters_of, card_of
+from pyllamacpu.store.created import ModelCard, adapters_of, card_of, is_created
+from pyllamacpu.store.model_names import same_name
 from pyllamacpu.store.resolve import model_files, resolve_model
 
 
@@ -57,7 +58,9 @@ class ServedFile:
         return card_of(self.path)
 
     def is_called(self, name: str) -> bool:
-        return _plain_name(name) in map(_plain_name, (self.name, self.path.name))
+        """By its name or its file's, unless the file has its name from a model that was created."""
+        names = [self.name] if is_created(self.path) else [self.name, self.path.name]
+        return same_name(name) in map(same_name, names)
 
     @property
     def modified(self) -> float:
@@ -90,7 +93,7 @@ def served_file(text: str | None) -> ServedFile:
 
 def check_names(models: Sequence[ServedFile]) -> None:
     """Raises OptionError where a name stands for two models or adapters: one could not be asked for."""
-    names = [_plain_name(file.name) for model in models for file in model.with_adapters]
+    names = [same_name(file.name) for model in models for file in model.with_adapters]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise OptionError(f"two models or adapters are called {twice}: give one another name, as NAME=FILE")
@@ -99,7 +102,3 @@ def check_names(models: Sequence[ServedFile]) -> None:
 def own_adapters(name: str, path: Path) -> tuple[ServedAdapter, ...]:
     """Those that a model was created with, which are always applied."""
     return tuple(ServedAdapter(f"{name}-adapter-{i}", file) for i, file in enumerate(adapters_of(path)))
-
-
-def _plain_name(name: str) -> str:
-    return name.lower().removesuffix(":latest").removesuffix(".gguf")

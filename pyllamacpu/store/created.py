@@ -20,10 +20,10 @@ from typing import Any
 
 from pyllamacpu.errors import OutputError, StoreError
 from pyllamacpu.files import check_space, lock_file, read_regular, sync_directory
+from pyllamacpu.store.model_names import file_stem, is_name, same_name
 from pyllamacpu.store.paths import store_home
 from pyllamacpu.store.quants import part_names, split_part
 
-NAME = re.compile(r"[A-Za-z0-9][\w.:-]{0,120}\Z", re.ASCII)
 _CARD = "card.json"
 _ADAPTERS = "adapters"
 _MAX_CARD = 16 << 20  # bytes
@@ -104,10 +104,13 @@ def card_of(path: Path) -> ModelCard | None:
     """The card of the model whose file this is; None for a file that was not made here. Raises StoreError
     for a card that cannot be read.
     """
+    return _read(path.absolute().parent / _CARD) if is_created(path) else None
+
+
+def is_created(path: Path) -> bool:
+    """Whether this is where models made here are; nothing is read."""
     folder = path.absolute().parent
-    if not _MODEL.fullmatch(folder.name) or folder.parent != created_dir():
-        return None
-    return _read(folder / _CARD)
+    return _MODEL.fullmatch(folder.name) is not None and folder.parent == created_dir()
 
 
 def adapters_of(path: Path) -> list[Path]:
@@ -126,7 +129,7 @@ def make_model(card: ModelCard, write: Callable[[Path], object], adapters: Seque
     card = ModelCard(**{**_values(card), "created": max(time.time(), newest + 1e-3)})
     _sweep()
     with _unfinished(folder):
-        write(folder / f"{_file_name(card.name)}.gguf")
+        write(folder / f"{file_stem(card.name)}.gguf")
         for number, adapter in enumerate(adapters):
             (folder / _ADAPTERS).mkdir(exist_ok=True)
             link_files([adapter], folder / _ADAPTERS / f"{number:03d}.gguf")
@@ -235,7 +238,7 @@ def _folders(named: re.Pattern[str]) -> list[Path]:
 
 def _is_named(folder: Path, name: str) -> bool:
     try:
-        return _read(folder / _CARD).name == name
+        return same_name(_read(folder / _CARD).name) == same_name(name)
     except StoreError:
         return False
 
@@ -259,7 +262,7 @@ def _read(path: Path) -> ModelCard:
 
 
 def _is_card(values: dict[str, Any]) -> bool:
-    known = values.keys() <= _TYPES.keys() and bool(NAME.match(str(values.get("name", ""))))
+    known = values.keys() <= _TYPES.keys() and is_name(str(values.get("name", "")))
     if not known or not all(isinstance(value, _TYPES[key]) for key, value in values.items()):
         return False
     messages, parameters = values.get("messages", []), values.get("parameters", {})
@@ -288,8 +291,3 @@ def _is_parameter(name: str, value: object) -> bool:
 def _values(card: ModelCard) -> dict[str, Any]:
     assert {entry.name for entry in fields(card)} == _TYPES.keys()
     return asdict(card)
-
-
-def _file_name(name: str) -> str:
-    """Of the weights: a name that does not look like a part of a split file."""
-    return re.sub(r"-of-(\d{5})\Z", r"-\1", name.replace(":", "-"))

@@ -65,6 +65,11 @@ def parse_hub_ref(name: str) -> HubRef | None:
     return _ref_to_file(name, repo, tail)
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether `name` names something on the hub, malformed or not."""
+    return _hub_path(name) is not None
+
+
 def _hub_path(name: str) -> str | None:
     """What follows the host in a hub name; None when the host is another one."""
     if name.startswith("hf://"):

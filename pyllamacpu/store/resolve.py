@@ -66,8 +66,8 @@ def _meant(name: str | None, paths: bool) -> Path | HubRef | None:
         raise StoreError(
             "the model's name is empty: give a path, a name from `pyllamacpu list` or hf.co/user/repo"
         )
-    path = expanded(name)
-    if paths and _is_file(path):
+    path = expanded(name) if paths else None
+    if path is not None and _is_file(path):
         return path
     from pyllamacpu.store.hub import parse_hub_ref
     from pyllamacpu.store.network import without_secrets
@@ -219,11 +219,15 @@ def _is_starter_entry(name: str) -> bool:
     return _catalogued(name) == HubRef(STARTER.hub_repo, quant=quant_of(STARTER.filename))
 
 
-def _bare_hub_ref(name: str, path: Path) -> HubRef | None:
-    """`user/repo[:quant]`, unless it looks like a path: a suffix, or a folder that there is."""
+def _bare_hub_ref(name: str, path: Path | None) -> HubRef | None:
+    """`user/repo[:quant]`, unless it looks like a path: a suffix, or a folder that there is (`path` is None
+    where names are no paths).
+    """
     rest = name.partition("/")[2]
     looks_like_path = name.lower().endswith(_SUFFIX) or name.startswith((".", "~", "/"))
-    if not rest or "/" in rest or looks_like_path or _is_directory(path.parent) or _is_directory(path):
+    if not rest or "/" in rest or looks_like_path:
+        return None
+    if path is not None and (_is_directory(path.parent) or _is_directory(path)):
         return None
     from pyllamacpu.store.hub import parse_hub_ref
 
@@ -261,18 +265,18 @@ def _stored_name(name: str, files: dict[str, Path]) -> str | None:
     return fitting[0] if fitting else None
 
 
-def _unknown(name: str, path: Path) -> str:
+def _unknown(name: str, path: Path | None) -> str:
     """One line for a name that means nothing: what is near, and what to do."""
-    if _is_directory(path):
+    if path is not None and _is_directory(path):
         return _directory_hint(path)
-    if os.path.islink(path):
+    if path is not None and os.path.islink(path):
         return f"{name}: a symbolic link to {os.readlink(path)}, which is not there; give another path"
     if name.lower().startswith(("http://", "https://")):
         return f"{name}: only addresses on huggingface.co are fetched; download the file and give its path"
     from pyllamacpu.store import catalogue
 
-    near = _near_files(path) or [*_near_names(name), *catalogue.near_names(name)]
-    is_file = name.lower().endswith(_SUFFIX) or os.sep in name
+    near = (path and _near_files(path)) or [*_near_names(name), *catalogue.near_names(name)]
+    is_file = path is not None and (name.lower().endswith(_SUFFIX) or os.sep in name)
     listing = "`pyllamacpu list` and `pyllamacpu list --known`"
     if near:
         hint = f"did you mean {_either(near)}?" + ("" if is_file else f" (see {listing})")
