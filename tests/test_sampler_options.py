@@ -130,5 +130,5 @@ def test_options_that_work_do_not_warn() -> None:
 
 
 def test_bounds_in_messages_are_not_rounded() -> None:
-    with pytest.raises(OptionError, match=r"allowed: -1 to 4294967295$"):
+    with pytest.raises(OptionError, match=r"allowed: whole numbers from -1 to 4294967295$"):
         SamplingOptions(seed=2**32)
