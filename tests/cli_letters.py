@@ -47,6 +47,7 @@ class LetterTemplate:
     warning: str | None = None
     stop_tokens: Sequence[str] = ("</s>",)
     stop_strings: Sequence[str] = ("USER:",)
+    call_form: Any = None
 
 
 class LetterTokenizer:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pyllamacpu.text.call_forms import ToolCall
+from pyllamacpu.text.call_parts import Answer, ToolCallDelta, join_parts
 from pyllamacpu.text.json_scanner import JsonScanner, is_json_object
-from pyllamacpu.text.tool_calls import Answer, ToolCallDelta, ToolCallReader, join_parts, read_answer
+from pyllamacpu.text.tool_calls import ToolCallReader, read_answer
 
 NAMES = ["get_weather", "add", "brave_search", "math.log"]
 PARIS = [("get_weather", {"city": "Paris"})]

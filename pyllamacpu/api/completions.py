@@ -376,8 +376,8 @@ class Completions(Tokens):
         warn_retired(tfs_z)
         seed = self._next_seed() if seed is None else seed
         options = self._options("create_chat_completion", sampling, seed)
-        offer = checked_offer(form, given)
         tokenizer, template = self._text(), self._chat_template()
+        offer = checked_offer(form, given).written_in(template)
         ids, images = self.chat_prompt(tokenizer, template, messages, offer)
         ends, n_top = chat_ends(stop, template), listed_tokens(logprobs, top_logprobs)
         if is_overridden(self, Completions, "create_completion"):

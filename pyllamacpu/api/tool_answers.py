@@ -13,7 +13,7 @@ from typing import Any
 from pyllamacpu.api.responses import Response
 from pyllamacpu.api.tools import ChatTools
 from pyllamacpu.text.call_forms import ToolCall
-from pyllamacpu.text.tool_calls import Part, ToolCallDelta
+from pyllamacpu.text.call_parts import Part, ToolCallDelta
 
 
 def with_calls(answer: Any, offer: ChatTools) -> Any:

@@ -15,7 +15,9 @@ from pyllamacpu.errors import OptionError, TemplateError
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.schemas import moved
 from pyllamacpu.text import ChatTemplate, Tokenizer, encode_chat
-from pyllamacpu.text.tool_calls import Answer, ToolCallReader, join_parts
+from pyllamacpu.text.call_parts import Answer, join_parts
+from pyllamacpu.text.marked_calls import MarkedForm
+from pyllamacpu.text.tool_calls import ToolCallReader
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -32,7 +34,7 @@ class ChatTools:
     `forced`: one of them must be called. `most`: calls that may come at once. `as_function`: calls are told
     in the older shape, `function_call`, and when one is `named` in both. `may_call`: whether the answer may
     be calls. `schema_field`: where the schema of a tool's
-    arguments stands in it.
+    arguments stands in it. `call_form`: in which the template writes calls, if it has marks.
     """
 
     offered: tuple[Tool, ...] = ()
@@ -43,6 +45,7 @@ class ChatTools:
     named: bool = False
     may_call: bool = True
     schema_field: str = "function.parameters"
+    call_form: MarkedForm | None = None
 
     @property
     def names(self) -> list[str]:
@@ -50,7 +53,15 @@ class ChatTools:
 
     def reader(self) -> ToolCallReader:
         """For the text of an answer, piece by piece."""
-        return ToolCallReader(self.names if self.may_call else (), self.most, plain=self.form is not None)
+        names, plain = self.names if self.may_call else (), self.form is not None
+        return ToolCallReader(names, self.most, plain, self.call_form)
+
+    def written_in(self, template: ChatTemplate) -> ChatTools:
+        """For answers to prompts of this template: calls are read, and forced, as it writes them."""
+        if (marked := template.call_form) is None:
+            return self
+        form = None if self.form is None else self.form.in_marks(marked)
+        return replace(self, call_form=marked, form=form)
 
     def read(self, text: str) -> Answer:
         """The whole text of an answer."""

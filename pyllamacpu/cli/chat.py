@@ -188,6 +188,8 @@ def _session(
     engine.form = parameters["form"]
     session.has_form = engine.form is not None
     session.tools = parameters["toolbox"]
+    if session.tools:
+        session.tools.written_in(engine.template)
     engine.offered = session.tools.first.offered if session.tools else ()
     session.show_timings = parameters["show_timings"]
     session.images = read_images(parameters["images"])

@@ -17,12 +17,14 @@ from pyllamacpu.cli.shield_options import blocked_text
 from pyllamacpu.cli.usage import Usage, context_full
 from pyllamacpu.errors import ContextError, OptionError
 from pyllamacpu.files import check_output, write_whole
-from pyllamacpu.text.tool_calls import Part, ToolCallReader, join_parts
+from pyllamacpu.text.call_parts import Part, join_parts
+from pyllamacpu.text.tool_calls import ToolCallReader
 
 if TYPE_CHECKING:
     from pyllamacpu.api.tools import ChatTools
     from pyllamacpu.safety.shield import Shield
     from pyllamacpu.sampling.grammar import Grammar
+    from pyllamacpu.text import ChatTemplate
     from pyllamacpu.text.call_forms import ToolCall
 
 OnPrompt = Callable[[int, int], None]
@@ -82,6 +84,8 @@ class Toolbox(Protocol):
 
     first: ChatTools
     later: ChatTools
+
+    def written_in(self, template: ChatTemplate) -> None: ...
 
     def run(self, call: ToolCall) -> Generator[Event, None, str]: ...
 

@@ -10,6 +10,7 @@ from pyllamacpu.cli.session import Event, Notice, Question
 from pyllamacpu.cli.tool_files import PythonTool
 from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar
+from pyllamacpu.text import ChatTemplate
 from pyllamacpu.text.call_forms import ToolCall
 
 _MAX_RESULT = 1 << 14  # characters of a result that go to the model
@@ -37,6 +38,10 @@ class Toolbox:
     def answers_in(self, form: Grammar) -> None:
         """Answers that call nothing are JSON of this schema."""
         self.first, self.later = calls_or_json(self.first, form), calls_or_json(self.later, form)
+
+    def written_in(self, template: ChatTemplate) -> None:
+        """Calls are written as in this template."""
+        self.first, self.later = self.first.written_in(template), self.later.written_in(template)
 
     def run(self, call: ToolCall) -> Generator[Event, None, str]:
         """What the model gets for a call. The person is asked by a `Question`."""

@@ -28,7 +28,7 @@ from pyllamacpu.images.parts import has_image
 from pyllamacpu.safety.guard import Guard, Verdict
 from pyllamacpu.safety.shield_scanners import Finding, ShieldScanners, What
 from pyllamacpu.text.call_forms import ToolCall
-from pyllamacpu.text.tool_calls import Part, join_parts
+from pyllamacpu.text.call_parts import Part, join_parts
 
 log = logging.getLogger("pyllamacpu.safety")
 

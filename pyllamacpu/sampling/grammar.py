@@ -11,14 +11,17 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pyllamacpu.errors import OptionError
+from pyllamacpu.sampling.call_grammar import calls_in_lark
 from pyllamacpu.sampling.grammar_limits import check_chains, check_length, check_repeats
 from pyllamacpu.sampling.rows import Mask
+from pyllamacpu.text.marked_calls import MarkedForm
 from pyllamacpu.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -107,6 +110,10 @@ class Grammar:
             return cls("tool_calls", json.dumps(parts))
         except (ValueError, TypeError, RecursionError) as error:
             raise OptionError(f"tools: {error}") from None
+
+    def in_marks(self, form: MarkedForm) -> Grammar:
+        """Of tool calls: the same calls in a form with marks instead of JSON."""
+        return replace(self, source=json.dumps({**json.loads(self.source), "marked": asdict(form)}))
 
     @classmethod
     def text(cls, source: str) -> Grammar:
@@ -215,7 +222,7 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = _vocabulary(self._tokenizer)
             vocabulary = self._vocabulary
-        found = _compile(grammar, vocabulary)
+        found = _compile(grammar, vocabulary, self._tokenizer.special_tokens)
         with self._lock:
             if len(grammar.source) <= _CACHED_SOURCE:
                 self._compiled[grammar] = found
@@ -229,7 +236,7 @@ class GrammarCompiler:
         return sum(len(grammar.source) for grammar in self._compiled)
 
 
-def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
+def _compile(grammar: Grammar, vocabulary: LLTokenizer, tokens: Mapping[str, int]) -> CompiledGrammar:
     if len(grammar.source) > _MAX_SOURCE:
         raise OptionError(f"{grammar.name}: {len(grammar.source)} characters; allowed: {_MAX_SOURCE}")
     if grammar.kind in ("regex", "lark"):
@@ -238,7 +245,7 @@ def _compile(grammar: Grammar, vocabulary: LLTokenizer) -> CompiledGrammar:
         check_chains(grammar.source, grammar.name)
         check_length(grammar.source, grammar.name)
     if grammar.kind != "gbnf":
-        return _compile_as(grammar, vocabulary, _definition)
+        return _compile_as(grammar, vocabulary, partial(_definition, tokens=tokens))
 
     def in_characters() -> CompiledGrammar:
         return _compile_as(grammar, vocabulary, lambda grammar: _gbnf_definition(grammar, True))
@@ -329,8 +336,8 @@ def _gbnf_definition(grammar: Grammar, in_characters: bool = False) -> str:
     return LLMatcher.grammar_from_lark(lark + _NO_FORCING)
 
 
-def _definition(grammar: Grammar) -> str:
-    """The grammar in llguidance's own form."""
+def _definition(grammar: Grammar, tokens: Mapping[str, int]) -> str:
+    """The grammar in llguidance's own form. `tokens`: control tokens, by their spelling."""
     from llguidance import LLMatcher
 
     if grammar.kind == "json_schema":
@@ -342,29 +349,9 @@ def _definition(grammar: Grammar) -> str:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
         return LLMatcher.grammar_from_lark(f"start: {texts}")
     if grammar.kind == "tool_calls":
-        return LLMatcher.grammar_from_lark(_calls_in_lark(**json.loads(grammar.source)))
+        lark = calls_in_lark(_JSON_OPTIONS, tokens, **json.loads(grammar.source))
+        return LLMatcher.grammar_from_lark(lark)
     return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
-
-
-def _calls_in_lark(
-    call: dict[str, Any],
-    several: bool,
-    or_text: bool,
-    answer: dict[str, Any] | None = None,
-    answer_name: str = "",
-) -> str:
-    rules = {"call": f"%json {_in_lark(call)}"}
-    if or_text:
-        rules["text"] = r"/(?s:([ \t\r\n]*[^ \t\r\n{].*)?)/"
-    if answer is not None:
-        rules["answer"] = f"%json {_in_lark(answer)}"
-    calls = "call (/[;\\n] ?/ call)*" if several else "call"
-    start = " | ".join([calls, *(name for name in rules if name != "call")])
-    return "\n".join([f"start: {start}", *(f"{name}: {rule}" for name, rule in rules.items()), ""])
-
-
-def _in_lark(schema: dict[str, Any]) -> str:
-    return json.dumps({**schema, "x-guidance": _JSON_OPTIONS})
 
 
 class _Tokens:

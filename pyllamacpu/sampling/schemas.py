@@ -152,13 +152,23 @@ def _has_keys(schema: Any) -> bool:
 
 def moved(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A schema for the place `where` of another: what it refers to within itself is found there."""
+    return _referring(schema, "#", where)
+
+
+def moved_back(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A schema that stood at the place `where` of another as one of its own: `moved`, undone."""
+    return _referring(schema, where, "#")
+
+
+def _referring(schema: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+    """A copy in which what is referred to at `old` or below is referred to at `new`."""
     kept = dict(schema)
     ref = kept.get("$ref")
-    if isinstance(ref, str) and ref.startswith("#") and (ref == "#" or ref[1] == "/"):
-        kept["$ref"] = f"{where}{ref[1:]}"
+    if isinstance(ref, str) and (ref == old or ref.startswith(f"{old}/")):
+        kept["$ref"] = f"{new}{ref[len(old) :]}"
     for path, child in list(_children(kept)):
         if isinstance(child, Mapping):
-            _replace(kept, path, moved(child, where))
+            _replace(kept, path, _referring(child, old, new))
     return kept
 
 

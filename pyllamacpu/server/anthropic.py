@@ -29,8 +29,8 @@ from pyllamacpu.server.images import content_parts, image_part, with_images_firs
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.prompts import Chat, count_tokens
 from pyllamacpu.server.sampling_fields import BIG, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import beside_form, make_tools, partial_arguments
-from pyllamacpu.text.tool_calls import Part
+from pyllamacpu.server.tools import make_tools, partial_arguments, tools_of_answer
+from pyllamacpu.text.call_parts import Part
 
 PATH = "/v1/messages"
 _SAMPLING = {"temperature": ("temperature", 0.0, 1.0), "top_p": ("top_p", 0.0, 1.0), **LLAMA_CPP}
@@ -90,7 +90,7 @@ def _request(fields: Fields, model: Model, strict: bool) -> Generate:
     if limit is None:
         raise fields.wrong("max_tokens", "is missing")
     form = anthropic_grammar(fields, strict)
-    chat = replace(chat, tools=beside_form(fields, chat.tools, form))
+    chat = replace(chat, tools=tools_of_answer(fields, chat.tools, form, model))
     return Generate(
         chat,
         read_sampling(fields, model, _SAMPLING),

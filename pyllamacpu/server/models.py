@@ -282,6 +282,8 @@ class ModelPool:
         engine = parts.engine
         assert engine is not None
         engine.cache.limit_bytes = kv_limit(engine, self.options.kv_bytes)
+        if parts.template is not None:
+            parts.template.call_form  # noqa: B018 (asked here: probes take time, and requests have none)
         scheduler = make_scheduler(
             engine,
             parts.tokenizer,

@@ -36,9 +36,9 @@ from pyllamacpu.server.ollama_create import NO_EFFECT
 from pyllamacpu.server.ollama_shapes import NDJSON, failed, keep_alive, model_name, nanoseconds, now
 from pyllamacpu.server.prompts import Chat, Text
 from pyllamacpu.server.sampling_fields import BIG, WIDE, read_sampling
-from pyllamacpu.server.tools import beside_form, read_tools, split_whole, with_cut_as_text
+from pyllamacpu.server.tools import read_tools, split_whole, tools_of_answer, with_cut_as_text
 from pyllamacpu.text.call_forms import ToolCall
-from pyllamacpu.text.tool_calls import Part
+from pyllamacpu.text.call_parts import Part
 
 
 def router(service: Service, strict: bool) -> APIRouter:
@@ -129,7 +129,7 @@ class _Endpoint(ABC):
         options.refuse("penalize_newline", "newlines are penalized like other tokens", True)
         limit = options.integer("num_predict", -2, BIG)
         form = ollama_grammar(fields)
-        self.tools = beside_form(fields, self.tools, form)
+        self.tools = tools_of_answer(fields, self.tools, form, model)
         if isinstance(prompt, Chat):
             prompt = replace(prompt, tools=self.tools)
         sampling = read_sampling(options, model, WIDE)

@@ -18,8 +18,9 @@ from pyllamacpu.server.models import Model
 from pyllamacpu.server.openai_endpoint import MAX_ANSWERS, NO_EFFECT, Endpoint
 from pyllamacpu.server.prompts import Chat
 from pyllamacpu.server.sampling_fields import BIG, read_sampling
-from pyllamacpu.server.tools import beside_form, call_id, read_tools
-from pyllamacpu.text.tool_calls import Part, ToolCallDelta, ToolCallReader
+from pyllamacpu.server.tools import call_id, read_tools, tools_of_answer
+from pyllamacpu.text.call_parts import Part, ToolCallDelta
+from pyllamacpu.text.tool_calls import ToolCallReader
 
 _NOT_HERE: dict[str, tuple[str, ...]] = {  # why, and values that ask for nothing
     "audio": ("audio is not supported",),
@@ -43,7 +44,7 @@ class ChatCompletion(Endpoint):
         fields.ignore(*NO_EFFECT, "cache_prompt", "id_slot")
         self.logprobs = read_logprobs(fields)
         form = openai_grammar(fields)
-        self.tools = beside_form(fields, self.tools, form)
+        self.tools = tools_of_answer(fields, self.tools, form, model)
         request = Generate(
             Chat(messages, tools=self.tools, extra=template_extra(fields), opens_answer=opens_answer(fields)),
             read_sampling(fields, model),

@@ -31,9 +31,9 @@ from pyllamacpu.server.logprobs import MAX_TOP
 from pyllamacpu.server.models import Model
 from pyllamacpu.server.prompts import Chat, count_tokens
 from pyllamacpu.server.sampling_fields import BIG, COMMON, LLAMA_CPP, read_sampling
-from pyllamacpu.server.tools import beside_form, call_id, make_tools
+from pyllamacpu.server.tools import call_id, make_tools, tools_of_answer
 from pyllamacpu.text.call_forms import ToolCall
-from pyllamacpu.text.tool_calls import Part
+from pyllamacpu.text.call_parts import Part
 
 _SAMPLING = {name: COMMON[name] for name in ("temperature", "top_p", "seed", *LLAMA_CPP)}
 _NO_EFFECT = ("user", "service_tier", "store", "safety_identifier", "prompt_cache_key",
@@ -84,7 +84,7 @@ async def answer(service: Service, fields: Fields, strict: bool) -> Response:
 async def _count(service: Service, fields: Fields, strict: bool) -> Response:
     """Of what would be the prompt."""
     async with service.models.use(fields.text("model")) as model:
-        chat, _ = _chat(fields)  # a form of the answer takes no tokens
+        chat, _ = _chat(fields, model)  # a form of the answer takes no tokens
         fields.finish(strict)
         n_tokens = await service.off_loop(
             count_tokens, model, chat, service.images, with_images=bool(chat.images)
@@ -92,7 +92,7 @@ async def _count(service: Service, fields: Fields, strict: bool) -> Response:
     return http.json_response({"object": "response.input_tokens", "input_tokens": n_tokens})
 
 
-def _chat(fields: Fields) -> tuple[Chat, Grammar | None]:
+def _chat(fields: Fields, model: Model) -> tuple[Chat, Grammar | None]:
     """The conversation, and the form that the answer is to have."""
     fields.refuse("previous_response_id", "nothing is stored here: send the conversation as input")
     fields.refuse("conversation", "nothing is stored here: send the conversation as input")
@@ -104,7 +104,7 @@ def _chat(fields: Fields) -> tuple[Chat, Grammar | None]:
     reasoning.finish(strict=True)
     fields.refuse("prompt", "there are no stored prompts")
     tools, form = _tools(fields), _form(fields)
-    return Chat(_messages(fields), tools=beside_form(fields, tools, form), where="input"), form
+    return Chat(_messages(fields), tools=tools_of_answer(fields, tools, form, model), where="input"), form
 
 
 def _request(fields: Fields, model: Model) -> Generate:
@@ -112,7 +112,7 @@ def _request(fields: Fields, model: Model) -> Generate:
     fields.refuse("max_tool_calls", "no tools are run here")
     fields.refuse("moderation", "moderation is not supported")
     fields.ignore(*_NO_EFFECT, "stream_options")
-    chat, form = _chat(fields)
+    chat, form = _chat(fields, model)
     return Generate(
         chat,
         read_sampling(fields, model, _SAMPLING),

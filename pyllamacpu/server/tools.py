@@ -15,8 +15,9 @@ from pyllamacpu.errors import OptionError
 from pyllamacpu.sampling.grammar import Grammar, ToolSchemaError
 from pyllamacpu.server.errors import HTTPError
 from pyllamacpu.server.fields import Fields, wrong
+from pyllamacpu.server.models import Model
 from pyllamacpu.text.call_forms import ToolCall
-from pyllamacpu.text.tool_calls import Answer, Part, join_parts
+from pyllamacpu.text.call_parts import Answer, Part, join_parts
 
 _MAX_TOOLS = 128
 
@@ -49,8 +50,14 @@ def make_tools(
         raise fields.wrong(name if name == "tools" else "tool_choice", message) from None
 
 
-def beside_form(fields: Fields, tools: ChatTools, form: Grammar | None) -> ChatTools:
-    """The tools of an answer that may have a form: beside JSON of a schema the answer is that, or calls.
+def tools_of_answer(fields: Fields, tools: ChatTools, form: Grammar | None, model: Model) -> ChatTools:
+    """The tools of an answer of `model` that may have a form. Raises HTTPError."""
+    chosen = _beside_form(fields, tools, form)
+    return chosen if model.parts.template is None else chosen.written_in(model.template)
+
+
+def _beside_form(fields: Fields, tools: ChatTools, form: Grammar | None) -> ChatTools:
+    """Beside JSON of a schema the answer is that, or calls.
     Other forms it always has: tools are shown then, and it is never a call. Raises HTTPError where a call
     must come.
     """

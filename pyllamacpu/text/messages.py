@@ -25,6 +25,7 @@ from pyllamacpu.text.call_messages import (
     with_written_calls,
     written_result,
 )
+from pyllamacpu.text.marked_calls import MarkedForm, form_of_calls
 from pyllamacpu.text.render_error import RenderError
 
 Message = Mapping[str, Any]
@@ -201,6 +202,18 @@ class Abilities:
             return not any(texts) or any(_WORD in text for text in texts)
 
         return self._once(("calls",), ask)
+
+    def call_form(self) -> MarkedForm | None:
+        """How the template writes calls, where it does so behind a mark."""
+        if self._hostile:
+            return None
+        try:
+            opening = self._render([dict(_QUESTION)])
+        except RenderError as error:
+            self._hostile = error.kind == "stopped"
+            return None
+        prompts = (self._call(form) for form in (dict(_ARGUMENTS), _ARGUMENTS_TEXT))
+        return next(filter(None, (form_of_calls(text, "prbfn", opening) for text in prompts)), None)
 
     def needs_single_calls(self) -> bool:
         """Whether several calls reach the prompt only when each has a message of its own."""

@@ -19,6 +19,7 @@ class StreamDecoder:
     def __init__(self, tokenizer: Tokenizer, special: bool = False, at_start: bool = False) -> None:
         self._tokenizer = tokenizer
         self._special = special
+        self._shown = frozenset() if special else tokenizer.call_marks
         self._drop_space = at_start and tokenizer.strips_leading_space
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -26,7 +27,7 @@ class StreamDecoder:
         """The text that is certain once `token` has come. Raises TokenizerError for an id outside the
         vocabulary.
         """
-        piece = self._tokenizer.token_bytes(token, self._special)
+        piece = self._tokenizer.token_bytes(token, self._special or token in self._shown)
         if self._drop_space and piece and not self._tokenizer.is_special(token):
             piece, self._drop_space = piece.removeprefix(b" "), False
         return self._utf8.decode(piece)

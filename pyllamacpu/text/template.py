@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from pyllamacpu.errors import TemplateError
+from pyllamacpu.text.marked_calls import MarkedForm
 from pyllamacpu.text.messages import PROBE_TOOL, Abilities, Message, MessageForms, check_size
 from pyllamacpu.text.render_error import RenderError
 
@@ -123,6 +124,11 @@ class ChatTemplate:
     @cached_property
     def _abilities_with_tools(self) -> Abilities:
         return Abilities(partial(self._render, tools=[PROBE_TOOL]))
+
+    @cached_property
+    def call_form(self) -> MarkedForm | None:
+        """How calls are written in this template, where they stand behind a mark."""
+        return self._abilities_with_tools.call_form()
 
     def abilities_with(self, tools: Sequence[Any] | None) -> Abilities:
         """What it can read beside these tools: with tools, some templates are others."""

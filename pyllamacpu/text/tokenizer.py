@@ -15,6 +15,7 @@ from typing import Any
 
 from pyllamacpu.errors import TokenizerError
 from pyllamacpu.text.many_cores import encode_texts
+from pyllamacpu.text.marked_calls import SHOWN_MARKS
 from pyllamacpu.text.vocab import ADDS_EOS, TokenType, Vocabulary, flag, found_in_words, word_tokens
 
 MAX_SPECIAL = 1024  # characters of a control token
@@ -232,6 +233,12 @@ class Tokenizer(ABC):
         """Whether the token is one raw byte of the SentencePiece byte fallback."""
         self.check_id(token)
         return self.vocab.types[token] == TokenType.BYTE
+
+    @cached_property
+    def call_marks(self) -> frozenset[int]:
+        """Control tokens that an answer shows, because calls are read by them."""
+        found = (self.special_tokens.get(mark) for mark in SHOWN_MARKS)
+        return frozenset(token for token in found if token is not None)
 
     @cached_property
     def nl(self) -> int | None:

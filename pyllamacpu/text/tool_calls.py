@@ -4,7 +4,7 @@ An answer is text, or calls and what the model wrote behind them: calls begin it
 stays prose, unless the tag `<tool_call>` stands before it, and a name that was not offered is no call. The
 forms are those of Llama 3.1 to 4, as their prompt formats and their models' habits have them: JSON objects
 one after the other or in a list, and those of `call_forms`; in a code fence, between python tags or the tags
-of Hermes and SmolLM2, or in Firefunction 2's list.
+of Hermes and SmolLM2, or in Firefunction 2's list; and those of `marked_calls`, also behind a text.
 
 A call in JSON begins when its name is known and its arguments open: from then on its arguments come as they
 are written, and nothing takes it back. What does not go on as calls do, and all behind it, is text. The other
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Generator, Iterable
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from pyllamacpu.text.call_forms import NoCall, ToolCall, calls_of
+from pyllamacpu.text.call_forms import NoCall, calls_of
+from pyllamacpu.text.call_parts import Answer, Part, ToolCallDelta, join_parts
 from pyllamacpu.text.json_scanner import SPACE, JsonScanner, is_json_object
+from pyllamacpu.text.marked_calls import MISTRAL, MarkedForm
 
 _CALL_TAG = "<tool_call>"
 _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>", _CALL_TAG, "</tool_call>")
@@ -34,57 +35,10 @@ _OTHER_KEYS = ('"type"', '"id"', '"index"')
 _KEYS = ('"name"', '"function"', *_ARGUMENT_KEYS, *_OTHER_KEYS)
 
 
-@dataclass(frozen=True)
-class ToolCallDelta:
-    """A piece of call number `index`: the first has its `name` and no arguments yet; after the last, `done`,
-    the arguments are the JSON text of an object. A call without a last piece was cut short.
-    """
-
-    index: int
-    name: str | None = None
-    arguments: str = ""
-    done: bool = False
-
-
-Part = str | ToolCallDelta
-"""Text of the answer, or a piece of a call."""
-
-
-class Answer(NamedTuple):
-    """A whole answer: the text that is not part of a call, and the calls."""
-
-    text: str
-    calls: list[ToolCall]
-
-    @property
-    def has_called(self) -> bool:
-        """Whether there are calls, and all of them are whole."""
-        return bool(self.calls) and all(call.whole for call in self.calls)
-
-
 def read_answer(text: str, names: Collection[str], most: int | None = None) -> Answer:
     """Of the tools that were offered, at most so many calls."""
     reader = ToolCallReader(names, most)
     return join_parts([*reader.push(text), *reader.finish()])
-
-
-def join_parts(parts: Iterable[Part]) -> Answer:
-    """The answer that a stream of parts makes."""
-    text: list[str] = []
-    names: list[str] = []
-    arguments: list[list[str]] = []
-    whole: list[bool] = []
-    for part in parts:
-        if isinstance(part, str):
-            text.append(part)
-            continue
-        if part.name is not None:
-            names.append(part.name)
-            arguments.append([])
-            whole.append(False)
-        arguments[-1].append(part.arguments)
-        whole[-1] = part.done
-    return Answer("".join(text), list(map(ToolCall, names, map("".join, arguments), whole)))
 
 
 @dataclass
@@ -101,9 +55,20 @@ class ToolCallReader:
     is the same however the text is cut.
     """
 
-    def __init__(self, names: Collection[str], most: int | None = None, plain: bool = False) -> None:
-        """most: calls that may come, the rest is text. plain: only JSON that begins the answer is a call."""
+    def __init__(
+        self,
+        names: Collection[str],
+        most: int | None = None,
+        plain: bool = False,
+        form: MarkedForm | None = None,
+    ) -> None:
+        """most: calls that may come, the rest is text. plain: only JSON that begins the answer is a call, or
+        what has this `form`, the one that the template writes.
+        """
         self._names = frozenset(names)
+        self._form, self._is_own = form or MISTRAL, form is not None
+        self._openers = frozenset((_CALL_TAG[0], self._form.mark[0]))
+        self._opener = re.compile(f"[{re.escape(''.join(self._openers))}]")
         self._most = most
         self._plain = plain
         self._parts: list[Part] = []
@@ -114,7 +79,7 @@ class ToolCallReader:
         self._open = False  # a call has begun and is not done
         self.n_calls = 0  # that are done
         self._machine: Generator[None, str, None] | None = None
-        if names and most != 0:
+        if (names and most != 0) or self._form.speech:
             self._machine = self._answer()
             next(self._machine)
 
@@ -128,11 +93,11 @@ class ToolCallReader:
         at = 0
         while at < len(text):
             if self._machine is None:
-                tag = text.find("<", at) if self._may_call else -1
-                self._text(text[at:] if tag < 0 else text[at:tag])
-                if tag < 0:
+                found = self._opener.search(text, at) if self._may_call else None
+                self._text(text[at : found.start()] if found else text[at:])
+                if found is None:
                     break
-                at, self._machine = tag, self._tagged()
+                at, self._machine = found.start(), self._tagged()
                 next(self._machine)
             if self._at_end:
                 self._held += text[at:]
@@ -143,14 +108,16 @@ class ToolCallReader:
             try:
                 self._machine.send(c)
             except NoCall:
-                if c == "<" and len(self._held) > 1:  # it may begin a tag
+                if c in self._openers and len(self._held) > 1:  # it may begin a tag
                     at, self._held = at - 1, self._held[:-1]
                 self._stop()
         return self._take_parts()
 
     @property
     def _may_call(self) -> bool:
-        """Whether a call may still come, behind a tag."""
+        """Whether a call may still come, behind a tag or a mark, or more of what the model says."""
+        if self._form.speech:
+            return True
         return bool(self._names) and not self._plain and self.n_calls != self._most
 
     def _stop(self) -> None:
@@ -227,7 +194,10 @@ class ToolCallReader:
 
     def _answer(self) -> Generator[None, str, None]:
         c = yield from self._opening((yield))
-        if self._plain and c != "{":
+        if self._is_own and (self._form.prompted or self._plain) and c not in "<{[`":
+            yield from self._marked_answer(c)
+            return
+        if self._plain and c != "{" and not (self._is_own and c == self._form.mark[0]):
             raise NoCall
         fenced = c == _FENCE[0]
         if fenced:
@@ -240,7 +210,14 @@ class ToolCallReader:
                 yield from self._hold()
             c = "["
         if c == "[":
-            c = yield from self._space((yield))
+            c = yield
+            if c == self._form.mark[1:2] and self._form.mark[0] == "[":
+                mark = yield from self._one_of(
+                    c, [self._form.mark[1:], *(f"{name}(" for name in self._names)]
+                )
+                yield from self._marked() if mark == self._form.mark[1:] else self._hold()
+                yield from self._more(fenced)
+            c = yield from self._space(c)
             if c != "{":
                 yield from self._one_of(c, list(self._names))
                 yield from self._hold()
@@ -250,8 +227,10 @@ class ToolCallReader:
         yield from self._more(fenced)
 
     def _tagged(self) -> Generator[None, str, None]:
-        """Calls in the middle of a text, behind the tag of calls."""
-        yield from self._one_of((yield), [_CALL_TAG])
+        """Calls in the middle of a text, behind the tag of calls or the form's mark."""
+        if (yield from self._one_of((yield), [_CALL_TAG, self._form.mark])) == self._form.mark:
+            yield from self._marked()
+            yield from self._more(False)
         c = yield from self._space((yield))
         if c == "[":
             c = yield from self._space((yield))
@@ -267,14 +246,83 @@ class ToolCallReader:
         while True:
             self._take()
             c = yield from self._separators((yield), fenced)
-            if self.n_calls == self._most or c not in "{[":
+            if c == self._form.mark[0] != "[" and not self._ends:
+                yield from self._one_of(c, [self._form.mark])
+                yield from self._marked()
+                continue
+            if self._ends or c not in "{[":
                 raise NoCall
             self._between = False
             if c == "{":
                 yield from self._call()
+                continue
+            c = yield
+            if c == self._form.mark[1:2] and self._form.mark[0] == "[":
+                yield from self._one_of(c, [self._form.mark[1:]])
+                yield from self._marked()
             else:
-                c = yield from self._space((yield))
+                c = yield from self._space(c)
                 yield from self._list(c)
+
+    @property
+    def _ends(self) -> bool:
+        """Whether no more calls may come."""
+        return self.n_calls == self._most
+
+    def _marked_answer(self, c: str) -> Generator[None, str, None]:
+        """An answer that begins with a mark, or with what stands behind one."""
+        if c == self._form.mark[0]:
+            yield from self._one_of(c, [self._form.mark])
+            yield from self._marked()
+        elif self._form.prompted:
+            yield from self._named(c)
+        else:
+            raise NoCall
+        yield from self._more(False)
+
+    def _marked(self) -> Generator[None, str, None]:
+        """Behind a mark: a name and arguments, or (Mistral's older models) calls in JSON."""
+        self._between = False
+        c = yield from self._space((yield))
+        if c == "[":
+            c = yield from self._space((yield))
+            yield from self._list(c)
+        elif c == "{":
+            yield from self._call()
+        else:
+            yield from self._named(c)
+
+    def _named(self, c: str) -> Generator[None, str, None]:
+        """A name and the arguments behind it, or what the model says behind the name of speech."""
+        form, name = self._form, ""
+        known = (*self._names, form.speech)
+        while any(other.startswith(name + c) for other in known):
+            name += c
+            c = yield
+        if name == form.speech != "" and c == form.between:
+            self._take()
+            raise NoCall
+        if not form.speech:
+            c = yield from self._id(c)
+        elif c != form.between:
+            raise NoCall
+        c = yield from self._space(c)
+        if name not in self._names or self._ends or c != "{":
+            raise NoCall
+        self._begin(name)
+        self._held = c
+        yield from self._stream_object(c)
+
+    def _id(self, c: str) -> Generator[None, str, str]:
+        """What stands between a name and its arguments: an id, and the marks of both, where there are any."""
+        marks = [MISTRAL.id_mark, MISTRAL.between]
+        while c == "[" and marks:
+            mark = yield from self._one_of(c, marks)
+            c = yield
+            while mark == MISTRAL.id_mark and (c.isalnum() or c in "_-"):
+                c = yield
+            marks = marks[marks.index(mark) + 1 :]
+        return c
 
     def _list(self, c: str) -> Generator[None, str, str]:
         """Calls behind the "[" of a list, to its end."""
