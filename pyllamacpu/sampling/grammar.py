@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pyllamacpu.errors import OptionError
-from pyllamacpu.sampling.call_grammar import calls_in_lark
 from pyllamacpu.sampling.grammar_limits import check_chains, check_length, check_repeats
 from pyllamacpu.sampling.rows import Mask
 from pyllamacpu.text.marked_calls import MarkedForm
@@ -349,6 +348,8 @@ def _definition(grammar: Grammar, tokens: Mapping[str, int]) -> str:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.source))
         return LLMatcher.grammar_from_lark(f"start: {texts}")
     if grammar.kind == "tool_calls":
+        from pyllamacpu.sampling.call_grammar import calls_in_lark
+
         lark = calls_in_lark(_JSON_OPTIONS, tokens, **json.loads(grammar.source))
         return LLMatcher.grammar_from_lark(lark)
     return LLMatcher.grammar_from_lark(grammar.source + _NO_FORCING)
