@@ -1,6 +1,6 @@
 """Messages in the form that a template reads, and the check that all of them arrive.
 
-Covers text/call_messages.py.
+Covers text/missing.py, text/call_messages.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from test_text_template import CHATML, chat_tokenizer, user
 
 from pyllamacpu.errors import TemplateError, TextSizeError
 from pyllamacpu.text.chat import encode_chat
-from pyllamacpu.text.messages import MAX_CHARACTERS, MessageForms, missing_messages, missing_tools
+from pyllamacpu.text.messages import MAX_CHARACTERS, MessageForms
+from pyllamacpu.text.missing import missing_messages, missing_tools
 from pyllamacpu.text.template import ChatTemplate
 
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
@@ -468,3 +469,55 @@ def test_what_map_gives_is_a_list_in_json() -> None:
     assert ChatTemplate(source).render(user("x"), [{"function": {"name": "f"}}]) == '[{"name": "f"}][1]'
     with pytest.raises(TemplateError, match="stopped"):
         ChatTemplate("{{ range(99999) | map('string') | tojson }}" * 50).render(user("x"))
+
+
+_CALLED = (
+    "{% for c in m.tool_calls or [] %}CALL {{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "{% endfor %}"
+)
+ONLY_PARTS = {
+    "refuses text": "{% if m.content is string %}{{ raise_exception('parts') }}{% endif %}"
+    "{% for p in m.content or [] %}{{ p.text }}{% endfor %}" + _CALLED,
+    "the first part": "{{ m.content[0].text if m.content else '' }}" + _CALLED,
+    "wants a part": "{{ m.content[0]['text'] + '' }}" + _CALLED,
+    "one call": "{{ m.content[0]['text'] + '' }}"
+    "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one') }}{% endif %}" + _CALLED,
+}
+
+
+@pytest.mark.parametrize("body", ONLY_PARTS.values(), ids=ONLY_PARTS)
+def test_templates_for_parts_are_probed_with_parts(body: str) -> None:
+    """What such a template takes beside contents is found out too: calls, results, messages of the system."""
+    template = ChatTemplate("{% for m in messages %}[{{ m.role }}]" + body + "{% endfor %}")
+    can = template.abilities
+    assert can.reads_parts("user") and not can.reads_text("user") and can.reads_argument_objects()
+    assert can.reads_parts("tool") and can.reads_second_system() and can.reads_later_system()
+    calls = [
+        {
+            "id": f"x2345678{i}",
+            "type": "function",
+            "function": {"name": f"f{i}", "arguments": f'{{"a": {i}}}'},
+        }
+        for i in range(2)
+    ]
+    results = [{"role": "tool", "tool_call_id": f"x2345678{i}", "content": f"result {i}"} for i in range(2)]
+    called: Any = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        *results,
+    ]
+    text = template.render(called)
+    for shown in ('CALL f0 {"a": 0}', 'CALL f1 {"a": 1}', "result 0", "result 1", "[system]s", "[user]q"):
+        assert shown in text
+    assert can.needs_single_calls() == ("raise_exception('one')" in body)
+
+
+def test_the_words_of_a_call_are_not_those_of_its_result() -> None:
+    """A template that shows calls and drops results given as text was taken for one that reads them."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{% if m.content is not string %}"
+        "{{ m.content[0].text }}{% endif %}{% else %}{{ m.content }}{% endif %}" + _CALLED + "{% endfor %}"
+    )
+    template = ChatTemplate(source)
+    assert not template.abilities.reads_text("tool") and template.abilities.reads_parts("tool")

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from pyllamacpu.errors import TemplateError
-from pyllamacpu.text.messages import strings_in
+from pyllamacpu.text.missing import strings_in
 from pyllamacpu.text.tokenizer import Tokenizer
 
 MEDIA = "<__media__>"

@@ -30,7 +30,7 @@ from pyllamacpu.safety.guard_prompts import (
 from pyllamacpu.sampling.grammar import Grammar
 from pyllamacpu.sampling.options import SamplingOptions
 from pyllamacpu.text.chat import encode_chat
-from pyllamacpu.text.messages import missing_messages
+from pyllamacpu.text.missing import missing_messages
 
 if TYPE_CHECKING:
     from pyllamacpu.engine.images import EmbeddedImage

@@ -56,8 +56,10 @@ def one_call_each(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         results = list(messages[at:end])
         at += len(results)
         ids = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
+        is_text = not isinstance(message.get("content"), list)
+        empty: Any = "" if is_text else [{"type": "text", "text": ""}]
         for i, call in enumerate(calls):
-            content = message if i == 0 else {**message, "content": ""}
+            content = message if i == 0 else {**message, "content": empty}
             found.append({**content, "tool_calls": [call]})
             if (result := _result_of(ids[i], ids, results)) is not None:
                 results.remove(result)

@@ -16,14 +16,8 @@ from typing import Any
 from pyllamacpu.errors import TemplateError
 from pyllamacpu.gguf.metadata import text_of
 from pyllamacpu.text.formats import ALIASES, FORMATS, Format, find_format
-from pyllamacpu.text.messages import (
-    Message,
-    MessageForms,
-    check_size,
-    missing_messages,
-    missing_tools,
-    strings_in,
-)
+from pyllamacpu.text.messages import Message, MessageForms, check_size
+from pyllamacpu.text.missing import missing_messages, missing_tools, strings_in
 from pyllamacpu.text.named_formats import NAMED_FORMATS, find_named
 from pyllamacpu.text.template import ADVICE, ChatTemplate
 from pyllamacpu.text.tokenizer import Tokenizer

@@ -26,6 +26,7 @@ from pyllamacpu.text.call_messages import (
     written_result,
 )
 from pyllamacpu.text.marked_calls import MarkedForm, form_of_calls
+from pyllamacpu.text.missing import strings_in, unescaped
 from pyllamacpu.text.render_error import RenderError
 
 Message = Mapping[str, Any]
@@ -48,28 +49,6 @@ PROBE_TOOL = {
     "function": {"name": "prbtool", "description": "x", "parameters": _PARAMETERS},
 }
 """The tool that stands beside probes, for templates that are others with tools."""
-
-
-def _unescaped(text: str) -> str:
-    """With HTML's character references resolved."""
-    if "&" not in text:
-        return text
-    from html import unescape
-
-    return unescape(text)
-
-
-def strings_in(value: Any) -> Iterable[str]:
-    """All strings in a nested value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from strings_in(key)
-            yield from strings_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from strings_in(item)
 
 
 def check_size(messages: Sequence[Message], tools: Sequence[Any] | None = None) -> None:
@@ -106,19 +85,21 @@ class Abilities:
 
     def __init__(self, render: Render) -> None:
         self._render = render
+        self._takes_parts: bool | None = None
         self._answers: dict[tuple[str, ...], bool] = {}
         self._hostile = False  # a probe had to be stopped: no more of them
 
     def reads_text(self, role: str) -> bool:
         """Whether a content given as text reaches the prompt."""
-        return self._once(("text", role), lambda: _WORD in self._render(_conversation(role, _WORD)))
+        asked = _conversation(role, _WORD)
+        return self._once(("text", role), lambda: _WORD in self._shown(asked, role))
 
     def reads_parts(self, role: str) -> bool:
         """Whether a content given as a list of parts is read, not printed."""
 
         def ask() -> bool:
-            text = self._render(_conversation(role, [{"type": "text", "text": _WORD}]))
-            return _WORD in text and not _PRINTED_PART.search(_unescaped(text))
+            text = self._shown(_conversation(role, [{"type": "text", "text": _WORD}]))
+            return _WORD in text and not _PRINTED_PART.search(unescaped(text))
 
         return self._once(("parts", role), ask)
 
@@ -131,7 +112,7 @@ class Abilities:
 
         def ask() -> bool:
             text = self._call(dict(_ARGUMENTS))
-            return _WORD in text and not _PRINTED_ARGUMENTS.search(_unescaped(text))
+            return _WORD in text and not _PRINTED_ARGUMENTS.search(unescaped(text))
 
         return self._once(("arguments", "objects"), ask)
 
@@ -147,7 +128,7 @@ class Abilities:
                 for message in conversation:
                     if message.get("content", "") is None:
                         message.pop("content")
-            return "None" not in self._render(conversation)
+            return "None" not in self._shown(conversation)
 
         return self._once(("absent", role), ask)
 
@@ -156,9 +137,9 @@ class Abilities:
 
         def ask() -> bool:
             said = _conversation(role, _WORD)
-            own = self._render(said)
+            own = self._shown(said)
             try:
-                other = self._render([{**m, "role": _NO_ROLE} if m["role"] == role else m for m in said])
+                other = self._shown([{**m, "role": _NO_ROLE} if m["role"] == role else m for m in said])
             except RenderError as error:
                 if error.kind == "stopped":
                     raise
@@ -172,7 +153,7 @@ class Abilities:
 
         def ask() -> bool:
             first, second = ({"role": "system", "content": text} for text in ("x", _WORD))
-            return _WORD in self._render([first, second, dict(_QUESTION)])
+            return _WORD in self._shown([first, second, dict(_QUESTION)])
 
         return self._once(("system", "second"), ask)
 
@@ -181,7 +162,7 @@ class Abilities:
 
         def ask() -> bool:
             answer, system = ({"role": r, "content": c} for r, c in (("assistant", "x"), ("system", _WORD)))
-            return _WORD in self._render([dict(_QUESTION), answer, system, dict(_QUESTION)])
+            return _WORD in self._shown([dict(_QUESTION), answer, system, dict(_QUESTION)])
 
         return self._once(("system", "later"), ask)
 
@@ -190,7 +171,7 @@ class Abilities:
 
         def ask() -> bool:
             answer = {"role": "assistant", "content": "x"}
-            return _WORD in self._render([dict(_QUESTION), answer, _conversation(role, _WORD)[-1]])
+            return _WORD in self._shown([dict(_QUESTION), answer, _conversation(role, _WORD)[-1]])
 
         return self._once(("result", role), ask)
 
@@ -208,7 +189,7 @@ class Abilities:
         if self._hostile:
             return None
         try:
-            opening = self._render([dict(_QUESTION)])
+            opening = self._shown([dict(_QUESTION)])
         except RenderError as error:
             self._hostile = error.kind == "stopped"
             return None
@@ -220,7 +201,7 @@ class Abilities:
 
         def shown(messages: list[dict[str, Any]]) -> bool:
             try:
-                text = self._render([self._formed_call(message) for message in messages])
+                text = self._shown([self._formed_call(message) for message in messages])
             except RenderError as error:
                 if error.kind == "stopped":
                     raise
@@ -239,10 +220,30 @@ class Abilities:
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
         return message
 
+    def _shown(self, messages: Sequence[Message], asked: str = "") -> str:
+        """A probe as the template renders it. Contents that are text are parts where that is all that it
+        takes, except in messages of the role that is `asked` about.
+        """
+        if self._takes_parts is None:
+            self._takes_parts = not self._reads(_IN_TEXT) and self._reads([_in_parts(m) for m in _IN_TEXT])
+        if not self._takes_parts:
+            return self._render(messages)
+        return self._render([m if m["role"] == asked else _in_parts(m) for m in messages])
+
+    def _reads(self, messages: Sequence[Message]) -> bool:
+        """Whether the words of the question in this conversation reach the prompt."""
+        try:
+            text = self._render(messages)
+        except RenderError as error:
+            if error.kind == "stopped":
+                raise
+            return False
+        return _WORD in text and not _PRINTED_PART.search(unescaped(text))
+
     def _call(self, arguments: Any) -> str:
         for more in ({}, {"content": ""}):  # a few templates want a content beside a call
             try:
-                return self._render([_QUESTION, _with_call(arguments, **more)])
+                return self._shown([_QUESTION, _with_call(arguments, **more)])
             except RenderError:
                 continue
         return ""
@@ -257,6 +258,17 @@ class Abilities:
         return self._answers[key]
 
 
+_IN_TEXT: list[dict[str, Any]] = [{"role": "user", "content": _WORD}]
+
+
+def _in_parts(message: Message) -> Message:
+    """With a content that is text as a part."""
+    content = message.get("content")
+    return (
+        {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    )
+
+
 def _conversation(role: str, content: Any) -> list[dict[str, Any]]:
     """A short conversation that templates accept, with one message of `role`."""
     message = {"role": role, "content": content}
@@ -266,7 +278,7 @@ def _conversation(role: str, content: Any) -> list[dict[str, Any]]:
         return [dict(_QUESTION), message, dict(_QUESTION)]
     if role in TOOL_ROLES:
         answer = {**message, "tool_call_id": "prb123456", "name": "prbfn"}
-        return [dict(_QUESTION), _with_call(dict(_ARGUMENTS), content=""), answer]
+        return [dict(_QUESTION), _with_call({"prbkey": "x"}, content=""), answer]
     return [message, dict(_QUESTION)]
 
 
@@ -314,7 +326,7 @@ class MessageForms:
         if copy.get("content") is None:
             copy.pop("content", None)
             if not self._abilities.allows_no_content(speaker):
-                copy["content"] = ""
+                copy["content"] = self._content(speaker, "", index)
         else:
             copy["content"] = self._content(speaker, copy["content"], index)
         for call in copy.get("tool_calls") or ():
@@ -394,7 +406,7 @@ class MessageForms:
 
     def _content(self, role: str, content: Any, index: int) -> Any:
         if isinstance(content, str):
-            if content and not self._abilities.reads_text(role) and self._abilities.reads_parts(role):
+            if not self._abilities.reads_text(role) and self._abilities.reads_parts(role):
                 return [{"type": "text", "text": content}]
             return content
         if not isinstance(content, list):
@@ -426,61 +438,3 @@ def _part_text(part: Any, index: int) -> str:
     raise TemplateError(
         f"message {index} holds a part that is not text, and this chat template takes text only"
     )
-
-
-# ---- whether everything arrived ----
-
-
-def missing_messages(prompt: str, messages: Sequence[Message], special: Iterable[str] = ()) -> list[int]:
-    """Which of `messages` have words that are not in `prompt`. `special`: what a template may consume."""
-    squeezed = _squeezed(prompt) + "\n" + _squeezed(_unescaped(prompt))
-    cut = "|".join(map(re.escape, sorted(filter(None, special), key=len, reverse=True)))
-    pattern = re.compile(cut) if cut else None
-    return [
-        i
-        for i, message in enumerate(messages)
-        if not all(_arrived(text, squeezed, pattern) for text in _texts(message))
-    ]
-
-
-def _texts(message: Message) -> list[str]:
-    """What a message says: its text, and the functions that it calls, with the words of their arguments: a
-    name alone may stand in the list of tools.
-    """
-    content = message.get("content")
-    texts = [content] if isinstance(content, str) else []
-    if isinstance(content, list):
-        texts = [part if isinstance(part, str) else part.get("text", "") for part in content if part]
-    for call in calls_of(message) or ():
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
-        if isinstance(function, Mapping):
-            arguments = function.get("arguments")
-            arguments = parsed(arguments) if isinstance(arguments, str) else arguments
-            texts += [str(function.get("name", "")), *strings_in(arguments)]
-    return [text for text in texts if isinstance(text, str) and text.strip()]
-
-
-def _arrived(text: str, squeezed: str, special: re.Pattern[str] | None) -> bool:
-    forms = [text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]]
-    if "</think>" in text:
-        forms.append(text.rpartition("</think>")[2])
-    if any(_squeezed(form) in squeezed for form in forms):
-        return True
-    pieces = special.split(text) if special is not None else [text]
-    return len(pieces) > 1 and all(_squeezed(piece) in squeezed for piece in pieces)
-
-
-def _squeezed(text: str) -> str:
-    """Without regard to white space and case."""
-    return re.sub(r"\s+", "", text).lower()
-
-
-def missing_tools(prompt: str, tools: Sequence[Any]) -> list[str]:
-    """Names of tools that the prompt does not mention."""
-    names = []
-    for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else {}
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if isinstance(name, str) and name and name not in prompt:
-            names.append(name)
-    return names
