@@ -9,6 +9,7 @@ import signal
 import threading
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,11 @@ class FakeHub:
 
     def list_repo_files(self, repo_id: str, **_: Any) -> list[str]:
         return self.files
+
+    endpoint = "http://127.0.0.1:9"
+
+    def get_hf_file_metadata(self, url: str) -> SimpleNamespace:
+        return SimpleNamespace(etag=None, size=None)
 
     def hf_hub_download(self, repo_id: str, filename: str, **_: Any) -> str:
         self.fetched.append((repo_id, filename))

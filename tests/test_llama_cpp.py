@@ -450,7 +450,7 @@ def test_scales_of_adapters_are_a_mapping(llm: Llama, scales: Any) -> None:
 
 @pytest.mark.parametrize("files", [3, [(3, 1.0)], ["gone.gguf"], [("a", 1.0, 2)]])
 def test_adapters_are_files(llm: Llama, files: Any) -> None:
-    with pytest.raises(OptionError, match=r"lora_path|no such file"):
+    with pytest.raises(OptionError, match=r"give a file|is neither a file|no such file"):
         llm.load_adapters(files)
 
 

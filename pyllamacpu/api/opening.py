@@ -84,7 +84,7 @@ def adapter_files(name: str, files: Any, scale: float = 1.0) -> tuple[tuple[str,
     `name`. Raises OptionError.
     """
     given = [files] if isinstance(files, (str, os.PathLike)) else files
-    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+    if not isinstance(given, Iterable) or isinstance(given, (Mapping, bytes, bytearray)):
         raise OptionError(f"{name}={files!r:.80}: give a file, or a list of files and (file, scale)")
     found = []
     for item in given:
